@@ -1,0 +1,42 @@
+# Two commands matter: `make demo` and `make test`. Both set up what they need; nothing here wants root.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo serve test check bench clean
+
+help:  ## show this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+setup: $(STAMP)  ## virtual environment with everything, in .venv
+
+# torch first and by its exact version: a range would take the newest build with gigabytes of CUDA libraries.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[all]' --group dev
+	touch $@
+
+demo: $(STAMP)  ## one prompt to one video, through the whole service, then stop everything
+	$(BIN)/python -m demo.run
+
+serve: $(STAMP)  ## the same service, kept up: http://127.0.0.1:8000
+	$(BIN)/ivmix up
+
+check: $(STAMP)  ## lint, types, import rules
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/basedpyright
+	$(BIN)/lint-imports
+
+test: check  ## check, then every test that needs no GPU
+	$(BIN)/python -m pytest -m "not gpu and not slow"
+
+bench: $(STAMP)  ## seconds per clip with the demo models
+	$(BIN)/python -m benchmarks.demo_clip
+
+clean:  ## remove the virtual environment and caches
+	rm -rf $(VENV) .pytest_cache .ruff_cache .import_linter_cache

@@ -1,0 +1,438 @@
+"""Train the demo pair from nothing: `python -m demo.train all`, or one stage at a time; every stage resumes.
+
+    vae      autoencoder on sharp and degraded frames; latents whitened inside quant_conv
+    latents  render the clips and encode them once
+    image    the image model (IDM): sharp frames by caption, degraded ones by "low quality"; predicts epsilon
+    footage  the video model's spatial layers: degraded frames by caption; predicts v
+    motion   motion modules on degraded clips, the spatial layers adapt at half the rate
+    export   float16 safetensors in the diffusers folder layout -> demo/weights
+
+Stages `image` and `footage` do not need each other. Same seed, same --procs: same weights on the same machine.
+The reasons for the unusual choices (v-prediction, left and up first, frozen text encoder) stand where they are made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
+from torch import Generator, Tensor, nn
+
+from demo import networks, shapes
+from demo.shapes import FRAMES, NEGATIVE_PROMPT, SIZE, Scenes
+
+SEED = 2410_04171
+CLIPS = 6000
+FRAMES_KEPT = 2  # sharp frames a clip; neighbours teach an image model little
+CHECKPOINT_EVERY = 200  # steps
+
+# stage: (steps, batch a process, learning rate). Counted for two processes (vae, motion) or one (image, footage).
+RECIPE = {
+    "vae": (2400, 24, 3e-3),
+    "image": (2700, 48, 1.5e-3),
+    "footage": (2000, 48, 1.5e-3),
+    "motion": (2600, 8, 2e-3),
+}
+
+
+# ---------------------------------------------------------------- the loop that all stages share
+
+
+class Group:
+    """Data-parallel processes over gloo; one process is a group of one."""
+
+    def __init__(self, rank: int, size: int, port: int) -> None:
+        self.rank, self.size = rank, size
+        torch.set_num_threads(1)  # tensors are so small that a second thread slows each process down
+        if size > 1:
+            dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=size)
+
+    def average_gradients(self, params: list[nn.Parameter]) -> None:
+        if self.size == 1:
+            return
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
+        flat = torch.cat([g.flatten() for g in gradients])
+        dist.all_reduce(flat)
+        offset = 0
+        for p in params:
+            p.grad = (flat[offset : offset + p.numel()] / self.size).view_as(p)
+            offset += p.numel()
+
+    def say(self, text: str) -> None:
+        if self.rank == 0:
+            print(text, flush=True)
+
+
+def fit(
+    stage: str,
+    model: nn.Module,
+    groups: list[tuple[float, Iterable[nn.Parameter]]],
+    loss_of: Callable[[int, int], Tensor],
+    *,
+    steps: int,
+    group: Group,
+    work: Path,
+    probe: Callable[[], str] | None = None,
+) -> None:
+    """Minimise `loss_of(step, batch)` and leave the averaged weights (EMA) in `model`.
+
+    `groups` are (learning-rate factor, parameters). Constant rate, then a linear decay over the last 40 % of `steps`.
+    Every process draws from a seed made of stage, step and rank, so a resumed run goes on as if never stopped.
+    """
+    _, batch, rate = RECIPE[stage]
+    rates = [{"params": list(ps), "factor": factor} for factor, ps in groups]
+    params = [p for r in rates for p in r["params"]]
+    optimizer = torch.optim.AdamW(rates, weight_decay=1e-3, foreach=True)
+    average = [p.detach().clone() for p in params]
+    file, start, smooth = work / f"{stage}.ckpt", 0, None
+    if file.exists():
+        saved = torch.load(file, weights_only=True)
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        average, start = saved["average"], saved["step"]
+        group.say(f"{stage}: going on from step {start}")
+    began = time.monotonic()
+    for step in range(start, steps):
+        torch.manual_seed((SEED + sum(map(ord, stage)) * 1_000_003 + step) * 64 + group.rank)
+        decay = min(1.0, max(0.02, (1 - step / steps) / 0.4))
+        for g in optimizer.param_groups:
+            g["lr"] = rate * g["factor"] * min(1.0, (step + 1) / 50) * decay
+        loss = loss_of(step, batch)
+        optimizer.zero_grad()
+        loss.backward()
+        group.average_gradients(params)
+        nn.utils.clip_grad_norm_(params, 1.0)
+        optimizer.step()
+        keep = min(0.998, (1 + step) / (20 + step))
+        torch._foreach_lerp_(average, [p.detach() for p in params], 1 - keep)
+        smooth = loss.item() if smooth is None else 0.98 * smooth + 0.02 * loss.item()
+        done = step + 1
+        if done % 50 == 0:
+            pace = (time.monotonic() - began) / (done - start)
+            group.say(
+                f"{stage} {done}/{steps} loss {smooth:.4f} {pace:.2f} s/step, {pace * (steps - done) / 60:.0f} min"
+            )
+        if done % CHECKPOINT_EVERY == 0 or done == steps:
+            if group.rank == 0:
+                state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+                torch.save({**state, "average": average, "step": done}, file.with_suffix(".tmp"))
+                file.with_suffix(".tmp").rename(file)
+            if probe is not None:
+                live = [p.detach().clone() for p in params]
+                _copy(average, params)
+                group.say(f"{stage} {done}: {probe()}")
+                _copy(live, params)
+    _copy(average, params)
+
+
+@torch.no_grad()
+def _copy(source: list[Tensor], target: list[nn.Parameter]) -> None:
+    for s, t in zip(source, target, strict=True):
+        t.copy_(s)
+
+
+# ---------------------------------------------------------------- stages
+
+
+def train_vae(work: Path, steps: int, group: Group) -> None:
+    generator = Generator().manual_seed(SEED)
+    scenes = Scenes.random(1500, generator)
+    clips, centers = shapes.render(scenes, generator)
+    kept = torch.randint(0, FRAMES, (len(scenes), 2), generator=generator)
+    rows = torch.arange(len(scenes))[:, None]
+    sharp, centers = clips[rows, kept].flatten(0, 1), centers[rows, kept].flatten(0, 1)
+    rough = shapes.degrade(sharp, generator)
+    torch.manual_seed(SEED)
+    model = networks.vae()
+
+    def loss_of(step: int, batch: int) -> Tensor:
+        whole = step >= 0.75 * steps  # crops round the shape cost a quarter; whole frames settle the norms
+        batch = batch // 4 if whole else batch
+        index = torch.randint(0, len(sharp), (batch,))
+        x = torch.where((torch.rand(batch) < 0.66)[:, None, None, None], sharp[index], rough[index])
+        if not whole:
+            x = _crops(x, centers[index], size=SIZE // 2)
+        posterior = model.encode(x).latent_dist
+        error = model.decode(posterior.sample()).sample - x
+        edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+        kl = posterior.kl().mean() / posterior.mean[0].numel()
+        return error.abs().mean() + 2 * error.pow(2).mean() + 0.5 * edges + 2e-4 * kl
+
+    @torch.no_grad()
+    def probe() -> str:
+        model.eval()
+        psnr = []
+        for x in (sharp[:64], rough[:64]):
+            y = model.decode(model.encode(x).latent_dist.mean).sample.clamp(-1, 1)
+            psnr.append(-10 * ((y - x) / 2).pow(2).mean().log10().item())
+        model.train()
+        return f"PSNR sharp {psnr[0]:.1f} dB, degraded {psnr[1]:.1f} dB"
+
+    fit("vae", model, [(1.0, model.parameters())], loss_of, steps=steps, group=group, work=work, probe=probe)
+    if group.rank == 0:
+        _whiten(model, sharp)
+        model.save_pretrained(work / "vae")
+
+
+def _crops(x: Tensor, centers: Tensor, size: int) -> Tensor:
+    """One (size, size) crop a picture, mostly near the shape: flat background teaches nothing."""
+    n = len(x)
+    corner = centers - size / 2 + 6 * torch.randn(n, 2)
+    corner = torch.where((torch.rand(n) < 0.15)[:, None], SIZE * torch.rand(n, 2), corner)
+    corner = corner.clamp(0, SIZE - size).round().long()
+    return torch.stack([p[:, y : y + size, z : z + size] for p, (z, y) in zip(x, corner.tolist(), strict=True)])
+
+
+@torch.no_grad()
+def _whiten(model: AutoencoderKL, sharp: Tensor) -> None:
+    """Fold per-channel mean 0, deviation 1 exactly into the two 1x1 convolutions around the latents.
+
+    One scaling_factor for all channels would starve those with a small deviation.
+    """
+    model.eval()
+    latents = torch.cat([model.encode(x).latent_dist.mean for x in sharp[:1024].split(64)])
+    mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
+    before, after = model.quant_conv, model.post_quant_conv
+    assert before is not None, "the folding needs quant_conv"
+    assert after is not None, "the folding needs post_quant_conv"
+    c = len(mean)
+    before.weight[:c] /= std[:, None, None, None]
+    before.bias[:c] = (before.bias[:c] - mean) / std
+    before.bias[c:] -= 2 * std.log()
+    after.bias += after.weight[:, :, 0, 0] @ mean
+    after.weight *= std[None, :, None, None]
+
+
+@torch.no_grad()
+def make_latents(work: Path, group: Group) -> None:
+    """latents.<rank>.pt: degraded clips (n, C, F, h, w), a few sharp frames of each (n, k, C, h, w), the scenes."""
+    model = AutoencoderKL.from_pretrained(work / "vae").eval()
+    generator = Generator().manual_seed(SEED + 1 + group.rank)
+    parts: dict[str, list[Tensor]] = {"clips": [], "sharp": [], "scenes": []}
+    for _ in range(CLIPS // group.size // 20):
+        scenes = Scenes.random(20, generator)
+        frames, _ = shapes.render(scenes, generator)
+        kept = torch.stack([torch.randperm(FRAMES, generator=generator)[:FRAMES_KEPT] for _ in range(20)])
+        clips = model.encode(shapes.degrade(frames, generator).flatten(0, 1)).latent_dist.mean
+        sharp = model.encode(frames[torch.arange(20)[:, None], kept].flatten(0, 1)).latent_dist.mean
+        parts["clips"].append(clips.unflatten(0, (20, FRAMES)).transpose(1, 2))
+        parts["sharp"].append(sharp.unflatten(0, (20, FRAMES_KEPT)))
+        parts["scenes"].append(torch.tensor(scenes.rows()))
+    torch.save({k: torch.cat(v) for k, v in parts.items()}, work / f"latents.{group.rank}.pt")
+
+
+class Latents:
+    """The encoded data set and the embedding of every caption."""
+
+    def __init__(self, work: Path) -> None:
+        files = [torch.load(f, weights_only=True) for f in sorted(work.glob("latents.*.pt"))]
+        clips, sharp, scenes = (torch.cat([f[k] for f in files]) for k in ("clips", "sharp", "scenes"))
+        self.clips, self.sharp, self.scenes = clips, sharp, scenes  # (N,C,F,h,w) (N,k,C,h,w) (N,4)
+        tokens = networks.tokenizer()
+        encoder = networks.text_encoder(tokens, SEED)
+        # one more colour, background and motion: the unsaid one
+        self.kinds = (len(shapes.SHAPES), len(shapes.COLORS) + 1, len(shapes.BACKGROUNDS) + 1, len(shapes.MOTIONS) + 1)
+        said = [
+            shapes.caption(s, *(None if i == n - 1 else i for i, n in zip(rest, self.kinds[1:], strict=True)))
+            for s, *rest in torch.cartesian_prod(*(torch.arange(n) for n in self.kinds)).tolist()
+        ]
+        ids = tokens([*said, "", NEGATIVE_PROMPT], padding="max_length", return_tensors="pt").input_ids
+        with torch.no_grad():
+            self.text = encoder(ids).last_hidden_state  # (captions + 2, 16, 64)
+        words = encoder(tokens(["left", "right", "red", "blue"], return_tensors="pt").input_ids).last_hidden_state[:, 1]
+        distance = torch.cdist(words, words)
+        assert distance[0, 1] > 0.2 * distance[2, 3], "left and right must not collapse in the text encoder"
+        self.empty, self.negative = len(said), len(said) + 1
+
+    def captions(self, index: Tensor, unsaid: tuple[float, float, float]) -> Tensor:
+        """Caption numbers of clips, leaving colour, background or motion unsaid with these probabilities."""
+        rows = self.scenes[index].clone()
+        for column, probability in enumerate(unsaid, start=1):
+            rows[torch.rand(len(index)) < probability, column] = self.kinds[column] - 1
+        _, colors, backgrounds, motions = self.kinds
+        return ((rows[:, 0] * colors + rows[:, 1]) * backgrounds + rows[:, 2]) * motions + rows[:, 3]
+
+
+def noised(x: Tensor, alphas_cumprod: Tensor, timestep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """x at a noise level, with its two targets (x_t, epsilon, v) (arXiv:2202.00512 App. D for v)."""
+    a = alphas_cumprod[timestep].view(-1, *[1] * (x.ndim - 1))
+    noise = torch.randn_like(x)
+    return a.sqrt() * x + (1 - a).sqrt() * noise, noise, a.sqrt() * noise - (1 - a).sqrt() * x
+
+
+def train_frames(stage: str, work: Path, steps: int, group: Group) -> None:
+    """Stages image and footage: one UNet on single frames."""
+    data = Latents(work)
+    schedule = networks.scheduler("epsilon").alphas_cumprod
+    torch.manual_seed(SEED + len(stage))
+    model = networks.unet()
+    model.set_attn_processor(AttnProcessor())  # half the time of the CPU's flash kernel at these sizes
+    is_image = stage == "image"
+
+    def loss_of(_step: int, batch: int) -> Tensor:
+        index = torch.randint(0, len(data.clips), (batch,))
+        rough = data.clips[index, :, torch.randint(0, FRAMES, (batch,))]
+        sharp = data.sharp[index, torch.randint(0, FRAMES_KEPT, (batch,))]
+        caption = data.captions(index, unsaid=(0.04, 0.04, 0.5 if is_image else 0.3))
+        draw = torch.rand(batch)
+        caption[draw < 0.10] = data.empty
+        bad = draw > (0.88 if is_image else 0.95)
+        caption[bad] = data.negative
+        # The image model's "low quality" means degraded frames: its guidance then points from bad footage to good.
+        x = torch.where(bad[:, None, None, None], rough, sharp) if is_image else rough
+        timestep = torch.randint(0, 1000, (batch,))
+        x_t, epsilon, v = noised(x, schedule, timestep)
+        return F.mse_loss(model(x_t, timestep, data.text[caption]).sample, epsilon if is_image else v)
+
+    fit(stage, model, [(1.0, model.parameters())], loss_of, steps=steps, group=group, work=work)
+    if group.rank == 0:
+        model.save_pretrained(work / f"{stage}_unet")
+
+
+def train_motion(work: Path, steps: int, group: Group) -> None:
+    """Motion modules between the footage model's layers, on clips.
+
+    Three things make "moving left" work. v-prediction: direction is decided at high noise, where an epsilon loss does
+    not see it. Left and up first: with four balanced directions neither the word nor the frame number alone predicts
+    anything, only their product, so the gradient starts at zero. High noise first, then all levels for clean pictures.
+    """
+    data = Latents(work)
+    schedule = networks.scheduler("v_prediction").alphas_cumprod
+    torch.manual_seed(SEED + 7)
+    spatial = UNet2DConditionModel.from_pretrained(work / "footage_unet")
+    model = networks.video_unet(spatial, networks.motion_adapter()).train()
+    model.set_attn_processor(AttnProcessor())
+    held_out = 64
+    usable = len(data.clips) - held_out
+    motion_of = data.scenes[:usable, 3]
+    weights = {
+        "left and up": torch.tensor([1.0, 0.0, 1.0, 0.0])[motion_of],
+        "uneven": torch.tensor([0.3, 0.2, 0.3, 0.2])[motion_of],
+        "even": torch.ones(usable),
+    }
+
+    def loss_of(step: int, batch: int) -> Tensor:
+        phase = "left and up" if step < 250 else "uneven" if step < 700 else "even"
+        index = torch.multinomial(weights[phase], batch, replacement=True)
+        caption = data.captions(index, unsaid=(0.04, 0.04, 0.0 if step < 700 else 0.05))
+        draw = torch.rand(batch)
+        caption[draw < 0.08] = data.empty
+        caption[draw > 0.95] = data.negative
+        timestep = torch.randint(0, 1000, (batch,))
+        high = torch.rand(batch) < (0.6 if step < 700 else 0.25)
+        timestep = torch.where(high, torch.randint(750, 1000, (batch,)), timestep)
+        x_t, _, v = noised(data.clips[index], schedule, timestep)
+        text = data.text[caption].repeat_interleave(FRAMES, 0)
+        return F.mse_loss(model(x_t, timestep, text).sample, v)
+
+    @torch.no_grad()
+    def probe() -> str:
+        """Which of the four captions explains a held-out noisy clip best? Chance is 0.25."""
+        n = held_out // group.size
+        index = usable + group.rank * n + torch.arange(n)
+        rows = data.scenes[index].repeat_interleave(4, 0)
+        right = rows[:, 3].view(n, 4)[:, 0]
+        rows[:, 3] = torch.arange(4).repeat(n)
+        _, colors, backgrounds, motions = data.kinds
+        caption = ((rows[:, 0] * colors + rows[:, 1]) * backgrounds + rows[:, 2]) * motions + rows[:, 3]
+        generator = Generator().manual_seed(SEED)
+        x = data.clips[index]
+        noise = torch.randn(x.shape, generator=generator)
+        a = schedule[960]
+        x_t, v = a.sqrt() * x + (1 - a).sqrt() * noise, a.sqrt() * noise - (1 - a).sqrt() * x
+        losses = []
+        for k in range(4):
+            text = data.text[caption.view(n, 4)[:, k]].repeat_interleave(FRAMES, 0)
+            losses.append((model(x_t, 960, text).sample - v).pow(2).mean((1, 2, 3, 4)))
+        loss = torch.stack(losses, 1)
+        best = (loss.argmin(1) == right).float().mean().item()
+        ours = loss.gather(1, right[:, None]).mean().item()
+        return f"direction by likelihood {best:.2f} (chance 0.25), v-loss {ours:.4f} against {loss.mean().item():.4f}"
+
+    named = list(model.named_parameters())
+    quick = [p for name, p in named if "motion_modules" in name or "attn2" in name]
+    slow = [p for name, p in named if not ("motion_modules" in name or "attn2" in name)]
+    fit("motion", model, [(1.0, quick), (0.5, slow)], loss_of, steps=steps, group=group, work=work, probe=probe)
+    if group.rank == 0:
+        model.save_motion_modules(work / "motion_adapter")
+        _spatial_of(model, spatial).save_pretrained(work / "video_unet")
+
+
+@torch.no_grad()
+def _spatial_of(model: nn.Module, unet: UNet2DConditionModel) -> UNet2DConditionModel:
+    """The two-dimensional UNet inside a motion UNet: AnimateDiff stores the pair apart."""
+    inside = model.state_dict()
+    unet.load_state_dict({name: inside[name] for name in unet.state_dict()})
+    return unet
+
+
+def export(work: Path, into: Path) -> None:
+    """float16 safetensors, in the folders that the worker's loader reads for any AnimateDiff model."""
+    from diffusers import MotionAdapter
+
+    tokens = networks.tokenizer()
+    tokens.save_pretrained(into / "tokenizer")
+    networks.text_encoder(tokens, SEED).half().save_pretrained(into / "text_encoder")
+    AutoencoderKL.from_pretrained(work / "vae").half().save_pretrained(into / "vae")
+    for source, target in (("image_unet", "image_unet"), ("video_unet", "unet")):
+        UNet2DConditionModel.from_pretrained(work / source).half().save_pretrained(into / target)
+    MotionAdapter.from_pretrained(work / "motion_adapter").half().save_pretrained(into / "motion_adapter")
+    networks.scheduler("v_prediction").save_pretrained(into / "scheduler")
+    networks.scheduler("epsilon").save_pretrained(into / "image_scheduler")
+    size = sum(f.stat().st_size for f in into.rglob("*") if f.is_file())
+    print(f"{into}: {size / 1e6:.1f} MB")
+
+
+# ---------------------------------------------------------------- command line
+
+
+def _process(rank: int, stage: str, work: Path, steps: int, size: int, port: int) -> None:
+    group = Group(rank, size, port)
+    if stage == "vae":
+        train_vae(work, steps, group)
+    elif stage == "latents":
+        make_latents(work, group)
+    elif stage == "motion":
+        train_motion(work, steps, group)
+    else:
+        train_frames(stage, work, steps, group)
+
+
+def run(stage: str, work: Path, steps: int | None, procs: int) -> None:
+    began = time.monotonic()
+    steps = steps or RECIPE.get(stage, (0,))[0]
+    port = 29_600 + sum(map(ord, stage)) % 300
+    torch.multiprocessing.spawn(_process, (stage, work, steps, procs, port), nprocs=procs)
+    print(f"{stage}: {(time.monotonic() - began) / 60:.1f} min", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", choices=["all", "vae", "latents", "image", "footage", "motion", "export"])
+    parser.add_argument("--work", type=Path, default=Path("demo/.work"), help="checkpoints and latents")
+    parser.add_argument("--into", type=Path, default=Path("demo/weights"), help="where `export` writes")
+    parser.add_argument("--steps", type=int, help="in place of the recipe's; more than before goes on training")
+    parser.add_argument("--procs", type=int, default=1, help="data-parallel processes, one thread each")
+    arguments = parser.parse_args()
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    stages = (
+        ["vae", "latents", "image", "footage", "motion", "export"] if arguments.stage == "all" else [arguments.stage]
+    )
+    for stage in stages:
+        if stage == "export":
+            export(arguments.work, arguments.into)
+        else:
+            run(stage, arguments.work, arguments.steps, arguments.procs)
+
+
+if __name__ == "__main__":
+    main()

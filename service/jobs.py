@@ -1,0 +1,196 @@
+"""What a client asks for, what is made of it, and the record of a job on its way. Knows nothing of Redis or HTTP."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from enum import StrEnum
+from threading import Lock
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+MAX_SEED = 2**63 - 1
+
+Guidance = Annotated[float, Field(ge=0, le=100)]
+Metadata = dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]]
+
+
+class Frozen(BaseModel):
+    # hide_input: a complaint goes to the log, a prompt does not
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
+
+
+class JobState(StrEnum):
+    QUEUED = "queued"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_terminal(self) -> bool:
+        return not LEGAL[self]
+
+
+LEGAL: dict[JobState, frozenset[JobState]] = {
+    JobState.QUEUED: frozenset({JobState.RUNNING, JobState.FAILED, JobState.CANCELLED}),
+    JobState.RUNNING: frozenset({JobState.QUEUED, JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED}),
+    JobState.COMPLETED: frozenset(),
+    JobState.FAILED: frozenset(),
+    JobState.CANCELLED: frozenset(),
+}
+
+
+class Phase(StrEnum):
+    """What a running job is busy with, in this order."""
+
+    ENCODING = "encoding"
+    SAMPLING = "sampling"
+    DECODING = "decoding"
+    UPLOADING = "uploading"
+
+
+class SamplerSettings(Frozen):
+    """Settings of the IV-Mixed Sampler (arXiv:2410.04171); `ddim` uses the video model alone and ignores the rest."""
+
+    name: Literal["iv-mixed", "ddim"] = "iv-mixed"
+    combination: str = Field(
+        default="IV-IV", description="models that go back, dash, models that denoise; I, V, or R for noise"
+    )
+    order: Literal["denoise_first", "goback_first"] = "denoise_first"
+    interval: tuple[float, float] = Field(default=(0.0, 1.0), description="part of the steps that is mixed")
+    image_guidance: tuple[Guidance, Guidance] = Field(
+        default=(4.0, 4.0), description="image model: first step, last step"
+    )
+    video_guidance: tuple[Guidance, Guidance] = Field(
+        default=(4.0, 4.0), description="video model: first step, last step"
+    )
+    rho: float = Field(default=7.0, gt=0, le=100, description="bend of the guidance between first and last step")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if not re.fullmatch(r"[IVR]-[IV]|[IVR]{2}-[IV]{2}", self.combination):
+            raise ValueError(f"combination '{self.combination}' is not of the form IV-IV: I, V or R, dash, I or V")
+        if "R" in self.combination and self.order != "goback_first":
+            raise ValueError(f"combination '{self.combination}' adds noise (R): set order to goback_first")
+        if not 0 <= self.interval[0] <= self.interval[1] <= 1:
+            raise ValueError(f"interval {self.interval} must rise within 0..1")
+        return self
+
+
+class VideoRequest(Frozen):
+    """What a client may ask for. What is left out is filled in by the model (`ModelEntry.resolve`)."""
+
+    prompt: str = Field(min_length=1, max_length=32_000, description="what the video shows")
+    model: str | None = Field(default=None, description="a model id of GET /v1/models; the first one if left out")
+    seconds: float | None = Field(default=None, gt=0, le=3600, description="length; must agree with num_frames / fps")
+    size: str | None = Field(default=None, pattern=r"^\d{1,5}x\d{1,5}$", description="WIDTHxHEIGHT in pixels")
+    width: int | None = Field(default=None, ge=1, description="alternative to size, with height")
+    height: int | None = Field(default=None, ge=1, description="alternative to size, with width")
+    num_frames: int | None = Field(default=None, ge=1)
+    fps: int | None = Field(default=None, ge=1)
+    num_inference_steps: int | None = Field(default=None, ge=1)
+    guidance_scale: float | None = None
+    negative_prompt: str | None = Field(default=None, max_length=32_000)
+    seed: int | None = Field(default=None, ge=0, le=MAX_SEED, description="random if left out; always returned")
+    sampler: dict[str, Any] | None = Field(default=None, description="changes to the model's sampler settings")
+    metadata: Metadata = Field(default_factory=dict, max_length=16, description="returned as given")
+    user: str | None = Field(default=None, max_length=256)
+
+
+class Generation(Frozen):
+    """Everything that decides the pixels, fully resolved: the same Generation gives the same video."""
+
+    model: str
+    prompt: str
+    negative_prompt: str
+    seed: int
+    width: int
+    height: int
+    num_frames: int
+    fps: int
+    num_inference_steps: int
+    guidance_scale: float
+    sampler: SamplerSettings
+
+    @property
+    def seconds(self) -> float:
+        return self.num_frames / self.fps
+
+
+class Output(Frozen):
+    """Where the finished files lie in the storage; the sha256 (hex) and the size are the video's."""
+
+    key: str
+    thumbnail_key: str | None = None
+    spritesheet_key: str | None = None
+    size_bytes: int
+    sha256: str
+    media_type: str = "video/mp4"
+
+
+class JobError(Frozen):
+    code: str
+    message: str
+
+
+class Job(Frozen):
+    """The record of one video. Times are unix seconds; `timings` are seconds per phase."""
+
+    # The worker and the API may be of neighbouring versions while one of them is being replaced.
+    model_config = ConfigDict(extra="ignore")
+
+    id: str
+    generation: Generation
+    state: JobState = JobState.QUEUED
+    created_at: float
+    started_at: float | None = None
+    completed_at: float | None = None
+    expires_at: float | None = None
+    execution_id: str | None = None
+    attempt: int = 0
+    step: int = 0
+    total_steps: int = 0
+    phase: Phase | None = None
+    cancel_requested: bool = False
+    output: Output | None = None
+    error: JobError | None = None
+    timings: dict[str, float] = {}
+    peak_memory_mb: float | None = None
+    metadata: dict[str, str] = {}
+    user: str | None = None
+
+    @classmethod
+    def new(cls, generation: Generation, *, metadata: dict[str, str] | None = None, user: str | None = None) -> Self:
+        return cls(
+            id=new_job_id(),
+            generation=generation,
+            created_at=time.time(),
+            total_steps=generation.num_inference_steps,
+            metadata=metadata or {},
+            user=user,
+        )
+
+    @property
+    def progress(self) -> int:
+        """Percent, counted from finished steps; 100 is said by a completed job only."""
+        if self.state is JobState.COMPLETED:
+            return 100
+        return min(99, 100 * self.step // max(self.total_steps, 1))
+
+
+_last_id = 0
+_id_lock = Lock()
+
+
+def new_job_id() -> str:
+    """video_ + UUIDv7 in hex (RFC 9562 6.2 method 2): ids sort by age, within this process strictly."""
+    global _last_id
+    fresh = (time.time_ns() // 1_000_000) << 74 | secrets.randbits(74)  # 48 bits of milliseconds, 74 of chance
+    with _id_lock:
+        _last_id = max(fresh, _last_id + 1 + secrets.randbits(32))
+        millis_and_a, b = divmod(_last_id, 1 << 62)
+    millis, a = divmod(millis_and_a, 1 << 12)
+    return f"video_{millis << 80 | 0x7 << 76 | a << 64 | 0b10 << 62 | b:032x}"

@@ -1,0 +1,30 @@
+"""Noticing that the process that started us is gone, however suddenly. Knows nothing of what anybody does."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+
+SUPERVISED = "IVMIX_SUPERVISED"  # set by the supervisor for what it starts
+LOOK_EVERY_S = 0.5
+
+
+def watch_parent(on_gone: Callable[[], object]) -> None:
+    """Call `on_gone` once, in a thread, when the parent has ended."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(LOOK_EVERY_S)
+        on_gone()
+
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
+
+
+def end_with_supervisor() -> None:
+    """Stop as on SIGTERM when a supervisor started us and is gone. Started by hand, a process lives on its own."""
+    if os.environ.get(SUPERVISED):
+        watch_parent(lambda: os.kill(os.getpid(), signal.SIGTERM))

@@ -1,0 +1,41 @@
+"""The names RQ knows our work by, and the only place that sends it. Work travels as a dotted name and a job id."""
+
+from __future__ import annotations
+
+from redis import Redis
+from redis.client import Pipeline
+from rq import Queue
+
+GENERATE = "worker.tasks.generate"
+
+DELIVERED_TTL_S = 600  # RQ's own record of a job, kept after its end for somebody looking; ours is the truth
+
+
+def generate_queue_name(model: str) -> str:
+    """One queue per model, one queue per worker: RQ loses jobs that a multi-queue worker takes and drops (BLPOP)."""
+    return f"gpu-{model}"
+
+
+def generate_queue(redis: Redis, model: str, *, job_timeout_s: int = 1800) -> Queue:
+    """JSON, because with RQ's default (pickle) whoever can write to Redis runs code in the worker."""
+    if job_timeout_s <= 0:
+        raise ValueError(f"job_timeout_s={job_timeout_s}: a job without an end would hold a GPU for ever")
+    return Queue(generate_queue_name(model), connection=redis, serializer="json", default_timeout=job_timeout_s)
+
+
+def send_generate(queue: Queue, job_id: str, *, pipeline: Pipeline | None = None, at_front: bool = False) -> None:
+    """With a pipeline, part of its transaction. No RQ retry: whether a job runs again is decided by our record."""
+    queue.enqueue_call(  # pyright: ignore[reportUnknownMemberType]  # rq leaves list and dict items untyped
+        GENERATE,
+        args=(job_id,),
+        job_id=job_id,
+        result_ttl=DELIVERED_TTL_S,
+        failure_ttl=DELIVERED_TTL_S,
+        at_front=at_front,
+        pipeline=pipeline,
+    )
+
+
+def queue_key(model: str) -> str:
+    """The Redis list of the ids that wait for this model."""
+    return f"{Queue.redis_queue_namespace_prefix}{generate_queue_name(model)}"

@@ -1,0 +1,93 @@
+"""Build the clients from the settings, once, in the only place that does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import boto3
+from botocore.config import Config
+from redis import Redis
+from redis.backoff import ExponentialWithJitterBackoff
+from redis.retry import Retry
+
+from service.errors import ConfigurationError
+from service.models import ModelRegistry
+from service.settings import Settings
+from service.storage import FileStorage, S3Storage, VideoStorage
+from service.store import JobStore
+
+
+@dataclass(frozen=True, kw_only=True)
+class Services:
+    settings: Settings
+    redis: Redis
+    probe: Redis  # the same server, asked for health: quick to give up
+    store: JobStore
+    storage: VideoStorage
+    models: ModelRegistry
+
+    def close(self) -> None:
+        self.redis.close()
+        self.probe.close()
+
+
+def open_services(settings: Settings) -> Services:
+    """Opens no connection yet; raises ConfigurationError if something is missing."""
+    if settings.redis_url is None:
+        raise ConfigurationError("IVMIX_REDIS_URL is not set; set it, or let `ivmix up` start a server")
+    redis = open_redis(settings.redis_url)
+    return Services(
+        settings=settings,
+        redis=redis,
+        probe=open_redis(settings.redis_url, reply_timeout_s=0.4, connect_timeout_s=0.4, retries=0),
+        store=JobStore(redis, retention_seconds=settings.retention_seconds),
+        storage=open_storage(settings),
+        models=ModelRegistry.load(settings.models),
+    )
+
+
+def open_redis(
+    url: str, *, reply_timeout_s: float | None = 5.0, connect_timeout_s: float = 2.0, retries: int = 3
+) -> Redis:
+    """A worker that waits for jobs (blocking pop) needs `reply_timeout_s=None`: RQ then sets one that fits."""
+    try:
+        return Redis.from_url(  # pyright: ignore[reportUnknownMemberType]
+            url,
+            socket_connect_timeout=connect_timeout_s,
+            socket_timeout=reply_timeout_s,
+            health_check_interval=30,
+            # Within about a second: longer waits are the caller's to decide.
+            retry=Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), retries),
+        )
+    except ValueError as e:
+        raise ConfigurationError(f"IVMIX_REDIS_URL: {e}") from e
+
+
+def open_storage(settings: Settings) -> VideoStorage:
+    if settings.storage == "file":
+        return FileStorage(settings.data_dir / "storage")
+    assert settings.s3_bucket is not None  # Settings refuses storage=s3 without it
+    return S3Storage(_s3_client(settings), bucket=settings.s3_bucket, presign_seconds=settings.presign_seconds)
+
+
+def _s3_client(settings: Settings) -> Any:  # boto3 has no types
+    secret = settings.s3_secret_access_key
+    return boto3.client(  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+        "s3",
+        endpoint_url=settings.s3_endpoint_url,
+        region_name=settings.s3_region or "us-east-1",
+        aws_access_key_id=settings.s3_access_key_id,
+        aws_secret_access_key=secret.get_secret_value() if secret else None,
+        config=Config(
+            signature_version="s3v4",
+            s3={"addressing_style": settings.s3_addressing_style},
+            # botocore >= 1.36 else adds trailers over https that other servers refuse (botocore#3277)
+            request_checksum_calculation=settings.s3_checksum,
+            response_checksum_validation=settings.s3_checksum,
+            connect_timeout=3,
+            read_timeout=30,
+            retries={"mode": "standard", "max_attempts": 3},
+            tcp_keepalive=True,
+        ),
+    )

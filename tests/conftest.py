@@ -1,0 +1,126 @@
+"""Fixtures that open something real: a Valkey, an S3 server, the application and its HTTP server."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import boto3
+import pytest
+import uvicorn
+from fastapi.testclient import TestClient
+from redis import Redis
+
+from service.api.app import create_app
+from service.embedded import EmbeddedValkey
+from service.settings import PREFIX, Settings
+from service.wiring import Services, open_services
+from tests.factories import finish
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A developer's own settings must not decide a test."""
+    for name in os.environ:
+        if name.startswith(PREFIX) and name != f"{PREFIX}REDIS_SERVER":
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def valkey_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with EmbeddedValkey(tmp_path_factory.mktemp("valkey")) as url:
+        yield url
+
+
+@pytest.fixture
+def valkey(valkey_server: str) -> str:
+    """URL of a real, empty server."""
+    with Redis.from_url(valkey_server) as redis:
+        redis.flushall()
+    return valkey_server
+
+
+@pytest.fixture
+def settings(valkey: str, tmp_path: Path) -> Settings:
+    return Settings(redis_url=valkey, data_dir=tmp_path / "data")
+
+
+@pytest.fixture
+def services(settings: Settings) -> Iterator[Services]:
+    opened = open_services(settings)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def client(services: Services) -> Iterator[TestClient]:
+    """The application in this process. What it raises comes back as the answer a client would see."""
+    with TestClient(create_app(services), raise_server_exceptions=False) as http:
+        yield http
+
+
+@pytest.fixture
+def finished(services: Services, tmp_path: Path) -> Callable[[str, bytes], None]:
+    """Does what a worker does: finished(job_id, content) completes a queued job with files in the storage."""
+    return lambda job_id, content: finish(services, job_id, content, scratch=tmp_path)
+
+
+@pytest.fixture
+def server(services: Services) -> Iterator[str]:
+    """Base URL of a real HTTP server on a free port."""
+    with serve(services) as url:
+        yield url
+
+
+@dataclass
+class serve:  # noqa: N801  # reads as a verb where it is used
+    services: Services
+
+    def __enter__(self) -> str:
+        config = uvicorn.Config(create_app(self.services), port=0, log_config=None, lifespan="off")
+        self._uvicorn = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._uvicorn.run, daemon=True)
+        self._thread.start()
+        while not self._uvicorn.started:
+            assert self._thread.is_alive(), "the HTTP server did not start"
+            time.sleep(0.01)
+        port = self._uvicorn.servers[0].sockets[0].getsockname()[1]
+        return f"http://127.0.0.1:{port}"
+
+    def __exit__(self, *_: object) -> None:
+        self._uvicorn.should_exit = True
+        self._thread.join(10)
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    from moto.server import ThreadedMotoServer  # a second to import, for the few tests that need it
+
+    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_server: str, settings: Settings, tmp_path: Path) -> Settings:
+    """Settings for an S3 server with an empty bucket of its own."""
+    changed = Settings(
+        redis_url=settings.redis_url,
+        data_dir=settings.data_dir,
+        storage="s3",
+        s3_bucket=f"videos-{abs(hash(tmp_path)):x}",
+        s3_endpoint_url=s3_server,
+        s3_access_key_id="test",
+        s3_secret_access_key="test",
+    )
+    keys = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "region_name": "us-east-1"}
+    admin = boto3.client("s3", endpoint_url=s3_server, **keys)
+    admin.create_bucket(Bucket=changed.s3_bucket)
+    admin.close()
+    return changed

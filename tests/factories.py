@@ -1,0 +1,63 @@
+"""Ready-made values for tests; name what matters, the rest is filled in."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from service.jobs import Generation, Job, Output, Phase, SamplerSettings, VideoRequest
+from service.storage import sha256_of
+from service.wiring import Services
+
+PROMPT = "a red circle moving left on a teal background"
+
+
+def make_request(**over: Any) -> VideoRequest:
+    return VideoRequest.model_validate({"prompt": PROMPT} | over)
+
+
+def make_generation(**over: Any) -> Generation:
+    given = {
+        "model": "demo",
+        "prompt": PROMPT,
+        "negative_prompt": "low quality",
+        "seed": 7,
+        "width": 384,
+        "height": 384,
+        "num_frames": 8,
+        "fps": 8,
+        "num_inference_steps": 20,
+        "guidance_scale": 4.0,
+        "sampler": SamplerSettings(),
+    }
+    return Generation.model_validate(given | over)
+
+
+def make_job(**over: Any) -> Job:
+    return Job.new(make_generation()).model_copy(update=over)
+
+
+def make_output(**over: Any) -> Output:
+    given = {"key": "videos/x/e/video.mp4", "size_bytes": 3, "sha256": hashlib.sha256(b"abc").hexdigest()}
+    return Output.model_validate(given | over)
+
+
+def finish(services: Services, job_id: str, content: bytes, *, scratch: Path) -> None:
+    """Do what a worker does with a queued job: files into the storage, then the record."""
+    services.store.start(job_id, "execution")
+    video = scratch / "video.mp4"
+    video.write_bytes(content)
+    thumbnail = scratch / "thumbnail.webp"
+    thumbnail.write_bytes(b"thumbnail of " + content)
+    prefix = f"videos/{job_id}/execution"
+    for file, media_type in ((video, "video/mp4"), (thumbnail, "image/webp")):
+        services.storage.put(file, key=f"{prefix}/{file.name}", media_type=media_type, sha256=sha256_of(file))
+    output = make_output(
+        key=f"{prefix}/{video.name}",
+        thumbnail_key=f"{prefix}/{thumbnail.name}",
+        size_bytes=len(content),
+        sha256=sha256_of(video),
+    )
+    timings = {Phase.ENCODING: 0.25, Phase.SAMPLING: 1.5, Phase.DECODING: 0.25}
+    assert services.store.complete(job_id, "execution", output, timings, 512.0)

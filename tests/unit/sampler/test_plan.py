@@ -1,0 +1,151 @@
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sampler import Move, NoiseSchedule, ddim_plan, mixed_plan, official_plan
+
+SD = NoiseSchedule.scaled_linear(0.00085, 0.012)
+ORDERS = st.sampled_from(["denoise_first", "goback_first"])
+COMBINATIONS = st.sampled_from(["I-I", "V-V", "IV-IV", "IV-VI", "VI-IV", "VI-VI", "II-VV", "VV-II", "II-II", "VV-VV"])
+
+
+def test_plain_ddim_is_one_video_call_a_step() -> None:
+    assert ddim_plan(SD, 50).calls == {"image": 0, "video": 50}
+
+
+def test_iv_iv_calls_the_image_model_twice_and_the_video_model_three_times_a_step() -> None:
+    # trailing spacing ends at timestep 19, so every level differs; the last step has no room for a zig-zag
+    schedule = NoiseSchedule.scaled_linear(0.00085, 0.012, timestep_spacing="trailing")
+    assert mixed_plan(schedule, 50).calls == {"image": 98, "video": 148}
+
+
+@given(combination=COMBINATIONS, order=ORDERS, n=st.integers(1, 60))
+def test_every_step_is_a_walk_on_the_grid_that_comes_back(combination: str, order: str, n: int) -> None:
+    plan = mixed_plan(SD, n, combination=combination, order=order)
+    grid = {SD.alphas_cumprod[t] for t in SD.timesteps(n)} | {SD.final_alpha}
+    assert len(plan) == n
+    for moves, plain in zip(plan, ddim_plan(SD, n), strict=True):
+        assert moves[-1] == plain[0]
+        assert all(a.dst == b.src for a, b in itertools.pairwise(moves))
+        assert moves[0].src == plain[0].src
+        assert {m.src for m in moves} | {m.dst for m in moves} <= grid
+
+
+@given(combination=COMBINATIONS, order=ORDERS)
+def test_denoising_guides_forwards_and_going_back_guides_backwards(combination: str, order: str) -> None:
+    for moves in mixed_plan(SD, 30, combination=combination, order=order, image_guidance=(3, 3), video_guidance=(5, 5)):
+        for move in moves[:-1]:
+            expected = 3 if move.model == "image" else 5
+            assert move.guidance == (expected if move.dst > move.src else -expected)
+
+
+def test_denoise_first_runs_the_letters_in_the_order_of_the_released_code() -> None:
+    moves = mixed_plan(SD, 50, combination="IV-VI").steps[10]
+    assert [m.model for m in moves] == ["video", "image", "image", "video", "video"]
+    t = SD.timesteps(50)
+    assert [m.timestep for m in moves] == [t[10], t[11], t[12], t[11], t[10]]
+
+
+def test_goback_first_climbs_before_it_denoises() -> None:
+    moves = mixed_plan(SD, 50, order="goback_first").steps[10]
+    t = SD.timesteps(50)
+    assert [m.model for m in moves] == ["image", "video", "image", "video", "video"]
+    assert [m.timestep for m in moves] == [t[10], t[9], t[8], t[9], t[10]]
+    assert [len(step) for step in mixed_plan(SD, 50, order="goback_first").steps[:3]] == [1, 1, 5]
+
+
+@given(begin=st.floats(0, 1), length=st.floats(0, 1), n=st.integers(1, 100))
+def test_interval_marks_a_run_of_active_steps(begin: float, length: float, n: int) -> None:
+    end = min(1.0, begin + length)
+    active = [len(step) > 1 for step in mixed_plan(SD, n, interval=(begin, end))]
+    expected = [round(begin * n) <= i < round(end * n) and i < n - 1 for i in range(n)]
+    assert active == expected
+
+
+def test_empty_interval_is_plain_ddim() -> None:
+    assert mixed_plan(SD, 50, interval=(0.5, 0.5)) == ddim_plan(SD, 50)
+
+
+def test_first_half_of_fifty_steps_is_steps_1_to_25() -> None:
+    """The paper's Fig. 4 caption: 0 % - 50 % of 50 steps are steps 1 to 25."""
+    active = [i for i, step in enumerate(mixed_plan(SD, 50, interval=(0.0, 0.5))) if len(step) > 1]
+    assert active == list(range(25))
+
+
+def test_dynamic_guidance_has_the_values_of_the_algorithm_reference() -> None:
+    """Section 2.4: (6 -> 2, rho 7) at i = 0, 12, 24, 37, 49 is 6, 4.66, 3.58, 2.66, 2."""
+    plan = mixed_plan(SD, 50, order="goback_first", image_guidance=(6, 2), rho=7.0)
+    scales = {i: next((abs(m.guidance) for m in plan.steps[i] if m.model == "image"), None) for i in (12, 24, 37, 49)}
+    assert scales == {i: pytest.approx(v, abs=0.005) for i, v in ((12, 4.66), (24, 3.58), (37, 2.66), (49, 2.0))}
+
+
+def test_image_model_runs_at_the_timestep_of_equal_noise() -> None:
+    linear = NoiseSchedule.linear(0.00085, 0.012, timestep_spacing="trailing")
+    plan = mixed_plan(linear, 10, image_schedule=SD)
+    for moves in plan:
+        for move in moves:
+            own = SD if move.model == "image" else linear
+            assert move.timestep == own.nearest_timestep(move.src)
+
+
+def test_moves_without_effect_cost_nothing() -> None:
+    assert Move("video", 0, 0.9, 0.9, 7.5).is_free
+    assert not Move("video", 500, 0.2, 0.3, 7.5).is_free
+
+
+def test_clean_end_with_alpha_one_is_reached_by_the_ordinary_step_only() -> None:
+    schedule = NoiseSchedule.scaled_linear(0.00085, 0.012, set_alpha_to_one=True)
+    plan = mixed_plan(schedule, 10)
+    assert plan.steps[-1][-1].dst == 1.0
+    assert all(m.src < 1 and m.dst < 1 for moves in plan for m in moves[:-1])
+
+
+@pytest.mark.parametrize("combination", ["", "IV", "IV-I", "IX-IV", "IVI-IVI", "iv-iv", "IV-IV-"])
+def test_unknown_combination_says_what_to_write(combination: str) -> None:
+    with pytest.raises(ValueError, match=r"combination=.*for example 'IV-IV'"):
+        mixed_plan(SD, 10, combination=combination)
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"interval": (0.6, 0.4)}, "interval"),
+        ({"interval": (-0.1, 0.4)}, "interval"),
+        ({"order": "sideways"}, "order='sideways'"),
+        ({"rho": 0}, "rho=0"),
+        ({"image_guidance": (-1, 4)}, "image_guidance"),
+        ({"steps": 0}, "num_inference_steps=0"),
+    ],
+)
+def test_bad_setting_is_named(settings: dict[str, object], complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        mixed_plan(SD, **{"steps": 10, **settings})  # type: ignore[arg-type]
+
+
+def test_official_animatediff_step_is_the_table_of_the_released_code() -> None:
+    """Algorithm reference 3.1: t = 958, p = 938, q = 918; the two denoising moves have each other's timesteps."""
+    moves = official_plan("animatediff", SD, 50).steps[2]
+    a = SD.alphas_cumprod
+    assert moves == (
+        Move("image", 938, a[938], a[918], 4),
+        Move("video", 958, a[958], a[938], 4),
+        Move("image", 918, a[918], a[938], -4),
+        Move("video", 938, a[938], a[958], -4),
+        Move("video", 958, a[958], a[938], 7.5),
+    )
+
+
+def test_official_code_wastes_seven_of_250_calls_which_are_not_made() -> None:
+    assert official_plan("animatediff", SD, 50).calls == {"image": 96, "video": 147}
+
+
+def test_official_zz_replaces_the_image_model_on_every_zzth_step() -> None:
+    plan = official_plan("animatediff", SD, 8, zz=2)
+    assert ["image" in {m.model for m in step} for step in plan] == [True, False] * 4
+
+
+def test_official_family_unknown_is_refused() -> None:
+    with pytest.raises(ValueError, match="family='sora'"):
+        official_plan("sora", SD)

@@ -1,0 +1,13 @@
+"""One process pair per GPU: a parent that talks to Redis and never loads torch, a child that keeps the models in VRAM.
+
+__main__     settings -> parent and child -> work until told to stop
+rq_worker    the parent's RQ side; every override of RQ in one place
+tasks        what RQ calls by name: generate(job_id)
+runner       the story of one job as the parent sees it: start, progress, cancel, drain, end
+resident     the parent's handle on the child: start, talk, kill
+child        the child's main loop
+engine       prompt -> frames: encode, sample, decode
+models       a model folder -> encode, denoisers, decode; the only file that knows diffusers and transformers
+video        frames -> mp4, thumbnail, spritesheet
+generate     `ivmix generate`: the engine without server, queue and storage
+"""

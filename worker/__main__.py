@@ -1,0 +1,40 @@
+"""`python -m worker [model]`: load the models, then work until SIGTERM. Exits 1 if the models do not load."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+from service.lifeline import end_with_supervisor
+from service.settings import load_settings
+from service.wiring import open_redis, open_services
+from worker import tasks
+from worker.resident import ChildDied, Resident
+from worker.rq_worker import ResidentWorker
+from worker.runner import Runner
+
+
+def main() -> int:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    logging.getLogger("rq").setLevel(logging.WARNING)
+    end_with_supervisor()
+    settings = load_settings()
+    services = open_services(settings)
+    model = services.models.get(sys.argv[1] if len(sys.argv) > 1 else None).id
+    child = Resident(settings, model)
+    try:
+        child.ensure()
+        assert settings.redis_url is not None  # open_services refuses to go on without
+        worker = ResidentWorker(open_redis(settings.redis_url, reply_timeout_s=None), model)
+        tasks.install(Runner(services.store, child, settings.stall_timeout_s, settings.job_timeout_s), worker)
+        worker.work(logging_level="WARNING")
+        return 0
+    except ChildDied as e:
+        logging.getLogger("ivmix.worker").error("the models of %s did not load: %s", model, e)
+        return 1
+    finally:
+        child.kill()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

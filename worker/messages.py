@@ -1,0 +1,55 @@
+"""What parent and child say to each other. Plain data, so that the parent can import it without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from service.jobs import Generation, Output, Phase
+
+
+@dataclass(frozen=True)
+class Run:
+    job_id: str
+    execution_id: str
+    generation: Generation
+
+
+@dataclass(frozen=True)
+class Cancel:
+    """Stop this execution between two steps; for any other it means nothing."""
+
+    execution_id: str
+
+
+@dataclass(frozen=True)
+class Ready:
+    seconds: float  # spent loading the models
+
+
+@dataclass(frozen=True)
+class Progress:
+    phase: Phase
+    step: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Done:
+    output: Output
+    timings: dict[str, float]  # seconds per phase
+    peak_memory_mb: float
+
+
+@dataclass(frozen=True)
+class Failed:
+    code: str
+    message: str
+    can_retry: bool
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """The answer to Cancel."""
+
+
+Message = Ready | Progress | Done | Failed | Stopped

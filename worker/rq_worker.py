@@ -1,0 +1,100 @@
+"""The parent's RQ side; every override of RQ 3.0 in one place. tests/contract/test_rq.py holds the signatures.
+
+The worker is a SimpleWorker whose jobs only watch a child process, so RQ's bookkeeping stays in a process without
+CUDA. What stock RQ lacks and is added here: a lease that is renewed while a job runs, no alarm signal that could hit
+a half-done write, and a SIGTERM that cannot lose a job between taking and starting it (rq#2236).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import redis.exceptions
+from redis import Redis
+from rq import Queue, SimpleWorker
+from rq.exceptions import StopRequested
+from rq.executions import Execution
+from rq.job import Job
+from rq.timeouts import BaseDeathPenalty
+
+from service.queues import GENERATE, generate_queue
+
+LEASE_S = 45
+BEAT_S = 10.0
+DEQUEUE_S = 5  # how long an idle worker blocks, so how late it notices a stop
+
+
+class _NoAlarm(BaseDeathPenalty):
+    """The runner watches the clock itself and kills the child; an exception out of SIGALRM could hit any line."""
+
+    def setup_death_penalty(self) -> None: ...
+    def cancel_death_penalty(self) -> None: ...
+
+
+class StoppableQueue(Queue):
+    """Asks before every dequeue whether the worker is to stop: the one moment when stopping loses nothing."""
+
+    stopping = threading.Event()  # RQ calls dequeue_any on the class
+
+    @classmethod
+    def dequeue_any(cls, *args: Any, **kwargs: Any) -> Any:
+        if cls.stopping.is_set():
+            raise StopRequested
+        return super().dequeue_any(*args, **kwargs)
+
+
+class ResidentWorker(SimpleWorker):
+    queue_class = StoppableQueue
+    death_penalty_class = _NoAlarm
+
+    def __init__(self, connection: Redis, model: str) -> None:
+        name = generate_queue(connection, model).name
+        queue = StoppableQueue(name, connection=connection, serializer="json")
+        super().__init__(  # pyright: ignore[reportUnknownMemberType]  RQ is typed in part
+            [queue], connection=connection, serializer="json", worker_ttl=DEQUEUE_S + 15
+        )
+        self._execution: Execution | None = None
+        self._last_beat = 0.0
+        StoppableQueue.stopping.clear()
+
+    @property
+    def is_draining(self) -> bool:
+        return StoppableQueue.stopping.is_set()
+
+    @property
+    def execution_id(self) -> str:
+        assert self._execution is not None, "only inside a job"
+        return self._execution.id
+
+    def execute_job(self, job: Job, queue: Queue) -> None:
+        if job.func_name != GENERATE:  # whoever can write to Redis must not choose what runs here
+            raise PermissionError(f"{job.id}: {job.func_name} is not a function this worker runs")
+        super().execute_job(job, queue)
+
+    def prepare_execution(self, job: Job) -> Execution:
+        self._execution = super().prepare_execution(job)
+        self._last_beat = time.monotonic()
+        return self._execution
+
+    def beat(self, job: Job) -> None:
+        """Renew the lease, at most every BEAT_S. An outage of Redis is waited out: the lease is longer."""
+        now = time.monotonic()
+        if now - self._last_beat < BEAT_S or self._execution is None:
+            return
+        self._last_beat = now
+        try:
+            self.maintain_heartbeats(job, self._execution)
+        except redis.exceptions.RedisError:
+            self.log.warning("heartbeat of %s failed, next in %.0f s", job.id, BEAT_S, exc_info=True)
+
+    def get_heartbeat_ttl(self, job: Job, working_time: float = 0.0) -> int:  # noqa: ARG002  RQ's signature
+        return LEASE_S
+
+    def _shutdown(self) -> None:
+        StoppableQueue.stopping.set()
+        self._stop_requested = True
+
+    def request_force_stop(self, signum: int, frame: Any) -> None:
+        """A second signal changes nothing: the drain is already under way and takes one step."""
