@@ -149,3 +149,7 @@ def _explained() -> Generator[None]:
 
 def main() -> None:
     app()
+
+
+if __name__ == "__main__":
+    main()

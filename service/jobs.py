@@ -57,7 +57,7 @@ class SamplerSettings(Frozen):
 
     name: Literal["iv-mixed", "ddim"] = "iv-mixed"
     combination: str = Field(
-        default="IV-IV", description="models that go back, dash, models that denoise; I, V, or R for noise"
+        default="IV-IV", description="models that go back, dash, models that denoise: I (image), V (video)"
     )
     order: Literal["denoise_first", "goback_first"] = "denoise_first"
     interval: tuple[float, float] = Field(default=(0.0, 1.0), description="part of the steps that is mixed")
@@ -71,10 +71,11 @@ class SamplerSettings(Frozen):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if not re.fullmatch(r"[IVR]-[IV]|[IVR]{2}-[IV]{2}", self.combination):
-            raise ValueError(f"combination '{self.combination}' is not of the form IV-IV: I, V or R, dash, I or V")
-        if "R" in self.combination and self.order != "goback_first":
-            raise ValueError(f"combination '{self.combination}' adds noise (R): set order to goback_first")
+        if not re.fullmatch(r"[IV]-[IV]|[IV]{2}-[IV]{2}", self.combination):
+            raise ValueError(
+                f"combination '{self.combination}' is not of the form IV-IV: one or two letters I (image) or V (video), "
+                "a dash, as many again"
+            )
         if not 0 <= self.interval[0] <= self.interval[1] <= 1:
             raise ValueError(f"interval {self.interval} must rise within 0..1")
         return self

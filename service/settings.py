@@ -55,7 +55,6 @@ class Settings(BaseSettings):
 
     job_timeout_s: int = Field(default=1800, ge=1)
     stall_timeout_s: int = Field(default=300, ge=1, description="no finished step for so long: the worker is stuck")
-    torch_threads: int = Field(default=0, ge=0, description="0: as many as PyTorch chooses")
 
     @field_validator("models", mode="before")
     @classmethod

@@ -1,0 +1,31 @@
+"""What a process loads, seen from a fresh interpreter; `lint-imports` checks the same on the source."""
+
+import subprocess
+import sys
+
+import pytest
+
+
+def loaded_by(statement: str) -> set[str]:
+    code = f"import sys\n{statement}\nprint(*{{name.partition('.')[0] for name in sys.modules}})"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(run.stdout.split())
+
+
+def test_sampler_loads_torch_and_nothing_else_of_ours() -> None:
+    loaded = loaded_by("import sampler")
+    assert "torch" in loaded
+    assert not loaded & {"service", "worker", "demo", "diffusers", "transformers", "redis", "rq", "pydantic", "fastapi"}
+
+
+@pytest.mark.parametrize("module", ["service.api.app", "service.cli", "service.supervisor"])
+def test_service_loads_neither_torch_nor_worker_nor_sampler(module: str) -> None:
+    loaded = loaded_by(f"import {module}")
+    assert "service" in loaded
+    assert not loaded & {"torch", "worker", "sampler", "demo", "diffusers", "transformers", "av", "numpy"}
+
+
+def test_worker_parent_does_not_load_torch() -> None:
+    loaded = loaded_by("import worker.__main__, worker.tasks")
+    assert {"worker", "rq"} <= loaded
+    assert not loaded & {"torch", "sampler", "diffusers", "transformers", "fastapi", "uvicorn"}

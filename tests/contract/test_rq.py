@@ -1,0 +1,42 @@
+"""RQ changes the signatures that worker/rq_worker.py overrides between minor versions: fail here, not in production."""
+
+import inspect
+
+import pytest
+from rq import Queue, SimpleWorker
+from rq.job import Job
+from rq.timeouts import BaseDeathPenalty
+from rq.worker.base import BaseWorker
+
+from worker.rq_worker import ResidentWorker, StoppableQueue
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "parameters"),
+    [
+        (SimpleWorker, "execute_job", ["self", "job", "queue"]),
+        (BaseWorker, "prepare_execution", ["self", "job"]),
+        (BaseWorker, "maintain_heartbeats", ["self", "job", "execution"]),
+        (SimpleWorker, "get_heartbeat_ttl", ["self", "job", "working_time"]),
+        (BaseWorker, "perform_job", ["self", "job", "queue", "execution"]),
+        (BaseWorker, "_shutdown", ["self"]),
+        (BaseWorker, "request_force_stop", ["self", "signum", "frame"]),
+        (BaseDeathPenalty, "setup_death_penalty", ["self"]),
+        (BaseDeathPenalty, "cancel_death_penalty", ["self"]),
+    ],
+)
+def test_overridden_methods_have_the_signature_we_override(owner: type, name: str, parameters: list[str]) -> None:
+    assert list(inspect.signature(getattr(owner, name)).parameters) == parameters
+
+
+def test_every_override_still_exists_in_rq() -> None:
+    for ours, theirs in ((ResidentWorker, SimpleWorker), (StoppableQueue, Queue)):
+        own = {"is_draining", "execution_id", "beat", "stopping"}
+        overrides = {n for n in vars(ours) if not n.startswith("__") and n not in own}
+        assert overrides <= set(dir(theirs)), overrides - set(dir(theirs))
+
+
+def test_the_worker_takes_jobs_through_the_queue_class() -> None:
+    assert "self.queue_class.dequeue_any(" in inspect.getsource(BaseWorker.dequeue_job_and_maintain_ttl)
+    assert "self._stop_requested" in inspect.getsource(BaseWorker.work)
+    assert "func_name" in dir(Job)

@@ -1,0 +1,110 @@
+"""Starting the real thing: `ivmix up` and single workers as processes, and looking at what they leave behind."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx2
+
+T = TypeVar("T")
+
+PROMPT = "a red circle moving right on a teal background"
+
+
+def wait_for(what: Callable[[], T | None], *, timeout_s: float = 60, hint: str = "") -> T:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if (found := what()) is not None and found is not False:
+            return found
+        time.sleep(0.05)
+    raise TimeoutError(f"nothing after {timeout_s} s {hint}")
+
+
+@contextmanager
+def ivmix_up(data: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A running `ivmix up` on a free port and its URL."""
+    command = [sys.executable, "-m", "service.cli", "up", "--port", "0", "--data", str(data), *options]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=clean_environment(), start_new_session=True
+    )
+    assert process.stdout is not None
+    lines: list[str] = []
+    for line in process.stdout:
+        lines.append(line)
+        if found := re.search(r"ivmix is up on (http://\S+)", line):
+            break
+    else:
+        raise RuntimeError("".join(lines))
+    try:
+        yield process, found.group(1)
+    finally:
+        process.stdout.close()
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+@contextmanager
+def worker(environment: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    """One worker process with loaded models."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "worker", "demo"], env={**clean_environment(), **environment}, start_new_session=True
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def clean_environment() -> dict[str, str]:
+    return {k: v for k, v in os.environ.items() if not k.startswith("IVMIX_")}
+
+
+def finished_video(http: httpx2.Client, video_id: str, *, timeout_s: float = 120) -> dict[str, Any]:
+    def ended() -> dict[str, Any] | None:
+        video = http.get(f"/v1/videos/{video_id}").json()
+        return video if video["status"] in ("completed", "failed") else None
+
+    return wait_for(ended, timeout_s=timeout_s, hint=f"for {video_id}")
+
+
+def session_of(pid: int) -> set[int]:
+    """Every living process that `pid` started, directly or not."""
+    parents: dict[int, int] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if fields[0] != "Z":
+            parents[int(stat.parent.name)] = int(fields[1])
+    family = {pid}
+    while grown := {child for child, parent in parents.items() if parent in family} - family:
+        family |= grown
+    return {p for p in family if p in parents and p != pid}
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def is_listening(url: str) -> bool:
+    host, _, port = url.removeprefix("http://").partition(":")
+    with socket.socket() as s:
+        s.settimeout(1)
+        return s.connect_ex((host, int(port))) == 0
