@@ -27,8 +27,11 @@ class VideoClient:
         self._http = httpx2.Client(base_url=base_url, timeout=timeout_s, follow_redirects=True)
 
     def create(self, body: dict[str, Any]) -> Video:
-        """Raises RefusedError with the server's sentence."""
-        return self._checked(self._http.post("/v1/videos", json=body)).json()
+        """Raises RefusedError with the server's sentence, or when there is no server."""
+        try:
+            return self._checked(self._http.post("/v1/videos", json=body)).json()
+        except httpx2.ConnectError as e:
+            raise RefusedError(f"nothing answers on {self._http.base_url}; start it with `ivmix up`") from e
 
     def wait(self, video_id: str, on_progress: Callable[[Video], None]) -> Video:
         """Poll until the job has ended. Raises VideoFailedError if it ended without a video."""

@@ -73,7 +73,7 @@ class SamplerSettings(Frozen):
     def _fits_together(self) -> Self:
         if not re.fullmatch(r"[IV]-[IV]|[IV]{2}-[IV]{2}", self.combination):
             raise ValueError(
-                f"combination '{self.combination}' is not of the form IV-IV: one or two letters I (image) or V (video), "
+                f"combination '{self.combination}' is not of the form IV-IV: one or two of I (image) and V (video), "
                 "a dash, as many again"
             )
         if not 0 <= self.interval[0] <= self.interval[1] <= 1:

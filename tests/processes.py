@@ -35,7 +35,12 @@ def ivmix_up(data: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str],
     """A running `ivmix up` on a free port and its URL."""
     command = [sys.executable, "-m", "service.cli", "up", "--port", "0", "--data", str(data), *options]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=clean_environment(), start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=clean_environment(),
+        start_new_session=True,
     )
     assert process.stdout is not None
     lines: list[str] = []

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
+from types import FrameType
 
+from service.errors import ServiceError
 from service.lifeline import end_with_supervisor
 from service.settings import load_settings
 from service.wiring import open_redis, open_services
@@ -18,9 +21,14 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     logging.getLogger("rq").setLevel(logging.WARNING)
     end_with_supervisor()
-    settings = load_settings()
-    services = open_services(settings)
-    model = services.models.get(sys.argv[1] if len(sys.argv) > 1 else None).id
+    try:
+        settings = load_settings()
+        services = open_services(settings)
+        model = services.models.get(sys.argv[1] if len(sys.argv) > 1 else None).id
+    except ServiceError as e:
+        sys.exit(f"ivmix: {e}")
+    for number in (signal.SIGINT, signal.SIGTERM):  # while the models load; RQ takes the signals over in work()
+        signal.signal(number, _leave)
     child = Resident(settings, model)
     try:
         child.ensure()
@@ -34,6 +42,10 @@ def main() -> int:
         return 1
     finally:
         child.kill()
+
+
+def _leave(_number: int, _frame: FrameType | None) -> None:
+    sys.exit(0)
 
 
 if __name__ == "__main__":

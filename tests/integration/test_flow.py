@@ -8,11 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2
-import numpy as np
 import openai
 import pytest
 
-from tests.processes import PROMPT, finished_video, ivmix_up, is_listening, is_running, session_of, wait_for
+from tests.processes import PROMPT, finished_video, is_listening, is_running, ivmix_up, session_of, wait_for
 from worker.video import read_mp4
 
 STEPS = 6
@@ -69,11 +68,11 @@ def test_same_seed_gives_the_same_bytes_and_another_seed_another_video(http: htt
     assert first != other
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the SDK says it of OpenAI's own, closed service
 def test_openai_client_works_unmodified(url: str, tmp_path: Path) -> None:
-    with openai.OpenAI(base_url=f"{url}/v1", api_key="unused") as client, pytest.warns(DeprecationWarning):
-        video = client.videos.create_and_poll(
-            prompt=PROMPT, model="demo", seconds="1", size="384x384", extra_body={"seed": 5, "num_inference_steps": STEPS}
-        )
+    body = {"seed": 5, "num_inference_steps": STEPS}
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="unused") as client:
+        video = client.videos.create_and_poll(prompt=PROMPT, model="demo", seconds="1", size="384x384", extra_body=body)
         assert (video.status, video.error) == ("completed", None)
         client.videos.download_content(video.id).write_to_file(tmp_path / "a.mp4")
         sheet = client.videos.download_content(video.id, variant="spritesheet").read()

@@ -87,7 +87,12 @@ def test_finished_job_is_completed_with_what_the_child_measured(services: Servic
 def test_progress_is_in_the_record_while_the_child_works(services: Services, job: Job) -> None:
     seen: list[tuple[int, Phase | None]] = []
     script = (Progress(Phase.ENCODING, 0, 20), STEP, Progress(Phase.SAMPLING, 2, 20), Done(make_output(), {}, 1.0))
-    run(services, job, ScriptedChild(*script), beat=lambda: seen.append((now(services, job).step, now(services, job).phase)))
+    run(
+        services,
+        job,
+        ScriptedChild(*script),
+        beat=lambda: seen.append((now(services, job).step, now(services, job).phase)),
+    )
     assert seen[-3:] == [(0, Phase.ENCODING), (1, Phase.SAMPLING), (2, Phase.SAMPLING)]
 
 
@@ -157,7 +162,9 @@ def test_job_over_its_time_fails_with_the_limit_in_the_message(services: Service
     assert (error.code, child.kills) == ("timeout", 1)
 
 
-@pytest.mark.parametrize(("can_retry", "ending", "state"), [(False, Ending.OVER, JobState.FAILED), (True, Ending.AGAIN, JobState.QUEUED)])
+@pytest.mark.parametrize(
+    ("can_retry", "ending", "state"), [(False, Ending.OVER, JobState.FAILED), (True, Ending.AGAIN, JobState.QUEUED)]
+)
 def test_failure_is_final_or_tried_again_as_the_child_says(
     services: Services, job: Job, can_retry: bool, ending: Ending, state: JobState
 ) -> None:

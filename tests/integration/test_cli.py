@@ -1,0 +1,78 @@
+"""The command line as a person uses it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.processes import PROMPT, clean_environment, ivmix_up
+from worker.video import read_mp4
+
+
+def ivmix(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "service.cli", *arguments]
+    return subprocess.run(
+        command, cwd=cwd, env=clean_environment(), capture_output=True, text=True, timeout=200, check=False
+    )
+
+
+def test_generate_writes_a_video_without_any_server(tmp_path: Path) -> None:
+    run = ivmix("generate", PROMPT, "-o", "out.mp4", "--steps", "3", "--seed", "5", cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert "seed 5" in run.stdout
+    assert read_mp4(tmp_path / "out.mp4").shape == (8, 384, 384, 3)
+    again = ivmix("generate", PROMPT, "-o", "again.mp4", "--steps", "3", "--seed", "5", cwd=tmp_path)
+    assert again.returncode == 0
+    assert (tmp_path / "again.mp4").read_bytes() == (tmp_path / "out.mp4").read_bytes()
+
+
+def test_compare_shows_both_samplers_from_one_seed(tmp_path: Path) -> None:
+    run = ivmix("generate", PROMPT, "-o", "both.mp4", "--steps", "4", "--compare", cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    frames = read_mp4(tmp_path / "both.mp4").astype(int)
+    assert frames.shape == (8, 424, 768, 3)
+    assert abs(frames[:, 40:, :384] - frames[:, 40:, 384:]).mean() > 1
+
+
+@pytest.mark.parametrize("command", ["generate", "submit"])
+def test_help_shows_the_options(command: str, tmp_path: Path) -> None:
+    run = ivmix(command, "--help", cwd=tmp_path)
+    assert run.returncode == 0
+    assert "--seed" in run.stdout
+
+
+def test_prompt_that_cannot_be_drawn_is_one_clear_sentence(tmp_path: Path) -> None:
+    run = ivmix("generate", "a horse", cwd=tmp_path)
+    assert run.returncode == 1
+    assert "'horse'" in run.stderr
+    assert "circle, square or triangle" in run.stderr
+    assert "Traceback" not in run.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_submit_brings_the_video_from_a_running_server(tmp_path: Path) -> None:
+    with ivmix_up(tmp_path / "data") as (_, url):
+        run = ivmix("submit", PROMPT, "-o", "out.mp4", "--steps", "2", "--seed", "5", "--url", url, cwd=tmp_path)
+        assert run.returncode == 0, run.stderr
+        refused = ivmix("submit", "a horse", "--url", url, cwd=tmp_path)
+        taken = ivmix("up", "--port", url.rpartition(":")[2], "--data", str(tmp_path / "other"), cwd=tmp_path)
+    assert read_mp4(tmp_path / "out.mp4").shape == (8, 384, 384, 3)
+    assert (refused.returncode, "'horse'" in refused.stderr) == (1, True)
+    assert (taken.returncode, "is taken" in taken.stderr) == (1, True)
+
+
+def test_submit_without_a_server_says_where_it_looked(tmp_path: Path) -> None:
+    run = ivmix("submit", PROMPT, "--url", "http://127.0.0.1:9", cwd=tmp_path)
+    assert run.returncode == 1
+    assert "http://127.0.0.1:9" in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+def test_worker_without_redis_says_what_to_set(tmp_path: Path) -> None:
+    run = ivmix("worker", cwd=tmp_path)
+    assert run.returncode == 1
+    assert "IVMIX_REDIS_URL" in run.stderr
+    assert "Traceback" not in run.stderr

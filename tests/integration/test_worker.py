@@ -1,0 +1,149 @@
+"""A real worker process with the demo models, and what happens to its job when something is killed or told to stop."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from rq import Queue
+
+from service.jobs import Job, JobState
+from service.queues import generate_queue
+from service.wiring import Services
+from tests.factories import make_generation
+from tests.processes import session_of, wait_for, worker
+
+LONG = 400  # steps: some twenty seconds and more, so that there is a middle to be in
+
+
+@pytest.fixture
+def environment(services: Services) -> dict[str, str]:
+    assert services.settings.redis_url is not None
+    return {"IVMIX_REDIS_URL": services.settings.redis_url, "IVMIX_DATA_DIR": str(services.settings.data_dir)}
+
+
+@pytest.fixture
+def queue(services: Services) -> Queue:
+    return generate_queue(services.redis, "demo")
+
+
+@pytest.fixture
+def submit(services: Services, queue: Queue) -> Callable[[int], str]:
+    """submit(steps) -> job id; plain DDIM, the cheaper one."""
+
+    def send(steps: int) -> str:
+        generation = make_generation(num_inference_steps=steps, sampler={"name": "ddim"})
+        return services.store.create(Job.new(generation), queue).id
+
+    return send
+
+
+@pytest.fixture
+def child_of() -> Callable[[int], int]:
+    def find(pid: int) -> int:
+        """The process of a worker that holds the models."""
+        return wait_for(
+            lambda: next((p for p in session_of(pid) if "spawn_main" in Path(f"/proc/{p}/cmdline").read_text()), None)
+        )
+
+    return find
+
+
+def reaches_step(services: Services, job_id: str, step: int) -> None:
+    wait_for(lambda: (services.store.get(job_id).step >= step) or None, timeout_s=90)  # type: ignore[union-attr]
+
+
+def reaches(services: Services, job_id: str, state: JobState) -> Job:
+    def there() -> Job | None:
+        job = services.store.get(job_id)
+        return job if job is not None and job.state is state else None
+
+    return wait_for(there, timeout_s=90, hint=f"for {state}, job is {services.store.get(job_id)}")
+
+
+def test_finished_files_are_in_the_storage_before_the_job_is_completed(
+    services: Services, environment: dict[str, str], submit: Callable[[int], str]
+) -> None:
+    job_id = submit(2)
+    with worker(environment):
+        job = reaches(services, job_id, JobState.COMPLETED)
+    assert job.output is not None
+    assert services.storage.size(job.output.key) == job.output.size_bytes
+    for key in (job.output.thumbnail_key, job.output.spritesheet_key):
+        assert key is not None
+        assert services.storage.size(key)
+    assert set(job.timings) == {"encoding", "sampling", "decoding", "uploading"}
+    assert job.peak_memory_mb is not None
+    assert job.peak_memory_mb > 50
+
+
+def test_job_whose_child_is_killed_is_done_by_the_next_child(
+    services: Services, environment: dict[str, str], submit: Callable[[int], str], child_of: Callable[[int], int]
+) -> None:
+    job_id = submit(60)
+    with worker(environment) as process:
+        reaches_step(services, job_id, 2)
+        os.kill(child_of(process.pid), signal.SIGKILL)
+        job = reaches(services, job_id, JobState.COMPLETED)
+        assert process.poll() is None, "the parent lives on"
+    assert job.attempt == 2
+
+
+def test_stopped_worker_gives_its_job_back_and_the_next_worker_takes_it(
+    services: Services, environment: dict[str, str], submit: Callable[[int], str], queue: Queue
+) -> None:
+    first, second = submit(LONG), submit(1)
+    with worker(environment) as process:
+        reaches_step(services, first, 1)
+        process.terminate()
+        assert process.wait(30) == 0
+    job = services.store.get(first)
+    assert job is not None
+    assert (job.state, job.error) == (JobState.QUEUED, None)
+    assert queue.job_ids == [first, second]  # at the front, where it was
+    with worker(environment):
+        reaches_step(services, first, 1)
+
+
+def test_worker_that_is_stopped_while_it_loads_takes_its_child_with_it(
+    environment: dict[str, str], child_of: Callable[[int], int]
+) -> None:
+    with worker(environment) as process:
+        child = child_of(process.pid)
+        wait_for(lambda: (Path(f"/proc/{child}/statm").exists()) or None)
+        process.terminate()
+        assert process.wait(30) == 0
+    assert not Path(f"/proc/{child}").exists()
+
+
+def test_running_job_is_cancelled_between_two_steps_and_the_models_stay(
+    services: Services, environment: dict[str, str], submit: Callable[[int], str], child_of: Callable[[int], int]
+) -> None:
+    long, short = submit(LONG), submit(1)
+    with worker(environment) as process:
+        reaches_step(services, long, 1)
+        child = child_of(process.pid)
+        services.store.cancel(long)
+        assert reaches(services, long, JobState.CANCELLED).step < LONG
+        reaches(services, short, JobState.COMPLETED)
+        assert child_of(process.pid) == child
+
+
+def test_function_that_is_not_ours_is_not_run(
+    services: Services, environment: dict[str, str], queue: Queue, tmp_path: Path
+) -> None:
+    """Whoever can write to Redis must not choose what a GPU worker runs."""
+    evil = queue.enqueue("os.mkdir", str(tmp_path / "owned"))
+    with worker(environment):
+        wait_for(lambda: evil.get_status(refresh=True) in ("failed", "finished") or None, timeout_s=60)
+    assert not (tmp_path / "owned").exists()
+
+
+def test_model_that_does_not_load_ends_the_worker_with_an_error(environment: dict[str, str], tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "demo" / "model.toml").read_text()
+    (tmp_path / "model.toml").write_text(text.replace('path = "weights"', 'path = "nothing"'))
+    with worker({**environment, "IVMIX_MODELS": str(tmp_path / "model.toml")}) as process:
+        assert process.wait(60) == 1
