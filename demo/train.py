@@ -339,7 +339,7 @@ def train_motion(work: Path, steps: int, group: Group) -> None:
         n = held_out // group.size
         index = usable + group.rank * n + torch.arange(n)
         rows = data.scenes[index].repeat_interleave(4, 0)
-        right = rows[:, 3].view(n, 4)[:, 0]
+        right = data.scenes[index, 3]
         rows[:, 3] = torch.arange(4).repeat(n)
         _, colors, backgrounds, motions = data.kinds
         caption = ((rows[:, 0] * colors + rows[:, 1]) * backgrounds + rows[:, 2]) * motions + rows[:, 3]

@@ -8,13 +8,15 @@ import threading
 import time
 from collections.abc import Callable
 
-SUPERVISED = "IVMIX_SUPERVISED"  # set by the supervisor for what it starts
+SUPERVISOR = "IVMIX_SUPERVISOR"  # its process id, set by the supervisor for what it starts
 LOOK_EVERY_S = 0.5
 
 
-def watch_parent(on_gone: Callable[[], object]) -> None:
-    """Call `on_gone` once, in a thread, when the parent has ended."""
-    parent = os.getppid()
+def watch_parent(parent: int, on_gone: Callable[[], object]) -> None:
+    """Call `on_gone` once, in a thread, when the process `parent`, which started us, has ended.
+
+    The id is the caller's to know: it may have ended before we get to ask for it.
+    """
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -26,5 +28,5 @@ def watch_parent(on_gone: Callable[[], object]) -> None:
 
 def end_with_supervisor() -> None:
     """Stop as on SIGTERM when a supervisor started us and is gone. Started by hand, a process lives on its own."""
-    if os.environ.get(SUPERVISED):
-        watch_parent(lambda: os.kill(os.getpid(), signal.SIGTERM))
+    if supervisor := os.environ.get(SUPERVISOR):
+        watch_parent(int(supervisor), lambda: os.kill(os.getpid(), signal.SIGTERM))

@@ -20,7 +20,7 @@ import httpx2
 
 from service.embedded import EmbeddedValkey
 from service.errors import ConfigurationError, ServiceUnavailable
-from service.lifeline import SUPERVISED
+from service.lifeline import SUPERVISOR
 from service.models import ModelRegistry
 from service.settings import PREFIX, Settings
 
@@ -71,7 +71,7 @@ class Supervisor:
                 PREFIX + "DATA_DIR": str(self.settings.data_dir),
                 PREFIX + "HOST": self.settings.host,
                 PREFIX + "PORT": str(port),
-                SUPERVISED: "1",
+                SUPERVISOR: str(os.getpid()),
             }
             self._processes.append(_Process("api", [sys.executable, "-m", "service.api"]))
             for model in models:

@@ -32,10 +32,10 @@ class _StopAsked(Exception):
     """The parent wants the job stopped between two steps."""
 
 
-def main(connection: Connection, settings: Settings, model: str) -> None:
+def main(connection: Connection, parent: int, settings: Settings, model: str) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    watch_parent(lambda: os._exit(71))  # a child whose parent was killed would hold the GPU for ever
+    watch_parent(parent, lambda: os._exit(71))  # a child whose parent was killed would hold the GPU for ever
     began = time.monotonic()
     engine, storage = Engine(ModelRegistry.load(settings.models).get(model)), open_storage(settings)
     connection.send(Ready(seconds=time.monotonic() - began))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -53,7 +54,10 @@ class Resident:
         context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
         self._connection, theirs = context.Pipe()
         self._process = context.Process(
-            target=_enter, args=(theirs, self._settings, self._model), name=f"ivmix-child-{self._model}", daemon=True
+            target=_enter,
+            args=(theirs, os.getpid(), self._settings, self._model),
+            name=f"ivmix-child-{self._model}",
+            daemon=True,
         )
         self._process.start()
         theirs.close()
@@ -105,7 +109,7 @@ class Resident:
         return self._connection
 
 
-def _enter(connection: Connection, settings: Settings, model: str) -> None:
+def _enter(connection: Connection, parent: int, settings: Settings, model: str) -> None:
     from worker.child import main  # here, in the child: it loads torch
 
-    main(connection, settings, model)
+    main(connection, parent, settings, model)

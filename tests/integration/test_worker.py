@@ -14,7 +14,7 @@ from service.jobs import Job, JobState
 from service.queues import generate_queue
 from service.wiring import Services
 from tests.factories import make_generation
-from tests.processes import session_of, wait_for, worker
+from tests.processes import is_running, session_of, wait_for, worker
 
 LONG = 400  # steps: some twenty seconds and more, so that there is a middle to be in
 
@@ -108,15 +108,15 @@ def test_stopped_worker_gives_its_job_back_and_the_next_worker_takes_it(
         reaches_step(services, first, 1)
 
 
-def test_worker_that_is_stopped_while_it_loads_takes_its_child_with_it(
-    environment: dict[str, str], child_of: Callable[[int], int]
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGKILL, -9)])
+def test_worker_that_ends_while_it_loads_takes_its_child_with_it(
+    environment: dict[str, str], child_of: Callable[[int], int], number: signal.Signals, code: int
 ) -> None:
     with worker(environment) as process:
         child = child_of(process.pid)
-        wait_for(lambda: (Path(f"/proc/{child}/statm").exists()) or None)
-        process.terminate()
-        assert process.wait(30) == 0
-    assert not Path(f"/proc/{child}").exists()
+        process.send_signal(number)
+        assert process.wait(30) == code
+        wait_for(lambda: not is_running(child), timeout_s=20, hint="for the child to end")
 
 
 def test_running_job_is_cancelled_between_two_steps_and_the_models_stay(
