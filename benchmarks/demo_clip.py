@@ -36,21 +36,19 @@ def main() -> None:
         entry = entry.model_copy(update={"cpu_threads": arguments.threads})
     engine = Engine(entry, torch.device("cpu"))
     default = entry.resolve(VideoRequest(prompt=PROMPT, seed=7))
+    steps, paper = default.num_inference_steps, default.model_copy(update={"num_inference_steps": 50})
     arms = {
-        f"plain DDIM, {default.num_inference_steps} steps": _with(default, name="ddim"),
-        f"default: IV-mixed, {default.num_inference_steps} steps": default,
-        "IV-mixed, 50 steps, whole run": _with(
-            default.model_copy(update={"num_inference_steps": 50}), interval=(0.0, 1.0)
-        ),
+        f"plain DDIM, {steps} steps": _with(default, name="ddim"),
+        f"default: IV-mixed, {steps} steps": default,
+        "IV-mixed, 50 steps, whole run": _with(paper, interval=(0.0, 1.0)),
     }
     seconds: dict[str, list[float]] = {name: [] for name in arms}
     for _ in range(arguments.repeats):
         for name, generation in arms.items():
             seconds[name].append(_clip(engine, generation))
     plain = min(next(iter(seconds.values())))
-    print(
-        f"{platform.machine()}, torch {torch.__version__}, {torch.get_num_threads()} thread(s), {arguments.repeats} repeats"
-    )
+    machine = f"{platform.machine()}, torch {torch.__version__}, {torch.get_num_threads()} thread(s)"
+    print(f"{machine}, {arguments.repeats} repeats")
     print(f"{'arm':<34}{'calls':>7}{'fastest s':>11}{'median s':>10}{'x DDIM':>8}")
     for name, generation in arms.items():
         calls = sum(engine.plan(generation).calls.values())

@@ -1,0 +1,42 @@
+import pytest
+import torch
+from torch import Generator
+
+from demo.judges import Judges, footage, frechet
+
+
+@pytest.fixture(scope="module")
+def judges() -> Judges:
+    return Judges()
+
+
+def test_judges_name_real_clips_rightly_sharp_or_degraded(judges: Judges) -> None:
+    sharp, rough, scenes = footage(100, Generator().manual_seed(99))
+    for clips in (sharp, rough):
+        scores = judges.score(clips, scenes)
+        assert min(scores[k] for k in ("shape", "color", "background", "motion")) >= 0.97, scores
+
+
+def test_judges_tell_sharp_from_degraded(judges: Judges) -> None:
+    sharp, rough, scenes = footage(100, Generator().manual_seed(99))
+    good, bad = judges.score(sharp, scenes), judges.score(rough, scenes)
+    assert good["frame_fd"] < 0.5 * bad["frame_fd"]
+    assert good["video_fd"] < bad["video_fd"]
+    assert abs(good["watermark"]) < 0.1 < 0.5 < bad["watermark"]
+
+
+def test_wrong_prompts_score_no_better_than_chance(judges: Judges) -> None:
+    sharp, _, _ = footage(100, Generator().manual_seed(99))
+    _, _, others = footage(100, Generator().manual_seed(98))
+    scores = judges.score(sharp, others)
+    assert scores["shape"] < 0.6
+    assert scores["color"] < 0.5
+    assert scores["motion"] < 0.6
+
+
+def test_frechet_distance_of_two_known_gaussians() -> None:
+    """|m1 - m2|^2 + sum (s1 - s2)^2 for diagonal covariances: 3 * 2^2 + 3 * (1 - 2)^2 = 15."""
+    a = torch.randn(50_000, 3, generator=Generator().manual_seed(1))
+    b = 2 * torch.randn(50_000, 3, generator=Generator().manual_seed(2)) + 2
+    assert frechet(a, b) == pytest.approx(15, rel=0.03)
+    assert frechet(a, a) == pytest.approx(0, abs=1e-4)
