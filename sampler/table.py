@@ -68,7 +68,8 @@ def _kind(moves: Sequence[AnyMove]) -> str:
     *zigzag, ordinary = symbols[len(restart) :]
     back = "".join(s[-1] for s in zigzag if s[0] in "NR")
     forth = "".join(s[-1] for s in zigzag if s[0] == "D")
-    return ", ".join([*restart, *([f"{back}-{forth}"] if zigzag else []), ordinary.partition("_")[2] or ordinary])
+    last = ("fused " if "+" in ordinary else "") + (ordinary.partition("_")[2] or ordinary)
+    return ", ".join([*restart, *([f"{back}-{forth}"] if zigzag else []), last])
 
 
 def _guidance(move: AnyMove) -> tuple[float, ...]:

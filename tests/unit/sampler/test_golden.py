@@ -1,4 +1,4 @@
-"""The released loops of all three families, reproduced: tests/data/README.md says where the expected latents come from."""
+"""The released loops of three families, reproduced; tests/data/README.md says where the expected latents come from."""
 
 import json
 from collections.abc import Callable
