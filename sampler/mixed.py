@@ -60,8 +60,10 @@ def mixed_plan(
     """
     goback, denoise = _letters(combination, order)
     active = active_steps(interval, steps)
-    if image_every < 1:
-        raise ValueError(f"image_every={image_every} must be at least 1 (1 uses the image model in every zig-zag)")
+    if image_every < 1 or image_every != int(image_every):
+        raise ValueError(
+            f"image_every={image_every} must be a whole number from 1 (1: the image model in every zig-zag)"
+        )
     grid = Grid(schedule, steps, image_schedule)
     finite("guidance", guidance)
     ramps: dict[ModelName, list[float]] = {

@@ -102,10 +102,17 @@ class FusedMove(_Linear):
 
 @dataclass(frozen=True)
 class Renoise(_Linear):
-    """Go back from `src` to the noisier `dst` by Gaussian noise, the forward process itself: no network call."""
+    """Go back from `src` to the noisier `dst` by Gaussian noise, the forward process itself: no network call.
+
+    Raises ValueError if `dst` is less noisy.
+    """
 
     src: float
     dst: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.dst <= self.src:
+            raise ValueError(f"noise cannot lead from src={self.src} to dst={self.dst}: dst must be the noisier level")
 
     @property
     def weights(self) -> Weights:

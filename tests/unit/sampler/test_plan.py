@@ -136,6 +136,7 @@ def test_unknown_combination_says_what_to_write(combination: str) -> None:
         ({"guidance": math.nan}, "guidance=nan"),
         ({"interval": (math.nan, 1)}, "interval"),
         ({"image_every": 0}, "image_every=0"),
+        ({"image_every": 0.5}, r"image_every=0\.5"),
         ({"steps": 0}, "num_inference_steps=0"),
     ],
 )
@@ -294,3 +295,8 @@ def test_printed_plan_has_a_row_for_every_kind_of_step(name: str) -> None:
 
 def test_empty_plan_can_be_printed() -> None:
     assert "total" in str(Plan(()))
+
+
+def test_noise_cannot_take_the_latents_to_a_cleaner_level() -> None:
+    with pytest.raises(ValueError, match=r"src=0\.5 to dst=0\.6"):
+        Renoise(0.5, 0.6)
