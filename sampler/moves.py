@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar, Literal
 
 ModelName = Literal["image", "video"]
@@ -45,7 +46,7 @@ class _Linear:
         """The calls as the algorithm writes them."""
         return ()
 
-    @property
+    @cached_property  # `sample` asks for the calls of the whole plan first, so all weights are there before the loop
     def weights(self) -> Weights:
         raise NotImplementedError
 
@@ -78,7 +79,7 @@ class Move(_Linear):
     def networks(self) -> tuple[Call, ...]:
         return (Call(self.model, self.timestep, self.src, self.guidance),)
 
-    @property
+    @cached_property
     def weights(self) -> Weights:
         return _along_epsilon(self.src, self.dst)
 
@@ -95,7 +96,7 @@ class FusedMove(_Linear):
     def networks(self) -> tuple[Call, ...]:
         return self.parts
 
-    @property
+    @cached_property
     def weights(self) -> Weights:
         return _along_epsilon(self.src, self.dst)
 
@@ -114,7 +115,7 @@ class Renoise(_Linear):
         if not 0 < self.dst <= self.src:
             raise ValueError(f"noise cannot lead from src={self.src} to dst={self.dst}: dst must be the noisier level")
 
-    @property
+    @cached_property
     def weights(self) -> Weights:
         ratio = self.dst / self.src
         return Weights(ratio**0.5, noise=(1 - ratio) ** 0.5)
@@ -141,7 +142,7 @@ class SolverMove(_Linear):
     def networks(self) -> tuple[Call, ...]:
         return (Call(self.model, self.timestep, self.src, self.guidance),)
 
-    @property
+    @cached_property
     def weights(self) -> Weights:
         # lambda = log(1 / s) is half the log signal-to-noise, h = lambda_dst - lambda_src; r = exp(-h).
         s, s_dst = noise_to_signal(self.src), noise_to_signal(self.dst)

@@ -64,7 +64,9 @@ def _symbol(move: AnyMove) -> str:
 def _kind(moves: Sequence[AnyMove]) -> str:
     """The paper's name: go-back letters, a dash, denoising letters, then the ordinary step."""
     symbols = [_symbol(move).strip("()") for move in moves]
-    restart = ["FreeInit"] if symbols[0] == "FreeInit" else []
+    restart = ["FreeInit"] if symbols[:1] == ["FreeInit"] else []
+    if len(symbols) == len(restart):
+        return "".join(restart) or "nothing"
     *zigzag, ordinary = symbols[len(restart) :]
     back = "".join(s[-1] for s in zigzag if s[0] in "NR")
     forth = "".join(s[-1] for s in zigzag if s[0] == "D")

@@ -295,6 +295,7 @@ def test_printed_plan_has_a_row_for_every_kind_of_step(name: str) -> None:
 
 def test_empty_plan_can_be_printed() -> None:
     assert "total" in str(Plan(()))
+    assert "nothing" in str(Plan(((),)))
 
 
 def test_noise_cannot_take_the_latents_to_a_cleaner_level() -> None:
