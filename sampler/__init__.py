@@ -1,29 +1,47 @@
 """The IV-Mixed Sampler (arXiv:2410.04171) as a library: tensors in, tensors out; imports torch and nothing else.
 
 schedule.py   noise levels and timesteps
-plan.py       settings -> a plan: every network call, known before the run
+moves.py      the kinds of moves: network calls and weights, as data
+plan.py       a plan: every move of a run, known before it; table.py prints it
+mixed.py      settings -> plan: DDIM, IV-mixed, Z-Sampling, fused; grid.py has the levels they walk on
+official.py   settings -> plan: the released code of three families, literally
+freeinit.py   plan -> plan: FreeInit around it
 denoisers.py  any diffusers-style UNet -> guided epsilon
 loop.py       plan and latents -> the latents after every step
-latents.py    the noise a run starts from
+latents.py    the noise a run starts from, and draws
 """
 
 from sampler.denoisers import Denoiser, ImageDenoiser, VideoDenoiser
+from sampler.freeinit import free_init_plan
 from sampler.latents import seeded_noise
-from sampler.loop import Step, sample
-from sampler.plan import Move, Plan, ddim_plan, mixed_plan, official_plan
+from sampler.loop import LatentsNotFinite, Step, sample
+from sampler.mixed import ddim_plan, fused_plan, mixed_plan, zigzag_plan
+from sampler.moves import AnyMove, Call, FusedMove, Move, Renoise, Restart, SolverMove
+from sampler.official import official_plan
+from sampler.plan import Plan
 from sampler.schedule import NoiseSchedule
 
 __all__ = [
+    "AnyMove",
+    "Call",
     "Denoiser",
+    "FusedMove",
     "ImageDenoiser",
+    "LatentsNotFinite",
     "Move",
     "NoiseSchedule",
     "Plan",
+    "Renoise",
+    "Restart",
+    "SolverMove",
     "Step",
     "VideoDenoiser",
     "ddim_plan",
+    "free_init_plan",
+    "fused_plan",
     "mixed_plan",
     "official_plan",
     "sample",
     "seeded_noise",
+    "zigzag_plan",
 ]

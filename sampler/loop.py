@@ -2,23 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import reduce
+from typing import cast
 
 import torch
 from torch import Generator, Tensor
 
 from sampler.denoisers import Denoiser
+from sampler.freeinit import restart_latents
+from sampler.latents import fresh_noise
+from sampler.moves import AnyMove, Call, Restart, SolverMove
 from sampler.plan import Plan
+
+Generators = Generator | Sequence[Generator] | None
 
 
 @dataclass(frozen=True)
 class Step:
-    """State after a whole step: `index` of `total` (0-based), latents (B, C, F, h, w) float32."""
+    """State after a whole step: `index` of `total` (0-based), latents (B, C, F, h, w) float32.
+
+    `memory` is what the rest of the run needs beside the latents, by name, each of their shape: "x0" of a multistep
+    solver, "initial" noise of FreeInit; empty for all other plans. Save it with the latents to resume.
+    """
 
     index: int
     total: int
     latents: Tensor
+    memory: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+
+
+class LatentsNotFinite(ArithmeticError):
+    """A move left NaN or infinity in the latents. `step` is 0-based, `number` counts the moves of the step from 1."""
+
+    def __init__(self, step: int, number: int, move: AnyMove) -> None:
+        self.step, self.number, self.move = step, number, move
+        super().__init__(
+            f"latents are not finite after move {number} of step {step}, {move}; "
+            "a network in float16 may have overflowed: run it in bfloat16 or float32, or lower the guidance"
+        )
+
+    def __reduce__(self) -> tuple[type[LatentsNotFinite], tuple[int, int, AnyMove]]:
+        return type(self), (self.step, self.number, self.move)  # the default would pass the message alone
 
 
 def sample(
@@ -27,31 +53,110 @@ def sample(
     *,
     image: Denoiser | None = None,
     video: Denoiser | None = None,
-    generator: Generator | None = None,  # noqa: ARG001  DDIM moves draw no noise
+    generator: Generators = None,
     start: int = 0,
+    memory: Mapping[str, Tensor] | None = None,
 ) -> Iterator[Step]:
     """Run `plan` from noise (B, C, F, h, w); yields after every step, so stopping the iteration stops the work.
 
-    `start` resumes: the number of steps that are already in `latents`. Raises ValueError at once if a model that the
-    plan calls is missing.
+    Args:
+        generator: for plans that draw noise (R, VideoCrafter's solver, FreeInit), or one for each clip of the batch;
+            None is torch's global generator. Other plans draw nothing.
+        start: resumes: the number of steps that are already in `latents`.
+        memory: resumes: `Step.memory` of the last step done; the generator must be in the state it then had.
+
+    Raises ValueError at once if a model that the plan calls is missing, or if latents, models and plan do not fit;
+    LatentsNotFinite at the end of a step that went wrong.
     """
     models: dict[str, Denoiser | None] = {"image": image, "video": video}
-    for name, calls in plan.calls.items():
-        if calls and models[name] is None:
-            raise ValueError(f"the plan calls the {name} model {calls} times: pass {name}=...")
+    used = [name for name, calls in plan.calls.items() if calls]
+    for name in used:
+        if models[name] is None:
+            raise ValueError(f"the plan calls the {name} model {plan.calls[name]} times: pass {name}=...")
+    _check_latents(latents, {name: models[name] for name in used})
+    if isinstance(generator, Sequence) and len(generator) != len(latents):
+        raise ValueError(f"{len(generator)} generators for a batch of {len(latents)}; give one for each clip, or one")
     if not 0 <= start <= len(plan):
         raise ValueError(f"start={start} is outside 0..{len(plan)}, the steps of the plan")
-    return _run(latents, plan, {name: model for name, model in models.items() if model is not None}, start)
+    x = latents.float()
+    kept = {"initial": x} if start == 0 else dict(memory or {})
+    needed = _remembered(plan, start)
+    kept = {name: tensor for name, tensor in kept.items() if name in needed}
+    if missing := needed - set(kept):
+        raise ValueError(
+            f"start={start} needs memory[{missing.pop()!r}]: pass memory=step.memory of the last step that was done"
+        )
+    return _run(x, plan, {name: model for name, model in models.items() if model is not None}, generator, start, kept)
 
 
 @torch.no_grad()
-def _run(latents: Tensor, plan: Plan, models: dict[str, Denoiser], start: int) -> Iterator[Step]:
-    x = latents.float()
+def _run(
+    x: Tensor, plan: Plan, models: dict[str, Denoiser], generator: Generators, start: int, memory: dict[str, Tensor]
+) -> Iterator[Step]:
     for index, moves in enumerate(plan.steps[start:], start):
-        for move in moves:
+        finite: list[tuple[int, Tensor]] = []
+        for number, move in enumerate(moves, 1):
             if move.is_free:
                 continue
-            eps = models[move.model](x, move.timestep, move.src, move.guidance)
-            a, b = move.coefficients
-            x = a * x + b * eps
-        yield Step(index, len(plan), x)
+            x = _advance(x, move, models, generator, memory)
+            finite.append((number, x.isfinite().all()))
+        _check_finite(finite, index, moves)
+        yield Step(index, len(plan), x, dict(memory))
+
+
+def _advance(
+    x: Tensor, move: AnyMove, models: dict[str, Denoiser], generator: Generators, memory: dict[str, Tensor]
+) -> Tensor:
+    """One move. Weights are Python numbers, so nothing here waits for the device."""
+    if isinstance(move, Restart):
+        return restart_latents(x, memory["initial"], fresh_noise(x, generator), move)
+    weights = move.weights
+    moved = weights.x * x
+    if weights.x0:
+        moved = moved + weights.x0 * memory["x0"]
+    if weights.noise:
+        moved = moved + weights.noise * fresh_noise(x, generator, by_frame=move.draws_by_frame)
+    if calls := move.calls:
+        eps = reduce(torch.add, (_epsilon(models[call.model], x, call) for call in calls))
+        moved = moved + weights.eps * eps
+        if isinstance(move, SolverMove):
+            memory["x0"] = (x - (1 - move.src) ** 0.5 * eps) / move.src**0.5
+    return moved
+
+
+def _epsilon(model: Denoiser, x: Tensor, call: Call) -> Tensor:
+    if call.uncond == 1:  # so that a denoiser of one's own needs to know `uncond` for fused plans only
+        return model(x, call.timestep, call.alpha, call.guidance)
+    return model(x, call.timestep, call.alpha, call.guidance, uncond=call.uncond)
+
+
+def _remembered(plan: Plan, start: int) -> set[str]:
+    """The names that a run from step `start` on needs in its memory."""
+    moves = [move for step in plan.steps[start:] for move in step]
+    solver = next((move for move in moves if isinstance(move, SolverMove)), None)
+    names = {"x0"} if solver is not None and solver.weights.x0 else set[str]()
+    return names | {"initial" for move in moves if isinstance(move, Restart)}
+
+
+def _check_latents(latents: Tensor, models: Mapping[str, Denoiser | None]) -> None:
+    if latents.ndim != 5:
+        raise ValueError(f"latents {tuple(latents.shape)} must be (batch, channels, frames, height, width)")
+    for name, model in models.items():
+        channels = getattr(model, "channels", None)  # a denoiser of one's own need not say
+        if channels not in (None, latents.shape[1]):
+            raise ValueError(
+                f"the {name} model works on {channels} latent channels, the latents {tuple(latents.shape)} have "
+                f"{latents.shape[1]}; image model, video model and latents must share one latent space"
+            )
+    if not latents.isfinite().all():
+        raise ValueError("latents hold NaN or infinity before the first move; start from finite noise")
+
+
+def _check_finite(finite: list[tuple[int, Tensor]], index: int, moves: tuple[AnyMove, ...]) -> None:
+    """One wait for the device in a whole step, however many moves it has."""
+    if not finite:
+        return
+    flags = cast("list[bool]", torch.stack([flag for _, flag in finite]).tolist())  # pyright: ignore[reportUnknownMemberType]
+    for (number, _), is_finite in zip(finite, flags, strict=True):
+        if not is_finite:
+            raise LatentsNotFinite(index, number, moves[number - 1])

@@ -6,9 +6,11 @@ Letters: abar = cumulative alpha, x_t = sqrt(abar) x_0 + sqrt(1 - abar) eps, noi
 from __future__ import annotations
 
 import bisect
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, Self, cast, get_args
 
 import torch
@@ -56,6 +58,13 @@ class NoiseSchedule:
         return cls(_cumulate(torch.linspace(beta_start, beta_end, steps, dtype=torch.float32)), **settings)
 
     @classmethod
+    def squaredcos(cls, steps: int = 1000, **settings: Any) -> Self:
+        """abar follows a squared cosine, betas are capped at 0.999 (arXiv:2102.09672 Eq. 17; "squaredcos_cap_v2")."""
+        abar = [math.cos((i / steps + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(steps + 1)]
+        betas = [min(1 - low / high, 0.999) for high, low in itertools.pairwise(abar)]
+        return cls(_cumulate(torch.tensor(betas, dtype=torch.float32)), **settings)
+
+    @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
         """From a diffusers scheduler config (the JSON or `scheduler.config`); absent keys as in DDIMScheduler."""
         if config.get("rescale_betas_zero_snr"):
@@ -66,12 +75,15 @@ class NoiseSchedule:
         if config.get("trained_betas") is not None:
             raise ValueError("trained_betas is not supported; give beta_schedule, beta_start and beta_end instead")
         beta_schedule = config.get("beta_schedule", "linear")
-        _one_of("beta_schedule", beta_schedule, ("linear", "scaled_linear"))
-        make = cls.linear if beta_schedule == "linear" else cls.scaled_linear
-        return make(
-            config.get("beta_start", 0.0001),
-            config.get("beta_end", 0.02),
-            config.get("num_train_timesteps", 1000),
+        betas = config.get("beta_start", 0.0001), config.get("beta_end", 0.02)
+        make: dict[str, Callable[..., Self]] = {
+            "linear": partial(cls.linear, *betas),
+            "scaled_linear": partial(cls.scaled_linear, *betas),
+            "squaredcos_cap_v2": cls.squaredcos,
+        }
+        _one_of("beta_schedule", beta_schedule, tuple(make))
+        return make[beta_schedule](
+            steps=config.get("num_train_timesteps", 1000),
             timestep_spacing=config.get("timestep_spacing", "leading"),
             steps_offset=config.get("steps_offset", 0),
             set_alpha_to_one=config.get("set_alpha_to_one", True),

@@ -2,7 +2,7 @@ import pytest
 import torch
 from diffusers import MotionAdapter, UNet2DConditionModel, UNet3DConditionModel, UNetMotionModel
 
-from sampler import ImageDenoiser, VideoDenoiser, seeded_noise
+from sampler import ImageDenoiser, NoiseSchedule, VideoDenoiser, mixed_plan, sample, seeded_noise
 from tests.unit.sampler.networks import Constant, texts
 
 SMALL = {
@@ -99,3 +99,69 @@ def test_seeded_noise_depends_on_the_seed_alone() -> None:
     assert torch.equal(seeded_noise(shape, [3, 4])[1:], seeded_noise((1, *shape[1:]), [4]))
     with pytest.raises(ValueError, match="seed has 1 values for a batch of 2"):
         seeded_noise(shape, [3])
+
+
+def test_uncond_weight_scales_the_unconditional_half_and_its_v_term() -> None:
+    x = seeded_noise((1, 4, 2, 4, 4), 0)
+    for uncond, expected in ((0.0, 2.0 * 4), (0.5, 0.5 + 2.0 * 4)):
+        eps = VideoDenoiser(Constant(1.0, 3.0), *texts())(x, 10, 0.64, 4.0, uncond=uncond)
+        torch.testing.assert_close(eps, torch.full_like(eps, expected))
+        v = VideoDenoiser(Constant(1.0, 3.0), *texts(), prediction_type="v_prediction")(x, 10, 0.64, 4.0, uncond=uncond)
+        torch.testing.assert_close(v, 0.8 * expected + uncond * 0.6 * x)
+
+
+def test_resized_image_model_sees_nearest_neighbours_and_gives_epsilon_at_the_clips_size() -> None:
+    """As ModelScope's released code does with 64x64, here with 8x8 from 4x4 and from 2x4."""
+    seen: list[torch.Tensor] = []
+
+    def network(x: torch.Tensor, timestep: int, encoder_hidden_states: torch.Tensor) -> torch.Tensor:
+        seen.append(x)
+        return 2 * x
+
+    for size in ((4, 4), (2, 4)):
+        x = seeded_noise((1, 4, 3, *size), 1)
+        eps = ImageDenoiser(network, *texts(), resize=(8, 8))(x, 10, 0.5, 1.0)
+        torch.testing.assert_close(eps, 2 * x)
+        assert seen[-1].shape == (3, 4, 8, 8)
+        assert torch.equal(seen[-1][:, :, :: 8 // size[0], :: 8 // size[1]], x[0].transpose(0, 1))
+    with pytest.raises(ValueError, match=r"resize=\(0, 8\)"):
+        ImageDenoiser(network, *texts(), resize=(0, 8))
+
+
+def test_more_network_arguments_are_handed_on_in_every_call() -> None:
+    seen: list[int] = []
+
+    def network(x: torch.Tensor, timestep: int, encoder_hidden_states: torch.Tensor, fps: int) -> torch.Tensor:
+        seen.append(fps)
+        return x
+
+    denoiser = VideoDenoiser(network, *texts(), network_args={"fps": 24})
+    for guidance in (1.0, 4.0):
+        denoiser(seeded_noise((1, 4, 2, 4, 4), 0), 10, 0.5, guidance)
+    assert seen == [24, 24]
+
+
+def test_embeddings_of_another_text_encoder_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"cond \(1, 5, 16\) is 16 wide, the network's cross-attention takes 8"):
+        ImageDenoiser(small_unet(), torch.ones(1, 5, 16), torch.ones(1, 5, 16))
+
+
+def test_network_that_returns_another_shape_is_refused() -> None:
+    def learned_variance(x: torch.Tensor, timestep: int, encoder_hidden_states: torch.Tensor) -> torch.Tensor:
+        return torch.cat([x, x], dim=1)
+
+    with pytest.raises(ValueError, match=r"returned \(1, 8, 2, 4, 4\) for latents \(1, 4, 2, 4, 4\)"):
+        VideoDenoiser(learned_variance, *texts())(seeded_noise((1, 4, 2, 4, 4), 0), 10, 0.5, 4.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_latents_stay_float32_with_half_precision_networks(dtype: torch.dtype) -> None:
+    def network(x: torch.Tensor, timestep: int, encoder_hidden_states: torch.Tensor) -> torch.Tensor:
+        assert x.dtype == encoder_hidden_states.dtype == dtype
+        return 0.3 * x
+
+    cond, uncond = (text.to(dtype) for text in texts())
+    schedule = NoiseSchedule.scaled_linear(0.00085, 0.012)
+    models = {"image": ImageDenoiser(network, cond, uncond), "video": VideoDenoiser(network, cond, uncond)}
+    steps = list(sample(seeded_noise((1, 4, 2, 4, 4), 0).to(dtype), mixed_plan(schedule, 4), **models))
+    assert {step.latents.dtype for step in steps} == {torch.float32}

@@ -1,23 +1,30 @@
+import pickle
 from collections.abc import Callable
-from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
 from diffusers import DDIMInverseScheduler, DDIMScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Generator, Tensor
 
 from sampler import (
     ImageDenoiser,
+    LatentsNotFinite,
     Move,
     NoiseSchedule,
     Plan,
+    Renoise,
     VideoDenoiser,
     ddim_plan,
+    free_init_plan,
+    fused_plan,
     mixed_plan,
+    official_plan,
     sample,
     seeded_noise,
+    zigzag_plan,
 )
 from tests.unit.sampler.networks import Constant, Smooth, texts
 
@@ -29,6 +36,21 @@ def last(latents: Tensor, plan: Plan, image: object, video: object, **settings: 
     cond, uncond = texts(len(latents))
     denoisers = {"image": ImageDenoiser(image, cond, uncond), "video": VideoDenoiser(video, cond, uncond)}
     return list(sample(latents, plan, **denoisers, **settings))[-1].latents  # type: ignore[arg-type]
+
+
+# One of every kind; the second half draws noise.
+PLANS: dict[str, Plan] = {
+    "ddim": ddim_plan(SD, 6),
+    **{f"mixed {c}": mixed_plan(SD, 6, combination=c) for c in ("I-I", "IV-IV", "VI-VI", "II-VV", "VV-VV")},
+    "goback first": mixed_plan(SD, 6, order="goback_first", image_every=2),
+    "z-sampling": zigzag_plan(SD, 6),
+    "fused": fused_plan(SD, 6, interval=(0.0, 0.5)),
+    "official animatediff": official_plan("animatediff", SD, 6),
+    "official modelscope": official_plan("modelscope", SD, 6),
+    "official videocrafter": official_plan("videocrafter", SD, 6),
+    **{f"mixed {c}": mixed_plan(SD, 6, combination=c, order="goback_first") for c in ("R-I", "RR-VV")},
+    "free init": free_init_plan(mixed_plan(SD, 3), SD, 2),
+}
 
 
 def zigzag(plan: Plan, i: int) -> Plan:
@@ -141,22 +163,19 @@ def test_one_mixed_step_equals_the_same_five_moves_written_out() -> None:
     torch.testing.assert_close(last(start, Plan((plan.steps[i],)), image, video), x, atol=1e-5, rtol=1e-5)
 
 
-def test_image_model_never_mixes_frames() -> None:
-    a = SD.alphas_cumprod
-    plan = Plan(((Move("image", 500, a[500], a[480], 4.0), Move("image", 480, a[480], a[500], -4.0)),))
-    x, order = seeded_noise(SHAPE, 8), torch.tensor([2, 0, 1])
-    network = Smooth(0.3)
-    permuted = last(x[:, :, order], plan, network, None)
-    assert torch.equal(permuted, last(x, plan, network, None)[:, :, order])
-
-
-@settings(deadline=None, max_examples=10)
-@given(seeds=st.lists(st.integers(0, 2**31), min_size=2, max_size=3))
-def test_a_batch_equals_its_clips_run_alone(seeds: list[int]) -> None:
-    plan, networks = mixed_plan(SD, 6), (Smooth(0.1), Smooth(0.4, mixing=True))
-    together = last(seeded_noise((len(seeds), *SHAPE[1:]), seeds), plan, *networks)
-    alone = torch.cat([last(seeded_noise(SHAPE, [seed]), plan, *networks) for seed in seeds])
-    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
+@settings(deadline=None, max_examples=20)
+@given(name=st.sampled_from(list(PLANS)), seeds=st.lists(st.integers(0, 2**31), min_size=2, max_size=3))
+def test_a_batch_equals_its_clips_run_alone(name: str, seeds: list[int]) -> None:
+    plan, networks = PLANS[name], (Smooth(0.1), Smooth(0.4, mixing=True))
+    batch = [Generator().manual_seed(seed + 1) for seed in seeds]
+    together = last(seeded_noise((len(seeds), *SHAPE[1:]), seeds), plan, *networks, generator=batch)
+    alone = torch.cat(
+        [
+            last(seeded_noise(SHAPE, [seed]), plan, *networks, generator=Generator().manual_seed(seed + 1))
+            for seed in seeds
+        ]
+    )
+    assert (together - alone).abs().max() <= 1e-5 * alone.abs().max()
 
 
 def test_networks_are_called_as_often_as_the_plan_says() -> None:
@@ -168,15 +187,36 @@ def test_networks_are_called_as_often_as_the_plan_says() -> None:
     assert {shape for shape, _ in video.calls} == {(2, 4, 3, 4, 4)}
 
 
-def test_run_resumed_at_any_step_ends_in_the_same_bytes() -> None:
+@pytest.mark.parametrize("name", PLANS)
+def test_planned_calls_are_the_calls_made(name: str) -> None:
+    image, video = Constant(0.1, 0.2), Constant(0.2, 0.1)
+    last(seeded_noise(SHAPE, 9), PLANS[name], image, video)
+    assert {"image": len(image.calls), "video": len(video.calls)} == PLANS[name].calls
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_every_plan_resumed_at_any_step_ends_in_the_same_bytes(name: str) -> None:
     cond, uncond = texts()
     models = {"image": ImageDenoiser(Smooth(0.1), cond, uncond), "video": VideoDenoiser(Smooth(0.4), cond, uncond)}
-    plan = mixed_plan(SD, 5)
-    steps = list(sample(seeded_noise(SHAPE, 10), plan, **models))
-    assert [(s.index, s.total) for s in steps] == [(i, 5) for i in range(5)]
-    for before, after in pairwise(steps):
-        again = next(iter(sample(before.latents, plan, **models, start=after.index)))
-        assert torch.equal(again.latents, after.latents)
+    generator = Generator().manual_seed(3)
+    steps, states = [], []
+    for step in sample(seeded_noise(SHAPE, 10), PLANS[name], **models, generator=generator):
+        steps.append(step)
+        states.append(generator.get_state())
+    assert [(step.index, step.total) for step in steps] == [(i, len(PLANS[name])) for i in range(len(PLANS[name]))]
+    for step, state in zip(steps[:-1], states, strict=False):
+        generator = Generator()
+        generator.set_state(state)
+        rest = sample(
+            step.latents, PLANS[name], **models, start=step.index + 1, memory=step.memory, generator=generator
+        )
+        assert torch.equal(list(rest)[-1].latents, steps[-1].latents)
+
+
+@pytest.mark.parametrize(("name", "missing"), [("official videocrafter", "x0"), ("free init", "initial")])
+def test_resuming_without_the_memory_a_plan_needs_is_refused(name: str, missing: str) -> None:
+    with pytest.raises(ValueError, match=rf"start=2 needs memory\['{missing}'\]: pass memory=step.memory"):
+        sample(seeded_noise(SHAPE, 10), PLANS[name], image=object(), video=object(), start=2)  # type: ignore[arg-type]
 
 
 def test_stopping_the_iteration_stops_the_work_and_grad_mode_is_left_alone() -> None:
@@ -196,3 +236,169 @@ def test_missing_model_is_said_before_any_work() -> None:
 def test_start_outside_the_plan_is_refused() -> None:
     with pytest.raises(ValueError, match=r"start=11 is outside 0\.\.10"):
         sample(seeded_noise(SHAPE, 13), ddim_plan(SD, 10), video=VideoDenoiser(Constant(0.0), *texts()), start=11)
+
+
+def test_empty_interval_is_plain_ddim_bit_for_bit() -> None:
+    x, video = seeded_noise(SHAPE, 14), Smooth(0.4, mixing=True)
+    assert torch.equal(
+        last(x, mixed_plan(SD, 10, interval=(0.4, 0.4)), None, video), last(x, ddim_plan(SD, 10), None, video)
+    )
+
+
+class Linear:
+    """eps = k x for the uncond half, k (1 + shift) x for the cond half: every move is a closed-form scaling."""
+
+    def __init__(self, k: float, shift: float) -> None:
+        self.k, self.shift = k, shift
+
+    def __call__(self, x: Tensor, timestep: int, encoder_hidden_states: Tensor) -> Tensor:
+        text = encoder_hidden_states.mean(dim=(1, 2)).repeat_interleave(len(x) // len(encoder_hidden_states))
+        return self.k * (1 + self.shift * text.view(-1, *[1] * (x.ndim - 1))) * x
+
+    def scale(self, src: float, dst: float, w: float) -> float:
+        eps = self.k * (1 + w * self.shift)
+        return (dst**0.5) * (1 - (1 - src) ** 0.5 * eps) / src**0.5 + (1 - dst) ** 0.5 * eps
+
+
+@pytest.mark.parametrize("i", [0, 10, 30, 47])
+def test_cycle_of_linear_gaussian_models_is_four_closed_form_scalings(i: int) -> None:
+    plan = zigzag(mixed_plan(SD, 50, image_guidance=(4, 4), video_guidance=(3, 3)), i)
+    image, video, a = Linear(0.7, 0.02), Linear(0.5, -0.03), [SD.alphas_cumprod[t] for t in SD.timesteps(50)]
+    expected = (
+        image.scale(a[i], a[i + 1], 4)
+        * video.scale(a[i + 1], a[i + 2], 3)
+        * image.scale(a[i + 2], a[i + 1], -4)
+        * video.scale(a[i + 1], a[i], -3)
+    )
+    x = seeded_noise(SHAPE, 15)
+    torch.testing.assert_close(last(x, plan, image, video), expected * x, atol=1e-5, rtol=1e-5)
+
+
+@given(i=st.integers(2, 47), combination=st.sampled_from(["I-I", "IV-IV", "VI-VI", "II-VV", "VV-II", "VV-VV"]))
+def test_any_cycle_of_one_constant_model_without_guidance_is_the_identity(i: int, combination: str) -> None:
+    x = seeded_noise(SHAPE, 16)
+    for order in ("denoise_first", "goback_first"):
+        plan = mixed_plan(SD, 50, combination=combination, order=order, image_guidance=(0, 0), video_guidance=(0, 0))
+        moved = last(x, zigzag(plan, i), Constant(0.4), Constant(0.4))
+        torch.testing.assert_close(moved, x, atol=1e-4, rtol=1e-4)
+
+
+@settings(deadline=None)
+@given(order=st.permutations(range(3)), w=st.floats(-8, 8), forth=st.booleans())
+def test_image_model_never_mixes_frames(order: list[int], w: float, forth: bool) -> None:
+    levels = (SD.alphas_cumprod[500], SD.alphas_cumprod[480])
+    plan = Plan(((Move("image", 500, *(levels if forth else levels[::-1]), w),),))
+    x, network = seeded_noise(SHAPE, 17), Smooth(0.3)
+    torch.testing.assert_close(last(x[:, :, order], plan, network, None), last(x, plan, network, None)[:, :, order])
+
+
+def test_gaussian_noise_goes_back_as_the_forward_process_does() -> None:
+    """From x0 = 0.5 at level a to b: mean and deviation of q(x_b | x_0), here of 20000 numbers."""
+    a, b = SD.alphas_cumprod[300], SD.alphas_cumprod[400]
+    x = a**0.5 * 0.5 + (1 - a) ** 0.5 * seeded_noise((1, 4, 5, 32, 32), 18)
+    (step,) = sample(x, Plan(((Renoise(a, b),),)), generator=Generator().manual_seed(19))
+    assert step.latents.mean().item() == pytest.approx(b**0.5 * 0.5, abs=0.02)
+    assert step.latents.std().item() == pytest.approx((1 - b) ** 0.5, abs=0.02)
+
+
+def test_noise_comes_from_the_generator_alone() -> None:
+    plan, x, networks = PLANS["mixed R-I"], seeded_noise(SHAPE, 20), (Smooth(0.1), Smooth(0.4))
+    runs = [last(x, plan, *networks, generator=Generator().manual_seed(seed)) for seed in (1, 1, 2)]
+    assert torch.equal(runs[0], runs[1])
+    assert not torch.equal(runs[0], runs[2])
+    with pytest.raises(ValueError, match="3 generators for a batch of 1"):
+        last(x, plan, *networks, generator=[Generator()] * 3)
+
+
+def test_fused_step_is_ddim_along_the_written_out_sum() -> None:
+    plan = fused_plan(SD, 20, image_guidance=(4, 4), video_guidance=(3, 3), guidance=7.5)
+    image, video, (cond, uncond) = Smooth(0.1), Smooth(0.4, mixing=True), texts()
+    x, t, (fused,) = seeded_noise(SHAPE, 21), SD.timesteps(20)[5], plan.steps[5]
+    u, c = (video(x, t, text) for text in (uncond, cond))
+    u_image, c_image = (image(x[0].transpose(0, 1), t, text).transpose(0, 1)[None] for text in (uncond, cond))
+    eps = u + (7.5 + 6) * (c - u) + 8 * (c_image - u_image)
+    x0 = (x - (1 - fused.src) ** 0.5 * eps) / fused.src**0.5
+    expected = fused.dst**0.5 * x0 + (1 - fused.dst) ** 0.5 * eps
+    torch.testing.assert_close(last(x, Plan((plan.steps[5],)), image, video), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_denoiser_of_ones_own_is_any_callable_of_four() -> None:
+    plan, x = mixed_plan(SD, 4), seeded_noise(SHAPE, 22)
+    network: Any = lambda latents, timestep, alpha, guidance: 0.1 * latents  # noqa: E731
+    assert list(sample(x, plan, image=network, video=network))[-1].latents.isfinite().all()
+
+
+class FailsAt:
+    """Not a number from the n-th call on, in one pixel."""
+
+    def __init__(self, n: int, value: float) -> None:
+        self.n, self.value = n, value
+
+    def __call__(self, x: Tensor, timestep: int, encoder_hidden_states: Tensor) -> Tensor:
+        self.n -= 1
+        y = 0.1 * x
+        if self.n < 0:
+            y[(0,) * y.ndim] = self.value
+        return y
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_not_a_number_stops_the_run_and_names_step_and_move(value: float) -> None:
+    """The video model's 8th call: three of each of the steps 0 and 1, then the second of step 2, its fourth move."""
+    plan, seen = mixed_plan(SD, 6), []
+    cond, uncond = texts()
+    models = {
+        "image": ImageDenoiser(Smooth(0.1), cond, uncond),
+        "video": VideoDenoiser(FailsAt(7, value), cond, uncond),
+    }
+    with pytest.raises(LatentsNotFinite, match=r"after move 4 of step 2, Move\(model='video'.*bfloat16") as caught:
+        seen.extend(step.index for step in sample(seeded_noise(SHAPE, 23), plan, **models))
+    assert seen == [0, 1]
+    assert (caught.value.step, caught.value.number, caught.value.move) == (2, 4, plan.steps[2][3])
+    again = pickle.loads(pickle.dumps(caught.value))  # it crosses from the worker's child to its parent
+    assert (str(again), again.move) == (str(caught.value), caught.value.move)
+
+
+def test_latents_that_are_not_finite_are_refused_before_any_work() -> None:
+    x = seeded_noise(SHAPE, 24)
+    x[0, 0, 0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match="before the first move"):
+        sample(x, ddim_plan(SD, 4), video=VideoDenoiser(Constant(0.0), *texts()))
+
+
+def test_models_of_another_latent_space_are_refused_before_any_work() -> None:
+    class Sixteen(Constant):
+        config = type("Config", (), {"in_channels": 16})()
+
+    image, video = ImageDenoiser(Sixteen(0.0), *texts()), VideoDenoiser(Constant(0.0), *texts())
+    with pytest.raises(ValueError, match=r"image model works on 16 latent channels.*share one latent space"):
+        sample(seeded_noise(SHAPE, 25), mixed_plan(SD, 10), image=image, video=video)
+    with pytest.raises(ValueError, match=r"latents \(4, 3, 4, 4\) must be"):
+        sample(seeded_noise(SHAPE, 25)[0], ddim_plan(SD, 10), video=video)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", PLANS)
+def test_a_step_waits_for_the_device_once_at_most(name: str) -> None:
+    """Every wait raises, but for the one in which the step looks for NaN."""
+    cond, uncond = (text.cuda() for text in texts())
+    models = {"image": ImageDenoiser(Smooth(0.1), cond, uncond), "video": VideoDenoiser(Smooth(0.4), cond, uncond)}
+    run = sample(seeded_noise(SHAPE, 26, device="cuda"), PLANS[name], **models, generator=Generator().manual_seed(1))
+    tolist, waits = Tensor.tolist, []
+
+    def allowed(tensor: Tensor) -> object:
+        waits.append(tensor.shape)
+        torch.cuda.set_sync_debug_mode("default")
+        try:
+            return tolist(tensor)
+        finally:
+            torch.cuda.set_sync_debug_mode("error")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Tensor, "tolist", allowed)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            steps = list(run)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert len(waits) <= len(steps) == len(PLANS[name])

@@ -1,10 +1,25 @@
 import itertools
+import math
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sampler import Move, NoiseSchedule, ddim_plan, mixed_plan, official_plan
+from sampler import (
+    Call,
+    FusedMove,
+    Move,
+    NoiseSchedule,
+    Plan,
+    Renoise,
+    ddim_plan,
+    free_init_plan,
+    fused_plan,
+    mixed_plan,
+    official_plan,
+    zigzag_plan,
+)
 
 SD = NoiseSchedule.scaled_linear(0.00085, 0.012)
 ORDERS = st.sampled_from(["denoise_first", "goback_first"])
@@ -115,7 +130,13 @@ def test_unknown_combination_says_what_to_write(combination: str) -> None:
         ({"interval": (-0.1, 0.4)}, "interval"),
         ({"order": "sideways"}, "order='sideways'"),
         ({"rho": 0}, "rho=0"),
+        ({"rho": math.inf}, "rho=inf"),
         ({"image_guidance": (-1, 4)}, "image_guidance"),
+        ({"video_guidance": (4, math.nan)}, r"video_guidance=\(4, nan\)"),
+        ({"guidance": math.nan}, "guidance=nan"),
+        ({"interval": (math.nan, 1)}, "interval"),
+        ({"image_every": 0}, "image_every=0"),
+        ({"image_every": 0.5}, r"image_every=0\.5"),
         ({"steps": 0}, "num_inference_steps=0"),
     ],
 )
@@ -124,28 +145,159 @@ def test_bad_setting_is_named(settings: dict[str, object], complaint: str) -> No
         mixed_plan(SD, **{"steps": 10, **settings})  # type: ignore[arg-type]
 
 
-def test_official_animatediff_step_is_the_table_of_the_released_code() -> None:
-    """Algorithm reference 3.1: t = 958, p = 938, q = 918; the two denoising moves have each other's timesteps."""
-    moves = official_plan("animatediff", SD, 50).steps[2]
-    a = SD.alphas_cumprod
-    assert moves == (
-        Move("image", 938, a[938], a[918], 4),
-        Move("video", 958, a[958], a[938], 4),
-        Move("image", 918, a[918], a[938], -4),
-        Move("video", 938, a[938], a[958], -4),
-        Move("video", 958, a[958], a[938], 7.5),
+def test_gaussian_noise_takes_the_place_of_inversion() -> None:
+    moves = mixed_plan(SD, 50, combination="RR-IV", order="goback_first").steps[10]
+    a = [SD.alphas_cumprod[t] for t in SD.timesteps(50)]
+    assert moves[:2] == (Renoise(a[10], a[9]), Renoise(a[9], a[8]))
+    assert [(m.model, m.guidance) for m in moves[2:]] == [("image", 4), ("video", 4), ("video", 7.5)]
+
+
+@pytest.mark.parametrize(
+    ("combination", "image", "video"),
+    [  # algorithm reference section 5; goback_first leaves out the steps that have nothing above them
+        ("R-I", 49, 50),
+        ("R-V", 0, 50 + 49),
+        ("RR-II", 2 * 48, 50),
+        ("RR-VV", 0, 50 + 2 * 48),
+    ],
+)
+def test_gaussian_noise_costs_no_call(combination: str, image: int, video: int) -> None:
+    plan = mixed_plan(SD, 50, combination=combination, order="goback_first")
+    assert plan.calls == {"image": image, "video": video}
+
+
+@pytest.mark.parametrize("combination", ["R-I", "R-V", "RR-II", "RR-VV"])
+def test_gaussian_noise_after_denoising_is_refused_with_the_way_out(combination: str) -> None:
+    with pytest.raises(ValueError, match=r"use order='goback_first'"):
+        mixed_plan(SD, 10, combination=combination)
+
+
+@pytest.mark.parametrize("combination", ["I-R", "IV-RV", "R-R"])
+def test_gaussian_noise_cannot_denoise(combination: str) -> None:
+    with pytest.raises(ValueError, match="before the dash also R"):
+        mixed_plan(SD, 10, combination=combination, order="goback_first")
+
+
+@given(period=st.integers(1, 9), order=ORDERS, begin=st.sampled_from([0.0, 0.3]))
+def test_image_every_nth_zigzag_uses_the_image_model(period: int, order: str, begin: float) -> None:
+    plan = mixed_plan(SD, 20, image_every=period, order=order, interval=(begin, 1.0), video_guidance=(3, 3))
+    zigzags = [moves[:-1] for moves in plan if len(moves) > 1]
+    assert [any(m.model == "image" for m in z) for z in zigzags] == [k % period == 0 for k in range(len(zigzags))]
+    assert all(abs(m.guidance) == 3 for z in zigzags for m in z if m.model == "video")
+
+
+def test_z_sampling_denoises_goes_back_unguided_and_denoises_again() -> None:
+    plan = zigzag_plan(SD, 50)
+    t, a = SD.timesteps(50), [SD.alphas_cumprod[t] for t in SD.timesteps(50)]
+    assert plan.steps[10] == (
+        Move("video", t[10], a[10], a[11], 5.5),
+        Move("video", t[11], a[11], a[10], 0.0),
+        Move("video", t[10], a[10], a[11], 5.5),
     )
+    assert plan.calls == {"image": 0, "video": 3 * 49 + 1}  # the paper's 49 of 50 steps
+    assert zigzag_plan(SD, 50, interval=(0, 0), guidance=7.5) == ddim_plan(SD, 50)
 
 
-def test_official_code_wastes_seven_of_250_calls_which_are_not_made() -> None:
-    assert official_plan("animatediff", SD, 50).calls == {"image": 96, "video": 147}
+def test_fused_step_has_the_guidance_of_a_whole_zigzag_in_two_calls() -> None:
+    """Algorithm reference 2.3: eps_u^V + (w0 + w_D^V + w_N^V) d^V + (w_D^I + w_N^I) d^I."""
+    plan = fused_plan(SD, 50, image_guidance=(4, 4), video_guidance=(3, 3), guidance=7.5, interval=(0, 0.5))
+    t, a = SD.timesteps(50), [SD.alphas_cumprod[t] for t in SD.timesteps(50)]
+    parts = (Call("video", t[10], a[10], 13.5), Call("image", t[10], a[10], 8.0, uncond=0.0))
+    assert plan.steps[10] == (FusedMove(parts, a[10], a[11]),)
+    assert plan.steps[25:] == ddim_plan(SD, 50).steps[25:]
+    assert fused_plan(SD, 50).calls == {"image": 50, "video": 50}
 
 
-def test_official_zz_replaces_the_image_model_on_every_zzth_step() -> None:
-    plan = official_plan("animatediff", SD, 8, zz=2)
-    assert ["image" in {m.model for m in step} for step in plan] == [True, False] * 4
+def test_free_init_repeats_the_plan_and_restarts_in_between() -> None:
+    plan = mixed_plan(SD, 10)
+    repeated = free_init_plan(plan, SD, 3)
+    assert repeated.steps[:10] == plan.steps
+    assert [i for i, step in enumerate(repeated) if len(step) > len(plan.steps[i % 10])] == [10, 20]
+    assert repeated.calls == {name: 3 * n for name, n in plan.calls.items()}
+    assert free_init_plan(plan, SD, 1) == plan
 
 
-def test_official_family_unknown_is_refused() -> None:
-    with pytest.raises(ValueError, match="family='sora'"):
-        official_plan("sora", SD)
+@pytest.mark.parametrize(
+    ("make", "settings", "complaint"),
+    [
+        (zigzag_plan, {"goback_guidance": math.nan}, "goback_guidance=nan"),
+        (zigzag_plan, {"interval": (0.5, 1.5)}, "interval"),
+        (fused_plan, {"guidance": math.inf}, "guidance=inf"),
+        (fused_plan, {"rho": 0}, "rho=0"),
+        (ddim_plan, {"guidance": math.nan}, "guidance=nan"),
+        (ddim_plan, {"steps": 0}, "num_inference_steps=0"),
+    ],
+)
+def test_bad_setting_of_a_comparator_is_named(make: Any, settings: dict[str, object], complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        make(SD, **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"iterations": 0}, "iterations=0"),
+        ({"method": "box"}, "method='box'.*gaussian"),
+        ({"order": 0}, "order=0"),
+        ({"spatial_cutoff": 0.0}, "spatial_cutoff=0.0"),
+        ({"temporal_cutoff": math.nan}, "temporal_cutoff=nan"),
+    ],
+)
+def test_bad_setting_of_free_init_is_named(settings: dict[str, object], complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        free_init_plan(ddim_plan(SD, 4), SD, **settings)  # type: ignore[arg-type]
+
+
+TABLES = {
+    "mixed": (
+        mixed_plan(SD, 50, interval=(0.2, 1.0), image_guidance=(6, 2)),
+        """\
+steps    count  kind      moves                guidance                              calls a step
+0-9, 49  11     V         D_V                  +7.5                                  1 V
+10-48    39     IV-IV, V  D_I D_V N_I N_V D_V  +4.86..+2.05 +4 -4.86..-2.05 -4 +7.5  2 I + 3 V
+total    50                                                                          78 I + 128 V""",
+    ),
+    "noise": (
+        mixed_plan(SD, 6, combination="RR-VV", order="goback_first"),
+        """\
+steps  count  kind      moves            guidance    calls a step
+0-1    2      V         D_V              +7.5        1 V
+2-5    4      RR-VV, V  R R D_V D_V D_V  +4 +4 +7.5  3 V
+total  6                                             14 V""",
+    ),
+    "official": (
+        official_plan("videocrafter", SD, 12),
+        """\
+steps                   count  kind      moves                    guidance        calls a step
+0-1, 3-4, 6-7, .. 9-10  8      IV-IV, V  D_I D_V N_I N_V S_V      +4 +4 -4 -4 +9  2 I + 3 V
+2, 5, 8                 3      VV-VV, V  D_V D_V N_V N_V S_V      +4 +4 -4 -4 +9  5 V
+11                      1      VV-VV, V  D_V (D_V) (N_V) N_V S_V  +4 +4 -4 -4 +9  3 V
+total                   12                                                        16 I + 42 V
+(in brackets: changes nothing, so its network is not called)""",
+    ),
+    "free init": (
+        free_init_plan(fused_plan(SD, 2, interval=(0, 0.5)), SD, 2),
+        """\
+steps  count  kind                 moves           guidance  calls a step
+0      1      fused V+I            D_V+I           +15.5&+8  1 I + 1 V
+1, 3   2      V                    D_V             +7.5      1 V
+2      1      FreeInit, fused V+I  FreeInit D_V+I  +15.5&+8  1 I + 1 V
+total  4                                                     2 I + 4 V""",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_printed_plan_has_a_row_for_every_kind_of_step(name: str) -> None:
+    plan, expected = TABLES[name]
+    assert str(plan) == expected
+
+
+def test_empty_plan_can_be_printed() -> None:
+    assert "total" in str(Plan(()))
+    assert "nothing" in str(Plan(((),)))
+
+
+def test_noise_cannot_take_the_latents_to_a_cleaner_level() -> None:
+    with pytest.raises(ValueError, match=r"src=0\.5 to dst=0\.6"):
+        Renoise(0.5, 0.6)

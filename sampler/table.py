@@ -1,0 +1,98 @@
+"""How a plan reads in print: one row for each distinct kind of step, in the paper's letters.
+
+D_I, D_V  denoise with the image or the video model      R       go back by Gaussian noise
+N_I, N_V  go back (DDIM inversion) with that model       S_V     a step of the multistep SDE solver
+D_V+I     denoise along a sum of both models             FreeInit   new start noise, low frequencies kept
+A move in brackets changes nothing, so its network is not called.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+
+from sampler.moves import AnyMove, FusedMove, Move, Renoise, Restart, SolverMove
+
+LETTERS = {"image": "I", "video": "V"}
+HEAD = ("steps", "count", "kind", "moves", "guidance", "calls a step")
+
+
+def table(steps: Sequence[Sequence[AnyMove]]) -> str:
+    """One row for each distinct sequence of symbols, in order of first appearance, and a last row of sums."""
+    kinds: dict[tuple[str, ...], list[int]] = {}
+    for i, moves in enumerate(steps):
+        kinds.setdefault(tuple(_symbol(move) for move in moves), []).append(i)
+    rows = [HEAD, *(_row(symbols, places, steps) for symbols, places in kinds.items())]
+    rows.append(("total", str(len(steps)), "", "", "", _calls(move for moves in steps for move in moves)))
+    widths = [max(len(row[k]) for row in rows) for k in range(len(HEAD))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    if any("(" in symbol for symbols in kinds for symbol in symbols):
+        lines.append("(in brackets: changes nothing, so its network is not called)")
+    return "\n".join(lines)
+
+
+def _row(symbols: tuple[str, ...], places: list[int], steps: Sequence[Sequence[AnyMove]]) -> tuple[str, ...]:
+    example = steps[places[0]]
+    guidance = [_span([_guidance(steps[i][k]) for i in places]) for k in range(len(symbols))]
+    return (
+        _ranges(places),
+        str(len(places)),
+        _kind(example),
+        " ".join(symbols),
+        " ".join(g for g in guidance if g),
+        _calls(example),
+    )
+
+
+def _symbol(move: AnyMove) -> str:
+    match move:
+        case Move():
+            goes_back = move.dst < move.src or (move.dst == move.src and move.guidance < 0)
+            symbol = f"{'N' if goes_back else 'D'}_{LETTERS[move.model]}"
+        case FusedMove():
+            symbol = "D_" + "+".join(LETTERS[call.model] for call in move.parts)
+        case SolverMove():
+            symbol = f"S_{LETTERS[move.model]}"
+        case Renoise():
+            symbol = "R"
+        case Restart():
+            symbol = "FreeInit"
+    return f"({symbol})" if move.is_free else symbol
+
+
+def _kind(moves: Sequence[AnyMove]) -> str:
+    """The paper's name: go-back letters, a dash, denoising letters, then the ordinary step."""
+    symbols = [_symbol(move).strip("()") for move in moves]
+    restart = ["FreeInit"] if symbols[:1] == ["FreeInit"] else []
+    if len(symbols) == len(restart):
+        return "".join(restart) or "nothing"
+    *zigzag, ordinary = symbols[len(restart) :]
+    back = "".join(s[-1] for s in zigzag if s[0] in "NR")
+    forth = "".join(s[-1] for s in zigzag if s[0] == "D")
+    last = ("fused " if "+" in ordinary else "") + (ordinary.partition("_")[2] or ordinary)
+    return ", ".join([*restart, *([f"{back}-{forth}"] if zigzag else []), last])
+
+
+def _guidance(move: AnyMove) -> tuple[float, ...]:
+    return tuple(call.guidance for call in move.networks)
+
+
+def _span(scales: list[tuple[float, ...]]) -> str:
+    """'+4', or '+6..+2' from the first to the last step of this kind; '' for a move without network."""
+    first, last = ("&".join(f"{g:+.3g}" for g in scales[k]) for k in (0, -1))
+    return first if first == last else f"{first}..{last}"
+
+
+def _calls(moves: Iterable[AnyMove]) -> str:
+    count = Counter(LETTERS[call.model] for move in moves for call in move.calls)
+    return " + ".join(f"{count[letter]} {letter}" for letter in "IV" if count[letter]) or "none"
+
+
+def _ranges(places: list[int], most: int = 3) -> str:
+    """0-based step indices: '0-48', or '0, 2, 4, .. 48' where there are more than `most` runs."""
+    runs = [
+        [i for _, i in run] for _, run in groupby(enumerate(places), key=lambda pair: pair[1] - pair[0])
+    ]  # consecutive indices keep their distance to their rank
+    words = [f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs]
+    return ", ".join(words if len(words) <= most else [*words[:most], f".. {words[-1]}"])
