@@ -31,6 +31,7 @@ COLUMNS = (
     "color",
     "background",
     "motion",
+    "degraded",
     "watermark",
     "wobble_px",
     "frame_fd",

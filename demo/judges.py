@@ -1,7 +1,8 @@
 """Judges of demo clips: small classifiers trained on the true world, a tracker and a watermark detector.
 
 The classifiers also give the features for the two Frechet distances, as Inception and I3D do for real video. They are
-trained on sharp and degraded footage alike, so they see through the degradation when they name a shape.
+trained on sharp and degraded footage alike: they see through the degradation when they name a shape, and they also
+name the degradation, so that their features notice picture quality.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ CLEAR_MOTION = 0.35  # px per frame along the prompted axis; real clips move 1.0
 
 
 class FrameJudge(nn.Module):
-    """(N, 3, 48, 48) -> logits of shape, colour, background; `features` (N, 64)."""
+    """(N, 3, 48, 48) -> logits of shape, colour, background, degraded; `features` (N, 64)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,7 +41,7 @@ class FrameJudge(nn.Module):
 
 
 class ClipJudge(nn.Module):
-    """(N, 3, FRAMES, 48, 48) -> logits of shape, colour, background, motion; `features` (N, 64)."""
+    """(N, 3, FRAMES, 48, 48) -> logits of shape, colour, background, degraded, motion; `features` (N, 64)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,7 +57,7 @@ class ClipJudge(nn.Module):
         return self.head(self.features(x)).split(_CLIP_CLASSES, 1)
 
 
-_FRAME_CLASSES = (len(SHAPES), len(COLORS), len(BACKGROUNDS))
+_FRAME_CLASSES = (len(SHAPES), len(COLORS), len(BACKGROUNDS), 2)
 _CLIP_CLASSES = (*_FRAME_CLASSES, len(MOTIONS))
 
 
@@ -93,7 +94,9 @@ def train(steps: tuple[int, int] = (700, 350), weights: Path = WEIGHTS) -> None:
             )
             x = x + 0.08 * torch.rand(len(index), *[1] * (x.ndim - 1)) * torch.randn_like(x)
             logits = judge(x)
-            loss = torch.stack([F.cross_entropy(part, truth[index, k]) for k, part in enumerate(logits)]).sum()
+            said = truth[index]
+            wanted = torch.cat([said[:, :3], is_rough.view(-1, 1).long(), said[:, 3:]], 1)
+            loss = torch.stack([F.cross_entropy(part, wanted[:, k]) for k, part in enumerate(logits)]).sum()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -124,7 +127,7 @@ class Judges:
         frames = clips.flatten(0, 1)
         logits = [torch.cat(parts) for parts in zip(*(self.frame(x) for x in frames.split(256)), strict=True)]
         named = [part.argmax(1) for part in logits]
-        right = [(part == truth[:, k]).float().mean().item() for k, part in enumerate(named)]
+        right = [(part == truth[:, k]).float().mean().item() for k, part in enumerate(named[:3])]
         track = positions(clips)
         slope = _slope(track)
         along = (slope * _DIRECTIONS[scenes.motion]).sum(-1)
@@ -135,6 +138,7 @@ class Judges:
             "color": right[1],
             "background": right[2],
             "motion": (along > CLEAR_MOTION).float().mean().item(),
+            "degraded": named[3].float().mean().item(),
             "watermark": watermark_correlation(clips).mean().item(),
             "wobble_px": (track - straight).norm(dim=-1).mean().item(),
             "frame_fd": frame_fd,

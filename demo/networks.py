@@ -5,6 +5,8 @@ Shapes: pictures (48, 48) <-> latents (4, 12, 12); text 16 tokens of 64 channels
 
 from __future__ import annotations
 
+import json
+
 import torch
 from diffusers import (
     AutoencoderKL,
@@ -41,12 +43,13 @@ def tokenizer() -> CLIPTokenizer:
         special_tokens=["<|startoftext|>", "<|endoftext|>"],
     )
     bpe.train_from_iterator(VOCABULARY, trainer)
-    vocab = bpe.get_vocab()
-    for letter in alphabet:  # a letter may end a word that training did not see; CLIP's vocabulary has both forms
-        vocab.setdefault(f"{letter}</w>", len(vocab))
-    trained = bpe.to_str()
-    merges = [tuple(pair) for pair in __import__("json").loads(trained)["model"]["merges"]]
-    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=TEXT_LENGTH)
+    merges = [tuple(pair) for pair in json.loads(bpe.to_str())["model"]["merges"]]
+    # The trainer numbers letters in another order every time: count them again, in CLIP's order.
+    letters = [*alphabet, *(f"{letter}</w>" for letter in alphabet)]
+    pieces = ["<|startoftext|>", "<|endoftext|>", *letters, *("".join(pair) for pair in merges)]
+    return CLIPTokenizer(
+        vocab={piece: i for i, piece in enumerate(pieces)}, merges=merges, model_max_length=TEXT_LENGTH
+    )
 
 
 def text_encoder(tokens: CLIPTokenizer, seed: int) -> CLIPTextModel:

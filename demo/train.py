@@ -6,6 +6,7 @@
     footage  the video model's spatial layers: degraded frames by caption; predicts v
     motion   motion modules on degraded clips, the spatial layers adapt at half the rate
     export   float16 safetensors in the diffusers folder layout -> demo/weights
+    unpack   the way back: demo/weights -> --work, so that `latents`, `image` and `motion` go on from committed weights
 
 Stages `image` and `footage` do not need each other. Same seed, same --procs: same weights on the same machine.
 The reasons for the unusual choices (v-prediction, left and up first, frozen text encoder) stand where they are made.
@@ -15,9 +16,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -33,13 +36,16 @@ SEED = 2410_04171
 CLIPS = 6000
 FRAMES_KEPT = 2  # sharp frames a clip; neighbours teach an image model little
 CHECKPOINT_EVERY = 200  # steps
+STAGES = ["vae", "latents", "image", "footage", "motion", "export"]
+
+Network = Any  # diffusers' from_pretrained is untyped
 
 # stage: (steps, batch a process, learning rate). Counted for two processes (vae, motion) or one (image, footage).
 RECIPE = {
     "vae": (2400, 24, 3e-3),
     "image": (2700, 48, 1.5e-3),
     "footage": (2000, 48, 1.5e-3),
-    "motion": (2100, 8, 2e-3),
+    "motion": (1800, 8, 2e-3),
 }
 
 
@@ -151,7 +157,7 @@ def train_vae(work: Path, steps: int, group: Group) -> None:
     sharp, centers = clips[rows, kept].flatten(0, 1), centers[rows, kept].flatten(0, 1)
     rough = shapes.degrade(sharp, generator)
     torch.manual_seed(SEED)
-    model = networks.vae()
+    model = _begin(networks.vae, work / "vae")
 
     def loss_of(step: int, batch: int) -> Tensor:
         whole = step >= 0.75 * steps  # crops round the shape cost a quarter; whole frames settle the norms
@@ -180,6 +186,12 @@ def train_vae(work: Path, steps: int, group: Group) -> None:
     if group.rank == 0:
         _whiten(model, sharp)
         model.save_pretrained(work / "vae")
+
+
+def _begin(make: Callable[[], Network], folder: Path) -> Network:
+    """A new network, or the stage's last product where there is one (a checkpoint, if any, is loaded over it)."""
+    network = make()
+    return type(network).from_pretrained(folder) if folder.exists() else network
 
 
 def _crops(x: Tensor, centers: Tensor, size: int) -> Tensor:
@@ -273,7 +285,7 @@ def train_frames(stage: str, work: Path, steps: int, group: Group) -> None:
     data = Latents(work)
     schedule = networks.scheduler("epsilon").alphas_cumprod
     torch.manual_seed(SEED + len(stage))
-    model = networks.unet()
+    model = _begin(networks.unet, work / f"{stage}_unet").train()
     model.set_attn_processor(AttnProcessor())  # half the time of the CPU's flash kernel at these sizes
     is_image = stage == "image"
 
@@ -307,8 +319,10 @@ def train_motion(work: Path, steps: int, group: Group) -> None:
     data = Latents(work)
     schedule = networks.scheduler("v_prediction").alphas_cumprod
     torch.manual_seed(SEED + 7)
-    spatial = UNet2DConditionModel.from_pretrained(work / "footage_unet")
-    model = networks.video_unet(spatial, networks.motion_adapter()).train()
+    is_new = not (work / "motion_adapter").exists()
+    spatial = UNet2DConditionModel.from_pretrained(work / ("footage_unet" if is_new else "video_unet"))
+    adapter = _begin(networks.motion_adapter, work / "motion_adapter")
+    model = networks.video_unet(spatial, adapter).train()
     model.set_attn_processor(AttnProcessor())
     held_out = 64
     usable = len(data.clips) - held_out
@@ -320,14 +334,15 @@ def train_motion(work: Path, steps: int, group: Group) -> None:
     }
 
     def loss_of(step: int, batch: int) -> Tensor:
-        phase = "left and up" if step < 250 else "uneven" if step < 700 else "even"
+        is_early = is_new and step < 700
+        phase = "even" if not is_early else "left and up" if step < 250 else "uneven"
         index = torch.multinomial(weights[phase], batch, replacement=True)
-        caption = data.captions(index, unsaid=(0.04, 0.04, 0.0 if step < 700 else 0.05))
+        caption = data.captions(index, unsaid=(0.04, 0.04, 0.0 if is_early else 0.05))
         draw = torch.rand(batch)
         caption[draw < 0.08] = data.empty
         caption[draw > 0.95] = data.negative
         timestep = torch.randint(0, 1000, (batch,))
-        high = torch.rand(batch) < (0.6 if step < 700 else 0.25)
+        high = torch.rand(batch) < (0.6 if is_early else 0.25)
         timestep = torch.where(high, torch.randint(750, 1000, (batch,)), timestep)
         x_t, _, v = noised(data.clips[index], schedule, timestep)
         text = data.text[caption].repeat_interleave(FRAMES, 0)
@@ -391,6 +406,12 @@ def export(work: Path, into: Path) -> None:
     print(f"{into}: {size / 1e6:.1f} MB")
 
 
+def unpack(work: Path, source: Path) -> None:
+    for name, target in {"unet": "video_unet", "vae": "vae", "image_unet": "image_unet"}.items():
+        shutil.copytree(source / name, work / target, dirs_exist_ok=True)
+    shutil.copytree(source / "motion_adapter", work / "motion_adapter", dirs_exist_ok=True)
+
+
 # ---------------------------------------------------------------- command line
 
 
@@ -416,7 +437,7 @@ def run(stage: str, work: Path, steps: int | None, procs: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=["all", "vae", "latents", "image", "footage", "motion", "export"])
+    parser.add_argument("stage", choices=["all", *STAGES, "unpack"])
     parser.add_argument("--work", type=Path, default=Path("demo/.work"), help="checkpoints and latents")
     parser.add_argument("--into", type=Path, default=Path("demo/weights"), help="where `export` writes")
     parser.add_argument("--steps", type=int, help="in place of the recipe's; more than before goes on training")
@@ -424,12 +445,12 @@ def main() -> None:
     arguments = parser.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
     arguments.work.mkdir(parents=True, exist_ok=True)
-    stages = (
-        ["vae", "latents", "image", "footage", "motion", "export"] if arguments.stage == "all" else [arguments.stage]
-    )
+    stages = STAGES if arguments.stage == "all" else [arguments.stage]
     for stage in stages:
         if stage == "export":
             export(arguments.work, arguments.into)
+        elif stage == "unpack":
+            unpack(arguments.work, arguments.into)
         else:
             run(stage, arguments.work, arguments.steps, arguments.procs)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from sampler import LatentsNotFinite
 from service.jobs import Output, Phase
 from service.lifeline import watch_parent
 from service.models import ModelRegistry
@@ -65,6 +66,9 @@ def _run(engine: Engine, storage: VideoStorage, connection: Connection, run: Run
         return Done(output, timings, engine.peak_memory_mb())
     except _StopAsked:
         return Stopped()
+    except LatentsNotFinite:
+        log.exception("latents are not finite")
+        return Failed("not_finite", "The clip became NaN on its way; ask for a lower guidance.", can_retry=False)
     except ValueError as e:  # what the engine refuses: final, and the client's to change
         return Failed("invalid_input", str(e), can_retry=False)
     except torch.OutOfMemoryError:

@@ -37,6 +37,7 @@ from diffusers import (
 )
 from diffusers.models.attention_processor import AttnProcessor
 from transformers import CLIPTextModel, CLIPTokenizer
+from transformers.utils import logging as transformers_logging
 
 UNSAFE = (".bin", ".ckpt", ".pkl", ".pt", ".pth")  # pickles: loading one runs its code
 DECODED_AT_ONCE = 4  # frames; bounds the memory of the decoder's activations
@@ -96,6 +97,7 @@ def load(entry: ModelEntry, device: torch.device) -> Models:
     """Raises ConfigurationError naming the folder that is missing or holds something unsafe."""
     folder = entry.path
     _check(folder)
+    transformers_logging.disable_progress_bar()  # its bar for loading weights is noise in a log
     dtype = torch.float16 if device.type == "cuda" else torch.float32
 
     def network(kind: Network, name: str, **settings: Any) -> Network:
