@@ -122,7 +122,7 @@ class Judges:
 
     @torch.no_grad()
     def score(self, clips: Tensor, scenes: Scenes) -> dict[str, float]:
-        """Accuracies are over frames (motion: over clips); Frechet distances are to 400 sharp clips of other seeds."""
+        """Accuracies are over frames (motion: clips); Frechet distances, of two clips and more, to 400 sharp others."""
         truth = torch.tensor(scenes.rows()).repeat_interleave(FRAMES, 0)
         frames = clips.flatten(0, 1)
         logits = [torch.cat(parts) for parts in zip(*(self.frame(x) for x in frames.split(256)), strict=True)]
@@ -132,8 +132,7 @@ class Judges:
         slope = _slope(track)
         along = (slope * _DIRECTIONS[scenes.motion]).sum(-1)
         straight = track.mean(1, keepdim=True) + slope[:, None] * _FRAME_NUMBER[None, :, None]
-        frame_fd, clip_fd = (frechet(a, b) for a, b in zip(self._project(clips), self._reference, strict=True))
-        return {
+        scores = {
             "shape": right[0],
             "color": right[1],
             "background": right[2],
@@ -141,9 +140,12 @@ class Judges:
             "degraded": named[3].float().mean().item(),
             "watermark": watermark_correlation(clips).mean().item(),
             "wobble_px": (track - straight).norm(dim=-1).mean().item(),
-            "frame_fd": frame_fd,
-            "video_fd": clip_fd,
         }
+        if len(clips) > 1:  # one clip has no spread
+            names = ("frame_fd", "video_fd")
+            ours = self._project(clips)
+            scores |= {n: frechet(a, b) for n, a, b in zip(names, ours, self._reference, strict=True)}
+        return scores
 
     @torch.no_grad()
     def _features(self, clips: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,8 @@ import signal
 import sys
 from types import FrameType
 
+from redis.exceptions import RedisError
+
 from service.errors import ServiceError
 from service.lifeline import end_with_supervisor
 from service.settings import load_settings
@@ -37,6 +39,9 @@ def main() -> int:
         tasks.install(Runner(services.store, child, settings.stall_timeout_s, settings.job_timeout_s), worker)
         worker.work(logging_level="WARNING")
         return 0
+    except RedisError as e:
+        logging.getLogger("ivmix.worker").error("Redis is away: %s", type(e).__name__)
+        return 1
     except ChildDied as e:
         logging.getLogger("ivmix.worker").error("the models of %s did not load: %s", model, e)
         return 1

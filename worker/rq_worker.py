@@ -13,6 +13,7 @@ from typing import Any
 
 import redis.exceptions
 from redis import Redis
+from redis.client import Pipeline
 from rq import Queue, SimpleWorker
 from rq.exceptions import StopRequested
 from rq.executions import Execution
@@ -80,6 +81,7 @@ class ResidentWorker(SimpleWorker):
         )
         self._execution: Execution | None = None
         self._last_beat = 0.0
+        self.max_connection_wait_time = DEQUEUE_S
         StoppableQueue.stopping.clear()
 
     @property
@@ -106,6 +108,12 @@ class ResidentWorker(SimpleWorker):
             self.maintain_heartbeats(job, self._execution)
         except redis.exceptions.RedisError:
             self.log.warning("heartbeat of %s failed, next in %.0f s", job.id, BEAT_S, exc_info=True)
+
+    def heartbeat(self, timeout: int | None = None, pipeline: Pipeline | None = None) -> None:
+        """While Redis is away RQ waits for it before every dequeue, for ever: a worker that is to stop must not."""
+        if pipeline is None and self.is_draining:
+            raise StopRequested
+        super().heartbeat(timeout, pipeline)
 
     def get_heartbeat_ttl(self, job: Job, working_time: float = 0.0) -> int:  # noqa: ARG002  RQ's signature
         return LEASE_S

@@ -15,6 +15,7 @@ from worker.rq_worker import OurJob, ResidentWorker, StoppableQueue
     ("owner", "name", "parameters"),
     [
         (BaseWorker, "prepare_execution", ["self", "job"]),
+        (BaseWorker, "heartbeat", ["self", "timeout", "pipeline"]),
         (BaseWorker, "maintain_heartbeats", ["self", "job", "execution"]),
         (SimpleWorker, "get_heartbeat_ttl", ["self", "job", "working_time"]),
         (BaseWorker, "perform_job", ["self", "job", "queue", "execution"]),

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from redis import Redis
 from rq import Queue
 
+from service.embedded import EmbeddedValkey
 from service.jobs import Job, JobState
 from service.queues import generate_queue
 from service.wiring import Services
 from tests.factories import make_generation
 from tests.processes import is_running, session_of, wait_for, worker
+from worker.rq_worker import DEQUEUE_S
 
 LONG = 400  # steps: some twenty seconds and more, so that there is a middle to be in
 
@@ -147,3 +152,21 @@ def test_model_that_does_not_load_ends_the_worker_with_an_error(environment: dic
     (tmp_path / "model.toml").write_text(text.replace('path = "weights"', 'path = "nothing"'))
     with worker({**environment, "IVMIX_MODELS": str(tmp_path / "model.toml")}) as process:
         assert process.wait(60) == 1
+
+
+def test_worker_ends_when_it_is_told_to_even_without_redis(tmp_path: Path) -> None:
+    """Its supervisor is gone and so is the embedded server: RQ would wait for the server for ever."""
+    server = EmbeddedValkey(tmp_path)
+    with worker({"IVMIX_REDIS_URL": server.start(), "IVMIX_DATA_DIR": str(tmp_path)}) as process:
+        wait_for(lambda: "idle" in worker_states(server) or None, hint="for the worker to wait for jobs")
+        server.stop()
+        time.sleep(DEQUEUE_S + 2)
+        process.terminate()
+        assert process.wait(40) in (0, 1)
+
+
+def worker_states(server: EmbeddedValkey) -> list[str]:
+    url = re.search(r"port (\d+)\nrequirepass (\S+)", (server._dir / "server.conf").read_text())
+    assert url is not None
+    with Redis(port=int(url.group(1)), password=url.group(2), decode_responses=True) as redis:
+        return [redis.hget(key, "state") or "" for key in redis.keys("rq:worker:*") if redis.type(key) == "hash"]
