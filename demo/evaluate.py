@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,44 +16,33 @@ import torch
 from PIL import Image
 from torch import Generator, Tensor
 
+from demo.drawing import demo_models, draw
 from demo.judges import Judges, footage
 from demo.shapes import Scenes
-from sampler import ddim_plan, mixed_plan, sample, seeded_noise
+from sampler import Plan, ddim_plan, mixed_plan
 from service.jobs import VideoRequest
-from service.models import ModelRegistry
-from service.settings import DEMO_MODEL
-from worker.engine import Engine
 from worker.models import Models
 
 PROMPTS_SEED = 41
 COLUMNS = (
-    "shape",
-    "color",
-    "background",
-    "motion",
-    "degraded",
-    "watermark",
-    "wobble_px",
-    "frame_fd",
-    "video_fd",
-    "calls",
-    "seconds",
+    *("shape", "color", "background", "motion", "degraded", "watermark", "wobble_px", "coherence"),
+    *("frame_fd", "video_fd", "calls", "seconds"),
 )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=200)
-    parser.add_argument("--batch", type=int, default=10, help="clips at once")
+    parser.add_argument("--processes", type=int, default=2, help="one thread each")
     parser.add_argument("--json", type=Path, default=Path("demo/.work/evaluation.json"))
     parser.add_argument("--sheet", type=Path, default=Path("demo/.work/evaluation.png"))
     parser.add_argument(
-        "--variant", type=json.loads, action="append", default=[], help="sampler settings to try, as JSON"
+        "--variant", type=json.loads, action="append", default=[], help="changes to IV-mixed's settings to try, as JSON"
     )
     parser.add_argument("--only-variants", action="store_true", help="leave out the standard rows")
     arguments = parser.parse_args()
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(1)  # faster than two at these sizes; run two evaluations side by side instead
+    torch.set_num_threads(1)
     judges = Judges()
     scenes = Scenes.random(arguments.prompts, Generator().manual_seed(PROMPTS_SEED))
     rows: dict[str, dict[str, float]] = {}
@@ -61,62 +50,44 @@ def main() -> None:
         sharp, rough, real = footage(arguments.prompts, Generator().manual_seed(PROMPTS_SEED))
         rows["real, sharp"] = judges.score(sharp, real)
         rows["real, degraded"] = judges.score(rough, real)
-    models = Engine(ModelRegistry.load([DEMO_MODEL]).get()).models
+    plans = _plans(demo_models(), arguments.variant, standard=not arguments.only_variants)
     kept: list[Tensor] = []
-    for name, settings in _runs(models, arguments.variant, standard=not arguments.only_variants):
-        clips, calls, seconds = _clips(models, settings, scenes, arguments.batch)
-        rows[name] = {**judges.score(clips, scenes), "calls": calls, "seconds": seconds}
-        kept.append(clips[:10])
-        print(_table(rows), flush=True)
+    for name, drawn in draw(plans, scenes, processes=arguments.processes):
+        rows[name] = judges.score(drawn.clips, scenes) | {"calls": _calls(plans[name]), "seconds": drawn.seconds}
+        kept.append(drawn.clips[:10])
+        print(table(rows), flush=True)
         arguments.json.write_text(json.dumps({"prompts": arguments.prompts, "rows": rows}, indent=1))
-    _sheet(kept, arguments.sheet)
+    sheet(kept, arguments.sheet)
 
 
-def _runs(models: Models, variants: list[dict[str, Any]], *, standard: bool) -> list[tuple[str, dict[str, Any]]]:
+def default_settings(models: Models) -> dict[str, Any]:
+    """The model entry's sampler settings as `mixed_plan` takes them."""
     default = models.entry.resolve(VideoRequest(prompt="a circle"))
-    base = {
+    return {
         **default.sampler.model_dump(exclude={"name"}),
+        "image_schedule": models.image_schedule,
         "steps": default.num_inference_steps,
         "guidance": default.guidance_scale,
     }
-    schedules = models.video_schedule, models.image_schedule
-    matched = sum(mixed_plan(schedules[0], **base).calls.values())
-    ddim = {"guidance": default.guidance_scale}
-    rows = [
-        (f"DDIM {base['steps']}", {**ddim, "steps": base["steps"]}),
-        (f"DDIM {matched} (compute-matched)", {**ddim, "steps": matched}),
-        (f"IV-mixed {base['steps']}", base),
-    ]
-    return (rows if standard else []) + [(json.dumps(v), {**base, **v}) for v in variants]
 
 
-@torch.no_grad()
-def _clips(models: Models, settings: dict[str, Any], scenes: Scenes, batch: int) -> tuple[Tensor, int, float]:
-    """Clips at the networks' own size, network calls of one clip, seconds of CPU time a clip."""
-    entry = models.entry
-    mixed = "combination" in settings
-    plan = (
-        mixed_plan(models.video_schedule, image_schedule=models.image_schedule, **settings)
-        if mixed
-        else ddim_plan(models.video_schedule, **settings)
-    )
-    shape = models.latents_shape(entry.resolve(VideoRequest(prompt="a circle")))
-    negative = models.encode(entry.negative_prompt)
-    clips: list[Tensor] = []
-    began = time.process_time()
-    for start in range(0, len(scenes), batch):
-        captions = scenes[slice(start, start + batch)].captions()
-        cond = torch.cat([models.encode(text) for text in captions])
-        image, video = models.denoisers(cond, negative.expand_as(cond))
-        latents = seeded_noise((len(captions), *shape[1:]), [1000 + start + i for i in range(len(captions))])
-        for step in sample(latents, plan, image=image, video=video):
-            latents = step.latents
-        frames = models.vae.decode(latents.transpose(1, 2).flatten(0, 1) / models.vae.config.scaling_factor).sample
-        clips.append(frames.clamp(-1, 1).unflatten(0, (len(captions), -1)))
-    return torch.cat(clips), sum(plan.calls.values()), (time.process_time() - began) / len(scenes)
+def _plans(models: Models, variants: Sequence[Mapping[str, Any]], *, standard: bool) -> dict[str, Plan]:
+    schedule, settings = models.video_schedule, default_settings(models)
+    mixed, steps = mixed_plan(schedule, **settings), settings["steps"]
+    plans = {
+        f"DDIM {steps}": ddim_plan(schedule, steps, guidance=settings["guidance"]),
+        f"DDIM {_calls(mixed)} (compute-matched)": ddim_plan(schedule, _calls(mixed), guidance=settings["guidance"]),
+        f"IV-mixed {steps}": mixed,
+    }
+    tried = {json.dumps(v): mixed_plan(schedule, **settings | v) for v in variants}
+    return (plans if standard else {}) | tried
 
 
-def _table(rows: dict[str, dict[str, float]]) -> str:
+def _calls(plan: Plan) -> int:
+    return sum(plan.calls.values())
+
+
+def table(rows: Mapping[str, Mapping[str, float]]) -> str:
     width = max(map(len, rows))
     lines = [" " * width + "".join(f"{c:>11}" for c in COLUMNS)]
     for name, row in rows.items():
@@ -124,7 +95,7 @@ def _table(rows: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
-def _sheet(groups: list[Tensor], path: Path) -> None:
+def sheet(groups: Sequence[Tensor], path: Path) -> None:
     """Rows are prompts, groups of columns are samplers: the first prompts, not picked."""
     pixels = torch.cat([torch.cat(list(g.transpose(0, 1)), dim=-1) for g in groups], dim=-1)  # (n, 3, H, groups*F*W)
     picture = torch.cat(list(pixels), dim=-2)

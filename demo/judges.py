@@ -140,6 +140,7 @@ class Judges:
             "degraded": named[3].float().mean().item(),
             "watermark": watermark_correlation(clips).mean().item(),
             "wobble_px": (track - straight).norm(dim=-1).mean().item(),
+            "coherence": self._coherence(clips),
         }
         if len(clips) > 1:  # one clip has no spread
             names = ("frame_fd", "video_fd")
@@ -151,6 +152,13 @@ class Judges:
     def _features(self, clips: Tensor) -> tuple[Tensor, Tensor]:
         frames = torch.cat([self.frame.features(x) for x in clips.flatten(0, 1).split(256)])
         return frames, torch.cat([self.clip.features(x.transpose(1, 2)) for x in clips.split(64)])
+
+    @torch.no_grad()
+    def _coherence(self, clips: Tensor) -> float:
+        """Mean cosine similarity of the frame judge's features between neighbouring frames, as CLIP's is used."""
+        features = torch.cat([self.frame.features(x) for x in clips.flatten(0, 1).split(256)])
+        features = features.unflatten(0, (len(clips), FRAMES))
+        return F.cosine_similarity(features[:, 1:], features[:, :-1], dim=-1).mean().item()
 
     def _project(self, clips: Tensor) -> tuple[Tensor, Tensor]:
         frames, whole = self._features(clips)

@@ -18,137 +18,36 @@ import argparse
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Generator, Tensor, nn
 
 from demo import networks, shapes
+from demo.fit import SEED, Group, Recipe, fit
 from demo.shapes import FRAMES, NEGATIVE_PROMPT, SIZE, Scenes
 
-SEED = 2410_04171
 CLIPS = 6000
 FRAMES_KEPT = 2  # sharp frames a clip; neighbours teach an image model little
-CHECKPOINT_EVERY = 200  # steps
 STAGES = ["vae", "latents", "image", "footage", "motion", "export"]
 
 Network = Any  # diffusers' from_pretrained is untyped
 
-# stage: (steps, batch a process, learning rate). Counted for two processes (vae, motion) or one (image, footage).
+# Counted for two processes (vae, motion) or one (image, footage).
 RECIPE = {
-    "vae": (2400, 24, 3e-3),
-    "image": (2700, 48, 1.5e-3),
-    "footage": (2000, 48, 1.5e-3),
-    "motion": (1800, 8, 2e-3),
+    "vae": Recipe(2400, 24, 3e-3),
+    "image": Recipe(9400, 48, 1.5e-3),
+    "footage": Recipe(2000, 48, 1.5e-3),
+    "motion": Recipe(5000, 8, 2e-3),
 }
 
 
-# ---------------------------------------------------------------- the loop that all stages share
-
-
-class Group:
-    """Data-parallel processes over gloo; one process is a group of one."""
-
-    def __init__(self, rank: int, size: int, port: int) -> None:
-        self.rank, self.size = rank, size
-        torch.set_num_threads(1)  # tensors are so small that a second thread slows each process down
-        if size > 1:
-            dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=size)
-
-    def average_gradients(self, params: list[nn.Parameter]) -> None:
-        if self.size == 1:
-            return
-        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
-        flat = torch.cat([g.flatten() for g in gradients])
-        dist.all_reduce(flat)
-        offset = 0
-        for p in params:
-            p.grad = (flat[offset : offset + p.numel()] / self.size).view_as(p)
-            offset += p.numel()
-
-    def say(self, text: str) -> None:
-        if self.rank == 0:
-            print(text, flush=True)
-
-
-def fit(
-    stage: str,
-    model: nn.Module,
-    groups: list[tuple[float, Iterable[nn.Parameter]]],
-    loss_of: Callable[[int, int], Tensor],
-    *,
-    steps: int,
-    group: Group,
-    work: Path,
-    probe: Callable[[], str] | None = None,
-) -> None:
-    """Minimise `loss_of(step, batch)` and leave the averaged weights (EMA) in `model`.
-
-    `groups` are (learning-rate factor, parameters). Constant rate, then a linear decay over the last 40 % of `steps`.
-    Every process draws from a seed made of stage, step and rank, so a resumed run goes on as if never stopped.
-    """
-    _, batch, rate = RECIPE[stage]
-    rates = [{"params": list(ps), "factor": factor} for factor, ps in groups]
-    params = [p for r in rates for p in r["params"]]
-    optimizer = torch.optim.AdamW(rates, weight_decay=1e-3, foreach=True)
-    average = [p.detach().clone() for p in params]
-    file, start, smooth = work / f"{stage}.ckpt", 0, None
-    if file.exists():
-        saved = torch.load(file, weights_only=True)
-        model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        average, start = saved["average"], saved["step"]
-        group.say(f"{stage}: going on from step {start}")
-    began = time.monotonic()
-    for step in range(start, steps):
-        torch.manual_seed((SEED + sum(map(ord, stage)) * 1_000_003 + step) * 64 + group.rank)
-        decay = min(1.0, max(0.02, (1 - step / steps) / 0.4))
-        for g in optimizer.param_groups:
-            g["lr"] = rate * g["factor"] * min(1.0, (step + 1) / 50) * decay
-        loss = loss_of(step, batch)
-        optimizer.zero_grad()
-        loss.backward()
-        group.average_gradients(params)
-        nn.utils.clip_grad_norm_(params, 1.0)
-        optimizer.step()
-        keep = min(0.998, (1 + step) / (20 + step))
-        torch._foreach_lerp_(average, [p.detach() for p in params], 1 - keep)
-        smooth = loss.item() if smooth is None else 0.98 * smooth + 0.02 * loss.item()
-        done = step + 1
-        if done % 50 == 0:
-            pace = (time.monotonic() - began) / (done - start)
-            group.say(
-                f"{stage} {done}/{steps} loss {smooth:.4f} {pace:.2f} s/step, {pace * (steps - done) / 60:.0f} min"
-            )
-        if done % CHECKPOINT_EVERY == 0 or done == steps:
-            if group.rank == 0:
-                state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-                torch.save({**state, "average": average, "step": done}, file.with_suffix(".tmp"))
-                file.with_suffix(".tmp").rename(file)
-            if probe is not None:
-                live = [p.detach().clone() for p in params]
-                _copy(average, params)
-                group.say(f"{stage} {done}: {probe()}")
-                _copy(live, params)
-    _copy(average, params)
-
-
-@torch.no_grad()
-def _copy(source: list[Tensor], target: list[nn.Parameter]) -> None:
-    for s, t in zip(source, target, strict=True):
-        t.copy_(s)
-
-
-# ---------------------------------------------------------------- stages
-
-
-def train_vae(work: Path, steps: int, group: Group) -> None:
+def train_vae(work: Path, recipe: Recipe, group: Group) -> None:
     generator = Generator().manual_seed(SEED)
     scenes = Scenes.random(1500, generator)
     clips, centers = shapes.render(scenes, generator)
@@ -160,7 +59,7 @@ def train_vae(work: Path, steps: int, group: Group) -> None:
     model = _begin(networks.vae, work / "vae")
 
     def loss_of(step: int, batch: int) -> Tensor:
-        whole = step >= 0.75 * steps  # crops round the shape cost a quarter; whole frames settle the norms
+        whole = step >= 0.75 * recipe.steps  # crops round the shape cost a quarter; whole frames settle the norms
         batch = batch // 4 if whole else batch
         index = torch.randint(0, len(sharp), (batch,))
         x = torch.where((torch.rand(batch) < 0.66)[:, None, None, None], sharp[index], rough[index])
@@ -182,7 +81,7 @@ def train_vae(work: Path, steps: int, group: Group) -> None:
         model.train()
         return f"PSNR sharp {psnr[0]:.1f} dB, degraded {psnr[1]:.1f} dB"
 
-    fit("vae", model, [(1.0, model.parameters())], loss_of, steps=steps, group=group, work=work, probe=probe)
+    fit("vae", recipe, model, [(1.0, model.parameters())], loss_of, group=group, work=work, probe=probe)
     if group.rank == 0:
         _whiten(model, sharp)
         model.save_pretrained(work / "vae")
@@ -280,7 +179,7 @@ def noised(x: Tensor, alphas_cumprod: Tensor, timestep: Tensor) -> tuple[Tensor,
     return a.sqrt() * x + (1 - a).sqrt() * noise, noise, a.sqrt() * noise - (1 - a).sqrt() * x
 
 
-def train_frames(stage: str, work: Path, steps: int, group: Group) -> None:
+def train_frames(stage: str, work: Path, recipe: Recipe, group: Group) -> None:
     """Stages image and footage: one UNet on single frames."""
     data = Latents(work)
     schedule = networks.scheduler("epsilon").alphas_cumprod
@@ -304,12 +203,12 @@ def train_frames(stage: str, work: Path, steps: int, group: Group) -> None:
         x_t, epsilon, v = noised(x, schedule, timestep)
         return F.mse_loss(model(x_t, timestep, data.text[caption]).sample, epsilon if is_image else v)
 
-    fit(stage, model, [(1.0, model.parameters())], loss_of, steps=steps, group=group, work=work)
+    fit(stage, recipe, model, [(1.0, model.parameters())], loss_of, group=group, work=work)
     if group.rank == 0:
         model.save_pretrained(work / f"{stage}_unet")
 
 
-def train_motion(work: Path, steps: int, group: Group) -> None:
+def train_motion(work: Path, recipe: Recipe, group: Group) -> None:
     """Motion modules between the footage model's layers, on clips.
 
     Three things make "moving left" work. v-prediction: direction is decided at high noise, where an epsilon loss does
@@ -375,7 +274,7 @@ def train_motion(work: Path, steps: int, group: Group) -> None:
     named = list(model.named_parameters())
     quick = [p for name, p in named if "motion_modules" in name or "attn2" in name]
     slow = [p for name, p in named if not ("motion_modules" in name or "attn2" in name)]
-    fit("motion", model, [(1.0, quick), (0.5, slow)], loss_of, steps=steps, group=group, work=work, probe=probe)
+    fit("motion", recipe, model, [(1.0, quick), (0.5, slow)], loss_of, group=group, work=work, probe=probe)
     if group.rank == 0:
         model.save_motion_modules(work / "motion_adapter")
         _spatial_of(model, spatial).save_pretrained(work / "video_unet")
@@ -415,21 +314,20 @@ def unpack(work: Path, source: Path) -> None:
 # ---------------------------------------------------------------- command line
 
 
-def _process(rank: int, stage: str, work: Path, steps: int, size: int, port: int) -> None:
+def _process(rank: int, stage: str, work: Path, steps: int | None, size: int, port: int) -> None:
     group = Group(rank, size, port)
+    if stage == "latents":
+        return make_latents(work, group)
+    recipe = RECIPE[stage] if steps is None else RECIPE[stage]._replace(steps=steps)
     if stage == "vae":
-        train_vae(work, steps, group)
-    elif stage == "latents":
-        make_latents(work, group)
-    elif stage == "motion":
-        train_motion(work, steps, group)
-    else:
-        train_frames(stage, work, steps, group)
+        return train_vae(work, recipe, group)
+    if stage == "motion":
+        return train_motion(work, recipe, group)
+    return train_frames(stage, work, recipe, group)
 
 
 def run(stage: str, work: Path, steps: int | None, procs: int) -> None:
     began = time.monotonic()
-    steps = steps or RECIPE.get(stage, (0,))[0]
     port = 29_600 + sum(map(ord, stage)) % 300
     torch.multiprocessing.spawn(_process, (stage, work, steps, procs, port), nprocs=procs)
     print(f"{stage}: {(time.monotonic() - began) / 60:.1f} min", flush=True)

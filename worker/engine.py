@@ -14,6 +14,7 @@ from torch import Tensor
 from sampler import Plan, ddim_plan, mixed_plan, sample, seeded_noise
 from service.jobs import Generation, Phase
 from service.models import ModelEntry
+from worker import cpu
 from worker.models import Models, load
 
 # Told before the first step of a phase and after every step; may raise to stop the work.
@@ -36,8 +37,8 @@ class Engine:
 
     def __init__(self, entry: ModelEntry, device: torch.device | None = None) -> None:
         device = device or default_device()
-        if device.type == "cpu" and entry.cpu_threads is not None:
-            torch.set_num_threads(entry.cpu_threads)
+        if device.type == "cpu":
+            cpu.tune(entry.cpu_threads)
         self.models: Models = load(entry, device)
 
     def generate(self, generation: Generation, on_progress: OnProgress = _say_nothing) -> Clip:

@@ -26,6 +26,7 @@ from sampler import ImageDenoiser, NoiseSchedule, VideoDenoiser
 from service.errors import ConfigurationError
 from service.jobs import Generation
 from service.models import ModelEntry
+from worker import cpu
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read once, when huggingface_hub is imported below
 
@@ -35,7 +36,6 @@ from diffusers import (
     UNet2DConditionModel,
     UNetMotionModel,
 )
-from diffusers.models.attention_processor import AttnProcessor
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
@@ -116,9 +116,9 @@ def load(entry: ModelEntry, device: torch.device) -> Models:
         )
     image_unet = diffuser(UNet2DConditionModel, "image_unet")
     video_unet = _video_unet(diffuser(UNet2DConditionModel, "unet"), diffuser(MotionAdapter, "motion_adapter"))
-    if device.type == "cpu":  # twice as fast as the CPU's flash kernel on short sequences (measured 2026-11, demo pair)
+    if device.type == "cpu":
         for unet in (image_unet, video_unet):
-            unet.set_attn_processor(AttnProcessor())
+            cpu.prepare(unet)
     return Models(
         entry=entry,
         device=device,

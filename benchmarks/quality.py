@@ -1,0 +1,155 @@
+"""`python -m benchmarks.quality`: the paper's ablations on the demo world, every sampler from the same noise.
+
+Arms: plain DDIM with as many steps and with as many network calls, one model alone, the six two-model combinations in
+both orders, parts of the run, Gaussian re-noise, the fused surrogate, Z-Sampling and FreeInit. Each arm draws the same
+prompts from the same noise, once for each seed; the table gives the mean over the seeds and the spread (standard
+deviation) of it. Accuracies are by classifiers trained on the demo world (`demo/judges.py`), Frechet distances are to
+400 sharp clips of it. Prints the table as it grows, writes JSON (which a second call goes on from) and a contact sheet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch import Generator, Tensor
+
+from demo.drawing import NOISE_SEED, demo_models, draw
+from demo.evaluate import PROMPTS_SEED, default_settings
+from demo.judges import Judges
+from demo.shapes import Scenes
+from sampler import Plan, ddim_plan, free_init_plan, fused_plan, mixed_plan, zigzag_plan
+from worker.models import Models
+
+PAIRS = ("IV-IV", "IV-VI", "VI-IV", "VI-VI", "II-VV", "VV-II")
+# column: heading; every one is a key of Judges.score
+COLUMNS = {
+    "frame_fd": "frame FD",
+    "video_fd": "video FD",
+    "shape": "shape",
+    "color": "colour",
+    "background": "backgr.",
+    "motion": "motion",
+    "coherence": "coherence",
+    "wobble_px": "wobble px",
+    "watermark": "watermark",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompts", type=int, default=20, help="for each seed")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--processes", type=int, default=2, help="one thread each")
+    parser.add_argument("--arms", default="", help="only the arms whose name has this in it")
+    parser.add_argument("--json", type=Path, default=Path("benchmarks/.out/quality.json"))
+    parser.add_argument("--sheet", type=Path, default=Path("benchmarks/.out/quality.png"))
+    arguments = parser.parse_args()
+    arguments.json.parent.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    plans = {name: p for name, p in arms(demo_models(), arguments.steps).items() if arguments.arms in name}
+    result = _begun(arguments.json, {"prompts": arguments.prompts, "steps": arguments.steps})
+    strips = _Strips(arguments.json.with_suffix(".npz"))
+    judges = Judges()
+    scenes = Scenes.random(arguments.prompts, Generator().manual_seed(PROMPTS_SEED))
+    for seed in range(arguments.seeds):
+        todo = {name: plan for name, plan in plans.items() if str(seed) not in result["arms"].get(name, {})}
+        first = NOISE_SEED * (seed + 1)
+        for name, drawn in draw(todo, scenes, first_seed=first, processes=arguments.processes):
+            row = judges.score(drawn.clips, scenes) | {"seconds": drawn.seconds}
+            result["arms"].setdefault(name, {})[str(seed)] = row
+            result["calls"][name] = plans[name].calls
+            arguments.json.write_text(json.dumps(result, indent=1))
+            if seed == 0:
+                strips.add(name, drawn.clips[:2])
+            print(f"{name}, seed {seed}: frame FD {row['frame_fd']:.2f}, video FD {row['video_fd']:.2f}", flush=True)
+    shown = {name: list(result["arms"][name].values()) for name in plans if name in result["arms"]}
+    print(table(shown, result["calls"]))
+    strips.draw([name for name in plans if name in strips.frames], arguments.sheet)
+
+
+def arms(models: Models, steps: int) -> dict[str, Plan]:
+    """Every sampler with the guidance of the model's entry, on the whole run where nothing else is said."""
+    schedule, default = models.video_schedule, default_settings(models)
+    guidance = default["guidance"]
+    whole = default | {"steps": steps, "interval": (0.0, 1.0)}
+    shared = ("interval", "image_guidance", "video_guidance", "rho", "guidance", "image_schedule")
+    matched = sum(mixed_plan(schedule, **whole).calls.values())
+
+    def mixed(**changes: Any) -> Plan:
+        return mixed_plan(schedule, **whole | changes)
+
+    plain = ddim_plan(schedule, steps, guidance=guidance)
+    return {
+        f"DDIM {steps}": plain,
+        f"DDIM {matched}, as many calls": ddim_plan(schedule, matched, guidance=guidance),
+        "I-I": mixed(combination="I-I"),
+        "V-V": mixed(combination="V-V"),
+        **{pair: mixed(combination=pair) for pair in PAIRS},
+        **{f"{pair}, go back first": mixed(combination=pair, order="goback_first") for pair in PAIRS},
+        "IV-IV, first half": mixed(interval=(0.0, 0.5)),
+        "IV-IV, second half": mixed(interval=(0.5, 1.0)),
+        "IV-IV, the entry's interval": mixed(interval=default["interval"]),
+        "R-I, go back first": mixed(combination="R-I", order="goback_first"),
+        "RR-VV, go back first": mixed(combination="RR-VV", order="goback_first"),
+        "fused (experimental)": fused_plan(schedule, steps, **{key: whole[key] for key in shared}),
+        "Z-Sampling": zigzag_plan(schedule, steps, guidance=guidance),
+        "FreeInit, 3 runs": free_init_plan(plain, schedule),
+    }
+
+
+def table(rows: Mapping[str, list[dict[str, float]]], calls: Mapping[str, Mapping[str, int]]) -> str:
+    """Mean and spread over the seeds of every arm."""
+    width = max(map(len, rows))
+    lines = [f"{'arm':<{width}} {'I calls':>8}{'V calls':>8}" + "".join(f"{c:>16}" for c in COLUMNS.values())]
+    for name, seeds in rows.items():
+        cells = [_mean_and_spread([row[key] for row in seeds]) for key in COLUMNS]
+        count = f"{calls[name]['image']:>8}{calls[name]['video']:>8}"
+        lines.append(f"{name:<{width}} {count}" + "".join(f"{cell:>16}" for cell in cells))
+    return "\n".join(lines)
+
+
+def _mean_and_spread(values: list[float]) -> str:
+    spread = f" ±{statistics.stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.3f}{spread}"
+
+
+def _begun(file: Path, settings: dict[str, int]) -> dict[str, Any]:
+    """What an earlier call with the same settings has left; a call with others begins anew."""
+    found = json.loads(file.read_text()) if file.exists() else {}
+    return found if found.get("settings") == settings else {"settings": settings, "arms": {}, "calls": {}}
+
+
+class _Strips:
+    """The frames of two prompts of every arm, kept beside the JSON until the sheet is drawn."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.frames: dict[str, np.ndarray] = dict(np.load(file)) if file.exists() else {}
+
+    def add(self, name: str, clips: Tensor) -> None:
+        pixels = ((clips + 1) * 127.5).round().to(torch.uint8)  # (2, F, 3, H, W)
+        self.frames[name] = pixels.permute(3, 0, 1, 4, 2).flatten(1, 3).numpy()  # (H, 2*F*W, 3)
+        np.savez_compressed(self.file, **self.frames)  # pyright: ignore[reportArgumentType]  # its stub wants a bool
+
+    def draw(self, names: list[str], path: Path) -> None:
+        """One row an arm, its name on the left, the first two prompts side by side."""
+        margin, (height, width, _) = 220, self.frames[names[0]].shape
+        picture = Image.new("RGB", (margin + width, height * len(names)), "white")
+        pen = ImageDraw.Draw(picture)
+        for row, name in enumerate(names):
+            pen.text((6, row * height + height // 2 - 6), name, fill="black")
+            picture.paste(Image.fromarray(self.frames[name]), (margin, row * height))
+        picture.save(path)
+
+
+if __name__ == "__main__":
+    main()

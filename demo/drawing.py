@@ -1,0 +1,81 @@
+"""Draw the demo pair's clips for an evaluation: many prompts, many samplers, the same noise for each, all cores."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Generator, Tensor
+
+from demo.shapes import Scenes
+from sampler import Plan, sample, seeded_noise
+from service.jobs import VideoRequest
+from service.models import ModelRegistry
+from service.settings import DEMO_MODEL
+from worker.engine import Engine
+from worker.models import Models
+
+BATCH = 10  # clips at once: twice as quick a clip as one by one
+NOISE_SEED = 1000  # of the first clip; the next has the next
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Clips (n, FRAMES, 3, 48, 48) in [-1, 1] at the networks' own size, and seconds of CPU time for each."""
+
+    clips: Tensor
+    seconds: float
+
+
+def demo_models() -> Models:
+    return Engine(ModelRegistry.load([DEMO_MODEL]).get(), torch.device("cpu")).models
+
+
+def draw(
+    plans: Mapping[str, Plan], scenes: Scenes, *, first_seed: int = NOISE_SEED, processes: int = 1
+) -> Iterator[tuple[str, Drawn]]:
+    """One after another, as they are done: clip i of every plan starts from the noise of seed first_seed + i."""
+    captions = scenes.captions()
+    parts = [slice(i, i + BATCH) for i in range(0, len(captions), BATCH)]
+    with ProcessPoolExecutor(processes, get_context("spawn"), initializer=_start) as pool:
+        waiting = {
+            name: [pool.submit(_draw, plan, captions[part], first_seed + part.start) for part in parts]
+            for name, plan in plans.items()
+        }
+        for name, futures in waiting.items():
+            clips, seconds = zip(*(future.result() for future in futures), strict=True)
+            yield name, Drawn(torch.cat([torch.from_numpy(c) for c in clips]), sum(seconds) / len(captions))
+
+
+_models: Models | None = None  # of this process
+
+
+def _start() -> None:
+    global _models
+    torch.set_num_threads(1)
+    _models = demo_models()
+
+
+@torch.no_grad()
+def _draw(plan: Plan, captions: Sequence[str], first_seed: int) -> tuple[NDArray[np.float32], float]:
+    """A numpy array goes through the pool's pipe; a tensor would take a file handle of shared memory each."""
+    assert _models is not None
+    began = time.process_time()
+    entry = _models.entry
+    cond = torch.cat([_models.encode(text) for text in captions])
+    image, video = _models.denoisers(cond, _models.encode(entry.negative_prompt).expand_as(cond))
+    _, *shape = _models.latents_shape(entry.resolve(VideoRequest(prompt=captions[0])))
+    seeds = [first_seed + i for i in range(len(captions))]
+    latents = seeded_noise((len(captions), *shape), seeds)
+    fresh = [Generator().manual_seed(-1 - seed) for seed in seeds]  # for plans that draw noise on their way
+    for step in sample(latents, plan, image=image, video=video, generator=fresh):
+        latents = step.latents
+    frames = _models.vae.decode(latents.transpose(1, 2).flatten(0, 1) / _models.vae.config.scaling_factor).sample
+    clips = frames.clamp(-1, 1).unflatten(0, (len(captions), -1))
+    return clips.numpy(), time.process_time() - began
