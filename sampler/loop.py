@@ -94,13 +94,13 @@ def _run(
     x: Tensor, plan: Plan, models: dict[str, Denoiser], generator: Generators, start: int, memory: dict[str, Tensor]
 ) -> Iterator[Step]:
     for index, moves in enumerate(plan.steps[start:], start):
-        finite: list[tuple[int, Tensor]] = []
+        after: list[tuple[int, Tensor]] = []
         for number, move in enumerate(moves, 1):
             if move.is_free:
                 continue
             x = _advance(x, move, models, generator, memory)
-            finite.append((number, x.isfinite().all()))
-        _check_finite(finite, index, moves)
+            after.append((number, x))
+        _check_finite(after, index, moves)
         yield Step(index, len(plan), x, dict(memory))
 
 
@@ -113,12 +113,12 @@ def _advance(
     weights = move.weights
     moved = weights.x * x
     if weights.x0:
-        moved = moved + weights.x0 * memory["x0"]
+        moved = torch.add(moved, memory["x0"], alpha=weights.x0)
     if weights.noise:
-        moved = moved + weights.noise * fresh_noise(x, generator, by_frame=move.draws_by_frame)
+        moved = torch.add(moved, fresh_noise(x, generator, by_frame=move.draws_by_frame), alpha=weights.noise)
     if calls := move.calls:
         eps = reduce(torch.add, (_epsilon(models[call.model], x, call) for call in calls))
-        moved = moved + weights.eps * eps
+        moved = torch.add(moved, eps, alpha=weights.eps)
         if isinstance(move, SolverMove):
             memory["x0"] = (x - (1 - move.src) ** 0.5 * eps) / move.src**0.5
     return moved
@@ -152,11 +152,13 @@ def _check_latents(latents: Tensor, models: Mapping[str, Denoiser | None]) -> No
         raise ValueError("latents hold NaN or infinity before the first move; start from finite noise")
 
 
-def _check_finite(finite: list[tuple[int, Tensor]], index: int, moves: tuple[AnyMove, ...]) -> None:
-    """One wait for the device in a whole step, however many moves it has."""
-    if not finite:
+def _check_finite(after: list[tuple[int, Tensor]], index: int, moves: tuple[AnyMove, ...]) -> None:
+    """One look, and so one wait for the device, in a whole step: what is not finite stays so in later moves."""
+    if not after or _is_finite(after[-1][1]):
         return
-    flags = cast("list[bool]", torch.stack([flag for _, flag in finite]).tolist())  # pyright: ignore[reportUnknownMemberType]
-    for (number, _), is_finite in zip(finite, flags, strict=True):
-        if not is_finite:
-            raise LatentsNotFinite(index, number, moves[number - 1])
+    number = next(number for number, x in after if not _is_finite(x))
+    raise LatentsNotFinite(index, number, moves[number - 1])
+
+
+def _is_finite(x: Tensor) -> bool:
+    return cast("bool", x.isfinite().all().tolist())  # pyright: ignore[reportUnknownMemberType]

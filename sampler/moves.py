@@ -50,12 +50,12 @@ class _Linear:
     def weights(self) -> Weights:
         raise NotImplementedError
 
-    @property
+    @cached_property
     def calls(self) -> tuple[Call, ...]:
         """The calls that are made: none where epsilon has no weight."""
         return self.networks if self.weights.eps else ()
 
-    @property
+    @cached_property
     def is_free(self) -> bool:
         """Whether nothing changes, so that no network need be called."""
         return self.weights == Weights(1.0)
