@@ -104,7 +104,7 @@ def plain(address: Address) -> Address:
 
 def hidden(address: Address) -> tuple[IPv4Address, ...]:
     """IPv4 addresses that stand inside an IPv6 address in some other way."""
-    if isinstance(address, IPv4Address):
+    if isinstance(address, IPv4Address) or address.is_loopback:  # ::1 holds no 0.0.0.1
         return ()
     found = [address.sixtofour, *(address.teredo or ())]
     is_isatap = int(address) >> 32 & 0xFFFF_FFFF in ISATAP

@@ -68,7 +68,8 @@ class Receivers:
         if target.fragment:
             raise Refused("it must not have a #fragment")
         port = port_of(target)
-        if port < 1024 and port not in WELL_KNOWN_PORTS and not self._is_trusted(target.host):
+        low = port < 1024 and port not in WELL_KNOWN_PORTS
+        if port > 65_535 or (low and not self._is_trusted(target.host)):
             raise Refused(f"port {port} is not a web server's")
         return target
 
