@@ -62,6 +62,10 @@ def run(services: Services, stopping: threading.Event) -> None:
         thread.start()
     pump = pump_of(services)
     while not stopping.is_set():
+        has_died = not all(thread.is_alive() for thread in workers)
+        if has_died and not stopping.is_set():
+            stopping.set()
+            raise RuntimeError("a worker has ended by itself; the log says why")  # whoever started us starts us again
         try:
             moved = pump.once()
         except RedisError as e:
