@@ -45,9 +45,9 @@ Found = Annotated[Job, Depends(find_job)]
 def create_video(
     wanted: Annotated[VideoRequest, Depends(read_request)], services: Wired, owner: Owner, response: Response
 ) -> Video:
+    generation = _model(services, wanted.model).resolve(wanted)
     if wanted.callback_url is not None:
         services.webhooks.receivers.check(wanted.callback_url, "callback_url")
-    generation = _model(services, wanted.model).resolve(wanted)
     queue = generate_queue(services.redis, generation.model, job_timeout_s=services.settings.job_timeout_s)
     job = Job.new(generation, metadata=wanted.metadata, user=wanted.user, owner=owner, callback=wanted.callback)
     services.store.create(job, queue)
