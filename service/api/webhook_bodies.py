@@ -121,7 +121,7 @@ class WebhookAttempt(Answer):
     status_code: int | None = Field(description="null if there was no answer")
     error: str | None = Field(
         description="null if delivered, else: bad_status, redirect, reply_too_large, timeout, no_connection, "
-        "connection_lost, tls_failed, not_http, name_not_resolved, refused_url"
+        "connection_lost, tls_failed, not_http, name_not_resolved, refused_url, internal_error"
     )
     duration_s: float
 
@@ -138,7 +138,7 @@ class WebhookDelivery(Answer):
     created_at: int
     next_attempt_at: float | None = Field(description="unix seconds; null once it has ended")
     completed_at: int | None
-    error: str | None = Field(description="of the last attempt, or endpoint_deleted, endpoint_disabled")
+    error: str | None = Field(description="of the last attempt, or endpoint_deleted, endpoint_disabled, attempts_lost")
     attempt_count: int
     attempts: list[WebhookAttempt] = Field(description="the newest ones, oldest first")
 

@@ -204,7 +204,10 @@ def redeliver_webhook(webhook_delivery_id: str, webhooks: Wired, owner: Owner) -
 
 
 _RECEIVER: dict[int | str, dict[str, Any]] = {
-    "2XX": {"description": "Taken. Anything else is tried again for about three days; redirects are not followed."},
+    200: {
+        "description": "Taken, as with any 2xx. Everything else is tried again for about three days; redirects are not "
+        "followed, and what the answer says is not read."
+    },
     410: {"description": "Send nothing more: the endpoint is disabled."},
 }
 _HEADERS = {

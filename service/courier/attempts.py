@@ -16,8 +16,8 @@ from service.webhooks.signature import Secrets, signed_headers
 log = logging.getLogger("ivmix.webhooks")
 
 
-class NobodyThere(Exception):
-    """There is no receiver any more; the message goes into the delivery log."""
+class NoAttempt(Exception):
+    """There is nothing to be made any more; the message goes into the delivery log."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,12 @@ class Attempts:
         delivery = self.deliveries.find(delivery_id)
         if delivery is None or delivery.attempts != number:
             return
+        tried = number + 1 - delivery.started_with
         try:
             url, secrets = self._receiver(delivery)
-        except NobodyThere as e:
+            if tried > len(self.delays_s) + 1:
+                raise NoAttempt("attempts_lost")  # whoever made the last one never came back
+        except NoAttempt as e:
             self.deliveries.give_up(delivery, str(e))
             return
         if not self.deliveries.take(delivery, url, timeout_s=self.timeout_s, share=self.share):
@@ -46,7 +49,6 @@ class Attempts:
         body = delivery.body.encode()
         headers = signed_headers(secrets, webhook_id=delivery.id, timestamp=int(time.time()), body=body)
         outcome = self.sender.post(url, body, headers)
-        tried = number + 1 - delivery.started_with
         then = after(outcome, tried, delays_s=self.delays_s, now=time.time())
         if then.disable and delivery.endpoint_id:
             self.endpoints.disable(delivery.endpoint_id)
@@ -63,7 +65,7 @@ class Attempts:
             return delivery.url, self.endpoints.default_secrets(delivery.owner)
         endpoint = self.endpoints.find(delivery.endpoint_id or "")
         if endpoint is None:
-            raise NobodyThere("endpoint_deleted")
+            raise NoAttempt("endpoint_deleted")
         if not endpoint.is_enabled:
-            raise NobodyThere("endpoint_disabled")
+            raise NoAttempt("endpoint_disabled")
         return endpoint.url, endpoint.secrets

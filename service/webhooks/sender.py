@@ -7,6 +7,7 @@ followed, proxies of the environment are not used, and what the receiver says be
 
 from __future__ import annotations
 
+import logging
 import ssl
 import time
 from collections.abc import Iterable, Mapping
@@ -19,6 +20,8 @@ import httpcore2
 import httpx2
 
 from service.webhooks.receivers import Receivers, Refused, Unresolved, port_of
+
+log = logging.getLogger("ivmix.webhooks")
 
 USER_AGENT = "ivmix-webhooks/1"
 MAX_REPLY_BYTES = 64 * 1024  # head and body together
@@ -63,7 +66,7 @@ class Sender:
         return self._given_context or httpx2.create_ssl_context()  # knows SSL_CERT_FILE, for internal authorities
 
     def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> Outcome:
-        """Never raises for what a receiver or a network can do."""
+        """Never raises."""
         began = time.monotonic()
         try:
             status, reply = self._exchange(url, body, headers, deadline=began + self._timeout_s)
@@ -71,6 +74,9 @@ class Sender:
             return Outcome(e.status_code, "reply_too_large", _since(began))
         except tuple(FAILURES) as e:
             return Outcome(None, _name_of(e), _since(began))
+        except Exception:  # a mistake of ours counts as an attempt too: it must not be repeated for ever
+            log.exception("sending a webhook failed")
+            return Outcome(None, "internal_error", _since(began))
         error = None if 200 <= status < 300 else "redirect" if 300 <= status < 400 else "bad_status"
         return Outcome(status, error, _since(began), _retry_after_s(reply))
 

@@ -187,6 +187,13 @@ def test_a_resolver_without_an_answer_is_named() -> None:
     assert sender(resolve=away).post("http://app.example.com/", BODY, {}).error == "name_not_resolved"
 
 
+def test_a_mistake_of_ours_is_an_attempt_too() -> None:
+    def broken(host: str, port: int) -> list[str]:
+        raise ZeroDivisionError
+
+    assert sender(resolve=broken).post("http://app.example.com/", BODY, {}).error == "internal_error"
+
+
 def test_a_proxy_of_the_environment_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     with Receiver() as proxy, Receiver() as receiver:
         monkeypatch.setenv("HTTP_PROXY", proxy.url)

@@ -557,6 +557,20 @@ class TestNothingIsLost:
         round_trip(services, pump, attempts)
         assert (len(receiver.received), only(services).attempts) == (1, 2)
 
+    def test_attempts_that_are_lost_one_after_the_other_come_to_an_end(
+        self, services: Services, pump: Pump, attempts: Attempts, receiver: Receiver
+    ) -> None:
+        endpoint_at(services, receiver.url)
+        completed(services)
+        pump.empty_outbox()
+        store = services.webhooks.deliveries
+        for _ in range(len(attempts.delays_s) + 1):
+            assert store.take(only(services), receiver.url, timeout_s=-60, share=4)
+        attempts.make(only(services).id, only(services).attempts)
+        ended = only(services)
+        assert (ended.state, ended.error, receiver.received) == (State.FAILED, "attempts_lost", [])
+        assert services.redis.zcard(DUE) == 0
+
     def test_a_lost_queue_is_filled_again_from_the_schedule(
         self, services: Services, pump: Pump, attempts: Attempts, receiver: Receiver
     ) -> None:
