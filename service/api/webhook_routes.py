@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Depends, Query, Request, Response
 
 from service.api.auth import Owner
 from service.api.problems import responses
@@ -38,7 +38,10 @@ from service.webhooks.signature import signed_headers
 from service.wiring import Webhooks
 
 router = APIRouter(prefix="/v1", tags=["webhooks"], responses=responses(500, 503))
-events = APIRouter(tags=["webhooks"])  # what we send, for the contract only
+# What we send, for the contract only.
+events = APIRouter(
+    tags=["webhooks"], default_response_class=Response, generate_unique_id_function=lambda route: route.name
+)
 
 _BODY = responses(400, 413, 415)
 
