@@ -7,12 +7,14 @@ settings   one class, one field per environment variable (IVMIX_...)
 jobs       VideoRequest -> Generation -> Job, and which state may follow which
 models     what the installed models can do; turns a request into a Generation or says why not
 queues     the names RQ knows our work by; the only place that sends
+webhooks/  what is told when a job ends, to whom, signed how; no process
 store      the record of every job in Redis, each change one atomic compare-and-set
 storage    finished videos as files or in S3, behind one protocol
 embedded   a Valkey of our own for machines without Redis
 wiring     builds the clients, once, from the settings
 api/       the HTTP face: app, routes, content, bodies, problems, health, contract
 lifeline   ends a process whose parent is gone
+courier/   the process that delivers webhooks
 supervisor all processes of one machine, for `ivmix up`
 client     a small client of our own API
 cli        the `ivmix` command

@@ -38,7 +38,7 @@ def up(
     data: Annotated[Path | None, typer.Option(help="Folder for the queue and the videos [IVMIX_DATA_DIR].")] = None,
     workers: Annotated[int, typer.Option(min=0, help="Workers per model; one per GPU.")] = 1,
 ) -> None:
-    """Everything on this machine: queue, API and workers. Ctrl-C stops all of it."""
+    """Everything on this machine: queue, API, webhooks and workers. Ctrl-C stops all of it."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     logging.getLogger("httpx2").setLevel(logging.WARNING)
     with _explained():
@@ -68,6 +68,12 @@ def up(
 def api() -> None:
     """The HTTP API alone (settings from IVMIX_... variables)."""
     _run_module("service.api")
+
+
+@app.command()
+def webhooks() -> None:
+    """Deliver webhooks; one such process is enough, more share the work."""
+    _run_module("service.courier")
 
 
 @app.command()

@@ -8,7 +8,10 @@ ServiceError
 │   ├── VideoNotReady
 │   ├── VideoFailed
 │   ├── VideoExpired
-│   └── ModelNotFound
+│   ├── ModelNotFound
+│   ├── WebhookEndpointNotFound
+│   └── WebhookDeliveryNotFound
+├── WebhookTestFailed
 ├── VideoNotDeletable
 ├── StorageError
 └── ServiceUnavailable
@@ -70,6 +73,28 @@ class ModelNotFound(NotFound):
 
     def __init__(self, model: str, known: tuple[str, ...]) -> None:
         super().__init__(f"There is no model '{model}'; this server has {', '.join(known)}.")
+
+
+class WebhookEndpointNotFound(NotFound):
+    code = "webhook_endpoint_not_found"
+
+    def __init__(self, endpoint_id: str) -> None:
+        super().__init__(f"There is no webhook endpoint with the id '{endpoint_id}'.")
+
+
+class WebhookDeliveryNotFound(NotFound):
+    code = "webhook_delivery_not_found"
+
+    def __init__(self, delivery_id: str) -> None:
+        super().__init__(
+            f"There is no webhook delivery with the id '{delivery_id}'; they are kept for a few days only."
+        )
+
+
+class WebhookTestFailed(ServiceError):
+    """The receiver could not be reached, or did not answer as an HTTP server does."""
+
+    code = "webhook_test_failed"
 
 
 class VideoNotDeletable(ServiceError):

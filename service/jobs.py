@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import re
 import secrets
 import time
 from enum import StrEnum
 from threading import Lock
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, cast, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 MAX_SEED = 2**63 - 1
+
+# What webhooks tell. A cancelled video is told as failed, as everywhere on the wire.
+EventType = Literal["video.completed", "video.failed"]
+EVENT_TYPES: tuple[EventType, ...] = get_args(EventType)
 
 Guidance = Annotated[float, Field(ge=0, le=100)]
 Metadata = dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]]
@@ -99,6 +104,57 @@ class VideoRequest(Frozen):
     sampler: dict[str, Any] | None = Field(default=None, description="changes to the model's sampler settings")
     metadata: Metadata = Field(default_factory=dict, max_length=16, description="returned as given")
     user: str | None = Field(default=None, max_length=256)
+    callback_url: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=2048,
+        description="where a signed webhook goes when the video has ended; alias: webhook_url",
+    )
+    callback_events: Annotated[tuple[EventType, ...], Field(min_length=1, max_length=2)] | None = Field(
+        default=None, description="which ends are told to callback_url; all if left out"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _resolve_alias(cls, given: Any) -> Any:
+        """`webhook_url` is the name fal and ComfyUI use."""
+        if not isinstance(given, dict) or "webhook_url" not in given:
+            return cast(Any, given)
+        fields = dict(cast(dict[str, Any], given))
+        alias = fields.pop("webhook_url")
+        if fields.setdefault("callback_url", alias) != alias:
+            raise ValueError("callback_url and webhook_url are the same field, but differ")
+        return fields
+
+    @field_validator("callback_events", mode="before")
+    @classmethod
+    def _split_events(cls, value: object) -> object:
+        """Forms send a list as a[]=.., as JSON text or joined by commas."""
+        if not isinstance(value, str):
+            return value
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value.split(",")
+
+    @model_validator(mode="after")
+    def _has_somebody_to_tell(self) -> Self:
+        if self.callback_events is not None and self.callback_url is None:
+            raise ValueError("callback_events is given without callback_url")
+        return self
+
+    @property
+    def callback(self) -> Callback | None:
+        if self.callback_url is None:
+            return None
+        return Callback(url=self.callback_url, events=self.callback_events or EVENT_TYPES)
+
+
+class Callback(Frozen):
+    """Whom one request wants told about its end, beside the owner's endpoints."""
+
+    url: str
+    events: tuple[EventType, ...] = EVENT_TYPES
 
 
 class Generation(Frozen):
@@ -162,9 +218,19 @@ class Job(Frozen):
     peak_memory_mb: float | None = None
     metadata: dict[str, str] = {}
     user: str | None = None
+    owner: str = "local"
+    callback: Callback | None = None
 
     @classmethod
-    def new(cls, generation: Generation, *, metadata: dict[str, str] | None = None, user: str | None = None) -> Self:
+    def new(
+        cls,
+        generation: Generation,
+        *,
+        metadata: dict[str, str] | None = None,
+        user: str | None = None,
+        owner: str = "local",
+        callback: Callback | None = None,
+    ) -> Self:
         return cls(
             id=new_job_id(),
             generation=generation,
@@ -172,6 +238,8 @@ class Job(Frozen):
             total_steps=generation.num_inference_steps,
             metadata=metadata or {},
             user=user,
+            owner=owner,
+            callback=callback,
         )
 
     @property
@@ -187,11 +255,15 @@ _id_lock = Lock()
 
 
 def new_job_id() -> str:
-    """video_ + UUIDv7 in hex (RFC 9562 6.2 method 2): ids sort by age, within this process strictly."""
+    return new_id("video")
+
+
+def new_id(kind: str) -> str:
+    """{kind}_ + UUIDv7 in hex (RFC 9562 6.2 method 2): ids sort by age, within this process strictly."""
     global _last_id
     fresh = (time.time_ns() // 1_000_000) << 74 | secrets.randbits(74)  # 48 bits of milliseconds, 74 of chance
     with _id_lock:
         _last_id = max(fresh, _last_id + 1 + secrets.randbits(32))
         millis_and_a, b = divmod(_last_id, 1 << 62)
     millis, a = divmod(millis_and_a, 1 << 12)
-    return f"video_{millis << 80 | 0x7 << 76 | a << 64 | 0b10 << 62 | b:032x}"
+    return f"{kind}_{millis << 80 | 0x7 << 76 | a << 64 | 0b10 << 62 | b:032x}"

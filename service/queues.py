@@ -2,13 +2,49 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from redis import Redis
 from redis.client import Pipeline
 from rq import Queue
+from rq.job import Job
+from rq.timeouts import BaseDeathPenalty
 
 GENERATE = "worker.tasks.generate"
+DELIVER = "service.courier.tasks.deliver"
+
+WEBHOOKS = "webhooks"
 
 DELIVERED_TTL_S = 600  # RQ's own record of a job, kept after its end for somebody looking; ours is the truth
+
+
+class OurJob(Job):
+    """Whoever can write to Redis could name any function and any callback; only ours are run."""
+
+    @property
+    def func(self) -> Any:
+        if self.func_name not in (GENERATE, DELIVER):
+            raise PermissionError(f"{self.id}: {self.func_name} is not a function we run")
+        return super().func
+
+    @property
+    def success_callback(self) -> None:
+        return None
+
+    @property
+    def failure_callback(self) -> None:
+        return None
+
+    @property
+    def stopped_callback(self) -> None:
+        return None
+
+
+class NoAlarm(BaseDeathPenalty):
+    """Our work watches the clock itself; an exception out of SIGALRM could hit any line."""
+
+    def setup_death_penalty(self) -> None: ...
+    def cancel_death_penalty(self) -> None: ...
 
 
 def generate_queue_name(model: str) -> str:
@@ -33,6 +69,17 @@ def send_generate(queue: Queue, job_id: str, *, pipeline: Pipeline | None = None
         failure_ttl=DELIVERED_TTL_S,
         at_front=at_front,
         pipeline=pipeline,
+    )
+
+
+def webhooks_queue(redis: Redis) -> Queue:
+    return Queue(WEBHOOKS, connection=redis, serializer="json", job_class=OurJob, default_timeout=60)
+
+
+def send_delivery(queue: Queue, delivery_id: str, attempts: int) -> None:
+    """May be sent twice: of two jobs for the same attempt one makes it. No RQ retry: our record has the schedule."""
+    queue.enqueue_call(  # pyright: ignore[reportUnknownMemberType]  # rq leaves list and dict items untyped
+        DELIVER, args=(delivery_id, attempts), result_ttl=0, failure_ttl=DELIVERED_TTL_S
     )
 
 

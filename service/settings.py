@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -53,6 +54,18 @@ class Settings(BaseSettings):
     auth: Literal["off"] = "off"
     allow_open: bool = Field(default=False, description="serve other machines without authentication")
 
+    webhook_allow: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="receivers that are not public: networks, hosts and .domains, joined by ',' (link-local never)",
+    )
+    webhook_allow_http: bool = Field(default=False, description="webhooks may go to http:// addresses, unencrypted")
+    webhook_timeout_s: float = Field(default=15.0, gt=0, le=30, description="for one whole exchange with a receiver")
+    webhook_retry_delays_s: Annotated[tuple[Annotated[float, Field(ge=0)], ...], NoDecode] = Field(
+        default=(5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400),  # the Standard Webhooks specification's
+        description="between the attempts of a webhook, joined by ','; each is lengthened by chance by up to a fifth",
+    )
+    webhook_concurrency: int = Field(default=8, ge=1, le=64, description="webhooks that are under way at one time")
+
     job_timeout_s: int = Field(default=1800, ge=1)
     stall_timeout_s: int = Field(default=300, ge=1, description="no finished step for so long: the worker is stuck")
 
@@ -60,6 +73,19 @@ class Settings(BaseSettings):
     @classmethod
     def _split_paths(cls, value: object) -> object:
         return tuple(filter(None, value.split(os.pathsep))) if isinstance(value, str) else value
+
+    @field_validator("webhook_allow", "webhook_retry_delays_s", mode="before")
+    @classmethod
+    def _split_list(cls, value: object) -> object:
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+    @field_validator("webhook_allow")
+    @classmethod
+    def _is_network_or_host(cls, entries: tuple[str, ...]) -> tuple[str, ...]:
+        for entry in entries:
+            if not _is_network(entry) and not re.fullmatch(r"\.?[a-z0-9_-]+(\.[a-z0-9_-]+)*", entry, re.IGNORECASE):
+                raise ValueError(f"'{entry}' is neither a network (10.0.0.0/8), a host nor a .domain")
+        return entries
 
     @model_validator(mode="after")
     def _is_complete(self) -> Self:
@@ -95,6 +121,14 @@ def load_settings() -> Settings:
             for error in e.errors(include_url=False, include_input=False)
         )
         raise ConfigurationError("; ".join(problems)) from e
+
+
+def _is_network(text: str) -> bool:
+    try:
+        ipaddress.ip_network(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_loopback(host: str) -> bool:

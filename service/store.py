@@ -3,7 +3,8 @@
 A record is a hash `ivm:job:{id}` whose values are JSON, one per field of `Job`; fields that are None are left out or
 null. The index `ivm:jobs` holds all ids with one score, so ids sort by themselves, that is by age. Every change is one
 script that first compares state and execution id, so a worker that lost its job (a zombie) changes nothing. The moves
-of a worker may be said twice with the same answer, because a reply can get lost and the client library asks again.
+of a worker may be said twice with the same answer, because a reply can get lost and the client library asks again. The
+scripts that end a job also put it into the outbox, if somebody wants to hear of it (webhooks/outbox).
 """
 
 from __future__ import annotations
@@ -20,22 +21,28 @@ from rq.job import Job as RqJob
 
 from service.jobs import LEGAL, Job, JobError, JobState, Output, Phase
 from service.queues import queue_key, send_generate
+from service.webhooks.outbox import LISTENERS, OUTBOX, TELL, oldest_kept
 
 INDEX = "ivm:jobs"
 
 Page = tuple[list[Job], bool]
 
-# KEYS: record. ARGV: states it may be in (|state|state|), execution it must belong to ("" = any), state that means the
-# same execution did this already ("" = none), then commands as (name, field, value).
-_MOVE = """
+# KEYS: record, outbox, listeners. ARGV: states it may be in (|state|state|), execution it must belong to ("" = any),
+# state that means the same execution did this already ("" = none), oldest news to keep ("" = this is no end and no
+# news), then commands as (name, field, value).
+_MOVE = (
+    TELL
+    + """
 local state, execution = unpack(redis.call('HMGET', KEYS[1], 'state', 'execution_id'))
 if not state then return 0 end
 local owned = ARGV[2] == '' or execution == ARGV[2]
 if owned and state == ARGV[3] then return 1 end
 if not (owned and string.find(ARGV[1], '|' .. state .. '|', 1, true)) then return 0 end
-for i = 4, #ARGV, 3 do redis.call(ARGV[i], KEYS[1], ARGV[i + 1], ARGV[i + 2]) end
+for i = 5, #ARGV, 3 do redis.call(ARGV[i], KEYS[1], ARGV[i + 1], ARGV[i + 2]) end
+if ARGV[4] ~= '' then tell(KEYS[1], KEYS[2], KEYS[3], ARGV[4]) end
 return 1
 """
+)
 
 # KEYS: record. ARGV: running, execution, step, total, phase. A resumed job may repeat a step, but never shows it.
 _PROGRESS = """
@@ -47,17 +54,21 @@ redis.call('HSET', KEYS[1], 'step', step, 'total_steps', ARGV[4], 'phase', ARGV[
 return cancel == 'true' and 'cancel' or 'continue'
 """
 
-# KEYS: record, queue, RQ's record. ARGV: id, queued, running, cancelled, now.
-_CANCEL = """
+# KEYS: record, queue, RQ's record, outbox, listeners. ARGV: id, queued, running, cancelled, now, oldest news to keep.
+_CANCEL = (
+    TELL
+    + """
 local state = redis.call('HGET', KEYS[1], 'state')
 if state == ARGV[2] then
   redis.call('HSET', KEYS[1], 'state', ARGV[4], 'completed_at', ARGV[5], 'cancel_requested', 'true')
   if redis.call('LREM', KEYS[2], 1, ARGV[1]) == 1 then redis.call('DEL', KEYS[3]) end
+  tell(KEYS[1], KEYS[4], KEYS[5], ARGV[6])
 elseif state == ARGV[3] then
   redis.call('HSET', KEYS[1], 'cancel_requested', 'true')
 end
 return redis.call('HGETALL', KEYS[1])
 """
+)
 
 # KEYS: record, index. ARGV: id, states it may be in (|state|state|).
 _DELETE = """
@@ -161,9 +172,9 @@ class JobStore:
         job = self.get(job_id)
         if job is None:
             return None
-        keys = [job_key(job_id), queue_key(job.generation.model), RqJob.key_for(job_id)]
+        keys = [job_key(job_id), queue_key(job.generation.model), RqJob.key_for(job_id), OUTBOX, LISTENERS]
         states = (JobState.QUEUED, JobState.RUNNING, JobState.CANCELLED)
-        args = [job_id, *map(json.dumps, states), json.dumps(time.time())]
+        args = [job_id, *map(json.dumps, states), json.dumps(time.time()), oldest_kept()]
         return _decode(_pairs(self._cancel_script(keys, args)))
 
     def finish_cancel(self, job_id: str, execution_id: str) -> bool:
@@ -199,7 +210,9 @@ class JobStore:
         flat = [part for name, field, value in commands for part in (name, field, json.dumps(value))]
         owner = "" if execution_id is None else json.dumps(execution_id)
         done = json.dumps(already) if already and owner else ""
-        return bool(self._move_script([job_key(job_id)], [_one_of(sources), owner, done, *flat]))
+        news = oldest_kept() if already else ""
+        keys = [job_key(job_id), OUTBOX, LISTENERS]
+        return bool(self._move_script(keys, [_one_of(sources), owner, done, news, *flat]))
 
 
 def job_key(job_id: str) -> str:

@@ -16,6 +16,20 @@ from service.models import ModelRegistry
 from service.settings import Settings
 from service.storage import FileStorage, S3Storage, VideoStorage
 from service.store import JobStore
+from service.webhooks.deliveries import DeliveryStore
+from service.webhooks.endpoints import EndpointStore
+from service.webhooks.outbox import Outbox
+from service.webhooks.receivers import Receivers
+from service.webhooks.sender import Sender
+
+
+@dataclass(frozen=True, kw_only=True)
+class Webhooks:
+    receivers: Receivers
+    sender: Sender
+    outbox: Outbox
+    endpoints: EndpointStore
+    deliveries: DeliveryStore
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +40,7 @@ class Services:
     store: JobStore
     storage: VideoStorage
     models: ModelRegistry
+    webhooks: Webhooks
 
     def close(self) -> None:
         self.redis.close()
@@ -44,6 +59,18 @@ def open_services(settings: Settings) -> Services:
         store=JobStore(redis, retention_seconds=settings.retention_seconds),
         storage=open_storage(settings),
         models=ModelRegistry.load(settings.models),
+        webhooks=open_webhooks(settings, redis),
+    )
+
+
+def open_webhooks(settings: Settings, redis: Redis) -> Webhooks:
+    receivers = Receivers(settings.webhook_allow, allow_http=settings.webhook_allow_http)
+    return Webhooks(
+        receivers=receivers,
+        sender=Sender(receivers, timeout_s=settings.webhook_timeout_s),
+        outbox=Outbox(redis),
+        endpoints=EndpointStore(redis),
+        deliveries=DeliveryStore(redis),
     )
 
 

@@ -18,42 +18,12 @@ from rq import Queue, SimpleWorker
 from rq.exceptions import StopRequested
 from rq.executions import Execution
 from rq.job import Job
-from rq.timeouts import BaseDeathPenalty
 
-from service.queues import GENERATE, generate_queue
+from service.queues import NoAlarm, OurJob, generate_queue
 
 LEASE_S = 45
 BEAT_S = 10.0
 DEQUEUE_S = 5  # how long an idle worker blocks, so how late it notices a stop
-
-
-class _NoAlarm(BaseDeathPenalty):
-    """The runner watches the clock itself and kills the child; an exception out of SIGALRM could hit any line."""
-
-    def setup_death_penalty(self) -> None: ...
-    def cancel_death_penalty(self) -> None: ...
-
-
-class OurJob(Job):
-    """Whoever can write to Redis could name any function and any callback; only one name is run here."""
-
-    @property
-    def func(self) -> Any:
-        if self.func_name != GENERATE:
-            raise PermissionError(f"{self.id}: {self.func_name} is not a function this worker runs")
-        return super().func
-
-    @property
-    def success_callback(self) -> None:
-        return None
-
-    @property
-    def failure_callback(self) -> None:
-        return None
-
-    @property
-    def stopped_callback(self) -> None:
-        return None
 
 
 class StoppableQueue(Queue):
@@ -71,7 +41,7 @@ class StoppableQueue(Queue):
 class ResidentWorker(SimpleWorker):
     queue_class = StoppableQueue
     job_class = OurJob
-    death_penalty_class = _NoAlarm
+    death_penalty_class = NoAlarm
 
     def __init__(self, connection: Redis, model: str) -> None:
         name = generate_queue(connection, model).name

@@ -3,6 +3,9 @@
 app       create_app(services): one application, nothing global
 routes    /v1/videos and /v1/models
 content   GET /v1/videos/{id}/content: redirect, or stream with ranges
+auth      who is asking
+webhook_routes  /v1/webhook_...: endpoints, deliveries, secrets
+webhook_bodies  what comes in and goes out there, and the payload of an event
 bodies    what comes in (JSON, multipart, urlencoded) and the Video that goes out
 problems  every error as {"error": {message, type, param, code}}, from one table
 health    /livez, /readyz

@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api import health, problems, routes
+from service.api import health, problems, routes, webhook_routes
 from service.api.contract import contract
 from service.wiring import Services
 
@@ -27,6 +27,7 @@ def create_app(services: Services) -> FastAPI:
     )
     app.state.services = services
     app.include_router(routes.router)
+    app.include_router(webhook_routes.router)
     app.include_router(health.router)
     problems.install(app)
     app.add_middleware(RequestId)

@@ -47,12 +47,12 @@ NO_OPS: dict[str, tuple[Any, ...]] = {
 
 async def read_request(request: Request) -> VideoRequest:
     """Raises InvalidParameter, or HTTPException 400, 413, 415 for a body that cannot be read at all."""
-    raw = await _read(request, request.app.state.services.settings.max_body_bytes)
+    raw = await read_bytes(request, request.app.state.services.settings.max_body_bytes)
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind in FORMS:
         body = await _read_form(request, raw)
     elif kind == "application/json" or kind.endswith("+json"):
-        body = _read_json(raw)
+        body = read_json(raw)
     else:
         raise HTTPException(415, f"Send the body as application/json or {' or '.join(FORMS)}.")
     return parse(body)
@@ -72,7 +72,7 @@ def parse(body: Body) -> VideoRequest:
         raise invalid_parameter(e) from e
 
 
-async def _read(request: Request, limit: int) -> bytes:
+async def read_bytes(request: Request, limit: int) -> bytes:
     raw = bytearray()
     async for part in request.stream():
         raw += part
@@ -81,7 +81,7 @@ async def _read(request: Request, limit: int) -> bytes:
     return bytes(raw)
 
 
-def _read_json(raw: bytes) -> Body:
+def read_json(raw: bytes) -> Body:
     try:
         body = json.loads(raw)
     except (ValueError, RecursionError) as e:

@@ -8,6 +8,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
+from service.api import webhook_routes
 from service.api.bodies import FORMS
 from service.jobs import SamplerSettings, VideoRequest
 
@@ -16,7 +17,13 @@ _REF = "#/components/schemas/{model}"
 
 def contract(app: FastAPI) -> dict[str, Any]:
     if app.openapi_schema is None:
-        found = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
+        found = get_openapi(
+            title=app.title,
+            version=app.version,
+            summary=app.summary,
+            routes=app.routes,
+            webhooks=webhook_routes.events.routes,
+        )
         _describe_body(found)
         _tidy_responses(found)
         app.openapi_schema = found
@@ -43,7 +50,7 @@ def _describe_body(found: dict[str, Any]) -> None:
 
 
 def _tidy_responses(found: dict[str, Any]) -> None:
-    for path in found["paths"].values():
+    for path in (*found["paths"].values(), *found["webhooks"].values()):
         for operation in path.values():
             operation["responses"].pop("422", None)
             operation["responses"] = dict(sorted(operation["responses"].items()))

@@ -13,7 +13,15 @@ from pydantic import BaseModel
 from redis import exceptions as redis_errors
 from starlette.exceptions import HTTPException
 
-from service.errors import InvalidParameter, NotFound, ServiceError, ServiceUnavailable, StorageError, VideoNotDeletable
+from service.errors import (
+    InvalidParameter,
+    NotFound,
+    ServiceError,
+    ServiceUnavailable,
+    StorageError,
+    VideoNotDeletable,
+    WebhookTestFailed,
+)
 
 log = logging.getLogger("ivmix.api")
 
@@ -24,6 +32,7 @@ RETRY_AFTER_S = 2
 STATUS: dict[type[ServiceError], int] = {
     InvalidParameter: 400,
     VideoNotDeletable: 400,
+    WebhookTestFailed: 400,
     NotFound: 404,
     StorageError: 503,
     ServiceUnavailable: 503,

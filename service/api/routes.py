@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Query, Request, Response
 from redis.exceptions import RedisError
 
+from service.api.auth import Owner
 from service.api.bodies import DeletedVideo, Model, ModelList, Video, VideoList, read_request, video
 from service.api.content import Variant, content
 from service.api.problems import problem, responses
@@ -41,10 +42,15 @@ Found = Annotated[Job, Depends(find_job)]
 
 
 @router.post("/videos", tags=["videos"], summary="Create a video", responses=responses(400, 413, 415))
-def create_video(wanted: Annotated[VideoRequest, Depends(read_request)], services: Wired, response: Response) -> Video:
+def create_video(
+    wanted: Annotated[VideoRequest, Depends(read_request)], services: Wired, owner: Owner, response: Response
+) -> Video:
     generation = _model(services, wanted.model).resolve(wanted)
+    if wanted.callback_url is not None:
+        services.webhooks.receivers.check(wanted.callback_url, "callback_url")
     queue = generate_queue(services.redis, generation.model, job_timeout_s=services.settings.job_timeout_s)
-    job = services.store.create(Job.new(generation, metadata=wanted.metadata, user=wanted.user), queue)
+    job = Job.new(generation, metadata=wanted.metadata, user=wanted.user, owner=owner, callback=wanted.callback)
+    services.store.create(job, queue)
     log.info("%s created, model %s", job.id, generation.model)
     return _answer(job, services, response)
 

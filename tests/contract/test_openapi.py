@@ -3,11 +3,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import openai.types
+import openai.types.webhooks
 import pytest
 import yaml
 
 from service.api.openapi import contract_yaml
-from service.jobs import VideoRequest
+from service.jobs import EVENT_TYPES, VideoRequest
 
 FILE = Path(__file__).parents[2] / "openapi.yaml"
 
@@ -58,3 +59,37 @@ def test_every_reference_leads_somewhere() -> None:
 
     names = {ref.removeprefix("#/components/schemas/") for ref in references(document)}
     assert names <= set(document["components"]["schemas"])
+
+
+def test_what_we_send_is_described_too() -> None:
+    document = yaml.safe_load(FILE.read_text())
+    assert set(document["webhooks"]) == set(EVENT_TYPES)
+    for event in document["webhooks"].values():
+        headers = {parameter["name"] for parameter in event["post"]["parameters"]}
+        assert headers == {"webhook-id", "webhook-timestamp", "webhook-signature"}
+        body = event["post"]["requestBody"]["content"]["application/json"]["schema"]
+        assert body == {"$ref": "#/components/schemas/WebhookEvent"}
+
+
+def test_the_endpoints_are_those_of_the_sdk() -> None:
+    """What client.webhooks of openai 3.54 calls, and every key of what it reads."""
+    document = yaml.safe_load(FILE.read_text())
+    calls = {(method, path) for path, operations in document["paths"].items() for method in operations}
+    one = "/v1/webhook_endpoints/{webhook_endpoint_id}"
+    assert {
+        ("post", "/v1/webhook_endpoints"),
+        ("get", "/v1/webhook_endpoints"),
+        *((method, one) for method in ("get", "post", "delete")),
+        ("post", f"{one}/rotate_secret"),
+        ("post", f"{one}/test"),
+        ("get", "/v1/webhook_event_types"),
+    } <= calls
+    schemas = document["components"]["schemas"]
+    for ours, theirs in {
+        "WebhookEndpoint": openai.types.webhooks.WebhookEndpoint,
+        "WebhookEndpointWithSecret": openai.types.webhooks.WebhookEndpointWithSecret,
+        "DeletedWebhookEndpoint": openai.types.webhooks.DeletedWebhookEndpoint,
+        "WebhookEndpointTest": openai.types.webhooks.WebhookEndpointTestResult,
+        "WebhookEventTypeList": openai.types.webhooks.WebhookEventTypeList,
+    }.items():
+        assert set(theirs.model_fields) <= set(schemas[ours]["required"])

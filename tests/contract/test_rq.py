@@ -8,7 +8,9 @@ from rq.job import Job
 from rq.timeouts import BaseDeathPenalty
 from rq.worker.base import BaseWorker
 
-from worker.rq_worker import OurJob, ResidentWorker, StoppableQueue
+from service.courier.workers import DeliveryWorker
+from service.queues import OurJob
+from worker.rq_worker import ResidentWorker, StoppableQueue
 
 
 @pytest.mark.parametrize(
@@ -21,6 +23,7 @@ from worker.rq_worker import OurJob, ResidentWorker, StoppableQueue
         (BaseWorker, "perform_job", ["self", "job", "queue", "execution"]),
         (BaseWorker, "_shutdown", ["self"]),
         (BaseWorker, "request_force_stop", ["self", "signum", "frame"]),
+        (BaseWorker, "_install_signal_handlers", ["self"]),
         (BaseDeathPenalty, "setup_death_penalty", ["self"]),
         (BaseDeathPenalty, "cancel_death_penalty", ["self"]),
     ],
@@ -30,7 +33,12 @@ def test_overridden_methods_have_the_signature_we_override(owner: type, name: st
 
 
 def test_every_override_still_exists_in_rq() -> None:
-    for ours, theirs in ((ResidentWorker, SimpleWorker), (StoppableQueue, Queue), (OurJob, Job)):
+    for ours, theirs in (
+        (ResidentWorker, SimpleWorker),
+        (DeliveryWorker, SimpleWorker),
+        (StoppableQueue, Queue),
+        (OurJob, Job),
+    ):
         own = {"is_draining", "execution_id", "beat", "stopping"}
         overrides = {n for n in vars(ours) if not n.startswith("__") and n not in own}
         assert overrides <= set(dir(theirs)), overrides - set(dir(theirs))

@@ -85,7 +85,7 @@ def test_a_known_field_that_asks_for_something_is_refused_by_name(field: str) ->
     assert (error.param, error.reason) == (field, "unsupported_parameter")
 
 
-@pytest.mark.parametrize("field", ["output_path", "model_path", "promt", "callback_url"])
+@pytest.mark.parametrize("field", ["output_path", "model_path", "promt", "webhook"])
 def test_an_unknown_field_is_refused_by_name(field: str) -> None:
     error = refused({field: "x"})
     assert (error.param, error.reason) == (field, "unknown_parameter")

@@ -60,3 +60,34 @@ def test_a_host_that_others_reach_needs_authentication_or_a_promise(host: str) -
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
 def test_this_machine_needs_neither(host: str) -> None:
     Settings(host=host).refuse_open_host()
+
+
+def test_lists_about_webhooks_are_joined_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IVMIX_WEBHOOK_ALLOW", "10.0.0.0/8, hooks.internal,.svc.cluster.local,fd12::/16")
+    monkeypatch.setenv("IVMIX_WEBHOOK_RETRY_DELAYS_S", "0.5,60")
+    settings = load_settings()
+    assert settings.webhook_allow == ("10.0.0.0/8", "hooks.internal", ".svc.cluster.local", "fd12::/16")
+    assert settings.webhook_retry_delays_s == (0.5, 60.0)
+
+
+@pytest.mark.parametrize("entry", ["10.0.0.1/8", "https://hooks.internal", "a b", "*.internal", "10.0.0.0/33", "a..b"])
+def test_an_allow_list_that_means_nothing_is_refused_at_the_start(monkeypatch: pytest.MonkeyPatch, entry: str) -> None:
+    monkeypatch.setenv("IVMIX_WEBHOOK_ALLOW", entry)
+    with pytest.raises(ConfigurationError, match=r"IVMIX_WEBHOOK_ALLOW: .*neither a network"):
+        load_settings()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("RETRY_DELAYS_S", "-1"),
+        ("RETRY_DELAYS_S", "soon"),
+        ("TIMEOUT_S", "0"),
+        ("TIMEOUT_S", "60"),
+        ("CONCURRENCY", "0"),
+    ],
+)
+def test_numbers_about_webhooks_have_bounds(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(f"IVMIX_WEBHOOK_{name}", value)
+    with pytest.raises(ConfigurationError, match=f"IVMIX_WEBHOOK_{name}"):
+        load_settings()

@@ -1,0 +1,196 @@
+"""The receivers that owners have registered, and the secret that signs callbacks of single requests. In Redis:
+
+ivm:webhook:endpoint:{id}       one endpoint, as JSON
+ivm:webhook:endpoints:{owner}   the ids of an owner, sorted by age
+ivm:webhook:secret:{owner}      the owner's default secrets, as JSON
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+from pydantic import TypeAdapter
+from redis import Redis
+
+from service.errors import InvalidParameter, WebhookEndpointNotFound
+from service.jobs import EventType, Frozen, new_id
+from service.webhooks.outbox import LISTENERS
+from service.webhooks.signature import Secrets, active, new_secret, rotated
+
+MAX_ENDPOINTS = 50  # of one owner: every one gets every event
+KEEP_OLD_SECRET_S = 86_400.0
+
+_SECRETS = TypeAdapter(Secrets)
+
+
+class Endpoint(Frozen):
+    """Times are unix seconds. An endpoint is disabled when it has answered 410 Gone, until it is updated."""
+
+    id: str
+    owner: str
+    name: str
+    url: str
+    event_types: tuple[EventType, ...]
+    secrets: Secrets
+    created_at: float
+    updated_at: float
+    disabled_at: float | None = None
+
+    @property
+    def is_enabled(self) -> bool:
+        return self.disabled_at is None
+
+
+class EndpointStore:
+    """Somebody else's endpoint is not found."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis: Any = redis  # redis-py's types name every reply a command could have in any mode
+
+    def create(self, owner: str, *, name: str, url: str, event_types: tuple[EventType, ...]) -> Endpoint:
+        now = time.time()
+        endpoint = Endpoint(
+            id=new_id("we"),
+            owner=owner,
+            name=name,
+            url=url,
+            event_types=event_types,
+            secrets=(new_secret(),),
+            created_at=now,
+            updated_at=now,
+        )
+
+        def write(pipe: Any) -> None:
+            if pipe.zcard(_index(owner)) >= MAX_ENDPOINTS:
+                raise InvalidParameter(
+                    None,
+                    f"There are {MAX_ENDPOINTS} webhook endpoints already; delete one first.",
+                    "too_many_endpoints",
+                )
+            pipe.multi()
+            pipe.set(_key(endpoint.id), endpoint.model_dump_json())
+            pipe.zadd(_index(owner), {endpoint.id: 0})
+            pipe.sadd(LISTENERS, json.dumps(owner))
+
+        self._redis.transaction(write, _index(owner))
+        return endpoint
+
+    def get(self, owner: str, endpoint_id: str) -> Endpoint:
+        """Raises WebhookEndpointNotFound."""
+        endpoint = self.find(endpoint_id)
+        if endpoint is None or endpoint.owner != owner:
+            raise WebhookEndpointNotFound(endpoint_id)
+        return endpoint
+
+    def find(self, endpoint_id: str) -> Endpoint | None:
+        return _decode(self._redis.get(_key(endpoint_id)))
+
+    def list(self, owner: str, *, limit: int = 20, after: str | None = None) -> tuple[list[Endpoint], bool]:
+        """One page, newest first, and whether more follow. `after` is an id, which need not exist any more."""
+        start = f"({after}" if after else "+"
+        ids = self._redis.zrange(_index(owner), start, "-", desc=True, bylex=True, offset=0, num=limit + 1)
+        with self._redis.pipeline(transaction=False) as pipe:
+            for found in ids[:limit]:
+                pipe.get(_key(found.decode()))
+            values = pipe.execute()
+        return [endpoint for value in values if (endpoint := _decode(value))], len(ids) > limit
+
+    def told_of(self, owner: str, event_type: EventType) -> list[Endpoint]:
+        """The endpoints that an event of this owner goes to."""
+        endpoints, _ = self.list(owner, limit=MAX_ENDPOINTS)
+        return [endpoint for endpoint in endpoints if endpoint.is_enabled and event_type in endpoint.event_types]
+
+    def update(self, owner: str, endpoint_id: str, **changes: Any) -> Endpoint:
+        """A disabled endpoint is enabled again: whoever changes it is there again. Raises WebhookEndpointNotFound."""
+        return self._change(
+            owner, endpoint_id, lambda endpoint: endpoint.model_copy(update={**changes, "disabled_at": None})
+        )
+
+    def rotate(self, owner: str, endpoint_id: str, *, keep_old: bool) -> Endpoint:
+        """Raises WebhookEndpointNotFound."""
+        return self._change(
+            owner,
+            endpoint_id,
+            lambda endpoint: endpoint.model_copy(update={"secrets": _rotated(endpoint.secrets, keep_old)}),
+        )
+
+    def disable(self, endpoint_id: str) -> None:
+        endpoint = self.find(endpoint_id)
+        if endpoint is not None:
+            self._change(
+                endpoint.owner, endpoint_id, lambda found: found.model_copy(update={"disabled_at": time.time()})
+            )
+
+    def delete(self, owner: str, endpoint_id: str) -> None:
+        """Raises WebhookEndpointNotFound."""
+        self.get(owner, endpoint_id)
+
+        def write(pipe: Any) -> None:
+            is_last = pipe.zrange(_index(owner), 0, -1) == [endpoint_id.encode()]
+            pipe.multi()
+            pipe.delete(_key(endpoint_id))
+            pipe.zrem(_index(owner), endpoint_id)
+            if is_last:
+                pipe.srem(LISTENERS, json.dumps(owner))
+
+        self._redis.transaction(write, _index(owner))
+
+    def default_secrets(self, owner: str) -> Secrets:
+        """What signs the callbacks of this owner's requests; made when first asked for."""
+        self._redis.set(_secret_key(owner), _SECRETS.dump_json((new_secret(),)), nx=True)
+        return active(_SECRETS.validate_json(self._redis.get(_secret_key(owner))), now=time.time())
+
+    def rotate_default(self, owner: str, *, keep_old: bool) -> Secrets:
+        secrets: Secrets = ()
+        self.default_secrets(owner)
+
+        def write(pipe: Any) -> None:
+            nonlocal secrets
+            secrets = _rotated(_SECRETS.validate_json(pipe.get(_secret_key(owner))), keep_old)
+            pipe.multi()
+            pipe.set(_secret_key(owner), _SECRETS.dump_json(secrets))
+
+        self._redis.transaction(write, _secret_key(owner))
+        return secrets
+
+    def _change(self, owner: str, endpoint_id: str, change: Callable[[Endpoint], Endpoint]) -> Endpoint:
+        """`updated_at` tells of configuration and secrets; a change that changes nothing does not advance it."""
+        changed: Endpoint | None = None
+
+        def write(pipe: Any) -> None:
+            nonlocal changed
+            found = _decode(pipe.get(_key(endpoint_id)))
+            if found is None or found.owner != owner:
+                raise WebhookEndpointNotFound(endpoint_id)
+            changed = change(found)
+            if changed != found:
+                changed = changed.model_copy(update={"updated_at": time.time()})
+            pipe.multi()
+            pipe.set(_key(endpoint_id), changed.model_dump_json())
+
+        self._redis.transaction(write, _key(endpoint_id))
+        assert changed is not None
+        return changed
+
+
+def _rotated(secrets: Secrets, keep_old: bool) -> Secrets:
+    return rotated(secrets, keep_old_s=KEEP_OLD_SECRET_S if keep_old else 0.0, now=time.time())
+
+
+def _decode(value: bytes | None) -> Endpoint | None:
+    return None if value is None else Endpoint.model_validate_json(value)
+
+
+def _key(endpoint_id: str) -> str:
+    return f"ivm:webhook:endpoint:{endpoint_id}"
+
+
+def _index(owner: str) -> str:
+    return f"ivm:webhook:endpoints:{owner}"
+
+
+def _secret_key(owner: str) -> str:
+    return f"ivm:webhook:secret:{owner}"

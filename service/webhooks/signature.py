@@ -1,0 +1,66 @@
+"""Signatures of Standard Webhooks (HMAC-SHA256), as `client.webhooks.unwrap` of the OpenAI SDKs checks them.
+
+Source: https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import secrets
+
+from service.jobs import Frozen
+
+PREFIX = "whsec_"
+KEY_BYTES = 32  # the specification allows 24 to 64
+MAX_SECRETS = 3  # of one receiver at one time: somebody who rotates in a loop must not make headers grow
+
+
+class SigningSecret(Frozen):
+    """`value` is whsec_ and standard, padded base64: OpenAI's verifier refuses other forms."""
+
+    value: str
+    expires_at: float | None = None  # unix seconds; None: does not expire
+
+    @property
+    def hint(self) -> str:
+        return f"{PREFIX}...{self.value[-4:]}"
+
+
+Secrets = tuple[SigningSecret, ...]  # newest first
+
+
+def new_secret() -> SigningSecret:
+    return SigningSecret(value=PREFIX + base64.b64encode(secrets.token_bytes(KEY_BYTES)).decode())
+
+
+def rotated(old: Secrets, *, keep_old_s: float, now: float) -> Secrets:
+    """A new secret in front. The old ones stay valid for `keep_old_s` seconds at most, with 0 not at all."""
+    until = now + keep_old_s
+    kept = (
+        secret.model_copy(update={"expires_at": min(secret.expires_at or until, until)})
+        for secret in active(old, now=now)
+        if keep_old_s
+    )
+    return (new_secret(), *kept)[:MAX_SECRETS]
+
+
+def active(held: Secrets, *, now: float) -> Secrets:
+    return tuple(secret for secret in held if secret.expires_at is None or secret.expires_at > now)
+
+
+def signed_headers(held: Secrets, *, webhook_id: str, timestamp: int, body: bytes) -> dict[str, str]:
+    """`timestamp` (unix seconds) is that of the attempt: receivers refuse what is more than five minutes off."""
+    signatures = (_sign(secret, webhook_id, timestamp, body) for secret in active(held, now=timestamp))
+    return {
+        "webhook-id": webhook_id,
+        "webhook-timestamp": str(timestamp),
+        "webhook-signature": " ".join(signatures),
+    }
+
+
+def _sign(secret: SigningSecret, webhook_id: str, timestamp: int, body: bytes) -> str:
+    key = base64.b64decode(secret.value.removeprefix(PREFIX))
+    digest = hmac.digest(key, b"%s.%d.%s" % (webhook_id.encode(), timestamp, body), hashlib.sha256)
+    return f"v1,{base64.b64encode(digest).decode()}"

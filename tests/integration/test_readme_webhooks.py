@@ -1,0 +1,70 @@
+"""The receiver in the README is run as it is printed there."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from service.embedded import free_port
+from service.settings import Settings
+from service.wiring import Services
+from tests.integration.test_webhook_api import answer_of, complete, deliver
+from tests.processes import PROMPT, wait_for
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+
+
+def block(language: str, holding: str) -> str:
+    (found,) = [code for code in re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL) if holding in code]
+    return found
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    return settings.model_copy(update={"webhook_allow": ("127.0.0.0/8",), "webhook_allow_http": True})
+
+
+def test_the_receiver_of_the_readme_is_short_and_prints_a_verified_event(server: str, services: Services) -> None:
+    code, port = block("python", "BaseHTTPRequestHandler"), free_port()
+    assert len([line for line in code.splitlines() if line]) == 15
+    with httpx2.Client(base_url=server, timeout=60) as http:
+        registering, listing = block("bash", "webhook_endpoints").replace("\\\n", " ").strip().splitlines()
+        body = shlex.split(registering)[-1].replace(":9000", f":{port}")
+        path = "/v1/webhook_endpoints"
+        assert path in registering
+        made = answer_of(http.post(path, content=body, headers={"content-type": "application/json"}))
+        receiver = subprocess.Popen(
+            [sys.executable, "-c", code.replace("9000", str(port))],
+            env={**os.environ, "WEBHOOK_SECRET": made["signing_secret"]},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            wait_for(lambda: answers(port))
+            video = answer_of(http.post("/v1/videos", json={"prompt": PROMPT}))["id"]
+            complete(services, video)
+            deliver(services)
+            assert receiver.stdout is not None
+            assert receiver.stdout.readline() == f"video.completed {video}\n"
+            path = re.findall(r"/v1/\w+", listing)[0]
+            assert answer_of(http.get(path))["data"][0]["status"] == "delivered"
+            forged = {"webhook-id": "whd_1", "webhook-timestamp": "1", "webhook-signature": "v1,AAAA"}
+            assert httpx2.post(f"http://127.0.0.1:{port}/", content=b"{}", headers=forged).status_code == 400
+        finally:
+            receiver.kill()
+            receiver.communicate()
+
+
+def answers(port: int) -> bool | None:
+    try:
+        return httpx2.get(f"http://127.0.0.1:{port}/").status_code == 501
+    except httpx2.HTTPError:
+        return None

@@ -1,0 +1,384 @@
+"""/v1/webhook_... and callback_url over HTTP."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import httpx2
+import pytest
+from fastapi.testclient import TestClient
+from openai import InvalidWebhookSignatureError
+
+from service.api.app import create_app
+from service.api.auth import owner
+from service.courier import tasks
+from service.courier.running import attempts_of, pump_of
+from service.courier.workers import DeliveryWorker
+from service.settings import Settings
+from service.webhooks.endpoints import MAX_ENDPOINTS
+from service.wiring import Services, open_services
+from tests.factories import PROMPT, make_output
+from tests.receivers import Receiver, status
+
+BOTH = ["video.completed", "video.failed"]
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    changes = {"webhook_allow": ("127.0.0.0/8",), "webhook_allow_http": True, "webhook_timeout_s": 5.0}
+    return settings.model_copy(update=changes)
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    with Receiver() as opened:
+        yield opened
+
+
+def answer_of(response: httpx2.Response) -> dict[str, Any]:
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def problem_of(response: httpx2.Response, expected: int) -> dict[str, Any]:
+    assert response.status_code == expected, response.text
+    assert set(response.json()) == {"error"}
+    assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+    return response.json()["error"]
+
+
+def register(client: TestClient, url: str, **over: Any) -> dict[str, Any]:
+    return answer_of(
+        client.post("/v1/webhook_endpoints", json={"name": "orders", "url": url, "event_types": BOTH} | over)
+    )
+
+
+def complete(services: Services, video_id: str) -> None:
+    assert services.store.start(video_id, "e1")
+    assert services.store.complete(video_id, "e1", make_output(), {"sampling": 1.0}, None)
+
+
+def deliver(services: Services) -> None:
+    pump_of(services).once()
+    tasks.install(attempts_of(services))
+    DeliveryWorker(services.redis, threading.Event()).work(burst=True, logging_level="ERROR")
+
+
+class TestEndpoints:
+    def test_a_new_endpoint_shows_its_secret_once(self, client: TestClient, receiver: Receiver) -> None:
+        made = register(client, receiver.url)
+        secret = made.pop("signing_secret")
+        assert secret.startswith("whsec_")
+        assert made["object"] == "webhook_endpoint"
+        assert (made["name"], made["url"], made["event_types"]) == ("orders", receiver.url, BOTH)
+        assert (made["enabled"], made["disabled_at"]) == (True, None)
+        assert made["created_at"] == made["updated_at"]
+        assert made["signing_secret_hint"].endswith(secret[-4:])
+        assert answer_of(client.get(f"/v1/webhook_endpoints/{made['id']}")) == made
+        assert answer_of(client.get("/v1/webhook_endpoints"))["data"] == [made]
+
+    def test_the_list_is_paged_newest_first(self, client: TestClient, receiver: Receiver) -> None:
+        ids = [register(client, receiver.url, name=str(i))["id"] for i in range(5)][::-1]
+        first = answer_of(client.get("/v1/webhook_endpoints?limit=2"))
+        assert [e["id"] for e in first["data"]] == ids[:2]
+        assert (first["object"], first["first_id"], first["last_id"], first["has_more"]) == ("list", *ids[:2], True)
+        rest = answer_of(client.get(f"/v1/webhook_endpoints?limit=10&after={ids[1]}"))
+        assert ([e["id"] for e in rest["data"]], rest["has_more"]) == (ids[2:], False)
+
+    def test_an_empty_list_has_no_ids(self, client: TestClient) -> None:
+        empty = answer_of(client.get("/v1/webhook_endpoints"))
+        assert empty == {"object": "list", "data": [], "first_id": None, "last_id": None, "has_more": False}
+
+    def test_what_is_changed_changes_and_the_rest_stays(self, client: TestClient, receiver: Receiver) -> None:
+        made = register(client, receiver.url)
+        made.pop("signing_secret")
+        path = f"/v1/webhook_endpoints/{made['id']}"
+        changed = answer_of(client.post(path, json={"name": "other", "event_types": ["video.failed", "video.failed"]}))
+        changed_at = changed.pop("updated_at")
+        assert changed_at >= made.pop("updated_at")
+        assert changed == made | {"name": "other", "event_types": ["video.failed"]}
+        unchanged = answer_of(client.post(path))
+        assert unchanged == changed | {"updated_at": changed_at}
+
+    def test_a_deleted_endpoint_is_gone(self, client: TestClient, receiver: Receiver) -> None:
+        made = register(client, receiver.url)
+        path = f"/v1/webhook_endpoints/{made['id']}"
+        gone = answer_of(client.request("DELETE", path, headers={"content-type": "application/json"}))
+        assert gone == {"id": made["id"], "object": "webhook_endpoint.deleted", "deleted": True}
+        assert problem_of(client.get(path), 404)["code"] == "webhook_endpoint_not_found"
+        assert problem_of(client.delete(path), 404)["code"] == "webhook_endpoint_not_found"
+
+    @pytest.mark.parametrize("answer", [204, 302, 410, 500])
+    def test_a_test_says_what_the_receiver_answered(self, client: TestClient, answer: int) -> None:
+        with Receiver(status(answer)) as receiver:
+            made = register(client, receiver.url)
+            path = f"/v1/webhook_endpoints/{made['id']}/test"
+            for event_type in BOTH:
+                result = answer_of(client.post(path, json={"event_type": event_type}))
+                assert result == {
+                    "object": "webhook_endpoint.test",
+                    "webhook_endpoint_id": made["id"],
+                    "event_type": event_type,
+                    "status_code": answer,
+                    "success": True,
+                }
+            events = [got.event(made["signing_secret"]) for got in receiver.received]
+        assert [event.type for event in events] == BOTH
+        assert json.loads(receiver.received[1].body)["data"]["error"]["message"] == "This is a test."
+        assert answer_of(client.get(f"/v1/webhook_endpoints/{made['id']}"))["enabled"] is True
+
+    def test_a_test_without_an_answer_is_an_error_that_says_why(self, client: TestClient) -> None:
+        with Receiver() as receiver:
+            made = register(client, receiver.url)
+        error = problem_of(
+            client.post(f"/v1/webhook_endpoints/{made['id']}/test", json={"event_type": "video.failed"}), 400
+        )
+        assert (error["code"], "no_connection" in error["message"]) == ("webhook_test_failed", True)
+
+    @pytest.mark.parametrize("keep", [True, False])
+    def test_a_rotated_secret_signs(self, client: TestClient, receiver: Receiver, keep: bool) -> None:
+        made = register(client, receiver.url)
+        path = f"/v1/webhook_endpoints/{made['id']}"
+        body = {"keep_old_secret_active_for_24_hours": True} if keep else None
+        fresh = answer_of(
+            client.post(f"{path}/rotate_secret", json=body) if keep else client.post(f"{path}/rotate_secret")
+        )
+        assert fresh["signing_secret"] != made["signing_secret"]
+        answer_of(client.post(f"{path}/test", json={"event_type": "video.completed"}))
+        assert receiver.received[0].event(fresh["signing_secret"]).type == "video.completed"
+        if keep:
+            assert receiver.received[0].event(made["signing_secret"]).type == "video.completed"
+        else:
+            with pytest.raises(InvalidWebhookSignatureError):
+                receiver.received[0].event(made["signing_secret"])
+
+    def test_there_are_not_endlessly_many(self, client: TestClient, receiver: Receiver) -> None:
+        for _ in range(MAX_ENDPOINTS):
+            register(client, receiver.url)
+        body = {"name": "one more", "url": receiver.url, "event_types": BOTH}
+        assert problem_of(client.post("/v1/webhook_endpoints", json=body), 400)["code"] == "too_many_endpoints"
+
+    def test_event_types_are_listed(self, client: TestClient) -> None:
+        assert answer_of(client.get("/v1/webhook_event_types")) == {"object": "list", "data": BOTH}
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("change", "param", "code"),
+        [
+            ({"url": "https://169.254.169.254/"}, "url", "invalid_value"),
+            ({"url": "https://10.0.0.1/"}, "url", "invalid_value"),
+            ({"url": "https://a:b@127.0.0.1/"}, "url", "invalid_value"),
+            ({"url": ""}, "url", "invalid_value"),
+            ({"url": None}, "url", "invalid_value"),
+            ({"url": "https://127.0.0.1/" + "a" * 3000}, "url", "string_above_max_length"),
+            ({"event_types": []}, "event_types", "invalid_value"),
+            ({"event_types": ["batch.completed"]}, "event_types.0", "invalid_value"),
+            ({"event_types": "video.completed"}, "event_types", "invalid_value"),
+            ({"name": ""}, "name", "invalid_value"),
+            ({"secret": "mine"}, "secret", "unknown_parameter"),
+        ],
+    )
+    def test_what_cannot_be_is_refused_by_name(
+        self, client: TestClient, change: dict[str, Any], param: str, code: str
+    ) -> None:
+        body = {"name": "orders", "url": "http://127.0.0.1:1/", "event_types": BOTH} | change
+        error = problem_of(client.post("/v1/webhook_endpoints", json=body), 400)
+        assert (error["param"], error["code"]) == (param, code)
+
+    @pytest.mark.parametrize("missing", ["name", "url", "event_types"])
+    def test_what_is_missing_is_named(self, client: TestClient, missing: str) -> None:
+        body = {"name": "orders", "url": "http://127.0.0.1:1/", "event_types": BOTH}
+        del body[missing]
+        error = problem_of(client.post("/v1/webhook_endpoints", json=body), 400)
+        assert (error["param"], error["code"]) == (missing, "missing_required_parameter")
+
+    def test_a_changed_url_is_checked_too(self, client: TestClient, receiver: Receiver) -> None:
+        made = register(client, receiver.url)
+        path = f"/v1/webhook_endpoints/{made['id']}"
+        assert problem_of(client.post(path, json={"url": "https://[fe80::1]/"}), 400)["param"] == "url"
+        assert answer_of(client.get(path))["url"] == receiver.url
+
+    def test_bodies_that_cannot_be_read_are_refused(self, client: TestClient) -> None:
+        path = "/v1/webhook_endpoints"
+        as_json = {"content-type": "application/json"}
+        assert problem_of(client.post(path, content=b"{", headers=as_json), 400)["code"] == "invalid_body"
+        assert problem_of(client.post(path, content=b"[]", headers=as_json), 400)["code"] == "invalid_body"
+        assert problem_of(client.post(path, content=b"a=b"), 415)["code"] == "unsupported_media_type"
+        huge = json.dumps({"name": "a" * 100_000}).encode()
+        assert problem_of(client.post(path, content=huge, headers=as_json), 413)["code"] == "body_too_large"
+
+    @pytest.mark.parametrize("query", ["limit=0", "limit=101", "limit=x", "after=" + "a" * 65])
+    @pytest.mark.parametrize("path", ["webhook_endpoints", "webhook_deliveries"])
+    def test_pages_have_bounds(self, client: TestClient, path: str, query: str) -> None:
+        assert problem_of(client.get(f"/v1/{path}?{query}"), 400)["param"] == query.partition("=")[0]
+
+    @pytest.mark.parametrize(
+        ("method", "path"),
+        [
+            ("GET", "webhook_endpoints/we_1"),
+            ("POST", "webhook_endpoints/we_1"),
+            ("DELETE", "webhook_endpoints/we_1"),
+            ("POST", "webhook_endpoints/we_1/rotate_secret"),
+            ("POST", "webhook_endpoints/we_1/test"),
+            ("GET", "webhook_deliveries/whd_1"),
+            ("POST", "webhook_deliveries/whd_1/redeliver"),
+        ],
+    )
+    def test_what_is_not_there_is_not_found(self, client: TestClient, method: str, path: str) -> None:
+        body = {"event_type": "video.failed"} if path.endswith("/test") else {}
+        error = problem_of(client.request(method, f"/v1/{path}", json=body), 404)
+        assert error["code"] in ("webhook_endpoint_not_found", "webhook_delivery_not_found")
+
+
+class TestCallbacks:
+    @pytest.mark.parametrize("name", ["callback_url", "webhook_url"])
+    @pytest.mark.parametrize("encoding", ["json", "data"])
+    def test_a_request_can_name_its_receiver(
+        self, client: TestClient, services: Services, receiver: Receiver, name: str, encoding: str
+    ) -> None:
+        video = answer_of(client.post("/v1/videos", **{encoding: {"prompt": PROMPT, name: f"{receiver.url}/mine"}}))  # type: ignore[arg-type]
+        complete(services, video["id"])
+        deliver(services)
+        secret = answer_of(client.get("/v1/webhook_callback_secret"))["signing_secret"]
+        (got,) = receiver.received
+        assert (got.path, got.event(secret).data.id) == ("/mine", video["id"])
+
+    @pytest.mark.parametrize(
+        ("encoding", "events"),
+        [
+            ("json", ["video.failed"]),
+            ("json", "video.failed"),
+            ("data", '["video.failed"]'),
+            ("data", "video.failed"),
+        ],
+    )
+    def test_it_can_choose_which_ends_are_told(
+        self, client: TestClient, services: Services, receiver: Receiver, encoding: str, events: Any
+    ) -> None:
+        body = {"prompt": PROMPT, "callback_url": receiver.url, "callback_events": events}
+        told, silent = (answer_of(client.post("/v1/videos", **{encoding: body}))["id"] for _ in range(2))  # type: ignore[arg-type]
+        services.store.cancel(told)
+        complete(services, silent)
+        deliver(services)
+        assert [json.loads(got.body)["data"]["id"] for got in receiver.received] == [told]
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"callback_url": "https://169.254.169.254/latest"},
+            {"callback_url": "https://0.0.0.0/"},
+            {"callback_url": "https://10.0.0.1/"},
+            {"callback_url": "https://user@127.0.0.1/"},
+            {"callback_url": "file:///etc/passwd"},
+            {"webhook_url": "https://[::1]/"},
+            {"callback_url": ""},
+            {"callback_url": "https://127.0.0.1/", "callback_events": ["video.started"]},
+            {"callback_url": "https://127.0.0.1/", "callback_events": []},
+            {"callback_url": "https://127.0.0.1/a", "webhook_url": "https://127.0.0.1/b"},
+            {"callback_events": ["video.failed"]},
+        ],
+    )
+    def test_what_cannot_be_told_is_refused_before_there_is_a_job(
+        self, client: TestClient, services: Services, change: dict[str, Any]
+    ) -> None:
+        error = problem_of(client.post("/v1/videos", json={"prompt": PROMPT} | change), 400)
+        assert error["code"] == "invalid_value"
+        assert services.store.list()[0] == []
+
+    def test_the_callback_secret_can_be_rotated(self, client: TestClient) -> None:
+        path = "/v1/webhook_callback_secret"
+        old = answer_of(client.get(path))
+        assert old == answer_of(client.get(path))
+        new = answer_of(client.post(f"{path}/rotate_secret", json={"keep_old_secret_active_for_24_hours": True}))
+        assert new["signing_secret"] != old["signing_secret"]
+        assert answer_of(client.get(path)) == new
+
+
+class TestDeliveries:
+    def test_the_log_shows_every_attempt_and_nothing_the_receiver_said(
+        self, client: TestClient, services: Services
+    ) -> None:
+        with Receiver(status(500, x_secret="internal")) as receiver:
+            endpoint = register(client, f"{receiver.url}/hook")
+            video = answer_of(client.post("/v1/videos", json={"prompt": PROMPT}))["id"]
+            complete(services, video)
+            deliver(services)
+        (shown,) = answer_of(client.get(f"/v1/webhook_deliveries?video_id={video}"))["data"]
+        assert (shown["object"], shown["status"], shown["video_id"]) == ("webhook_delivery", "pending", video)
+        assert (shown["event_type"], shown["webhook_endpoint_id"]) == ("video.completed", endpoint["id"])
+        assert (shown["attempt_count"], shown["error"], shown["completed_at"]) == (1, "bad_status", None)
+        assert shown["next_attempt_at"] > shown["created_at"]
+        (attempt,) = shown["attempts"]
+        assert set(attempt) == {"at", "status_code", "error", "duration_s"}
+        assert attempt["status_code"] == 500
+        assert "internal" not in json.dumps(shown)
+        assert answer_of(client.get(f"/v1/webhook_deliveries/{shown['id']}")) == shown
+        assert answer_of(client.get("/v1/webhook_deliveries?video_id=video_other"))["data"] == []
+
+    def test_the_list_is_paged_newest_first(self, client: TestClient, services: Services, receiver: Receiver) -> None:
+        register(client, receiver.url)
+        for _ in range(3):
+            complete(services, answer_of(client.post("/v1/videos", json={"prompt": PROMPT}))["id"])
+            deliver(services)
+        everything = answer_of(client.get("/v1/webhook_deliveries"))["data"]
+        ids = [delivery["id"] for delivery in everything]
+        assert ids == sorted(ids, reverse=True)
+        first = answer_of(client.get("/v1/webhook_deliveries?limit=2"))
+        assert ([d["id"] for d in first["data"]], first["last_id"], first["has_more"]) == (ids[:2], ids[1], True)
+        rest = answer_of(client.get(f"/v1/webhook_deliveries?after={ids[1]}"))
+        assert ([d["id"] for d in rest["data"]], rest["has_more"]) == (ids[2:], False)
+
+    def test_redelivery_sends_the_same_webhook_again(
+        self, client: TestClient, services: Services, receiver: Receiver
+    ) -> None:
+        register(client, receiver.url)
+        complete(services, answer_of(client.post("/v1/videos", json={"prompt": PROMPT}))["id"])
+        deliver(services)
+        (done,) = answer_of(client.get("/v1/webhook_deliveries"))["data"]
+        assert done["status"] == "delivered"
+        again = answer_of(client.post(f"/v1/webhook_deliveries/{done['id']}/redeliver"))
+        assert (again["status"], again["completed_at"]) == ("pending", None)
+        deliver(services)
+        assert [got.headers["webhook-id"] for got in receiver.received] == [done["id"]] * 2
+        assert answer_of(client.get(f"/v1/webhook_deliveries/{done['id']}"))["attempt_count"] == 2
+
+
+def test_somebody_elses_things_are_not_there(services: Services, receiver: Receiver) -> None:
+    app = create_app(services)
+    with TestClient(app) as client:
+        endpoint = register(client, receiver.url)
+        secret = answer_of(client.get("/v1/webhook_callback_secret"))
+        video = answer_of(client.post("/v1/videos", json={"prompt": PROMPT}))["id"]
+        complete(services, video)
+        deliver(services)
+        (delivery,) = answer_of(client.get("/v1/webhook_deliveries"))["data"]
+        app.dependency_overrides[owner] = lambda: "somebody"
+        assert answer_of(client.get("/v1/webhook_endpoints"))["data"] == []
+        assert answer_of(client.get("/v1/webhook_deliveries"))["data"] == []
+        assert answer_of(client.get(f"/v1/webhook_deliveries?video_id={video}"))["data"] == []
+        assert answer_of(client.get("/v1/webhook_callback_secret")) != secret
+        own = f"/v1/webhook_endpoints/{endpoint['id']}"
+        for answer in (
+            client.get(own),
+            client.post(own, json={"name": "mine"}),
+            client.delete(own),
+            client.post(f"{own}/rotate_secret"),
+            client.post(f"{own}/test", json={"event_type": "video.failed"}),
+            client.get(f"/v1/webhook_deliveries/{delivery['id']}"),
+            client.post(f"/v1/webhook_deliveries/{delivery['id']}/redeliver"),
+        ):
+            problem_of(answer, 404)
+    assert len(receiver.received) == 1
+
+
+def test_by_default_nothing_internal_and_nothing_unencrypted_may_be_told(valkey: str, tmp_path: Any) -> None:
+    opened = open_services(Settings(redis_url=valkey, data_dir=tmp_path))
+    with TestClient(create_app(opened)) as client:
+        for url in ("http://93.184.216.34/", "https://127.0.0.1/", "http://127.0.0.1:9000/"):
+            body = {"name": "orders", "url": url, "event_types": BOTH}
+            assert problem_of(client.post("/v1/webhook_endpoints", json=body), 400)["param"] == "url"
+    opened.close()
