@@ -29,6 +29,10 @@ from service.supervisor import Supervisor
 app = typer.Typer(name="ivmix", help="Self-hosted text-to-video with the IV-Mixed Sampler.", no_args_is_help=True)
 
 DEFAULT_URL = "http://127.0.0.1:8000"
+WHO_MAY = {
+    "off": "authentication is off: whoever reaches this address may use it",
+    "keys": "clients need an API key: `ivmix keys create NAME` makes one",
+}
 
 
 @app.command()
@@ -58,6 +62,7 @@ def up(
             with Supervisor(settings, workers) as supervisor:
                 started = True
                 typer.echo(f"ivmix is up on {supervisor.url}  (API description: {supervisor.url}/docs; Ctrl-C stops)")
+                typer.echo(WHO_MAY[supervisor.settings.auth])
                 supervisor.watch(stop.is_set)
                 typer.echo("stopping")
         except KeyboardInterrupt:

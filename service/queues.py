@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from redis import Redis
 from redis.client import Pipeline
 from rq import Queue
@@ -34,6 +36,14 @@ def send_generate(queue: Queue, job_id: str, *, pipeline: Pipeline | None = None
         at_front=at_front,
         pipeline=pipeline,
     )
+
+
+def recorded_generate(queue: Queue, job_id: str) -> list[tuple[Any, ...]]:
+    """The Redis commands by which RQ would send the job, for a script that runs them after it has looked around."""
+    connection: Any = queue.connection  # redis-py leaves its pipelines untyped in part
+    recorder = connection.pipeline()
+    send_generate(queue, job_id, pipeline=recorder)
+    return [arguments for arguments, _options in recorder.command_stack]
 
 
 def queue_key(model: str) -> str:

@@ -10,8 +10,9 @@ from fastapi import FastAPI
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api import health, problems, routes
+from service.api import creation, health, models, problems, videos
 from service.api.contract import contract
+from service.api.limits import RateLimiter
 from service.wiring import Services
 
 
@@ -26,7 +27,9 @@ def create_app(services: Services) -> FastAPI:
         generate_unique_id_function=lambda route: route.name,
     )
     app.state.services = services
-    app.include_router(routes.router)
+    app.state.rate_limiter = RateLimiter(services.redis)
+    for router in (creation.router, videos.router, models.router):
+        app.include_router(router, responses=problems.responses(500, 503))
     app.include_router(health.router)
     problems.install(app)
     app.add_middleware(RequestId)

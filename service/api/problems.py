@@ -13,7 +13,18 @@ from pydantic import BaseModel
 from redis import exceptions as redis_errors
 from starlette.exceptions import HTTPException
 
-from service.errors import InvalidParameter, NotFound, ServiceError, ServiceUnavailable, StorageError, VideoNotDeletable
+from service.errors import (
+    IdempotencyKeyReused,
+    InvalidParameter,
+    NotAllowed,
+    NotAuthenticated,
+    NotFound,
+    ServiceError,
+    ServiceUnavailable,
+    StorageError,
+    TooMany,
+    VideoNotDeletable,
+)
 
 log = logging.getLogger("ivmix.api")
 
@@ -24,7 +35,11 @@ RETRY_AFTER_S = 2
 STATUS: dict[type[ServiceError], int] = {
     InvalidParameter: 400,
     VideoNotDeletable: 400,
+    NotAuthenticated: 401,
+    NotAllowed: 403,
     NotFound: 404,
+    IdempotencyKeyReused: 422,
+    TooMany: 429,
     StorageError: 503,
     ServiceUnavailable: 503,
 }
@@ -103,7 +118,17 @@ def _service_error(request: Request, e: Exception) -> JSONResponse:
         return problem(status, "The service cannot do this just now; try again.", code=e.code)
     if isinstance(e, InvalidParameter):
         return problem(status, e.message, code=e.reason, param=e.param)
-    return problem(status, e.message, code=e.code)
+    return problem(status, e.message, code=e.code, headers=_headers(e))
+
+
+def _headers(e: ServiceError) -> dict[str, str]:
+    match e:
+        case NotAuthenticated():
+            return {"www-authenticate": "Bearer"}
+        case TooMany():
+            return {"retry-after": str(e.retry_after_s)}
+        case _:
+            return {}
 
 
 def _invalid_request(_request: Request, e: Exception) -> JSONResponse:
