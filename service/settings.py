@@ -66,7 +66,7 @@ class Settings(BaseSettings):
     max_waiting_per_key: int = Field(default=100, ge=1, description="queued videos of one key; a key may differ")
     max_waiting: int = Field(default=1000, ge=1, description="queued videos per model, all keys together")
     sync_timeout_s: float = Field(default=600.0, gt=0, description="how long POST /v1/videos/sync waits")
-    max_sync: int = Field(default=32, ge=0, description="how many may wait in POST /v1/videos/sync, per API process")
+    max_held: int = Field(default=100, ge=0, description="requests held open, events and sync, per API process")
 
     job_timeout_s: int = Field(default=1800, ge=1)
     stall_timeout_s: int = Field(default=300, ge=1, description="no finished step for so long: the worker is stuck")

@@ -9,6 +9,7 @@ can get lost and the client library asks again.
 
 from __future__ import annotations
 
+import builtins
 import json
 import time
 from collections.abc import Mapping
@@ -163,6 +164,8 @@ class Idempotency:
 
 
 class JobStore:
+    REMEMBERED = 50  # finished videos per model, for estimates
+
     def __init__(self, redis: Redis, *, retention_seconds: float = 7 * 86400) -> None:
         self._redis: Any = redis  # redis-py's types name every reply a command could have in any mode
         self._retention_seconds = retention_seconds
@@ -264,6 +267,17 @@ class JobStore:
             "peak_memory_mb": peak_memory_mb,
         }
         return self._end(job_id, execution_id, JobState.COMPLETED, fields)
+
+    def note_finished(self, model: str, seconds: float) -> None:
+        """For the estimates only: said after `complete`, may get lost or be said twice."""
+        with self._redis.pipeline(transaction=False) as pipe:
+            pipe.lpush(f"ivm:finished:{model}", json.dumps([time.time(), seconds]))
+            pipe.ltrim(f"ivm:finished:{model}", 0, self.REMEMBERED - 1)
+            pipe.execute()
+
+    def finished_lately(self, model: str) -> builtins.list[tuple[float, float]]:
+        """When the last videos of a model were finished, and how many seconds each took; newest first."""
+        return [tuple(json.loads(entry)) for entry in self._redis.lrange(f"ivm:finished:{model}", 0, -1)]
 
     def fail(self, job_id: str, execution_id: str | None, error: JobError) -> bool:
         """Without an execution id whoever has the job loses it."""

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.jobs import Job, JobState, Phase, Priority, SamplerSettings
+from service.load import ModelLoad, WorkerLoad
 from service.models import Range
 from service.settings import Settings
 from service.storage import VideoStorage
@@ -141,6 +142,61 @@ class Model(Answer):
 class ModelList(Answer):
     object: Literal["list"] = "list"
     data: list[Model]
+
+
+class QueueWorker(Answer):
+    name: str
+    state: str = Field(description="starting, idle, busy or suspended")
+    last_seen_at: int | None
+    video_id: str | None = Field(description="what it works on; null if that is the video of another key")
+    phase: Phase | None
+    step: int | None
+    total_steps: int | None
+
+
+class ModelQueue(Answer):
+    model: str
+    queued: int
+    running: int
+    workers: list[QueueWorker]
+    videos_per_hour: float = Field(description="finished in the last hour")
+    seconds_per_video: float | None = Field(description="of work, mean of the last ones")
+    estimated_wait_s: float | None = Field(description="of a video asked for now; null without workers or experience")
+
+
+class QueueReport(Answer):
+    object: Literal["queue"] = "queue"
+    data: list[ModelQueue]
+
+
+def model_queue(load: ModelLoad, sees: str | None) -> ModelQueue:
+    """`sees` is the owner whose videos may be named; None for all."""
+    return ModelQueue(
+        model=load.model,
+        queued=load.queued,
+        running=load.running,
+        workers=[_worker(worker, sees) for worker in load.workers],
+        videos_per_hour=load.videos_per_hour,
+        seconds_per_video=_rounded(load.seconds_per_video),
+        estimated_wait_s=_rounded(load.estimated_wait_s),
+    )
+
+
+def _worker(load: WorkerLoad, sees: str | None) -> QueueWorker:
+    job = load.job
+    return QueueWorker(
+        name=load.name,
+        state=load.state,
+        last_seen_at=_seconds(load.last_seen),
+        video_id=job.id if job and sees in (None, job.owner) else None,
+        phase=job.phase if job else None,
+        step=job.step if job else None,
+        total_steps=job.total_steps if job else None,
+    )
+
+
+def _rounded(number: float | None) -> float | None:
+    return None if number is None else round(number, 2)
 
 
 class Renderer:

@@ -19,6 +19,7 @@ from service.errors import (
     NotAllowed,
     NotAuthenticated,
     NotFound,
+    NoVideo,
     ServiceError,
     ServiceUnavailable,
     StorageError,
@@ -43,6 +44,9 @@ STATUS: dict[type[ServiceError], int] = {
     StorageError: 503,
     ServiceUnavailable: 503,
 }
+
+# Of a request that waited for a film which does not come, by the job's error code; else it is our fault: 500.
+NO_VIDEO = {"invalid_input": 400, "not_finite": 400, "cancelled": 400, "sync_timeout": 504, "start_timeout": 504}
 
 TYPE = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
@@ -112,6 +116,9 @@ def _sendable(text: str) -> str:
 
 def _service_error(request: Request, e: Exception) -> JSONResponse:
     assert isinstance(e, ServiceError)
+    if isinstance(e, NoVideo):
+        headers = {"x-video-id": e.video_id, "x-should-retry": "false"}  # the SDKs would make another one
+        return problem(NO_VIDEO.get(e.reason, 500), e.message, code=e.reason, headers=headers)
     status = next((STATUS[kind] for kind in type(e).__mro__ if kind in STATUS), 500)
     if status >= 500:
         _log(request, e)  # what exactly the storage said is for the log only: it names hosts and buckets
