@@ -17,5 +17,7 @@ api/       the HTTP face: app, routes, content, bodies, problems, health, contra
 lifeline   ends a process whose parent is gone
 supervisor all processes of one machine, for `ivmix up`
 client     a small client of our own API
+complaints how commands say what is wrong
+key_commands  `ivmix keys`
 cli        the `ivmix` command
 """
