@@ -98,13 +98,6 @@ class Video(Answer):
     user: str | None
 
 
-class VideoEvent(Answer):
-    """The `data` of a server-sent event; its `event` is the type, its `id` what Last-Event-ID resumes after."""
-
-    type: Literal["video.progress", "video.completed", "video.failed"]
-    data: Video
-
-
 class VideoList(Answer):
     object: Literal["list"] = "list"
     data: list[Video]

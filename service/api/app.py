@@ -12,7 +12,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api import creation, docs, events, health, metrics, models, problems, queue_report, sync, videos
-from service.api.contract import contract
+from service.api.contract import ABOUT, TAGS, contract
 from service.api.held import Held
 from service.api.limits import RateLimiter
 from service.api.metrics import Measured, Metrics
@@ -30,6 +30,8 @@ def create_app(services: Services) -> FastAPI:
         title="ivmix",
         version="1",
         summary="Text to video with the IV-Mixed Sampler, in the wire format of OpenAI's Videos API.",
+        description=ABOUT,
+        openapi_tags=TAGS,
         docs_url=None,
         redoc_url=None,
         generate_unique_id_function=lambda route: route.name,
@@ -38,7 +40,7 @@ def create_app(services: Services) -> FastAPI:
     app.state.rate_limiter = RateLimiter(services.redis)
     app.state.held = Held(settings.max_held)
     app.state.metrics = Metrics(services)
-    for part in (sync, creation, videos, events, models, queue_report):
+    for part in (creation, videos, events, sync, models, queue_report):
         app.include_router(part.router, responses=problems.responses(500, 503))
     app.include_router(health.router)
     if settings.metrics_port is None:

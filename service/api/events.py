@@ -16,7 +16,7 @@ from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
 from redis.exceptions import RedisError
 from starlette.concurrency import run_in_threadpool
 
-from service.api.answers import Renderer, VideoEvent
+from service.api.answers import Renderer
 from service.api.auth import Principal, Reader, Wired
 from service.api.held import Held
 from service.api.problems import responses
@@ -32,10 +32,24 @@ RETRY_MS = 2000
 
 router = APIRouter(prefix="/v1", tags=["videos"])
 
+_EVENT: dict[str, Any] = {
+    "type": "object",
+    "required": ["event", "id", "retry", "data"],
+    "properties": {
+        "event": {"enum": ["video.progress", "video.completed", "video.failed"]},
+        "id": {"type": "string", "description": "to be sent back as Last-Event-ID"},
+        "retry": {"const": RETRY_MS},
+        "data": {
+            "type": "string",
+            "contentMediaType": "application/json",
+            "contentSchema": {"$ref": "#/components/schemas/Video"},
+        },
+    },
+}
 _STREAM: dict[int | str, dict[str, Any]] = {
     200: {
-        "description": "Events `video.progress`, at the end one `video.completed` or `video.failed`; each with an id",
-        "content": {"text/event-stream": {"schema": {"$ref": "#/components/schemas/VideoEvent"}}},
+        "description": "Events of this form until the video has ended; their `data` is the Video as JSON",
+        "content": {"text/event-stream": {"schema": _EVENT}},
     },
     204: {"description": "The event of Last-Event-ID was the last one"},
 }
@@ -92,8 +106,8 @@ async def _events(
             continue
         if (now := event_id(job, position)) != last_event_id:
             last_event_id, said = now, time.monotonic()
-            event = VideoEvent(type=_type(job), data=renderer.video(job, queue_position=position))
-            yield format_sse_event(event=event.type, data_str=event.model_dump_json(), id=now, retry=RETRY_MS)
+            video = renderer.video(job, queue_position=position).model_dump_json()
+            yield format_sse_event(event=_name(job), data_str=video, id=now, retry=RETRY_MS)
         elif time.monotonic() - said > PING_EVERY_S:
             said = time.monotonic()
             yield KEEPALIVE_COMMENT
@@ -107,7 +121,7 @@ def event_id(job: Job, position: int | None) -> str:
     return f"{job.state}.{job.attempt}.{job.step}.{job.phase or '-'}.{'-' if position is None else position}"
 
 
-def _type(job: Job) -> Any:
+def _name(job: Job) -> str:
     if not job.state.is_terminal:
         return "video.progress"
     return "video.completed" if job.state is JobState.COMPLETED else "video.failed"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from http import HTTPStatus
 from typing import Any
 
@@ -30,6 +31,7 @@ from service.errors import (
 log = logging.getLogger("ivmix.api")
 
 RETRY_AFTER_S = 2
+OUR_MISTAKE = "The service made a mistake; it is in the log under this x-request-id."
 
 # The most special class of an error that is in here decides; the rest of our own errors are our fault: 500.
 # Never 409 for what lasts: the SDKs repeat it (reference/api.md 1.8).
@@ -81,6 +83,34 @@ class ErrorBody(BaseModel):
     """Sent with every status of 400 and above."""
 
     error: Problem
+
+
+def _example(message: str, kind: str, code: str, param: str | None = None) -> dict[str, Any]:
+    return {"message": message, "type": kind, "param": param, "code": code}
+
+
+EXAMPLES: dict[int, dict[str, Any]] = {
+    400: _example(
+        "Invalid value: '720x1280'. Supported values are: 384x384.", "invalid_request_error", "invalid_value", "size"
+    ),
+    401: _example("This API key is not known here, or was revoked.", TYPE[401], "invalid_api_key"),
+    403: _example("This API key lacks the scope 'videos.write'.", TYPE[403], "insufficient_scope"),
+    404: _example("There is no video with the id 'video_0'.", "invalid_request_error", "video_not_found"),
+    413: _example("The body is larger than 65536 bytes.", "invalid_request_error", CODE[413]),
+    415: _example("Send the body as application/json or ...", "invalid_request_error", CODE[415]),
+    416: _example("The file has 41000 bytes.", "invalid_request_error", CODE[416]),
+    422: _example(IdempotencyKeyReused().message, "invalid_request_error", IdempotencyKeyReused.code),
+    429: _example(
+        "1000 videos wait already, the most that the server takes; try again later.", TYPE[429], "queue_full"
+    ),
+    500: _example(
+        "The service made a mistake; it is in the log under this x-request-id.", "server_error", "internal_error"
+    ),
+    503: _example("The job store does not answer; try again.", "server_error", ServiceUnavailable.code),
+    504: _example(
+        "The video 'video_0' is still running; ask for it at /v1/videos/video_0.", "server_error", "sync_timeout"
+    ),
+}
 
 
 def install(app: FastAPI) -> None:
@@ -153,7 +183,18 @@ def _http_error(request: Request, e: Exception) -> JSONResponse:
         405: f"{request.method} is not possible at {request.url.path}.",
     }.get(e.status_code, e.detail)
     code = CODE.get(e.status_code, "invalid_request")
-    return problem(e.status_code, message, code=code, headers=dict(e.headers or {}))
+    headers = dict(e.headers or {})
+    if e.status_code == 405:
+        headers |= _allowed(request)
+    return problem(e.status_code, message, code=code, headers=headers)
+
+
+def _allowed(request: Request) -> dict[str, str]:
+    """The methods of all routes of this path; the router names those of the first one only."""
+    for template, operations in sorted(request.app.openapi()["paths"].items(), key=lambda path: path[0].count("{")):
+        if re.fullmatch(re.sub(r"\{\w+\}", "[^/]+", template), request.url.path):
+            return {"allow": ", ".join(method.upper() for method in operations)}
+    return {}
 
 
 def _redis_error(request: Request, e: Exception) -> JSONResponse:
@@ -167,8 +208,7 @@ def _unexpected(request: Request, e: Exception) -> JSONResponse:
     _log(request, e)
     # Sent from outside our own middleware, which therefore cannot add the id.
     headers = {"x-request-id": _request_id(request)}
-    message = "The service made a mistake; it is in the log under this x-request-id."
-    return problem(500, message, code=ServiceError.code, headers=headers)
+    return problem(500, OUR_MISTAKE, code=ServiceError.code, headers=headers)
 
 
 def _log(request: Request, e: Exception) -> None:

