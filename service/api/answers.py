@@ -81,6 +81,7 @@ class Video(Answer):
     phase: Phase | None
     step: int = Field(description="finished steps; `progress` is counted from them")
     total_steps: int
+    network_calls: dict[str, int] | None = Field(description="how often each network is called in the whole run")
     attempt: int
     started_at: int | None
     cancelled_at: int | None
@@ -231,6 +232,7 @@ class Renderer:
             phase=job.phase,
             step=job.step,
             total_steps=job.total_steps,
+            network_calls=getattr(job, "network_calls", None),
             attempt=job.attempt,
             started_at=_seconds(job.started_at),
             cancelled_at=_seconds(job.completed_at) if job.state is JobState.CANCELLED else None,

@@ -68,6 +68,7 @@ def parse(body: Body, source: Generation | None = None) -> VideoRequest:
             raise InvalidParameter(
                 name, f"This server does not support '{name}'; leave it out.", "unsupported_parameter"
             )
+    _refuse_truth(body)
     absent = {name for name in VideoRequest.model_fields if body.get(name) is None}
     given = {name: value for name, value in body.items() if name not in absent}
     if source is not None and "prompt" in given:  # a remix is about another prompt
@@ -78,11 +79,25 @@ def parse(body: Body, source: Generation | None = None) -> VideoRequest:
         raise invalid_parameter(e) from e
 
 
+def _refuse_truth(value: Any, param: str = "") -> None:
+    """None of our fields is a truth value, but pydantic would read one as the number 0 or 1."""
+    if isinstance(value, bool):
+        raise InvalidParameter(param, f"Invalid value for '{param}': it is not a truth value.")
+    inside: Iterable[tuple[Any, Any]] = ()
+    if isinstance(value, dict):
+        inside = cast(Body, value).items()
+    elif isinstance(value, list):
+        inside = enumerate(cast(list[Any], value))
+    for name, part in inside:
+        _refuse_truth(part, f"{param}.{name}".lstrip("."))
+
+
 def _remixed(source: Generation, given: Body) -> Body:
     """What is given, and of the source all that does not contradict it."""
     if given.get("model", source.model) != source.model:  # another model has settings of its own
         return {"seed": source.seed} | given
-    kept = source.model_dump(mode="json", exclude={"prompt", "width", "height", "sampler"})
+    shared = set(VideoRequest.model_fields) - {"prompt", "width", "height", "sampler"}
+    kept = source.model_dump(mode="json", include=shared)
     if not given.keys() & {"size", "width", "height"}:
         kept["size"] = f"{source.width}x{source.height}"
     if "seconds" in given:

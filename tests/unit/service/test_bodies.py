@@ -114,6 +114,8 @@ def test_null_means_left_out() -> None:
         ({"metadata": "x"}, "metadata", "invalid_value"),
         ({"extra_body": [1]}, "extra_body", "invalid_value"),
         ({"sampler": [1]}, "sampler", "invalid_value"),
+        ({"seed": True}, "seed", "invalid_value"),
+        ({"sampler": {"interval": [0, False]}}, "sampler.interval.1", "invalid_value"),
     ],
     ids=str,
 )
