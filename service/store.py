@@ -12,7 +12,7 @@ from __future__ import annotations
 import builtins
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Literal, NoReturn
@@ -27,6 +27,8 @@ from service.queues import queue_key, recorded_generate
 
 INDEX = "ivm:jobs"
 IDEMPOTENCY_S = 24 * 3600
+SCANNED_AT_ONCE = 100
+MOST_SCANNED = 5000
 QUEUE_FULL_RETRY_S = 30  # a place gets free when a video is done, which takes about so long; the SDKs give up above 120
 
 Order = Literal["asc", "desc"]
@@ -231,6 +233,34 @@ class JobStore:
             records = pipe.execute()
         # A record may go between the two reads.
         return [job for record in records if (job := _decode(record))], len(ids) > limit
+
+    def search(
+        self,
+        wanted: Callable[[Job], bool],
+        *,
+        limit: int,
+        order: Order = "desc",
+        after: str | None = None,
+        owner: str | None = None,
+    ) -> tuple[builtins.list[Job], bool, str | None]:
+        """One page of those that are wanted, whether more may follow, and the id to go on after.
+
+        Looks at MOST_SCANNED records at most, so a rare find may take several pages.
+        """
+        found: builtins.list[Job] = []
+        scanned = 0
+        while scanned < MOST_SCANNED:
+            page, more = self.list(limit=SCANNED_AT_ONCE, order=order, after=after, owner=owner)
+            for job in page:
+                if wanted(job):
+                    if len(found) == limit:
+                        return found, True, after
+                    found.append(job)
+                after = job.id
+            scanned += len(page)
+            if not more or not page:
+                return found, False, after
+        return found, True, after
 
     def start(self, job_id: str, execution_id: str, *, take_over: str | None = None) -> Job | None:
         """Take a queued job, or one that runs under the dead execution `take_over`. None if there is none."""

@@ -74,6 +74,17 @@ _SENT: dict[tuple[str, str], tuple[str, ...]] = {
     ("download_video", "416"): ("content-range",),
 }
 
+_METADATA: dict[str, Any] = {
+    "name": "metadata",
+    "in": "query",
+    "required": False,
+    "description": "only videos with these pairs: metadata[project]=shapes",
+    "style": "deepObject",
+    "explode": True,
+    "schema": {"type": "object", "additionalProperties": {"type": "string"}},
+    "example": {},
+}
+
 _BODIES = {"create_video": examples.REQUESTS, "create_video_sync": examples.REQUESTS, "remix_video": examples.REMIXES}
 
 
@@ -150,6 +161,8 @@ def _not_null(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _describe_parameters(operation: dict[str, Any]) -> None:
+    if operation["operationId"] == "list_videos":
+        operation["parameters"].append(_METADATA)
     for parameter in operation.get("parameters", ()):
         parameter["schema"] = _not_null(parameter["schema"])
         for name in ("description", "title"):  # said beside the schema already

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import re
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 
-from service.api.answers import DeletedVideo, Renderer, Variant, Video, VideoList
+from service.api.answers import STATUS, DeletedVideo, Renderer, Status, Variant, Video, VideoList
 from service.api.auth import Principal, Reader, Wired, Writer
 from service.api.content import content
 from service.api.problems import problem, responses
@@ -16,6 +17,7 @@ from service.jobs import Job
 from service.store import Order
 from service.wiring import Services
 
+METADATA = re.compile(r"metadata\[(.{1,64})\]", re.DOTALL)
 POLL_AFTER_MS = "1000"  # the SDKs keep the first value for the whole wait, so it is no place for estimates
 
 log = logging.getLogger("ivmix.api")
@@ -36,19 +38,35 @@ def show(services: Services, principal: Principal, video_id: str) -> tuple[Job, 
     return found
 
 
+async def metadata_filter(request: Request) -> dict[str, str]:
+    """metadata[project]=shapes: FastAPI does not read brackets; the contract describes them by hand."""
+    found = ((METADATA.fullmatch(name), value) for name, value in request.query_params.items())
+    return {name[1]: value for name, value in found if name}
+
+
 @router.get("/videos", summary="List videos", responses=responses(400, 401, 403))
 def list_videos(
     reader: Reader,
     services: Wired,
+    metadata: Annotated[dict[str, str], Depends(metadata_filter)],
     limit: Annotated[int, Query(ge=0, le=100)] = 20,
     order: Order = "desc",
     after: Annotated[str | None, Query(max_length=64, description="the last id of the page before")] = None,
+    status: Annotated[Status | None, Query(description="only videos of this status")] = None,
 ) -> VideoList:
-    jobs, has_more = services.store.list(limit=limit, order=order, after=after, owner=reader.sees)
+    page: dict[str, Any] = {"limit": limit, "order": order, "after": after, "owner": reader.sees}
+    if status or metadata:
+
+        def wanted(job: Job) -> bool:
+            return status in (None, STATUS[job.state]) and metadata.items() <= job.metadata.items()
+
+        jobs, has_more, seen = services.store.search(wanted, **page)
+    else:
+        (jobs, has_more), seen = services.store.list(**page), None
     renderer = Renderer(services.settings, services.storage)
     videos = [renderer.video(job) for job in jobs]
-    first_id, last_id = (videos[0].id, videos[-1].id) if videos else (None, None)
-    return VideoList(data=videos, first_id=first_id, last_id=last_id, has_more=has_more and bool(videos))
+    first_id, last_id = (videos[0].id, videos[-1].id) if videos else (None, seen if has_more else None)
+    return VideoList(data=videos, first_id=first_id, last_id=last_id, has_more=has_more and last_id is not None)
 
 
 def unsupported(request: Request) -> Response:

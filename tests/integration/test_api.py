@@ -209,6 +209,40 @@ class TestRetrieveAndList:
         rest = client.get("/v1/videos", params={"limit": 2, "after": page["last_id"]}).json()
         assert ([video["id"] for video in rest["data"]], rest["has_more"]) == ([ids[0]], False)
 
+    def test_a_list_can_be_filtered_and_is_paged_all_the_same(self, client: TestClient, services: Services) -> None:
+        wanted = []
+        for i in range(6):
+            made = create(client, metadata={"project": "ab"[i % 2], "take": "1"})
+            wanted += [made["id"]] if i % 2 else []
+        services.store.cancel(wanted[0])
+
+        def listed(**query: Any) -> tuple[list[str], bool, str | None]:
+            page = client.get("/v1/videos", params=query).json()
+            return [video["id"] for video in page["data"]], page["has_more"], page["last_id"]
+
+        of_b = {"metadata[project]": "b", "order": "asc"}
+        assert listed(**of_b) == (wanted, False, wanted[2])
+        assert listed(**of_b, limit=2) == (wanted[:2], True, wanted[1])
+        assert listed(**of_b, limit=2, after=wanted[1]) == (wanted[2:], False, wanted[2])
+        assert listed(**of_b, status="queued")[0] == wanted[1:]
+        assert listed(**of_b, status="failed")[0] == wanted[:1]
+        assert listed(**of_b, **{"metadata[take]": "2"}) == ([], False, None)
+        assert problem_of(client.get("/v1/videos?status=cancelled"), 400)["param"] == "status"
+
+    def test_a_rare_find_is_found_over_several_pages(self, client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("service.store.MOST_SCANNED", 2)
+        monkeypatch.setattr("service.store.SCANNED_AT_ONCE", 2)
+        rare = create(client, metadata={"a": "b"})["id"]
+        for _ in range(4):
+            create(client)
+        pages = 0
+        page: dict[str, Any] = {"data": [], "last_id": None}
+        while not page["data"]:
+            after = {"after": page["last_id"]} if page["last_id"] else {}
+            page = client.get("/v1/videos", params={"metadata[a]": "b"} | after).json()
+            pages += 1
+        assert ([video["id"] for video in page["data"]], pages) == ([rare], 3)
+
     def test_an_empty_list_has_no_ends(self, client: TestClient) -> None:
         empty = {"object": "list", "data": [], "first_id": None, "last_id": None, "has_more": False}
         assert client.get("/v1/videos").json() == empty

@@ -81,10 +81,12 @@ class TestQueueReport:
             running = figures(client.get("/metrics").text)
             assert running["ivmix_workers", "demo", "busy"] == 1
             assert client.post(f"/v1/videos/{waiting}/cancel").json()["error"]["code"] == "cancelled"
-            client.post(f"/v1/videos/{long.id}/cancel")
+            at_cancel = client.post(f"/v1/videos/{long.id}/cancel").json()["step"]
             wait_for(lambda: client.get(f"/v1/videos/{long.id}").json()["error"], timeout_s=60)
             stopped = client.get(f"/v1/videos/{long.id}").json()
-        assert (stopped["error"]["code"], stopped["step"] < 400) == ("cancelled", True)
+        assert stopped["error"]["code"] == "cancelled"
+        # One step was on its way, one more may begin before the word arrives; the rest is for a slow Redis.
+        assert stopped["step"] <= at_cancel + 3
         assert client.get(f"/v1/videos/{quick.id}").json()["status"] == "completed"
         assert client.get(f"/v1/videos/{waiting}").json()["attempt"] == 0
 
