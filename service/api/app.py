@@ -40,7 +40,7 @@ def create_app(services: Services) -> FastAPI:
     app.state.rate_limiter = RateLimiter(services.redis)
     app.state.held = Held(settings.max_held)
     app.state.metrics = Metrics(services)
-    for part in (creation, videos, events, sync, models, queue_report):
+    for part in (videos, creation, events, sync, models, queue_report):
         app.include_router(part.router, responses=problems.responses(500, 503))
     app.include_router(health.router)
     if settings.metrics_port is None:

@@ -6,8 +6,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import Depends, Request, Security
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi import Depends, Request
 from starlette.concurrency import run_in_threadpool
 
 from service.errors import NotAllowed, NotAuthenticated
@@ -33,10 +32,9 @@ class Principal:
 
 EVERYBODY = Principal(owner=LOCAL, scopes=frozenset(Scope), requests_per_minute=None, max_waiting=None)
 
-_bearer = HTTPBearer(auto_error=False, scheme_name="ApiKey", description="A key made by `ivmix keys create`.")
 
-
-# Async, like every dependency that has nothing to wait for: a plain one would cost a hop to the thread pool.
+# Async, like every dependency that has nothing to wait for: a plain one would cost a hop to the thread pool. And flat,
+# because every dependency of a dependency costs a poll as much as its answer does; the contract tells of the key.
 async def get_services(request: Request) -> Services:
     return request.app.state.services
 
@@ -44,15 +42,14 @@ async def get_services(request: Request) -> Services:
 Wired = Annotated[Services, Depends(get_services)]
 
 
-async def get_principal(
-    services: Wired, credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
-) -> Principal:
+async def get_principal(request: Request) -> Principal:
     """Raises NotAuthenticated."""
+    services: Services = request.app.state.services
     if services.settings.auth == "off":
         return EVERYBODY
-    if credentials is None:
+    scheme, _, secret = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not (secret := secret.strip()):
         raise NotAuthenticated("Send an API key in the header 'Authorization: Bearer ...'.")
-    secret = credentials.credentials
     key = services.keys.remembered(secret) or await run_in_threadpool(services.keys.find, secret)
     if key is None:
         raise NotAuthenticated("This API key is not known here, or was revoked.")
@@ -68,10 +65,11 @@ def _principal(key: ApiKey, services: Services) -> Principal:
     )
 
 
-def allowed(scope: Scope) -> Callable[[Principal], Awaitable[Principal]]:
+def allowed(scope: Scope) -> Callable[[Request], Awaitable[Principal]]:
     """A dependency that lets in who has the scope; `admin` has all."""
 
-    async def check(principal: Annotated[Principal, Depends(get_principal)]) -> Principal:
+    async def check(request: Request) -> Principal:
+        principal = await get_principal(request)
         if not principal.scopes & {scope, Scope.ADMIN}:
             raise NotAllowed(f"This API key lacks the scope '{scope}'.")
         return principal
@@ -79,8 +77,8 @@ def allowed(scope: Scope) -> Callable[[Principal], Awaitable[Principal]]:
     return check
 
 
-async def get_owner(principal: Annotated[Principal, Depends(get_principal)]) -> str:
-    return principal.owner
+async def get_owner(request: Request) -> str:
+    return (await get_principal(request)).owner
 
 
 Owner = Annotated[str, Depends(get_owner)]

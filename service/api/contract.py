@@ -106,7 +106,9 @@ def contract(app: FastAPI) -> dict[str, Any]:
                 _describe_parameters(operation)
                 _describe_responses(operation, answers.get(operation["operationId"], {}))
         if app.state.services.settings.auth == "off":
-            _remove_security(found)
+            _remove_refusals(found)
+        else:
+            _add_security(found)
         app.openapi_schema = found
     return app.openapi_schema
 
@@ -191,11 +193,20 @@ def _header(name: str) -> dict[str, Any]:
     return {"description": description, "schema": schema}
 
 
-def _remove_security(found: dict[str, Any]) -> None:
-    """This server asks nobody for a key, so its own description must not."""
-    found["components"].pop("securitySchemes", None)
+def _add_security(found: dict[str, Any]) -> None:
+    description = "A key made by `ivmix keys create`."
+    found["components"]["securitySchemes"] = {
+        "ApiKey": {"type": "http", "scheme": "bearer", "description": description}
+    }
     for path in found["paths"].values():
         for operation in path.values():
-            operation.pop("security", None)
+            if "401" in operation["responses"]:
+                operation["security"] = [{"ApiKey": []}]
+
+
+def _remove_refusals(found: dict[str, Any]) -> None:
+    """This server asks nobody for a key, so its own description must not tell what happens without one."""
+    for path in found["paths"].values():
+        for operation in path.values():
             for status in ("401", "403"):
                 operation["responses"].pop(status, None)

@@ -38,9 +38,18 @@ class Metrics:
             buckets=BUCKETS_S,
             registry=self.registry,
         )
+        self._children: dict[tuple[str, str, int], tuple[Histogram, Counter]] = {}
         self.registry.register(QueueCollector(services))
         for own in (ProcessCollector, PlatformCollector, GCCollector):
             own(registry=self.registry)
+
+    def count(self, method: str, route: str, status: int, seconds: float) -> None:
+        known = self._children.get((method, route, status))
+        if known is None:  # finding a child by its labels takes longer than counting
+            known = self.seconds.labels(method, route), self.requests.labels(method, route, status)
+            self._children[method, route, status] = known
+        known[0].observe(seconds)
+        known[1].inc()
 
 
 class QueueCollector(Collector):
@@ -98,9 +107,8 @@ class Measured:
         async def send_and_count(message: Message) -> None:
             if message["type"] == "http.response.start":
                 route = getattr(scope.get("route"), "path", "none")
-                labels = (scope["method"] if route != "none" else "any", route)
-                self._metrics.seconds.labels(*labels).observe(time.perf_counter() - began)
-                self._metrics.requests.labels(*labels, message["status"]).inc()
+                method = scope["method"] if route != "none" else "any"
+                self._metrics.count(method, route, message["status"], time.perf_counter() - began)
             await send(message)
 
         await self._app(scope, receive, send_and_count)

@@ -38,6 +38,16 @@ def show(services: Services, principal: Principal, video_id: str) -> tuple[Job, 
     return found
 
 
+# First, because the routes are tried in their order, and polls are most of the traffic.
+@router.get("/videos/{video_id}", summary="Status of a video", response_model=Video, responses=responses(401, 403, 404))
+def retrieve_video(video_id: str, reader: Reader, services: Wired) -> Response:
+    job, position = show(services, reader, video_id)
+    video = Renderer(services.settings, services.storage).video(job, queue_position=position)
+    # Written here: FastAPI would go to a thread again to check what was just made, and polls are most of the traffic.
+    headers = {"openai-poll-after-ms": POLL_AFTER_MS}
+    return Response(video.model_dump_json(), media_type="application/json", headers=headers)
+
+
 async def metadata_filter(request: Request) -> dict[str, str]:
     """metadata[project]=shapes: FastAPI does not read brackets; the contract describes them by hand."""
     found = ((METADATA.fullmatch(name), value) for name, value in request.query_params.items())
@@ -67,22 +77,6 @@ def list_videos(
     videos = [renderer.video(job) for job in jobs]
     first_id, last_id = (videos[0].id, videos[-1].id) if videos else (None, seen if has_more else None)
     return VideoList(data=videos, first_id=first_id, last_id=last_id, has_more=has_more and last_id is not None)
-
-
-def unsupported(request: Request) -> Response:
-    """OpenAI has these, we do not; declared so that their names are not taken for video ids."""
-    return problem(404, f"This server does not support {request.url.path}.", code="unsupported_endpoint")
-
-
-for path in ("/videos/edits", "/videos/extensions", "/videos/characters", "/videos/characters/{character_id}"):
-    router.add_api_route(path, unsupported, methods=["GET", "POST"], include_in_schema=False)
-
-
-@router.get("/videos/{video_id}", summary="Status of a video", responses=responses(401, 403, 404))
-def retrieve_video(video_id: str, reader: Reader, services: Wired, response: Response) -> Video:
-    job, position = show(services, reader, video_id)
-    response.headers["openai-poll-after-ms"] = POLL_AFTER_MS
-    return Renderer(services.settings, services.storage).video(job, queue_position=position)
 
 
 @router.delete("/videos/{video_id}", summary="Delete a video", responses=responses(400, 401, 403, 404))
@@ -134,3 +128,13 @@ def download_video(
     request: Request, video_id: str, reader: Reader, services: Wired, variant: Variant = "video"
 ) -> Response:
     return content(request, find(services, reader, video_id), variant, services.storage)
+
+
+def unsupported(request: Request) -> Response:
+    """OpenAI has these, we do not."""
+    return problem(404, f"This server does not support {request.url.path}.", code="unsupported_endpoint")
+
+
+for path in ("/videos/edits", "/videos/extensions", "/videos/characters"):
+    router.add_api_route(path, unsupported, methods=["POST"], include_in_schema=False)
+router.add_api_route("/videos/characters/{character_id}", unsupported, methods=["GET"], include_in_schema=False)
