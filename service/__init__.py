@@ -9,6 +9,8 @@ models     what the installed models can do; turns a request into a Generation o
 queues     the names RQ knows our work by; the only place that sends
 webhooks/  what is told when a job ends, to whom, signed how; no process
 store      the record of every job in Redis, each change one atomic compare-and-set
+keys       API keys, as hashes: who may do what
+load       how busy each model is
 storage    finished videos as files or in S3, behind one protocol
 embedded   a Valkey of our own for machines without Redis
 wiring     builds the clients, once, from the settings
@@ -17,5 +19,7 @@ lifeline   ends a process whose parent is gone
 courier/   the process that delivers webhooks
 supervisor all processes of one machine, for `ivmix up`
 client     a small client of our own API
+complaints how commands say what is wrong
+key_commands  `ivmix keys`
 cli        the `ivmix` command
 """

@@ -11,8 +11,6 @@ import runpy
 import signal
 import sys
 import threading
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -21,14 +19,21 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from service.client import RefusedError, Video, VideoClient, VideoFailedError
-from service.errors import ServiceError
+from service.client import Video, VideoClient
+from service.complaints import explained
+from service.key_commands import keys
 from service.settings import PREFIX, Settings, load_settings
 from service.supervisor import Supervisor
 
 app = typer.Typer(name="ivmix", help="Self-hosted text-to-video with the IV-Mixed Sampler.", no_args_is_help=True)
+app.add_typer(keys, name="keys")
 
 DEFAULT_URL = "http://127.0.0.1:8000"
+FACTS = {"seed": "seed", "inference_time_s": "seconds of work"}  # not every server says them
+WHO_MAY = {
+    "off": "authentication is off: whoever reaches this address may use it",
+    "keys": "clients need an API key: `ivmix keys create --name NAME` makes one",
+}
 
 
 @app.command()
@@ -41,7 +46,7 @@ def up(
     """Everything on this machine: queue, API, webhooks and workers. Ctrl-C stops all of it."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     logging.getLogger("httpx2").setLevel(logging.WARNING)
-    with _explained():
+    with explained():
         given = {"host": host, "port": port, "data_dir": data.resolve() if data else None}
         settings = _settings_with({name: value for name, value in given.items() if value is not None})
         stop = threading.Event()
@@ -58,6 +63,7 @@ def up(
             with Supervisor(settings, workers) as supervisor:
                 started = True
                 typer.echo(f"ivmix is up on {supervisor.url}  (API description: {supervisor.url}/docs; Ctrl-C stops)")
+                typer.echo(WHO_MAY[supervisor.settings.auth])
                 supervisor.watch(stop.is_set)
                 typer.echo("stopping")
         except KeyboardInterrupt:
@@ -93,6 +99,9 @@ def submit(
     prompt: str,
     output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the mp4.")] = Path("video.mp4"),
     url: Annotated[str, typer.Option(help="The server.", envvar="IVMIX_URL")] = DEFAULT_URL,
+    api_key: Annotated[
+        str | None, typer.Option(help="Of a server that asks for one.", envvar="IVMIX_API_KEY", show_default=False)
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Model id.")] = None,
     seed: Annotated[int | None, typer.Option(help="Random if left out.")] = None,
     steps: Annotated[int | None, typer.Option(help="num_inference_steps.")] = None,
@@ -106,9 +115,13 @@ def submit(
         "sampler": {"name": sampler} if sampler else None,
     }
     body = {"prompt": prompt, **{name: value for name, value in given.items() if value is not None}}
-    with _explained():
-        video = submit_and_wait(VideoClient(url), body, output)
-        typer.echo(f"{output}: seed {video['seed']}, {video['inference_time_s']:.1f} s of work")
+    with explained():
+        video = submit_and_wait(VideoClient(url, api_key=api_key), body, output)
+        facts = {
+            "seed": video.get("seed"),
+            "seconds of work": video.get("inference_time_s"),
+        }  # not every server has them
+        typer.echo(", ".join([str(output), *(f"{name} {value}" for name, value in facts.items() if value is not None)]))
 
 
 def submit_and_wait(client: VideoClient, body: dict[str, Any], output: Path, label: str = "") -> Video:
@@ -124,7 +137,7 @@ def submit_and_wait(client: VideoClient, body: dict[str, Any], output: Path, lab
 
         def show(video: Video) -> None:
             phase = video.get("phase") or video["status"]
-            bar.update(task, completed=video["progress"], description=f"{label} {phase}".strip())
+            bar.update(task, completed=video.get("progress") or 0, description=f"{label} {phase}".strip())
 
         video = client.wait(client.create(body)["id"], show)
     client.download(video["id"], output)
@@ -141,16 +154,6 @@ def _settings_with(changes: dict[str, Any]) -> Settings:
 def _run_module(name: str, *arguments: str) -> None:
     sys.argv = [name, *arguments]
     runpy.run_module(name, run_name="__main__", alter_sys=True)
-
-
-@contextmanager
-def _explained() -> Generator[None]:
-    """What the user can mend is said in one sentence; everything else keeps its traceback."""
-    try:
-        yield
-    except (ServiceError, RefusedError, VideoFailedError) as e:
-        typer.echo(f"ivmix: {e}", err=True)
-        raise typer.Exit(1) from e
 
 
 def main() -> None:

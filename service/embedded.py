@@ -9,6 +9,7 @@ import fcntl
 import importlib
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -137,6 +138,24 @@ class EmbeddedValkey:
 
     def _log_tail(self) -> str:
         return self._log.read_text(errors="replace")[-1000:].strip()
+
+
+def running_url(data_dir: Path) -> str | None:
+    """Of the server that somebody else, `ivmix up`, keeps running in this folder; None if there is none."""
+    try:
+        config = (data_dir.resolve() / "valkey" / "server.conf").read_text()
+    except OSError:
+        return None
+    port, password = (re.search(rf"^{name} (\S+)$", config, re.MULTILINE) for name in ("port", "requirepass"))
+    if port is None or password is None:
+        return None
+    url = f"redis://:{password[1]}@127.0.0.1:{port[1]}/0"
+    redis: Any = Redis.from_url(url, socket_timeout=2, retry=Retry(NoBackoff(), 0))  # pyright: ignore[reportUnknownMemberType]
+    with redis:
+        try:
+            return url if redis.ping() else None
+        except RedisError:  # an old file: nobody is there, or somebody else
+            return None
 
 
 def find_binary() -> str:

@@ -13,6 +13,13 @@ ServiceError
 │   └── WebhookDeliveryNotFound
 ├── WebhookTestFailed
 ├── VideoNotDeletable
+├── NotAuthenticated
+├── NotAllowed
+├── IdempotencyKeyReused
+├── TooMany
+│   ├── RateLimited
+│   └── QueueFull
+├── NoVideo
 ├── StorageError
 └── ServiceUnavailable
 """
@@ -99,6 +106,48 @@ class WebhookTestFailed(ServiceError):
 
 class VideoNotDeletable(ServiceError):
     code = "video_not_deletable"
+
+
+class NotAuthenticated(ServiceError):
+    code = "invalid_api_key"
+
+
+class NotAllowed(ServiceError):
+    """The key is a good one, but not for this."""
+
+    code = "insufficient_scope"
+
+
+class IdempotencyKeyReused(ServiceError):
+    code = "idempotency_key_reused"
+
+    def __init__(self) -> None:
+        super().__init__("This Idempotency-Key came with another request before; use a new key for a new video.")
+
+
+class TooMany(ServiceError):
+    """Right, but not now."""
+
+    def __init__(self, message: str, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class RateLimited(TooMany):
+    code = "rate_limit_exceeded"
+
+
+class QueueFull(TooMany):
+    code = "queue_full"
+
+
+class NoVideo(ServiceError):
+    """Somebody waited for the film of this job and it did not come; the reason is the job's own error code."""
+
+    def __init__(self, video_id: str, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.video_id = video_id
+        self.reason = reason
 
 
 class StorageError(ServiceError):

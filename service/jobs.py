@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Self, cast, get_args
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 MAX_SEED = 2**63 - 1
+LOCAL = "local"  # the owner of everything while authentication is off
 
 # What webhooks tell. A cancelled video is told as failed, as everywhere on the wire.
 EventType = Literal["video.completed", "video.failed"]
@@ -55,6 +56,13 @@ class Phase(StrEnum):
     SAMPLING = "sampling"
     DECODING = "decoding"
     UPLOADING = "uploading"
+
+
+class Priority(StrEnum):
+    """Normal videos go before low ones that still wait."""
+
+    NORMAL = "normal"
+    LOW = "low"
 
 
 class SamplerSettings(Frozen):
@@ -102,7 +110,7 @@ class VideoRequest(Frozen):
     negative_prompt: str | None = Field(default=None, max_length=32_000)
     seed: int | None = Field(default=None, ge=0, le=MAX_SEED, description="random if left out; always returned")
     sampler: dict[str, Any] | None = Field(default=None, description="changes to the model's sampler settings")
-    metadata: Metadata = Field(default_factory=dict, max_length=16, description="returned as given")
+    metadata: Metadata = Field(default_factory=dict, max_length=16, description="returned as given; lists can filter")
     user: str | None = Field(default=None, max_length=256)
     callback_url: str | None = Field(
         default=None,
@@ -112,6 +120,10 @@ class VideoRequest(Frozen):
     )
     callback_events: Annotated[tuple[EventType, ...], Field(min_length=1, max_length=2)] | None = Field(
         default=None, description="which ends are told to callback_url; all if left out"
+    )
+    priority: Priority = Field(default=Priority.NORMAL, description="low: after all normal ones that wait")
+    start_timeout_s: float | None = Field(
+        default=None, gt=0, le=7 * 86400, description="give up if it has not started after so many seconds"
     )
 
     @model_validator(mode="before")
@@ -216,31 +228,36 @@ class Job(Frozen):
     error: JobError | None = None
     timings: dict[str, float] = {}
     peak_memory_mb: float | None = None
+    owner: str = LOCAL
     metadata: dict[str, str] = {}
     user: str | None = None
-    owner: str = "local"
     callback: Callback | None = None
+    priority: Priority = Priority.NORMAL
+    start_by: float | None = None
+    remixed_from: str | None = None
 
     @classmethod
-    def new(
-        cls,
-        generation: Generation,
-        *,
-        metadata: dict[str, str] | None = None,
-        user: str | None = None,
-        owner: str = "local",
-        callback: Callback | None = None,
-    ) -> Self:
+    def new(cls, generation: Generation, **details: Any) -> Self:
+        """A queued job; `details` are fields of the record: owner, metadata .."""
         return cls(
             id=new_job_id(),
             generation=generation,
             created_at=time.time(),
             total_steps=generation.num_inference_steps,
-            metadata=metadata or {},
-            user=user,
-            owner=owner,
-            callback=callback,
+            **details,
         )
+
+    @classmethod
+    def requested(cls, request: VideoRequest, generation: Generation, **details: Any) -> Self:
+        """What the request says of the job, beside the pixels."""
+        asked = {"metadata": request.metadata, "user": request.user, "callback": request.callback}
+        job = cls.new(generation, priority=request.priority, **asked, **details)
+        patience = request.start_timeout_s
+        return job if patience is None else job.model_copy(update={"start_by": job.created_at + patience})
+
+    def is_overdue(self, now: float) -> bool:
+        """Nobody wants it any more: it still waits, later than the client said it may."""
+        return self.state is JobState.QUEUED and self.start_by is not None and now > self.start_by
 
     @property
     def progress(self) -> int:

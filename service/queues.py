@@ -83,6 +83,14 @@ def send_delivery(queue: Queue, delivery_id: str, attempts: int) -> None:
     )
 
 
+def recorded_generate(queue: Queue, job_id: str) -> list[tuple[Any, ...]]:
+    """The Redis commands by which RQ would send the job, for a script that runs them after it has looked around."""
+    connection: Any = queue.connection  # redis-py leaves its pipelines untyped in part
+    recorder = connection.pipeline()
+    send_generate(queue, job_id, pipeline=recorder)
+    return [arguments for arguments, _options in recorder.command_stack]
+
+
 def queue_key(model: str) -> str:
     """The Redis list of the ids that wait for this model."""
     return f"{Queue.redis_queue_namespace_prefix}{generate_queue_name(model)}"

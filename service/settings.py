@@ -51,8 +51,22 @@ class Settings(BaseSettings):
         default=None, description="how clients reach us, e.g. https://video.example.com"
     )
     max_body_bytes: int = Field(default=65536, ge=1024)
-    auth: Literal["off"] = "off"
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(), description="web pages that may call the API, e.g. https://dash.example.com; joined by ','"
+    )
+    metrics_port: int | None = Field(
+        default=None, ge=0, le=65535, description="serve /metrics on this port instead of `port`; health is on both"
+    )
+
+    auth: Literal["keys", "off"] = Field(
+        default="keys", description="`ivmix up` on a loopback address uses off unless told otherwise"
+    )
     allow_open: bool = Field(default=False, description="serve other machines without authentication")
+    requests_per_minute: int = Field(default=120, ge=1, description="new videos asked for, per key; a key may differ")
+    max_waiting_per_key: int = Field(default=100, ge=1, description="queued videos of one key; a key may differ")
+    max_waiting: int = Field(default=1000, ge=1, description="queued videos per model, all keys together")
+    sync_timeout_s: float = Field(default=600.0, gt=0, description="how long POST /v1/videos/sync waits")
+    max_held: int = Field(default=100, ge=0, description="requests held open, events and sync, per API process")
 
     webhook_allow: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
@@ -87,6 +101,21 @@ class Settings(BaseSettings):
                 raise ValueError(f"'{entry}' is neither a network (10.0.0.0/8), a host nor a .domain")
         return entries
 
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _split_origins(cls, value: object) -> object:
+        return (
+            tuple(origin.strip() for origin in value.split(",") if origin.strip()) if isinstance(value, str) else value
+        )
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            if not re.fullmatch(r"https?://[^/\s]+", origin):
+                raise ValueError(f"'{origin}' is not scheme://host[:port], as browsers send it")
+        return value
+
     @model_validator(mode="after")
     def _is_complete(self) -> Self:
         missing = [PREFIX + name.upper() for name in self._missing()]
@@ -104,11 +133,19 @@ class Settings(BaseSettings):
 
     def refuse_open_host(self) -> None:
         """Raises ConfigurationError if strangers could use the GPU: reachable from outside and no authentication."""
-        if self.auth == "off" and not self.allow_open and not _is_loopback(self.host):
+        if self.auth == "off" and not self.allow_open and not self.is_loopback:
             raise ConfigurationError(
-                f"host={self.host} is reachable from other machines and authentication is off: "
-                f"use {PREFIX}HOST=127.0.0.1, or say {PREFIX}ALLOW_OPEN=true if the network protects it"
+                f"host={self.host} is reachable from other machines and authentication is off: use {PREFIX}AUTH=keys "
+                f"or {PREFIX}HOST=127.0.0.1, or say {PREFIX}ALLOW_OPEN=true if the network protects it"
             )
+
+    @property
+    def is_loopback(self) -> bool:
+        """Only this machine reaches the API."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
 
 
 def load_settings() -> Settings:
@@ -129,10 +166,3 @@ def _is_network(text: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

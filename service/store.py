@@ -1,31 +1,106 @@
 """The record of every job in Redis: the truth that the API shows and the workers race for.
 
 A record is a hash `ivm:job:{id}` whose values are JSON, one per field of `Job`; fields that are None are left out or
-null. The index `ivm:jobs` holds all ids with one score, so ids sort by themselves, that is by age. Every change is one
-script that first compares state and execution id, so a worker that lost its job (a zombie) changes nothing. The moves
-of a worker may be said twice with the same answer, because a reply can get lost and the client library asks again. The
-scripts that end a job also put it into the outbox, if somebody wants to hear of it (webhooks/outbox).
+null. The index `ivm:jobs` holds all ids with one score, so ids sort by themselves, that is by age; `ivm:jobs:{owner}`
+those of one owner. Every change is one script that first compares state and execution id, so a worker that lost its job
+(a zombie) changes nothing. Creating and the moves of a worker may be said twice with the same answer, because a reply
+can get lost and the client library asks again. The scripts that end a job also put it into the outbox, if
+somebody wants to hear of it (webhooks/outbox).
 """
 
 from __future__ import annotations
 
+import builtins
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from redis import Redis
 from rq import Queue
 from rq.job import Job as RqJob
 
-from service.jobs import LEGAL, Job, JobError, JobState, Output, Phase
-from service.queues import queue_key, send_generate
+from service.errors import IdempotencyKeyReused, QueueFull
+from service.jobs import LEGAL, Job, JobError, JobState, Output, Phase, Priority
+from service.queues import queue_key, recorded_generate
 from service.webhooks.outbox import LISTENERS, OUTBOX, TELL, oldest_kept
 
 INDEX = "ivm:jobs"
+IDEMPOTENCY_S = 24 * 3600
+SCANNED_AT_ONCE = 100
+MOST_SCANNED = 5000
+QUEUE_FULL_RETRY_S = 30  # a place gets free when a video is done, which takes about so long; the SDKs give up above 120
 
+Order = Literal["asc", "desc"]
 Page = tuple[list[Job], bool]
+
+# KEYS: record, queue, index, index of the owner, the owner's waiting jobs, idempotency record. ARGV: prefix of records,
+# id, fingerprint ("" = no idempotency key), its life in seconds, most that may wait, most of this owner, queued, low,
+# number of the record's fields and values, these, then RQ's commands, each with its length in front.
+# Stale members of the waiting set are dropped here, so that no other transition has to know it.
+_CREATE = """
+local prefix, id, fingerprint = ARGV[1], ARGV[2], ARGV[3]
+if redis.call('EXISTS', KEYS[1]) == 1 then return {'created', id} end
+if fingerprint ~= '' then
+  local before, made = unpack(redis.call('HMGET', KEYS[6], 'fingerprint', 'id'))
+  if before and redis.call('EXISTS', prefix .. made) == 1 then
+    return {before == fingerprint and 'replayed' or 'reused', made}
+  end
+end
+if redis.call('LLEN', KEYS[2]) >= tonumber(ARGV[5]) then return {'queue_full', ARGV[5]} end
+for _, other in ipairs(redis.call('SMEMBERS', KEYS[5])) do
+  if redis.call('HGET', prefix .. other, 'state') ~= ARGV[7] then redis.call('SREM', KEYS[5], other) end
+end
+if redis.call('SCARD', KEYS[5]) >= tonumber(ARGV[6]) then return {'owner_full', ARGV[6]} end
+
+local fields = tonumber(ARGV[9])
+redis.call('HSET', KEYS[1], unpack(ARGV, 10, 9 + fields))
+redis.call('ZADD', KEYS[3], 0, id)
+redis.call('ZADD', KEYS[4], 0, id)
+redis.call('SADD', KEYS[5], id)
+if fingerprint ~= '' then
+  redis.call('HSET', KEYS[6], 'fingerprint', fingerprint, 'id', id)
+  redis.call('EXPIRE', KEYS[6], ARGV[4])
+end
+local i = 10 + fields
+while i <= #ARGV do
+  local length = tonumber(ARGV[i])
+  redis.call(unpack(ARGV, i + 1, i + length))
+  i = i + length + 1
+end
+
+if redis.call('HGET', KEYS[1], 'priority') ~= ARGV[8] then
+  local before, place = nil, -2
+  local other = redis.call('LINDEX', KEYS[2], place)
+  while other and redis.call('HGET', prefix .. other, 'priority') == ARGV[8] do
+    before, place = other, place - 1
+    other = redis.call('LINDEX', KEYS[2], place)
+  end
+  if before then
+    redis.call('RPOP', KEYS[2])
+    redis.call('LINSERT', KEYS[2], 'BEFORE', before, id)
+  end
+end
+return {'created', id}
+"""
+
+# KEYS: record. ARGV: prefix of queues, id, queued. Returns the record and how many are ahead, in one round trip. The
+# record comes as one text: the values are JSON already, and a reply of fifty parts takes the client long to read.
+_SHOW = """
+local record = redis.call('HGETALL', KEYS[1])
+if #record == 0 then return {} end
+local parts, state, generation = {}, nil, nil
+for i = 1, #record, 2 do
+  local name, value = record[i], record[i + 1]
+  parts[#parts + 1] = '"' .. name .. '":' .. value
+  if name == 'state' then state = value elseif name == 'generation' then generation = value end
+end
+local text = '{' .. table.concat(parts, ',') .. '}'
+if state ~= ARGV[3] then return {text} end
+return {text, redis.call('LPOS', ARGV[1] .. cjson.decode(generation).model, ARGV[2])}
+"""
 
 # KEYS: record, outbox, listeners. ARGV: states it may be in (|state|state|), execution it must belong to ("" = any),
 # state that means the same execution did this already ("" = none), oldest news to keep ("" = this is no end and no
@@ -70,13 +145,14 @@ return redis.call('HGETALL', KEYS[1])
 """
 )
 
-# KEYS: record, index. ARGV: id, states it may be in (|state|state|).
+# KEYS: record, index. ARGV: id, states it may be in (|state|state|), prefix of the owners' indexes.
 _DELETE = """
-local state = redis.call('HGET', KEYS[1], 'state')
+local state, owner = unpack(redis.call('HMGET', KEYS[1], 'state', 'owner'))
 if not state or not string.find(ARGV[2], '|' .. state .. '|', 1, true) then return {} end
 local record = redis.call('HGETALL', KEYS[1])
 redis.call('DEL', KEYS[1])
 redis.call('ZREM', KEYS[2], ARGV[1])
+redis.call('ZREM', ARGV[3] .. cjson.decode(owner), ARGV[1])
 return record
 """
 
@@ -89,33 +165,86 @@ class Verdict(StrEnum):
     LOST = "lost"  # the job belongs to somebody else or has ended: stop, and write nothing
 
 
+@dataclass(frozen=True)
+class Limits:
+    """The most that may wait: in one queue, and of one owner."""
+
+    queue: int
+    owner: int
+
+
+NO_LIMITS = Limits(queue=2**31, owner=2**31)
+
+
+@dataclass(frozen=True)
+class Idempotency:
+    """The client's name for a request, and what the request was, in a form that two equal ones share."""
+
+    key: str
+    fingerprint: str
+
+
 class JobStore:
+    REMEMBERED = 50  # finished videos per model, for estimates
+
     def __init__(self, redis: Redis, *, retention_seconds: float = 7 * 86400) -> None:
         self._redis: Any = redis  # redis-py's types name every reply a command could have in any mode
         self._retention_seconds = retention_seconds
         self._move_script = self._redis.register_script(_MOVE)
         self._progress_script = self._redis.register_script(_PROGRESS)
         self._cancel_script = self._redis.register_script(_CANCEL)
+        self._create_script = self._redis.register_script(_CREATE)
+        self._show_script = self._redis.register_script(_SHOW)
         self._delete_script = self._redis.register_script(_DELETE)
 
-    def create(self, job: Job, queue: Queue) -> Job:
-        """Record, index and RQ job in one transaction: a job that was accepted is a job that will be worked on."""
-        with self._redis.pipeline(transaction=True) as pipe:
-            send_generate(queue, job.id, pipeline=pipe)  # first, because RQ opens the MULTI
-            pipe.hset(job_key(job.id), mapping=_encode(job.model_dump(mode="json", exclude_none=True)))
-            pipe.zadd(INDEX, {job.id: 0})
-            pipe.execute()
-        return job
+    def create(
+        self, job: Job, queue: Queue, *, limits: Limits = NO_LIMITS, idempotency: Idempotency | None = None
+    ) -> Job:
+        """Record, indexes, idempotency and RQ job in one script: a job that was accepted will be worked on.
+
+        Returns the job of the first such request if this one is a repetition. Raises QueueFull, IdempotencyKeyReused.
+        """
+        name = f"{job.owner}:{idempotency.key}" if idempotency else ""
+        keys = [
+            job_key(job.id),
+            queue.key,
+            INDEX,
+            owner_index(job.owner),
+            f"ivm:waiting:{job.owner}",
+            f"ivm:idem:{name}",
+        ]
+        record = _encode(job.model_dump(mode="json", exclude_none=True))
+        flat = [part for pair in record.items() for part in pair]
+        sent = [part for command in recorded_generate(queue, job.id) for part in (len(command), *command)]
+        asked = [idempotency.fingerprint if idempotency else "", IDEMPOTENCY_S, limits.queue, limits.owner]
+        states = [json.dumps(JobState.QUEUED), json.dumps(Priority.LOW)]
+        answer, what = self._create_script(keys, [job_key(""), job.id, *asked, *states, len(flat), *flat, *sent])
+        match answer:
+            case b"created":
+                return job
+            case b"replayed":
+                return self.get(what.decode()) or job
+            case _:
+                _refuse(answer.decode(), int(what) if what.isdigit() else 0)
 
     def get(self, job_id: str) -> Job | None:
         return _decode(self._redis.hgetall(job_key(job_id)))
 
-    def list(self, *, limit: int = 20, order: Literal["asc", "desc"] = "desc", after: str | None = None) -> Page:
-        """One page and whether more follow. `after` is an id, which need not exist any more."""
+    def show(self, job_id: str) -> tuple[Job, int | None] | None:
+        """The job and how many are ahead of it, None once it does not wait any more; one round trip."""
+        args = [queue_key(""), job_id, json.dumps(JobState.QUEUED)]
+        record, *position = self._show_script([job_key(job_id)], args) or (None,)
+        return None if record is None else (Job.model_validate_json(record), position[0] if position else None)
+
+    def list(
+        self, *, limit: int = 20, order: Order = "desc", after: str | None = None, owner: str | None = None
+    ) -> Page:
+        """One page and whether more follow. `after` is an id, which need not exist any more; no owner means all."""
         newest_first = order == "desc"
         start = f"({after}" if after else ("+" if newest_first else "-")
         end = "-" if newest_first else "+"
-        ids = self._redis.zrange(INDEX, start, end, desc=newest_first, bylex=True, offset=0, num=limit + 1)
+        index = INDEX if owner is None else owner_index(owner)
+        ids = self._redis.zrange(index, start, end, desc=newest_first, bylex=True, offset=0, num=limit + 1)
         with self._redis.pipeline(transaction=False) as pipe:
             for job_id in ids[:limit]:
                 pipe.hgetall(job_key(job_id.decode()))
@@ -123,8 +252,38 @@ class JobStore:
         # A record may go between the two reads.
         return [job for record in records if (job := _decode(record))], len(ids) > limit
 
+    def search(
+        self,
+        wanted: Callable[[Job], bool],
+        *,
+        limit: int,
+        order: Order = "desc",
+        after: str | None = None,
+        owner: str | None = None,
+    ) -> tuple[builtins.list[Job], bool, str | None]:
+        """One page of those that are wanted, whether more may follow, and the id to go on after.
+
+        Looks at MOST_SCANNED records at most, so a rare find may take several pages.
+        """
+        found: builtins.list[Job] = []
+        scanned = 0
+        while scanned < MOST_SCANNED:
+            page, more = self.list(limit=SCANNED_AT_ONCE, order=order, after=after, owner=owner)
+            for job in page:
+                if wanted(job):
+                    if len(found) == limit:
+                        return found, True, after
+                    found.append(job)
+                after = job.id
+            scanned += len(page)
+            if not more or not page:
+                return found, False, after
+        return found, True, after
+
     def start(self, job_id: str, execution_id: str, *, take_over: str | None = None) -> Job | None:
         """Take a queued job, or one that runs under the dead execution `take_over`. None if there is none."""
+        if (job := self.get(job_id)) is not None and self.give_up_overdue(job):
+            return None
         fields = {"state": JobState.RUNNING, "execution_id": execution_id}
         more = (("HSETNX", "started_at", time.time()), ("HINCRBY", "attempt", 1))
         started = (
@@ -157,10 +316,29 @@ class JobStore:
         }
         return self._end(job_id, execution_id, JobState.COMPLETED, fields)
 
+    def note_finished(self, model: str, seconds: float) -> None:
+        """For the estimates only: said after `complete`, may get lost or be said twice."""
+        with self._redis.pipeline(transaction=False) as pipe:
+            pipe.lpush(f"ivm:finished:{model}", json.dumps([time.time(), seconds]))
+            pipe.ltrim(f"ivm:finished:{model}", 0, self.REMEMBERED - 1)
+            pipe.execute()
+
+    def finished_lately(self, model: str) -> builtins.list[tuple[float, float]]:
+        """When the last videos of a model were finished, and how many seconds each took; newest first."""
+        return [tuple(json.loads(entry)) for entry in self._redis.lrange(f"ivm:finished:{model}", 0, -1)]
+
     def fail(self, job_id: str, execution_id: str | None, error: JobError) -> bool:
         """Without an execution id whoever has the job loses it."""
         fields = {"completed_at": time.time(), "error": error.model_dump()}
         return self._end(job_id, execution_id, JobState.FAILED, fields)
+
+    def give_up_overdue(self, job: Job) -> bool:
+        """Fail a job that waited longer than its client wanted to; False if it did not, or was taken just now."""
+        if not job.is_overdue(time.time()):
+            return False
+        error = JobError(code="start_timeout", message="No worker was free within start_timeout_s.")
+        fields = {"completed_at": time.time(), "error": error.model_dump()}
+        return self._end(job.id, None, JobState.FAILED, fields, only_from=JobState.QUEUED)
 
     def requeue(self, job_id: str, execution_id: str) -> bool:
         """Back to the queue, after a drain or a crash. Changes the record only; sending is for the worker to do."""
@@ -183,18 +361,22 @@ class JobStore:
     def delete(self, job_id: str) -> Job | None:
         """Record and index of an ended job; returns what it was. None if there was none or it has not ended."""
         ended = {state for state in JobState if state.is_terminal}
-        return _decode(_pairs(self._delete_script([job_key(job_id), INDEX], [job_id, _one_of(ended)])))
+        return _decode(_pairs(self._delete_script([job_key(job_id), INDEX], [job_id, _one_of(ended), owner_index("")])))
 
-    def queue_position(self, job: Job) -> int | None:
-        """How many jobs are ahead; None when the job does not wait (any more)."""
-        if job.state is not JobState.QUEUED:
-            return None
-        return self._redis.lpos(queue_key(job.generation.model), job.id)
-
-    def _end(self, job_id: str, execution_id: str | None, state: JobState, fields: Mapping[str, Any]) -> bool:
+    def _end(
+        self,
+        job_id: str,
+        execution_id: str | None,
+        state: JobState,
+        fields: Mapping[str, Any],
+        *,
+        only_from: JobState | None = None,
+    ) -> bool:
         sources = {source for source, targets in LEGAL.items() if state in targets}
         if execution_id is not None:
             sources &= {JobState.RUNNING}
+        if only_from is not None:
+            sources &= {only_from}
         return self._move(job_id, sources, execution_id, {**fields, "state": state, "phase": None}, already=state)
 
     def _move(
@@ -217,6 +399,17 @@ class JobStore:
 
 def job_key(job_id: str) -> str:
     return f"ivm:job:{job_id}"
+
+
+def owner_index(owner: str) -> str:
+    return f"ivm:jobs:{owner}"
+
+
+def _refuse(answer: str, most: int) -> NoReturn:
+    if answer == "reused":
+        raise IdempotencyKeyReused
+    whose = {"queue_full": "the server takes", "owner_full": "this key may have"}[answer]
+    raise QueueFull(f"{most} videos wait already, the most that {whose}; try again later.", QUEUE_FULL_RETRY_S)
 
 
 def _one_of(states: set[JobState]) -> str:

@@ -58,6 +58,8 @@ class Supervisor:
         return f"http://{host}:{self.settings.port}"
 
     def __enter__(self) -> Self:
+        if "auth" not in self.settings.model_fields_set and self.settings.is_loopback:
+            self.settings = self.settings.model_copy(update={"auth": "off"})  # one machine, one person
         self.settings.refuse_open_host()
         models = ModelRegistry.load(self.settings.models).ids()
         port = _usable_port(self.settings.host, self.settings.port)
@@ -71,6 +73,7 @@ class Supervisor:
                 PREFIX + "DATA_DIR": str(self.settings.data_dir),
                 PREFIX + "HOST": self.settings.host,
                 PREFIX + "PORT": str(port),
+                PREFIX + "AUTH": self.settings.auth,
                 SUPERVISOR: str(os.getpid()),
             }
             self._processes.append(_Process("api", [sys.executable, "-m", "service.api"]))

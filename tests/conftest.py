@@ -46,7 +46,7 @@ def valkey(valkey_server: str) -> str:
 
 @pytest.fixture
 def settings(valkey: str, tmp_path: Path) -> Settings:
-    return Settings(redis_url=valkey, data_dir=tmp_path / "data")
+    return Settings(redis_url=valkey, data_dir=tmp_path / "data", auth="off")
 
 
 @pytest.fixture
@@ -113,6 +113,7 @@ def s3(s3_server: str, settings: Settings, tmp_path: Path) -> Settings:
     changed = Settings(
         redis_url=settings.redis_url,
         data_dir=settings.data_dir,
+        auth="off",
         storage="s3",
         s3_bucket=f"videos-{abs(hash(tmp_path)):x}",
         s3_endpoint_url=s3_server,

@@ -31,7 +31,7 @@ def wait_for(what: Callable[[], T | None], *, timeout_s: float = 60, hint: str =
 
 
 @contextmanager
-def ivmix_up(data: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def ivmix_up(data: Path, *options: str, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A running `ivmix up` on a free port and its URL."""
     command = [sys.executable, "-m", "service.cli", "up", "--port", "0", "--data", str(data), *options]
     process = subprocess.Popen(
@@ -39,7 +39,7 @@ def ivmix_up(data: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=clean_environment(),
+        env=clean_environment() | environment,
         start_new_session=True,
     )
     assert process.stdout is not None

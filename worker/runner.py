@@ -101,6 +101,8 @@ class Runner:
             case Done(output, timings, peak_memory_mb):
                 kept = self.store.complete(job.id, execution_id, output, timings, peak_memory_mb)
                 log.info("%s %s, %.1f s", job.id, "completed" if kept else "was lost", sum(timings.values()))
+                if kept:
+                    self.store.note_finished(job.generation.model, sum(timings.values()))
                 return Ending.OVER
             case Failed(code, text, can_retry):
                 if can_retry:

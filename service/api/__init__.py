@@ -1,14 +1,24 @@
 """The HTTP face of the service: the wire format of OpenAI's Videos API, plus extensions.
 
-app       create_app(services): one application, nothing global
-routes    /v1/videos and /v1/models
-content   GET /v1/videos/{id}/content: redirect, or stream with ranges
-auth      who is asking
+app           create_app(services): one application, nothing global
+auth          who is asking: key -> owner, scopes, limits
+limits        requests per minute
+creation      POST /v1/videos, remix
+sync          POST /v1/videos/sync: create and wait
+videos        status, list, delete, cancel, download
+events        GET /v1/videos/{id}/events: progress as server-sent events
+models        /v1/models
+queue_report  /v1/queue
+content       the bytes of a film: redirect, or stream with ranges
+bodies        what comes in: JSON, multipart, urlencoded
+answers       what goes out: Video and the other objects
+held          requests held open: how many, and when they must end
+problems      every error as {"error": {message, type, param, code}}, from one table
 webhook_routes  /v1/webhook_...: endpoints, deliveries, secrets
 webhook_bodies  what comes in and goes out there, and the payload of an event
-bodies    what comes in (JSON, multipart, urlencoded) and the Video that goes out
-problems  every error as {"error": {message, type, param, code}}, from one table
-health    /livez, /readyz
-contract  the OpenAPI description of all this
-openapi   the same as text: python -m service.api.openapi
+health        /livez, /readyz
+metrics       /metrics
+docs          /docs
+contract      the OpenAPI description of all this
+openapi       the same as text: python -m service.api.openapi
 """

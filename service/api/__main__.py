@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
+from types import FrameType
 
 import uvicorn
+from fastapi import FastAPI
 
-from service.api.app import create_app
+from service.api.app import create_app, create_operations_app
 from service.errors import ConfigurationError
 from service.lifeline import end_with_supervisor
-from service.settings import load_settings
+from service.settings import Settings, load_settings
 from service.wiring import open_services
 
 
@@ -25,17 +28,40 @@ def main() -> None:
     except ConfigurationError as e:
         sys.exit(f"ivmix: {e.message}")
     try:
-        uvicorn.run(
-            app,
-            host=settings.host,
-            port=settings.port,
-            log_config=None,
-            access_log=False,  # status polls would be all of it
-            server_header=False,
-            timeout_graceful_shutdown=20,
-        )
+        if settings.metrics_port is not None:
+            operations = _config(create_operations_app(app), settings, settings.metrics_port)
+            sockets = [operations.bind_socket()]  # here, so that a taken port ends the process
+            thread = threading.Thread(target=uvicorn.Server(operations).run, args=(sockets,), daemon=True)
+            thread.start()
+        server = Server(_config(app, settings, settings.port))
+        server.app = app
+        server.run()
+        if not server.started:
+            sys.exit(3)  # uvicorn's own code for a start that failed
     finally:
         services.close()
+
+
+def _config(app: FastAPI, settings: Settings, port: int) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        host=settings.host,
+        port=port,
+        log_config=None,
+        access_log=False,  # status polls would be all of it
+        server_header=False,
+        timeout_graceful_shutdown=20,
+    )
+
+
+class Server(uvicorn.Server):
+    """Tells the application that it is to stop, so that requests held open end by themselves."""
+
+    app: FastAPI
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.app.state.held.stopping.set()
+        super().handle_exit(sig, frame)
 
 
 if __name__ == "__main__":

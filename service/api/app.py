@@ -7,31 +7,81 @@ import secrets
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api import health, problems, routes, webhook_routes
-from service.api.contract import contract
+from service.api import (
+    creation,
+    docs,
+    events,
+    health,
+    metrics,
+    models,
+    problems,
+    queue_report,
+    sync,
+    videos,
+    webhook_routes,
+)
+from service.api.contract import ABOUT, TAGS, contract
+from service.api.held import Held
+from service.api.limits import RateLimiter
+from service.api.metrics import Measured, Metrics
 from service.wiring import Services
+
+# What a page of another origin may read beside the body.
+EXPOSED = ("x-request-id", "retry-after", "idempotent-replayed", "openai-poll-after-ms", "x-video-id", "content-range")
 
 
 def create_app(services: Services) -> FastAPI:
     """Raises ConfigurationError if the settings would let strangers in."""
-    services.settings.refuse_open_host()
+    settings = services.settings
+    settings.refuse_open_host()
     app = FastAPI(
         title="ivmix",
         version="1",
         summary="Text to video with the IV-Mixed Sampler, in the wire format of OpenAI's Videos API.",
+        description=ABOUT,
+        openapi_tags=TAGS,
+        docs_url=None,
         redoc_url=None,
         generate_unique_id_function=lambda route: route.name,
     )
     app.state.services = services
-    app.include_router(routes.router)
-    app.include_router(webhook_routes.router)
+    app.state.rate_limiter = RateLimiter(services.redis)
+    app.state.held = Held(settings.max_held)
+    app.state.metrics = Metrics(services)
+    for part in (videos, creation, events, sync, models, queue_report, webhook_routes):
+        app.include_router(part.router, responses=problems.responses(500, 503))
     app.include_router(health.router)
+    if settings.metrics_port is None:
+        app.include_router(metrics.router)
+    docs.install(app)
     problems.install(app)
+    app.add_middleware(Measured, metrics=app.state.metrics)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=("GET", "POST", "DELETE"),
+            allow_headers=("*",),
+            expose_headers=EXPOSED,
+        )
     app.add_middleware(RequestId)
     app.openapi = lambda: contract(app)
+    return app
+
+
+def create_operations_app(public: FastAPI) -> FastAPI:
+    """Health and metrics of the public application, for a port of their own that clients need not reach."""
+    app = FastAPI(title="ivmix operations", docs_url=None, redoc_url=None, openapi_url=None)
+    app.state.services = public.state.services
+    app.state.metrics = public.state.metrics
+    app.include_router(health.router)
+    app.include_router(metrics.router)
+    problems.install(app)
+    app.add_middleware(RequestId)
     return app
 
 

@@ -1,4 +1,4 @@
-"""What comes in and what goes out: three encodings of a request to one VideoRequest, and a job's record to a Video."""
+"""What comes in: three encodings of a request to one VideoRequest. Knows no job."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import ast
 import json
 import re
 from collections.abc import Iterable
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from fastapi import HTTPException, Request
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 from starlette.types import Message
 
 from service.errors import InvalidParameter
-from service.jobs import Job, JobState, Phase, SamplerSettings, VideoRequest
-from service.models import Range, invalid_parameter
+from service.jobs import Generation, VideoRequest
+from service.models import invalid_parameter
 
 Body = dict[str, Any]  # what a client sent, before anybody looked at it
 
@@ -47,29 +47,65 @@ NO_OPS: dict[str, tuple[Any, ...]] = {
 
 async def read_request(request: Request) -> VideoRequest:
     """Raises InvalidParameter, or HTTPException 400, 413, 415 for a body that cannot be read at all."""
+    return parse(await read_body(request))
+
+
+async def read_body(request: Request) -> Body:
     raw = await read_bytes(request, request.app.state.services.settings.max_body_bytes)
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind in FORMS:
-        body = await _read_form(request, raw)
-    elif kind == "application/json" or kind.endswith("+json"):
-        body = read_json(raw)
-    else:
-        raise HTTPException(415, f"Send the body as application/json or {' or '.join(FORMS)}.")
-    return parse(body)
+        return await _read_form(request, raw)
+    if kind == "application/json" or kind.endswith("+json"):
+        return read_json(raw)
+    raise HTTPException(415, f"Send the body as application/json or {' or '.join(FORMS)}.")
 
 
-def parse(body: Body) -> VideoRequest:
+def parse(body: Body, source: Generation | None = None) -> VideoRequest:
+    """With a source, what the body leaves out is as it was there: a remix."""
     body = _flatten({name: _object(name, value) for name, value in body.items()})
     for name in NO_OPS.keys() & body.keys():
         if body.pop(name) not in NO_OPS[name]:
             raise InvalidParameter(
                 name, f"This server does not support '{name}'; leave it out.", "unsupported_parameter"
             )
+    _refuse_truth(body)
     absent = {name for name in VideoRequest.model_fields if body.get(name) is None}
+    given = {name: value for name, value in body.items() if name not in absent}
+    if source is not None and "prompt" in given:  # a remix is about another prompt
+        given = _remixed(source, given)
     try:
-        return VideoRequest.model_validate({name: value for name, value in body.items() if name not in absent})
+        return VideoRequest.model_validate(given)
     except ValidationError as e:
         raise invalid_parameter(e) from e
+
+
+def _refuse_truth(value: Any, param: str = "") -> None:
+    """None of our fields is a truth value, but pydantic would read one as the number 0 or 1."""
+    if isinstance(value, bool):
+        raise InvalidParameter(param, f"Invalid value for '{param}': it is not a truth value.")
+    inside: Iterable[tuple[Any, Any]] = ()
+    if isinstance(value, dict):
+        inside = cast(Body, value).items()
+    elif isinstance(value, list):
+        inside = enumerate(cast(list[Any], value))
+    for name, part in inside:
+        _refuse_truth(part, f"{param}.{name}".lstrip("."))
+
+
+def _remixed(source: Generation, given: Body) -> Body:
+    """What is given, and of the source all that does not contradict it."""
+    if given.get("model", source.model) != source.model:  # another model has settings of its own
+        return {"seed": source.seed} | given
+    shared = set(VideoRequest.model_fields) - {"prompt", "width", "height", "sampler"}
+    kept = source.model_dump(mode="json", include=shared)
+    if not given.keys() & {"size", "width", "height"}:
+        kept["size"] = f"{source.width}x{source.height}"
+    if "seconds" in given:
+        del kept["num_frames"]
+    changes: Any = given.get("sampler", {})
+    if isinstance(changes, dict) and cast(Body, changes).get("name", source.sampler.name) == source.sampler.name:
+        changes = source.sampler.model_dump(mode="json") | cast(Body, changes)
+    return kept | given | {"sampler": changes}
 
 
 async def read_bytes(request: Request, limit: int) -> bytes:
@@ -158,165 +194,3 @@ def _flatten(body: Body) -> Body:
         for name, value in cast(Body, inner).items():
             _put(flat, name, _object(name, value), param=name)
     return flat
-
-
-Status = Literal["queued", "in_progress", "completed", "failed"]
-
-# Clients loop until they see `completed` or `failed`: no other word may ever end a job (reference/api.md 1.3).
-STATUS: dict[JobState, Status] = {
-    JobState.QUEUED: "queued",
-    JobState.RUNNING: "in_progress",
-    JobState.COMPLETED: "completed",
-    JobState.FAILED: "failed",
-    JobState.CANCELLED: "failed",
-}
-
-# vLLM-Omni's bench adds up the keys that end in _gen_ms.
-STAGES: dict[str, str] = {
-    Phase.ENCODING: "text_encode_gen_ms",
-    Phase.SAMPLING: "denoise_gen_ms",
-    Phase.DECODING: "vae_decode_gen_ms",
-    Phase.UPLOADING: "upload_ms",
-}
-
-
-class Answer(BaseModel):
-    """Every key is always sent, so the contract calls every key required."""
-
-    model_config = ConfigDict(from_attributes=True, json_schema_serialization_defaults_required=True)
-
-
-class VideoError(Answer):
-    code: str
-    message: str
-
-
-class Video(Answer):
-    """One video on its way. Up to `error` as OpenAI's, every key always there; below it extensions."""
-
-    id: str
-    object: Literal["video"] = "video"
-    model: str
-    status: Status
-    progress: int = Field(ge=0, le=100)
-    created_at: int
-    completed_at: int | None
-    expires_at: int | None
-    prompt: str | None
-    size: str
-    seconds: str
-    remixed_from_video_id: str | None = None
-    error: VideoError | None
-
-    seed: int
-    fps: int
-    num_frames: int
-    duration_s: float
-    width: int
-    height: int
-    num_inference_steps: int
-    guidance_scale: float
-    negative_prompt: str
-    sampler: SamplerSettings
-    queue_position: int | None = Field(description="how many videos are ahead; null in lists and once it has started")
-    phase: Phase | None
-    attempt: int
-    started_at: int | None
-    cancelled_at: int | None
-    queue_time_s: float | None
-    inference_time_s: float | None
-    stage_durations: dict[str, float] = Field(description="milliseconds")
-    peak_memory_mb: float | None
-    media_type: str | None
-    url: str | None = Field(description="our own content address; only if the server knows its public one")
-    metadata: dict[str, str]
-    user: str | None
-
-
-class VideoList(Answer):
-    object: Literal["list"] = "list"
-    data: list[Video]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool
-
-
-class DeletedVideo(Answer):
-    id: str
-    object: Literal["video.deleted"] = "video.deleted"
-    deleted: Literal[True] = True
-
-
-class Model(Answer):
-    """OpenAI's four fields, then what the model can do; the defaults are those of a request that names nothing."""
-
-    id: str
-    object: Literal["model"] = "model"
-    created: int
-    owned_by: str = "ivmix"
-    description: str
-    family: str
-    sizes: list[str] = Field(description="the first one is the default")
-    num_frames: Range
-    fps: Range
-    num_inference_steps: Range
-    guidance_scale: Range
-    negative_prompt: str
-    sampler: SamplerSettings
-    max_prompt_length: int
-    can_draw: str | None
-
-
-class ModelList(Answer):
-    object: Literal["list"] = "list"
-    data: list[Model]
-
-
-def video(job: Job, *, queue_position: int | None = None, public_base_url: str | None = None) -> Video:
-    wanted = job.generation
-    return Video(
-        id=job.id,
-        model=wanted.model,
-        status=STATUS[job.state],
-        progress=job.progress,
-        created_at=int(job.created_at),
-        completed_at=_seconds(job.completed_at),
-        expires_at=_seconds(job.expires_at),
-        prompt=wanted.prompt,
-        size=f"{wanted.width}x{wanted.height}",
-        seconds=f"{wanted.seconds:g}",
-        error=_error(job),
-        seed=wanted.seed,
-        fps=wanted.fps,
-        num_frames=wanted.num_frames,
-        duration_s=wanted.seconds,
-        width=wanted.width,
-        height=wanted.height,
-        num_inference_steps=wanted.num_inference_steps,
-        guidance_scale=wanted.guidance_scale,
-        negative_prompt=wanted.negative_prompt,
-        sampler=wanted.sampler,
-        queue_position=queue_position,
-        phase=job.phase,
-        attempt=job.attempt,
-        started_at=_seconds(job.started_at),
-        cancelled_at=_seconds(job.completed_at) if job.state is JobState.CANCELLED else None,
-        queue_time_s=None if job.started_at is None else round(job.started_at - job.created_at, 3),
-        inference_time_s=round(sum(job.timings.values()), 3) if job.timings else None,
-        stage_durations={STAGES.get(name, f"{name}_ms"): round(1000 * s, 3) for name, s in job.timings.items()},
-        peak_memory_mb=job.peak_memory_mb,
-        media_type=job.output.media_type if job.output else None,
-        url=f"{public_base_url.rstrip('/')}/v1/videos/{job.id}/content" if job.output and public_base_url else None,
-        metadata=job.metadata,
-        user=job.user,
-    )
-
-
-def _error(job: Job) -> VideoError | None:
-    if job.state is JobState.CANCELLED:
-        return VideoError(code="cancelled", message="The video was cancelled.")
-    return VideoError(code=job.error.code, message=job.error.message) if job.error else None
-
-
-def _seconds(time: float | None) -> int | None:
-    return None if time is None else int(time)

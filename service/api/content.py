@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
 
 from fastapi import HTTPException, Request
 from fastapi.responses import RedirectResponse, Response, StreamingResponse
 
+from service.api.answers import Variant, file_name
 from service.errors import NotFound, VideoExpired, VideoFailed, VideoNotReady
 from service.jobs import Job, JobState, Output
 from service.storage import VideoStorage
-
-Variant = Literal["video", "thumbnail", "spritesheet"]
-
-_FILE_ENDINGS = {"video/mp4": ".mp4", "image/webp": ".webp", "image/jpeg": ".jpg"}
 
 
 def content(request: Request, job: Job, variant: Variant, storage: VideoStorage) -> Response:
     """Raises NotFound, with a code that says what is missing: the SDKs would repeat a 409."""
     output = _finished(job)
     key, media_type = _part(output, variant)
-    filename = f"{job.id}{'' if variant == 'video' else f'-{variant}'}{_FILE_ENDINGS.get(media_type, '')}"
+    filename = file_name(job, variant, media_type)
     url = storage.url(key, filename=filename, media_type=media_type)
     if url is not None and request.method == "GET":
         return RedirectResponse(url, 307, {"cache-control": "no-store"})

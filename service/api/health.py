@@ -18,7 +18,7 @@ router = APIRouter(tags=["health"])
 
 
 @router.get("/livez", summary="The process answers")
-def live() -> dict[str, str]:
+async def live() -> dict[str, str]:
     return {"status": "ok"}
 
 

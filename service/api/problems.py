@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from http import HTTPStatus
 from typing import Any
 
@@ -14,11 +15,16 @@ from redis import exceptions as redis_errors
 from starlette.exceptions import HTTPException
 
 from service.errors import (
+    IdempotencyKeyReused,
     InvalidParameter,
+    NotAllowed,
+    NotAuthenticated,
     NotFound,
+    NoVideo,
     ServiceError,
     ServiceUnavailable,
     StorageError,
+    TooMany,
     VideoNotDeletable,
     WebhookTestFailed,
 )
@@ -26,6 +32,7 @@ from service.errors import (
 log = logging.getLogger("ivmix.api")
 
 RETRY_AFTER_S = 2
+OUR_MISTAKE = "The service made a mistake; it is in the log under this x-request-id."
 
 # The most special class of an error that is in here decides; the rest of our own errors are our fault: 500.
 # Never 409 for what lasts: the SDKs repeat it (reference/api.md 1.8).
@@ -33,10 +40,17 @@ STATUS: dict[type[ServiceError], int] = {
     InvalidParameter: 400,
     VideoNotDeletable: 400,
     WebhookTestFailed: 400,
+    NotAuthenticated: 401,
+    NotAllowed: 403,
     NotFound: 404,
+    IdempotencyKeyReused: 422,
+    TooMany: 429,
     StorageError: 503,
     ServiceUnavailable: 503,
 }
+
+# Of a request that waited for a film which does not come, by the job's error code; else it is our fault: 500.
+NO_VIDEO = {"invalid_input": 400, "not_finite": 400, "cancelled": 400, "sync_timeout": 504, "start_timeout": 504}
 
 TYPE = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
@@ -73,6 +87,34 @@ class ErrorBody(BaseModel):
     error: Problem
 
 
+def _example(message: str, kind: str, code: str, param: str | None = None) -> dict[str, Any]:
+    return {"message": message, "type": kind, "param": param, "code": code}
+
+
+EXAMPLES: dict[int, dict[str, Any]] = {
+    400: _example(
+        "Invalid value: '720x1280'. Supported values are: 384x384.", "invalid_request_error", "invalid_value", "size"
+    ),
+    401: _example("This API key is not known here, or was revoked.", TYPE[401], "invalid_api_key"),
+    403: _example("This API key lacks the scope 'videos.write'.", TYPE[403], "insufficient_scope"),
+    404: _example("There is no video with the id 'video_0'.", "invalid_request_error", "video_not_found"),
+    413: _example("The body is larger than 65536 bytes.", "invalid_request_error", CODE[413]),
+    415: _example("Send the body as application/json or ...", "invalid_request_error", CODE[415]),
+    416: _example("The file has 41000 bytes.", "invalid_request_error", CODE[416]),
+    422: _example(IdempotencyKeyReused().message, "invalid_request_error", IdempotencyKeyReused.code),
+    429: _example(
+        "1000 videos wait already, the most that the server takes; try again later.", TYPE[429], "queue_full"
+    ),
+    500: _example(
+        "The service made a mistake; it is in the log under this x-request-id.", "server_error", "internal_error"
+    ),
+    503: _example("The job store does not answer; try again.", "server_error", ServiceUnavailable.code),
+    504: _example(
+        "The video 'video_0' is still running; ask for it at /v1/videos/video_0.", "server_error", "sync_timeout"
+    ),
+}
+
+
 def install(app: FastAPI) -> None:
     for kind, handler in (
         (ServiceError, _service_error),
@@ -106,13 +148,26 @@ def _sendable(text: str) -> str:
 
 def _service_error(request: Request, e: Exception) -> JSONResponse:
     assert isinstance(e, ServiceError)
+    if isinstance(e, NoVideo):
+        headers = {"x-video-id": e.video_id, "x-should-retry": "false"}  # the SDKs would make another one
+        return problem(NO_VIDEO.get(e.reason, 500), e.message, code=e.reason, headers=headers)
     status = next((STATUS[kind] for kind in type(e).__mro__ if kind in STATUS), 500)
     if status >= 500:
         _log(request, e)  # what exactly the storage said is for the log only: it names hosts and buckets
         return problem(status, "The service cannot do this just now; try again.", code=e.code)
     if isinstance(e, InvalidParameter):
         return problem(status, e.message, code=e.reason, param=e.param)
-    return problem(status, e.message, code=e.code)
+    return problem(status, e.message, code=e.code, headers=_headers(e))
+
+
+def _headers(e: ServiceError) -> dict[str, str]:
+    match e:
+        case NotAuthenticated():
+            return {"www-authenticate": "Bearer"}
+        case TooMany():
+            return {"retry-after": str(e.retry_after_s)}
+        case _:
+            return {}
 
 
 def _invalid_request(_request: Request, e: Exception) -> JSONResponse:
@@ -130,7 +185,18 @@ def _http_error(request: Request, e: Exception) -> JSONResponse:
         405: f"{request.method} is not possible at {request.url.path}.",
     }.get(e.status_code, e.detail)
     code = CODE.get(e.status_code, "invalid_request")
-    return problem(e.status_code, message, code=code, headers=dict(e.headers or {}))
+    headers = dict(e.headers or {})
+    if e.status_code == 405:
+        headers |= _allowed(request)
+    return problem(e.status_code, message, code=code, headers=headers)
+
+
+def _allowed(request: Request) -> dict[str, str]:
+    """The methods of all routes of this path; the router names those of the first one only."""
+    for template, operations in sorted(request.app.openapi()["paths"].items(), key=lambda path: path[0].count("{")):
+        if re.fullmatch(re.sub(r"\{\w+\}", "[^/]+", template), request.url.path):
+            return {"allow": ", ".join(method.upper() for method in operations)}
+    return {}
 
 
 def _redis_error(request: Request, e: Exception) -> JSONResponse:
@@ -144,8 +210,7 @@ def _unexpected(request: Request, e: Exception) -> JSONResponse:
     _log(request, e)
     # Sent from outside our own middleware, which therefore cannot add the id.
     headers = {"x-request-id": _request_id(request)}
-    message = "The service made a mistake; it is in the log under this x-request-id."
-    return problem(500, message, code=ServiceError.code, headers=headers)
+    return problem(500, OUR_MISTAKE, code=ServiceError.code, headers=headers)
 
 
 def _log(request: Request, e: Exception) -> None:

@@ -12,7 +12,8 @@ from typing import Annotated, Any, Literal, TypeVar
 from fastapi import HTTPException, Request
 from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
-from service.api.bodies import Answer, read_bytes, read_json, video
+from service.api.answers import Answer, Renderer
+from service.api.bodies import read_bytes, read_json
 from service.jobs import EVENT_TYPES, EventType, Frozen, Generation, Job, JobError, JobState, SamplerSettings
 from service.models import invalid_parameter
 from service.webhooks.deliveries import Delivery
@@ -151,6 +152,10 @@ class WebhookDeliveryList(Answer):
     has_more: bool
 
 
+# Prompts can be 32 000 characters each, and 20 kB is what receivers expect; a presigned address ends within minutes.
+UNTOLD = {"prompt", "negative_prompt", "download_url", "download_url_expires_at"}
+
+
 class WebhookEvent(Answer):
     """The body of a webhook. At least once, in no order: drop duplicates by the header webhook-id."""
 
@@ -160,8 +165,8 @@ class WebhookEvent(Answer):
     type: EventType
     timestamp: datetime
     data: dict[str, Any] = Field(
-        description="the video as GET /v1/videos/{video_id} shows it, without prompt and negative_prompt; a cancelled "
-        "one has status failed and error.code cancelled"
+        description="the video as GET /v1/videos/{video_id} shows it, without prompt, negative_prompt and "
+        "download_url; a cancelled one has status failed and error.code cancelled"
     )
 
 
@@ -227,16 +232,15 @@ def delivery_answer(delivery: Delivery) -> WebhookDelivery:
     )
 
 
-def payload(event_id: str, event_type: EventType, job: Job, *, public_base_url: str | None = None) -> str:
-    """JSON, in ASCII. Without the prompts: they can be 32 000 characters each, and 20 kB is what receivers expect."""
+def payload(event_id: str, event_type: EventType, job: Job, renderer: Renderer) -> str:
+    """JSON, in ASCII. Without what would make it long, or stale by the time of a late attempt (see WebhookEvent)."""
     ended_at = job.completed_at or time.time()
-    shown = video(job, public_base_url=public_base_url)
     event = WebhookEvent(
         id=event_id,
         created_at=int(ended_at),
         type=event_type,
         timestamp=datetime.fromtimestamp(ended_at, UTC),
-        data=shown.model_dump(mode="json", exclude={"prompt", "negative_prompt"}),
+        data=renderer.video(job).model_dump(mode="json", exclude=UNTOLD),
     )
     return json.dumps(event.model_dump(mode="json"), separators=(",", ":"))
 

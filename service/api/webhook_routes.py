@@ -7,7 +7,9 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 
-from service.api.auth import Owner
+from service.api.answers import Renderer
+from service.api.auth import WebhookOwner as Owner
+from service.api.auth import Wired as Services
 from service.api.problems import responses
 from service.api.webhook_bodies import (
     DeletedWebhookEndpoint,
@@ -37,7 +39,7 @@ from service.jobs import EVENT_TYPES, new_id
 from service.webhooks.signature import signed_headers
 from service.wiring import Webhooks
 
-router = APIRouter(prefix="/v1", tags=["webhooks"], responses=responses(500, 503))
+router = APIRouter(prefix="/v1", tags=["webhooks"], responses=responses(401, 403, 500, 503))
 # What we send, for the contract only.
 events = APIRouter(
     tags=["webhooks"], default_response_class=Response, generate_unique_id_function=lambda route: route.name
@@ -137,13 +139,13 @@ def rotate_webhook_secret(
 def test_webhook_endpoint(
     webhook_endpoint_id: str,
     wanted: Annotated[TestRequest, Depends(body_of(TestRequest))],
-    request: Request,
+    services: Services,
     webhooks: Wired,
     owner: Owner,
 ) -> WebhookEndpointTest:
     endpoint = webhooks.endpoints.get(owner, webhook_endpoint_id)
-    job = sample_job(wanted.event_type, request.app.state.services.models.ids()[0])
-    body = payload(new_id("evt"), wanted.event_type, job).encode()
+    job = sample_job(wanted.event_type, services.models.ids()[0])
+    body = payload(new_id("evt"), wanted.event_type, job, Renderer(services.settings, services.storage)).encode()
     headers = signed_headers(endpoint.secrets, webhook_id=new_id("whd"), timestamp=int(time.time()), body=body)
     outcome = webhooks.sender.post(endpoint.url, body, headers)
     if outcome.status_code is None:

@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 from rq import Queue
 
+from service.api.answers import Renderer
 from service.api.webhook_bodies import payload
 from service.jobs import EventType, Job, JobState
 from service.queues import send_delivery
@@ -38,7 +39,7 @@ class Pump:
     endpoints: EndpointStore
     deliveries: DeliveryStore
     queue: Queue
-    public_base_url: str | None = None
+    renderer: Renderer
 
     def once(self) -> int:
         """How much was moved."""
@@ -79,7 +80,7 @@ class Pump:
             "event_type": event_type,
             "video_id": job.id,
             "owner": job.owner,
-            "body": payload(event_id, event_type, job, public_base_url=self.public_base_url),
+            "body": payload(event_id, event_type, job, self.renderer),
         }
         made = [
             new_delivery(endpoint_id=endpoint.id, **event) for endpoint in self.endpoints.told_of(job.owner, event_type)

@@ -8,6 +8,7 @@ import threading
 from redis import Redis
 from redis.exceptions import RedisError
 
+from service.api.answers import Renderer
 from service.courier import tasks
 from service.courier.attempts import Attempts
 from service.courier.pump import Pump
@@ -29,7 +30,7 @@ def pump_of(services: Services) -> Pump:
         endpoints=webhooks.endpoints,
         deliveries=webhooks.deliveries,
         queue=webhooks_queue(services.redis),
-        public_base_url=services.settings.public_base_url,
+        renderer=Renderer(services.settings, services.storage),
     )
 
 

@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import openai.types
 import openai.types.webhooks
 import pytest
 import yaml
+from fastapi.testclient import TestClient
+from jsonschema import Draft202012Validator, FormatChecker
+from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from service.api.openapi import contract_yaml
 from service.jobs import EVENT_TYPES, VideoRequest
@@ -39,13 +44,65 @@ def test_a_video_always_has_every_key_of_openais() -> None:
     assert set(openai.types.Video.model_fields) <= required
 
 
-def test_every_error_has_the_one_shape() -> None:
+def operations() -> Iterator[tuple[str, dict[str, Any]]]:
     for path in yaml.safe_load(FILE.read_text())["paths"].values():
         for operation in path.values():
-            for status, response in operation["responses"].items():
-                if int(status) >= 400:
-                    schema = response["content"]["application/json"]["schema"]
-                    assert schema == {"$ref": "#/components/schemas/ErrorBody"}
+            yield operation["operationId"], operation
+
+
+def test_every_error_has_the_one_shape_and_an_example_of_it() -> None:
+    for _, operation in operations():
+        for status, response in operation["responses"].items():
+            if int(status) >= 400:
+                content = response["content"]["application/json"]
+                assert content["schema"] == {"$ref": "#/components/schemas/ErrorBody"}
+                assert set(content["example"]["error"]) == {"message", "type", "param", "code"}
+
+
+def test_the_document_is_valid_openapi() -> None:
+    document = yaml.safe_load(FILE.read_text())
+    assert document["openapi"].startswith("3.1")
+    OpenAPIV31SpecValidator(document).validate()
+
+
+def test_every_example_is_valid_and_every_answer_of_json_has_one() -> None:
+    document = yaml.safe_load(FILE.read_text())
+    checked = 0
+    for name, operation in operations():
+        bodies = [operation["requestBody"]] if "requestBody" in operation else []
+        for body in [*bodies, *operation["responses"].values()]:
+            for kind, content in body.get("content", {}).items():
+                examples = [example["value"] for example in content.get("examples", {}).values()]
+                examples += [content["example"]] if "example" in content else []
+                assert examples or "json" not in kind, f"{name}: no example of {kind}"
+                for example in examples:
+                    schema = content["schema"] | {"components": document["components"]}
+                    Draft202012Validator(schema, format_checker=FormatChecker()).validate(example)
+                    checked += 1
+    assert checked > 50
+
+
+def test_every_status_tells_its_headers() -> None:
+    for name, operation in operations():
+        for status, response in operation["responses"].items():
+            headers = response["headers"]
+            assert "x-request-id" in headers, (name, status)
+            assert ("retry-after" in headers) == (status in ("429", "503")), (name, status)
+            assert ("www-authenticate" in headers) == (status == "401"), (name, status)
+            assert all(header["description"] for header in headers.values())
+
+
+def test_who_needs_a_key_says_so() -> None:
+    for name, operation in operations():
+        needs_key = operation["tags"] != ["health"]
+        assert ("security" in operation) == needs_key, name
+        assert ({"401", "403"} <= set(operation["responses"])) == needs_key, name
+
+
+def test_a_server_that_asks_nobody_for_a_key_does_not_describe_one(client: TestClient) -> None:
+    described = client.get("/openapi.json").json()
+    assert "securitySchemes" not in described["components"]
+    assert "401" not in described["paths"]["/v1/videos"]["get"]["responses"]
 
 
 def test_every_reference_leads_somewhere() -> None:

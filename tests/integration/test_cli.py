@@ -6,16 +6,23 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx2
 import pytest
 
-from tests.processes import PROMPT, clean_environment, ivmix_up
+from tests.processes import PROMPT, clean_environment, ivmix_up, wait_for
 from worker.video import read_mp4
 
 
-def ivmix(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+def ivmix(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "service.cli", *arguments]
     return subprocess.run(
-        command, cwd=cwd, env=clean_environment(), capture_output=True, text=True, timeout=200, check=False
+        command,
+        cwd=cwd,
+        env=clean_environment() | environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
     )
 
 
@@ -76,3 +83,37 @@ def test_worker_without_redis_says_what_to_set(tmp_path: Path) -> None:
     assert run.returncode == 1
     assert "IVMIX_REDIS_URL" in run.stderr
     assert "Traceback" not in run.stderr
+
+
+class TestKeys:
+    def test_a_key_is_made_used_listed_and_revoked_beside_a_running_server(self, tmp_path: Path) -> None:
+        data = tmp_path / "data"
+        with ivmix_up(data, "--workers", "0", IVMIX_AUTH="keys") as (_, url), httpx2.Client(base_url=url) as http:
+            made = ivmix(
+                "keys", "create", "--name", "dash", "--scopes", "videos.read", cwd=tmp_path, IVMIX_DATA_DIR=str(data)
+            )
+            secret = made.stdout.strip()
+            assert secret.startswith("ivmix_"), made.stderr
+            assert http.get("/v1/videos").status_code == 401
+            headers = {"authorization": f"Bearer {secret}"}
+            assert http.get("/v1/videos", headers=headers).status_code == 200
+            refused = ivmix("submit", PROMPT, "--url", f"{url}/v1", "--api-key", secret, cwd=tmp_path)
+            assert (refused.returncode, "videos.write" in refused.stderr) == (1, True)
+            listed = ivmix("keys", "list", cwd=tmp_path, IVMIX_DATA_DIR=str(data)).stdout
+            assert ("dash" in listed, secret in listed) == (True, False)
+            key_id = next(word for word in listed.split() if word.startswith("key_"))
+            assert ivmix("keys", "revoke", key_id, cwd=tmp_path, IVMIX_DATA_DIR=str(data)).returncode == 0
+            wait_for(lambda: http.get("/v1/videos", headers=headers).status_code == 401 or None, timeout_s=30)
+
+    def test_keys_can_be_made_before_anything_runs(self, tmp_path: Path) -> None:
+        made = ivmix("keys", "create", "--name", "a", cwd=tmp_path, IVMIX_DATA_DIR=str(tmp_path))
+        assert made.returncode == 0, made.stderr
+        listed = ivmix("keys", "list", cwd=tmp_path, IVMIX_DATA_DIR=str(tmp_path)).stdout
+        assert "videos.read,videos.write,webhooks" in listed
+
+    def test_what_is_wrong_is_one_sentence(self, tmp_path: Path) -> None:
+        unknown = ivmix("keys", "revoke", "key_x", cwd=tmp_path, IVMIX_DATA_DIR=str(tmp_path))
+        scope = ivmix("keys", "create", "--name", "a", "--scopes", "all", cwd=tmp_path, IVMIX_DATA_DIR=str(tmp_path))
+        away = ivmix("keys", "list", cwd=tmp_path, IVMIX_REDIS_URL="redis://127.0.0.1:9")
+        for run, word in ((unknown, "key_x"), (scope, "videos.read"), (away, "does not answer")):
+            assert (run.returncode, word in run.stderr, "Traceback" in run.stderr) == (1, True, False)

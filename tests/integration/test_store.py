@@ -248,12 +248,13 @@ def test_a_page_of_nothing_is_empty(store: JobStore, queue: Queue) -> None:
 
 def test_the_position_counts_the_jobs_ahead(store: JobStore, queue: Queue) -> None:
     jobs = [created(store, queue) for _ in range(3)]
-    assert [store.queue_position(job) for job in jobs] == [0, 1, 2]
+    assert [store.show(job.id) for job in jobs] == [(jobs[0], 0), (jobs[1], 1), (jobs[2], 2)]
     store.cancel(jobs[0].id)
-    assert store.queue_position(jobs[2]) == 1
+    assert store.show(jobs[2].id) == (jobs[2], 1)
     running = store.start(jobs[1].id, "e1")
     assert running is not None
-    assert store.queue_position(running) is None
+    assert store.show(running.id) == (running, None)
+    assert store.show("video_x") is None
 
 
 MOVES = st.lists(

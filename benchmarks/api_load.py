@@ -1,0 +1,252 @@
+"""`python -m benchmarks.api_load`: what one API process carries, beside a bare FastAPI endpoint on the same machine.
+
+Two servers, each a uvicorn process of its own: the API (real Valkey with `appendfsync always`, API keys on), and two
+endpoints that answer with as many bytes and do nothing else, an `async def` and a `def`. This process is the load.
+Creating is open-loop: requests leave at their time whether or not earlier ones are back, and latency counts from that
+time. Polling is closed-loop over a few connections, the arms in turns. Prints a table; writes JSON with --json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import httpx2
+import uvicorn
+from fastapi import FastAPI, Response
+from redis import Redis
+
+from service.embedded import EmbeddedValkey, free_port
+from service.keys import KeyStore
+
+PROMPT = "a red circle moving right on a teal background"
+SHOWN = ("p50", "p95", "p99")
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["bare"]:
+        return serve_bare(int(sys.argv[2]), int(sys.argv[3]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rates", type=int, nargs="+", default=[50, 100], help="new videos per second")
+    parser.add_argument("--seconds", type=float, default=10.0, help="per rate and per round of polling")
+    parser.add_argument("--connections", type=int, default=16, help="of the polling clients")
+    parser.add_argument("--rounds", type=int, default=3, help="of polling, the arms in turns")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    with ExitStack() as stack:
+        data = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        redis_url = stack.enter_context(EmbeddedValkey(data))
+        with Redis.from_url(redis_url) as redis:
+            key = KeyStore(redis).create("load", requests_per_minute=10**6, max_waiting=10**6)[1]
+        port, api = stack.enter_context(api_process(redis_url, data))
+        video = httpx2.post(
+            f"http://127.0.0.1:{port}/v1/videos", json={"prompt": PROMPT}, headers={"authorization": f"Bearer {key}"}
+        )
+        bare_port, bare = stack.enter_context(bare_process(len(video.content)))
+        arms = {
+            "bare, async def": (bare_port, bare, request("GET", "/async")),
+            "bare, def": (bare_port, bare, request("GET", "/def")),
+            "status poll": (port, api, request("GET", f"/v1/videos/{video.json()['id']}", key)),
+        }
+        polls = polling(arms, arguments)
+        posts = {rate: creating(port, key, rate, arguments.seconds) for rate in arguments.rates}
+    print(report(polls, posts, arguments))
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"polls": polls, "create": posts}, indent=1))
+
+
+def polling(arms: dict[str, tuple[int, int, bytes]], arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Per arm the requests per second and the milliseconds of CPU that one costs the server, each the best of its
+    rounds: others on the machine only ever make it worse. The CPU figure is the steadier one."""
+    best = {name: {"per_second": 0.0, "cpu_ms": math.inf} for name in arms}
+    for _ in range(arguments.rounds):
+        for name, (port, pid, raw) in arms.items():
+            seconds, before = arguments.seconds / arguments.rounds, cpu_seconds(pid)
+            done, took = asyncio.run(closed_loop(port, raw, arguments.connections, seconds))
+            best[name]["per_second"] = max(best[name]["per_second"], done / took)
+            best[name]["cpu_ms"] = min(best[name]["cpu_ms"], 1000 * (cpu_seconds(pid) - before) / done)
+    return best
+
+
+def cpu_seconds(pid: int) -> float:
+    user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
+def creating(port: int, key: str, rate: int, seconds: float) -> dict[str, float]:
+    raw = request("POST", "/v1/videos", key, json.dumps({"prompt": PROMPT}))
+    latencies = sorted(asyncio.run(open_loop(port, raw, rate, seconds)))
+    found = {name: 1000 * latencies[min(len(latencies) - 1, len(latencies) * int(name[1:]) // 100)] for name in SHOWN}
+    return found | {"accepted": float(len(latencies)), "asked": float(int(rate * seconds))}
+
+
+def report(
+    polls: dict[str, dict[str, float]], posts: dict[int, dict[str, float]], arguments: argparse.Namespace
+) -> str:
+    bare = polls["bare, async def"]["per_second"], polls["bare, def"]["per_second"]
+    lines = [f"one uvicorn process, {os.cpu_count()} cores, {arguments.connections} polling connections"]
+    lines += [f"{'polling':<20}{'per second':>12}{'x async':>9}{'x def':>9}{'CPU ms':>9}"]
+    for name, found in polls.items():
+        ratios = "".join(f"{found['per_second'] / rate:>9.2f}" for rate in bare)
+        lines.append(f"{name:<20}{found['per_second']:>12.0f}{ratios}{found['cpu_ms']:>9.2f}")
+    lines += [f"{'creating':<20}" + "".join(f"{name + ' ms':>12}" for name in SHOWN) + f"{'accepted':>12}"]
+    for rate, found in posts.items():
+        shown = "".join(f"{found[name]:>12.1f}" for name in SHOWN)
+        accepted = f"{found['accepted']:.0f}/{found['asked']:.0f}"
+        lines.append(f"{f'{rate} per second':<20}{shown}{accepted:>12}")
+    return "\n".join(lines)
+
+
+# --- the load: a client so small that the server is what is measured
+
+
+def request(method: str, path: str, key: str = "", body: str = "") -> bytes:
+    headers = ["host: 127.0.0.1", f"authorization: Bearer {key}", f"content-length: {len(body)}"]
+    headers += ["content-type: application/json"] if body else []
+    return "\r\n".join([f"{method} {path} HTTP/1.1", *headers, "", body]).encode()
+
+
+class Connection:
+    """Keep-alive, one request at a time."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+
+    async def __aenter__(self) -> Callable[[bytes], Awaitable[int]]:
+        self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port)
+        return self._ask
+
+    async def __aexit__(self, *_: object) -> None:
+        self._writer.close()
+        await self._writer.wait_closed()
+
+    async def _ask(self, raw: bytes) -> int:
+        """The status of the answer, all of which has arrived."""
+        self._writer.write(raw)
+        head = (await self._reader.readuntil(b"\r\n\r\n")).lower()
+        await self._reader.readexactly(int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0]))
+        return int(head[9:12])
+
+
+async def closed_loop(port: int, raw: bytes, connections: int, seconds: float) -> tuple[int, float]:
+    """How many requests were answered, and in how many seconds."""
+    end = time.perf_counter() + seconds
+    done = 0
+
+    async def client() -> None:
+        nonlocal done
+        async with Connection(port) as ask:
+            while time.perf_counter() < end:
+                status = await ask(raw)
+                assert status == 200, status
+                done += 1
+
+    began = time.perf_counter()
+    await asyncio.gather(*(client() for _ in range(connections)))
+    return done, time.perf_counter() - began
+
+
+async def open_loop(port: int, raw: bytes, rate: int, seconds: float) -> list[float]:
+    """Seconds from the time a request should have left to its answer, of those that were accepted."""
+    idle: asyncio.LifoQueue[Callable[[bytes], Awaitable[int]]] = asyncio.LifoQueue()
+    latencies: list[float] = []
+    async with _connections(port, 64) as connections:
+        for connection in connections:
+            idle.put_nowait(connection)
+
+        async def one(due: float) -> None:
+            ask = await idle.get()
+            if await ask(raw) == 200:
+                latencies.append(time.perf_counter() - due)
+            idle.put_nowait(ask)
+
+        began = time.perf_counter()
+        running: list[asyncio.Task[None]] = []
+        for i in range(int(rate * seconds)):
+            due = began + i / rate
+            await asyncio.sleep(max(0.0, due - time.perf_counter()))
+            running.append(asyncio.create_task(one(due)))
+        await asyncio.gather(*running)
+    return latencies
+
+
+class _connections:  # noqa: N801  # reads as a verb where it is used
+    def __init__(self, port: int, count: int) -> None:
+        self._all = [Connection(port) for _ in range(count)]
+
+    async def __aenter__(self) -> list[Callable[[bytes], Awaitable[int]]]:
+        return [await connection.__aenter__() for connection in self._all]
+
+    async def __aexit__(self, *_: object) -> None:
+        for connection in self._all:
+            await connection.__aexit__()
+
+
+# --- the servers
+
+
+@contextmanager
+def api_process(redis_url: str, data: Path) -> Iterator[tuple[int, int]]:
+    """Its port and its process id."""
+    port = free_port()
+    settings = {"REDIS_URL": redis_url, "DATA_DIR": str(data), "PORT": str(port), "MAX_WAITING": "1000000"}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("IVMIX_")}
+    environment |= {f"IVMIX_{name}": value for name, value in settings.items()}
+    with _process([sys.executable, "-m", "service.api"], environment, port, "/livez") as pid:
+        yield port, pid
+
+
+@contextmanager
+def bare_process(size: int) -> Iterator[tuple[int, int]]:
+    port = free_port()
+    command = [sys.executable, "-m", "benchmarks.api_load", "bare", str(port), str(size)]
+    with _process(command, dict(os.environ), port, "/async") as pid:
+        yield port, pid
+
+
+@contextmanager
+def _process(command: list[str], environment: dict[str, str], port: int, path: str) -> Iterator[int]:
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)  # its log of every video
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                httpx2.get(f"http://127.0.0.1:{port}{path}", trust_env=False)
+                break
+            except httpx2.TransportError:
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
+        yield process.pid
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def serve_bare(port: int, size: int) -> None:
+    app = FastAPI()
+    answer = b'"' + b"x" * (size - 2) + b'"'
+
+    @app.get("/async")
+    async def answer_async() -> Response:
+        return Response(answer, media_type="application/json")
+
+    @app.get("/def")
+    def answer_def() -> Response:
+        return Response(answer, media_type="application/json")
+
+    uvicorn.run(app, host="127.0.0.1", port=port, log_config=None, access_log=False, server_header=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""A worker without a model: takes what waits, reports steps at a given pace, and stores a film."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from service.jobs import Job, JobState, Phase
+from service.store import Verdict
+from service.wiring import Services
+from tests.factories import finish
+
+FILM = b"film"
+
+
+@contextmanager
+def replaying(services: Services, *, step_s: float = 0.002, steps: int = 4) -> Iterator[None]:
+    stop = threading.Event()
+    thread = threading.Thread(target=_work, args=(services, stop, step_s, steps))
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(30)
+
+
+def _work(services: Services, stop: threading.Event, step_s: float, steps: int) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        while not stop.is_set():
+            waiting = [job for job in services.store.list(limit=100)[0] if job.state is JobState.QUEUED]
+            for job in reversed(waiting):
+                _run(services, job, stop, step_s, steps, Path(scratch))
+            stop.wait(step_s)
+
+
+def _run(services: Services, job: Job, stop: threading.Event, step_s: float, steps: int, scratch: Path) -> None:
+    if services.store.start(job.id, "execution") is None:
+        return
+    services.redis.lrem(f"rq:queue:gpu-{job.generation.model}", 1, job.id)  # as RQ does when it hands a job out
+    for step in range(1, steps + 1):
+        stop.wait(step_s)
+        if services.store.progress(job.id, "execution", step, steps, Phase.SAMPLING) is not Verdict.CONTINUE:
+            services.store.finish_cancel(job.id, "execution")
+            return
+    finish(services, job.id, FILM, scratch=scratch)

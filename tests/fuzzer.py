@@ -1,0 +1,27 @@
+"""Schemathesis in an environment of its own: as a pytest plugin it would load into every test run."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.clients import _made_once, run
+
+VERSION = "4.32.5"
+CONFIG = Path(__file__).with_name("schemathesis.toml")
+
+
+def fuzz(url: str, *, headers: dict[str, str], seconds: int, seed: int = 1) -> subprocess.CompletedProcess[str]:
+    """Every operation of the description that the server itself serves, with all checks."""
+    python = _made_once(f"schemathesis-{VERSION}", _install) / "bin" / "python"
+    command = [str(python), "-m", "schemathesis.cli", "--config-file", str(CONFIG), "run", f"{url}/openapi.json"]
+    command += [f"--header={name}: {value}" for name, value in headers.items()]
+    command += ["--checks=all", "--continue-on-failure", f"--max-time={seconds}", f"--seed={seed}"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=seconds + 240, check=False)
+
+
+def _install(folder: Path) -> None:
+    run(sys.executable, "-m", "venv", str(folder))
+    pip = [str(folder / "bin" / "python"), "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    run(*pip, "install", f"schemathesis=={VERSION}")

@@ -1,0 +1,32 @@
+"""Thousands of requests made from the contract, good and bad ones, against the running server: it must keep to it."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from service.settings import Settings
+from service.wiring import open_services
+from tests.conftest import serve
+from tests.engines import replaying
+from tests.fuzzer import fuzz
+
+SECONDS = int(os.environ.get("SCHEMATHESIS_SECONDS", "15"))  # each; a long run says more
+
+pytestmark = pytest.mark.timeout(SECONDS + 280)
+
+
+@pytest.mark.parametrize(
+    ("auth", "has_key"), [("keys", True), ("keys", False), ("off", False)], ids=["a key", "no key", "open"]
+)
+def test_the_server_keeps_to_its_contract(settings: Settings, auth: str, has_key: bool) -> None:
+    changes = {"auth": auth, "max_waiting": 1000, "sync_timeout_s": 60.0}
+    services = open_services(settings.model_copy(update=changes))
+    _, secret = services.keys.create("fuzzer", requests_per_minute=1_000_000)
+    headers = {"Authorization": f"Bearer {secret}"} if has_key else {}
+    with serve(services) as url, replaying(services):
+        ran = fuzz(url, headers=headers, seconds=SECONDS)
+    services.close()
+    assert ran.returncode == 0, ran.stdout[-8000:] + ran.stderr[-2000:]
+    assert "15 selected" in ran.stdout or "Selected: 15/15" in ran.stdout, ran.stdout[-2000:]
