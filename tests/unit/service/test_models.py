@@ -29,7 +29,7 @@ def write_model(folder: Path, text: str) -> Path:
 def test_a_bare_prompt_gets_the_models_defaults() -> None:
     made = DEMO.resolve(make_request())
     assert (made.model, made.prompt, made.negative_prompt) == ("demo", PROMPT, "low quality")
-    assert (made.width, made.height, made.num_frames, made.fps, made.num_inference_steps) == (384, 384, 8, 8, 20)
+    assert (made.width, made.height, made.num_frames, made.fps, made.num_inference_steps) == (384, 384, 8, 8, 16)
     assert made.sampler == DEMO.sampler
 
 
