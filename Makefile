@@ -35,8 +35,9 @@ check: $(STAMP)  ## lint, types, import rules
 test: check  ## check, then every test that needs no GPU
 	$(BIN)/python -m pytest -m "not gpu and not slow"
 
-bench: $(STAMP)  ## seconds per clip with the demo models
+bench: $(STAMP)  ## seconds per clip with the demo models; what one API process carries
 	$(BIN)/python -m benchmarks.demo_clip
+	$(BIN)/python -m benchmarks.api_load
 
 clean:  ## remove the virtual environment and caches
-	rm -rf $(VENV) .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) .venv-clients .pytest_cache .ruff_cache .import_linter_cache

@@ -152,7 +152,7 @@ if not state or not string.find(ARGV[2], '|' .. state .. '|', 1, true) then retu
 local record = redis.call('HGETALL', KEYS[1])
 redis.call('DEL', KEYS[1])
 redis.call('ZREM', KEYS[2], ARGV[1])
-redis.call('ZREM', ARGV[3] .. cjson.decode(owner), ARGV[1])
+if owner then redis.call('ZREM', ARGV[3] .. cjson.decode(owner), ARGV[1]) end
 return record
 """
 

@@ -58,7 +58,7 @@ def _made_once(name: str, install: Callable[[Path], None]) -> Path:
 def run(*command: str, cwd: Path | None = None, env: dict[str, str] | None = None, stdin: str = "") -> str:
     """What it printed. Its complaints are part of the failure."""
     ran = subprocess.run(
-        command, cwd=cwd, env=env, input=stdin, capture_output=True, text=True, timeout=280, check=False
+        command, cwd=cwd, env=env, input=stdin, capture_output=True, text=True, timeout=600, check=False
     )
     assert ran.returncode == 0, f"{command[0]} ended with {ran.returncode}: {ran.stderr[-3000:]}"
     return ran.stdout

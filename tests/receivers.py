@@ -90,7 +90,7 @@ class Receiver:
         self._server.shutdown()
         self._server.server_close()
 
-    def wait(self, count: int = 1, timeout_s: float = 60) -> list[Received]:
+    def wait(self, count: int = 1, timeout_s: float = 150) -> list[Received]:
         wait_for(lambda: len(self.received) >= count or None, timeout_s=timeout_s, hint=f"of {count} webhooks")
         return self.received
 

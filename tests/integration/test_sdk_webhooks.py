@@ -17,6 +17,8 @@ from service.webhooks.signature import SigningSecret, new_secret, signed_headers
 from tests.clients import run, sdk_node, sdk_python
 from tests.receivers import Receiver
 
+pytestmark = pytest.mark.timeout(1200)  # the first run installs the clients
+
 PYTHON = ["2.8.1", "3.54.0"]
 NODE = "7.57.0"
 

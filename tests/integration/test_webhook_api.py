@@ -28,7 +28,7 @@ BOTH = ["video.completed", "video.failed"]
 
 @pytest.fixture
 def settings(settings: Settings) -> Settings:
-    changes = {"webhook_allow": ("127.0.0.0/8",), "webhook_allow_http": True, "webhook_timeout_s": 5.0}
+    changes = {"webhook_allow": ("127.0.0.0/8",), "webhook_allow_http": True, "webhook_timeout_s": 30.0}
     return settings.model_copy(update=changes)
 
 

@@ -83,11 +83,11 @@ DRIPS = {
 @pytest.mark.parametrize("drip", DRIPS.values(), ids=DRIPS.keys())
 def test_a_receiver_that_keeps_us_waiting_is_left_at_the_deadline(drip: Answer) -> None:
     """Each byte would start an ordinary read timeout again."""
-    outcome, receiver = send(drip, timeout_s=1.0)
+    outcome, receiver = send(drip, timeout_s=3.0)
     assert len(receiver.received) == 1
     assert not outcome.is_delivered
     assert (outcome.status_code, outcome.error) == (None, "timeout")
-    assert outcome.duration_s < 10
+    assert outcome.duration_s < 18, "every drip lasts longer"
 
 
 HUGE = {
