@@ -20,10 +20,8 @@ from demo.judges import Judges, footage
 from demo.shapes import Scenes
 from sampler import ddim_plan, mixed_plan, sample, seeded_noise
 from service.jobs import VideoRequest
-from service.models import ModelRegistry
-from service.settings import DEMO_MODEL
-from worker.engine import Engine
-from worker.models import Models
+from service.registry import ModelRegistry
+from worker.models import Models, load
 
 PROMPTS_SEED = 41
 COLUMNS = (
@@ -61,7 +59,7 @@ def main() -> None:
         sharp, rough, real = footage(arguments.prompts, Generator().manual_seed(PROMPTS_SEED))
         rows["real, sharp"] = judges.score(sharp, real)
         rows["real, degraded"] = judges.score(rough, real)
-    models = Engine(ModelRegistry.load([DEMO_MODEL]).get()).models
+    models = load(ModelRegistry.load().get("demo"), "cpu")
     kept: list[Tensor] = []
     for name, settings in _runs(models, arguments.variant, standard=not arguments.only_variants):
         clips, calls, seconds = _clips(models, settings, scenes, arguments.batch)
@@ -75,7 +73,7 @@ def main() -> None:
 def _runs(models: Models, variants: list[dict[str, Any]], *, standard: bool) -> list[tuple[str, dict[str, Any]]]:
     default = models.entry.resolve(VideoRequest(prompt="a circle"))
     base = {
-        **default.sampler.model_dump(exclude={"name"}),
+        **default.sampler.used,
         "steps": default.num_inference_steps,
         "guidance": default.guidance_scale,
     }
@@ -101,13 +99,12 @@ def _clips(models: Models, settings: dict[str, Any], scenes: Scenes, batch: int)
         else ddim_plan(models.video_schedule, **settings)
     )
     shape = models.latents_shape(entry.resolve(VideoRequest(prompt="a circle")))
-    negative = models.encode(entry.negative_prompt)
     clips: list[Tensor] = []
     began = time.process_time()
     for start in range(0, len(scenes), batch):
         captions = scenes[slice(start, start + batch)].captions()
-        cond = torch.cat([models.encode(text) for text in captions])
-        image, video = models.denoisers(cond, negative.expand_as(cond))
+        negative = models.encode([entry.negative_prompt] * len(captions))
+        image, video = models.denoisers(models.encode(captions), negative)
         latents = seeded_noise((len(captions), *shape[1:]), [1000 + start + i for i in range(len(captions))])
         for step in sample(latents, plan, image=image, video=video):
             latents = step.latents

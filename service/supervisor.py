@@ -21,7 +21,7 @@ import httpx2
 from service.embedded import EmbeddedValkey
 from service.errors import ConfigurationError, ServiceUnavailable
 from service.lifeline import SUPERVISOR
-from service.models import ModelRegistry
+from service.registry import ModelRegistry
 from service.settings import PREFIX, Settings
 
 log = logging.getLogger("ivmix.up")
@@ -59,7 +59,7 @@ class Supervisor:
 
     def __enter__(self) -> Self:
         self.settings.refuse_open_host()
-        models = ModelRegistry.load(self.settings.models).ids()
+        models = ModelRegistry.of(self.settings).ids()
         port = _usable_port(self.settings.host, self.settings.port)
         self.settings = self.settings.model_copy(update={"port": port})
         with self._stack:  # a failed start takes down what it had started

@@ -12,7 +12,7 @@ from redis.backoff import ExponentialWithJitterBackoff
 from redis.retry import Retry
 
 from service.errors import ConfigurationError
-from service.models import ModelRegistry
+from service.registry import ModelRegistry
 from service.settings import Settings
 from service.storage import FileStorage, S3Storage, VideoStorage
 from service.store import JobStore
@@ -43,7 +43,7 @@ def open_services(settings: Settings) -> Services:
         probe=open_redis(settings.redis_url, reply_timeout_s=0.4, connect_timeout_s=0.4, retries=0),
         store=JobStore(redis, retention_seconds=settings.retention_seconds),
         storage=open_storage(settings),
-        models=ModelRegistry.load(settings.models),
+        models=ModelRegistry.of(settings),
     )
 
 

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from service.errors import ServiceError
 from service.jobs import Generation, Phase, VideoRequest
-from service.models import ModelRegistry
+from service.registry import ModelRegistry
 from service.settings import load_settings
 from worker import video
 from worker.engine import Clip, Engine

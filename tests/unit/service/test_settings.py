@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from service.errors import ConfigurationError
-from service.settings import DEMO_MODEL, Settings, load_settings
+from service.settings import MODELS_FILE, Settings, load_settings
 
 
 def test_without_any_variable_the_demo_runs_on_files_and_for_this_machine_only(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,6 +81,6 @@ def test_words_that_differ_are_read_differently(engine: Engine) -> None:
     """A text encoder that lets "left" and "right" collapse cannot steer motion."""
 
     def distance(a: str, b: str) -> float:
-        return (engine.models.encode(a) - engine.models.encode(b)).norm().item()
+        return (engine.models.encode(a).video - engine.models.encode(b).video).norm().item()
 
     assert distance("left", "right") > 0.2 * distance("red", "blue")
