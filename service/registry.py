@@ -54,13 +54,19 @@ class ModelRegistry:
         return tuple(self._entries)
 
     def get(self, model: str | None = None) -> ModelEntry:
-        """Raises ModelNotFound."""
+        """Raises ModelNotFetched for one that is known and not offered, else ModelNotFound."""
         entry = self._entries.get(model or next(iter(self._entries), ""))
         if entry is None and model in self.known:
             raise ModelNotFetched(str(model))
         if entry is None:
             raise ModelNotFound(str(model), self.ids())
         return entry
+
+    def entry(self, model: str) -> ModelEntry:
+        """Offered or not. Raises ModelNotFound."""
+        if model not in self.known:
+            raise ModelNotFound(model, tuple(self.known))
+        return self.known[model]
 
 
 class _Registry(Frozen):

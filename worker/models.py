@@ -30,6 +30,9 @@ from worker.text import Embeddings, TextReader
 from diffusers import UNetMotionModel  # isort: skip  # after worker.components has said that nothing is to be fetched
 from diffusers.models.attention_processor import AttnProcessor  # isort: skip
 
+# Latent pixels of a frame up to which attention by two matrix products is twice as fast as the CPU's flash kernel
+# (measured 2026-11, demo pair); at 64x64 it is many times slower and takes gigabytes.
+SHORT = 24 * 24
 DECODED_AT_ONCE = 4  # frames; bounds the memory of the decoder's activations
 
 
@@ -59,8 +62,20 @@ class Models:
         frames = int(entry.num_frames.default)
         if generation is not None:
             width, height, frames = generation.width, generation.height, generation.num_frames
-        scale = entry.upscale * 2 ** (len(self.vae.config.block_out_channels) - 1)
+        scale = self.latents_scale
         return 1, int(self.vae.config.latent_channels), frames, height // scale, width // scale
+
+    @property
+    def largest_latents(self) -> int:
+        """Latent pixels of one frame of the model's largest size."""
+        scale = self.latents_scale
+        sides = (map(int, size.split("x")) for size in self.entry.sizes)
+        return max((width // scale) * (height // scale) for width, height in sides)
+
+    @property
+    def latents_scale(self) -> int:
+        """Picture pixels to one latent pixel, along a side."""
+        return self.entry.upscale * 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     def encode(self, texts: str | Sequence[str]) -> Embeddings:
         """Raises PromptTooLong before anything is computed."""
@@ -133,7 +148,7 @@ def load(model: ModelEntry | str, device: torch.device | str | None = None) -> M
     _check_fit(models)
     for module in (video_text.encoder, image_text.encoder, models.vae, image_unet, video_unet):
         module.to(device)
-    if device.type == "cpu":  # twice as fast as the CPU's flash kernel on short sequences (measured 2026-11, demo pair)
+    if device.type == "cpu" and models.largest_latents <= SHORT:
         for unet in (image_unet, video_unet):
             unet.set_attn_processor(AttnProcessor())
     return models
