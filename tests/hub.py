@@ -21,9 +21,9 @@ class Hub:
     url: str = ""
     commits: dict[tuple[str, str], dict[str, bytes]] = field(default_factory=dict)
     head: dict[str, str] = field(default_factory=dict)
+    answers_with: str | None = None  # a commit, whatever was asked for
     requests: list[tuple[str, str | None]] = field(default_factory=list)  # path, Range
     hold_after: dict[str, int] = field(default_factory=dict)  # file: bytes after which the line goes dead
-    holding: threading.Event = field(default_factory=threading.Event)
     release: threading.Event = field(default_factory=threading.Event)
 
     def commit(self, repo: str, files: dict[str, bytes]) -> str:
@@ -77,6 +77,7 @@ class _Handler(BaseHTTPRequestHandler):
         if repo not in self.hub.head:
             return self._refuse("RepoNotFound")
         revision = self.hub.head[repo] if revision in (None, "main") else revision
+        revision = self.hub.answers_with or revision
         if (repo, revision) not in self.hub.commits:
             return self._refuse("RevisionNotFound")
         files = self.hub.commits[repo, str(revision)]
@@ -96,7 +97,6 @@ class _Handler(BaseHTTPRequestHandler):
         if (bytes_sent := self.hub.hold_after.pop(name, None)) is not None:
             self.wfile.write(data[start:bytes_sent])
             self.wfile.flush()
-            self.hub.holding.set()
             self.hub.release.wait(120)
             self.close_connection = True
             return None
