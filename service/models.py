@@ -65,7 +65,9 @@ class ModelEntry(Frozen):
     created: int
     description: str
     licence: str = Field(description="of the weights, for whoever runs them; ivmix does not enforce it")
-    dtype: Literal["float16", "bfloat16", "float32"] = Field(default="float16", description="on a GPU; a CPU runs float32")
+    dtype: Literal["float16", "bfloat16", "float32"] = Field(
+        default="float16", description="on a GPU; a CPU runs float32"
+    )
     spacing: Spacing = Spacing()
     video_schedule: dict[str, JsonValue] = Field(default={}, description="in place of the scheduler's own config")
     image_schedule: dict[str, JsonValue] = Field(default={}, description="in place of the image_scheduler's own config")
@@ -230,8 +232,9 @@ class ModelEntry(Frozen):
         cheaper = (name for name, change in levers.items() if generation.model_copy(update=change).cost <= most)
         raise InvalidParameter(
             next(cheaper, "num_inference_steps"),
-            f"This clip costs {generation.cost:.3g} (network calls x pixels x frames); model '{self.id}' takes {most:.3g} "
-            "at most. Ask for fewer num_inference_steps or num_frames, a smaller size, or a sampler with fewer calls.",
+            f"This clip costs {generation.cost:.3g} (network calls x pixels x frames); model '{self.id}' takes "
+            f"{most:.3g} at most. Ask for fewer num_inference_steps or num_frames, a smaller size, or a sampler with "
+            "fewer calls.",
         )
 
 

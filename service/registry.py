@@ -20,7 +20,7 @@ from service.weights import Lock, Source, locate
 
 
 class ModelRegistry:
-    """The models that are offered, in the order of the registry, or of `names` if there are any; the first is the default.
+    """The models that are offered, in the order of the registry or else of `names`; the first is the default.
 
     `known` has every entry, `get` only those that are offered.
     """
@@ -42,7 +42,9 @@ class ModelRegistry:
         try:
             raw = _Registry.model_validate(tomllib.loads(file.read_text()))
             sources = {name: _beside(file, source) for name, source in raw.sources.items()}
-            return cls([_entry(file, name, entry, sources, weights_dir, lock) for name, entry in raw.models.items()], names)
+            return cls(
+                [_entry(file, name, entry, sources, weights_dir, lock) for name, entry in raw.models.items()], names
+            )
         except (OSError, ValueError) as e:
             raise ConfigurationError(f"model file {file}: {e}") from e
 
@@ -78,7 +80,11 @@ class _Registry(Frozen):
 
 def _beside(file: Path, source: Source) -> Source:
     """Folders are relative to the file that names them."""
-    return source if source.folder is None else source.model_copy(update={"folder": (file.parent / source.folder).resolve()})
+    return (
+        source
+        if source.folder is None
+        else source.model_copy(update={"folder": (file.parent / source.folder).resolve()})
+    )
 
 
 def _entry(

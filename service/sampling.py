@@ -45,7 +45,7 @@ class SamplerSettings(Frozen):
         "before the dash also R (Gaussian noise)",
     )
     order: Literal["denoise_first", "goback_first"] = Field(
-        default="denoise_first", description="iv-mixed: R needs goback_first"
+        default="denoise_first", validate_default=True, description="iv-mixed: R needs goback_first"
     )
     interval: tuple[float, float] = Field(
         default=(0.0, 1.0), description="iv-mixed, zigzag, fused: part of the steps in which it is at work"

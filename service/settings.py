@@ -27,9 +27,12 @@ class Settings(BaseSettings):
 
     redis_url: str | None = Field(default=None, repr=False, description="a Redis or Valkey; `ivmix up` starts its own")
     data_dir: Path = Field(default_factory=default_data_dir, description="embedded server and file storage live here")
-    models_file: Path = Field(default=MODELS_FILE, description="the registry, TOML: every model and where its files are")
+    models_file: Path = Field(
+        default=MODELS_FILE, description="the registry, TOML: every model and where its files are"
+    )
     models: Annotated[tuple[str, ...], NoDecode] = Field(
-        default=(), description="names, joined by ','; empty: all whose weights are on this machine. The first is the default"
+        default=(),
+        description="names, joined by ','; empty: all whose weights are on this machine. The first is the default",
     )
     weights_dir: Path = Field(
         default_factory=lambda settings: settings["data_dir"] / "models",
@@ -64,7 +67,7 @@ class Settings(BaseSettings):
     @field_validator("models", mode="before")
     @classmethod
     def _split_names(cls, value: object) -> object:
-        return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
+        return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _is_complete(self) -> Self:

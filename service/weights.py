@@ -90,7 +90,9 @@ class Lock(Frozen):
             raise ConfigurationError(f"{file} cannot be read ({e}); delete it and fetch the models again") from e
 
     def write(self, weights_dir: Path) -> None:
-        lines = ["# What `ivmix models fetch` got. The files must stay so; `ivmix models verify` and every worker check."]
+        lines = [
+            "# What `ivmix models fetch` got. The files must stay so; `ivmix models verify` and every worker check."
+        ]
         for key, source in sorted(self.sources.items()):
             lines += ["", f"[sources.{json.dumps(key)}]", f'revision = "{source.revision}"']
             lines += ["", f"[sources.{json.dumps(key)}.files]"]
@@ -154,7 +156,7 @@ class Component(Frozen):
         return _FILES.get(self.kind, _NETWORK).replace("{variant}", variant)
 
     def check(self) -> None:
-        """Read every file whose sha256 is known. Raises ConfigurationError naming the first that is not as it must be."""
+        """Read every file whose sha256 is known. Raises ConfigurationError naming the first that is another."""
         assert self.root is not None, "only what is here can be checked"
         for name, expected in self.sha256.items():
             found = digest(self.root / name)
@@ -211,5 +213,3 @@ def _size(file: Path) -> int | None:
         return file.stat().st_size
     except OSError:
         return None
-
-

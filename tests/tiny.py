@@ -88,7 +88,9 @@ def save_unet(folder: Path, config: dict[str, Any], weights: dict[str, Tensor]) 
 def save_weights(folder: Path, config: dict[str, Any], weights: dict[str, Tensor]) -> None:
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config))
-    save_file({name: value.contiguous() for name, value in weights.items()}, folder / "diffusion_pytorch_model.safetensors")
+    save_file(
+        {name: value.contiguous() for name, value in weights.items()}, folder / "diffusion_pytorch_model.safetensors"
+    )
 
 
 def save_text(folder: Path, prefix: str, width: int) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,15 +58,19 @@ def network(entry: ModelEntry, name: str, dtype: torch.dtype) -> Network:
     component = entry.parts[name]
     folder = _folder(component)
     check_shapes(entry, name)
-    kind = _kind(entry, name)
+    kind: Network = _kind(entry, name)
     if kind is VideoCrafterUNet:
         with torch.device("meta"):
             unet = VideoCrafterUNet(_config(folder))
         unet.load_weights({key: value.to(dtype) for key, value in _tensors(component).items()})
         return unet.eval().requires_grad_(False)
-    dtype_name = "dtype" if kind is CLIPTextModel else "torch_dtype"
-    settings = {"use_safetensors": True, "local_files_only": True, "variant": component.source.variant}
-    loaded = kind.from_pretrained(folder, **settings, **{dtype_name: dtype})
+    settings: dict[str, Any] = {
+        "use_safetensors": True,
+        "local_files_only": True,
+        "variant": component.source.variant,
+        "dtype" if kind is CLIPTextModel else "torch_dtype": dtype,
+    }
+    loaded = kind.from_pretrained(folder, **settings)
     return loaded.eval().requires_grad_(False)
 
 
@@ -102,7 +106,11 @@ def fuse_lora(unet: Network, component: Component, scale: float) -> None:
     mixin: Network = StableDiffusionLoraLoaderMixin
     try:
         weights, alphas = mixin.lora_state_dict(
-            str(file.parent), weight_name=file.name, use_safetensors=True, local_files_only=True, unet_config=unet.config
+            str(file.parent),
+            weight_name=file.name,
+            use_safetensors=True,
+            local_files_only=True,
+            unet_config=unet.config,
         )
         weights = {name: value for name, value in weights.items() if name.startswith("unet.")}
         if not weights:
@@ -158,11 +166,9 @@ def _expected(entry: ModelEntry, name: str) -> tuple[Shapes, set[str]]:
 
 
 def _make(kind: Network, config: dict[str, Any]) -> Network:
-    makers: dict[Network, Callable[[dict[str, Any]], Network]] = {
-        CLIPTextModel: lambda config: CLIPTextModel(CLIPTextConfig(**config)),
-        VideoCrafterUNet: VideoCrafterUNet,
-    }
-    return makers.get(kind, kind.from_config if hasattr(kind, "from_config") else None)(config)  # pyright: ignore[reportOptionalCall]
+    if kind is CLIPTextModel:
+        return CLIPTextModel(CLIPTextConfig(**config))
+    return VideoCrafterUNet(config) if kind is VideoCrafterUNet else kind.from_config(config)
 
 
 def _kind(entry: ModelEntry, name: str) -> Network:
@@ -186,7 +192,7 @@ def _headers(component: Component) -> Shapes:
     shapes: Shapes = {}
     for file in _weight_files(component):
         try:
-            with safe_open(file, "pt") as weights:
+            with _open(file) as weights:
                 for key in weights.keys():  # noqa: SIM118  not a dict
                     shapes[_todays_name(key)] = tuple(weights.get_slice(key).get_shape())
         except (OSError, SafetensorError) as e:
@@ -197,9 +203,13 @@ def _headers(component: Component) -> Shapes:
 def _tensors(component: Component) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for file in _weight_files(component):
-        with safe_open(file, "pt") as weights:
+        with _open(file) as weights:
             tensors |= {key: weights.get_tensor(key) for key in weights.keys()}  # noqa: SIM118
     return tensors
+
+
+def _open(file: Path) -> Any:  # safetensors has no types for what it opens
+    return safe_open(file, "pt")
 
 
 def _todays_name(name: str) -> str:

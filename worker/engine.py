@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sampler import Plan, ddim_plan, free_init_plan, fused_plan, mixed_plan, sample, zigzag_plan
+from sampler import NoiseSchedule, Plan, ddim_plan, free_init_plan, fused_plan, mixed_plan, sample, zigzag_plan
 from service.jobs import Generation, Phase
 from service.models import ModelEntry
 from worker.models import Models, default_device, load
@@ -77,7 +77,7 @@ class Engine:
             "iv-mixed": partial(mixed_plan, schedule, steps, guidance=guidance, image_schedule=models.image_schedule),
             "fused": partial(fused_plan, schedule, steps, guidance=guidance, image_schedule=models.image_schedule),
             "zigzag": partial(zigzag_plan, schedule, steps, guidance=guidance),
-            "freeinit": lambda **settings: free_init_plan(plain(), schedule, **settings),
+            "freeinit": partial(_free_init, plain, schedule),
         }
         return plans[chosen.name](**used)
 
@@ -88,6 +88,10 @@ class Engine:
             torch.cuda.reset_peak_memory_stats(self.models.device)
             return peak
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # ru_maxrss is in KiB on Linux
+
+
+def _free_init(inner: Callable[[], Plan], schedule: NoiseSchedule, *, iterations: int) -> Plan:
+    return free_init_plan(inner(), schedule, iterations)
 
 
 def _spacing(generation: Generation) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`ivmix models fetch NAME`: a model's files from a Hugging Face hub, pinned, checked, safetensors only. Needs no torch.
+"""`ivmix models fetch NAME`: a model's files from a Hugging Face hub: pinned, checked, safetensors only. No torch.
 
 A file is written beside its place as `*.part`, goes on where it was broken off, is checked and then renamed; the model
 is there once the lock file says so, which is written last.
@@ -15,8 +15,8 @@ import httpx2
 import typer
 from huggingface_hub import HfApi, hf_hub_url
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
-from huggingface_hub.file_download import http_get
-from huggingface_hub.utils import WeakFileLock, build_hf_headers
+from huggingface_hub.file_download import http_get  # pyright: ignore[reportUnknownVariableType]
+from huggingface_hub.utils import WeakFileLock, build_hf_headers  # pyright: ignore[reportUnknownVariableType]
 
 from service.errors import ConfigurationError, ServiceError
 from service.models import ModelEntry
@@ -94,7 +94,8 @@ def _listing(source: Source, locked: LockedSource | None) -> Listing:
     if info.sha is None or (wanted is not None and info.sha != wanted):
         raise ConfigurationError(f"{source.repo}: asked for commit {wanted}, the hub gave {info.sha}")
     files = (
-        RemoteFile(file.rfilename, file.size or 0, file.lfs.sha256 if file.lfs else None) for file in info.siblings or ()
+        RemoteFile(file.rfilename, file.size or 0, file.lfs.sha256 if file.lfs else None)
+        for file in info.siblings or ()
     )
     return Listing(info.sha, {file.path: file for file in files})
 

@@ -203,8 +203,9 @@ def _check_fit(models: Models) -> None:
     for name, (expected, width) in widths.items():
         if expected != width:
             raise ModelsDoNotFit(
-                f"model {models.entry.id}: the {name} reads embeddings {expected} wide, its text encoder gives {width}; "
-                "name its own tokenizer and text encoder (image_tokenizer, image_text_encoder for the image model)"
+                f"model {models.entry.id}: the {name} reads embeddings {expected} wide, its text encoder gives "
+                f"{width}; name its own tokenizer and text encoder (image_tokenizer, image_text_encoder for the image "
+                "model)"
             )
 
 

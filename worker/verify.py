@@ -1,4 +1,4 @@
-"""`ivmix models verify NAME`: sha256 of every file, names and shapes of every weight, on the CPU and without loading."""
+"""`ivmix models verify NAME`: sha256 of every file, names and shapes of every weight, without loading them."""
 
 from __future__ import annotations
 

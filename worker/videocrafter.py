@@ -23,7 +23,8 @@ class VideoCrafterUNet(nn.Module):
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__()
         without_fps = {name: value for name, value in config.items() if name != "fps_cond"}
-        self.unet: Any = UNet3DConditionModel.from_config(without_fps)
+        kind: Any = UNet3DConditionModel  # diffusers is typed in part only
+        self.unet: Any = kind.from_config(without_fps)
         width = self.unet.config.block_out_channels[0]
         self.fps_embedding = TimestepEmbedding(width, 4 * width)
         self.unet.time_embedding.register_forward_hook(self._add_fps)
@@ -42,7 +43,7 @@ class VideoCrafterUNet(nn.Module):
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Under the port's names."""
-        inner = super().state_dict(*args, **kwargs)
+        inner: dict[str, Tensor] = super().state_dict(*args, **kwargs)  # pyright: ignore[reportUnknownMemberType]
         return {name.removeprefix("unet."): value for name, value in inner.items()}
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:

@@ -60,7 +60,9 @@ class Machine:
         self.registry_file.write_text(text + "\n".join(source))
 
     def ivmix(self, *arguments: str) -> tuple[int, str]:
-        ran = subprocess.run(self.command(*arguments), env=self.environment, capture_output=True, text=True, timeout=240)
+        ran = subprocess.run(
+            self.command(*arguments), env=self.environment, capture_output=True, text=True, timeout=240
+        )
         return ran.returncode, ran.stdout + ran.stderr
 
     def command(self, *arguments: str) -> list[str]:
@@ -85,7 +87,9 @@ def sha256(data: bytes) -> str:
 
 
 def pins(files: dict[str, bytes], **wrong: str) -> str:
-    wanted = {name: sha256(data) for name, data in files.items() if name.startswith(PARTS) and not name.endswith(".bin")}
+    wanted = {
+        name: sha256(data) for name, data in files.items() if name.startswith(PARTS) and not name.endswith(".bin")
+    }
     lines = (f'"{name}" = "{value}"' for name, value in (wanted | wrong).items())
     return "\n".join(["[sources.tiny.sha256]", *lines])
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Generator, Tensor
 
@@ -162,7 +161,11 @@ def lora(folder: Path, naming: str) -> Tensor:
         key = f"lora_unet_{TARGET.replace('.', '_')}"
         text = "lora_te_text_model_encoder_layers_0_self_attn_q_proj"
         weights = {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up, f"{key}.alpha": torch.tensor(ALPHA)}
-        weights |= {f"{text}.lora_down.weight": down.clone(), f"{text}.lora_up.weight": up.clone(), f"{text}.alpha": torch.tensor(ALPHA)}
+        weights |= {
+            f"{text}.lora_down.weight": down.clone(),
+            f"{text}.lora_up.weight": up.clone(),
+            f"{text}.alpha": torch.tensor(ALPHA),
+        }
         factor = ALPHA / RANK
     else:
         weights = {f"unet.{TARGET}.lora_A.weight": down, f"unet.{TARGET}.lora_B.weight": up}
@@ -176,7 +179,12 @@ def lora(folder: Path, naming: str) -> Tensor:
 def test_lora_is_added_to_the_image_model_and_to_nothing_else(folder: Path, naming: str, own_unet: bool) -> None:
     plain = load(animatediff(folder, without=() if own_unet else ("image_unet",)), "cpu")
     added = lora(folder / "loras", naming)
-    lines = (f"lora_scale = {SCALE}", 'components = { lora = "style/style.safetensors" }', "[sources.style]", 'folder = "loras"')
+    lines = (
+        f"lora_scale = {SCALE}",
+        'components = { lora = "style/style.safetensors" }',
+        "[sources.style]",
+        'folder = "loras"',
+    )
     models = load(write_entry(folder, "animatediff", *lines), "cpu")
     before, after = plain.image_unet.state_dict(), models.image_unet.state_dict()
     assert before.keys() == after.keys()
@@ -191,8 +199,10 @@ def test_lora_of_another_architecture_is_refused(folder: Path) -> None:
     lora(folder / "loras", "diffusers")
     file = folder / "loras" / "style.safetensors"
     save_file({name: torch.zeros(4, 99) if "lora_A" in name else v for name, v in load_file(file).items()}, file)
-    entry = write_entry(folder, "animatediff", 'components = { lora = "s/style.safetensors" }', "[sources.s]", 'folder = "loras"')
-    with pytest.raises(ConfigurationError, match="LoRA .*style.safetensors does not fit"):
+    entry = write_entry(
+        folder, "animatediff", 'components = { lora = "s/style.safetensors" }', "[sources.s]", 'folder = "loras"'
+    )
+    with pytest.raises(ConfigurationError, match=r"LoRA .*style\.safetensors does not fit"):
         load(entry, "cpu")
 
 
@@ -206,7 +216,9 @@ def test_image_model_of_another_latent_space_is_refused(folder: Path) -> None:
     from diffusers import UNet2DConditionModel
 
     save_unet(folder / "image_unet", config, UNet2DConditionModel(**config).state_dict())
-    with pytest.raises(ModelsDoNotFit, match="image model takes 8 latent channels and returns 8, the autoencoder has 4"):
+    with pytest.raises(
+        ModelsDoNotFit, match="image model takes 8 latent channels and returns 8, the autoencoder has 4"
+    ):
         load(entry, "cpu")
 
 
@@ -230,7 +242,7 @@ def test_image_model_without_an_encoder_of_its_width_is_refused(folder: Path) ->
 def test_motion_adapter_made_for_fewer_frames_is_refused(folder: Path) -> None:
     entry = animatediff(folder)
     long = entry.model_copy(update={"num_frames": entry.num_frames.model_copy(update={"max": 64})})
-    with pytest.raises(ModelsDoNotFit, match="num_frames.max=64, the motion adapter was made for 32"):
+    with pytest.raises(ModelsDoNotFit, match=r"num_frames\.max=64, the motion adapter was made for 32"):
         load(long, "cpu")
 
 
@@ -303,8 +315,7 @@ def test_tokenizer_and_encoder_of_two_models_are_refused(folder: Path) -> None:
     config = folder / "text_encoder" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "vocab_size": 30}))
     file = folder / "text_encoder" / "model.safetensors"
-    with safe_open(file, "pt") as weights:
-        kept = {k: weights.get_tensor(k)[:30] if "token_embedding" in k else weights.get_tensor(k) for k in weights.keys()}  # noqa: SIM118
+    kept = {name: value[:30].clone() if "token_embedding" in name else value for name, value in load_file(file).items()}
     save_file(kept, file, {"format": "pt"})
     with pytest.raises(ConfigurationError, match="do not belong together"):
         load(entry, "cpu")
