@@ -57,12 +57,10 @@ class ModelRegistry:
 
     def get(self, model: str | None = None) -> ModelEntry:
         """Raises ModelNotFetched for one that is known and not offered, else ModelNotFound."""
-        entry = self._entries.get(model or next(iter(self._entries), ""))
-        if entry is None and model in self.known:
-            raise ModelNotFetched(str(model))
-        if entry is None:
-            raise ModelNotFound(str(model), self.ids())
-        return entry
+        wanted = model or next(iter(self._entries or self.known))
+        if wanted in self._entries:
+            return self._entries[wanted]
+        raise ModelNotFetched(wanted) if wanted in self.known else ModelNotFound(wanted, self.ids())
 
     def entry(self, model: str) -> ModelEntry:
         """Offered or not. Raises ModelNotFound."""

@@ -99,7 +99,10 @@ def test_unknown_model_is_refused_with_the_offered_ones() -> None:
 
 def test_model_is_offered_once_all_its_files_are_there(tmp_path: Path) -> None:
     file = hub_model(tmp_path)
-    assert ModelRegistry.load(file, weights_dir=tmp_path).known["m"].missing == list(PARTS)
+    nothing = ModelRegistry.load(file, weights_dir=tmp_path)
+    assert (nothing.ids(), nothing.known["m"].missing) == ((), list(PARTS))
+    with pytest.raises(ModelNotFetched, match="ivmix models fetch m"):
+        nothing.get()
     put_weights(tmp_path)
     assert ModelRegistry.load(file, weights_dir=tmp_path).ids() == ("m",)
     config = tmp_path / "a--b" / ("c" * 40) / "unet" / "config.json"
