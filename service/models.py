@@ -23,7 +23,8 @@ NEEDED = {
     "modelscope": ("tokenizer", "text_encoder", "vae", "unet", "scheduler", "image_unet"),
     "videocrafter": ("tokenizer", "text_encoder", "vae", "unet", "scheduler", "image_unet"),
 }
-OPTIONAL = ("image_unet", "image_scheduler", "image_tokenizer", "image_text_encoder", "lora")
+OPTIONAL = ("image_unet", "image_scheduler", "image_tokenizer", "image_text_encoder")
+LORA = "lora"  # one file, for the image model; always named
 
 # What CLIP's tokenizer splits a text into before it merges letters: every piece is one token or more.
 CLIP_PIECES = re.compile(r"'(?:s|t|re|ve|m|ll|d)|[^\W\d_]+|\d|(?:[^\w\s]|_)+", re.IGNORECASE)
@@ -93,9 +94,11 @@ class ModelEntry(Frozen):
 
     @model_validator(mode="after")
     def _is_complete(self) -> Self:
-        known = {*NEEDED[self.family], *OPTIONAL}
+        known = {*NEEDED[self.family], *OPTIONAL, LORA}
         if unknown := set(self.components) - known:
             raise ValueError(f"components {', '.join(sorted(unknown))}: {self.family} has {', '.join(sorted(known))}")
+        if LORA in self.components and not self.components[LORA].is_file:
+            raise ValueError(f"components.{LORA} must name a .safetensors file, 'source/file.safetensors'")
         if self.path is None and (missing := set(NEEDED[self.family]) - set(self.components)):
             raise ValueError(f"components lack {', '.join(sorted(missing))}, and there is no path to look for them")
         if self.num_inference_steps.max > self.spacing.num_train_timesteps:

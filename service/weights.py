@@ -137,10 +137,14 @@ class Component(Frozen):
 
     def has(self, file: str) -> bool:
         """Whether a file, named relative to the source, is one of this component's."""
-        if self.inside.endswith(".safetensors"):
+        if self.is_file:
             return file == self.inside
         folder, _, name = file.rpartition("/")
         return folder == self.inside and re.fullmatch(self._pattern, name) is not None
+
+    @property
+    def is_file(self) -> bool:
+        return self.inside.endswith(".safetensors")
 
     @property
     def has_weights(self) -> bool:

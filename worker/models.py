@@ -21,7 +21,7 @@ from torch import Tensor
 from sampler import ImageDenoiser, NoiseSchedule, VideoDenoiser
 from service.errors import ConfigurationError
 from service.jobs import Generation
-from service.models import ModelEntry
+from service.models import LORA, ModelEntry
 from service.registry import ModelRegistry
 from service.settings import load_settings
 from worker.components import Network, check_files, fuse_lora, network, schedule, text_reader
@@ -129,7 +129,7 @@ def load(model: ModelEntry | str, device: torch.device | str | None = None) -> M
     device = default_device() if device is None else torch.device(device)
     dtype = getattr(torch, entry.dtype) if device.type == "cuda" else torch.float32
     check_files(entry)
-    image_unet, video_unet = _unets(entry, dtype)
+    image_unet, video_unet = unets(entry, dtype)
     video_text = text_reader(entry, "", dtype)
     image_text = text_reader(entry, "image_", dtype) if "image_text_encoder" in entry.parts else video_text
     scheduler = entry.parts["scheduler"]
@@ -158,13 +158,13 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _unets(entry: ModelEntry, dtype: torch.dtype) -> tuple[Network, Network]:
-    """(image model, video model)."""
+def unets(entry: ModelEntry, dtype: torch.dtype) -> tuple[Network, Network]:
+    """(image model, video model), on the CPU."""
     base, video = None, network(entry, "unet", dtype)
     if entry.family == "animatediff":
         base, video = _with_motion(video, network(entry, "motion_adapter", dtype), entry)
     image = network(entry, "image_unet", dtype) if "image_unet" in entry.parts else base
-    if lora := entry.parts.get("lora"):
+    if lora := entry.parts.get(LORA):
         image = copy.deepcopy(image) if image is base else image  # the video model keeps the base as it is
         fuse_lora(image, lora, entry.lora_scale)
     return image, video

@@ -17,7 +17,7 @@ from service.models import ModelEntry
 from tests.tiny import Golden, save_model, save_text, save_unet, save_vae, write_entry
 from worker.components import WeightsDoNotFit
 from worker.engine import Engine
-from worker.models import Models, ModelsDoNotFit, load
+from worker.models import Models, ModelsDoNotFit, load, unets
 from worker.text import PromptTooLong
 
 FAMILIES = ("animatediff", "modelscope", "videocrafter")
@@ -97,6 +97,22 @@ def test_engine_makes_a_clip_with_every_family(entry: ModelEntry) -> None:
     assert torch.equal(first, again)
 
 
+def test_half_precision_is_the_same_network_within_its_rounding(entry: ModelEntry) -> None:
+    """A GPU runs half precision; bfloat16 runs on a CPU too."""
+    x = torch.randn(1, 4, 3, 8, 8, generator=Generator().manual_seed(1))
+    width = {"animatediff": 32}.get(entry.family, 16)
+    text = torch.randn(1, 7, width, generator=Generator().manual_seed(2))
+    fps = {"fps": 8} if entry.family == "videocrafter" else {}
+    answers: list[Tensor] = []
+    for dtype in (torch.float32, torch.bfloat16):
+        unet = unets(entry, dtype)[1]
+        assert {parameter.dtype for parameter in unet.parameters()} == {dtype}
+        video = VideoDenoiser(unet, text.to(dtype), text.to(dtype), network_args=fps)
+        with torch.no_grad():
+            answers.append(video(x, 500, 0.5, 1.0))
+    assert (answers[0] - answers[1]).abs().max() <= 0.03 * answers[0].abs().max()  # 0.4 % a rounding, dozens of them
+
+
 def test_each_network_reads_the_embeddings_of_its_own_encoder(folder: Path) -> None:
     models = load(save_model("modelscope", folder), "cpu")
     texts = models.encode([PROMPT, NEGATIVE])
@@ -142,6 +158,9 @@ def test_image_model_is_the_video_models_own_base_without_a_second_copy(folder: 
     inside = models.video_unet.state_dict()
     own = models.image_unet.state_dict()
     assert all(inside[name].data_ptr() == value.data_ptr() for name, value in own.items())
+    # one object, so that moving both to a GPU moves it once
+    theirs = dict(models.video_unet.named_parameters())
+    assert all(theirs[name] is parameter for name, parameter in models.image_unet.named_parameters())
     base = Golden("animatediff").part("base")
     assert all(torch.equal(own[name], value) for name, value in base.items())
 
