@@ -17,8 +17,7 @@ from pathlib import Path
 import torch
 
 from service.jobs import Generation, SamplerSettings, VideoRequest
-from service.models import ModelEntry
-from service.settings import DEMO_MODEL
+from service.registry import ModelRegistry
 from worker import video
 from worker.engine import Engine
 
@@ -31,7 +30,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, help="in place of the model entry's")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    entry = ModelEntry.load(DEMO_MODEL)
+    entry = ModelRegistry.load().get("demo")
     if arguments.threads:
         entry = entry.model_copy(update={"cpu_threads": arguments.threads})
     engine = Engine(entry, torch.device("cpu"))

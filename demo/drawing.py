@@ -16,8 +16,7 @@ from torch import Generator, Tensor
 from demo.shapes import Scenes
 from sampler import Plan, sample, seeded_noise
 from service.jobs import VideoRequest
-from service.models import ModelRegistry
-from service.settings import DEMO_MODEL
+from service.registry import ModelRegistry
 from worker.engine import Engine
 from worker.models import Models
 
@@ -34,7 +33,7 @@ class Drawn:
 
 
 def demo_models() -> Models:
-    return Engine(ModelRegistry.load([DEMO_MODEL]).get(), torch.device("cpu")).models
+    return Engine(ModelRegistry.load().get("demo"), torch.device("cpu")).models
 
 
 def draw(
@@ -68,8 +67,8 @@ def _draw(plan: Plan, captions: Sequence[str], first_seed: int) -> tuple[NDArray
     assert _models is not None
     began = time.process_time()
     entry = _models.entry
-    cond = torch.cat([_models.encode(text) for text in captions])
-    image, video = _models.denoisers(cond, _models.encode(entry.negative_prompt).expand_as(cond))
+    negative = _models.encode([entry.negative_prompt] * len(captions))
+    image, video = _models.denoisers(_models.encode(captions), negative)
     _, *shape = _models.latents_shape(entry.resolve(VideoRequest(prompt=captions[0])))
     seeds = [first_seed + i for i in range(len(captions))]
     latents = seeded_noise((len(captions), *shape), seeds)

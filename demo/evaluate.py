@@ -64,7 +64,7 @@ def default_settings(models: Models) -> dict[str, Any]:
     """The model entry's sampler settings as `mixed_plan` takes them."""
     default = models.entry.resolve(VideoRequest(prompt="a circle"))
     return {
-        **default.sampler.model_dump(exclude={"name"}),
+        **default.sampler.used,
         "image_schedule": models.image_schedule,
         "steps": default.num_inference_steps,
         "guidance": default.guidance_scale,

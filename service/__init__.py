@@ -3,9 +3,13 @@
 In the order of the data:
 
 errors     the error tree, each class with a stable `code`
+frozen     the base of our values
 settings   one class, one field per environment variable (IVMIX_...)
+sampling   the sampler's settings and the network calls they cost
 jobs       VideoRequest -> Generation -> Job, and which state may follow which
-models     what the installed models can do; turns a request into a Generation or says why not
+weights    where a model's files come from, where they are, and what they must be
+models     what a model can do; turns a request into a Generation or says why not
+registry   models.toml: every model, and which of them are offered
 queues     the names RQ knows our work by; the only place that sends
 webhooks/  what is told when a job ends, to whom, signed how; no process
 store      the record of every job in Redis, each change one atomic compare-and-set

@@ -18,10 +18,12 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
 from service.client import Video, VideoClient
 from service.complaints import explained
 from service.key_commands import keys
+from service.registry import ModelRegistry
 from service.settings import PREFIX, Settings, load_settings
 from service.supervisor import Supervisor
 
@@ -92,6 +94,34 @@ def worker(model: Annotated[str | None, typer.Argument(help="Model id; the first
 def generate(context: typer.Context) -> None:
     """A video without any server: the sampler as a library. `ivmix generate --help` shows its options."""
     _run_module("worker.generate", *context.args)
+
+
+models_app = typer.Typer(help="The models that ivmix knows, and their weights.", no_args_is_help=True)
+app.add_typer(models_app, name="models")
+
+
+@models_app.command("list")
+def list_models() -> None:
+    """Every model of the registry, and whether it is on this machine."""
+    with explained():
+        registry = ModelRegistry.of(load_settings())
+        table = Table("model", "family", "here", "offered", "licence of the weights", box=None, pad_edge=False)
+        for name, entry in registry.known.items():
+            here, offered = ("no" if entry.missing else "yes"), ("yes" if name in registry.ids() else "no")
+            table.add_row(name, entry.family, here, offered, entry.licence)
+        Console().print(table)
+
+
+@models_app.command()
+def fetch(name: str) -> None:
+    """Get a model's weights from a Hugging Face hub: pinned, checked, safetensors only. Goes on where it broke off."""
+    _run_module("worker.fetch", name)
+
+
+@models_app.command()
+def verify(name: str) -> None:
+    """Check a model on this machine: sha256 of every file, names and shapes of every weight. Needs no GPU."""
+    _run_module("worker.verify", name)
 
 
 @app.command()

@@ -9,6 +9,7 @@ ServiceError
 │   ├── VideoFailed
 │   ├── VideoExpired
 │   ├── ModelNotFound
+│   │   └── ModelNotFetched
 │   ├── WebhookEndpointNotFound
 │   └── WebhookDeliveryNotFound
 ├── WebhookTestFailed
@@ -80,6 +81,13 @@ class ModelNotFound(NotFound):
 
     def __init__(self, model: str, known: tuple[str, ...]) -> None:
         super().__init__(f"There is no model '{model}'; this server has {', '.join(known)}.")
+
+
+class ModelNotFetched(ModelNotFound):
+    def __init__(self, model: str) -> None:
+        NotFound.__init__(
+            self, f"The weights of model '{model}' are not on this server; `ivmix models fetch {model}` gets them."
+        )
 
 
 class WebhookEndpointNotFound(NotFound):

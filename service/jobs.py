@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-import re
 import secrets
 import time
 from enum import StrEnum
 from threading import Lock
 from typing import Annotated, Any, Literal, Self, cast, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
+
+from service.frozen import Frozen
+from service.sampling import SamplerSettings, Spacing, network_calls
 
 MAX_SEED = 2**63 - 1
 LOCAL = "local"  # the owner of everything while authentication is off
@@ -19,13 +21,7 @@ LOCAL = "local"  # the owner of everything while authentication is off
 EventType = Literal["video.completed", "video.failed"]
 EVENT_TYPES: tuple[EventType, ...] = get_args(EventType)
 
-Guidance = Annotated[float, Field(ge=0, le=100)]
 Metadata = dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]]
-
-
-class Frozen(BaseModel):
-    # hide_input: a complaint goes to the log, a prompt does not
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
 
 
 class JobState(StrEnum):
@@ -63,35 +59,6 @@ class Priority(StrEnum):
 
     NORMAL = "normal"
     LOW = "low"
-
-
-class SamplerSettings(Frozen):
-    """Settings of the IV-Mixed Sampler (arXiv:2410.04171); `ddim` uses the video model alone and ignores the rest."""
-
-    name: Literal["iv-mixed", "ddim"] = "iv-mixed"
-    combination: str = Field(
-        default="IV-IV", description="models that go back, dash, models that denoise: I (image), V (video)"
-    )
-    order: Literal["denoise_first", "goback_first"] = "denoise_first"
-    interval: tuple[float, float] = Field(default=(0.0, 1.0), description="part of the steps that is mixed")
-    image_guidance: tuple[Guidance, Guidance] = Field(
-        default=(4.0, 4.0), description="image model: first step, last step"
-    )
-    video_guidance: tuple[Guidance, Guidance] = Field(
-        default=(4.0, 4.0), description="video model: first step, last step"
-    )
-    rho: float = Field(default=7.0, gt=0, le=100, description="bend of the guidance between first and last step")
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> Self:
-        if not re.fullmatch(r"[IV]-[IV]|[IV]{2}-[IV]{2}", self.combination):
-            raise ValueError(
-                f"combination '{self.combination}' is not of the form IV-IV: one or two of I (image) and V (video), "
-                "a dash, as many again"
-            )
-        if not 0 <= self.interval[0] <= self.interval[1] <= 1:
-            raise ValueError(f"interval {self.interval} must rise within 0..1")
-        return self
 
 
 class VideoRequest(Frozen):
@@ -183,10 +150,26 @@ class Generation(Frozen):
     num_inference_steps: int
     guidance_scale: float
     sampler: SamplerSettings
+    spacing: Spacing = Spacing()
 
     @property
     def seconds(self) -> float:
         return self.num_frames / self.fps
+
+    @property
+    def total_steps(self) -> int:
+        """What progress counts: FreeInit makes the whole run several times."""
+        return self.num_inference_steps * (self.sampler.iterations if self.sampler.name == "freeinit" else 1)
+
+    @property
+    def network_calls(self) -> dict[str, int]:
+        """{"image": n, "video": n}: how often each network is called."""
+        return network_calls(self.sampler, self.num_inference_steps, self.spacing)
+
+    @property
+    def cost(self) -> int:
+        """Network calls x pixels x frames: grows as the GPU time does."""
+        return sum(self.network_calls.values()) * self.width * self.height * self.num_frames
 
 
 class Output(Frozen):
@@ -243,7 +226,7 @@ class Job(Frozen):
             id=new_job_id(),
             generation=generation,
             created_at=time.time(),
-            total_steps=generation.num_inference_steps,
+            total_steps=generation.total_steps,
             **details,
         )
 
@@ -258,6 +241,11 @@ class Job(Frozen):
     def is_overdue(self, now: float) -> bool:
         """Nobody wants it any more: it still waits, later than the client said it may."""
         return self.state is JobState.QUEUED and self.start_by is not None and now > self.start_by
+
+    @property
+    def network_calls(self) -> dict[str, int]:
+        """Of the whole job, known before it starts."""
+        return self.generation.network_calls
 
     @property
     def progress(self) -> int:

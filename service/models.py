@@ -1,18 +1,33 @@
-"""What the installed models can do, read from TOML files. Turns a request into a Generation, or says what to change."""
+"""What a model can do and what it is made of. Turns a request into a Generation, or says what to change."""
 
 from __future__ import annotations
 
 import re
 import secrets
-import tomllib
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, JsonValue, ValidationError, model_validator
 
-from service.errors import ConfigurationError, InvalidParameter, ModelNotFound
-from service.jobs import Frozen, Generation, SamplerSettings, VideoRequest
+from service.errors import InvalidParameter
+from service.frozen import Frozen
+from service.jobs import Generation, VideoRequest
+from service.sampling import USES, SamplerSettings, Spacing
+from service.weights import Component, in_folder
+
+# The components each family is made of, and those that may be left out: without image_unet the image model is the
+# video model's own base, without image_tokenizer and image_text_encoder it reads the video model's embeddings.
+NEEDED = {
+    "animatediff": ("tokenizer", "text_encoder", "vae", "unet", "motion_adapter", "scheduler"),
+    "modelscope": ("tokenizer", "text_encoder", "vae", "unet", "scheduler", "image_unet"),
+    "videocrafter": ("tokenizer", "text_encoder", "vae", "unet", "scheduler", "image_unet"),
+}
+OPTIONAL = ("image_unet", "image_scheduler", "image_tokenizer", "image_text_encoder")
+LORA = "lora"  # one file, for the image model; always named
+
+# What CLIP's tokenizer splits a text into before it merges letters: every piece is one token or more.
+CLIP_PIECES = re.compile(r"'(?:s|t|re|ve|m|ll|d)|[^\W\d_]+|\d|(?:[^\w\s]|_)+", re.IGNORECASE)
 
 
 class Range(Frozen):
@@ -45,10 +60,22 @@ class Prompting(Frozen):
 
 class ModelEntry(Frozen):
     id: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")
-    family: Literal["animatediff"]
-    path: Path
+    family: Literal["animatediff", "modelscope", "videocrafter"]
+    path: Path | None = Field(default=None, description="folder of the components that `components` does not name")
+    components: dict[str, Component] = {}
     created: int
     description: str
+    licence: str = Field(description="of the weights, for whoever runs them; ivmix does not enforce it")
+    dtype: Literal["float16", "bfloat16", "float32"] = Field(
+        default="float16", description="on a GPU; a CPU runs float32"
+    )
+    spacing: Spacing = Spacing()
+    video_schedule: dict[str, JsonValue] = Field(default={}, description="in place of the scheduler's own config")
+    image_schedule: dict[str, JsonValue] = Field(default={}, description="in place of the image_scheduler's own config")
+    lora_scale: float = 1.0
+    network_fps: int | None = Field(
+        default=None, ge=1, description="videocrafter: the frame rate its network is told; the clip's own if left out"
+    )
     sizes: tuple[Annotated[str, Field(pattern=r"^[1-9]\d{0,4}x[1-9]\d{0,4}$")], ...] = Field(min_length=1)
     upscale: int = Field(default=1, ge=1)
     cpu_threads: int | None = Field(
@@ -58,18 +85,42 @@ class ModelEntry(Frozen):
     fps: Range
     num_inference_steps: Range
     guidance_scale: Range
+    max_cost: float | None = Field(default=None, gt=0, description="most network calls x pixels x frames of a clip")
     negative_prompt: str = ""
     sampler: SamplerSettings = SamplerSettings()
     max_prompt_length: int = 2000
+    max_prompt_tokens: int | None = Field(default=None, ge=1, description="what the text encoders read, 77 for CLIP")
     prompt: Prompting | None = None
 
-    @classmethod
-    def load(cls, file: Path) -> ModelEntry:
-        try:
-            raw = tomllib.loads(file.read_text())
-            return cls.model_validate(raw | {"path": (file.parent / raw["path"]).resolve()})
-        except (OSError, KeyError, ValueError) as e:
-            raise ConfigurationError(f"model file {file}: {e}") from e
+    @model_validator(mode="after")
+    def _is_complete(self) -> Self:
+        known = {*NEEDED[self.family], *OPTIONAL, LORA}
+        if unknown := set(self.components) - known:
+            raise ValueError(f"components {', '.join(sorted(unknown))}: {self.family} has {', '.join(sorted(known))}")
+        if LORA in self.components and not self.components[LORA].is_file:
+            raise ValueError(f"components.{LORA} must name a .safetensors file, 'source/file.safetensors'")
+        if self.path is None and (missing := set(NEEDED[self.family]) - set(self.components)):
+            raise ValueError(f"components lack {', '.join(sorted(missing))}, and there is no path to look for them")
+        if self.num_inference_steps.max > self.spacing.num_train_timesteps:
+            raise ValueError(
+                f"num_inference_steps.max={self.num_inference_steps.max} is above "
+                f"spacing.num_train_timesteps={self.spacing.num_train_timesteps}"
+            )
+        return self
+
+    @property
+    def parts(self) -> dict[str, Component]:
+        """Every component, also those that have not been fetched; optional ones where there are any."""
+        parts = dict(self.components)
+        if self.path is not None:
+            names = NEEDED[self.family] + tuple(name for name in OPTIONAL if (self.path / name).exists())
+            parts = {name: in_folder(name, self.path) for name in names} | parts
+        return parts
+
+    @property
+    def missing(self) -> list[str]:
+        """The components that are not on this machine."""
+        return [name for name, part in self.parts.items() if not part.is_here]
 
     def resolve(self, request: VideoRequest) -> Generation:
         """Fill in what was left open. Raises InvalidParameter for anything this model cannot do."""
@@ -78,7 +129,7 @@ class ModelEntry(Frozen):
         self._check_text("negative_prompt", negative_prompt)
         width, height = self._size(request)
         fps = int(self.fps.resolve("fps", request.fps))
-        return Generation(
+        generation = Generation(
             model=self.id,
             prompt=request.prompt,
             negative_prompt=negative_prompt,
@@ -93,7 +144,10 @@ class ModelEntry(Frozen):
             ),
             guidance_scale=self.guidance_scale.resolve("guidance_scale", request.guidance_scale),
             sampler=self._sampler(request.sampler or {}),
+            spacing=self.spacing,
         )
+        self._check_cost(generation)
+        return generation
 
     @property
     def can_draw(self) -> str | None:
@@ -104,6 +158,13 @@ class ModelEntry(Frozen):
             raise InvalidParameter(
                 param,
                 f"{param} has {len(text)} characters; model '{self.id}' reads at most {self.max_prompt_length}.",
+                "string_above_max_length",
+            )
+        pieces = len(CLIP_PIECES.findall(text)) + 2  # and the marks of start and end
+        if self.max_prompt_tokens is not None and pieces > self.max_prompt_tokens:
+            raise InvalidParameter(
+                param,
+                f"{param} has {pieces} tokens or more; model '{self.id}' reads {self.max_prompt_tokens}. Shorten it.",
                 "string_above_max_length",
             )
         words = re.findall(r"[^\s,.;:!?'\"()-]+", text.lower())
@@ -145,11 +206,39 @@ class ModelEntry(Frozen):
             raise InvalidParameter("seconds", message)
         return round(wanted)
 
-    def _sampler(self, changes: dict[str, Any]) -> SamplerSettings:
+    def _sampler(self, changes: Mapping[str, Any]) -> SamplerSettings:
+        """A setting that the chosen sampler does not read is refused, unless it says what the model says anyway."""
+        given = {name: value for name, value in changes.items() if value is not None}
         try:
-            return SamplerSettings.model_validate(self.sampler.model_dump() | changes)
+            chosen = SamplerSettings.model_validate(self.sampler.model_dump() | given)
         except ValidationError as e:
             raise invalid_parameter(e, within="sampler") from e
+        for name in set(given) - USES[chosen.name] - {"name"}:
+            if getattr(chosen, name) != getattr(self.sampler, name):
+                readers = ", ".join(reader for reader, settings in USES.items() if name in settings)
+                message = f"Sampler '{chosen.name}' has no {name}; leave it out, or use {readers}."
+                raise InvalidParameter(f"sampler.{name}", message)
+        return chosen
+
+    def _check_cost(self, generation: Generation) -> None:
+        """Names the first parameter that would be enough if it were at the model's default."""
+        most = self.max_cost
+        if most is None or generation.cost <= most:
+            return
+        width, height = min((tuple(map(int, size.split("x"))) for size in self.sizes), key=lambda wh: wh[0] * wh[1])
+        levers: dict[str, dict[str, Any]] = {
+            "num_inference_steps": {"num_inference_steps": int(self.num_inference_steps.default)},
+            "num_frames": {"num_frames": int(self.num_frames.default)},
+            "size": {"width": width, "height": height},
+            "sampler": {"sampler": self.sampler},
+        }
+        cheaper = (name for name, change in levers.items() if generation.model_copy(update=change).cost <= most)
+        raise InvalidParameter(
+            next(cheaper, "num_inference_steps"),
+            f"This clip costs {generation.cost:.3g} (network calls x pixels x frames); model '{self.id}' takes "
+            f"{most:.3g} at most. Ask for fewer num_inference_steps or num_frames, a smaller size, or a sampler with "
+            "fewer calls.",
+        )
 
 
 def _same(frames: float, whole: int) -> bool:
@@ -170,28 +259,3 @@ def invalid_parameter(e: ValidationError, *, within: str = "") -> InvalidParamet
         "unknown_parameter": f"Unknown parameter: '{param}'.",
     }.get(reason, f"Invalid value for '{param or 'body'}': {error['msg'].removeprefix('Value error, ')}.")
     return InvalidParameter(param, message, reason)
-
-
-class ModelRegistry:
-    """The models of this server, in the order of the settings; the first one is the default."""
-
-    def __init__(self, entries: Iterable[ModelEntry]) -> None:
-        self._entries: dict[str, ModelEntry] = {}
-        for entry in entries:
-            if entry.id in self._entries:
-                raise ConfigurationError(f"two model files say id = '{entry.id}'")
-            self._entries[entry.id] = entry
-
-    @classmethod
-    def load(cls, paths: Iterable[Path]) -> ModelRegistry:
-        return cls(map(ModelEntry.load, paths))
-
-    def ids(self) -> tuple[str, ...]:
-        return tuple(self._entries)
-
-    def get(self, model: str | None = None) -> ModelEntry:
-        """Raises ModelNotFound."""
-        entry = self._entries.get(model or self.ids()[0])
-        if entry is None:
-            raise ModelNotFound(str(model), self.ids())
-        return entry

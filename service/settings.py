@@ -14,7 +14,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from service.errors import ConfigurationError
 
 PREFIX = "IVMIX_"
-DEMO_MODEL = Path(__file__).resolve().parents[1] / "demo" / "model.toml"
+MODELS_FILE = Path(__file__).resolve().parent / "models.toml"
 
 
 def default_data_dir() -> Path:
@@ -28,8 +28,16 @@ class Settings(BaseSettings):
 
     redis_url: str | None = Field(default=None, repr=False, description="a Redis or Valkey; `ivmix up` starts its own")
     data_dir: Path = Field(default_factory=default_data_dir, description="embedded server and file storage live here")
-    models: Annotated[tuple[Path, ...], NoDecode] = Field(
-        default=(DEMO_MODEL,), min_length=1, description="TOML files, joined by ':'"
+    models_file: Path = Field(
+        default=MODELS_FILE, description="the registry, TOML: every model and where its files are"
+    )
+    models: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="names, joined by ','; empty: all whose weights are on this machine. The first is the default",
+    )
+    weights_dir: Path = Field(
+        default_factory=lambda settings: settings["data_dir"] / "models",
+        description="where `ivmix models fetch` puts weights; data_dir/models if left out",
     )
 
     storage: Literal["file", "s3"] = "file"
@@ -85,8 +93,8 @@ class Settings(BaseSettings):
 
     @field_validator("models", mode="before")
     @classmethod
-    def _split_paths(cls, value: object) -> object:
-        return tuple(filter(None, value.split(os.pathsep))) if isinstance(value, str) else value
+    def _split_names(cls, value: object) -> object:
+        return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
 
     @field_validator("webhook_allow", "webhook_retry_delays_s", mode="before")
     @classmethod

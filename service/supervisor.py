@@ -21,7 +21,7 @@ import httpx2
 from service.embedded import EmbeddedValkey
 from service.errors import ConfigurationError, ServiceUnavailable
 from service.lifeline import SUPERVISOR
-from service.models import ModelRegistry
+from service.registry import ModelRegistry
 from service.settings import PREFIX, Settings
 
 log = logging.getLogger("ivmix.up")
@@ -61,7 +61,7 @@ class Supervisor:
         if "auth" not in self.settings.model_fields_set and self.settings.is_loopback:
             self.settings = self.settings.model_copy(update={"auth": "off"})  # one machine, one person
         self.settings.refuse_open_host()
-        models = ModelRegistry.load(self.settings.models).ids()
+        models = ModelRegistry.of(self.settings).ids()
         port = _usable_port(self.settings.host, self.settings.port)
         self.settings = self.settings.model_copy(update={"port": port})
         with self._stack:  # a failed start takes down what it had started

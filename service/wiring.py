@@ -13,7 +13,7 @@ from redis.retry import Retry
 
 from service.errors import ConfigurationError
 from service.keys import KeyStore
-from service.models import ModelRegistry
+from service.registry import ModelRegistry
 from service.settings import Settings
 from service.storage import FileStorage, S3Storage, VideoStorage
 from service.store import JobStore
@@ -61,7 +61,7 @@ def open_services(settings: Settings) -> Services:
         store=JobStore(redis, retention_seconds=settings.retention_seconds),
         keys=KeyStore(redis),
         storage=open_storage(settings),
-        models=ModelRegistry.load(settings.models),
+        models=ModelRegistry.of(settings),
         webhooks=open_webhooks(settings, redis),
     )
 

@@ -7,7 +7,12 @@ runner       the story of one job as the parent sees it: start, progress, cancel
 resident     the parent's handle on the child: start, talk, kill
 child        the child's main loop
 engine       prompt -> frames: encode, sample, decode
-models       a model folder -> encode, denoisers, decode; the only file that knows diffusers and transformers
+models       a model by name -> encode, denoisers, decode
+components   one component's files -> a network, its weights compared with its configuration first
+text         tokenizer and text encoder
+videocrafter the one network that diffusers does not have
+fetch        `ivmix models fetch`: files from a hub; no torch
+verify       `ivmix models verify`: sha256, names and shapes, without loading
 video        frames -> mp4, thumbnail, spritesheet
 generate     `ivmix generate`: the engine without server, queue and storage
 """

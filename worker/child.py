@@ -18,13 +18,14 @@ import torch
 from sampler import LatentsNotFinite
 from service.jobs import Output, Phase
 from service.lifeline import watch_parent
-from service.models import ModelRegistry
+from service.registry import ModelRegistry
 from service.settings import Settings
 from service.storage import VideoStorage, sha256_of
 from service.wiring import open_storage
 from worker import video
 from worker.engine import Engine
 from worker.messages import Cancel, Done, Failed, Progress, Ready, Run, Stopped
+from worker.text import PromptTooLong
 
 log = logging.getLogger("ivmix.child")
 
@@ -38,7 +39,7 @@ def main(connection: Connection, parent: int, settings: Settings, model: str) ->
         signal.signal(number, signal.SIG_IGN)
     watch_parent(parent, lambda: os._exit(71))  # a child whose parent was killed would hold the GPU for ever
     began = time.monotonic()
-    engine, storage = Engine(ModelRegistry.load(settings.models).get(model)), open_storage(settings)
+    engine, storage = Engine(ModelRegistry.of(settings).get(model)), open_storage(settings)
     connection.send(Ready(seconds=time.monotonic() - began))
     while True:
         try:
@@ -59,7 +60,7 @@ def _run(engine: Engine, storage: VideoStorage, connection: Connection, run: Run
 
     try:
         clip = engine.generate(run.generation, report)
-        report(Phase.UPLOADING, run.generation.num_inference_steps, run.generation.num_inference_steps)
+        report(Phase.UPLOADING, run.generation.total_steps, run.generation.total_steps)
         began = time.perf_counter()
         output = _store(clip.frames.numpy(), storage, run)
         timings = {**clip.timings, Phase.UPLOADING: time.perf_counter() - began}
@@ -69,6 +70,8 @@ def _run(engine: Engine, storage: VideoStorage, connection: Connection, run: Run
     except LatentsNotFinite:
         log.exception("latents are not finite")
         return Failed("not_finite", "The clip became NaN on its way; ask for a lower guidance.", can_retry=False)
+    except PromptTooLong as e:
+        return Failed("prompt_too_long", f"A prompt is too long: {e}.", can_retry=False)
     except ValueError as e:  # what the engine refuses: final, and the client's to change
         return Failed("invalid_input", str(e), can_retry=False)
     except torch.OutOfMemoryError:

@@ -6,16 +6,18 @@ import resource
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sampler import Plan, ddim_plan, mixed_plan, sample, seeded_noise
+from sampler import NoiseSchedule, Plan, ddim_plan, free_init_plan, fused_plan, mixed_plan, sample, zigzag_plan
 from service.jobs import Generation, Phase
 from service.models import ModelEntry
 from worker import cpu
-from worker.models import Models, load
+from worker.models import Models, default_device, load
 
 # Told before the first step of a phase and after every step; may raise to stop the work.
 OnProgress = Callable[[Phase, int, int], None]
@@ -48,13 +50,16 @@ class Engine:
         total = len(plan)
         on_progress(Phase.ENCODING, 0, total)
         with _timed(timings, Phase.ENCODING):
-            cond = self.models.encode(generation.prompt)
-            uncond = self.models.encode(generation.negative_prompt)
-            image, video = self.models.denoisers(cond, uncond)
+            texts = self.models.encode([generation.prompt, generation.negative_prompt])
+            image, video = self.models.denoisers(texts[:1], texts[1:], fps=generation.fps)
         on_progress(Phase.SAMPLING, 0, total)
         with _timed(timings, Phase.SAMPLING):
-            latents = seeded_noise(self.models.latents_shape(generation), generation.seed, device=self.models.device)
-            for step in sample(latents, plan, image=image, video=video):
+            # On the CPU: one seed, one clip, on any card. The run draws on from where the start noise ends; a second
+            # generator of the same seed would give the start noise again.
+            generator = torch.Generator().manual_seed(generation.seed)
+            start = torch.randn(self.models.latents_shape(generation), generator=generator)
+            latents = start.to(self.models.device)
+            for step in sample(latents, plan, image=image, video=video, generator=generator):
                 latents = step.latents
                 on_progress(Phase.SAMPLING, step.index + 1, total)
         on_progress(Phase.DECODING, total, total)
@@ -64,21 +69,18 @@ class Engine:
 
     def plan(self, generation: Generation) -> Plan:
         """Raises ValueError naming the sampler setting that cannot be run."""
-        steps, guidance, chosen = generation.num_inference_steps, generation.guidance_scale, generation.sampler
-        if chosen.name == "ddim":
-            return ddim_plan(self.models.video_schedule, steps, guidance=guidance)
-        return mixed_plan(
-            self.models.video_schedule,
-            steps,
-            combination=chosen.combination,
-            order=chosen.order,
-            interval=chosen.interval,
-            image_guidance=chosen.image_guidance,
-            video_guidance=chosen.video_guidance,
-            rho=chosen.rho,
-            guidance=guidance,
-            image_schedule=self.models.image_schedule,
-        )
+        models, chosen = self.models, generation.sampler
+        schedule = replace(models.video_schedule, **_spacing(generation))
+        steps, guidance, used = generation.num_inference_steps, generation.guidance_scale, chosen.used
+        plain = partial(ddim_plan, schedule, steps, guidance=guidance)
+        plans: dict[str, Callable[..., Plan]] = {
+            "ddim": plain,
+            "iv-mixed": partial(mixed_plan, schedule, steps, guidance=guidance, image_schedule=models.image_schedule),
+            "fused": partial(fused_plan, schedule, steps, guidance=guidance, image_schedule=models.image_schedule),
+            "zigzag": partial(zigzag_plan, schedule, steps, guidance=guidance),
+            "freeinit": partial(_free_init, plain, schedule),
+        }
+        return plans[chosen.name](**used)
 
     def peak_memory_mb(self) -> float:
         """On a GPU the most its allocator held since the last call, elsewhere the process's peak resident set."""
@@ -89,8 +91,13 @@ class Engine:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # ru_maxrss is in KiB on Linux
 
 
-def default_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def _free_init(inner: Callable[[], Plan], schedule: NoiseSchedule, *, iterations: int) -> Plan:
+    return free_init_plan(inner(), schedule, iterations)
+
+
+def _spacing(generation: Generation) -> dict[str, Any]:
+    """The steps that the generation was promised, whatever the model's registry entry says by now."""
+    return generation.spacing.model_dump(exclude={"num_train_timesteps"})
 
 
 @contextmanager

@@ -8,15 +8,20 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from service.errors import ServiceError
+from service.errors import InvalidParameter, ServiceError
 from service.jobs import Generation, Phase, VideoRequest
-from service.models import ModelRegistry
+from service.models import invalid_parameter
+from service.registry import ModelRegistry
+from service.sampling import USES
 from service.settings import load_settings
 from worker import video
 from worker.engine import Clip, Engine
+
+SAMPLER = "Sampler; what is left out is the model's"
 
 
 def generate(
@@ -25,30 +30,75 @@ def generate(
     model: Annotated[str | None, typer.Option(help="Model id; the first one if left out.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Random if left out.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="num_inference_steps.")] = None,
-    sampler: Annotated[str | None, typer.Option(help="iv-mixed or ddim.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="guidance_scale.")] = None,
+    size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT.")] = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="num_frames.")] = None,
     compare: Annotated[bool, typer.Option(help="Plain DDIM and IV-mixed side by side, from the same seed.")] = False,
+    sampler: Annotated[str | None, typer.Option(help=", ".join(USES), rich_help_panel=SAMPLER)] = None,
+    combination: Annotated[str | None, typer.Option(help="IV-IV, R-I ..", rich_help_panel=SAMPLER)] = None,
+    order: Annotated[str | None, typer.Option(help="denoise_first, goback_first", rich_help_panel=SAMPLER)] = None,
+    interval: Annotated[
+        tuple[float, float] | None, typer.Option(help="part of the run, 0 to 1", rich_help_panel=SAMPLER)
+    ] = None,
+    image_guidance: Annotated[
+        tuple[float, float] | None, typer.Option(help="at the first and last step", rich_help_panel=SAMPLER)
+    ] = None,
+    video_guidance: Annotated[
+        tuple[float, float] | None, typer.Option(help="at the first and last step", rich_help_panel=SAMPLER)
+    ] = None,
+    rho: Annotated[float | None, typer.Option(help="bend between the two", rich_help_panel=SAMPLER)] = None,
+    image_every: Annotated[
+        int | None, typer.Option(help="image model in every n-th step", rich_help_panel=SAMPLER)
+    ] = None,
+    goback_guidance: Annotated[float | None, typer.Option(help="zigzag", rich_help_panel=SAMPLER)] = None,
+    iterations: Annotated[int | None, typer.Option(help="freeinit", rich_help_panel=SAMPLER)] = None,
 ) -> None:
     """A video without any server."""
+    settings = {
+        "combination": combination,
+        "order": order,
+        "interval": interval,
+        "image_guidance": image_guidance,
+        "video_guidance": video_guidance,
+        "rho": rho,
+        "image_every": image_every,
+        "goback_guidance": goback_guidance,
+        "iterations": iterations,
+    }
     try:
-        entry = ModelRegistry.load(load_settings().models).get(model)
-        names = ["ddim", "iv-mixed"] if compare else [sampler] if sampler else [None]
-        request = {"prompt": prompt, "seed": seed, "num_inference_steps": steps}
-        first = entry.resolve(_request(request, names[0]))
-        generations = [first] + [entry.resolve(_request({**request, "seed": first.seed}, name)) for name in names[1:]]
+        if compare and sampler not in (None, "iv-mixed"):
+            raise InvalidParameter("sampler", f"--compare is of ddim and iv-mixed; leave out --sampler {sampler}.")
+        entry = ModelRegistry.of(load_settings()).get(model)
+        request = {
+            "prompt": prompt,
+            "seed": seed,
+            "num_inference_steps": steps,
+            "guidance_scale": guidance,
+            "size": size,
+            "num_frames": frames,
+        }
+        name = "iv-mixed" if compare else sampler
+        mixed = entry.resolve(_request(request, {**settings, "name": name}))
+        plain = [entry.resolve(_request({**request, "seed": mixed.seed}, {"name": "ddim"}))] if compare else []
     except ServiceError as e:
         typer.echo(f"ivmix: {e}", err=True)
         raise typer.Exit(1) from e
     engine = Engine(entry)
     began = time.perf_counter()
-    clips = [_generate(engine, generation) for generation in generations]
-    frames = [clip.frames.numpy() for clip in clips]
-    pixels = video.side_by_side(frames, ["DDIM", "IV-mixed"]) if compare else frames[0]
-    video.write_mp4(pixels, output, fps=first.fps)
-    typer.echo(f"{output}: seed {first.seed}, {time.perf_counter() - began:.1f} s")
+    clips = [_generate(engine, generation) for generation in (*plain, mixed)]
+    pictures = [clip.frames.numpy() for clip in clips]
+    pixels = video.side_by_side(pictures, ["DDIM", "IV-mixed"]) if compare else pictures[0]
+    video.write_mp4(pixels, output, fps=mixed.fps)
+    calls = ", ".join(f"{count} {network}" for network, count in mixed.network_calls.items())
+    typer.echo(f"{output}: seed {mixed.seed}, {time.perf_counter() - began:.1f} s, network calls: {calls}")
 
 
-def _request(fields: dict[str, Any], sampler: str | None) -> VideoRequest:
-    return VideoRequest.model_validate({**fields, "sampler": {"name": sampler} if sampler else None})
+def _request(fields: dict[str, Any], sampler: dict[str, Any]) -> VideoRequest:
+    """Raises InvalidParameter."""
+    try:
+        return VideoRequest.model_validate({**fields, "sampler": sampler})
+    except ValidationError as e:
+        raise invalid_parameter(e) from e
 
 
 def _generate(engine: Engine, generation: Generation) -> Clip:
@@ -59,7 +109,7 @@ def _generate(engine: Engine, generation: Generation) -> Clip:
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(generation.sampler.name, total=generation.num_inference_steps)
+        task = bar.add_task(generation.sampler.name, total=generation.total_steps)
 
         def show(phase: Phase, step: int, total: int) -> None:
             bar.update(task, completed=step, total=total, description=f"{generation.sampler.name} {phase}")

@@ -1,21 +1,17 @@
-"""A model folder in the diffusers layout -> networks that encode, denoise and decode.
+"""A model by name -> networks that encode, denoise and decode: what a worker keeps, and what a researcher starts from.
 
-The only file that knows diffusers and transformers, which are typed in part only: their objects are `Network` here.
-
-AnimateDiff family: tokenizer/, text_encoder/, vae/, unet/ (spatial layers of the video model), motion_adapter/,
-scheduler/ and image_unet/, image_scheduler/ for the image model. Safetensors only; nothing is fetched, no code is run.
+Families differ in the video model (a 2D UNet with motion modules, a 3D UNet, a 3D UNet that is told the frame rate);
+component names and what may be left out are in `service/models.py`.
 """
 
 # pyright: reportPrivateImportUsage=false, reportUnknownMemberType=false
 from __future__ import annotations
 
-import json
+import copy
 import logging
-import os
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -25,61 +21,87 @@ from torch import Tensor
 from sampler import ImageDenoiser, NoiseSchedule, VideoDenoiser
 from service.errors import ConfigurationError
 from service.jobs import Generation
-from service.models import ModelEntry
+from service.models import LORA, ModelEntry
+from service.registry import ModelRegistry
+from service.settings import load_settings
 from worker import cpu
+from worker.components import Network, check_files, fuse_lora, network, schedule, text_reader
+from worker.text import Embeddings, TextReader
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read once, when huggingface_hub is imported below
+from diffusers import UNetMotionModel  # isort: skip  # after worker.components has said that nothing is to be fetched
 
-from diffusers import (
-    AutoencoderKL,
-    MotionAdapter,
-    UNet2DConditionModel,
-    UNetMotionModel,
-)
-from transformers import CLIPTextModel, CLIPTokenizer
-from transformers.utils import logging as transformers_logging
-
-UNSAFE = (".bin", ".ckpt", ".pkl", ".pt", ".pth")  # pickles: loading one runs its code
+# Latent pixels of a frame up to which attention by two matrix products is twice as fast as the CPU's flash kernel
+# (measured 2026-11, demo pair); at 64x64 it is many times slower and takes gigabytes.
+SHORT = 24 * 24
 DECODED_AT_ONCE = 4  # frames; bounds the memory of the decoder's activations
 
-Network = Any
+
+class ModelsDoNotFit(ConfigurationError):
+    """Image model, video model, autoencoder and text encoders that cannot work together."""
 
 
 @dataclass(frozen=True)
 class Models:
-    """What a resident worker keeps: built once, used for every job."""
+    """Built once, used for every clip. The two text readers are one object where both models read the same."""
 
     entry: ModelEntry
     device: torch.device
     dtype: torch.dtype
-    tokenizer: Network
-    text_encoder: Network
+    image_text: TextReader
+    video_text: TextReader
     vae: Network
     image_unet: Network
     video_unet: Network
     image_schedule: NoiseSchedule
     video_schedule: NoiseSchedule
 
-    def latents_shape(self, generation: Generation) -> tuple[int, int, int, int, int]:
-        """(1, C, F, h, w) of the clip that a generation asks for."""
-        scale = self.entry.upscale * 2 ** (len(self.vae.config.block_out_channels) - 1)
-        channels = int(self.vae.config.latent_channels)
-        return 1, channels, generation.num_frames, generation.height // scale, generation.width // scale
+    def latents_shape(self, generation: Generation | None = None) -> tuple[int, int, int, int, int]:
+        """(1, C, F, h, w) of the clip that a generation asks for; None: of the model's default size and length."""
+        entry = self.entry
+        width, height = map(int, entry.sizes[0].split("x"))
+        frames = int(entry.num_frames.default)
+        if generation is not None:
+            width, height, frames = generation.width, generation.height, generation.num_frames
+        scale = self.latents_scale
+        return 1, int(self.vae.config.latent_channels), frames, height // scale, width // scale
 
-    @torch.no_grad()
-    def encode(self, text: str) -> Tensor:
-        """Text -> (1, tokens, dim). Raises ValueError for a text longer than the encoder reads; nothing is cut off."""
-        limit = int(self.tokenizer.model_max_length)
-        ids: list[int] = self.tokenizer(text)["input_ids"]
-        if len(ids) > limit:
-            raise ValueError(f"the text has {len(ids)} tokens, the text encoder reads {limit}; shorten it")
-        padded = self.tokenizer(text, padding="max_length", max_length=limit, return_tensors="pt").input_ids
-        return self.text_encoder(padded.to(self.device))[0].to(self.dtype)
+    @property
+    def largest_latents(self) -> int:
+        """Latent pixels of one frame of the model's largest size."""
+        scale = self.latents_scale
+        sides = (map(int, size.split("x")) for size in self.entry.sizes)
+        return max((width // scale) * (height // scale) for width, height in sides)
 
-    def denoisers(self, cond: Tensor, uncond: Tensor) -> tuple[ImageDenoiser, VideoDenoiser]:
+    @property
+    def latents_scale(self) -> int:
+        """Picture pixels to one latent pixel, along a side."""
+        return self.entry.upscale * 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    def encode(self, texts: str | Sequence[str]) -> Embeddings:
+        """Raises PromptTooLong before anything is computed."""
+        texts = [texts] if isinstance(texts, str) else texts
+        ids = {id(reader): reader.token_ids(texts) for reader in (self.image_text, self.video_text)}
+        video = self.video_text.encode(ids[id(self.video_text)]).to(self.dtype)
+        if self.image_text is self.video_text:
+            return Embeddings(video, video)
+        return Embeddings(self.image_text.encode(ids[id(self.image_text)]).to(self.dtype), video)
+
+    def denoisers(
+        self, prompt: str | Embeddings, negative: str | Embeddings = "", *, fps: int | None = None
+    ) -> tuple[ImageDenoiser, VideoDenoiser]:
+        """`fps` is for a video model that is told the frame rate and has none of its own; None: the model's default."""
+        cond, uncond = (text if isinstance(text, Embeddings) else self.encode(text) for text in (prompt, negative))
         return (
-            ImageDenoiser(self.image_unet, cond, uncond, prediction_type=self.image_schedule.prediction_type),
-            VideoDenoiser(self.video_unet, cond, uncond, prediction_type=self.video_schedule.prediction_type),
+            ImageDenoiser(
+                self.image_unet, cond.image, uncond.image, prediction_type=self.image_schedule.prediction_type
+            ),
+            VideoDenoiser(
+                self.video_unet,
+                cond.video,
+                uncond.video,
+                prediction_type=self.video_schedule.prediction_type,
+                network_args=self._network_args(fps),
+            ),
         )
 
     @torch.no_grad()
@@ -92,56 +114,99 @@ class Models:
         pixels = ((frames.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
         return pixels.permute(0, 2, 3, 1).contiguous().cpu()
 
+    def _network_args(self, fps: int | None) -> dict[str, Any]:
+        if self.entry.family != "videocrafter":
+            return {}
+        return {"fps": self.entry.network_fps or fps or int(self.entry.fps.default)}
 
-def load(entry: ModelEntry, device: torch.device) -> Models:
-    """Raises ConfigurationError naming the folder that is missing or holds something unsafe."""
-    folder = entry.path
-    _check(folder)
-    transformers_logging.disable_progress_bar()  # its bar for loading weights is noise in a log
-    dtype = torch.float16 if device.type == "cuda" else torch.float32
 
-    def network(kind: Network, name: str, **settings: Any) -> Network:
-        loaded = kind.from_pretrained(folder / name, use_safetensors=True, local_files_only=True, **settings)
-        return loaded.to(device).eval().requires_grad_(False)
+def load(model: ModelEntry | str, device: torch.device | str | None = None) -> Models:
+    """A model, by its entry or by its name in the registry; on the GPU if there is one.
 
-    def diffuser(kind: Network, name: str) -> Network:
-        return network(kind, name, torch_dtype=dtype)
-
-    tokenizer = _tokenizer(folder / "tokenizer")
-    text_encoder = network(CLIPTextModel, "text_encoder", dtype=dtype)
-    if len(tokenizer) != text_encoder.config.vocab_size:  # a tokenizer that did not load turns every prompt to noise
-        raise ConfigurationError(
-            f"{folder}: the tokenizer has {len(tokenizer)} tokens, the text encoder {text_encoder.config.vocab_size}; "
-            "they do not belong together"
-        )
-    image_unet = diffuser(UNet2DConditionModel, "image_unet")
-    video_unet = _video_unet(diffuser(UNet2DConditionModel, "unet"), diffuser(MotionAdapter, "motion_adapter"))
-    if device.type == "cpu":
-        for unet in (image_unet, video_unet):
-            cpu.prepare(unet)
-    return Models(
+    Raises ConfigurationError naming what is missing, unsafe, changed since it was fetched, or does not fit.
+    """
+    entry = model if isinstance(model, ModelEntry) else ModelRegistry.of(load_settings()).get(model)
+    device = default_device() if device is None else torch.device(device)
+    dtype = getattr(torch, entry.dtype) if device.type == "cuda" else torch.float32
+    check_files(entry)
+    image_unet, video_unet = unets(entry, dtype)
+    video_text = text_reader(entry, "", dtype)
+    image_text = text_reader(entry, "image_", dtype) if "image_text_encoder" in entry.parts else video_text
+    scheduler = entry.parts["scheduler"]
+    models = Models(
         entry=entry,
         device=device,
         dtype=dtype,
-        tokenizer=tokenizer,
-        text_encoder=text_encoder,
-        vae=diffuser(AutoencoderKL, "vae"),
+        image_text=image_text,
+        video_text=video_text,
+        vae=network(entry, "vae", dtype),
         image_unet=image_unet,
         video_unet=video_unet,
-        image_schedule=_schedule(folder / "image_scheduler"),
-        video_schedule=_schedule(folder / "scheduler"),
+        image_schedule=schedule(entry.parts.get("image_scheduler", scheduler), entry.image_schedule, entry.spacing),
+        video_schedule=schedule(scheduler, entry.video_schedule, entry.spacing),
     )
+    _check_fit(models)
+    for module in (video_text.encoder, image_text.encoder, models.vae, image_unet, video_unet):
+        module.to(device)
+    if device.type == "cpu" and models.largest_latents <= SHORT:
+        for unet in (image_unet, video_unet):
+            cpu.prepare(unet)
+    return models
 
 
-def _tokenizer(folder: Path) -> Network:
-    kind: Network = CLIPTokenizer
-    return kind.from_pretrained(folder, local_files_only=True)
+def default_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _video_unet(spatial: Network, adapter: Network) -> Network:
-    with _quiet("diffusers"):  # it advises a setting of from_pretrained, which is not how a motion UNet is made
-        unet = cast(UNetMotionModel, UNetMotionModel.from_unet2d(spatial, adapter))
-    return unet.eval().requires_grad_(False)
+def unets(entry: ModelEntry, dtype: torch.dtype) -> tuple[Network, Network]:
+    """(image model, video model), on the CPU."""
+    base, video = None, network(entry, "unet", dtype)
+    if entry.family == "animatediff":
+        base, video = _with_motion(video, network(entry, "motion_adapter", dtype), entry)
+    image = network(entry, "image_unet", dtype) if "image_unet" in entry.parts else base
+    if lora := entry.parts.get(LORA):
+        image = copy.deepcopy(image) if image is base else image  # the video model keeps the base as it is
+        fuse_lora(image, lora, entry.lora_scale)
+    return image, video
+
+
+def _with_motion(base: Network, adapter: Network, entry: ModelEntry) -> tuple[Network, Network]:
+    """The base and, around the very same weights, the video model: one copy in memory."""
+    longest = int(adapter.config.motion_max_seq_length)
+    if entry.num_frames.max > longest:
+        raise ModelsDoNotFit(
+            f"model {entry.id}: num_frames.max={entry.num_frames.max}, the motion adapter was made for {longest}"
+        )
+    try:
+        with _quiet("diffusers"):  # it advises a setting of from_pretrained, which is not how a motion UNet is made
+            video = cast("Any", UNetMotionModel.from_unet2d(base, adapter))
+    except RuntimeError as e:
+        raise ModelsDoNotFit(f"model {entry.id}: the motion adapter does not fit the UNet: {e}") from e
+    video.eval().requires_grad_(False)
+    inside = video.state_dict(keep_vars=True)
+    base.load_state_dict({name: inside[name] for name in base.state_dict()}, assign=True)
+    return base, video
+
+
+def _check_fit(models: Models) -> None:
+    image, video, channels = models.image_unet.config, models.video_unet.config, int(models.vae.config.latent_channels)
+    widths = {
+        "image model": (image.cross_attention_dim, models.image_text.width),
+        "video model": (video.cross_attention_dim, models.video_text.width),
+    }
+    for name, config in (("image model", image), ("video model", video)):
+        if (config.in_channels, config.out_channels) != (channels, channels):
+            raise ModelsDoNotFit(
+                f"model {models.entry.id}: the {name} takes {config.in_channels} latent channels and returns "
+                f"{config.out_channels}, the autoencoder has {channels}; all three must share one latent space"
+            )
+    for name, (expected, width) in widths.items():
+        if expected != width:
+            raise ModelsDoNotFit(
+                f"model {models.entry.id}: the {name} reads embeddings {expected} wide, its text encoder gives "
+                f"{width}; name its own tokenizer and text encoder (image_tokenizer, image_text_encoder for the image "
+                "model)"
+            )
 
 
 @contextmanager
@@ -153,27 +218,3 @@ def _quiet(name: str) -> Generator[None]:
         yield
     finally:
         logger.setLevel(level)
-
-
-def _schedule(folder: Path) -> NoiseSchedule:
-    config: dict[str, Any] = json.loads((folder / "scheduler_config.json").read_text())
-    return NoiseSchedule.from_config(config)
-
-
-def _check(folder: Path) -> None:
-    needed = (
-        "tokenizer",
-        "text_encoder",
-        "vae",
-        "unet",
-        "motion_adapter",
-        "scheduler",
-        "image_unet",
-        "image_scheduler",
-    )
-    missing = [name for name in needed if not (folder / name).is_dir()]
-    if missing:
-        raise ConfigurationError(f"model folder {folder} lacks {', '.join(missing)}; see the README on model folders")
-    unsafe = [str(f.relative_to(folder)) for f in sorted(folder.rglob("*")) if f.suffix in UNSAFE]
-    if unsafe:
-        raise ConfigurationError(f"model folder {folder} holds {', '.join(unsafe)}; only safetensors are loaded")

@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
-from service.api import examples, webhook_routes
+from service.api import examples, webhook_examples, webhook_routes
 from service.api.bodies import FORMS
 from service.api.problems import EXAMPLES
 from service.jobs import SamplerSettings, VideoRequest
@@ -102,7 +102,7 @@ def contract(app: FastAPI) -> dict[str, Any]:
         )
         found["paths"] = _in_reading_order(found["paths"])
         _add_schemas(found["components"]["schemas"])
-        answers = examples.answers()
+        answers = examples.answers() | webhook_examples.answers()
         for path in found["paths"].values():
             for operation in path.values():
                 _describe_body(operation)
@@ -148,6 +148,10 @@ def _add_schemas(schemas: dict[str, Any]) -> None:
 
 
 def _describe_body(operation: dict[str, Any]) -> None:
+    known = webhook_examples.REQUESTS.get(operation["operationId"])
+    if known is not None:
+        described = operation["requestBody"]["content"]["application/json"]
+        described["examples"] = {name: {"value": value} for name, value in known.items()}
     named = _BODIES.get(operation["operationId"])
     if named is None:
         return

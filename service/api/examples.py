@@ -18,7 +18,8 @@ from service.api.answers import (
 from service.jobs import Job, JobState, Output, Phase, VideoRequest
 from service.load import ModelLoad, WorkerLoad
 from service.models import ModelEntry
-from service.settings import DEMO_MODEL, Settings
+from service.registry import ModelRegistry
+from service.settings import Settings
 from service.storage import FileStorage
 
 PROMPT = "a red circle moving left on a teal background"
@@ -31,7 +32,7 @@ REQUESTS: dict[str, dict[str, Any]] = {
         "size": "384x384",
         "seconds": "1",
         "seed": 7,
-        "num_inference_steps": 20,
+        "num_inference_steps": 16,
         "sampler": {"combination": "IV-IV", "interval": [0.3, 1.0]},
         "metadata": {"project": "shapes"},
     },
@@ -85,7 +86,7 @@ _STATES: dict[JobState, dict[str, Any]] = {
         "completed_at": _CREATED_AT + 11,
         "expires_at": _CREATED_AT + 11 + 7 * 86400,
         "attempt": 1,
-        "step": 20,
+        "step": 16,
         "output": Output(key="videos/x/y/video.mp4", size_bytes=41_000, sha256="0" * 64),
         "timings": {Phase.ENCODING: 0.02, Phase.SAMPLING: 7.9, Phase.DECODING: 0.5, Phase.UPLOADING: 0.1},
         "peak_memory_mb": 512.0,
@@ -95,7 +96,7 @@ _STATES: dict[JobState, dict[str, Any]] = {
 
 
 def _demo() -> ModelEntry:
-    return ModelEntry.load(DEMO_MODEL)
+    return ModelRegistry.load().get("demo")
 
 
 def _job(state: JobState) -> Job:

@@ -10,8 +10,7 @@ from demo.judges import Judges
 from demo.run import PROMPT, SEED
 from demo.shapes import BACKGROUNDS, COLORS, MOTIONS, SHAPES, Scenes
 from service.jobs import VideoRequest
-from service.models import ModelEntry
-from service.settings import DEMO_MODEL
+from service.registry import ModelRegistry
 from worker.engine import Engine
 
 SCENE = Scenes(
@@ -34,7 +33,7 @@ def judges() -> Judges:
 
 @pytest.fixture(scope="module")
 def engine() -> Engine:
-    entry = ModelEntry.load(DEMO_MODEL)
+    entry = ModelRegistry.load().get("demo")
     return Engine(entry.model_copy(update={"upscale": 1, "sizes": ("48x48",)}), torch.device("cpu"))
 
 

@@ -16,6 +16,7 @@ from rq import Queue
 from service.embedded import EmbeddedValkey
 from service.jobs import Job, JobState
 from service.queues import generate_queue
+from service.settings import MODELS_FILE
 from service.wiring import Services
 from tests.factories import make_generation
 from tests.processes import is_running, session_of, wait_for, worker
@@ -148,9 +149,10 @@ def test_function_that_is_not_ours_is_not_run(
 
 
 def test_model_that_does_not_load_ends_the_worker_with_an_error(environment: dict[str, str], tmp_path: Path) -> None:
-    text = (Path(__file__).parents[2] / "demo" / "model.toml").read_text()
-    (tmp_path / "model.toml").write_text(text.replace('path = "weights"', 'path = "nothing"'))
-    with worker({**environment, "IVMIX_MODELS": str(tmp_path / "model.toml")}) as process:
+    registry = tmp_path / "models.toml"
+    registry.write_text(MODELS_FILE.read_text().replace('path = "../demo/weights"', 'path = "nothing"'))
+    named = {"IVMIX_MODELS_FILE": str(registry), "IVMIX_MODELS": "demo"}
+    with worker({**environment, **named}) as process:
         assert process.wait(60) == 1
 
 

@@ -5,8 +5,7 @@ from torch import Generator
 from demo import shapes
 from demo.judges import positions, watermark_correlation
 from demo.shapes import FRAMES, MOTIONS, SIZE, Scenes
-from service.models import ModelEntry
-from service.settings import DEMO_MODEL
+from service.registry import ModelRegistry
 
 
 @pytest.fixture
@@ -20,7 +19,7 @@ def test_captions_say_what_is_drawn() -> None:
 
 
 def test_model_registry_promises_exactly_the_words_of_the_world() -> None:
-    entry = ModelEntry.load(DEMO_MODEL)
+    entry = ModelRegistry.load().get("demo")
     assert entry.prompt is not None
     assert entry.prompt.vocabulary == frozenset(shapes.VOCABULARY)
     assert (entry.num_frames.default, entry.fps.default) == (FRAMES, shapes.FPS)

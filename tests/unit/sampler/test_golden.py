@@ -12,7 +12,7 @@ from safetensors import safe_open
 from torch import Generator, Tensor
 
 from sampler import ImageDenoiser, NoiseSchedule, Plan, VideoDenoiser, official_plan, sample
-from tests.unit.sampler.unet_fps import UNet3DWithFps
+from worker.videocrafter import VideoCrafterUNet
 
 DATA = Path(__file__).parents[2] / "data"
 CASES = {
@@ -59,8 +59,8 @@ def modelscope(golden: Golden) -> tuple[ImageDenoiser, VideoDenoiser]:
 
 
 def videocrafter(golden: Golden) -> tuple[ImageDenoiser, VideoDenoiser]:
-    unet = UNet3DWithFps(golden.meta["vdm_config"]).eval()
-    unet.load(golden.part("vdm"))
+    unet = VideoCrafterUNet(golden.meta["vdm_config"]).eval()
+    unet.load_weights(golden.part("vdm"))
     video = VideoDenoiser(unet, *golden.text("vdm_"), network_args={"fps": golden.meta["fps"]})
     return ImageDenoiser(golden.idm(), *golden.text("idm_")), video
 
@@ -116,7 +116,7 @@ def test_videocrafter_runs_from_its_outer_schedulers_config_too(files: dict[str,
 
 @pytest.mark.parametrize(("timestep", "fps"), [(17, 8), (501, 24)])
 @torch.no_grad()
-def test_stand_in_for_the_videocrafter_unet_is_that_unet(files: dict[str, Golden], timestep: int, fps: int) -> None:
+def test_videocrafters_unet_is_the_released_one(files: dict[str, Golden], timestep: int, fps: int) -> None:
     tensors = files["videocrafter"].tensors
     eps = files["videocrafter"].video.unet(tensors["unet_x"], timestep, tensors["unet_e"], fps=fps)
     assert close(eps, tensors[f"unet_y_t{timestep}_fps{fps}"])

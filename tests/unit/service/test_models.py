@@ -1,29 +1,22 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.errors import ConfigurationError, InvalidParameter, ModelNotFound
-from service.models import ModelEntry, ModelRegistry
-from service.settings import DEMO_MODEL
+from service.errors import InvalidParameter
+from service.registry import ModelRegistry
+from service.sampling import USES
 from tests.factories import PROMPT, make_request
 
-DEMO = ModelEntry.load(DEMO_MODEL)
+DEMO = ModelRegistry.load().get("demo")
+ANIMATEDIFF = ModelRegistry.load().entry("animatediff")
 
 
 def refused(**request: object) -> InvalidParameter:
     with pytest.raises(InvalidParameter) as raised:
         DEMO.resolve(make_request(**request))
     return raised.value
-
-
-def write_model(folder: Path, text: str) -> Path:
-    file = folder / "model.toml"
-    file.write_text(text)
-    return file
 
 
 def test_a_bare_prompt_gets_the_models_defaults() -> None:
@@ -127,46 +120,65 @@ def test_everything_within_the_bounds_is_taken_as_it_is(steps: int, guidance: fl
     assert made.num_frames == 8
 
 
-def test_the_weights_lie_beside_the_model_file() -> None:
-    assert DEMO.path == DEMO_MODEL.parent / "weights"
-
-
 def test_the_example_of_the_help_text_is_a_prompt_the_model_takes() -> None:
     assert DEMO.can_draw is not None
     example = DEMO.can_draw.split("'")[1]
     assert DEMO.resolve(make_request(prompt=example)).prompt == example
 
 
-def test_the_first_model_is_the_default(tmp_path: Path) -> None:
-    second = write_model(tmp_path, DEMO_MODEL.read_text().replace('id = "demo"', 'id = "other"'))
-    registry = ModelRegistry.load([second, DEMO_MODEL])
-    assert registry.ids() == ("other", "demo")
-    assert registry.get(None).id == "other"
-    assert registry.get("demo").id == "demo"
+@pytest.mark.parametrize("name", sorted(set(USES) - {"iv-mixed"}))
+def test_setting_of_another_sampler_is_refused_unless_it_says_what_the_model_says(name: str) -> None:
+    error = refused(sampler={"name": name, "combination": "II-VV"})
+    assert error.param == "sampler.combination"
+    assert f"Sampler '{name}' has no combination; leave it out, or use iv-mixed." in error.message
+    same = DEMO.resolve(make_request(sampler={"name": name, "combination": DEMO.sampler.combination, "rho": None}))
+    assert (same.sampler.name, same.sampler.combination) == (name, DEMO.sampler.combination)
 
 
-def test_an_unknown_model_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ModelNotFound, match=r"'sora-2'.*demo"):
-        ModelRegistry([DEMO]).get("sora-2")
+@pytest.mark.parametrize("name", sorted(USES))
+def test_sampler_that_was_returned_can_be_sent_back(name: str) -> None:
+    returned = DEMO.resolve(make_request(sampler={"name": name})).sampler
+    assert DEMO.resolve(make_request(sampler=returned.model_dump())).sampler == returned
 
 
-def test_two_models_of_one_name_stop_the_start() -> None:
-    with pytest.raises(ConfigurationError, match="'demo'"):
-        ModelRegistry([DEMO, DEMO])
+FREEINIT = {"name": "freeinit", "iterations": 10}
 
 
-@pytest.mark.parametrize(("right", "wrong"), [("max = 200", "max = 10"), ('"384x384"', '"384"')], ids=["range", "size"])
-def test_a_model_file_that_contradicts_itself_stops_the_start(tmp_path: Path, right: str, wrong: str) -> None:
-    with pytest.raises(ConfigurationError, match=r"model\.toml"):
-        ModelEntry.load(write_model(tmp_path, DEMO_MODEL.read_text().replace(right, wrong)))
+@pytest.mark.parametrize(
+    ("request_", "max_cost", "param"),
+    [
+        ({"num_inference_steps": 250}, 2.2e9, "num_inference_steps"),
+        ({"num_inference_steps": 150, "num_frames": 24}, 2.2e9, "num_inference_steps"),
+        ({"num_frames": 24, "sampler": FREEINIT}, 2.1e9, "num_frames"),
+        ({"sampler": FREEINIT}, 2.0e9, "size"),
+        ({"sampler": FREEINIT}, 1.1e9, "sampler"),
+        ({"num_inference_steps": 250, "num_frames": 24}, 1e3, "num_inference_steps"),
+    ],
+    ids=str,
+)
+def test_clip_that_costs_too_much_is_refused_with_what_would_help(
+    request_: dict[str, object], max_cost: float, param: str
+) -> None:
+    """The parameter named is one that alone would be enough at the model's default, if there is one."""
+    with pytest.raises(InvalidParameter, match=r"costs .* takes .* at most\. Ask for fewer") as raised:
+        ANIMATEDIFF.model_copy(update={"max_cost": max_cost}).resolve(make_request(**request_))
+    assert raised.value.param == param
 
 
-@pytest.mark.parametrize("text", ['id = "x"', "id = ", 'path = "w"\nid = "x"'], ids=["no path", "no toml", "no sizes"])
-def test_a_broken_model_file_stops_the_start_and_is_named(tmp_path: Path, text: str) -> None:
-    with pytest.raises(ConfigurationError, match=r"model\.toml"):
-        ModelEntry.load(write_model(tmp_path, text))
+def test_cost_is_network_calls_times_pixels_times_frames() -> None:
+    made = ANIMATEDIFF.resolve(make_request(num_inference_steps=10, size="640x384", num_frames=8))
+    assert made.cost == sum(made.network_calls.values()) * 640 * 384 * 8
+    assert made.network_calls == {"image": 17, "video": 26}  # linspace: the last step and one turn cost nothing
 
 
-def test_a_missing_model_file_stops_the_start_and_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="nowhere"):
-        ModelEntry.load(tmp_path / "nowhere.toml")
+@given(words=st.integers(60, 90))
+def test_prompt_that_cannot_fit_the_text_encoder_is_refused_before_it_waits(words: int) -> None:
+    """Every word is one token or more; what is longer still is found by the worker."""
+    prompt = "circle " * words
+    if words <= 75:
+        assert ANIMATEDIFF.resolve(make_request(prompt=prompt)).prompt == prompt
+        return
+    with pytest.raises(InvalidParameter) as raised:
+        ANIMATEDIFF.resolve(make_request(prompt=prompt))
+    assert (raised.value.param, raised.value.reason) == ("prompt", "string_above_max_length")
+    assert f"{words + 2} tokens or more" in raised.value.message

@@ -5,21 +5,27 @@ from pathlib import Path
 import pytest
 
 from service.errors import ConfigurationError
-from service.settings import DEMO_MODEL, Settings, load_settings
+from service.settings import MODELS_FILE, Settings, load_settings
 
 
 def test_without_any_variable_the_demo_runs_on_files_and_for_this_machine_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", "/somewhere")
     settings = load_settings()
-    assert (settings.storage, settings.host, settings.models) == ("file", "127.0.0.1", (DEMO_MODEL,))
+    assert (settings.storage, settings.host, settings.models, settings.models_file) == (
+        "file",
+        "127.0.0.1",
+        (),
+        MODELS_FILE,
+    )
     assert settings.data_dir == Path("/somewhere/ivmix")
+    assert settings.weights_dir == Path("/somewhere/ivmix/models")
 
 
 def test_variables_are_read_with_their_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("IVMIX_MODELS", "/a/model.toml:/b/model.toml")
+    monkeypatch.setenv("IVMIX_MODELS", "demo, animatediff")
     monkeypatch.setenv("IVMIX_PORT", "9000")
     settings = load_settings()
-    assert settings.models == (Path("/a/model.toml"), Path("/b/model.toml"))
+    assert settings.models == ("demo", "animatediff")
     assert settings.port == 9000
 
 

@@ -1,7 +1,15 @@
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import product
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from service.jobs import Phase, SamplerSettings
+from sampler import Plan, Step, seeded_noise
+from service.jobs import Phase
+from service.sampling import USES, SamplerSettings, Spacing
 from tests.factories import make_generation
 from worker.engine import Engine
 
@@ -53,13 +61,103 @@ def test_request_decides_the_plan(engine: Engine) -> None:
     assert mixed.steps[12][-1].guidance == 4.0
 
 
-def test_every_sampler_setting_that_the_api_accepts_can_be_planned(engine: Engine) -> None:
-    letters = ("I", "V", "II", "IV", "VI", "VV")
-    for goback in letters:
-        for denoise in letters:
-            if len(goback) == len(denoise):
-                sampler = SamplerSettings(combination=f"{goback}-{denoise}", order="goback_first")
-                assert len(engine.plan(make_generation(sampler=sampler))) == 20
+COMBINATIONS = [
+    f"{''.join(goback)}-{''.join(denoise)}"
+    for width in (1, 2)
+    for goback in product("IVR", repeat=width)
+    for denoise in product("IV", repeat=width)
+]
+SHARES = st.floats(0, 1)
+GUIDANCE = st.tuples(st.floats(0, 20), st.floats(0, 20))
+SPACINGS = st.builds(
+    Spacing,
+    timestep_spacing=st.sampled_from(["linspace", "leading", "trailing"]),
+    steps_offset=st.integers(0, 2),
+    set_alpha_to_one=st.booleans(),
+)
+
+
+@st.composite
+def samplers(draw: st.DrawFn) -> SamplerSettings:
+    combination = draw(st.sampled_from(COMBINATIONS))
+    orders = ["goback_first"] if "R" in combination else ["goback_first", "denoise_first"]
+    return SamplerSettings(
+        name=draw(st.sampled_from(sorted(USES))),
+        combination=combination,
+        order=draw(st.sampled_from(orders)),
+        interval=tuple(sorted((draw(SHARES), draw(SHARES)))),
+        image_guidance=draw(GUIDANCE),
+        video_guidance=draw(GUIDANCE),
+        rho=draw(st.floats(0.1, 10)),
+        image_every=draw(st.integers(1, 7)),
+        goback_guidance=draw(st.floats(0, 20)),
+        iterations=draw(st.integers(1, 4)),
+    )
+
+
+@settings(max_examples=300, deadline=None)
+@given(sampler=samplers(), steps=st.one_of(st.integers(1, 12), st.integers(1, 1000)), spacing=SPACINGS)
+def test_every_setting_that_the_api_accepts_can_be_planned_and_costs_what_the_record_says(
+    engine: Engine, sampler: SamplerSettings, steps: int, spacing: Spacing
+) -> None:
+    generation = make_generation(sampler=sampler, num_inference_steps=steps, spacing=spacing)
+    plan = engine.plan(generation)
+    assert plan.calls == generation.network_calls
+    assert len(plan) == generation.total_steps
+
+
+@pytest.mark.parametrize("combination", COMBINATIONS)
+@pytest.mark.parametrize("name", sorted(USES))
+def test_every_sampler_and_combination_costs_what_the_record_says(engine: Engine, name: str, combination: str) -> None:
+    sampler = SamplerSettings.model_validate({"name": name, "combination": combination, "order": "goback_first"})
+    for steps in (1, 2, 3, 7):
+        generation = make_generation(sampler=sampler, num_inference_steps=steps)
+        assert engine.plan(generation).calls == generation.network_calls
+
+
+def test_steps_of_a_run_are_those_that_are_counted(engine: Engine) -> None:
+    for timestep_spacing in ("linspace", "leading", "trailing"):
+        for steps in (*range(1, 60), 333, 999, 1000):
+            spacing = Spacing(timestep_spacing=timestep_spacing)
+            schedule = replace(engine.models.video_schedule, timestep_spacing=timestep_spacing, steps_offset=1)
+            assert tuple(spacing.timesteps(steps)) == schedule.timesteps(steps)
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        {"name": "freeinit", "iterations": 2},
+        {"combination": "R-I", "order": "goback_first"},
+        {"name": "zigzag"},
+        {"name": "fused", "image_guidance": (0.5, 0.5), "video_guidance": (0.5, 0.5)},
+    ],
+    ids=str,
+)
+def test_every_sampler_draws_a_clip_that_its_seed_decides(engine: Engine, sampler: dict[str, object]) -> None:
+    def frames(seed: int) -> torch.Tensor:
+        settings = SamplerSettings.model_validate(sampler)
+        return engine.generate(make_generation(num_inference_steps=3, seed=seed, sampler=settings)).frames
+
+    first, again, other = (frames(seed) for seed in (7, 7, 8))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_run_starts_from_the_seeds_noise_and_draws_other_noise_later(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FreeInit mixes in fresh noise: a second generator of the same seed would give it the start noise once more."""
+    seen: list[torch.Tensor] = []
+
+    def spy(latents: torch.Tensor, plan: Plan, *, generator: torch.Generator, **models: object) -> Iterator[Step]:
+        seen.extend((latents, torch.randn(latents.shape, generator=generator)))
+        return iter(())
+
+    monkeypatch.setattr("worker.engine.sample", spy)
+    engine.generate(make_generation(seed=7))
+    start, later = seen
+    assert torch.equal(start, seeded_noise(start.shape, 7))
+    assert not torch.equal(later, start)
 
 
 def test_prompt_decides_the_video(engine: Engine) -> None:
@@ -81,6 +179,6 @@ def test_words_that_differ_are_read_differently(engine: Engine) -> None:
     """A text encoder that lets "left" and "right" collapse cannot steer motion."""
 
     def distance(a: str, b: str) -> float:
-        return (engine.models.encode(a) - engine.models.encode(b)).norm().item()
+        return (engine.models.encode(a).video - engine.models.encode(b).video).norm().item()
 
     assert distance("left", "right") > 0.2 * distance("red", "blue")

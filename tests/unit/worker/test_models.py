@@ -6,11 +6,11 @@ import torch
 
 from service.errors import ConfigurationError
 from service.models import ModelEntry
-from service.settings import DEMO_MODEL
+from service.registry import ModelRegistry
 from worker.models import load
 
 CPU = torch.device("cpu")
-ENTRY = ModelEntry.load(DEMO_MODEL)
+ENTRY = ModelRegistry.load().get("demo")
 
 
 @pytest.fixture

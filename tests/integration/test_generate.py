@@ -1,0 +1,47 @@
+"""`ivmix generate` with the sampler's options."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.processes import clean_environment
+from worker.video import read_mp4
+
+PROMPT = "a red circle moving right on a teal background"
+
+
+def generate(folder: Path, *options: str) -> tuple[int, str]:
+    command = [sys.executable, "-m", "service.cli", "generate", PROMPT, "-o", "out.mp4", *options]
+    ran = subprocess.run(command, cwd=folder, env=clean_environment(), capture_output=True, text=True, timeout=240)
+    return ran.returncode, ran.stdout + ran.stderr
+
+
+def test_sampler_options_reach_the_sampler(tmp_path: Path) -> None:
+    options = ("--combination", "RR-IV", "--order", "goback_first", "--interval", "0", "1", "--image-every", "2")
+    code, said = generate(tmp_path, "--steps", "4", "--seed", "7", *options)
+    assert code == 0, said
+    # steps 2 and 3 have room above them: I and V in the first, V and V in the second, and four ordinary steps
+    assert "seed 7" in said
+    assert "network calls: 1 image, 7 video" in said
+    assert read_mp4(tmp_path / "out.mp4").shape == (8, 384, 384, 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (("--sampler", "ddim", "--rho", "3"), "Sampler 'ddim' has no rho; leave it out, or use iv-mixed, fused."),
+        (("--combination", "R-I"), "use 'goback_first'"),
+        (("--model", "modelscope"), "`ivmix models fetch modelscope` gets them"),
+        (("--size", "large"), "Invalid value for 'size'"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_done_is_said_in_one_line(tmp_path: Path, options: tuple[str, ...], complaint: str) -> None:
+    code, said = generate(tmp_path, *options)
+    assert code == 1
+    assert complaint in said
+    assert "Traceback" not in said

@@ -1,0 +1,128 @@
+"""Tiny random models of the three families, saved as their makers save them: what the loader is tested with.
+
+The networks are those of the golden files, so that what comes out can be compared with the released code.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, MotionAdapter, UNet2DConditionModel
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from service.models import ModelEntry
+from service.registry import ModelRegistry
+
+DATA = Path(__file__).parent / "data"
+IMAGE_WIDTH, VIDEO_WIDTH = 32, 16  # of the golden networks' embeddings; AnimateDiff's two are both IMAGE_WIDTH
+
+ENTRY = """
+family = "{family}"
+path = "."
+created = 1795392000
+description = "tiny"
+licence = "none"
+sizes = ["32x32"]
+num_frames = {{ default = 4, min = 1, max = 8 }}
+fps = {{ default = 8, min = 1, max = 24 }}
+num_inference_steps = {{ default = 4, min = 1, max = 50 }}
+guidance_scale = {{ default = 3, min = 0, max = 20 }}
+"""
+
+
+class Golden:
+    """`meta` and tensors of one family's golden file."""
+
+    def __init__(self, family: str) -> None:
+        with safe_open(DATA / f"golden_{family}.safetensors", "pt") as file:
+            self.meta: dict[str, Any] = json.loads(file.metadata()["meta"])
+            self.tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  not a dict
+
+    def part(self, name: str) -> dict[str, Tensor]:
+        return {k.removeprefix(f"{name}."): v for k, v in self.tensors.items() if k.startswith(f"{name}.")}
+
+
+def save_model(family: str, folder: Path) -> ModelEntry:
+    """A whole model in one folder and its entry."""
+    golden = Golden(family)
+    torch.manual_seed(0)
+    animatediff = family == "animatediff"
+    save_text(folder, "", IMAGE_WIDTH if animatediff else VIDEO_WIDTH)
+    save_text(folder, "image_", IMAGE_WIDTH)
+    save_vae(folder / "vae")
+    if animatediff:
+        save_unet(folder / "unet", golden.meta["idm_config"], golden.part("base"))
+        adapter = MotionAdapter(**golden.meta["adapter_config"])
+        adapter.load_state_dict(golden.part("adapter"))
+        adapter.save_pretrained(folder / "motion_adapter")
+    else:
+        save_weights(folder / "unet", golden.meta["vdm_config"], golden.part("vdm"))
+    save_unet(folder / "image_unet", golden.meta["idm_config"], golden.part("idm"))
+    for name in ("scheduler", "image_scheduler"):
+        config = golden.meta.get("scheduler") or golden.meta["inner_scheduler"]
+        (folder / name).mkdir()
+        (folder / name / "scheduler_config.json").write_text(json.dumps(config))
+    return write_entry(folder, family)
+
+
+def write_entry(folder: Path, family: str, *lines: str) -> ModelEntry:
+    """The entry of a folder; further lines are TOML of its own."""
+    file = folder / "models.toml"
+    file.write_text("[models.tiny]" + ENTRY.format(family=family) + "\n".join(lines))
+    return ModelRegistry.load(file).entry("tiny")
+
+
+def save_unet(folder: Path, config: dict[str, Any], weights: dict[str, Tensor]) -> None:
+    unet = UNet2DConditionModel(**config)
+    unet.load_state_dict(weights)
+    unet.save_pretrained(folder)
+
+
+def save_weights(folder: Path, config: dict[str, Any], weights: dict[str, Tensor]) -> None:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(
+        {name: value.contiguous() for name, value in weights.items()}, folder / "diffusion_pytorch_model.safetensors"
+    )
+
+
+def save_text(folder: Path, prefix: str, width: int) -> None:
+    """The demo's tokenizer, and a random encoder for it."""
+    demo = ModelRegistry.load().get("demo").path
+    assert demo is not None
+    shutil.copytree(demo / "tokenizer", folder / f"{prefix}tokenizer")
+    tokens = CLIPTokenizer.from_pretrained(demo / "tokenizer")
+    config = CLIPTextConfig(
+        vocab_size=len(tokens),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=16,
+        projection_dim=width,
+        bos_token_id=tokens.bos_token_id,
+        eos_token_id=tokens.eos_token_id,
+        pad_token_id=tokens.pad_token_id,
+    )
+    CLIPTextModel(config).save_pretrained(folder / f"{prefix}text_encoder")
+
+
+def save_vae(folder: Path, latent_channels: int = 4) -> None:
+    """Four times smaller: the golden latents are 8x8, the entry's picture 32x32."""
+    levels = (8, 8, 8)
+    AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * len(levels),
+        up_block_types=("UpDecoderBlock2D",) * len(levels),
+        block_out_channels=levels,
+        layers_per_block=1,
+        latent_channels=latent_channels,
+        norm_num_groups=4,
+        mid_block_add_attention=False,
+    ).save_pretrained(folder)

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from service.sampling import USES, SamplerSettings, Spacing, network_calls
+
+
+def calls(steps: int = 50, spacing: Spacing | None = None, **settings: object) -> tuple[int, int]:
+    count = network_calls(SamplerSettings.model_validate(settings), steps, spacing or Spacing())
+    return count["image"], count["video"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"name": "ddim"}, (0, 50)),
+        ({}, (98, 148)),  # the last step has no zig-zag
+        ({"combination": "I-I"}, (98, 50)),
+        ({"combination": "VV-VV"}, (0, 246)),
+        ({"order": "goback_first"}, (96, 146)),  # nothing is noisier than the first level
+        ({"interval": (0.5, 0.5)}, (0, 50)),
+        ({"interval": (0.5, 1.0)}, (48, 98)),
+        ({"combination": "RR-II", "order": "goback_first"}, (96, 50)),
+        ({"image_every": 2}, (50, 196)),
+        ({"name": "zigzag"}, (0, 148)),
+        ({"name": "fused"}, (50, 50)),
+        ({"name": "freeinit", "iterations": 5}, (0, 250)),
+    ],
+    ids=str,
+)
+def test_calls_of_a_run_of_50_steps(settings: dict[str, object], expected: tuple[int, int]) -> None:
+    assert calls(**settings) == expected
+
+
+def test_moves_between_equal_levels_cost_nothing() -> None:
+    """linspace ends at timestep 0, which is the clean end where it is not said that alpha is one there."""
+    linspace = Spacing(timestep_spacing="linspace")
+    assert calls(spacing=linspace, name="ddim") == (0, 49)
+    assert calls(spacing=linspace.model_copy(update={"set_alpha_to_one": True}), name="ddim") == (0, 50)
+
+
+@pytest.mark.parametrize("name", sorted(USES))
+def test_used_settings_are_those_of_the_table(name: str) -> None:
+    assert set(SamplerSettings.model_validate({"name": name}).used) == USES[name]
+
+
+def test_every_setting_is_read_by_some_sampler() -> None:
+    assert set().union(*USES.values()) == set(SamplerSettings.model_fields) - {"name"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "field", "way_out"),
+    [
+        ({"combination": "IV-I"}, "combination", "of the form IV-IV"),
+        ({"combination": "I-R"}, "combination", "of the form IV-IV"),
+        ({"combination": "R-I"}, "order", "use 'goback_first'"),
+        ({"combination": "RR-VV", "order": "denoise_first"}, "order", "use 'goback_first'"),
+        ({"interval": (0.6, 0.4)}, "interval", "must rise within 0..1"),
+        ({"interval": (0.0, float("nan"))}, "interval", "finite"),
+        ({"rho": 0}, "rho", "greater than 0"),
+        ({"image_guidance": (4, 101)}, "image_guidance", "less than or equal to 100"),
+        ({"image_every": 0}, "image_every", "greater than or equal to 1"),
+        ({"iterations": 11}, "iterations", "less than or equal to 10"),
+        ({"goback_guidance": -1}, "goback_guidance", "greater than or equal to 0"),
+        ({"name": "euler"}, "name", "'iv-mixed', 'ddim', 'zigzag', 'freeinit' or 'fused'"),
+    ],
+    ids=str,
+)
+def test_bad_setting_is_refused_with_its_name_and_the_way_out(
+    settings: dict[str, object], field: str, way_out: str
+) -> None:
+    with pytest.raises(ValidationError) as raised:
+        SamplerSettings.model_validate(settings)
+    error = raised.value.errors()[0]
+    assert error["loc"][0] == field
+    assert way_out in error["msg"]

@@ -1,0 +1,48 @@
+"""A tokenizer and its text encoder: text -> embeddings. Nothing is cut off."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class PromptTooLong(ValueError):
+    """A text has more tokens than the encoder reads; the message has the numbers, not the text."""
+
+
+@dataclass(frozen=True)
+class TextReader:
+    tokenizer: Any  # transformers has no types for what from_pretrained returns
+    encoder: Any
+
+    def token_ids(self, texts: Sequence[str]) -> Tensor:
+        """(B, tokens), padded. Raises PromptTooLong."""
+        limit = int(self.tokenizer.model_max_length)
+        for text in texts:
+            if (count := len(self.tokenizer(text)["input_ids"])) > limit:
+                raise PromptTooLong(f"the text has {count} tokens, the text encoder reads {limit}; shorten it")
+        return self.tokenizer(list(texts), padding="max_length", max_length=limit, return_tensors="pt").input_ids
+
+    @torch.no_grad()
+    def encode(self, token_ids: Tensor) -> Tensor:
+        """(B, tokens) -> (B, tokens, dim)."""
+        return self.encoder(token_ids.to(self.encoder.device))[0]
+
+    @property
+    def width(self) -> int:
+        return int(self.encoder.config.hidden_size)
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """The same texts as each network reads them, (B, tokens, dim) each; slices pick texts."""
+
+    image: Tensor
+    video: Tensor
+
+    def __getitem__(self, texts: slice) -> Embeddings:
+        return Embeddings(self.image[texts], self.video[texts])
