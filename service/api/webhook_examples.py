@@ -25,7 +25,7 @@ _RECEIVER: dict[str, Any] = {
     "url": "https://app.example.com/hooks",
     "event_types": ["video.completed", "video.failed"],
 }
-_SECRET = "whsec_" + "A" * 43 + "="
+_SIGNING = "whsec_" + "A" * 43 + "="  # an example
 
 REQUESTS: dict[str, dict[str, Any]] = {
     "create_webhook_endpoint": {"a receiver": _RECEIVER},
@@ -39,8 +39,8 @@ REQUESTS: dict[str, dict[str, Any]] = {
 def answers() -> dict[str, Any]:
     """Example bodies by operation id."""
     known = {"id": "whe_019ab0d8a8007c3e", "created_at": _AT, "updated_at": _AT, "enabled": True, "disabled_at": None}
-    endpoint = WebhookEndpoint(**known, **_RECEIVER, signing_secret_hint="AAA=")
-    secret = WebhookEndpointWithSecret(**endpoint.model_dump(), signing_secret=_SECRET)
+    endpoint = WebhookEndpoint(**known, **_RECEIVER, signing_secret_hint=_SIGNING[-4:])
+    secret = WebhookEndpointWithSecret(**endpoint.model_dump(), signing_secret=_SIGNING)
     delivery = WebhookDelivery(
         id="whd_019ab0d8a8007c3e",
         event_id="evt_019ab0d8a8007c3e",
@@ -56,12 +56,11 @@ def answers() -> dict[str, Any]:
         attempt_count=1,
         attempts=[WebhookAttempt(at=_AT + 1.0, status_code=204, error=None, duration_s=0.05)],
     )
-    page = {"has_more": False}
     tested = WebhookEndpointTest(webhook_endpoint_id=endpoint.id, event_type="video.completed", status_code=204)
     made = {
         "create_webhook_endpoint": secret,
         "list_webhook_endpoints": WebhookEndpointList(
-            data=[endpoint], first_id=endpoint.id, last_id=endpoint.id, **page
+            data=[endpoint], first_id=endpoint.id, last_id=endpoint.id, has_more=False
         ),
         "retrieve_webhook_endpoint": endpoint,
         "update_webhook_endpoint": endpoint,
@@ -69,10 +68,10 @@ def answers() -> dict[str, Any]:
         "rotate_webhook_secret": secret,
         "test_webhook_endpoint": tested,
         "list_webhook_event_types": WebhookEventTypeList(data=list(EVENT_TYPES)),
-        "retrieve_webhook_callback_secret": WebhookCallbackSecret(signing_secret=_SECRET),
-        "rotate_webhook_callback_secret": WebhookCallbackSecret(signing_secret=_SECRET),
+        "retrieve_webhook_callback_secret": WebhookCallbackSecret(signing_secret=_SIGNING),
+        "rotate_webhook_callback_secret": WebhookCallbackSecret(signing_secret=_SIGNING),
         "list_webhook_deliveries": WebhookDeliveryList(
-            data=[delivery], first_id=delivery.id, last_id=delivery.id, **page
+            data=[delivery], first_id=delivery.id, last_id=delivery.id, has_more=False
         ),
         "retrieve_webhook_delivery": delivery,
         "redeliver_webhook": delivery,
