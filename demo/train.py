@@ -41,9 +41,9 @@ Network = Any  # diffusers' from_pretrained is untyped
 # Counted for two processes (vae, motion) or one (image, footage).
 RECIPE = {
     "vae": Recipe(2400, 24, 3e-3),
-    "image": Recipe(9400, 48, 1.5e-3),
+    "image": Recipe(8800, 48, 1.5e-3),
     "footage": Recipe(2000, 48, 1.5e-3),
-    "motion": Recipe(5000, 8, 2e-3),
+    "motion": Recipe(4400, 8, 2e-3),
 }
 
 

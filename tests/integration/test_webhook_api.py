@@ -13,7 +13,7 @@ from fastapi.testclient import TestClient
 from openai import InvalidWebhookSignatureError
 
 from service.api.app import create_app
-from service.api.auth import owner
+from service.api.auth import get_webhook_owner
 from service.courier import tasks
 from service.courier.running import attempts_of, pump_of
 from service.courier.workers import DeliveryWorker
@@ -356,7 +356,7 @@ def test_somebody_elses_things_are_not_there(services: Services, receiver: Recei
         complete(services, video)
         deliver(services)
         (delivery,) = answer_of(client.get("/v1/webhook_deliveries"))["data"]
-        app.dependency_overrides[owner] = lambda: "somebody"
+        app.dependency_overrides[get_webhook_owner] = lambda: "somebody"
         assert answer_of(client.get("/v1/webhook_endpoints"))["data"] == []
         assert answer_of(client.get("/v1/webhook_deliveries"))["data"] == []
         assert answer_of(client.get(f"/v1/webhook_deliveries?video_id={video}"))["data"] == []
