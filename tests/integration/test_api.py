@@ -80,7 +80,7 @@ class TestCreate:
             "seed": 5,
             "fps": 8,
             "num_frames": 8,
-            "num_inference_steps": 20,
+            "num_inference_steps": 16,
             "negative_prompt": "low quality",
             "queue_position": 0,
             "attempt": 0,
@@ -383,7 +383,7 @@ class TestModels:
         [model] = listed["data"]
         assert client.get("/v1/models/demo").json() == model
         assert (model["id"], model["object"], model["sizes"]) == ("demo", "model", ["384x384"])
-        assert model["num_inference_steps"] == {"default": 20, "min": 1, "max": 200}
+        assert model["num_inference_steps"] == {"default": 16, "min": 1, "max": 200}
         assert "circle" in model["can_draw"]
         assert "path" not in model
 
@@ -546,11 +546,11 @@ class TestWithTheOpenAiSdk:
         assert raised.value.request_id
 
     def test_extensions_travel_in_extra_body(self, api: openai.OpenAI) -> None:
-        extras = {"seed": 5, "sampler": {"name": "ddim", "interval": [0.2, 0.8]}, "metadata": {"a": "b"}, "n": 1}
+        extras = {"seed": 5, "sampler": {"name": "zigzag", "interval": [0.2, 0.8]}, "metadata": {"a": "b"}, "n": 1}
         made = create_with_sdk(api, extra_body=extras)
         assert made.model_extra is not None
         assert (made.model_extra["seed"], made.model_extra["metadata"]) == (5, {"a": "b"})
-        assert made.model_extra["sampler"]["name"] == "ddim"
+        assert made.model_extra["sampler"]["name"] == "zigzag"
         assert made.model_extra["sampler"]["interval"] == [0.2, 0.8]
 
     def test_all_pages_are_walked(self, api: openai.OpenAI) -> None:
