@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import HTTPException, Request
-from pydantic import AfterValidator, BaseModel, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, StrictBool, ValidationError
 
 from service.api.answers import Answer, Renderer
 from service.api.bodies import read_bytes, read_json
@@ -60,7 +60,7 @@ class EndpointChange(Frozen):
 
 
 class Rotation(Frozen):
-    keep_old_secret_active_for_24_hours: bool = False
+    keep_old_secret_active_for_24_hours: StrictBool = False
 
 
 class TestRequest(Frozen):
