@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from openai import InvalidWebhookSignatureError
 
+from service.api.answers import Renderer
+from service.api.webhook_bodies import UNTOLD
 from service.courier import tasks
 from service.courier.attempts import Attempts
 from service.courier.pump import Pump
@@ -132,16 +134,14 @@ class TestEvents:
     def test_the_video_in_an_event_is_the_one_of_the_api_without_its_prompts(
         self, services: Services, pump: Pump, attempts: Attempts, receiver: Receiver
     ) -> None:
-        from service.api.bodies import video
-
         endpoint_at(services, receiver.url)
         job = completed(services)
         round_trip(services, pump, attempts)
         ended = services.store.get(job.id)
         assert ended is not None
-        shown = video(ended).model_dump(mode="json")
+        shown = Renderer(services.settings, services.storage).video(ended).model_dump(mode="json")
         assert json.loads(receiver.received[0].body)["data"] == {
-            name: value for name, value in shown.items() if name not in ("prompt", "negative_prompt")
+            name: value for name, value in shown.items() if name not in UNTOLD
         }
         assert PROMPT.encode() not in receiver.received[0].body
 
