@@ -376,7 +376,7 @@ def test_somebody_elses_things_are_not_there(services: Services, receiver: Recei
 
 
 def test_by_default_nothing_internal_and_nothing_unencrypted_may_be_told(valkey: str, tmp_path: Any) -> None:
-    opened = open_services(Settings(redis_url=valkey, data_dir=tmp_path))
+    opened = open_services(Settings(redis_url=valkey, data_dir=tmp_path, auth="off"))
     with TestClient(create_app(opened)) as client:
         for url in ("http://93.184.216.34/", "https://127.0.0.1/", "http://127.0.0.1:9000/"):
             body = {"name": "orders", "url": url, "event_types": BOTH}
