@@ -8,7 +8,7 @@ jobs       VideoRequest -> Generation -> Job, and which state may follow which
 models     what the installed models can do; turns a request into a Generation or says why not
 queues     the names RQ knows our work by; the only place that sends
 store      the record of every job in Redis, each change one atomic compare-and-set
-storage    finished videos as files or in S3, behind one protocol
+storage/   finished videos as files or in S3, behind one protocol; what waits for one that is away
 embedded   a Valkey of our own for machines without Redis
 wiring     builds the clients, once, from the settings
 api/       the HTTP face: app, routes, content, bodies, problems, health, contract

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import Field, FilePath, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.errors import ConfigurationError
@@ -34,6 +34,10 @@ class Settings(BaseSettings):
     storage: Literal["file", "s3"] = "file"
     s3_bucket: str | None = None
     s3_endpoint_url: str | None = None
+    s3_public_endpoint_url: str | None = Field(
+        default=None, description="how clients reach the same server, if not by s3_endpoint_url; signed into addresses"
+    )
+    s3_ca_file: FilePath | None = Field(default=None, description="PEM file of the authority that the server's TLS has")
     s3_region: str | None = None
     s3_access_key_id: str | None = None
     s3_secret_access_key: SecretStr | None = None
@@ -41,7 +45,19 @@ class Settings(BaseSettings):
     s3_checksum: Literal["when_required", "when_supported"] = Field(
         default="when_required", description="when_supported for AWS"
     )
-    presign_seconds: int = Field(default=3600, ge=1, le=7 * 86400)
+    s3_timeout_s: float = Field(default=30.0, gt=0, description="without a byte from the server for so long: it hangs")
+    presign_seconds: int = Field(
+        default=3600,
+        ge=0,
+        le=7 * 86400,
+        description="life of a download address; 0: the API hands out the bytes itself",
+    )
+    storage_retry_s: float = Field(
+        default=600.0, ge=0, description="how long a worker tries to store a finished video before the job fails"
+    )
+    scratch_dir: Path | None = Field(
+        default=None, description="where finished files wait until they are stored; else data_dir/scratch"
+    )
     retention_seconds: int = Field(default=7 * 86400, ge=60)
 
     host: str = "127.0.0.1"
