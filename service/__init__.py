@@ -9,7 +9,10 @@ models     what the installed models can do; turns a request into a Generation o
 queues     the names RQ knows our work by; the only place that sends
 store      the record of every job in Redis, each change one atomic compare-and-set
 storage/   finished videos as files or in S3, behind one protocol; what waits for one that is away
+places     where the files of a job lie in the storage
+manifest   what lies beside every finished video, so that its record can be rebuilt
 embedded   a Valkey of our own for machines without Redis
+recovery   `ivmix recover`: records from manifests
 wiring     builds the clients, once, from the settings
 api/       the HTTP face: app, routes, content, bodies, problems, health, contract
 lifeline   ends a process whose parent is gone

@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -22,9 +22,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from service.client import RefusedError, Video, VideoClient, VideoFailedError
+from service.embedded import EmbeddedValkey
 from service.errors import ServiceError
+from service.recovery import Finding, Recovery
 from service.settings import PREFIX, Settings, load_settings
 from service.supervisor import Supervisor
+from service.wiring import open_services
 
 app = typer.Typer(name="ivmix", help="Self-hosted text-to-video with the IV-Mixed Sampler.", no_args_is_help=True)
 
@@ -103,6 +106,27 @@ def submit(
     with _explained():
         video = submit_and_wait(VideoClient(url), body, output)
         typer.echo(f"{output}: seed {video['seed']}, {video['inference_time_s']:.1f} s of work")
+
+
+@app.command()
+def recover(
+    rehearse: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, write nothing.")] = False,
+) -> None:
+    """After a loss of Redis: rebuild the records of the videos that lie in the storage."""
+    with _explained(), ExitStack() as stack:
+        settings = load_settings()
+        if settings.redis_url is None:  # the server of `ivmix up`, which must not run now
+            url = stack.enter_context(EmbeddedValkey(settings.data_dir))
+            settings = settings.model_copy(update={"redis_url": url})
+        services = stack.enter_context(closing(open_services(settings)))
+        services.storage.check()
+        recovery = Recovery(services.store, services.storage, settings.retention_seconds, rehearse)
+        counts = dict.fromkeys(Finding, 0)
+        for job_id, finding in recovery.run():
+            counts[finding] += 1
+            typer.echo(f"{finding} {job_id}")
+        summary = ", ".join(f"{count} {finding}" for finding, count in counts.items())
+        typer.echo(f"{sum(counts.values())} videos in the storage: {summary}{' (dry run)' if rehearse else ''}")
 
 
 def submit_and_wait(client: VideoClient, body: dict[str, Any], output: Path, label: str = "") -> Video:

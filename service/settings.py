@@ -92,6 +92,10 @@ class Settings(BaseSettings):
         needed = ["s3_bucket", *(["s3_access_key_id", "s3_secret_access_key"] if has_one_key else [])]
         return [name for name in needed if not getattr(self, name)]
 
+    @property
+    def scratch_folder(self) -> Path:
+        return self.scratch_dir or self.data_dir / "scratch"
+
     def refuse_open_host(self) -> None:
         """Raises ConfigurationError if strangers could use the GPU: reachable from outside and no authentication."""
         if self.auth == "off" and not self.allow_open and not _is_loopback(self.host):

@@ -70,6 +70,15 @@ return record
 """
 
 
+# KEYS: record, index. ARGV: id, then the record's fields and values.
+_RESTORE = """
+if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
+redis.call('HSET', KEYS[1], unpack(ARGV, 2))
+redis.call('ZADD', KEYS[2], 0, ARGV[1])
+return 1
+"""
+
+
 class Verdict(StrEnum):
     """What a worker is told when it reports progress."""
 
@@ -86,6 +95,7 @@ class JobStore:
         self._progress_script = self._redis.register_script(_PROGRESS)
         self._cancel_script = self._redis.register_script(_CANCEL)
         self._delete_script = self._redis.register_script(_DELETE)
+        self._restore_script = self._redis.register_script(_RESTORE)
 
     def create(self, job: Job, queue: Queue) -> Job:
         """Record, index and RQ job in one transaction: a job that was accepted is a job that will be worked on."""
@@ -98,6 +108,16 @@ class JobStore:
 
     def get(self, job_id: str) -> Job | None:
         return _decode(self._redis.hgetall(job_key(job_id)))
+
+    def exists(self, job_id: str) -> bool:
+        """Also for a record that cannot be read."""
+        return bool(self._redis.exists(job_key(job_id)))
+
+    def restore(self, job: Job) -> bool:
+        """Write the record of an ended job anew; False if there is one, which is left as it is."""
+        record = _encode(job.model_dump(mode="json", exclude_none=True))
+        flat = [part for pair in record.items() for part in pair]
+        return bool(self._restore_script([job_key(job.id), INDEX], [job.id, *flat]))
 
     def list(self, *, limit: int = 20, order: Literal["asc", "desc"] = "desc", after: str | None = None) -> Page:
         """One page and whether more follow. `after` is an id, which need not exist any more."""

@@ -6,6 +6,8 @@ tasks        what RQ calls by name: generate(job_id)
 runner       the story of one job as the parent sees it: start, progress, cancel, drain, end
 resident     the parent's handle on the child: start, talk, kill
 child        the child's main loop
+delivery     frames -> files -> storage, and what earlier executions left of them
+scratch      finished files on this machine's disk until they are stored
 engine       prompt -> frames: encode, sample, decode
 models       a model folder -> encode, denoisers, decode; the only file that knows diffusers and transformers
 video        frames -> mp4, thumbnail, spritesheet

@@ -12,11 +12,12 @@ from redis.exceptions import RedisError
 from service.errors import ServiceError
 from service.lifeline import end_with_supervisor
 from service.settings import load_settings
-from service.wiring import open_redis, open_services
+from service.wiring import check_storage, open_redis, open_services
 from worker import tasks
 from worker.resident import ChildDied, Resident
 from worker.rq_worker import ResidentWorker
 from worker.runner import Runner
+from worker.scratch import Scratch
 
 
 def main() -> int:
@@ -26,6 +27,7 @@ def main() -> int:
     try:
         settings = load_settings()
         services = open_services(settings)
+        check_storage(services.storage)
         model = services.models.get(sys.argv[1] if len(sys.argv) > 1 else None).id
     except ServiceError as e:
         sys.exit(f"ivmix: {e}")
@@ -36,7 +38,9 @@ def main() -> int:
         child.ensure()
         assert settings.redis_url is not None  # open_services refuses to go on without
         worker = ResidentWorker(open_redis(settings.redis_url, reply_timeout_s=None), model)
-        tasks.install(Runner(services.store, child, settings.stall_timeout_s, settings.job_timeout_s), worker)
+        scratch = Scratch(settings.scratch_folder)
+        runner = Runner(services.store, child, scratch, settings.stall_timeout_s, settings.job_timeout_s)
+        tasks.install(runner, worker)
         worker.work(logging_level="WARNING")
         return 0
     except RedisError as e:

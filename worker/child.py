@@ -5,28 +5,31 @@ Talks to its parent only, over one pipe; knows nothing of Redis, RQ or HTTP. Sig
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
-import tempfile
 import time
 from multiprocessing.connection import Connection
-from pathlib import Path
 
 import torch
 
 from sampler import LatentsNotFinite
-from service.jobs import Output, Phase
+from service.errors import StorageError
+from service.jobs import Phase
 from service.lifeline import watch_parent
 from service.models import ModelRegistry
 from service.settings import Settings
-from service.storage import VideoStorage, sha256_of
+from service.storage import Patience
 from service.wiring import open_storage
-from worker import video
+from worker.delivery import Delivery
 from worker.engine import Engine
 from worker.messages import Cancel, Done, Failed, Progress, Ready, Run, Stopped
+from worker.scratch import Scratch
 
 log = logging.getLogger("ivmix.child")
+
+UNKNOWN = "The video could not be made; the server's log says why."
 
 
 class _StopAsked(Exception):
@@ -38,7 +41,8 @@ def main(connection: Connection, parent: int, settings: Settings, model: str) ->
         signal.signal(number, signal.SIG_IGN)
     watch_parent(parent, lambda: os._exit(71))  # a child whose parent was killed would hold the GPU for ever
     began = time.monotonic()
-    engine, storage = Engine(ModelRegistry.load(settings.models).get(model)), open_storage(settings)
+    engine = Engine(ModelRegistry.load(settings.models).get(model))
+    delivery = Delivery(open_storage(settings), Scratch(settings.scratch_folder), Patience(settings.storage_retry_s))
     connection.send(Ready(seconds=time.monotonic() - began))
     while True:
         try:
@@ -46,26 +50,41 @@ def main(connection: Connection, parent: int, settings: Settings, model: str) ->
         except EOFError:
             return
         if isinstance(message, Run):
-            connection.send(_run(engine, storage, connection, message))
+            connection.send(_run(engine, delivery, connection, message))
         # A Cancel that comes after its job has ended means nothing any more.
 
 
-def _run(engine: Engine, storage: VideoStorage, connection: Connection, run: Run) -> Done | Failed | Stopped:
+def _run(engine: Engine, delivery: Delivery, connection: Connection, run: Run) -> Done | Failed | Stopped:
     def report(phase: Phase, step: int, total: int) -> None:
         connection.send(Progress(phase, step, total))
         while connection.poll():
             if connection.recv() == Cancel(run.execution_id):
                 raise _StopAsked
 
-    try:
-        clip = engine.generate(run.generation, report)
+    def upload() -> None:
         report(Phase.UPLOADING, run.generation.num_inference_steps, run.generation.num_inference_steps)
+
+    try:
         began = time.perf_counter()
-        output = _store(clip.frames.numpy(), storage, run)
-        timings = {**clip.timings, Phase.UPLOADING: time.perf_counter() - began}
-        return Done(output, timings, engine.peak_memory_mb())
+        finished = delivery.find(run.job, run.execution_id, meanwhile=upload)
+        if finished is None:
+            clip, peak_memory_mb = engine.generate(run.generation, report), engine.peak_memory_mb()
+            began = time.perf_counter()
+            finished = delivery.deliver(
+                run.job,
+                run.execution_id,
+                clip.frames.numpy(),
+                timings=clip.timings,
+                peak_memory_mb=peak_memory_mb,
+                meanwhile=upload,
+            )
+        timings = {**finished.job.timings, Phase.UPLOADING: time.perf_counter() - began}
+        return Done(finished.output, timings, finished.job.peak_memory_mb)
     except _StopAsked:
         return Stopped()
+    except StorageError:
+        log.exception("the storage stayed away")
+        return Failed("storage_unavailable", "The finished video could not be stored; try again.", can_retry=False)
     except LatentsNotFinite:
         log.exception("latents are not finite")
         return Failed("not_finite", "The clip became NaN on its way; ask for a lower guidance.", can_retry=False)
@@ -74,25 +93,11 @@ def _run(engine: Engine, storage: VideoStorage, connection: Connection, run: Run
     except torch.OutOfMemoryError:
         log.exception("out of memory")
         return Failed("out_of_memory", "The GPU has not enough memory for this size and length.", can_retry=False)
+    except OSError as e:
+        log.exception("job failed")
+        if e.errno == errno.ENOSPC:  # another worker's disk may have room
+            return Failed("no_space", "The worker's disk is full; try again later.", can_retry=True)
+        return Failed("internal_error", UNKNOWN, can_retry=True)
     except Exception:
         log.exception("job failed")  # with its traceback here; the client learns no internals
-        return Failed("internal_error", "The video could not be made; the server's log says why.", can_retry=True)
-
-
-def _store(frames: video.Frames, storage: VideoStorage, run: Run) -> Output:
-    """Files first, then the record: each execution writes under its own name, the record points at the winner's."""
-    prefix = f"videos/{run.job_id}/{run.execution_id}"
-    with tempfile.TemporaryDirectory(prefix="ivmix-") as scratch:
-        film, thumbnail, sheet = (Path(scratch) / name for name in ("video.mp4", "thumbnail.webp", "spritesheet.jpg"))
-        video.write_mp4(frames, film, fps=run.generation.fps)
-        video.write_thumbnail(frames, thumbnail)
-        video.write_spritesheet(frames, sheet)
-        for file, media_type in ((film, "video/mp4"), (thumbnail, "image/webp"), (sheet, "image/jpeg")):
-            storage.put(file, key=f"{prefix}/{file.name}", media_type=media_type, sha256=sha256_of(file))
-        return Output(
-            key=f"{prefix}/{film.name}",
-            thumbnail_key=f"{prefix}/{thumbnail.name}",
-            spritesheet_key=f"{prefix}/{sheet.name}",
-            size_bytes=film.stat().st_size,
-            sha256=sha256_of(film),
-        )
+        return Failed("internal_error", UNKNOWN, can_retry=True)

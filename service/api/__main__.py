@@ -11,7 +11,7 @@ from service.api.app import create_app
 from service.errors import ConfigurationError
 from service.lifeline import end_with_supervisor
 from service.settings import load_settings
-from service.wiring import open_services
+from service.wiring import check_storage, open_services
 
 
 def main() -> None:
@@ -22,6 +22,7 @@ def main() -> None:
         settings = load_settings()
         services = open_services(settings)
         app = create_app(services)
+        check_storage(services.storage)
     except ConfigurationError as e:
         sys.exit(f"ivmix: {e.message}")
     try:

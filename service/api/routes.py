@@ -13,6 +13,7 @@ from service.api.content import Variant, content
 from service.api.problems import problem, responses
 from service.errors import InvalidParameter, ModelNotFound, VideoNotDeletable, VideoNotFound
 from service.jobs import Job, VideoRequest
+from service.manifest import delete_files
 from service.models import ModelEntry
 from service.queues import generate_queue
 from service.wiring import Services
@@ -82,10 +83,7 @@ def delete_video(job: Found, services: Wired) -> DeletedVideo:
     if not job.state.is_terminal:
         raise VideoNotDeletable(f"The video '{job.id}' is {job.state}; wait until it is completed or failed.")
     # Files first: if this breaks off, the record is still there to be deleted again.
-    output = job.output
-    for key in (output.key, output.thumbnail_key, output.spritesheet_key) if output else ():
-        if key is not None:
-            services.storage.delete(key)
+    delete_files(services.storage, job.id)
     services.store.delete(job.id)
     log.info("%s deleted", job.id)
     return DeletedVideo(id=job.id)
