@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 import torch
 
 from sampler import LatentsNotFinite
-from service.errors import StorageError
+from service.errors import StorageError, UnstorableFile
 from service.jobs import Phase
 from service.lifeline import watch_parent
 from service.models import ModelRegistry
@@ -82,8 +82,11 @@ def _run(engine: Engine, delivery: Delivery, connection: Connection, run: Run) -
         return Done(finished.output, timings, finished.job.peak_memory_mb)
     except _StopAsked:
         return Stopped()
-    except StorageError:
-        log.exception("the storage stayed away")
+    except UnstorableFile:
+        log.exception("the files on scratch were harmed")
+        return Failed("internal_error", UNKNOWN, can_retry=True)
+    except StorageError as e:
+        log.error("the storage stayed away: %s", e)
         return Failed("storage_unavailable", "The finished video could not be stored; try again.", can_retry=False)
     except LatentsNotFinite:
         log.exception("latents are not finite")

@@ -9,7 +9,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from boto3.exceptions import Boto3Error
+from boto3.exceptions import Boto3Error, S3UploadFailedError
 from boto3.s3.transfer import TransferConfig
 from botocore.exceptions import BotoCoreError, ClientError
 
@@ -160,4 +160,5 @@ def _as_storage_error(key: str) -> Generator[None]:
     try:
         yield
     except (OSError, Boto3Error, BotoCoreError, ClientError) as e:
-        raise StorageError(f"{key}: {e}") from e
+        reason = e.__context__ if isinstance(e, S3UploadFailedError) else None  # its own text is two long names
+        raise StorageError(f"{key}: {reason or e}") from e

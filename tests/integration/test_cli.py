@@ -12,10 +12,16 @@ from tests.processes import PROMPT, clean_environment, ivmix_up
 from worker.video import read_mp4
 
 
-def ivmix(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+def ivmix(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "service.cli", *arguments]
     return subprocess.run(
-        command, cwd=cwd, env=clean_environment(), capture_output=True, text=True, timeout=200, check=False
+        command,
+        cwd=cwd,
+        env={**clean_environment(), **environment},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
     )
 
 
