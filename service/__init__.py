@@ -4,6 +4,8 @@ In the order of the data:
 
 errors     the error tree, each class with a stable `code`
 settings   one class, one field per environment variable (IVMIX_...)
+logs       how every process logs, and with which ids
+metrics    the storage's figures for Prometheus
 jobs       VideoRequest -> Generation -> Job, and which state may follow which
 models     what the installed models can do; turns a request into a Generation or says why not
 queues     the names RQ knows our work by; the only place that sends

@@ -5,7 +5,6 @@ What needs torch is started by dotted name, so that `ivmix api` works in an inst
 
 from __future__ import annotations
 
-import logging
 import os
 import runpy
 import signal
@@ -24,6 +23,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from service.client import RefusedError, Video, VideoClient, VideoFailedError
 from service.embedded import EmbeddedValkey
 from service.errors import ServiceError
+from service.logs import configure_logs
 from service.recovery import Finding, Recovery
 from service.settings import PREFIX, Settings, load_settings
 from service.supervisor import Supervisor
@@ -42,11 +42,10 @@ def up(
     workers: Annotated[int, typer.Option(min=0, help="Workers per model; one per GPU.")] = 1,
 ) -> None:
     """Everything on this machine: queue, API and workers. Ctrl-C stops all of it."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
-    logging.getLogger("httpx2").setLevel(logging.WARNING)
     with _explained():
         given = {"host": host, "port": port, "data_dir": data.resolve() if data else None}
         settings = _settings_with({name: value for name, value in given.items() if value is not None})
+        configure_logs(settings.log_format)
         stop = threading.Event()
 
         def ask_to_stop(_number: int, _frame: FrameType | None) -> None:

@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from service.errors import ConfigurationError
 
 PREFIX = "IVMIX_"
+LogFormat = Literal["auto", "json", "text"]
 DEMO_MODEL = Path(__file__).resolve().parents[1] / "demo" / "model.toml"
 
 
@@ -68,6 +69,11 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(default=65536, ge=1024)
     auth: Literal["off"] = "off"
     allow_open: bool = Field(default=False, description="serve other machines without authentication")
+
+    log_format: LogFormat = Field(default="auto", description="auto: text in a terminal, JSON everywhere else")
+    worker_metrics_port: int | None = Field(
+        default=None, ge=0, le=65535, description="a worker serves /metrics there, on `host`; 0: any free one"
+    )
 
     job_timeout_s: int = Field(default=1800, ge=1)
     stall_timeout_s: int = Field(default=300, ge=1, description="no finished step for so long: the worker is stuck")

@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import time
+from collections import deque
 from multiprocessing.connection import Connection
 
 import torch
@@ -18,13 +19,15 @@ from sampler import LatentsNotFinite
 from service.errors import StorageError, UnstorableFile
 from service.jobs import Phase
 from service.lifeline import watch_parent
+from service.logs import about, configure_logs
+from service.metrics import MeasuredStorage, StorageCall
 from service.models import ModelRegistry
 from service.settings import Settings
 from service.storage import Patience
 from service.wiring import open_storage
 from worker.delivery import Delivery
 from worker.engine import Engine
-from worker.messages import Cancel, Done, Failed, Progress, Ready, Run, Stopped
+from worker.messages import Cancel, Done, Failed, Message, Progress, Ready, Run, Stopped
 from worker.scratch import Scratch
 
 log = logging.getLogger("ivmix.child")
@@ -39,26 +42,52 @@ class _StopAsked(Exception):
 def main(connection: Connection, parent: int, settings: Settings, model: str) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    configure_logs(settings.log_format)
     watch_parent(parent, lambda: os._exit(71))  # a child whose parent was killed would hold the GPU for ever
     began = time.monotonic()
     engine = Engine(ModelRegistry.load(settings.models).get(model))
-    delivery = Delivery(open_storage(settings), Scratch(settings.scratch_folder), Patience(settings.storage_retry_s))
-    connection.send(Ready(seconds=time.monotonic() - began))
+    line = _Line(connection)
+    storage = MeasuredStorage(open_storage(settings), line.note)
+    delivery = Delivery(storage, Scratch(settings.scratch_folder), Patience(settings.storage_retry_s))
+    line.send(Ready(seconds=time.monotonic() - began))
     while True:
         try:
-            message = connection.recv()
+            message = line.receive()
         except EOFError:
             return
         if isinstance(message, Run):
-            connection.send(_run(engine, delivery, connection, message))
+            with about(video_id=message.job.id, execution_id=message.execution_id):
+                line.send(_run(engine, delivery, line, message))
         # A Cancel that comes after its job has ended means nothing any more.
 
 
-def _run(engine: Engine, delivery: Delivery, connection: Connection, run: Run) -> Done | Failed | Stopped:
+class _Line:
+    """The pipe to the parent. What threads have to say waits until the main one speaks: a pipe has one writer."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._notes: deque[StorageCall] = deque()
+
+    def note(self, call: StorageCall) -> None:
+        self._notes.append(call)
+
+    def send(self, message: Message) -> None:
+        while self._notes:
+            self._connection.send(self._notes.popleft())
+        self._connection.send(message)
+
+    def receive(self) -> object:
+        return self._connection.recv()
+
+    def has_word(self) -> bool:
+        return self._connection.poll()
+
+
+def _run(engine: Engine, delivery: Delivery, line: _Line, run: Run) -> Done | Failed | Stopped:
     def report(phase: Phase, step: int, total: int) -> None:
-        connection.send(Progress(phase, step, total))
-        while connection.poll():
-            if connection.recv() == Cancel(run.execution_id):
+        line.send(Progress(phase, step, total))
+        while line.has_word():
+            if line.receive() == Cancel(run.execution_id):
                 raise _StopAsked
 
     def upload() -> None:

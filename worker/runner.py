@@ -13,6 +13,7 @@ from enum import StrEnum
 from typing import assert_never
 
 from service.jobs import Job, JobError
+from service.logs import about
 from service.store import JobStore, Verdict
 from worker.messages import Cancel, Done, Failed, Message, Progress, Ready, Run, Stopped
 from worker.resident import Child, ChildDied
@@ -45,7 +46,8 @@ class Runner:
     def run(
         self, job_id: str, execution_id: str, *, beat: Callable[[], None], is_draining: Callable[[], bool]
     ) -> Ending:
-        ending = self._run(job_id, execution_id, beat, is_draining)
+        with about(video_id=job_id, execution_id=execution_id):
+            ending = self._run(job_id, execution_id, beat, is_draining)
         if ending is Ending.OVER:  # committed, or of no use to anybody; a job that comes again may need its files
             self.scratch.discard(job_id, execution_id)
         return ending

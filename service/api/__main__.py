@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 
 import uvicorn
@@ -10,16 +9,16 @@ import uvicorn
 from service.api.app import create_app
 from service.errors import ConfigurationError
 from service.lifeline import end_with_supervisor
+from service.logs import configure_logs
 from service.settings import load_settings
 from service.wiring import check_storage, open_services
 
 
 def main() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
     end_with_supervisor()
     try:
         settings = load_settings()
+        configure_logs(settings.log_format)
         services = open_services(settings)
         app = create_app(services)
         check_storage(services.storage)

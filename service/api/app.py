@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api import health, problems, routes
 from service.api.contract import contract
+from service.logs import about
 from service.wiring import Services
 
 
@@ -53,4 +54,6 @@ class RequestId:
                 MutableHeaders(scope=message)["x-request-id"] = request_id
             await send(message)
 
-        await self._app(scope, receive, send_with_id)
+        named = re.match(r"/v1/videos/(video_[0-9a-f]{32})(?![^/])", scope["path"])
+        with about(request_id=request_id, **({"video_id": named[1]} if named else {})):
+            await self._app(scope, receive, send_with_id)

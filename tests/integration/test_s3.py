@@ -123,7 +123,7 @@ class TestRefusal:
     @pytest.mark.parametrize("server", ["swift", "swift_tls"])
     def test_a_wrong_secret_is_named(self, request: pytest.FixtureRequest, server: str) -> None:
         settings = change(request.getfixturevalue(server), s3_secret_access_key="wrong")
-        with pytest.raises(ConfigurationError, match="IVMIX_S3_SECRET_ACCESS_KEY") as caught:
+        with pytest.raises(ConfigurationError, match="IVMIX_S3_SECRET_ACCESS_KEY do not belong together") as caught:
             check_storage(open_storage(settings))
         assert "wrong" not in str(caught.value)
 
