@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import pwd
-import signal
 import subprocess
 import sys
 import time
@@ -22,10 +21,11 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from service.embedded import free_port
+from service.embedded import _KEEPER, free_port
 from tests.certificates import Certificates
 
 START_TIMEOUT_S = 90.0
+STOP_TIMEOUT_S = 30.0
 ACCESS_KEY, SECRET_KEY = "test:tester", "testing"
 DOMAIN = "s3.test"  # buckets are also reachable as BUCKET.s3.test (virtual addressing)
 BACKENDS = ("account", "container", "object")
@@ -52,15 +52,21 @@ user = {user}
 swift_dir = {folder}
 log_level = WARNING
 """
-_BACKEND = """\
-devices = {folder}
+# A machine under load is slow, not broken: the defaults (half a second to connect) would lose listings and answer 503.
+_PATIENT = """\
+conn_timeout = 20
+node_timeout = 60
+"""
+_BACKEND = f"""\
+devices = {{folder}}
 mount_check = false
 disable_fallocate = true
 [pipeline:main]
-pipeline = {name}-server
-[app:{name}-server]
-use = egg:swift#{name}
-"""
+pipeline = {{name}}-server
+[app:{{name}}-server]
+use = egg:swift#{{name}}
+container_update_timeout = 60
+{_PATIENT}"""
 _FILTERS = "catch_errors gatekeeper healthcheck cache listing_formats s3api tempauth copy slo dlo versioned_writes"
 _PROXY = f"""\
 [pipeline:main]
@@ -68,7 +74,8 @@ pipeline = {_FILTERS} proxy-server
 [app:proxy-server]
 use = egg:swift#proxy
 account_autocreate = true
-[filter:s3api]
+error_suppression_limit = 1000
+{_PATIENT}[filter:s3api]
 use = egg:swift#s3api
 location = us-east-1
 storage_domain = {DOMAIN}
@@ -131,8 +138,10 @@ class SwiftServer:
 
     def __exit__(self, *_: object) -> None:
         for process in self._processes:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
+            assert process.stdin is not None
+            process.stdin.close()
+        for process in self._processes:
+            process.wait(STOP_TIMEOUT_S)
         self._processes.clear()
 
     def _launch(self, name: str, program: str, template: str) -> None:
@@ -142,7 +151,10 @@ class SwiftServer:
         config.write_text((_COMMON + template).format(**facts))
         with (self.folder / f"{name}.log").open("wb") as log:
             command = [sys.executable, "-W", "ignore", str(BIN / f"swift-{program}-server"), str(config)]
-            self._processes.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log))
+            kept = ["/bin/sh", "-c", _KEEPER, "keeper", *command]  # ends with us, even if we are killed
+            self._processes.append(
+                subprocess.Popen(kept, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True)
+            )
 
     def _wait_until_ready(self) -> None:
         """The whole way of a request, not only the door: the account is asked of the servers behind."""
