@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from redis import Redis
 from redis.client import Pipeline
 from rq import Queue
@@ -14,6 +16,15 @@ DELIVERED_TTL_S = 600  # RQ's own record of a job, kept after its end for somebo
 def generate_queue_name(model: str) -> str:
     """One queue per model, one queue per worker: RQ loses jobs that a multi-queue worker takes and drops (BLPOP)."""
     return f"gpu-{model}"
+
+
+def all_queues(redis: Redis) -> list[Queue]:
+    """Every queue that was ever sent to."""
+    return Queue.all(redis, serializer="json")  # pyright: ignore[reportUnknownMemberType]  # rq is typed in part
+
+
+def is_generate_queue(name: str) -> bool:
+    return name.startswith(generate_queue_name(""))
 
 
 def generate_queue(redis: Redis, model: str, *, job_timeout_s: int = 1800) -> Queue:
@@ -34,6 +45,14 @@ def send_generate(queue: Queue, job_id: str, *, pipeline: Pipeline | None = None
         at_front=at_front,
         pipeline=pipeline,
     )
+
+
+def recorded_generate(queue: Queue, job_id: str, *, at_front: bool = False) -> list[tuple[Any, ...]]:
+    """The Redis commands by which RQ would send the job, for a script that runs them after it has looked around."""
+    connection: Any = queue.connection  # redis-py leaves its pipelines untyped in part
+    recorder = connection.pipeline()
+    send_generate(queue, job_id, pipeline=recorder, at_front=at_front)
+    return [arguments for arguments, _options in recorder.command_stack]
 
 
 def queue_key(model: str) -> str:

@@ -16,6 +16,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from service.errors import StorageError
 
 CHUNK_BYTES = 256 * 1024
+PART = ".part-"  # begins the name of a file that is being written
 
 
 class VideoStorage(Protocol):
@@ -37,6 +38,10 @@ class VideoStorage(Protocol):
         """Where a browser can fetch it for a while without our help; None if we have to serve it ourselves."""
         ...
 
+    def keys(self, prefix: str) -> Iterator[str]:
+        """Everything under names that begin so."""
+        ...
+
     def delete(self, key: str) -> None:
         """A key that is not there is fine."""
         ...
@@ -51,7 +56,7 @@ class FileStorage:
         with _as_storage_error(key, OSError):
             _check_digest(path, sha256)
             target.parent.mkdir(parents=True, exist_ok=True)
-            part = target.parent / f".part-{secrets.token_hex(8)}"
+            part = target.parent / f"{PART}{secrets.token_hex(8)}"
             try:
                 _copy_to_disk(path, part)
                 part.replace(target)
@@ -82,6 +87,13 @@ class FileStorage:
 
     def url(self, key: str, *, filename: str, media_type: str) -> str | None:  # noqa: ARG002  # never one of our own
         return None
+
+    def keys(self, prefix: str) -> Iterator[str]:
+        folder = self._path(prefix + "x").parent
+        with _as_storage_error(prefix, OSError):
+            files = sorted(file for file in folder.rglob("*") if file.is_file()) if folder.is_dir() else []
+        names = (file.relative_to(self._root).as_posix() for file in files)
+        return (name for name in names if name.startswith(prefix) and not _is_part(name))
 
     def delete(self, key: str) -> None:
         with _as_storage_error(key, OSError):
@@ -149,6 +161,11 @@ class S3Storage:
             ExpiresIn=self._presign_seconds,
         )
 
+    def keys(self, prefix: str) -> Iterator[str]:
+        with _as_storage_error(prefix, BotoCoreError, ClientError):
+            for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=prefix):
+                yield from (entry["Key"] for entry in page.get("Contents", ()))
+
     def delete(self, key: str) -> None:
         with _as_storage_error(key, BotoCoreError, ClientError):
             self._client.delete_object(Bucket=self._bucket, Key=key)
@@ -157,6 +174,10 @@ class S3Storage:
 def sha256_of(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _is_part(name: str) -> bool:
+    return name.rpartition("/")[2].startswith(PART)
 
 
 def _check_digest(path: Path, sha256: str) -> None:

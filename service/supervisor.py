@@ -1,5 +1,5 @@
-"""All processes of one machine: the embedded server, the API, the workers. Starts them, restarts what crashes, and
-ends every one of them when it is told to, or when it is killed itself. Knows commands, not what they do."""
+"""All processes of one machine: the embedded server, the API, maintenance, the workers. Starts them, restarts what
+crashes, ends every one of them when it is told to, or when it is killed itself. Knows commands, not what they do."""
 
 from __future__ import annotations
 
@@ -74,6 +74,7 @@ class Supervisor:
                 SUPERVISOR: str(os.getpid()),
             }
             self._processes.append(_Process("api", [sys.executable, "-m", "service.api"]))
+            self._processes.append(_Process("maintenance", [sys.executable, "-m", "service.maintenance"]))
             for model in models:
                 for i in range(self.workers):
                     self._processes.append(_Process(f"worker {model} {i}", [sys.executable, "-m", "worker", model]))
