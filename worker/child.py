@@ -73,6 +73,7 @@ def main(connection: Connection, parent: int, settings: Settings, model: str) ->
 
 def serve(connection: Connection, parent: int, settings: Settings, load: Callable[[], Producer]) -> None:
     """Until the pipe closes."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     watch_parent(parent, lambda: os._exit(71))  # a child whose parent was killed would hold the GPU for ever
