@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+VIDEOS = "videos/"
+
 
 def videos(job_id: str) -> str:
     """Everything that executions of this job ever stored lies below."""
-    return f"videos/{job_id}/"
+    return f"{VIDEOS}{job_id}/"
 
 
 def execution(job_id: str, execution_id: str) -> str:

@@ -85,7 +85,7 @@ class Retention:
         return job.expires_at or (job.completed_at or job.created_at) + self._retention_s
 
     def _delete_files(self, job_id: str, *, keep: str | None = None) -> None:
-        for key in [*self._storage.keys(places.videos(job_id)), places.checkpoint(job_id)]:
+        for key in [*(stored.key for stored in self._storage.list(places.videos(job_id))), places.checkpoint(job_id)]:
             if keep is None or not key.startswith(keep):
                 self._storage.delete(key)
 

@@ -8,6 +8,7 @@ import secrets
 import shutil
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +18,13 @@ from service.errors import StorageError
 
 CHUNK_BYTES = 256 * 1024
 PART = ".part-"  # begins the name of a file that is being written
+
+
+@dataclass(frozen=True)
+class Stored:
+    key: str
+    size_bytes: int
+    modified_at: float  # unix seconds, by the storage's clock
 
 
 class VideoStorage(Protocol):
@@ -38,8 +46,8 @@ class VideoStorage(Protocol):
         """Where a browser can fetch it for a while without our help; None if we have to serve it ourselves."""
         ...
 
-    def keys(self, prefix: str) -> Iterator[str]:
-        """Everything under names that begin so."""
+    def list(self, prefix: str) -> Iterator[Stored]:
+        """Everything whose key begins so, sorted by key. What is being put right now is not there yet."""
         ...
 
     def delete(self, key: str) -> None:
@@ -88,12 +96,16 @@ class FileStorage:
     def url(self, key: str, *, filename: str, media_type: str) -> str | None:  # noqa: ARG002  # never one of our own
         return None
 
-    def keys(self, prefix: str) -> Iterator[str]:
-        folder = self._path(prefix + "x").parent
+    def list(self, prefix: str) -> Iterator[Stored]:
+        self._path(f"{prefix}x")
+        folder = self._root / prefix.rpartition("/")[0]
         with _as_storage_error(prefix, OSError):
-            files = sorted(file for file in folder.rglob("*") if file.is_file()) if folder.is_dir() else []
-        names = (file.relative_to(self._root).as_posix() for file in files)
-        return (name for name in names if name.startswith(prefix) and not _is_part(name))
+            paths = [path for path in folder.rglob("*") if not path.name.startswith(PART) and path.is_file()]
+        for path in sorted(paths):
+            key = path.relative_to(self._root).as_posix()
+            if key.startswith(prefix):
+                about = path.stat()
+                yield Stored(key, about.st_size, about.st_mtime)
 
     def delete(self, key: str) -> None:
         with _as_storage_error(key, OSError):
@@ -161,10 +173,11 @@ class S3Storage:
             ExpiresIn=self._presign_seconds,
         )
 
-    def keys(self, prefix: str) -> Iterator[str]:
+    def list(self, prefix: str) -> Iterator[Stored]:
         with _as_storage_error(prefix, BotoCoreError, ClientError):
             for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=prefix):
-                yield from (entry["Key"] for entry in page.get("Contents", ()))
+                for entry in page.get("Contents", ()):
+                    yield Stored(entry["Key"], entry["Size"], entry["LastModified"].timestamp())
 
     def delete(self, key: str) -> None:
         with _as_storage_error(key, BotoCoreError, ClientError):
@@ -174,10 +187,6 @@ class S3Storage:
 def sha256_of(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _is_part(name: str) -> bool:
-    return name.rpartition("/")[2].startswith(PART)
 
 
 def _check_digest(path: Path, sha256: str) -> None:

@@ -15,7 +15,7 @@ from service.lifeline import end_with_supervisor
 from service.settings import load_settings
 from service.wiring import Services, open_redis, open_services
 from worker import tasks
-from worker.resident import ChildDied, Resident
+from worker.resident import Child, ChildDied, Resident
 from worker.rq_worker import ResidentWorker
 from worker.runner import Runner
 
@@ -37,12 +37,12 @@ def main() -> int:
     return work(services, model, Resident(settings, model))
 
 
-def work(services: Services, model: str, child: Resident) -> int:
+def work(services: Services, model: str, child: Child) -> int:
     """Until a signal; the process's exit status."""
     for number in (signal.SIGINT, signal.SIGTERM):  # while the models load there is nothing to hand back
         signal.signal(number, _leave)
     try:
-        child.ensure()
+        child.ensure(lambda: None)
         runner = Runner(services.store, services.storage, child, services.settings)
         _work_through_outages(services, model, runner)
         return 0

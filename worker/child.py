@@ -86,7 +86,7 @@ def serve(connection: Connection, parent: int, settings: Settings, load: Callabl
         except EOFError:
             return
         if isinstance(message, Run):
-            keeper = Keeper(storage, places.checkpoint(message.job_id), every_s=settings.checkpoint_s)
+            keeper = Keeper(storage, places.checkpoint(message.job.id), every_s=settings.checkpoint_s)
             connection.send(_run(engine, storage, keeper, connection, message))
         # A Cancel or Drain that comes after its job has ended means nothing any more.
 
@@ -128,7 +128,7 @@ def _run(
 
 def _store(frames: video.Frames, storage: VideoStorage, run: Run) -> Output:
     """Files first, then the record: each execution writes under its own name, the record points at the winner's."""
-    prefix = places.execution(run.job_id, run.execution_id)
+    prefix = places.execution(run.job.id, run.execution_id)
     with tempfile.TemporaryDirectory(prefix="ivmix-") as scratch:
         film, thumbnail, sheet = (Path(scratch) / name for name in ("video.mp4", "thumbnail.webp", "spritesheet.jpg"))
         video.write_mp4(frames, film, fps=run.generation.fps)

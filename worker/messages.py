@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from service.jobs import Generation, Output, Phase
+from service.jobs import Generation, Job, Output, Phase
 
 
 @dataclass(frozen=True)
 class Run:
     """`may_resume`: an earlier execution got somewhere, and may have left its state behind."""
 
-    job_id: str
+    job: Job
     execution_id: str
-    generation: Generation
     may_resume: bool = False
+
+    @property
+    def generation(self) -> Generation:
+        return self.job.generation
 
 
 @dataclass(frozen=True)

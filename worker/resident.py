@@ -50,7 +50,7 @@ class Resident:
     def pid(self) -> int | None:
         return self._process.pid if self._process is not None and self._process.is_alive() else None
 
-    def ensure(self, beat: Callable[[], None] = lambda: None) -> None:
+    def ensure(self, beat: Callable[[], None]) -> None:
         """Have a child with loaded models; `beat` is called while it loads. Raises ChildDied if it does not."""
         if self._process is not None and self._process.is_alive():
             return

@@ -64,7 +64,7 @@ class Watch:
             self.child.kill()
             assert self._halt is not None
             return self._halt
-        self.child.send(Run(self.job.id, self.execution_id, self.job.generation, may_resume=self.job.step > 0))
+        self.child.send(Run(self.job, self.execution_id, may_resume=self.job.step > 0))
         return self._watch()
 
     def _watch(self) -> Done | Failed | Halt:

@@ -246,7 +246,7 @@ def test_zombie_that_wakes_up_commits_nothing(
     assert done.execution_id != first
 
     def is_tidy() -> bool:
-        return {key.split("/")[2] for key in services.storage.keys(places.videos(job_id))} == {done.execution_id}
+        return {file.key.split("/")[2] for file in services.storage.list(places.videos(job_id))} == {done.execution_id}
 
     wait_for(is_tidy, timeout_s=WAIT_S, hint="for the zombie's files to be removed")
 

@@ -12,6 +12,7 @@ from service.errors import StorageError
 from service.jobs import Job, JobError, JobState
 from service.queues import generate_queue
 from service.retention import AGAIN_S, ENDED, Retention
+from service.storage import sha256_of
 from service.store import job_key
 from service.wiring import Services
 from tests.factories import finish, make_job
@@ -45,8 +46,6 @@ def job(services: Services) -> Job:
 
 
 def put(services: Services, key: str, scratch: Path) -> str:
-    from service.storage import sha256_of
-
     file = scratch / "file"
     file.write_bytes(b"something")
     services.storage.put(file, key=key, media_type="video/mp4", sha256=sha256_of(file))
@@ -54,7 +53,7 @@ def put(services: Services, key: str, scratch: Path) -> str:
 
 
 def stored(services: Services) -> list[str]:
-    return [*services.storage.keys("videos/"), *services.storage.keys("checkpoints/")]
+    return [stored.key for prefix in ("videos/", "checkpoints/") for stored in services.storage.list(prefix)]
 
 
 def test_leftovers_of_a_finished_job_go_and_its_files_stay(
