@@ -157,6 +157,16 @@ return record
 """
 
 
+# KEYS: record, index, index of the owner. ARGV: id, then the record's fields and values.
+_RESTORE = """
+if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
+redis.call('HSET', KEYS[1], unpack(ARGV, 2))
+redis.call('ZADD', KEYS[2], 0, ARGV[1])
+redis.call('ZADD', KEYS[3], 0, ARGV[1])
+return 1
+"""
+
+
 class Verdict(StrEnum):
     """What a worker is told when it reports progress."""
 
@@ -196,6 +206,7 @@ class JobStore:
         self._create_script = self._redis.register_script(_CREATE)
         self._show_script = self._redis.register_script(_SHOW)
         self._delete_script = self._redis.register_script(_DELETE)
+        self._restore_script = self._redis.register_script(_RESTORE)
 
     def create(
         self, job: Job, queue: Queue, *, limits: Limits = NO_LIMITS, idempotency: Idempotency | None = None
@@ -229,6 +240,16 @@ class JobStore:
 
     def get(self, job_id: str) -> Job | None:
         return _decode(self._redis.hgetall(job_key(job_id)))
+
+    def exists(self, job_id: str) -> bool:
+        """Also for a record that cannot be read."""
+        return bool(self._redis.exists(job_key(job_id)))
+
+    def restore(self, job: Job) -> bool:
+        """Write the record of an ended job anew; False if there is one, which is left as it is."""
+        record = _encode(job.model_dump(mode="json", exclude_none=True))
+        flat = [part for pair in record.items() for part in pair]
+        return bool(self._restore_script([job_key(job.id), INDEX, owner_index(job.owner)], [job.id, *flat]))
 
     def show(self, job_id: str) -> tuple[Job, int | None] | None:
         """The job and how many are ahead of it, None once it does not wait any more; one round trip."""

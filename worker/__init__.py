@@ -5,7 +5,10 @@ rq_worker    the parent's RQ side; every override of RQ in one place
 tasks        what RQ calls by name: generate(job_id)
 runner       the story of one job as the parent sees it: start, progress, cancel, drain, end
 resident     the parent's handle on the child: start, talk, kill
+metrics      figures for Prometheus, read off what parent and child say
 child        the child's main loop
+delivery     frames -> files -> storage, and what earlier executions left of them
+scratch      finished files on this machine's disk until they are stored
 engine       prompt -> frames: encode, sample, decode
 models       a model by name -> encode, denoisers, decode
 components   one component's files -> a network, its weights compared with its configuration first

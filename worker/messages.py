@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from service.jobs import Generation, Output, Phase
+from service.jobs import Generation, Job, Output, Phase
 
 
 @dataclass(frozen=True)
 class Run:
-    job_id: str
+    job: Job
     execution_id: str
-    generation: Generation
+
+    @property
+    def generation(self) -> Generation:
+        return self.job.generation
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Progress:
 class Done:
     output: Output
     timings: dict[str, float]  # seconds per phase
-    peak_memory_mb: float
+    peak_memory_mb: float | None
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,11 @@ from enum import StrEnum
 from typing import assert_never
 
 from service.jobs import Job, JobError
+from service.logs import about
 from service.store import JobStore, Verdict
 from worker.messages import Cancel, Done, Failed, Message, Progress, Ready, Run, Stopped
 from worker.resident import Child, ChildDied
+from worker.scratch import Scratch
 
 log = logging.getLogger("ivmix.worker")
 
@@ -37,12 +39,20 @@ class Runner:
 
     store: JobStore
     child: Child
+    scratch: Scratch
     stall_timeout_s: float
     job_timeout_s: float
 
     def run(
         self, job_id: str, execution_id: str, *, beat: Callable[[], None], is_draining: Callable[[], bool]
     ) -> Ending:
+        with about(video_id=job_id, execution_id=execution_id):
+            ending = self._run(job_id, execution_id, beat, is_draining)
+        if ending is Ending.OVER:  # committed, or of no use to anybody; a job that comes again may need its files
+            self.scratch.discard(job_id, execution_id)
+        return ending
+
+    def _run(self, job_id: str, execution_id: str, beat: Callable[[], None], is_draining: Callable[[], bool]) -> Ending:
         job = self.store.start(job_id, execution_id)
         if job is None:
             log.info("%s is not waiting any more", job_id)
@@ -50,7 +60,7 @@ class Runner:
         log.info("%s started, attempt %d, execution %s", job_id, job.attempt, execution_id)
         try:
             self.child.ensure(beat)
-            self.child.send(Run(job_id, execution_id, job.generation))
+            self.child.send(Run(job, execution_id))
             return self._watch(job, execution_id, beat, is_draining)
         except ChildDied as e:
             log.error("%s: %s", job_id, e)

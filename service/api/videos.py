@@ -14,6 +14,7 @@ from service.api.content import content
 from service.api.problems import problem, responses
 from service.errors import VideoNotDeletable, VideoNotFound
 from service.jobs import Job
+from service.manifest import delete_files
 from service.store import Order
 from service.wiring import Services
 
@@ -86,10 +87,7 @@ def delete_video(video_id: str, writer: Writer, services: Wired) -> DeletedVideo
     if not job.state.is_terminal:
         raise VideoNotDeletable(f"The video '{job.id}' is {job.state}; cancel it first, or wait for its end.")
     # Files first: if this breaks off, the record is still there to be deleted again.
-    output = job.output
-    for key in (output.key, output.thumbnail_key, output.spritesheet_key) if output else ():
-        if key is not None:
-            services.storage.delete(key)
+    delete_files(services.storage, job.id)
     services.store.delete(job.id)
     log.info("%s deleted", job.id)
     return DeletedVideo(id=job.id)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import signal
 import sys
 import threading
@@ -11,13 +10,12 @@ from types import FrameType
 from service.courier.running import run
 from service.errors import ConfigurationError
 from service.lifeline import end_with_supervisor
+from service.logs import configure_logs
 from service.settings import load_settings
 from service.wiring import open_services
 
 
 def main() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
-    logging.getLogger("rq").setLevel(logging.WARNING)
     stopping = threading.Event()
 
     def stop(_number: int, _frame: FrameType | None) -> None:
@@ -27,7 +25,9 @@ def main() -> None:
         signal.signal(number, stop)
     end_with_supervisor()
     try:
-        services = open_services(load_settings())
+        settings = load_settings()
+        configure_logs(settings.log_format)
+        services = open_services(settings)
     except ConfigurationError as e:
         sys.exit(f"ivmix: {e.message}")
     try:

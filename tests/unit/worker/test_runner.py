@@ -14,6 +14,7 @@ from worker import runner as runner_module
 from worker.messages import Cancel, Done, Failed, Message, Progress, Run, Stopped
 from worker.resident import ChildDied
 from worker.runner import MAX_ATTEMPTS, Ending, Runner
+from worker.scratch import Scratch
 
 STEP = Progress(Phase.SAMPLING, 1, 20)
 
@@ -61,7 +62,7 @@ def run(
     job_timeout_s: float = 60,
     execution: str = "e1",
 ) -> Ending:
-    runner = Runner(services.store, child, stall_timeout_s, job_timeout_s)
+    runner = Runner(services.store, child, Scratch(services.settings.scratch_folder), stall_timeout_s, job_timeout_s)
     return runner.run(job.id, execution, beat=beat, is_draining=draining)
 
 
@@ -81,7 +82,9 @@ def test_finished_job_is_completed_with_what_the_child_measured(services: Servic
         {"sampling": 2.0},
         321.0,
     )
-    assert child.sent == [Run(job.id, "e1", job.generation)]
+    (sent,) = child.sent
+    assert isinstance(sent, Run)
+    assert (sent.job.id, sent.job.execution_id, sent.execution_id) == (job.id, "e1", "e1")
 
 
 def test_progress_is_in_the_record_while_the_child_works(services: Services, job: Job) -> None:
