@@ -215,14 +215,13 @@ class JobStore:
 
         Returns the job of the first such request if this one is a repetition. Raises QueueFull, IdempotencyKeyReused.
         """
-        name = f"{job.owner}:{idempotency.key}" if idempotency else ""
         keys = [
             job_key(job.id),
             queue.key,
             INDEX,
             owner_index(job.owner),
             f"ivm:waiting:{job.owner}",
-            f"ivm:idem:{name}",
+            idempotency_key(job.owner, idempotency.key) if idempotency else "ivm:idem:",
         ]
         record = _encode(job.model_dump(mode="json", exclude_none=True))
         flat = [part for pair in record.items() for part in pair]
@@ -237,6 +236,14 @@ class JobStore:
                 return self.get(what.decode()) or job
             case _:
                 _refuse(answer.decode(), int(what) if what.isdigit() else 0)
+
+    def find_repeated(self, owner: str, idempotency: Idempotency) -> Job | None:
+        """The job of an earlier request of this name. Raises IdempotencyKeyReused. `create` looks again."""
+        fingerprint, made = self._redis.hmget(idempotency_key(owner, idempotency.key), "fingerprint", "id")
+        job = None if made is None else self.get(made.decode())
+        if job is not None and fingerprint.decode() != idempotency.fingerprint:
+            raise IdempotencyKeyReused
+        return job
 
     def get(self, job_id: str) -> Job | None:
         return _decode(self._redis.hgetall(job_key(job_id)))
@@ -424,6 +431,10 @@ def job_key(job_id: str) -> str:
 
 def owner_index(owner: str) -> str:
     return f"ivm:jobs:{owner}"
+
+
+def idempotency_key(owner: str, key: str) -> str:
+    return f"ivm:idem:{owner}:{key}"
 
 
 def _refuse(answer: str, most: int) -> NoReturn:
