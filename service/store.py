@@ -262,7 +262,10 @@ class JobStore:
         """The job and how many are ahead of it, None once it does not wait any more; one round trip."""
         args = [queue_key(""), job_id, json.dumps(JobState.QUEUED)]
         record, *position = self._show_script([job_key(job_id)], args) or (None,)
-        return None if record is None else (Job.model_validate_json(record), position[0] if position else None)
+        if record is None:
+            return None
+        # No place: a worker has taken it from the queue and not yet said so. Nobody is ahead.
+        return Job.model_validate_json(record), (position[0] or 0) if position else None
 
     def list(
         self, *, limit: int = 20, order: Order = "desc", after: str | None = None, owner: str | None = None

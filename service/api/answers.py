@@ -135,7 +135,10 @@ class Model(Answer):
         default=list(COMBINATIONS), description="what `sampler.combination` may be; with R only if goback_first"
     )
     max_cost: float | None = Field(description="most network calls x pixels x frames of one video; null: no bound")
-    max_prompt_length: int
+    max_prompt_length: int = Field(description="characters")
+    max_prompt_tokens: int | None = Field(
+        description="what the text encoders read; a longer prompt is refused, not cut"
+    )
     can_draw: str | None
 
 
