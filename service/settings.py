@@ -114,7 +114,16 @@ class Settings(BaseSettings):
     )
 
     job_timeout_s: int = Field(default=1800, ge=1)
-    stall_timeout_s: int = Field(default=300, ge=1, description="no finished step for so long: the worker is stuck")
+    stall_timeout_s: float = Field(default=300, gt=0, description="no finished step for so long: the worker is stuck")
+    max_attempts: int = Field(
+        default=3, ge=1, description="a job whose worker dies so often fails; drains do not count"
+    )
+    lease_s: float = Field(default=45, gt=0, description="a worker that is silent for longer loses its job")
+    beat_s: float = Field(default=10, gt=0, description="how often a worker renews its lease")
+    look_s: float = Field(default=2, gt=0, description="how often the maintenance looks for lost jobs")
+    stop_grace_s: float = Field(default=20, gt=0, description="for the step under way, before its process is killed")
+    commit_patience_s: float = Field(default=600, gt=0, description="how long a finished video waits for Redis")
+    checkpoint_s: float = Field(default=20, gt=0, description="how much work a killed worker can lose")
 
     @field_validator("models", mode="before")
     @classmethod
@@ -156,6 +165,14 @@ class Settings(BaseSettings):
             raise ValueError(f"storage=s3 needs {', '.join(missing)}; set them or use {PREFIX}STORAGE=file")
         return self
 
+    @model_validator(mode="after")
+    def _beats_often_enough(self) -> Self:
+        if self.beat_s > self.lease_s / 3:
+            raise ValueError(
+                f"beat_s={self.beat_s:g} is above a third of lease_s={self.lease_s:g}: two lost beats would cost a job"
+            )
+        return self
+
     def _missing(self) -> list[str]:
         if self.storage != "s3":
             return []
@@ -163,6 +180,12 @@ class Settings(BaseSettings):
         # Without any key boto3 looks in its own places (instance role, ~/.aws).
         needed = ["s3_bucket", *(["s3_access_key_id", "s3_secret_access_key"] if has_one_key else [])]
         return [name for name in needed if not getattr(self, name)]
+
+    @property
+    def again_s(self) -> float:
+        """Between two tries of a worker while Redis is away: well below the reaper's grace of half a beat, so that who
+        has a job says so in time when Redis is back."""
+        return self.beat_s / 10
 
     @property
     def scratch_folder(self) -> Path:

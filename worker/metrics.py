@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 
 from service.jobs import Phase
 from service.metrics import StorageCall, StorageMetrics, serve_metrics
-from worker.messages import Cancel, Done, Failed, Message, Progress, Run, Stopped
+from worker.messages import Done, Failed, Message, Order, Progress, Run, Stopped
 from worker.resident import Child, ChildDied
 
 PHASE_BUCKETS_S = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)
@@ -45,6 +45,7 @@ class WorkerMetrics:
         )
         self._steps = Counter("ivmix_worker_steps", "Finished sampling steps", ("model",), registry=self.registry)
         self._is_busy = Gauge("ivmix_worker_busy", "Whether a job is worked on", registry=self.registry)
+        self._lost = Counter("ivmix_worker_leases_lost", "Jobs that went to somebody else", registry=self.registry)
         self._peak = Gauge("ivmix_worker_peak_memory_bytes", "Of the last finished job", registry=self.registry)
         ProcessCollector(registry=self.registry)
 
@@ -81,6 +82,9 @@ class WorkerMetrics:
         self._running, self._ended_at = None, self._now()
         self._is_busy.set(0)
 
+    def lost(self) -> None:
+        self._lost.inc()
+
     def serve(self, host: str, port: int) -> int:
         """The port. Raises ConfigurationError if it is taken."""
         return serve_metrics(self.registry, host, port, "WORKER_METRICS_PORT")
@@ -92,10 +96,10 @@ class MeasuredChild:
     def __init__(self, child: Child, metrics: WorkerMetrics) -> None:
         self._child, self._metrics = child, metrics
 
-    def ensure(self, beat: Callable[[], None] = lambda: None) -> None:
+    def ensure(self, beat: Callable[[], None]) -> None:
         self._child.ensure(beat)
 
-    def send(self, message: Run | Cancel) -> None:
+    def send(self, message: Order) -> None:
         if isinstance(message, Run):
             self._metrics.begin(message)
         try:
