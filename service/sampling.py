@@ -6,7 +6,8 @@ The worker's plan (package `sampler`) is what runs; a test holds its calls and t
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from itertools import product
 from typing import Annotated, Literal
 
@@ -129,6 +130,11 @@ class Spacing(Frozen):
 
 def network_calls(sampler: SamplerSettings, steps: int, spacing: Spacing) -> dict[str, int]:
     """Calls of each network, two guidance halves counted as one."""
+    return dict(_network_calls(sampler, steps, spacing))  # pyright: ignore[reportArgumentType]  # pydantic hashes what is frozen
+
+
+@lru_cache(maxsize=1024)  # every poll shows them
+def _network_calls(sampler: SamplerSettings, steps: int, spacing: Spacing) -> Mapping[str, int]:
     levels = [*spacing.timesteps(steps), 0]
     calls = Counter(model for model, src, dst in _moves(sampler, steps, spacing, levels) if src != dst)
     runs = sampler.iterations if sampler.name == "freeinit" else 1

@@ -16,7 +16,7 @@ from __future__ import annotations
 import builtins
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Literal, NoReturn
@@ -39,6 +39,7 @@ QUEUE_FULL_RETRY_S = 30  # a place gets free when a video is done, which takes a
 
 Order = Literal["asc", "desc"]
 Page = tuple[list[Job], bool]
+Shown = tuple[Job, int | None]
 
 # KEYS: record, queue, index, index of the owner, its waiting jobs, idempotency record, active jobs. ARGV: prefix of
 # records, id, fingerprint ("" = no idempotency key), its life in seconds, most that may wait, most of this owner,
@@ -91,20 +92,25 @@ end
 return {'created', id}
 """
 
-# KEYS: record. ARGV: prefix of queues, id, queued. Returns the record and how many are ahead, in one round trip. The
-# record comes as one text: the values are JSON already, and a reply of fifty parts takes the client long to read.
+# KEYS: records. ARGV: prefix of queues, queued, the ids. Returns each record and how many are ahead, in one round trip.
+# A record comes as one text: the values are JSON already, and a reply of fifty parts takes the client long to read.
 _SHOW = """
-local record = redis.call('HGETALL', KEYS[1])
-if #record == 0 then return {} end
-local parts, state, generation = {}, nil, nil
-for i = 1, #record, 2 do
-  local name, value = record[i], record[i + 1]
-  parts[#parts + 1] = '"' .. name .. '":' .. value
-  if name == 'state' then state = value elseif name == 'generation' then generation = value end
+local function show(key, id)
+  local record = redis.call('HGETALL', key)
+  if #record == 0 then return {} end
+  local parts, state, generation = {}, nil, nil
+  for i = 1, #record, 2 do
+    local name, value = record[i], record[i + 1]
+    parts[#parts + 1] = '"' .. name .. '":' .. value
+    if name == 'state' then state = value elseif name == 'generation' then generation = value end
+  end
+  local text = '{' .. table.concat(parts, ',') .. '}'
+  if state ~= ARGV[2] then return {text} end
+  return {text, redis.call('LPOS', ARGV[1] .. cjson.decode(generation).model, id)}
 end
-local text = '{' .. table.concat(parts, ',') .. '}'
-if state ~= ARGV[3] then return {text} end
-return {text, redis.call('LPOS', ARGV[1] .. cjson.decode(generation).model, ARGV[2])}
+local shown = {}
+for i, key in ipairs(KEYS) do shown[i] = show(key, ARGV[i + 2]) end
+return shown
 """
 
 # KEYS: record, outbox, listeners. ARGV: states it may be in (|state|state|), execution it must belong to ("" = any),
@@ -306,14 +312,14 @@ class JobStore:
         flat = [part for pair in record.items() for part in pair]
         return bool(self._restore_script([job_key(job.id), INDEX, owner_index(job.owner), ACTIVE], [job.id, *flat]))
 
-    def show(self, job_id: str) -> tuple[Job, int | None] | None:
+    def show(self, job_id: str) -> Shown | None:
         """The job and how many are ahead of it, None once it does not wait any more; one round trip."""
-        args = [queue_key(""), job_id, json.dumps(JobState.QUEUED)]
-        record, *position = self._show_script([job_key(job_id)], args) or (None,)
-        if record is None:
-            return None
-        # No place: a worker has taken it from the queue and not yet said so. Nobody is ahead.
-        return Job.model_validate_json(record), (position[0] or 0) if position else None
+        return self.show_many([job_id])[0]
+
+    def show_many(self, job_ids: Sequence[str]) -> builtins.list[Shown | None]:
+        """As `show`, still one round trip."""
+        args = [queue_key(""), json.dumps(JobState.QUEUED), *job_ids]
+        return [_shown(*found) for found in self._show_script([job_key(job_id) for job_id in job_ids], args)]
 
     def list(
         self, *, limit: int = 20, order: Order = "desc", after: str | None = None, owner: str | None = None
@@ -490,6 +496,13 @@ class JobStore:
         news = oldest_kept() if already else ""
         keys = [job_key(job_id), OUTBOX, LISTENERS]
         return bool(self._move_script(keys, [_one_of(sources), owner, done, news, *flat]))
+
+
+def _shown(record: bytes | None = None, *position: int | None) -> Shown | None:
+    if record is None:
+        return None
+    # No place: a worker has taken it from the queue and not yet said so. Nobody is ahead.
+    return Job.model_validate_json(record), (position[0] or 0) if position else None
 
 
 def job_key(job_id: str) -> str:

@@ -6,7 +6,7 @@ import logging
 
 import torch
 
-from sampler import LatentsNotFinite
+from sampler import BadSetting, LatentsNotFinite
 from worker.messages import Failed
 from worker.text import PromptTooLong
 
@@ -25,7 +25,7 @@ def failure_of(e: Exception, device: torch.device) -> Failed:
             return Failed("not_finite", NOT_FINITE, can_retry=False)
         case PromptTooLong():
             return Failed("prompt_too_long", f"A prompt is too long: {e}.", can_retry=False)
-        case ValueError():  # what the engine refuses: final, and the client's to change
+        case BadSetting():  # final, and the client's to change; any other ValueError is our mistake
             return Failed("invalid_input", str(e), can_retry=False)
         case torch.OutOfMemoryError():
             log.error("out of memory", exc_info=e)

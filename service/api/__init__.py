@@ -6,6 +6,7 @@ limits        requests per minute
 creation      POST /v1/videos, remix
 sync          POST /v1/videos/sync: create and wait
 videos        status, list, delete, cancel, download
+polls         status polls that arrive together, looked up together
 events        GET /v1/videos/{id}/events: progress as server-sent events
 models        /v1/models
 queue_report  /v1/queue

@@ -28,6 +28,7 @@ from service.api.contract import ABOUT, TAGS, contract
 from service.api.held import Held
 from service.api.limits import RateLimiter
 from service.api.metrics import Measured, Metrics
+from service.api.polls import PollRoute, Polls
 from service.logs import about
 from service.wiring import Services
 
@@ -53,6 +54,8 @@ def create_app(services: Services) -> FastAPI:
     app.state.rate_limiter = RateLimiter(services.redis)
     app.state.held = Held(settings.max_held)
     app.state.metrics = Metrics(services)
+    app.state.polls = Polls(services.store.show_many)
+    app.router.routes.append(PollRoute("/v1/videos/{video_id}", videos.poll, methods=["GET"], include_in_schema=False))
     for part in (videos, creation, events, sync, models, queue_report, webhook_routes):
         app.include_router(part.router, responses=problems.responses(500, 503))
     app.include_router(health.router)

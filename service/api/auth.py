@@ -77,7 +77,8 @@ def allowed(scope: Scope) -> Callable[[Request], Awaitable[Principal]]:
     return check
 
 
-Reader = Annotated[Principal, Depends(allowed(Scope.READ))]
+get_reader = allowed(Scope.READ)
+Reader = Annotated[Principal, Depends(get_reader)]
 Writer = Annotated[Principal, Depends(allowed(Scope.WRITE))]
 
 

@@ -32,6 +32,21 @@ def test_quality_benchmark_prints_a_table_and_goes_on_from_what_it_left(tmp_path
     assert sheet.stat().st_size > 1000
 
 
+def test_api_load_prints_latencies_of_creating_and_polls_beside_a_bare_endpoint(tmp_path: Path) -> None:
+    result = tmp_path / "load.json"
+    quick = ("--rates", "5", "10", "--seconds", "1", "--rounds", "1", "--connections", "2", "--json", str(result))
+    printed = run("benchmarks.api_load", *quick)
+    assert [line.split()[:3] for line in printed.splitlines() if "p50" in line] == [["creating", "p50", "ms"]]
+    assert [line.split("  ")[0] for line in printed.splitlines() if line.endswith(("5/5", "10/10"))] == [
+        "5 per second",
+        "10 per second",
+    ]
+    found = json.loads(result.read_text())
+    assert list(found["polls"]) == ["bare, async def", "bare, def", "status poll"]
+    assert all(arm["per_second"] > 0 and arm["cpu_ms"] > 0 for arm in found["polls"].values())
+    assert all(0 < rate["p50"] <= rate["p95"] <= rate["p99"] for rate in found["create"].values())
+
+
 def test_evaluation_scores_a_variant(tmp_path: Path) -> None:
     result = tmp_path / "evaluation.json"
     files = ("--json", str(result), "--sheet", str(tmp_path / "sheet.png"))

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sampler import BadSetting
 from service.jobs import Phase
 from tests.factories import make_generation
 from worker.engine import Engine
@@ -105,7 +106,8 @@ def test_second_clip_without_room_is_tried_again_in_a_new_process(engine: Engine
 @pytest.mark.parametrize(
     ("error", "code", "can_retry", "is_broken"),
     [
-        (ValueError("no such order"), "invalid_input", False, False),
+        (BadSetting("no such order"), "invalid_input", False, False),
+        (ValueError("shapes of a network"), "internal_error", True, False),
         (RuntimeError("a bug"), "internal_error", True, False),
         (torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), "internal_error", True, True),
     ],
