@@ -2,7 +2,7 @@
 
 What it is to do wrong stands in the prompt, as name@step: `die`, `hang`, `fail` (the device is lost), `late` (waits
 until the file named in FAKE_GATE exists). FAKE_STEP_S is the time of a step. FAKE_WINDOW names a file that is made when
-a job has been taken and not started; the worker stays there until it is told to stop. FAKE_CLOCK_S sets its clock wrong.
+a job has been taken and not started; the worker stays there until it is told to stop. FAKE_CLOCK_S: tests/clocks.py.
 """
 
 from __future__ import annotations

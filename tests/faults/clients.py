@@ -6,6 +6,7 @@ import random
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,8 +16,10 @@ from tests.faults.history import History
 
 TIMEOUT_S = 8.0
 OPEN_AT_ONCE = 4  # videos that a client waits for
+AHEAD = 8  # videos asked for before the faults begin
+STEPS = (10, 60)
 PROMPTS = ("a red circle moving right on a teal background", "a blue square moving up on a black background")
-CANCELS, DELETES, NAMES, REPEATS = 0.1, 0.1, 0.6, 0.1  # how often
+CANCELS, DELETES, NAMES, REPEATS = 0.12, 0.1, 0.6, 0.1  # of all videos
 ENDED = ("completed", "failed")
 
 
@@ -32,11 +35,10 @@ class Clients:
     count: int = 4
     accepted: set[str] = field(default_factory=set)
     stopping: threading.Event = field(default_factory=threading.Event)
-    _wanted: threading.Semaphore = field(init=False)
+    progress: Callable[[], float] = lambda: 1.0  # 0 to 1: the jobs are spread over the faults
+    _submitted: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
     _threads: list[threading.Thread] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self._wanted = threading.Semaphore(self.jobs)
 
     def __enter__(self) -> Clients:
         for i in range(self.count):
@@ -55,7 +57,11 @@ class Clients:
         return len(self.accepted) >= self.jobs
 
     def may_submit(self) -> bool:
-        return self._wanted.acquire(blocking=False)
+        with self._lock:
+            if self._submitted >= min(self.jobs, AHEAD + self.jobs * self.progress()):
+                return False
+            self._submitted += 1
+            return True
 
 
 @dataclass
@@ -64,6 +70,7 @@ class Client:
     all: Clients
     chance: random.Random
     open: list[str] = field(default_factory=list)
+    doomed: set[str] = field(default_factory=set)  # will be cancelled, some time
 
     def live(self) -> None:
         with httpx2.Client(base_url=self.all.url, timeout=TIMEOUT_S, trust_env=False) as http:
@@ -79,7 +86,7 @@ class Client:
         key = uuid.UUID(int=self.chance.getrandbits(128)).hex if self.chance.random() < NAMES else None
         body = {
             "prompt": self.chance.choice(PROMPTS),
-            "num_inference_steps": self.chance.randint(5, 30),
+            "num_inference_steps": self.chance.randint(*STEPS),
             "seed": self.chance.randrange(2**32),
             "callback_url": self.all.callback_url,
         }
@@ -89,13 +96,16 @@ class Client:
             if answer is not None and "id" in answer:
                 self.all.accepted.add(answer["id"])
                 self.open.append(answer["id"])
+                if self.chance.random() < CANCELS:
+                    self.doomed.add(answer["id"])
                 if key and self.chance.random() < REPEATS:  # as after an answer that got lost
                     self._ask(http, "submit", "POST", "/v1/videos", key=key, json=body, headers=headers)
                 return
             self.all.stopping.wait(self.chance.uniform(0.2, 1.0))
 
     def _look_after(self, http: httpx2.Client, video_id: str) -> None:
-        if self.chance.random() < CANCELS / 4:  # of many looks at one video
+        if video_id in self.doomed and self.chance.random() < 0.2:
+            self.doomed.discard(video_id)
             self._ask(http, "cancel", "POST", f"/v1/videos/{video_id}/cancel", id=video_id)
         video = self._ask(http, "poll", "GET", f"/v1/videos/{video_id}", id=video_id)
         if video is None or video.get("status") not in ENDED:

@@ -13,7 +13,7 @@ Line = dict[str, Any]
 
 
 class History:
-    """Each line has t (seconds, monotonic), wall (unix seconds), who, what, and what belongs to it. For many threads."""
+    """Each line: t (monotonic seconds), wall (unix seconds), who, what, and what belongs to it. For threads."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -214,7 +214,7 @@ class House:
             "IVMIX_WEBHOOK_TIMEOUT_S": str(WEBHOOK_TIMEOUT_S),
             "IVMIX_WEBHOOK_RETRY_DELAYS_S": ",".join(["0.3", "0.5", "1"] + ["2"] * 60),
             "IVMIX_WEBHOOK_CONCURRENCY": "4",
-            "FAKE_STEP_S": "0.05",
+            "FAKE_STEP_S": "0.1",
             "OMP_NUM_THREADS": "1",
         }
 

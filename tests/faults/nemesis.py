@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from redis.exceptions import RedisError
+from rq import Worker
 
 from service.jobs import Callback, Job, JobState, Phase
 from service.queues import generate_queue
@@ -101,12 +102,8 @@ class Blow:
 
     def _at_work(self) -> dict[int, str]:
         """Process ids of workers -> their jobs, by RQ's books."""
-        found: dict[int, str] = {}
-        for key in self._redis.smembers("rq:workers"):
-            pid, job_id = self._redis.hmget(key, "pid", "current_job")
-            if pid and job_id:
-                found[int(pid)] = job_id.decode()
-        return found
+        workers: list[Any] = Worker.all(connection=self._redis, serializer="json")
+        return {worker.pid: job_id for worker in workers if (job_id := worker.get_current_job_id())}
 
 
 Act = Callable[[Blow], Iterator[float]]  # breaks, yields how long it lasts, mends
@@ -357,6 +354,7 @@ class Nemesis:
     house: House
     history: History
     plan: list[Planned]
+    progress: float = 0.0  # 0 to 1
     _places: dict[str, threading.Lock] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -373,8 +371,10 @@ class Nemesis:
             threads.append(thread)
             if not planned.overlaps:
                 thread.join()
+            self.progress = (planned.number + 1) / len(self.plan)
         for thread in threads:
             thread.join()
+        self.progress = 1.0
 
     def _strike(self, planned: Planned) -> None:
         kind = KINDS[planned.kind]

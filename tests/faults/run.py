@@ -67,7 +67,7 @@ class Run:
     def _fight(self, house: House, notes: History) -> None:
         nemesis = Nemesis(house, notes, draw(self.seed, self.faults))
         raging = threading.Thread(target=nemesis.rage, args=(threading.Event(),), name="nemesis", daemon=True)
-        clients = Clients(house.url, house.receiver.url, notes, jobs=self.jobs, seed=self.seed)
+        clients = Clients(house.url, house.receiver.url, notes, self.jobs, self.seed, progress=lambda: nemesis.progress)
         notes.note("run", "begins")
         with clients:
             raging.start()
