@@ -386,7 +386,7 @@ class Nemesis:
         what = {"number": planned.number, "kind": planned.kind}
 
         def note(**details: Any) -> None:
-            told.update(details)
+            told.update(details, at=round(time.monotonic(), 3))
             if "poisoned" in details:
                 self.history.note("nemesis", "poisoned", id=details["poisoned"])
 

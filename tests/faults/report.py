@@ -13,11 +13,14 @@ from tests.faults.checker import Violation, ends_of
 from tests.faults.history import Line
 from tests.faults.nemesis import KINDS
 
-# From when on, and until what: the video that was hit is worked on again or has ended, a video ends, a webhook arrives.
+# Until what: the video that was hit is worked on again or has ended, the process has ended, a webhook arrives; for all
+# others, a video is completed.
 VICTIM = {
-    *("kill -9 child", "kill -9 parent", "SIGTERM", "SIGTERM twice", "frozen parent", "frozen worker"),
+    *("kill -9 child", "kill -9 parent", "frozen parent", "frozen worker"),
     *("Redis silent to a worker", "queue entry lost", "scratch disk full"),
 }
+LATE = 200  # so many lines may come between a blow and its being told
+EXIT = {"SIGTERM", "SIGTERM twice"}
 WEBHOOK = {"receiver down", "receiver slow", "receiver says 410", "kill -9 courier"}
 NOTHING = {"clock skew", "poisoned record", "job queued twice", "kill -9 maintenance"}  # no way to see it recover
 
@@ -32,8 +35,7 @@ def show(lines: Sequence[Line], violations: Sequence[Violation], console: Consol
     answers = Counter(line["answer"] or "none" for line in webhooks)
     told = {line["id"] for line in webhooks if "id" in line}
     console.print(f"webhooks: {len(webhooks)} attempts for {len(told)} videos, answers {dict(answers)}")
-    for number, name in enumerate(("accepted by clients", "faults", "violations")):
-        console.print(f"{name}: {(len(accepted), len(faults), len(violations))[number]}")
+    console.print(f"accepted by clients: {len(accepted)}\nfaults: {len(faults)}\nviolations: {len(violations)}")
     for violation in violations:
         console.print(f"  {violation.invariant} {violation.id}: {violation.text}", style="red", markup=False)
 
@@ -62,7 +64,7 @@ def _faults(lines: Sequence[Line], faults: Sequence[Line]) -> Table:
 
 
 def recoveries(lines: Sequence[Line]) -> dict[str, list[float]]:
-    """Kind -> seconds. A victim's count from the fault, the others' from when it was mended."""
+    """Kind -> seconds. Those of a victim or an exit count from the fault, the others' from when it was mended."""
     found: dict[str, list[float]] = defaultdict(list)
     executions: dict[str, str | None] = {}
     for i, line in enumerate(lines):
@@ -71,10 +73,12 @@ def recoveries(lines: Sequence[Line]) -> dict[str, list[float]]:
         kind = line.get("kind")
         if line["who"] != "nemesis" or kind in NOTHING or kind not in KINDS:
             continue
-        if line["what"] == ("fault" if kind in VICTIM else "mended"):
-            end = _recovered(lines[i + 1 :], line, executions.get(line.get("victim", "")))
+        if line["what"] == ("fault" if kind in VICTIM | EXIT else "mended"):
+            since = line.get("at", line["t"]) if line["what"] == "fault" else line["t"]
+            later = [told for told in lines[max(0, i - LATE) :] if told["t"] >= since]
+            end = _recovered(later, line, executions.get(line.get("victim", "")))
             if end is not None:
-                found[kind].append(end - line["t"])
+                found[kind].append(end - since)
     return found
 
 
@@ -82,6 +86,8 @@ def _recovered(later: Sequence[Line], fault: Line, execution: str | None) -> flo
     for line in later:
         if fault["kind"] in WEBHOOK:
             is_well = line["who"] == "receiver" and line["answer"] in (204, 410)
+        elif fault["kind"] in EXIT:
+            is_well = (line["what"], line.get("name")) == ("ended", fault["target"])
         elif line["who"] != "observer":
             continue
         elif fault["kind"] in VICTIM:
