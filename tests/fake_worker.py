@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from service.jobs import Generation, Phase
+from service.logs import configure_logs
 from service.settings import Settings, load_settings
 from service.wiring import open_services
 from tests.clocks import set_clock_wrong
@@ -119,6 +120,7 @@ def main() -> int:
     if window := os.environ.get("FAKE_WINDOW"):
         stay_in_window(Path(window))
     settings = load_settings()
+    configure_logs(settings.log_format)
     child = MeasuredChild(Resident(settings, "demo", enter), WorkerMetrics())
     return work(open_services(settings), "demo", child)
 

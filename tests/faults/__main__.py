@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -28,6 +29,7 @@ def main(
         for planned in draw(seed, faults):
             console.print(f"{planned.number:4}  +{planned.pause_s:.1f} s  {planned.kind}")
         return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # takes everything down in order
     run = Run(folder or Path(tempfile.mkdtemp(prefix="ivmix-faults-")), jobs, faults, seed)
     console.print(f"seed {seed}: {jobs} videos, {faults} faults; history in {run.path}")
     lines, violations = run.go()

@@ -38,6 +38,7 @@ class Video:
     states: list[tuple[str | None, str | None]] = field(default_factory=list)  # as logged by Redis: state, execution
     told: list[Line] = field(default_factory=list)  # answers to clients
     webhooks: list[Line] = field(default_factory=list)
+    commits: set[str] = field(default_factory=set)  # executions whose worker was told that its end is the one
     record: Line | None = None
     is_accepted: bool = False
     is_poisoned: bool = False
@@ -139,6 +140,10 @@ def _one_commits(video: Video, _objects: dict[str, Line], _attempts: int) -> Ite
                 pass
     if commits > 1:
         yield f"committed {commits} times"
+    if len(video.commits) > 1:
+        yield f"{len(video.commits)} executions believe that they committed: {', '.join(sorted(video.commits))}"
+    if owner is not None and video.commits - {owner}:
+        yield f"{video.commits} committed what belonged to {owner}"
 
 
 JUDGES: dict[str, Judge] = {
@@ -186,6 +191,8 @@ def _videos(lines: Sequence[Line]) -> dict[str, Video]:
                 videos[video_id].record = line
             case {"who": "receiver", "id": video_id}:
                 videos[video_id].webhooks.append(line)
+            case {"what": "commit", "id": video_id}:
+                videos[video_id].commits.add(line["execution"])
             case {"who": "nemesis", "what": "poisoned", "id": video_id}:
                 videos[video_id].is_poisoned = True
             case {"what": "submit" | "poll" | "cancel" | "delete", "id": video_id}:

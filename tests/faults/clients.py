@@ -17,7 +17,7 @@ from tests.faults.history import History
 TIMEOUT_S = 8.0
 OPEN_AT_ONCE = 4  # videos that a client waits for
 AHEAD = 8  # videos asked for before the faults begin
-STEPS = (10, 60)
+STEPS = (5, 25)
 PROMPTS = ("a red circle moving right on a teal background", "a blue square moving up on a black background")
 CANCELS, DELETES, NAMES, REPEATS = 0.12, 0.1, 0.6, 0.1  # of all videos
 ENDED = ("completed", "failed")
@@ -36,6 +36,7 @@ class Clients:
     accepted: set[str] = field(default_factory=set)
     stopping: threading.Event = field(default_factory=threading.Event)
     progress: Callable[[], float] = lambda: 1.0  # 0 to 1: the jobs are spread over the faults
+    _clients: list[Client] = field(default_factory=list)
     _submitted: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _threads: list[threading.Thread] = field(default_factory=list)
@@ -43,6 +44,7 @@ class Clients:
     def __enter__(self) -> Clients:
         for i in range(self.count):
             client = Client(f"client-{i}", self, random.Random(f"{self.seed}.{i}"))
+            self._clients.append(client)
             self._threads.append(threading.Thread(target=client.live, name=client.name, daemon=True))
             self._threads[-1].start()
         return self
@@ -55,6 +57,14 @@ class Clients:
     @property
     def have_all(self) -> bool:
         return len(self.accepted) >= self.jobs
+
+    @property
+    def watched(self) -> int:
+        """Videos whose end their client has not seen."""
+        return sum(len(client.open) for client in self._clients)
+
+    def are_so_far(self, progress: float) -> bool:
+        return len(self.accepted) >= self.jobs * progress - AHEAD
 
     def may_submit(self) -> bool:
         with self._lock:

@@ -6,7 +6,9 @@ wire of its own, and all the storage by one proxy.
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -38,6 +40,7 @@ LEASE_S, BEAT_S, LOOK_S = 4.0, 0.5, 0.2
 WEBHOOK_TIMEOUT_S = 2.0
 READY_S = 120.0  # until everything answers, on a busy machine
 STOP_S = 60.0
+COMMITTED = re.compile(rb'^\{.*"event": "(video_[0-9a-f]{32}) completed, ')
 RESTART_S = 0.3  # as a supervisor would, after a process has ended
 
 WORKERS = ("worker-0", "worker-1", "worker-2")
@@ -182,10 +185,21 @@ class House:
                 start_new_session=True,
             )
             # By a pipe: the limit on the size of files that stands for a full disk would also hold for a log.
-            threading.Thread(target=_copy, args=(handle, log), daemon=True).start()
+            threading.Thread(target=self._listen, args=(name, handle, log), daemon=True).start()
             return handle
 
         return Process(name, start, start(0.0))
+
+    def _listen(self, name: str, handle: subprocess.Popen[bytes], log: Path) -> None:
+        """Keep the log, and note what it says of commits: Redis' own log does not tell who wrote."""
+        assert handle.stdout is not None
+        with log.open("ab") as file:
+            for line in handle.stdout:
+                file.write(line)
+                file.flush()
+                if said := COMMITTED.search(line):
+                    told = json.loads(line)
+                    self.history.note(name, "commit", id=said[1].decode(), execution=told["execution_id"])
 
     def _environment(self, name: str) -> dict[str, str]:
         return {
@@ -247,11 +261,3 @@ class House:
         self.receiver.secret = wait_for(answers, timeout_s=READY_S, hint="from the API")
         for name in WORKERS:
             wait_for(lambda name=name: self.processes[name].child, timeout_s=READY_S, hint=f"of {name}")
-
-
-def _copy(handle: subprocess.Popen[bytes], log: Path) -> None:
-    assert handle.stdout is not None
-    with log.open("ab") as file:
-        for line in handle.stdout:
-            file.write(line)
-            file.flush()

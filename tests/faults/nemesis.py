@@ -354,6 +354,7 @@ class Nemesis:
     house: House
     history: History
     plan: list[Planned]
+    may_strike: Callable[[float], bool]  # whether the jobs are so far, 0 to 1: the faults are spread over them
     progress: float = 0.0  # 0 to 1
     _places: dict[str, threading.Lock] = field(init=False)
 
@@ -364,7 +365,9 @@ class Nemesis:
         """All of the plan, or until `stopping`; in the end everything is mended."""
         threads: list[threading.Thread] = []
         for planned in self.plan:
-            if stopping.wait(planned.pause_s):
+            while not stopping.wait(planned.pause_s) and not self.may_strike(self.progress):
+                pass
+            if stopping.is_set():
                 break
             thread = threading.Thread(target=self._strike, args=(planned,), name=planned.kind, daemon=True)
             thread.start()

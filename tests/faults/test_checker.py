@@ -81,6 +81,7 @@ GOOD = {
         last=(),
         more=(line("nemesis", "poisoned", id=V),),
     ),
+    "its worker heard of it": story(more=(line("worker-0", "commit", id=V, execution="e1"),)),
     "killed on purpose": story(more=(line("house", "ended", name="api", code=-9, by="hit"),)),
 }
 
@@ -126,6 +127,11 @@ BAD = {
         "I7",
         story(states=[*STATES[:2], state("queued"), state("running", "e2"), state("completed", "e1")]),
     ),
+    "two believe that they committed": (
+        "I7",
+        story(more=tuple(line(f"worker-{i}", "commit", id=V, execution=f"e{i}") for i in (1, 2))),
+    ),
+    "a zombie believes that it committed": ("I7", story(more=(line("worker-0", "commit", id=V, execution="e0"),))),
     "taken from one who has it": ("I7", story(states=[*STATES[:2], state("running", "e2"), state("completed", "e2")])),
     "process crashes": ("I8", story(more=(line("house", "ended", name="courier-0", code=1, by="itself"),))),
     "process does not stop": ("I8", story(more=(line("house", "does not stop", name="worker-0"),))),
