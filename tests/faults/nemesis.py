@@ -14,7 +14,7 @@ import resource
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -336,14 +336,14 @@ KINDS: dict[str, Kind] = {
 }
 
 
-def draw(seed: int, count: int) -> list[Planned]:
-    """The same for the same seed, and of any number of faults all kinds come nearly equally often."""
+def draw(seed: int, count: int, kinds: Sequence[str] = ()) -> list[Planned]:
+    """The same for the same seed, and of any number of faults all kinds (or these only) come nearly equally often."""
     chance = random.Random(seed)
     bag: list[str] = []
     plan: list[Planned] = []
     for number in range(count):
         if not bag:
-            bag = chance.sample(list(KINDS), len(KINDS))
+            bag = chance.sample(list(kinds or KINDS), len(kinds or KINDS))
         pause_s, overlaps = chance.uniform(0.2, 1.5), chance.random() < OVERLAP
         plan.append(Planned(number, bag.pop(), pause_s, overlaps, f"{seed}.{number}"))
     return plan

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ class Run:
     jobs: int
     faults: int
     seed: int
+    kinds: Sequence[str] = ()  # of faults; all if empty
 
     @property
     def path(self) -> Path:
@@ -66,7 +68,7 @@ class Run:
 
     def _fight(self, house: House, notes: History) -> None:
         clients = Clients(house.url, house.receiver.url, notes, self.jobs, self.seed, progress=lambda: nemesis.progress)
-        nemesis = Nemesis(house, notes, draw(self.seed, self.faults), may_strike=clients.are_so_far)
+        nemesis = Nemesis(house, notes, draw(self.seed, self.faults, self.kinds), may_strike=clients.are_so_far)
         raging = threading.Thread(target=nemesis.rage, args=(threading.Event(),), name="nemesis", daemon=True)
         notes.note("run", "begins")
         with clients:
