@@ -96,8 +96,8 @@ class Maintenance:
     def _lead(self, lock: Any) -> None:  # Any: redis-py types its lock for sync and async at once
         led = self._is_leading.is_set()
         try:
-            leads = bool(lock.reacquire()) if led else bool(lock.acquire(blocking=False))
-        except (LockError, RedisError) as e:
+            leads = _renews(lock) or bool(lock.acquire(blocking=False))
+        except RedisError as e:
             log.warning("not leading: %s", type(e).__name__)
             leads = False
         if leads != led:
@@ -114,6 +114,14 @@ class Maintenance:
                 log.error("%s: Redis is away: %s", duty.name, type(e).__name__)
             except Exception:
                 log.exception("%s failed; next try in %.0f s", duty.name, duty.every_s)
+
+
+def _renews(lock: Any) -> bool:
+    """Whether we had it, and have it for longer now; also after an outage, before which we did."""
+    try:
+        return bool(lock.reacquire())
+    except LockError:  # it never was ours, or is not any more
+        return False
 
 
 def main() -> int:

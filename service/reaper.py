@@ -72,13 +72,15 @@ class Reaper:
         """Bring back what has been missing for `grace_s`. Safe to run twice at a time."""
         try:
             strays = self._strays()
+            now = self._clock()
+            self._since = {stray: self._since.get(stray, now) for stray in strays}
+            for stray in [stray for stray, since in self._since.items() if now - since >= self._grace_s]:
+                self._bring_back(stray)
         except RedisError:
-            self._since.clear()  # workers saw the outage too, and need time to say that they are there
+            # Workers saw the outage too, and need time to say that they are there; also after one in which Redis could
+            # be read and not written (full).
+            self._since.clear()
             raise
-        now = self._clock()
-        self._since = {stray: self._since.get(stray, now) for stray in strays}
-        for stray in [stray for stray, since in self._since.items() if now - since >= self._grace_s]:
-            self._bring_back(stray)
 
     def _strays(self) -> list[Stray]:
         waiting = self._waiting()
@@ -90,7 +92,7 @@ class Reaper:
             answers = pipe.execute()
         strays: list[Stray] = []
         for job_id, (state, execution_id, start_by), is_held in zip(ids, answers[::2], answers[1::2], strict=True):
-            stray = Stray(job_id, _state(state), json.loads(execution_id or b"null"))
+            stray = Stray(job_id, _state(state), _name(execution_id))
             if state is None or stray.state.is_terminal:
                 self._retention.begin(job_id)
             elif stray.state is JobState.QUEUED and _is_past(start_by):
@@ -143,6 +145,15 @@ def _is_past(start_by: bytes | None) -> bool:
         return time.time() > json.loads(start_by or b"null")
     except (ValueError, TypeError):  # none was said
         return False
+
+
+def _name(value: bytes | None) -> str | None:
+    """Of an execution; what cannot be read is one that nobody has."""
+    try:
+        name = json.loads(value or b"null")
+    except ValueError:
+        name = value
+    return name if name is None or isinstance(name, str) else repr(name)
 
 
 def _state(value: bytes | None) -> JobState:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import builtins
 import json
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ from service.errors import IdempotencyKeyReused, QueueFull
 from service.jobs import LEGAL, Job, JobError, JobState, Output, Phase, Priority
 from service.queues import generate_queue, queue_key, recorded_generate
 from service.webhooks.outbox import LISTENERS, OUTBOX, TELL, oldest_kept
+
+log = logging.getLogger("ivmix.store")
 
 INDEX = "ivm:jobs"
 ACTIVE = "ivm:active"  # ids of the jobs that have not ended; those that have stay until the maintenance sees them
@@ -335,7 +338,7 @@ class JobStore:
                 pipe.hgetall(job_key(job_id.decode()))
             records = pipe.execute()
         # A record may go between the two reads.
-        return [job for record in records if (job := _decode(record))], len(ids) > limit
+        return [job for record in records if (job := _decode_if_sound(record))], len(ids) > limit
 
     def search(
         self,
@@ -540,6 +543,15 @@ def _decode(record: Mapping[bytes, bytes]) -> Job | None:
     if not record:
         return None
     return Job.model_validate({field.decode(): json.loads(value) for field, value in record.items()})
+
+
+def _decode_if_sound(record: Mapping[bytes, bytes]) -> Job | None:
+    """For lists: one record that is damaged must not hide all others."""
+    try:
+        return _decode(record)
+    except ValueError:
+        log.error("the record of %s cannot be read", record.get(b"id", b"?").decode(errors="replace"))
+        return None
 
 
 def _pairs(flat: list[bytes]) -> dict[bytes, bytes]:

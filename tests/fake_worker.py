@@ -2,7 +2,7 @@
 
 What it is to do wrong stands in the prompt, as name@step: `die`, `hang`, `fail` (the device is lost), `late` (waits
 until the file named in FAKE_GATE exists). FAKE_STEP_S is the time of a step. FAKE_WINDOW names a file that is made when
-a job has been taken and not started; the worker stays there until it is told to stop.
+a job has been taken and not started; the worker stays there until it is told to stop. FAKE_CLOCK_S: tests/clocks.py.
 """
 
 from __future__ import annotations
@@ -22,11 +22,14 @@ from typing import Any
 import numpy as np
 
 from service.jobs import Generation, Phase
+from service.logs import configure_logs
 from service.settings import Settings, load_settings
 from service.wiring import open_services
+from tests.clocks import set_clock_wrong
 from worker.__main__ import work
 from worker.child import serve
 from worker.messages import Failed
+from worker.metrics import MeasuredChild, WorkerMetrics
 from worker.resident import Resident
 from worker.rq_worker import ResidentWorker
 
@@ -94,6 +97,7 @@ class FakeEngine:
 
 
 def enter(connection: Connection, parent: int, settings: Settings, model: str) -> None:
+    set_clock_wrong()
     serve(connection, parent, settings, FakeEngine)
 
 
@@ -110,10 +114,17 @@ def stay_in_window(flag: Path) -> None:
     ResidentWorker.execute_job = late  # type: ignore[method-assign]
 
 
-if __name__ == "__main__":
+def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     logging.getLogger("rq").setLevel(logging.WARNING)
     if window := os.environ.get("FAKE_WINDOW"):
         stay_in_window(Path(window))
-    loaded = load_settings()
-    sys.exit(work(open_services(loaded), "demo", Resident(loaded, "demo", enter)))
+    settings = load_settings()
+    configure_logs(settings.log_format)
+    child = MeasuredChild(Resident(settings, "demo", enter), WorkerMetrics())
+    return work(open_services(settings), "demo", child)
+
+
+if __name__ == "__main__":
+    set_clock_wrong()
+    sys.exit(main())

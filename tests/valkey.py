@@ -17,11 +17,13 @@ from service.embedded import _configuration, find_binary, free_port
 
 
 class Valkey:
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, more: str = "") -> None:
+        """`more`: lines of its configuration."""
         self.port = free_port()
+        self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self._config = folder / "server.conf"
-        self._config.write_text(_configuration(folder, self.port, "secret"))
+        self._config.write_text(_configuration(folder, self.port, "secret") + more)
         self._process: subprocess.Popen[bytes] | None = None
 
     @property

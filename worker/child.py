@@ -38,6 +38,7 @@ from worker.scratch import Scratch
 log = logging.getLogger("ivmix.child")
 
 UNKNOWN = "The video could not be made; the server's log says why."
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk, quota, or the process's own limit is used up
 
 
 class Product(Protocol):
@@ -166,7 +167,7 @@ def _run(engine: Producer, delivery: Delivery, keeper: Keeper, line: Line, run: 
         log.error("the storage stayed away: %s", e)
         return Failed("storage_unavailable", "The finished video could not be stored; try again.", can_retry=False)
     except OSError as e:
-        if e.errno != errno.ENOSPC:
+        if e.errno not in NO_ROOM:
             return engine.failure(e)
         log.exception("the disk is full")  # another worker's may have room
         return Failed("no_space", "The worker's disk is full; try again later.", can_retry=True)

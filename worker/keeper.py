@@ -33,6 +33,7 @@ class Keeper:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._saving: Future[None] | None = None
         self._latest: State | None = None  # not saved yet
+        self._has_waited = False
         self._last = time.monotonic()
 
     def fetch(self, folder: Path) -> Path | None:
@@ -59,12 +60,16 @@ class Keeper:
         """Wait until the latest state is stored, though not for ever."""
         if self._latest is not None:
             self._save()
-        if self._saving is not None:
-            wait([self._saving], SAVE_S)
+        self._wait()
 
     def close(self) -> None:
         """The job is over. A state that is still on its way much later arrives, and the maintenance removes it."""
         self._thread.shutdown(wait=False, cancel_futures=True)
+        if not self._has_waited:
+            self._wait()
+
+    def _wait(self) -> None:
+        self._has_waited = True
         if self._saving is not None:
             wait([self._saving], SAVE_S)
 

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import Any
 
-from pydantic import ValidationError
 from rq import Queue
 
 from service.api.answers import Renderer
@@ -19,7 +17,7 @@ from service.jobs import EventType, Job, JobState
 from service.queues import send_delivery
 from service.webhooks.deliveries import Delivery, DeliveryStore, commands_for, new_delivery
 from service.webhooks.endpoints import EndpointStore
-from service.webhooks.outbox import Outbox, job_of
+from service.webhooks.outbox import Outbox, Record, job_of
 
 log = logging.getLogger("ivmix.webhooks")
 
@@ -58,10 +56,10 @@ class Pump:
             send_delivery(self.queue, delivery_id, attempts)
         return len(due)
 
-    def _settle(self, entry: str, record: dict[str, Any]) -> None:
+    def _settle(self, entry: str, record: Record) -> None:
         try:
             job = job_of(record)
-        except ValidationError as e:
+        except ValueError as e:
             # It would never become readable, and stand in the way of all others.
             log.error("outbox entry %s is no job's record and is dropped: %s", entry, e)
             self.outbox.settle(entry)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from redis import Redis
@@ -37,6 +37,7 @@ return 1
 """
 
 Command = Sequence[str]  # of Redis: name and arguments
+Record = Mapping[bytes, bytes]  # field -> JSON
 
 
 def oldest_kept() -> str:
@@ -49,12 +50,9 @@ class Outbox:
         self._redis: Any = redis  # redis-py's types name every reply a command could have in any mode
         self._settle_script = self._redis.register_script(_SETTLE)
 
-    def read(self, limit: int) -> list[tuple[str, dict[str, Any]]]:
-        """The oldest entries: their ids and the records of the jobs as they ended."""
-        return [
-            (entry.decode(), {field.decode(): json.loads(value) for field, value in record.items()})
-            for entry, record in self._redis.xrange(OUTBOX, count=limit)
-        ]
+    def read(self, limit: int) -> list[tuple[str, Record]]:
+        """The oldest entries: their ids and the records of the jobs as they ended, as they lie there."""
+        return [(entry.decode(), record) for entry, record in self._redis.xrange(OUTBOX, count=limit)]
 
     def depth(self) -> int:
         """Ends that are not told yet, and not made into deliveries."""
@@ -65,5 +63,6 @@ class Outbox:
         return bool(self._settle_script([OUTBOX], [entry, json.dumps(commands)]))
 
 
-def job_of(record: dict[str, Any]) -> Job:
-    return Job.model_validate(record)
+def job_of(record: Record) -> Job:
+    """Raises ValueError for one that is damaged."""
+    return Job.model_validate({field.decode(): json.loads(value) for field, value in record.items()})

@@ -11,6 +11,8 @@ from datetime import timedelta
 
 import pytest
 from redis import Redis
+from redis.exceptions import TimeoutError as RedisTimeout
+from redis.lock import Lock
 from rq import Queue
 
 from service.books import Books
@@ -66,6 +68,18 @@ def test_leader_that_lost_its_lead_does_nothing_more(services: Services) -> None
         last = len(done)
         time.sleep(0.2)
         assert len(done) == last
+
+
+def test_leader_leads_again_as_soon_as_redis_is_back(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else one lost reply keeps everybody from looking after lost jobs for as long as the lead lasts."""
+    done: list[float] = []
+    with running(services.redis, Duty("duty", 0.02, lambda: done.append(time.monotonic())), leads_s=60):
+        wait_for(lambda: bool(done) or None)
+        with monkeypatch.context() as away:
+            away.setattr(Lock, "do_reacquire", lambda *_: (_ for _ in ()).throw(RedisTimeout()))
+            time.sleep(0.3)
+        last = len(done)
+        wait_for(lambda: len(done) > last + 2 or None, timeout_s=20)
 
 
 def test_duty_that_fails_or_hangs_keeps_no_other_waiting(services: Services) -> None:

@@ -6,7 +6,7 @@ import json
 import time
 
 import pytest
-from redis.exceptions import RedisError
+from redis.exceptions import OutOfMemoryError, RedisError
 from rq import Queue
 
 from service.jobs import Job, JobState
@@ -136,6 +136,24 @@ def test_after_an_outage_the_workers_get_their_time_again(
     assert now(services, job).state is JobState.RUNNING
 
 
+def test_after_redis_was_full_the_workers_get_their_time_again(
+    services: Services, queue: Queue, reaper: Reaper, clock: Clock, job: Job
+) -> None:
+    """It could be read all the while, so the leases were seen ending; no worker could renew one."""
+    taken(services, queue, job)
+    services.redis.delete(lease_key(job.id))
+    reaper.look()
+    services.redis.config_set("maxmemory", 1)
+    try:
+        clock.now += 100
+        with pytest.raises(OutOfMemoryError):
+            reaper.look()
+    finally:
+        services.redis.config_set("maxmemory", 0)
+    reaper.look()
+    assert now(services, job).state is JobState.RUNNING
+
+
 def test_clock_of_the_machine_decides_nothing(
     services: Services, queue: Queue, reaper: Reaper, clock: Clock, job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,6 +216,21 @@ def test_record_that_cannot_be_read_fails_and_stands_in_nobodys_way(
     for each in (job, lost):
         taken(services, queue, each)
     services.redis.hset(job_key(job.id), "generation", "garbage")
+    services.redis.delete(lease_key(job.id), lease_key(lost.id))
+    looked(reaper, clock)
+    assert json.loads(services.redis.hget(job_key(job.id), "state")) == JobState.FAILED
+    assert now(services, lost).state is JobState.QUEUED
+
+
+@pytest.mark.parametrize("execution_id", ["garbage", '{"no": "sense"}'])
+def test_execution_that_cannot_be_read_stands_in_nobodys_way(
+    services: Services, queue: Queue, reaper: Reaper, clock: Clock, job: Job, execution_id: str
+) -> None:
+    """The fault harness found it: the maintenance looked after no job at all any more."""
+    lost = services.store.create(make_job(), queue)
+    for each in (job, lost):
+        taken(services, queue, each)
+    services.redis.hset(job_key(job.id), "execution_id", execution_id)
     services.redis.delete(lease_key(job.id), lease_key(lost.id))
     looked(reaper, clock)
     assert json.loads(services.redis.hget(job_key(job.id), "state")) == JobState.FAILED

@@ -276,6 +276,13 @@ def test_only_ended_jobs_are_deleted_and_nothing_stays(store: JobStore, queue: Q
     assert services.redis.exists(INDEX, job_key(job.id)) == 0
 
 
+def test_one_record_that_is_damaged_does_not_hide_the_others(store: JobStore, queue: Queue, services: Services) -> None:
+    damaged, sound = (store.create(make_job(), queue) for _ in range(2))
+    services.redis.hset(job_key(damaged.id), "generation", "garbage")
+    assert store.list()[0] == [sound]
+    assert store.search(lambda _: True, limit=10)[0] == [sound]
+
+
 @pytest.mark.parametrize("order", ["asc", "desc"])
 @pytest.mark.parametrize("limit", [1, 2, 3, 7])
 def test_pages_put_together_are_the_whole_list(store: JobStore, queue: Queue, order: str, limit: int) -> None:

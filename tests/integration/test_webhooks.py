@@ -250,9 +250,13 @@ class TestEvents:
         completed(services)
         assert services.redis.xlen(OUTBOX) < 200
 
-    def test_an_entry_that_cannot_be_read_does_not_stand_in_the_way(self, services: Services, pump: Pump) -> None:
+    @pytest.mark.parametrize("damaged", ['"video_x"', "garbage"])
+    def test_an_entry_that_cannot_be_read_does_not_stand_in_the_way(
+        self, services: Services, pump: Pump, damaged: str
+    ) -> None:
+        """The fault harness found that what is not even JSON ended every courier, again and again."""
         endpoint_at(services, "http://127.0.0.1:1/")
-        services.redis.xadd(OUTBOX, {"id": '"video_x"'})
+        services.redis.xadd(OUTBOX, {"id": damaged})
         completed(services)
         pump.empty_outbox()
         assert len(deliveries(services)) == 1

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
+import os
 import tempfile
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
@@ -131,6 +133,24 @@ def test_job_without_room_fails_and_the_same_process_makes_the_next_one(
     assert isinstance(answer, Failed)
     assert (answer.code, answer.can_retry, answer.is_broken) == ("out_of_memory", False, False)
     assert isinstance(run(engine, storage, pipe, job)[0], Done)
+
+
+@pytest.mark.parametrize("reason", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_full_disk_is_said_and_another_worker_may_try(
+    engine: Engine,
+    storage: FileStorage,
+    pipe: tuple[Connection, Connection],
+    job: Job,
+    monkeypatch: pytest.MonkeyPatch,
+    reason: int,
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(reason, os.strerror(reason))
+
+    monkeypatch.setattr("worker.video.write_thumbnail", full)
+    answer, _ = run(engine, storage, pipe, job)
+    assert isinstance(answer, Failed)
+    assert (answer.code, answer.can_retry) == ("no_space", True)
 
 
 def test_storage_that_fails_is_not_the_jobs_fault(

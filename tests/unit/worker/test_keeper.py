@@ -98,6 +98,18 @@ def test_storage_that_hangs_does_not_keep_a_worker_from_stopping(
     assert time.monotonic() - began < 5
 
 
+def test_stop_waits_for_a_storage_that_hangs_once_only(storage: Slow, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A drain waits for the last state, and then the job's end must not wait for the same again."""
+    waited: list[float] = []
+    monkeypatch.setattr(keeper_module, "SAVE_S", 0.1)
+    monkeypatch.setattr(keeper_module, "wait", lambda _futures, timeout: waited.append(timeout))
+    keeper = Keeper(storage, KEY, every_s=0)
+    keeper.offer(State("1"))
+    keeper.save_now()
+    keeper.close()
+    assert waited == [0.1]
+
+
 def test_storage_that_fails_costs_nothing_but_the_state(tmp_path: Path) -> None:
     keeper = Keeper(Broken(tmp_path), KEY, every_s=0)
     keeper.offer(State("1"))

@@ -1,0 +1,69 @@
+"""Every write to every job's record, in order, from the log that Redis itself keeps: what no observer can miss.
+
+A script's effects are logged as the single commands it ran, so a state that changed twice is seen twice. Knows the
+fields of a record; judges nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+RECORD = b"ivm:job:"
+
+
+def transitions(folder: Path) -> Iterator[dict[str, Any]]:
+    """{"id", "state" (None: the record is gone), "execution"} for every write of a state, in order; the execution is
+    the one the record had or got."""
+    executions: dict[bytes, str | None] = {}
+    for command in _commands(folder):
+        name, *rest = command
+        match name.upper():
+            case b"HSET" | b"HMSET" if rest[0].startswith(RECORD):
+                fields = dict(zip(rest[1::2], rest[2::2], strict=True))
+                if b"execution_id" in fields:
+                    executions[rest[0]] = _value(fields[b"execution_id"])
+                if b"state" in fields:
+                    yield _line(rest[0], _value(fields[b"state"]), executions.get(rest[0]))
+            case b"DEL" | b"UNLINK":
+                for key in (key for key in rest if key.startswith(RECORD)):
+                    yield _line(key, None, executions.get(key))
+            case _:
+                pass
+
+
+def _line(key: bytes, state: Any, execution: Any) -> dict[str, Any]:
+    return {"id": key.removeprefix(RECORD).decode(), "state": state, "execution": execution}
+
+
+def _value(text: bytes) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text.decode(errors="replace")
+
+
+def _commands(folder: Path) -> Iterator[list[bytes]]:
+    files = sorted(folder.glob("*.incr.aof"), key=lambda path: int(path.name.split(".")[-3]))
+    assert files, f"{folder} has no log"
+    for path in files:
+        with path.open("rb") as file:
+            while command := _read(file):
+                yield command
+
+
+def _read(file: BinaryIO) -> list[bytes] | None:
+    """One command (RESP: *count, then $length and that many bytes); None at the end, also one that was cut off."""
+    head = file.readline()
+    while head.startswith(b"#"):  # a remark of the server
+        head = file.readline()
+    if not head.endswith(b"\r\n"):
+        return None
+    parts: list[bytes] = []
+    for _ in range(int(head[1:])):
+        length = int(file.readline()[1:])
+        parts.append(file.read(length))
+        file.read(2)
+    return parts

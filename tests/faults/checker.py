@@ -1,0 +1,223 @@
+"""The promises, judged from a history alone: what clients were told, what Redis logged, what lay there in the end.
+
+I1  every accepted video reaches exactly one end, and is not lost
+I2  an end never changes, in the record and in what clients see
+I3  a completed video's file is there, with the size and SHA-256 that the record says
+I4  one idempotency key makes one video at most
+I5  no video is attempted more often than allowed, drains not counted
+I6  every end is told at least once, by one webhook-id, signed, with the right event
+I7  a video is given to one execution at a time, and one commits
+I8  no process ends by itself, and each stops when told to
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from tests.faults.history import Line
+
+ENDS = ("completed", "failed", "cancelled")
+SPARE_ATTEMPTS = 1  # one is charged that nobody saw, when a worker dies between taking and starting
+EVENT = {"completed": "video.completed", "failed": "video.failed", "cancelled": "video.failed"}
+TOLD = (204, 410)  # 410 is an answer too: told, and never again
+
+
+class Violation(NamedTuple):
+    invariant: str
+    id: str
+    text: str
+
+
+@dataclass
+class Video:
+    """All that the history says of one video, each in its order."""
+
+    states: list[tuple[str | None, str | None]] = field(default_factory=list)  # as logged by Redis: state, execution
+    told: list[Line] = field(default_factory=list)  # answers to clients
+    webhooks: list[Line] = field(default_factory=list)
+    commits: set[str] = field(default_factory=set)  # executions whose worker was told that its end is the one
+    record: Line | None = None
+    is_accepted: bool = False
+    is_poisoned: bool = False
+    delete_asked_at: float | None = None
+
+    @property
+    def ends(self) -> list[str]:
+        return [state for state, _ in self.states if state in ENDS]
+
+
+def check(lines: Sequence[Line]) -> list[Violation]:
+    videos, objects = _videos(lines), _objects(lines)
+    found = [
+        Violation(invariant, video_id, text)
+        for video_id, video in videos.items()
+        for invariant, judge in JUDGES.items()
+        for text in judge(video, objects, _most_attempts(lines))
+    ]
+    return sorted([*found, *_reused_keys(lines), *_processes(lines)])
+
+
+Judge = Callable[[Video, dict[str, Line], int], Iterator[str]]
+
+
+def _one_end(video: Video, _objects: dict[str, Line], _attempts: int) -> Iterator[str]:
+    if not video.ends and (video.is_accepted or video.states):
+        yield "never ended"
+    if len(video.ends) > 1:
+        yield f"ended {len(video.ends)} times: {', '.join(video.ends)}"
+    if video.is_poisoned:
+        return  # a record that cannot be read is given up
+    gone = video.states and video.states[-1][0] is None
+    if (gone or not video.states) and video.delete_asked_at is None:
+        yield "its record is gone, and nobody asked for that"
+    for line in video.told:
+        if line.get("answer") == 404 and (video.delete_asked_at is None or line["t"] < video.delete_asked_at):
+            yield f"{line['who']} was told 404"
+
+
+def _end_stays(video: Video, _objects: dict[str, Line], _attempts: int) -> Iterator[str]:
+    end = None
+    for state, _ in video.states:
+        if end is not None and state not in (end, None):
+            yield f"the record went from {end} to {state}"
+        end = state if state in ENDS else end
+    seen = None
+    for line in sorted(video.told, key=lambda line: line["t"]):
+        now = (line.get("status"), line.get("code"))
+        if seen is not None and line.get("answer") == 200 and now[0] and now != seen:
+            yield f"{line['who']} was told {seen}, then {now}"
+        if now[0] in ("completed", "failed"):
+            seen = now
+
+
+def _file_is_there(video: Video, objects: dict[str, Line], _attempts: int) -> Iterator[str]:
+    if video.record is None or video.record["state"] != "completed" or video.is_poisoned:
+        return
+    output = video.record["output"]
+    if output is None:
+        yield "completed without a file"
+    elif (stored := objects.get(output["key"])) is None:
+        yield f"{output['key']} is not there"
+    elif (stored["size"], stored["sha256"]) != (output["size_bytes"], output["sha256"]):
+        yield f"{output['key']} has other bytes than the record says"
+
+
+def _attempts_bounded(video: Video, _objects: dict[str, Line], most: int) -> Iterator[str]:
+    if video.record is not None and not video.is_poisoned and video.record["attempt"] > most + SPARE_ATTEMPTS:
+        yield f"{video.record['attempt']} attempts"
+
+
+def _end_is_told(video: Video, _objects: dict[str, Line], _attempts: int) -> Iterator[str]:
+    if video.is_poisoned or not video.ends:
+        return
+    if not any(line["answer"] in TOLD for line in video.webhooks):
+        yield f"nobody was told, in {len(video.webhooks)} attempts"
+    if len(ids := {line["webhook_id"] for line in video.webhooks}) > 1:
+        yield f"told under {len(ids)} webhook-ids"
+    for line in video.webhooks:
+        if line["type"] != EVENT[video.ends[0]]:
+            yield f"{video.ends[0]}, but told {line['type']}"
+
+
+def _one_commits(video: Video, _objects: dict[str, Line], _attempts: int) -> Iterator[str]:
+    owner, commits = None, 0
+    for state, execution in video.states:
+        match state:
+            case "running":
+                if owner is not None:
+                    yield f"taken from {owner} by {execution} without being given back"
+                owner = execution
+            case "completed":
+                commits += 1
+                if execution != owner:
+                    yield f"committed by {execution}, but it belonged to {owner}"
+            case "queued":
+                owner = None
+            case _:
+                pass
+    if commits > 1:
+        yield f"committed {commits} times"
+    if len(video.commits) > 1:
+        yield f"{len(video.commits)} executions believe that they committed: {', '.join(sorted(video.commits))}"
+    if owner is not None and video.commits - {owner}:
+        yield f"{video.commits} committed what belonged to {owner}"
+
+
+JUDGES: dict[str, Judge] = {
+    "I1": _one_end,
+    "I2": _end_stays,
+    "I3": _file_is_there,
+    "I5": _attempts_bounded,
+    "I6": _end_is_told,
+    "I7": _one_commits,
+}
+
+
+def _reused_keys(lines: Sequence[Line]) -> Iterator[Violation]:
+    made: dict[str, set[str]] = defaultdict(set)
+    for line in lines:
+        if line["what"] == "submit" and line.get("key") and line.get("id"):
+            made[line["key"]].add(line["id"])
+    for key, ids in made.items():
+        if len(ids) > 1:
+            yield Violation("I4", key, f"made {len(ids)} videos: {', '.join(sorted(ids))}")
+
+
+def _processes(lines: Sequence[Line]) -> Iterator[Violation]:
+    for line in lines:
+        match line:
+            case {"who": "house", "what": "ended", "by": "itself", "name": name, "code": code}:
+                yield Violation("I8", name, f"ended by itself with code {code}")
+            case {"who": "house", "what": "stopped", "name": name, "code": code} if code not in (0, -15):
+                yield Violation("I8", name, f"told to stop, it ended with code {code}")
+            case {"who": "house", "what": "does not stop", "name": name}:
+                yield Violation("I8", name, "does not stop")
+            case {"who": "receiver", "signed": False}:
+                yield Violation("I6", str(line["webhook_id"]), f"a webhook with a wrong signature: {line.get('error')}")
+            case _:
+                pass
+
+
+def _videos(lines: Sequence[Line]) -> dict[str, Video]:
+    videos: dict[str, Video] = defaultdict(Video)
+    for line in lines:
+        match line:
+            case {"who": "redis", "what": "state", "id": video_id}:
+                videos[video_id].states.append((line["state"], line["execution"]))
+            case {"who": "final", "what": "record", "id": video_id}:
+                videos[video_id].record = line
+            case {"who": "receiver", "id": video_id}:
+                videos[video_id].webhooks.append(line)
+            case {"what": "commit", "id": video_id}:
+                videos[video_id].commits.add(line["execution"])
+            case {"who": "nemesis", "what": "poisoned", "id": video_id}:
+                videos[video_id].is_poisoned = True
+            case {"what": "submit" | "poll" | "cancel" | "delete", "id": video_id}:
+                _tell(videos[video_id], line)
+            case _:
+                pass
+    return dict(videos)
+
+
+def _tell(video: Video, line: Line) -> None:
+    video.told.append(line)
+    if line["what"] == "submit":
+        video.is_accepted |= line["answer"] == 200
+    if line["what"] == "delete" and video.delete_asked_at is None:
+        video.delete_asked_at = line["t"] - line.get("s", 0)
+
+
+def _objects(lines: Sequence[Line]) -> dict[str, Line]:
+    return {line["key"]: line for line in lines if (line["who"], line["what"]) == ("final", "object")}
+
+
+def _most_attempts(lines: Sequence[Line]) -> int:
+    return next((int(line["max_attempts"]) for line in lines if line["what"] == "settings"), 3)
+
+
+def ends_of(lines: Sequence[Line]) -> dict[str, Any]:
+    """How the videos ended: id -> state, for those that did."""
+    return {video_id: video.ends[0] for video_id, video in _videos(lines).items() if video.ends}

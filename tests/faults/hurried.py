@@ -1,0 +1,33 @@
+"""`python -m tests.faults.hurried MODULE ..`: a real process whose waits are seconds instead of minutes.
+
+Only waits that are no setting are changed here. FAKE_CLOCK_S sets its clock wrong by so many seconds.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from tests.clocks import set_clock_wrong
+
+
+def hurry() -> None:
+    from service import maintenance, retention, wiring
+    from service.webhooks import deliveries
+
+    _defaults(wiring.open_redis)(reply_timeout_s=1.5, connect_timeout_s=1.0)
+    _defaults(maintenance.Maintenance.__init__)(leads_s=3.0, renew_s=1.0)
+    retention.AGAIN_S = 3.0
+    deliveries.CLAIM_S = 5.0  # type: ignore[assignment]
+    deliveries.GRACE_S = 2.0
+
+
+def _defaults(function):
+    return function.__kwdefaults__.update
+
+
+if __name__ == "__main__":
+    del sys.argv[0]
+    set_clock_wrong()
+    hurry()
+    sys.exit(importlib.import_module(sys.argv[0]).main())

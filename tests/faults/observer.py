@@ -1,0 +1,68 @@
+"""Looks at every job that has not ended, past all proxies, and notes what has changed: when things happened.
+
+May miss what lasts shorter than a look; nothing is judged by it but how long things took.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from typing import Any
+
+from redis.exceptions import RedisError
+
+from service.store import ACTIVE, job_key
+from tests.faults.history import History
+from tests.faults.house import House
+
+LOOK_S = 0.1
+FIELDS = ("state", "execution_id", "attempt")
+
+
+class Observer:
+    """A context; looks in a thread."""
+
+    def __init__(self, house: House, history: History) -> None:
+        self._redis: Any = house.redis
+        self._history = history
+        self._seen: dict[str, list[Any]] = {}
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="observer", daemon=True)
+
+    def __enter__(self) -> Observer:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopping.set()
+        self._thread.join(30)
+
+    def _watch(self) -> None:
+        while not self._stopping.wait(LOOK_S):
+            try:
+                self._look()
+            except RedisError:
+                continue
+
+    def _look(self) -> None:
+        ids = {member.decode() for member in self._redis.smembers(ACTIVE)} | self._open()
+        with self._redis.pipeline(transaction=False) as pipe:
+            for job_id in ids:
+                pipe.hmget(job_key(job_id), *FIELDS)
+            records = pipe.execute()
+        for job_id, record in zip(ids, records, strict=True):
+            values = [_value(value) for value in record]
+            if self._seen.get(job_id) != values:
+                self._seen[job_id] = values
+                self._history.note("observer", "job", id=job_id, **dict(zip(FIELDS, values, strict=True)))
+
+    def _open(self) -> set[str]:
+        """Those whose end has not been seen."""
+        return {job_id for job_id, (state, *_) in self._seen.items() if state in ("queued", "running")}
+
+
+def _value(value: bytes | None) -> Any:
+    try:
+        return json.loads(value or b"null")
+    except ValueError:
+        return "unreadable"

@@ -1,0 +1,101 @@
+"""A history as a table: how the jobs ended, what was broken and how long it took to recover, what was not kept."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from statistics import median
+
+from rich.console import Console
+from rich.table import Table
+
+from tests.faults.checker import Violation, ends_of
+from tests.faults.history import Line
+from tests.faults.nemesis import KINDS
+
+# Until what: the video that was hit is worked on again or has ended, the process has ended, a webhook arrives; for all
+# others, a video is completed.
+VICTIM = {
+    *("kill -9 child", "kill -9 parent", "frozen parent", "frozen worker"),
+    *("Redis silent to a worker", "queue entry lost", "scratch disk full"),
+}
+LATE = 200  # so many lines may come between a blow and its being told
+EXIT = {"SIGTERM", "SIGTERM twice"}
+WEBHOOK = {"receiver down", "receiver slow", "receiver says 410", "kill -9 courier"}
+NOTHING = {"clock skew", "poisoned record", "job queued twice", "kill -9 maintenance"}  # no way to see it recover
+
+
+def show(lines: Sequence[Line], violations: Sequence[Violation], console: Console) -> None:
+    ends = ends_of(lines)
+    accepted = {line["id"] for line in lines if line["what"] == "submit" and line.get("id")}
+    faults = [line for line in lines if (line["who"], line["what"]) == ("nemesis", "fault")]
+    console.print(_jobs(ends, accepted, lines))
+    console.print(_faults(lines, faults))
+    webhooks = [line for line in lines if line["who"] == "receiver"]
+    answers = Counter(line["answer"] or "none" for line in webhooks)
+    told = {line["id"] for line in webhooks if "id" in line}
+    console.print(f"webhooks: {len(webhooks)} attempts for {len(told)} videos, answers {dict(answers)}")
+    console.print(f"accepted by clients: {len(accepted)}\nfaults: {len(faults)}\nviolations: {len(violations)}")
+    for violation in violations:
+        console.print(f"  {violation.invariant} {violation.id}: {violation.text}", style="red", markup=False)
+
+
+def _jobs(ends: dict[str, str], accepted: set[str], lines: Sequence[Line]) -> Table:
+    table = Table("videos ended", "number", title="videos")
+    codes = {line["id"]: line.get("code") for line in lines if line["what"] == "poll" and line.get("code")}
+    counted = Counter(f"{end} {codes.get(video_id) or ''}".strip() for video_id, end in ends.items())
+    for end, count in counted.most_common():
+        table.add_row(end, str(count))
+    table.add_row("accepted, without an end", str(len(accepted - set(ends))))
+    return table
+
+
+def _faults(lines: Sequence[Line], faults: Sequence[Line]) -> Table:
+    table = Table("fault", "times", "missed", "median s", "worst s", title="faults, and seconds until recovered")
+    missed = Counter(line["kind"] for line in lines if line["what"] == "missed")
+    took = recoveries(lines)
+    for kind in KINDS:
+        count = sum(fault["kind"] == kind for fault in faults)
+        seconds = took.get(kind, [])
+        figures = (f"{median(seconds):.1f}", f"{max(seconds):.1f}") if seconds else ("", "")
+        if count or missed[kind]:
+            table.add_row(kind, str(count), str(missed[kind] or ""), *figures)
+    return table
+
+
+def recoveries(lines: Sequence[Line]) -> dict[str, list[float]]:
+    """Kind -> seconds. Those of a victim or an exit count from the fault, the others' from when it was mended."""
+    found: dict[str, list[float]] = defaultdict(list)
+    executions: dict[str, str | None] = {}
+    for i, line in enumerate(lines):
+        if line["who"] == "observer":
+            executions[line["id"]] = line["execution_id"]
+        kind = line.get("kind")
+        if line["who"] != "nemesis" or kind in NOTHING or kind not in KINDS:
+            continue
+        if line["what"] == ("fault" if kind in VICTIM | EXIT else "mended"):
+            since = line.get("at", line["t"]) if line["what"] == "fault" else line["t"]
+            later = [told for told in lines[max(0, i - LATE) :] if told["t"] >= since]
+            end = _recovered(later, line, executions.get(line.get("victim", "")))
+            if end is not None:
+                found[kind].append(end - since)
+    return found
+
+
+def _recovered(later: Sequence[Line], fault: Line, execution: str | None) -> float | None:
+    for line in later:
+        if fault["kind"] in WEBHOOK:
+            is_well = line["who"] == "receiver" and line["answer"] in (204, 410)
+        elif fault["kind"] in EXIT:
+            is_well = (line["what"], line.get("name")) == ("ended", fault["target"])
+        elif line["who"] != "observer":
+            continue
+        elif fault["kind"] in VICTIM:
+            is_theirs = line["id"] == fault["victim"]
+            is_well = is_theirs and line["state"] != "queued" and line["execution_id"] != execution
+            is_well |= is_theirs and line["state"] not in ("queued", "running")
+        else:
+            is_well = line["state"] == "completed"
+        if is_well:
+            return line["t"]
+    return None
