@@ -51,6 +51,7 @@ class _GuidedDenoiser:
         self.unet = unet
         self.cond, self.uncond = cond, uncond
         self.prediction_type: PredictionType = prediction_type
+        self.halves_apart = False  # half the memory for the two guidance halves, in two calls
         self.channels = _configured(unet, "in_channels")  # None: unknown
 
     def __call__(self, latents: Tensor, timestep: int, alpha: float, guidance: float, *, uncond: float = 1.0) -> Tensor:
@@ -62,8 +63,11 @@ class _GuidedDenoiser:
         if guidance in (0.0, uncond):  # one of the two halves has no weight
             eps = uncond * self._predict(latents, timestep, self.cond if guidance else self.uncond)
         else:
-            both = self._predict(torch.cat([latents, latents]), timestep, torch.cat([self.uncond, self.cond]))
-            eps_u, eps_c = both.chunk(2)
+            if self.halves_apart:
+                eps_u, eps_c = (self._predict(latents, timestep, text) for text in (self.uncond, self.cond))
+            else:
+                both = self._predict(torch.cat([latents, latents]), timestep, torch.cat([self.uncond, self.cond]))
+                eps_u, eps_c = both.chunk(2)
             eps = uncond * eps_u + guidance * (eps_c - eps_u)
         if eps.shape != latents.shape:
             raise ValueError(
@@ -107,11 +111,15 @@ class ImageDenoiser(_GuidedDenoiser):
         if resize is not None and min(resize) < 1:
             raise ValueError(f"resize={resize} must be a height and a width of at least 1 latent pixel")
         self.resize = resize
+        self.frames_at_once: int | None = None  # all; fewer need less memory and more calls
 
     def _predict(self, latents: Tensor, timestep: int, text: Tensor) -> Tensor:
         frames, size = latents.shape[2], latents.shape[-2:]
         folded = _resized(latents.transpose(1, 2).flatten(0, 1), self.resize)  # (B*F, C, h, w)
-        eps = _resized(self._call(folded, timestep, text.repeat_interleave(frames, dim=0)), size)
+        texts = text.repeat_interleave(frames, dim=0)
+        n = self.frames_at_once or len(folded)
+        parts = [self._call(folded[i : i + n], timestep, texts[i : i + n]) for i in range(0, len(folded), n)]
+        eps = _resized(torch.cat(parts), size)
         return eps.view(-1, frames, *eps.shape[1:]).transpose(1, 2)
 
 

@@ -22,10 +22,14 @@ places     where the files of a job lie in the storage
 manifest   what lies beside every finished video, so that its record can be rebuilt
 embedded   a Valkey of our own for machines without Redis
 recovery   `ivmix recover`: records from manifests
+retention  ended jobs: leftovers go, and in the end record and files together
+reaper     finds jobs that nobody has any more and brings them back
+books      RQ's own books, kept in order
 wiring     builds the clients, once, from the settings
 api/       the HTTP face: app, routes, content, bodies, problems, health, contract
 lifeline   ends a process whose parent is gone
 courier/   the process that delivers webhooks
+maintenance  reaper, retention and books as a process; one leads
 supervisor all processes of one machine, for `ivmix up`
 client     a small client of our own API
 complaints how commands say what is wrong

@@ -93,6 +93,12 @@ def worker(model: Annotated[str | None, typer.Argument(help="Model id; the first
     _run_module("worker", *([model] if model else []))
 
 
+@app.command()
+def maintenance() -> None:
+    """Brings lost jobs back and lets ended ones expire. Run one or more beside the workers; one of them leads."""
+    _run_module("service.maintenance")
+
+
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
 def generate(context: typer.Context) -> None:
     """A video without any server: the sampler as a library. `ivmix generate --help` shows its options."""

@@ -105,8 +105,13 @@ def is_key(key: str) -> bool:
     return PurePosixPath(key).name == NAME
 
 
-def delete_files(storage: VideoStorage, job_id: str) -> None:
-    """Everything that any execution of this job stored. The manifests first: what is half gone must not come back."""
+def delete_files(storage: VideoStorage, job_id: str, *, keep: str | None = None) -> None:
+    """Everything that any execution of this job stored, but what lies below `keep`.
+
+    The manifests first: what is half gone must not come back.
+    """
     keys = [stored.key for stored in storage.list(places.videos(job_id))]
     for key in sorted(keys, key=lambda key: not is_key(key)):
-        storage.delete(key)
+        if keep is None or not key.startswith(keep):
+            storage.delete(key)
+    storage.delete(places.checkpoint(job_id))

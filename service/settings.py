@@ -111,7 +111,16 @@ class Settings(BaseSettings):
     )
 
     job_timeout_s: int = Field(default=1800, ge=1)
-    stall_timeout_s: int = Field(default=300, ge=1, description="no finished step for so long: the worker is stuck")
+    stall_timeout_s: float = Field(default=300, gt=0, description="no finished step for so long: the worker is stuck")
+    max_attempts: int = Field(
+        default=3, ge=1, description="a job whose worker dies so often fails; drains do not count"
+    )
+    lease_s: float = Field(default=45, gt=0, description="a worker that is silent for longer loses its job")
+    beat_s: float = Field(default=10, gt=0, description="how often a worker renews its lease")
+    look_s: float = Field(default=2, gt=0, description="how often the maintenance looks for lost jobs")
+    stop_grace_s: float = Field(default=20, gt=0, description="for the step under way, before its process is killed")
+    commit_patience_s: float = Field(default=600, gt=0, description="how long a finished video waits for Redis")
+    checkpoint_s: float = Field(default=20, gt=0, description="how much work a killed worker can lose")
 
     @field_validator("models", mode="before")
     @classmethod
@@ -151,6 +160,14 @@ class Settings(BaseSettings):
         missing = [PREFIX + name.upper() for name in self._missing()]
         if missing:
             raise ValueError(f"storage=s3 needs {', '.join(missing)}; set them or use {PREFIX}STORAGE=file")
+        return self
+
+    @model_validator(mode="after")
+    def _beats_often_enough(self) -> Self:
+        if self.beat_s > self.lease_s / 3:
+            raise ValueError(
+                f"beat_s={self.beat_s:g} is above a third of lease_s={self.lease_s:g}: two lost beats would cost a job"
+            )
         return self
 
     def _missing(self) -> list[str]:

@@ -62,7 +62,7 @@ def open_services(settings: Settings) -> Services:
         settings=settings,
         redis=redis,
         probe=open_redis(settings.redis_url, reply_timeout_s=0.4, connect_timeout_s=0.4, retries=0),
-        store=JobStore(redis, retention_seconds=settings.retention_seconds),
+        store=JobStore(redis, retention_seconds=settings.retention_seconds, lease_s=settings.lease_s),
         keys=KeyStore(redis),
         storage=open_storage(settings),
         models=ModelRegistry.of(settings),

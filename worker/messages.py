@@ -9,8 +9,11 @@ from service.jobs import Generation, Job, Output, Phase
 
 @dataclass(frozen=True)
 class Run:
+    """`may_resume`: an earlier execution got somewhere, and may have left its state behind."""
+
     job: Job
     execution_id: str
+    may_resume: bool = False
 
     @property
     def generation(self) -> Generation:
@@ -20,6 +23,13 @@ class Run:
 @dataclass(frozen=True)
 class Cancel:
     """Stop this execution between two steps; for any other it means nothing."""
+
+    execution_id: str
+
+
+@dataclass(frozen=True)
+class Drain:
+    """Like Cancel, but somebody will go on: leave the state behind."""
 
     execution_id: str
 
@@ -45,14 +55,18 @@ class Done:
 
 @dataclass(frozen=True)
 class Failed:
+    """`is_broken`: this process can do no more work and wants to be replaced."""
+
     code: str
     message: str
     can_retry: bool
+    is_broken: bool = False
 
 
 @dataclass(frozen=True)
 class Stopped:
-    """The answer to Cancel."""
+    """The answer to Cancel and Drain."""
 
 
+Order = Run | Cancel | Drain
 Message = Ready | Progress | Done | Failed | Stopped

@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from service.errors import ConfigurationError
 from service.jobs import Phase
 from service.metrics import StorageCall, StorageMetrics
-from worker.messages import Cancel, Done, Failed, Message, Progress, Run, Stopped
+from worker.messages import Done, Failed, Message, Order, Progress, Run, Stopped
 from worker.resident import Child, ChildDied
 
 PHASE_BUCKETS_S = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)
@@ -97,10 +97,10 @@ class MeasuredChild:
     def __init__(self, child: Child, metrics: WorkerMetrics) -> None:
         self._child, self._metrics = child, metrics
 
-    def ensure(self, beat: Callable[[], None] = lambda: None) -> None:
+    def ensure(self, beat: Callable[[], None]) -> None:
         self._child.ensure(beat)
 
-    def send(self, message: Run | Cancel) -> None:
+    def send(self, message: Order) -> None:
         if isinstance(message, Run):
             self._metrics.begin(message)
         try:

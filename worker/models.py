@@ -105,10 +105,10 @@ class Models:
         )
 
     @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Tensor, at_once: int = DECODED_AT_ONCE) -> Tensor:
         """Latents (1, C, F, h, w) -> frames (F, H, W, 3) uint8 on the CPU, enlarged by the entry's whole factor."""
         z = latents[0].transpose(0, 1).to(self.dtype) / self.vae.config.scaling_factor  # (F, C, h, w)
-        frames = torch.cat([self.vae.decode(part).sample.float() for part in z.split(DECODED_AT_ONCE)])
+        frames = torch.cat([self.vae.decode(part).sample.float() for part in z.split(at_once)])
         if self.entry.upscale > 1:
             frames = F.interpolate(frames, scale_factor=self.entry.upscale, mode="bicubic")
         pixels = ((frames.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)

@@ -49,6 +49,14 @@ class TestEveryStorage:
         assert storage.size(KEY) == len(content)
         assert whole(storage.open(KEY)) == content
 
+    def test_what_lies_below_a_name_is_listed(self, storage: VideoStorage, tmp_path: Path) -> None:
+        for key in ("videos/a/e2/video.mp4", "videos/a/e1/video.mp4", "videos/ab/e1/video.mp4", "checkpoints/a"):
+            put(storage, tmp_path, b"0123456789", key=key)
+        found = list(storage.list("videos/a/"))
+        assert [file.key for file in found] == ["videos/a/e1/video.mp4", "videos/a/e2/video.mp4"]
+        assert found[0].size_bytes == 10
+        assert list(storage.list("videos/b/")) == []
+
     @pytest.mark.parametrize(("start", "end"), [(0, 1), (3, 7), (9, 10), (4, None), (0, None), (5, 5)])
     def test_a_part_is_the_same_as_a_slice(
         self, storage: VideoStorage, tmp_path: Path, start: int, end: int | None
