@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from service.jobs import Generation, Phase
+from service.pulse import Pulse
 from service.settings import Settings, load_settings
 from service.wiring import open_services
 from worker.__main__ import work
@@ -116,4 +117,4 @@ if __name__ == "__main__":
     if window := os.environ.get("FAKE_WINDOW"):
         stay_in_window(Path(window))
     loaded = load_settings()
-    sys.exit(work(open_services(loaded), "demo", Resident(loaded, "demo", enter)))
+    sys.exit(work(open_services(loaded), "demo", Resident(loaded, "demo", enter), Pulse(loaded.pulse_file)))

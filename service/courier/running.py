@@ -13,6 +13,7 @@ from service.courier import tasks
 from service.courier.attempts import Attempts
 from service.courier.pump import Pump
 from service.courier.workers import work
+from service.pulse import Pulse
 from service.queues import webhooks_queue
 from service.wiring import Services, open_redis
 
@@ -62,7 +63,9 @@ def run(services: Services, stopping: threading.Event) -> None:
     for thread in workers:
         thread.start()
     pump = pump_of(services)
+    pulse = Pulse(settings.pulse_file)
     while not stopping.is_set():
+        pulse.beat()
         has_died = not all(thread.is_alive() for thread in workers)
         if has_died and not stopping.is_set():
             stopping.set()
