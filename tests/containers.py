@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,12 @@ class Container:
 
 
 def rendered(overlay: str) -> list[Document]:
-    text = run(str(kustomize()), "build", str(DEPLOY / "overlays" / overlay))
-    return list(yaml.safe_load_all(text))
+    return list(yaml.load_all(_built(overlay), Loader=yaml.CSafeLoader))
+
+
+@cache
+def _built(overlay: str) -> str:
+    return run(str(kustomize()), "build", str(DEPLOY / "overlays" / overlay))
 
 
 def image_variables(image: str) -> dict[str, str]:

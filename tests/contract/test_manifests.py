@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import ipaddress
 import re
 from collections.abc import Iterator
-from functools import cache
 from typing import Any
 
 import kubernetes_validate
@@ -38,17 +36,8 @@ KUBERNETES = "1.37"
 both = pytest.mark.parametrize("overlay", OVERLAYS)
 
 
-@cache
-def _rendered(overlay: str) -> list[Document]:
-    return rendered(overlay)
-
-
-def documents(overlay: str) -> list[Document]:
-    return copy.deepcopy(_rendered(overlay))
-
-
 def one(overlay: str, kind: str, name: str) -> Document:
-    (found,) = [d for d in documents(overlay) if (d["kind"], d["metadata"]["name"]) == (kind, name)]
+    (found,) = [d for d in rendered(overlay) if (d["kind"], d["metadata"]["name"]) == (kind, name)]
     return found
 
 
@@ -62,7 +51,7 @@ def validate(document: Document) -> None:
 
 def test_every_document_is_valid() -> None:
     # the overlays have most of them in common, and the schemas are slow
-    for document in {repr(document): document for overlay in OVERLAYS for document in documents(overlay)}.values():
+    for document in {repr(document): document for overlay in OVERLAYS for document in rendered(overlay)}.values():
         validate(document)
         assert document["metadata"].get("namespace", "ivmix") == "ivmix"
 
@@ -91,7 +80,7 @@ def test_wrong_custom_resource_is_refused(kind: str, name: str, wrong: dict[str,
 
 @both
 def test_containers_agree_with_the_code(overlay: str) -> None:
-    found = list(manifest_containers(documents(overlay)))
+    found = list(manifest_containers(rendered(overlay)))
     assert [text for container in found for text in complaints(container)] == []
     assert {c.arguments[0] for c in found} >= {"api", "webhooks", "maintenance", "worker"}
 
@@ -111,7 +100,7 @@ def test_containers_agree_with_the_code(overlay: str) -> None:
     ],
 )
 def test_what_is_wrong_in_a_manifest_is_seen(right: str, wrong: str, complaint: str) -> None:
-    text = repr(documents("production"))
+    text = repr(rendered("production"))
     assert right in text
     changed = eval(text.replace(right, wrong))  # our own documents
     assert complaint in "\n".join(text for c in manifest_containers(changed) for text in complaints(c))
@@ -120,7 +109,7 @@ def test_what_is_wrong_in_a_manifest_is_seen(right: str, wrong: str, complaint: 
 @both
 def test_pods_are_restricted(overlay: str) -> None:
     """The restricted pod security standard, a read-only root, and nothing of the cluster's API."""
-    for workload, pod in pod_specs(documents(overlay)):
+    for workload, pod in pod_specs(rendered(overlay)):
         name, security = workload["metadata"]["name"], pod["securityContext"]
         assert pod["automountServiceAccountToken"] is False, name
         assert pod["enableServiceLinks"] is False, name
@@ -144,11 +133,11 @@ def test_pods_are_restricted(overlay: str) -> None:
 @both
 def test_secrets_are_referred_to_and_never_written(overlay: str) -> None:
     """`_secret` in tests/containers.py refuses names and keys that deploy/secret.env.example does not have."""
-    assert all(document["kind"] != "Secret" for document in documents(overlay))
-    for document in documents(overlay):
+    assert all(document["kind"] != "Secret" for document in rendered(overlay))
+    for document in rendered(overlay):
         if document["kind"] == "ConfigMap":
             assert not {name for name in document["data"] if re.search("SECRET|PASSWORD|KEY|REDIS_URL", name)}
-    references = re.findall(r"'secretKeyRef': (\{[^}]*\})", repr(documents(overlay)))
+    references = re.findall(r"'secretKeyRef': (\{[^}]*\})", repr(rendered(overlay)))
     keys = env_file(DEPLOY / "secret.env.example").keys()
     assert all(eval(reference)["key"] in keys for reference in references)
     assert {reference["name"] for reference in map(eval, references)} <= {"ivmix"}
@@ -156,7 +145,7 @@ def test_secrets_are_referred_to_and_never_written(overlay: str) -> None:
 
 @both
 def test_services_autoscalers_and_policies_find_what_they_name(overlay: str) -> None:
-    found = documents(overlay)
+    found = rendered(overlay)
     pods = [w["spec"]["template"]["metadata"]["labels"] for w, _ in pod_specs(found)]
     names = {(d["kind"], d["metadata"]["name"]) for d in found}
     ports = {p["name"] for _, pod in pod_specs(found) for c in containers_of(pod) for p in c.get("ports", [])}
@@ -208,7 +197,7 @@ def test_nothing_is_let_through_that_is_not_named(overlay: str) -> None:
 
 @both
 def test_worker_is_given_one_gpu_time_to_drain_and_no_twin(overlay: str) -> None:
-    workers = [(w, pod) for w, pod in pod_specs(documents(overlay)) if w["metadata"]["name"].startswith("worker-")]
+    workers = [(w, pod) for w, pod in pod_specs(rendered(overlay)) if w["metadata"]["name"].startswith("worker-")]
     assert workers
     for workload, pod in workers:
         assert pod["terminationGracePeriodSeconds"] == 120
@@ -263,6 +252,6 @@ def test_webhooks_reach_no_address_that_the_sender_would_refuse(overlay: str) ->
 
 def test_images_of_all_overlays_are_ours_or_pinned() -> None:
     for overlay in OVERLAYS:
-        images = {container["image"] for _, pod in pod_specs(documents(overlay)) for container in containers_of(pod)}
+        images = {container["image"] for _, pod in pod_specs(rendered(overlay)) for container in containers_of(pod)}
         foreign = {image for image in images if image_of({"image": image}) not in IMAGES}
         assert foreign == {"valkey/valkey:9.1.2"}  # the version that the tests' wheel has

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -32,54 +33,50 @@ def server(tmp_path: Path) -> Iterator[Valkey]:
 
 @pytest.fixture
 def environment(server: Valkey, tmp_path: Path) -> dict[str, str]:
-    return {
-        "IVMIX_REDIS_URL": server.url,
-        "IVMIX_DATA_DIR": str(tmp_path / "data"),
-        "IVMIX_PULSE_FILE": str(tmp_path / "pulse"),
-    }
+    return {"IVMIX_REDIS_URL": server.url, "IVMIX_DATA_DIR": str(tmp_path / "data")}
 
 
-@pytest.fixture
-def pulse(tmp_path: Path) -> Path:
-    return tmp_path / "pulse"
-
-
-def beats(pulse: Path, times: int = 2) -> None:
-    """Wait for so many; the file is made older first, so that every one is seen."""
-    wait_for(pulse.exists, timeout_s=90)
+def beat(pulses: Iterable[Path], times: int = 1) -> None:
+    """Wait until each has beaten so often; the files are made old, so that every one is seen."""
     for _ in range(times):
-        os.utime(pulse, (1, 1))
-        wait_for(lambda: pulse.stat().st_mtime > 1, timeout_s=BEATS_S)
+        for pulse in pulses:
+            os.utime(pulse, (1, 1))
+        for pulse in pulses:
+            wait_for(lambda: pulse.stat().st_mtime > 1, timeout_s=BEATS_S)
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
-def test_pulse_goes_on_without_work_and_without_redis(
-    program: str, environment: dict[str, str], pulse: Path, server: Valkey
+def test_pulses_go_on_without_work_and_without_redis(
+    environment: dict[str, str], server: Valkey, tmp_path: Path
 ) -> None:
-    with started(environment, PROGRAMS[program]):
-        beats(pulse)
+    pulses = [tmp_path / name for name in PROGRAMS]
+    with ExitStack() as running:
+        for pulse in pulses:
+            own = environment | {"IVMIX_PULSE_FILE": str(pulse)}
+            running.enter_context(started(own, PROGRAMS[pulse.name]))
+        for pulse in pulses:
+            wait_for(pulse.exists, timeout_s=90)
+        beat(pulses)
         server.kill()
-        beats(pulse)
-        server.start()
-        beats(pulse, 1)
+        beat(pulses, 2)  # the first may have been on its way
 
 
 def test_pulse_goes_on_while_a_worker_works_and_ends_when_it_hangs(
-    environment: dict[str, str], pulse: Path, server: Valkey, tmp_path: Path
+    environment: dict[str, str], server: Valkey, tmp_path: Path
 ) -> None:
+    pulse = tmp_path / "pulse"
     services = open_services(Settings(redis_url=server.url, data_dir=tmp_path / "data"))
     queue: Queue = generate_queue(services.redis, "demo")
     generation = make_generation(num_inference_steps=10_000)
     job = services.store.create(make_job(generation=generation), queue)
-    with started(environment | {"FAKE_STEP_S": "0.5"}, "tests.fake_worker") as process:
+    with started(environment | {"FAKE_STEP_S": "0.5", "IVMIX_PULSE_FILE": str(pulse)}, "tests.fake_worker") as process:
         wait_for(lambda: _is_at_work(services, job.id), timeout_s=90)
-        beats(pulse)
+        beat([pulse], 2)
         os.kill(process.pid, signal.SIGSTOP)
         os.utime(pulse, (1, 1))
         with pytest.raises(TimeoutError):
             wait_for(lambda: pulse.stat().st_mtime > 1, timeout_s=3)
         os.kill(process.pid, signal.SIGCONT)
-        beats(pulse, 1)
+        beat([pulse])
     services.close()
 
 
