@@ -1,5 +1,5 @@
-"""The fields of KEDA's and the Prometheus operator's resources that deploy/ uses. Kubernetes has no schema for them, and
-an operator ignores a field whose name is wrong. Sources: keda.sh, "ScaledObject specification", "Redis Lists";
+"""The fields of KEDA's and the Prometheus operator's resources that deploy/ uses. Kubernetes has no schema for them,
+and an operator ignores a field whose name is wrong. Sources: keda.sh, "ScaledObject specification", "Redis Lists";
 prometheus-operator.dev, "API reference"; both as of late 2025."""
 
 from __future__ import annotations
@@ -7,13 +7,14 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic.alias_generators import to_camel
 
 Duration = Annotated[str, StringConstraints(pattern=r"^\d+(s|m|h|d)$")]
 Labels = dict[str, str]
 
 
 class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, alias_generator=to_camel)
 
 
 class Metadata(Strict):
@@ -30,41 +31,40 @@ class Trigger(Strict):
     type: Literal["redis"]
     name: str
     metadata: RedisList
-    authenticationRef: Name
+    authentication_ref: Name
 
 
 class RedisList(Strict):
     """All text."""
 
     address: str
-    listName: str
-    listLength: str = "5"
-    activationListLength: str = "0"
-    databaseIndex: str = "0"
-    enableTLS: Literal["true", "false"] = "false"
+    list_name: str
+    list_length: str = "5"
+    activation_list_length: str = "0"
+    database_index: str = "0"
 
 
 class ScalingModifiers(Strict):
     formula: str
     target: str
-    activationTarget: str = "0"
-    metricType: Literal["AverageValue", "Value"] = "AverageValue"
+    activation_target: str = "0"
+    metric_type: Literal["AverageValue", "Value"] = "AverageValue"
 
 
 class Policy(Strict):
     type: Literal["Pods", "Percent"]
     value: int
-    periodSeconds: int = Field(ge=1, le=1800)
+    period_seconds: int = Field(ge=1, le=1800)
 
 
 class Rules(Strict):
-    stabilizationWindowSeconds: int | None = Field(default=None, ge=0, le=3600)
+    stabilization_window_seconds: int | None = Field(default=None, ge=0, le=3600)
     policies: list[Policy] = []
 
 
 class Behavior(Strict):
-    scaleUp: Rules | None = None
-    scaleDown: Rules | None = None
+    scale_up: Rules | None = None
+    scale_down: Rules | None = None
 
 
 class HpaConfig(Strict):
@@ -72,22 +72,22 @@ class HpaConfig(Strict):
 
 
 class Advanced(Strict):
-    horizontalPodAutoscalerConfig: HpaConfig | None = None
-    scalingModifiers: ScalingModifiers
+    horizontal_pod_autoscaler_config: HpaConfig | None = None
+    scaling_modifiers: ScalingModifiers
 
 
 class ScaledObjectSpec(Strict):
-    scaleTargetRef: Name
-    pollingInterval: int
-    cooldownPeriod: int
-    minReplicaCount: int = Field(ge=0)
-    maxReplicaCount: int = Field(ge=1)
+    scale_target_ref: Name
+    polling_interval: int
+    cooldown_period: int
+    min_replica_count: int = Field(ge=0)
+    max_replica_count: int = Field(ge=1)
     advanced: Advanced
     triggers: list[Trigger]
 
 
 class ScaledObject(Strict):
-    apiVersion: Literal["keda.sh/v1alpha1"]
+    api_version: Literal["keda.sh/v1alpha1"]
     kind: Literal["ScaledObject"]
     metadata: Metadata
     spec: ScaledObjectSpec
@@ -100,18 +100,18 @@ class SecretTarget(Strict):
 
 
 class TriggerAuthenticationSpec(Strict):
-    secretTargetRef: list[SecretTarget]
+    secret_target_ref: list[SecretTarget]
 
 
 class TriggerAuthentication(Strict):
-    apiVersion: Literal["keda.sh/v1alpha1"]
+    api_version: Literal["keda.sh/v1alpha1"]
     kind: Literal["TriggerAuthentication"]
     metadata: Metadata
     spec: TriggerAuthenticationSpec
 
 
 class Selector(Strict):
-    matchLabels: Labels
+    match_labels: Labels
 
 
 class Endpoint(Strict):
@@ -126,15 +126,13 @@ class ServiceMonitorSpec(Strict):
 
 
 class ServiceMonitor(Strict):
-    apiVersion: Literal["monitoring.coreos.com/v1"]
+    api_version: Literal["monitoring.coreos.com/v1"]
     kind: Literal["ServiceMonitor"]
     metadata: Metadata
     spec: ServiceMonitorSpec
 
 
 class Alert(Strict):
-    model_config = ConfigDict(extra="forbid", strict=True, populate_by_name=True)
-
     alert: str
     expr: str
     for_: Duration = Field(default="0s", alias="for")
@@ -152,7 +150,7 @@ class PrometheusRuleSpec(Strict):
 
 
 class PrometheusRule(Strict):
-    apiVersion: Literal["monitoring.coreos.com/v1"]
+    api_version: Literal["monitoring.coreos.com/v1"]
     kind: Literal["PrometheusRule"]
     metadata: Metadata
     spec: PrometheusRuleSpec

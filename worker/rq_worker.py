@@ -55,9 +55,7 @@ class ResidentWorker(SimpleWorker):
     job_class = OurJob
     death_penalty_class = NoAlarm
 
-    def __init__(
-        self, connection: Redis, model: str, stopping: threading.Event, pulse: Pulse | None = None
-    ) -> None:
+    def __init__(self, connection: Redis, model: str, stopping: threading.Event, pulse: Pulse | None = None) -> None:
         name = generate_queue(connection, model).name
         queue = StoppableQueue(name, connection=connection, serializer="json", job_class=OurJob)
         super().__init__(  # pyright: ignore[reportUnknownMemberType]  RQ is typed in part

@@ -42,7 +42,7 @@ def beat(pulses: Iterable[Path], times: int = 1) -> None:
         for pulse in pulses:
             os.utime(pulse, (1, 1))
         for pulse in pulses:
-            wait_for(lambda: pulse.stat().st_mtime > 1, timeout_s=BEATS_S)
+            wait_for(lambda pulse=pulse: pulse.stat().st_mtime > 1, timeout_s=BEATS_S)
 
 
 def test_pulses_go_on_without_work_and_without_redis(
@@ -95,5 +95,5 @@ def test_pulse_of_an_earlier_process_is_no_sign_of_life(tmp_path: Path) -> None:
 
 
 def test_pulse_without_a_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="IVMIX_PULSE_FILE=.*there is no folder"):
+    with pytest.raises(ConfigurationError, match=r"IVMIX_PULSE_FILE=.*there is no folder"):
         Pulse(tmp_path / "nowhere" / "pulse")
