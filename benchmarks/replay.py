@@ -75,7 +75,7 @@ def main(script: Path) -> int:
     settings = load_settings()
     child = ReplayedChild(**json.loads(script.read_text()))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the benchmark, which then ends us
-    return work(open_services(settings), "demo", child, Pulse(settings.pulse_file))
+    return work(open_services(settings), "demo", child, pulse=Pulse(settings.pulse_file))
 
 
 if __name__ == "__main__":

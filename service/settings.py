@@ -184,6 +184,12 @@ class Settings(BaseSettings):
         return [name for name in needed if not getattr(self, name)]
 
     @property
+    def again_s(self) -> float:
+        """Between two tries of a worker while Redis is away: well below the reaper's grace of half a beat, so that who
+        has a job says so in time when Redis is back."""
+        return self.beat_s / 10
+
+    @property
     def scratch_folder(self) -> Path:
         return self.scratch_dir or self.data_dir / "scratch"
 

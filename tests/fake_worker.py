@@ -117,4 +117,4 @@ if __name__ == "__main__":
     if window := os.environ.get("FAKE_WINDOW"):
         stay_in_window(Path(window))
     loaded = load_settings()
-    sys.exit(work(open_services(loaded), "demo", Resident(loaded, "demo", enter), Pulse(loaded.pulse_file)))
+    sys.exit(work(open_services(loaded), "demo", Resident(loaded, "demo", enter), pulse=Pulse(loaded.pulse_file)))

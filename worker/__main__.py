@@ -6,6 +6,7 @@ import logging
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from types import FrameType
 
 from redis.exceptions import RedisError
@@ -42,17 +43,27 @@ def main() -> int:
             log.info("metrics on port %d", metrics.serve(settings.host, settings.worker_metrics_port))
     except ServiceError as e:
         sys.exit(f"ivmix: {e}")
-    return work(services, model, MeasuredChild(Resident(settings, model), metrics), pulse)
+    child = MeasuredChild(Resident(settings, model), metrics)
+    return work(services, model, child, pulse=pulse, on_lost=metrics.lost)
 
 
-def work(services: Services, model: str, child: Child, pulse: Pulse) -> int:
-    """Until a signal; the process's exit status. The pulse begins when the models are loaded."""
+def work(
+    services: Services,
+    model: str,
+    child: Child,
+    *,
+    pulse: Pulse,
+    on_lost: Callable[[], None] = lambda: None,
+) -> int:
+    """Until a signal; the process's exit status. The pulse begins when the models are loaded; `on_lost` hears of jobs
+    that went to somebody else."""
     for number in (signal.SIGINT, signal.SIGTERM):  # while the models load there is nothing to hand back
         signal.signal(number, _leave)
     try:
         child.ensure(lambda: None)
-        scratch = Scratch(services.settings.scratch_folder)
-        runner = Runner(services.store, services.storage, child, scratch, services.settings, pulse)
+        settings = services.settings
+        scratch = Scratch(settings.scratch_folder)
+        runner = Runner(services.store, services.storage, child, scratch, settings, on_lost, pulse)
         _work_through_outages(services, model, runner, pulse)
         return 0
     except ChildDied as e:

@@ -80,13 +80,12 @@ def main(connection: Connection, parent: int, settings: Settings, model: str) ->
 
 def serve(connection: Connection, parent: int, settings: Settings, load: Callable[[], Producer]) -> None:
     """Until the pipe closes."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     configure_logs(settings.log_format)
     watch_parent(parent, lambda: os._exit(71))  # a child whose parent was killed would hold the GPU for ever
     began = time.monotonic()
-    engine, line = load(), _Line(connection)
+    engine, line = load(), Line(connection)
     storage = MeasuredStorage(open_storage(settings), line.note)
     delivery = Delivery(storage, Scratch(settings.scratch_folder), Patience(settings.storage_retry_s))
     line.send(Ready(seconds=time.monotonic() - began))
@@ -102,7 +101,7 @@ def serve(connection: Connection, parent: int, settings: Settings, load: Callabl
         # A Cancel or Drain that comes after its job has ended means nothing any more.
 
 
-class _Line:
+class Line:
     """The pipe to the parent. What threads have to say waits until the main one speaks: a pipe has one writer."""
 
     def __init__(self, connection: Connection) -> None:
@@ -124,7 +123,7 @@ class _Line:
         return self._connection.poll()
 
 
-def _run(engine: Producer, delivery: Delivery, keeper: Keeper, line: _Line, run: Run) -> Done | Failed | Stopped:
+def _run(engine: Producer, delivery: Delivery, keeper: Keeper, line: Line, run: Run) -> Done | Failed | Stopped:
     def report(phase: Phase, step: int, total: int) -> None:
         line.send(Progress(phase, step, total))
         while line.has_word():

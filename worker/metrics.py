@@ -46,6 +46,7 @@ class WorkerMetrics:
         )
         self._steps = Counter("ivmix_worker_steps", "Finished sampling steps", ("model",), registry=self.registry)
         self._is_busy = Gauge("ivmix_worker_busy", "Whether a job is worked on", registry=self.registry)
+        self._lost = Counter("ivmix_worker_leases_lost", "Jobs that went to somebody else", registry=self.registry)
         self._peak = Gauge("ivmix_worker_peak_memory_bytes", "Of the last finished job", registry=self.registry)
         ProcessCollector(registry=self.registry)
 
@@ -81,6 +82,9 @@ class WorkerMetrics:
         self._executions.labels(self._running.generation.model, outcome).inc()
         self._running, self._ended_at = None, self._now()
         self._is_busy.set(0)
+
+    def lost(self) -> None:
+        self._lost.inc()
 
     def serve(self, host: str, port: int) -> int:
         """In a thread of its own, for as long as the process lives; the port. Raises ConfigurationError if taken."""

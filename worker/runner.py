@@ -30,7 +30,6 @@ log = logging.getLogger("ivmix.worker")
 
 T = TypeVar("T")
 
-AGAIN_S = 1.0  # between two tries to write down an end while Redis is away
 DAMAGED = JobError(code="internal_error", message="The record of this job is damaged; the server's log says how.")
 
 
@@ -41,6 +40,7 @@ class Runner:
     child: Child
     scratch: Scratch
     settings: Settings
+    on_lost: Callable[[], None] = lambda: None
     pulse: Pulse = field(default_factory=Pulse)
 
     def run(
@@ -86,6 +86,8 @@ class Runner:
                 log.info("%s %s, %.1f s", job.id, "completed" if kept else "was lost", sum(timings.values()))
                 if kept:
                     self.store.note_finished(job.generation.model, sum(timings.values()))
+                else:
+                    self.on_lost()
                 self._forget_checkpoint(job, kept)
             case Failed(code, text, can_retry):
                 if can_retry and job.attempt < self.settings.max_attempts:
@@ -103,6 +105,7 @@ class Runner:
                 kept = self.store.fail(job.id, execution_id, JobError(code="timeout", message=text))
                 self._forget_checkpoint(job, kept)
             case Halt.LOST:
+                self.on_lost()
                 log.warning("%s was lost by execution %s", job.id, execution_id)
             case _:
                 assert_never(outcome)
@@ -120,7 +123,7 @@ class Runner:
                     raise
                 log.warning("the end of a job waits for Redis: %s", type(e).__name__)
                 self.pulse.beat()
-                time.sleep(AGAIN_S)
+                time.sleep(settings.again_s)
 
     def _forget_checkpoint(self, job: Job, is_ours: bool) -> None:
         """As soon as the job is over; what stays behind here is the maintenance's to find."""

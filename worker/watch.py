@@ -22,7 +22,6 @@ from worker.resident import Child, ChildDied
 log = logging.getLogger("ivmix.worker")
 
 POLL_S = 0.5  # how often a silent child is looked at: bounds how late a drain is noticed
-REDIS_AGAIN_S = 1.0  # after a beat that failed; well below the reaper's grace
 
 
 class Halt(StrEnum):
@@ -123,7 +122,7 @@ class Watch:
         except RedisError as e:
             # Nothing is concluded from an outage: who gets the job is decided when Redis is back.
             log.warning("%s: no beat: %s", self.job.id, type(e).__name__)
-            self._is_redis_away, self._next_beat = True, time.monotonic() + REDIS_AGAIN_S
+            self._is_redis_away, self._next_beat = True, time.monotonic() + self.settings.again_s
             return
         self._is_redis_away = False
         if beats:

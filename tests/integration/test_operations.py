@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -112,6 +113,14 @@ class TestMetrics:
         assert shown["ivmix_queue_waiting", "demo"] >= 1
         assert shown["ivmix_workers", "demo", "idle"] == 0
         assert not any("video_" in part and "video_id" not in part for labels in shown for part in labels)
+
+    def test_the_readme_explains_every_figure_and_no_other(self, client: TestClient, finished: Any) -> None:
+        finished(create(client), b"film")  # now a wait can be estimated
+        families = text_string_to_metric_families(client.get("/metrics").text)
+        ours = [one for one in families if one.name.startswith("ivmix_") and not one.name.endswith("_created")]
+        shown = {f"{family.name}_total" if family.type == "counter" else family.name for family in ours}
+        explained = set(re.findall(r"`(ivmix_\w+)`", (Path(__file__).parents[2] / "README.md").read_text()))
+        assert {name for name in explained if not re.match("ivmix_(worker|storage)_", name)} == shown
 
     def test_two_applications_count_apart(self, services: Services) -> None:
         first, second = TestClient(create_app(services)), TestClient(create_app(services))

@@ -162,7 +162,7 @@ def test_deleting_takes_the_manifest_first(services: Services, complete: Callabl
 
     delete_files(Watched(), job.id)  # type: ignore[arg-type]
     assert order[0] == "manifest.json"
-    assert sorted(order[1:]) == ["spritesheet.jpg", "thumbnail.webp", "video.mp4"]
+    assert sorted(order[1:]) == ["spritesheet.jpg", "thumbnail.webp", "video.mp4", f"{job.id}.safetensors"]
 
 
 def test_a_manifest_of_a_later_version_can_be_read(services: Services, complete: Callable[..., Job]) -> None:

@@ -122,6 +122,7 @@ def test_a_finished_clip_is_not_drawn_again(
     with worker(environment):
         handed_over = reaches(services, job_id, JobState.COMPLETED)
         assert is_stored(services, handed_over)
+        wait_for(lambda: not on_scratch(services, job_id), timeout_s=60)  # now the worker is done with it
         proxy.seen.clear()
         services.redis.delete(job_key(job_id))
         services.store.create(

@@ -152,8 +152,9 @@ def test_fingerprint_changes_with_any_weight_plan_and_request(engine: Engine) ->
     names = [fingerprint.of_run(networks, generation, plan)]
     names.append(fingerprint.of_run(networks, make_generation(num_inference_steps=2, seed=8), plan))
     names.append(fingerprint.of_run(networks, generation, engine.plan(make_generation(num_inference_steps=3))))
-    for network in ("video_unet", "image_unet", "vae", "text_encoder"):
-        weight = next(p for p in reversed(list(getattr(engine.models, network).parameters())) if p.ndim == 1)
+    models = engine.models
+    for network in (models.video_unet, models.image_unet, models.vae, models.video_text.encoder):
+        weight = next(p for p in reversed(list(network.parameters())) if p.ndim == 1)
         before = weight[-1].item()
         weight[-1] += 1e-3
         names.append(fingerprint.of_networks(engine.models))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import tempfile
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -13,19 +14,21 @@ import torch
 from service import places
 from service.errors import StorageError
 from service.jobs import Job, Phase
-from service.storage import FileStorage
+from service.storage import FileStorage, Patience
 from tests.factories import make_generation, make_job
 from worker import child
+from worker.delivery import Delivery
 from worker.engine import Engine
 from worker.keeper import Keeper
 from worker.messages import Cancel, Done, Drain, Failed, Order, Progress, Run, Stopped
+from worker.scratch import Scratch
 
 STEPS = 3
 
 
 @pytest.fixture
 def storage(tmp_path: Path) -> FileStorage:
-    return FileStorage(tmp_path)
+    return FileStorage(tmp_path / "storage")
 
 
 @pytest.fixture
@@ -52,7 +55,9 @@ def run(
     for order in orders:
         parent.send(order)
     keeper = Keeper(storage, places.checkpoint(job.id), every_s=3600)
-    answer = child._run(engine, storage, keeper, ours, Run(job, "e1", may_resume))
+    with tempfile.TemporaryDirectory() as scratch:
+        delivery = Delivery(storage, Scratch(Path(scratch)), Patience(0.0))
+        answer = child._run(engine, delivery, keeper, child.Line(ours), Run(job, "e1", may_resume))
     told = []
     while parent.poll():
         told.append(parent.recv())
@@ -70,9 +75,9 @@ def test_finished_job_is_in_the_storage_before_it_is_said(
 
 
 def test_drained_job_leaves_its_state_and_the_next_run_does_the_rest(
-    engine: Engine, storage: FileStorage, pipe: tuple[Connection, Connection], job: Job
+    engine: Engine, storage: FileStorage, pipe: tuple[Connection, Connection], job: Job, tmp_path: Path
 ) -> None:
-    undisturbed, _ = run(engine, storage, pipe, job)
+    undisturbed, _ = run(engine, FileStorage(tmp_path / "elsewhere"), pipe, job)
     parent, _ = pipe
     say = parent.send
 
@@ -141,4 +146,4 @@ def test_storage_that_fails_is_not_the_jobs_fault(
     monkeypatch.setattr(storage, "put", fails)
     answer, _ = run(engine, storage, pipe, job)
     assert isinstance(answer, Failed)
-    assert (answer.code, answer.can_retry) == ("storage_error", True)
+    assert (answer.code, answer.can_retry) == ("storage_unavailable", False)

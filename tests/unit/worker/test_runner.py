@@ -16,7 +16,6 @@ from service.storage import sha256_of
 from service.store import Verdict, job_key, lease_key
 from service.wiring import Services
 from tests.factories import make_job, make_output
-from worker import runner as runner_module
 from worker.messages import Cancel, Done, Drain, Failed, Message, Order, Progress, Run, Stopped
 from worker.resident import ChildDied
 from worker.runner import Runner
@@ -278,7 +277,6 @@ def test_outage_of_redis_in_the_middle_changes_nothing(
 def test_finished_video_waits_for_redis_to_come_back(
     services: Services, job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner_module, "AGAIN_S", 0.01)
     complete, tries = services.store.complete, []
 
     def away(*args: object) -> bool:
