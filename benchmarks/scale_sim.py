@@ -202,8 +202,8 @@ class Cost:
 
 
 def _memory(redis: Any, jobs: Sequence[Job]) -> float:
-    indexes = sum(redis.memory_usage(key) for key in (INDEX, owner_index(jobs[0].owner)))
-    return sum(redis.memory_usage(job_key(job.id)) + indexes / len(jobs) for job in jobs) / len(jobs)
+    indexes = sum(redis.memory_usage(key, samples=0) for key in (INDEX, owner_index(jobs[0].owner)))
+    return sum(redis.memory_usage(job_key(job.id), samples=0) + indexes / len(jobs) for job in jobs) / len(jobs)
 
 
 def _cost_of_a_poll(services: Services, count: int = 200) -> Cost:
