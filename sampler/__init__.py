@@ -9,9 +9,11 @@ freeinit.py   plan -> plan: FreeInit around it
 denoisers.py  any diffusers-style UNet -> guided epsilon
 loop.py       plan and latents -> the latents after every step
 latents.py    the noise a run starts from, and draws
+errors.py     what a caller can get wrong
 """
 
 from sampler.denoisers import Denoiser, ImageDenoiser, VideoDenoiser
+from sampler.errors import BadSetting, DoesNotFit
 from sampler.freeinit import free_init_plan
 from sampler.latents import seeded_noise
 from sampler.loop import LatentsNotFinite, Step, sample
@@ -23,8 +25,10 @@ from sampler.schedule import NoiseSchedule
 
 __all__ = [
     "AnyMove",
+    "BadSetting",
     "Call",
     "Denoiser",
+    "DoesNotFit",
     "FusedMove",
     "ImageDenoiser",
     "LatentsNotFinite",

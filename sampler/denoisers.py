@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sampler.errors import BadSetting, DoesNotFit
 from sampler.schedule import PredictionType
 
 
@@ -29,25 +30,25 @@ class _GuidedDenoiser:
             dtype the network is run in; latents and epsilon stay float32.
         prediction_type: what the network was trained to return.
 
-    Raises ValueError if the two embeddings differ in shape, if they are not as wide as the network's cross-attention
-    (where it has a diffusers config that says so), or if the prediction type is unknown.
+    Raises DoesNotFit if the two embeddings differ in shape, or if they are not as wide as the network's cross-attention
+    (where it has a diffusers config that says so); BadSetting if the prediction type is unknown.
     """
 
     def __init__(
         self, unet: Any, cond: Tensor, uncond: Tensor, *, prediction_type: PredictionType = "epsilon"
     ) -> None:  # Any: diffusers' UNets share no type, and this package must not import diffusers
         if cond.shape != uncond.shape or cond.ndim != 3:
-            raise ValueError(
+            raise DoesNotFit(
                 f"cond {tuple(cond.shape)} and uncond {tuple(uncond.shape)} must both be (batch, tokens, dim) and equal"
             )
         width = _configured(unet, "cross_attention_dim")
         if width not in (None, cond.shape[-1]):
-            raise ValueError(
+            raise DoesNotFit(
                 f"cond {tuple(cond.shape)} is {cond.shape[-1]} wide, the network's cross-attention takes {width}; "
                 "each network needs the embeddings of its own text encoder"
             )
         if prediction_type not in ("epsilon", "v_prediction"):
-            raise ValueError(f"prediction_type={prediction_type!r} is not supported; use 'epsilon' or 'v_prediction'")
+            raise BadSetting(f"prediction_type={prediction_type!r} is not supported; use 'epsilon' or 'v_prediction'")
         self.unet = unet
         self.cond, self.uncond = cond, uncond
         self.prediction_type: PredictionType = prediction_type
@@ -56,7 +57,7 @@ class _GuidedDenoiser:
 
     def __call__(self, latents: Tensor, timestep: int, alpha: float, guidance: float, *, uncond: float = 1.0) -> Tensor:
         if latents.ndim != 5 or len(latents) != len(self.cond):
-            raise ValueError(
+            raise DoesNotFit(
                 f"latents {tuple(latents.shape)} must be (batch, channels, frames, height, width) "
                 f"with batch {len(self.cond)}, one for each text embedding"
             )
@@ -70,7 +71,7 @@ class _GuidedDenoiser:
                 eps_u, eps_c = both.chunk(2)
             eps = uncond * eps_u + guidance * (eps_c - eps_u)
         if eps.shape != latents.shape:
-            raise ValueError(
+            raise DoesNotFit(
                 f"the network returned {tuple(eps.shape)} for latents {tuple(latents.shape)}; "
                 "networks that also predict a variance, or take extra channels, are not supported"
             )
@@ -109,7 +110,7 @@ class ImageDenoiser(_GuidedDenoiser):
     ) -> None:
         super().__init__(unet, cond, uncond, prediction_type=prediction_type)
         if resize is not None and min(resize) < 1:
-            raise ValueError(f"resize={resize} must be a height and a width of at least 1 latent pixel")
+            raise BadSetting(f"resize={resize} must be a height and a width of at least 1 latent pixel")
         self.resize = resize
         self.frames_at_once: int | None = None  # all; fewer need less memory and more calls
 

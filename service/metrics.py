@@ -1,4 +1,5 @@
-"""What the storage costs, for Prometheus: a storage that times another one, and the figures that come of it.
+"""What the storage costs, for Prometheus: a storage that times another one, and the figures that come of it; and how
+processes that speak no HTTP serve their figures.
 
 Names and meanings of all figures are in README.md, "Metrics"; a test holds the two equal.
 """
@@ -11,9 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_server
 
-from service.errors import StorageError
+from service.errors import ConfigurationError, StorageError
 from service.storage import Stored, VideoStorage
 
 # A HEAD takes milliseconds, a film over a slow line minutes.
@@ -40,6 +41,15 @@ class StorageMetrics:
         self._seconds.labels(call.operation).observe(call.seconds)
         if not call.is_ok:
             self._errors.labels(call.operation).inc()
+
+
+def serve_metrics(registry: CollectorRegistry, host: str, port: int, setting: str) -> int:
+    """In a thread of its own, for as long as the process lives; the port. Raises ConfigurationError if taken."""
+    try:
+        server, _ = start_http_server(port, addr=host, registry=registry)
+    except OSError as e:
+        raise ConfigurationError(f"IVMIX_{setting}={port} on {host}: {e.strerror}; use another") from e
+    return server.server_port
 
 
 class MeasuredStorage:

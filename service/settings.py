@@ -109,6 +109,9 @@ class Settings(BaseSettings):
     worker_metrics_port: int | None = Field(
         default=None, ge=0, le=65535, description="a worker serves /metrics there, on `host`; 0: any free one"
     )
+    webhook_metrics_port: int | None = Field(
+        default=None, ge=0, le=65535, description="a courier serves /metrics there, on `host`; 0: any free one"
+    )
     pulse_file: Path | None = Field(
         default=None,
         description="touched every few seconds by a worker whose models are loaded, by webhooks and by maintenance; "

@@ -262,14 +262,13 @@ class JobStore:
 
         Returns the job of the first such request if this one is a repetition. Raises QueueFull, IdempotencyKeyReused.
         """
-        name = f"{job.owner}:{idempotency.key}" if idempotency else ""
         keys = [
             job_key(job.id),
             queue.key,
             INDEX,
             owner_index(job.owner),
             f"ivm:waiting:{job.owner}",
-            f"ivm:idem:{name}",
+            idempotency_key(job.owner, idempotency.key) if idempotency else "ivm:idem:",
             ACTIVE,
         ]
         record = _encode(job.model_dump(mode="json", exclude_none=True))
@@ -285,6 +284,14 @@ class JobStore:
                 return self.get(what.decode()) or job
             case _:
                 _refuse(answer.decode(), int(what) if what.isdigit() else 0)
+
+    def find_repeated(self, owner: str, idempotency: Idempotency) -> Job | None:
+        """The job of an earlier request of this name. Raises IdempotencyKeyReused. `create` looks again."""
+        fingerprint, made = self._redis.hmget(idempotency_key(owner, idempotency.key), "fingerprint", "id")
+        job = None if made is None else self.get(made.decode())
+        if job is not None and fingerprint.decode() != idempotency.fingerprint:
+            raise IdempotencyKeyReused
+        return job
 
     def get(self, job_id: str) -> Job | None:
         return _decode(self._redis.hgetall(job_key(job_id)))
@@ -303,7 +310,10 @@ class JobStore:
         """The job and how many are ahead of it, None once it does not wait any more; one round trip."""
         args = [queue_key(""), job_id, json.dumps(JobState.QUEUED)]
         record, *position = self._show_script([job_key(job_id)], args) or (None,)
-        return None if record is None else (Job.model_validate_json(record), position[0] if position else None)
+        if record is None:
+            return None
+        # No place: a worker has taken it from the queue and not yet said so. Nobody is ahead.
+        return Job.model_validate_json(record), (position[0] or 0) if position else None
 
     def list(
         self, *, limit: int = 20, order: Order = "desc", after: str | None = None, owner: str | None = None
@@ -492,6 +502,10 @@ def owner_index(owner: str) -> str:
 
 def lease_key(job_id: str) -> str:
     return f"ivm:lease:{job_id}"
+
+
+def idempotency_key(owner: str, key: str) -> str:
+    return f"ivm:idem:{owner}:{key}"
 
 
 def _refuse(answer: str, most: int) -> NoReturn:

@@ -92,6 +92,8 @@ def _listening(container: Container) -> dict[int, Has]:
             return {settings.port: public, **own_port}
         case ("worker",):
             return {} if settings.worker_metrics_port is None else {settings.worker_metrics_port: "/metrics".__eq__}
+        case ("webhooks",):
+            return {} if settings.webhook_metrics_port is None else {settings.webhook_metrics_port: "/metrics".__eq__}
         case _:
             return {}
 

@@ -9,11 +9,10 @@ import time
 from collections.abc import Callable
 from typing import cast
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
-from service.errors import ConfigurationError
 from service.jobs import Phase
-from service.metrics import StorageCall, StorageMetrics
+from service.metrics import StorageCall, StorageMetrics, serve_metrics
 from worker.messages import Done, Failed, Message, Order, Progress, Run, Stopped
 from worker.resident import Child, ChildDied
 
@@ -87,12 +86,8 @@ class WorkerMetrics:
         self._lost.inc()
 
     def serve(self, host: str, port: int) -> int:
-        """In a thread of its own, for as long as the process lives; the port. Raises ConfigurationError if taken."""
-        try:
-            server, _ = start_http_server(port, addr=host, registry=self.registry)
-        except OSError as e:
-            raise ConfigurationError(f"IVMIX_WORKER_METRICS_PORT={port} on {host}: {e.strerror}; use another") from e
-        return server.server_port
+        """The port. Raises ConfigurationError if it is taken."""
+        return serve_metrics(self.registry, host, port, "WORKER_METRICS_PORT")
 
 
 class MeasuredChild:

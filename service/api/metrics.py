@@ -64,14 +64,13 @@ class QueueCollector(Collector):
         try:
             loads = [model_load(self._services.redis, self._services.store, model) for model in models]
             memory = _memory(self._services.redis)
-            untold = self._services.webhooks.outbox.count()
+            outbox, pending = self._services.webhooks.outbox.depth(), self._services.webhooks.deliveries.pending()
         except RedisError:
             yield GaugeMetricFamily("ivmix_job_store_up", "Whether Redis answers", 0)
             return
         yield GaugeMetricFamily("ivmix_job_store_up", "Whether Redis answers", 1)
         yield GaugeMetricFamily("ivmix_job_store_memory_bytes", "Used by Redis for data", memory["used_memory"])
         yield GaugeMetricFamily("ivmix_job_store_max_memory_bytes", "0: no limit of its own", memory["maxmemory"])
-        yield GaugeMetricFamily("ivmix_webhook_events_waiting", "Ended videos that nobody has been told of", untold)
         yield _gauge("ivmix_queue_waiting", "Videos that wait", {load.model: load.queued for load in loads})
         yield _gauge("ivmix_queue_running", "Videos that are worked on", {load.model: load.running for load in loads})
         waits = {load.model: wait for load in loads if (wait := load.estimated_wait_s) is not None}
@@ -80,6 +79,8 @@ class QueueCollector(Collector):
             "ivmix_videos_per_hour", "Finished in the last hour", {load.model: load.videos_per_hour for load in loads}
         )
         yield _workers(loads)
+        yield GaugeMetricFamily("ivmix_webhook_outbox", "Ended videos that no courier has looked at", outbox)
+        yield GaugeMetricFamily("ivmix_webhook_pending", "Webhooks under way or waiting for another attempt", pending)
 
 
 def _memory(redis: Any) -> dict[str, float]:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 import threading
 from types import FrameType
 
+from service.courier.metrics import CourierMetrics
 from service.courier.running import run
 from service.errors import ConfigurationError
 from service.lifeline import end_with_supervisor
 from service.logs import configure_logs
+from service.metrics import serve_metrics
 from service.settings import load_settings
 from service.wiring import open_services
+
+log = logging.getLogger("ivmix.webhooks")
 
 
 def main() -> None:
@@ -28,10 +33,14 @@ def main() -> None:
         settings = load_settings()
         configure_logs(settings.log_format)
         services = open_services(settings)
+        metrics = CourierMetrics()
+        if settings.webhook_metrics_port is not None:
+            port = serve_metrics(metrics.registry, settings.host, settings.webhook_metrics_port, "WEBHOOK_METRICS_PORT")
+            log.info("metrics on port %d", port)
     except ConfigurationError as e:
         sys.exit(f"ivmix: {e.message}")
     try:
-        run(services, stopping)
+        run(services, stopping, metrics)
     finally:
         services.close()
 

@@ -56,7 +56,8 @@ class Outbox:
             for entry, record in self._redis.xrange(OUTBOX, count=limit)
         ]
 
-    def count(self) -> int:
+    def depth(self) -> int:
+        """Ends that are not told yet, and not made into deliveries."""
         return self._redis.xlen(OUTBOX)
 
     def settle(self, entry: str, commands: Sequence[Command] = ()) -> bool:

@@ -15,8 +15,11 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import Metric
 
 from service.api.metrics import Metrics
+from service.courier.metrics import CourierMetrics
 from service.jobs import Phase
 from service.metrics import StorageCall
+from service.webhooks.schedule import State
+from service.webhooks.sender import Outcome
 from service.wiring import Services
 from tests.containers import DEPLOY
 from tests.factories import make_job, make_output
@@ -50,7 +53,11 @@ def shown(services: Services) -> Shown:
     worker.progress(Progress(Phase.SAMPLING, 1, 2))
     worker.finish(Done(make_output(), {Phase.SAMPLING: 1.0}, 1.0))
     services.store.note_finished("demo", 1.0)
-    return FOREIGN | dict(_figures(api.registry)) | dict(_figures(worker.registry))
+    courier = CourierMetrics()
+    courier.attempt(Outcome(200, None, 0.1))
+    courier.end(State.DELIVERED)
+    registries = (api.registry, worker.registry, courier.registry)
+    return FOREIGN | {name: labels for registry in registries for name, labels in _figures(registry)}
 
 
 def _figures(registry: CollectorRegistry) -> Iterator[tuple[str, set[str]]]:

@@ -75,7 +75,7 @@ def test_valkey_keeps_what_it_accepted_and_asks_for_a_password(tmp_path: Path, s
             assert other.get("a") == b"b"
         assert redis.ping()
         redis.close()
-        with pytest.raises(AuthenticationError), Redis(port=port) as stranger:
+        with pytest.raises(AuthenticationError), Redis(port=port, retry=Retry(NoBackoff(), 0)) as stranger:
             stranger.ping()
 
 

@@ -309,6 +309,8 @@ def test_the_position_counts_the_jobs_ahead(store: JobStore, queue: Queue) -> No
     assert [store.show(job.id) for job in jobs] == [(jobs[0], 0), (jobs[1], 1), (jobs[2], 2)]
     store.cancel(jobs[0].id)
     assert store.show(jobs[2].id) == (jobs[2], 1)
+    queue.connection.lpop(queue.key)  # a worker has taken it, and not said so yet
+    assert store.show(jobs[1].id) == (jobs[1], 0)
     running = store.start(jobs[1].id, "e1")
     assert running is not None
     assert store.show(running.id) == (running, None)
