@@ -23,6 +23,7 @@ from service.books import Books
 from service.errors import ServiceError
 from service.lifeline import end_with_supervisor
 from service.logs import configure_logs
+from service.pulse import Pulse
 from service.reaper import Reaper
 from service.retention import Retention
 from service.settings import load_settings
@@ -33,6 +34,7 @@ log = logging.getLogger("ivmix.maintenance")
 LEADER = "ivm:maintenance"
 LEADS_S = 15.0  # how long a leader that was killed stands in the way of the next
 RENEW_S = 5.0
+NO_PULSE = Pulse()
 
 
 @dataclass(frozen=True)
@@ -70,8 +72,16 @@ def duties_of(services: Services) -> list[Duty]:
 
 
 class Maintenance:
-    def __init__(self, redis: Redis, duties: Sequence[Duty], *, leads_s: float = LEADS_S, renew_s: float = RENEW_S):
-        self._redis, self._duties = redis, duties
+    def __init__(
+        self,
+        redis: Redis,
+        duties: Sequence[Duty],
+        pulse: Pulse = NO_PULSE,
+        *,
+        leads_s: float = LEADS_S,
+        renew_s: float = RENEW_S,
+    ) -> None:
+        self._redis, self._duties, self._pulse = redis, duties, pulse
         self._leads_s, self._renew_s = leads_s, renew_s
         self._is_leading = threading.Event()
 
@@ -85,6 +95,7 @@ class Maintenance:
             thread.start()
         lock: Any = self._redis.lock(LEADER, timeout=self._leads_s, thread_local=False)
         while not stopping.is_set():
+            self._pulse.beat()
             self._lead(lock)
             stopping.wait(self._renew_s)
         for thread in threads:
@@ -137,9 +148,10 @@ def main() -> int:
         settings = load_settings()
         configure_logs(settings.log_format)
         services = open_services(settings)
+        pulse = Pulse(settings.pulse_file)
     except ServiceError as e:
         sys.exit(f"ivmix: {e}")
-    Maintenance(services.redis, duties_of(services)).run(stopping)
+    Maintenance(services.redis, duties_of(services), pulse).run(stopping)
     services.close()
     return 0
 

@@ -112,6 +112,11 @@ class Settings(BaseSettings):
     webhook_metrics_port: int | None = Field(
         default=None, ge=0, le=65535, description="a courier serves /metrics there, on `host`; 0: any free one"
     )
+    pulse_file: Path | None = Field(
+        default=None,
+        description="touched every few seconds by a worker whose models are loaded, by webhooks and by maintenance; "
+        "one file per process, for liveness probes",
+    )
 
     job_timeout_s: int = Field(default=1800, ge=1)
     stall_timeout_s: float = Field(default=300, gt=0, description="no finished step for so long: the worker is stuck")

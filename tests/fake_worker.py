@@ -23,6 +23,7 @@ import numpy as np
 
 from service.jobs import Generation, Phase
 from service.logs import configure_logs
+from service.pulse import Pulse
 from service.settings import Settings, load_settings
 from service.wiring import open_services
 from tests.clocks import set_clock_wrong
@@ -122,7 +123,7 @@ def main() -> int:
     settings = load_settings()
     configure_logs(settings.log_format)
     child = MeasuredChild(Resident(settings, "demo", enter), WorkerMetrics())
-    return work(open_services(settings), "demo", child)
+    return work(open_services(settings), "demo", child, pulse=Pulse(settings.pulse_file))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from redis.exceptions import RedisError
 from service.errors import ServiceError
 from service.lifeline import end_with_supervisor
 from service.logs import configure_logs
+from service.pulse import Pulse
 from service.settings import load_settings
 from service.wiring import Services, check_storage, open_redis, open_services
 from worker import tasks
@@ -36,24 +37,34 @@ def main() -> int:
         services = open_services(settings)
         check_storage(services.storage)
         model = services.models.get(sys.argv[1] if len(sys.argv) > 1 else None).id
+        pulse = Pulse(settings.pulse_file)
         metrics = WorkerMetrics()
         if settings.worker_metrics_port is not None:
             log.info("metrics on port %d", metrics.serve(settings.host, settings.worker_metrics_port))
     except ServiceError as e:
         sys.exit(f"ivmix: {e}")
-    return work(services, model, MeasuredChild(Resident(settings, model), metrics), metrics.lost)
+    child = MeasuredChild(Resident(settings, model), metrics)
+    return work(services, model, child, pulse=pulse, on_lost=metrics.lost)
 
 
-def work(services: Services, model: str, child: Child, on_lost: Callable[[], None] = lambda: None) -> int:
-    """Until a signal; the process's exit status. `on_lost` hears of jobs that went to somebody else."""
+def work(
+    services: Services,
+    model: str,
+    child: Child,
+    *,
+    pulse: Pulse,
+    on_lost: Callable[[], None] = lambda: None,
+) -> int:
+    """Until a signal; the process's exit status. The pulse begins when the models are loaded; `on_lost` hears of jobs
+    that went to somebody else."""
     for number in (signal.SIGINT, signal.SIGTERM):  # while the models load there is nothing to hand back
         signal.signal(number, _leave)
     try:
         child.ensure(lambda: None)
         settings = services.settings
         scratch = Scratch(settings.scratch_folder)
-        runner = Runner(services.store, services.storage, child, scratch, settings, on_lost)
-        _work_through_outages(services, model, runner)
+        runner = Runner(services.store, services.storage, child, scratch, settings, on_lost, pulse)
+        _work_through_outages(services, model, runner, pulse)
         return 0
     except ChildDied as e:
         log.error("the models of %s did not load: %s", model, e)
@@ -62,14 +73,15 @@ def work(services: Services, model: str, child: Child, on_lost: Callable[[], Non
         child.kill()
 
 
-def _work_through_outages(services: Services, model: str, runner: Runner) -> None:
+def _work_through_outages(services: Services, model: str, runner: Runner, pulse: Pulse) -> None:
     """RQ's loop ends when Redis fails it; a new one begins, and the models stay loaded."""
     stopping = threading.Event()
     assert services.settings.redis_url is not None  # open_services refuses to go on without
     with open_redis(services.settings.redis_url, reply_timeout_s=None) as redis:
         while not stopping.is_set():
+            pulse.beat()
             try:
-                worker = ResidentWorker(redis, model, stopping)
+                worker = ResidentWorker(redis, model, stopping, pulse)
                 tasks.install(runner, worker)
                 worker.work(logging_level="WARNING")
             except RedisError as e:

@@ -20,6 +20,7 @@ from rq.exceptions import DequeueTimeout, StopRequested
 from rq.executions import Execution
 from rq.job import Job, JobStatus
 
+from service.pulse import Pulse
 from service.queues import DELIVERED_TTL_S, NoAlarm, OurJob, generate_queue
 
 log = logging.getLogger("ivmix.worker")
@@ -54,13 +55,14 @@ class ResidentWorker(SimpleWorker):
     job_class = OurJob
     death_penalty_class = NoAlarm
 
-    def __init__(self, connection: Redis, model: str, stopping: threading.Event) -> None:
+    def __init__(self, connection: Redis, model: str, stopping: threading.Event, pulse: Pulse | None = None) -> None:
         name = generate_queue(connection, model).name
         queue = StoppableQueue(name, connection=connection, serializer="json", job_class=OurJob)
         super().__init__(  # pyright: ignore[reportUnknownMemberType]  RQ is typed in part
             [queue], connection=connection, serializer="json", worker_ttl=DEQUEUE_S + 15
         )
         self._execution: Execution | None = None
+        self._pulse = pulse or Pulse()
         self.max_connection_wait_time = DEQUEUE_S
         StoppableQueue.stopping = stopping
 
@@ -109,6 +111,7 @@ class ResidentWorker(SimpleWorker):
 
     def heartbeat(self, timeout: int | None = None, pipeline: Pipeline | None = None) -> None:
         """While Redis is away RQ waits for it before every dequeue, for ever: a worker that is to stop must not."""
+        self._pulse.beat()
         try:
             super().heartbeat(timeout, pipeline)
         except redis.exceptions.RedisError:

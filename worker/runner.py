@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar, assert_never
 
 from redis.exceptions import RedisError
@@ -17,6 +17,7 @@ from service import places
 from service.errors import StorageError
 from service.jobs import Job, JobError
 from service.logs import about
+from service.pulse import Pulse
 from service.settings import Settings
 from service.storage import VideoStorage
 from service.store import JobStore
@@ -40,6 +41,7 @@ class Runner:
     scratch: Scratch
     settings: Settings
     on_lost: Callable[[], None] = lambda: None
+    pulse: Pulse = field(default_factory=Pulse)
 
     def run(
         self, job_id: str, execution_id: str, *, on_beat: Callable[[], None], is_draining: Callable[[], bool]
@@ -66,7 +68,7 @@ class Runner:
             return None
 
     def _work(self, job: Job, execution_id: str, on_beat: Callable[[], None], is_draining: Callable[[], bool]) -> None:
-        watch = Watch(job, execution_id, self.store, self.child, self.settings, on_beat, is_draining)
+        watch = Watch(job, execution_id, self.store, self.child, self.settings, on_beat, is_draining, self.pulse)
         try:
             outcome = watch.outcome()
         except ChildDied as e:
@@ -120,6 +122,7 @@ class Runner:
                 if time.monotonic() - began > patience_s:
                     raise
                 log.warning("the end of a job waits for Redis: %s", type(e).__name__)
+                self.pulse.beat()
                 time.sleep(settings.again_s)
 
     def _forget_checkpoint(self, job: Job, is_ours: bool) -> None:

@@ -13,6 +13,7 @@ from enum import StrEnum
 from redis.exceptions import RedisError
 
 from service.jobs import Job, Phase
+from service.pulse import Pulse
 from service.settings import Settings
 from service.store import JobStore, Verdict
 from worker.messages import Cancel, Done, Drain, Failed, Progress, Ready, Run, Stopped
@@ -50,6 +51,7 @@ class Watch:
     settings: Settings
     on_beat: Callable[[], None]
     is_draining: Callable[[], bool]
+    pulse: Pulse = field(default_factory=Pulse)
     _halt: Halt | None = None
     _next_beat: float = 0.0
     _is_redis_away: bool = False
@@ -105,6 +107,7 @@ class Watch:
 
     def _look(self, progress: Progress | None = None) -> None:
         """Tell Redis that we are there, and hear whether to go on."""
+        self.pulse.beat()
         if self._halt is None and self.is_draining():
             self._halt = Halt.DRAINED
         name, now = (self.job.id, self.execution_id), time.monotonic()

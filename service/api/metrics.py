@@ -63,11 +63,14 @@ class QueueCollector(Collector):
         models = self._services.models.ids()
         try:
             loads = [model_load(self._services.redis, self._services.store, model) for model in models]
+            memory = _memory(self._services.redis)
             outbox, pending = self._services.webhooks.outbox.depth(), self._services.webhooks.deliveries.pending()
         except RedisError:
             yield GaugeMetricFamily("ivmix_job_store_up", "Whether Redis answers", 0)
             return
         yield GaugeMetricFamily("ivmix_job_store_up", "Whether Redis answers", 1)
+        yield GaugeMetricFamily("ivmix_job_store_memory_bytes", "Used by Redis for data", memory["used_memory"])
+        yield GaugeMetricFamily("ivmix_job_store_max_memory_bytes", "0: no limit of its own", memory["maxmemory"])
         yield _gauge("ivmix_queue_waiting", "Videos that wait", {load.model: load.queued for load in loads})
         yield _gauge("ivmix_queue_running", "Videos that are worked on", {load.model: load.running for load in loads})
         waits = {load.model: wait for load in loads if (wait := load.estimated_wait_s) is not None}
@@ -78,6 +81,11 @@ class QueueCollector(Collector):
         yield _workers(loads)
         yield GaugeMetricFamily("ivmix_webhook_outbox", "Ended videos that no courier has looked at", outbox)
         yield GaugeMetricFamily("ivmix_webhook_pending", "Webhooks under way or waiting for another attempt", pending)
+
+
+def _memory(redis: Any) -> dict[str, float]:
+    """Nothing is evicted: when it is full, nothing is accepted."""
+    return redis.info("memory")
 
 
 def _gauge(name: str, text: str, values: dict[str, float]) -> Metric:

@@ -14,6 +14,7 @@ from service.courier.attempts import Attempts
 from service.courier.metrics import CourierMetrics
 from service.courier.pump import Pump
 from service.courier.workers import work
+from service.pulse import Pulse
 from service.queues import webhooks_queue
 from service.wiring import Services, open_redis
 
@@ -64,7 +65,9 @@ def run(services: Services, stopping: threading.Event, metrics: CourierMetrics |
     for thread in workers:
         thread.start()
     pump = pump_of(services)
+    pulse = Pulse(settings.pulse_file)
     while not stopping.is_set():
+        pulse.beat()
         has_died = not all(thread.is_alive() for thread in workers)
         if has_died and not stopping.is_set():
             stopping.set()

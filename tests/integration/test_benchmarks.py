@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 
 def run(*command: str) -> str:
     done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, timeout=300, check=False)
@@ -55,3 +57,18 @@ def test_evaluation_scores_a_variant(tmp_path: Path) -> None:
     (row,) = json.loads(result.read_text())["rows"].values()
     assert row["calls"] == 6  # two ordinary steps and one zig-zag of four moves
     assert 0 <= row["shape"] <= 1
+
+
+@pytest.mark.slow
+def test_scale_simulation_counts_what_queue_and_workers_cost(tmp_path: Path) -> None:
+    result = tmp_path / "scale.json"
+    small = ("--workers", "1", "2", "--jobs", "2", "--steps", "5", "--step-s", "0.1", "--idle-s", "1")
+    printed = run("benchmarks.scale_sim", *small, "--json", str(result))
+    found = json.loads(result.read_text())
+    one, two = found["rounds"]
+    assert (one["jobs"], two["jobs"]) == (2, 4)
+    assert 0 < one["of_ideal"] <= 1
+    assert one["commands_per_job"] > 5  # at least its progress
+    assert one["log_bytes_per_job"] > 1000  # its record
+    assert [entry["together"] for entry in found["progress"]] == [1, 10, 100]
+    assert len(printed.splitlines()) == 10

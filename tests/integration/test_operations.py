@@ -109,6 +109,8 @@ class TestMetrics:
         assert shown["ivmix_http_requests_total", "any", "none", "404"] == 1
         assert shown["ivmix_http_request_seconds_count", "GET", "/v1/videos/{video_id}"] == 4
         assert shown["ivmix_job_store_up",] == 1
+        assert shown["ivmix_job_store_memory_bytes",] > 100_000  # an empty server's, at least
+        assert shown["ivmix_job_store_max_memory_bytes",] == 0
         assert shown["ivmix_queue_waiting", "demo"] >= 1
         assert shown["ivmix_workers", "demo", "idle"] == 0
         assert not any("video_" in part and "video_id" not in part for labels in shown for part in labels)

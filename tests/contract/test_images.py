@@ -1,0 +1,126 @@
+"""docker/: the images and the compose file against the code they run. Without a Docker daemon."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.clients import run
+from tests.consistency import PULSE_PROBE, complaints, settings_of
+from tests.containers import DOCKER, IMAGES, ROOT, compose, compose_containers, env_file
+
+KNOWN_KEYS = {
+    *("build", "cap_drop", "command", "configs", "depends_on", "deploy", "entrypoint", "environment", "healthcheck"),
+    *("image", "init", "logging", "ports", "profiles", "read_only", "restart", "security_opt", "shm_size"),
+    *("stop_grace_period", "tmpfs", "user", "volumes"),
+}
+HADOLINT = Path(sys.executable).with_name("hadolint")
+
+
+@pytest.mark.parametrize("image", IMAGES)
+def test_dockerfile_is_clean(image: str) -> None:
+    assert hadolint(IMAGES[image]) == ""
+
+
+def test_hadolint_sees_what_is_wrong(tmp_path: Path) -> None:
+    wrong = tmp_path / "Dockerfile"
+    wrong.write_text(IMAGES["ivmix-service"].read_text().replace("bookworm", "bookworm\nFROM debian", 1))
+    assert "DL3006" in hadolint(wrong)  # an image without a version
+
+
+def hadolint(dockerfile: Path) -> str:
+    """What it complains about."""
+    ran = subprocess.run([HADOLINT, dockerfile], capture_output=True, text=True, check=False)
+    assert (ran.returncode == 0) == (ran.stdout == ""), ran.stderr
+    return ran.stdout
+
+
+@pytest.mark.parametrize("image", IMAGES)
+def test_image_runs_as_a_number_from_pinned_bases(image: str) -> None:
+    text = IMAGES[image].read_text()
+    assert re.findall(r"^USER (.*)$", text, re.MULTILINE) == ["10001:10001"]
+    assert re.findall(r"^FROM (.*)$", text, re.MULTILINE) == ["${PYTHON} AS build", "${PYTHON}"]
+    assert re.search(r"^ARG PYTHON=python:3\.11\.\d+-slim-bookworm$", text, re.MULTILINE)
+
+
+def test_build_context_has_what_is_copied_and_no_more() -> None:
+    allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    copied = {
+        Path(source).parts[0]
+        for dockerfile in IMAGES.values()
+        for line in re.findall(r"^COPY (?!--from)(.*)$", dockerfile.read_text(), re.MULTILINE)
+        for source in line.split()[:-1]
+        if source != "."
+    }
+    assert copied == allowed
+    assert all((ROOT / name).exists() for name in allowed)
+
+
+def test_compose_agrees_with_the_code() -> None:
+    found = list(compose_containers(compose()))
+    assert [text for container in found for text in complaints(container)] == []
+    assert {c.arguments[:1] for c in found} >= {("api",), ("webhooks",), ("maintenance",), ("worker",), ("models",)}
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "complaint"),
+    [
+        ("IVMIX_S3_BUCKET:", "IVMIX_S3_BUKET:", "IVMIX_S3_BUKET"),
+        ('IVMIX_PRESIGN_SECONDS: "0"', 'IVMIX_PRESIGN_SECONDS: "-1"', "IVMIX_PRESIGN_SECONDS: Input should be greater"),
+        ('command: ["webhooks"]', 'command: ["webhook"]', "`ivmix webhook` is no command"),
+        ('command: ["worker", "demo"]', 'command: ["worker", "dem"]', "there is no model dem"),
+        ("/readyz'", "/ready'", "a probe asks for /ready"),
+        ("}:8000", "}:8080", "nobody listens on port 8080"),
+    ],
+)
+def test_what_is_wrong_in_compose_is_seen(right: str, wrong: str, complaint: str) -> None:
+    text = (DOCKER / "compose.yaml").read_text()
+    assert text.count(right) == 1
+    document = compose(text.replace(right, wrong))
+    assert complaint in "\n".join(text for container in compose_containers(document) for text in complaints(container))
+
+
+def test_compose_services_are_hardened_and_come_back() -> None:
+    document = compose()
+    for name, service in document["services"].items():
+        assert service.keys() <= KNOWN_KEYS, name
+        assert service["read_only"] is True, name
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["restart"] == ("unless-stopped" if name not in ("bucket", "fetch") else service["restart"])
+        assert re.search(r":(?!latest$)[\w.-]+$", service["image"]), name
+        if name not in ("bucket", "fetch"):
+            assert service["healthcheck"]["test"], name
+            assert service["stop_grace_period"], name
+        if service["image"].partition(":")[0] not in IMAGES:
+            assert re.fullmatch(r"\d+:\d+", service["user"]), name
+        for needed, condition in service.get("depends_on", {}).items():
+            assert needed in document["services"]
+            assert ("healthcheck" in document["services"][needed]) == (condition["condition"] == "service_healthy")
+
+
+def test_workers_are_given_time_to_hand_back_their_job() -> None:
+    document = compose()
+    workers = [container for container in compose_containers(document) if container.arguments[:1] == ("worker",)]
+    assert len(workers) == 2
+    for container in workers:
+        service = document["services"][container.place.split()[-1]]
+        assert float(service["stop_grace_period"].rstrip("s")) >= 120 > 2 * settings_of(container).stop_grace_s
+
+
+def test_git_ignores_the_secrets_of_compose() -> None:
+    assert "docker/.env" in (ROOT / ".gitignore").read_text().splitlines()
+    secrets = {"VALKEY_PASSWORD", "IVMIX_S3_ACCESS_KEY_ID", "IVMIX_S3_SECRET_ACCESS_KEY"}
+    assert {name for name, value in env_file(DOCKER / ".env.example").items() if not value} == secrets
+
+
+@pytest.mark.parametrize(("age_s", "is_alive"), [(0, True), (100, True), (300, False), (None, False)])
+def test_pulse_probe_looks_at_the_age_of_the_file(tmp_path: Path, age_s: int | None, is_alive: bool) -> None:
+    file = tmp_path / "pulse"
+    if age_s is not None:
+        run("touch", "-d", f"{age_s} seconds ago", str(file))
+    probe = subprocess.run(["sh", "-c", PULSE_PROBE], env={"IVMIX_PULSE_FILE": str(file)}, capture_output=True)
+    assert (probe.returncode == 0) is is_alive
