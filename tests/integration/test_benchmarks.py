@@ -40,3 +40,13 @@ def test_evaluation_scores_a_variant(tmp_path: Path) -> None:
     (row,) = json.loads(result.read_text())["rows"].values()
     assert row["calls"] == 6  # two ordinary steps and one zig-zag of four moves
     assert 0 <= row["shape"] <= 1
+
+
+def test_the_loop_costs_a_quarter_of_the_released_one(tmp_path: Path) -> None:
+    """A ratio of two fastest steps in one process, so that a busy machine matters little."""
+    out = tmp_path / "overhead.json"
+    run("benchmarks.overhead", "--rounds", "20", "--json", str(out))
+    found = json.loads(out.read_text())
+    assert (
+        0 < found["us_per_outer_step"] < 0.35 * found["reference_us_per_outer_step"]
+    )  # the goal is 0.25; 0.2 was seen
