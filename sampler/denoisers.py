@@ -14,6 +14,7 @@ from sampler.schedule import PredictionType
 Half = Literal["uncond", "cond"]
 Halves = Literal["both", "uncond", "cond"]
 COUNT: dict[Halves, int] = {"both": 2, "uncond": 1, "cond": 1}
+Texts = tuple[Tensor, ...]  # of the halves, (B, tokens, dim) each
 Predict = Callable[[Tensor, int | Tensor], tuple[Tensor, ...]]
 
 
@@ -30,9 +31,9 @@ class GuidedDenoiser:
 
     Args:
         unet: called as `unet(x, timestep, encoder_hidden_states=text)`; returns a tensor, a tuple or has `.sample`.
-            Where both guidance halves are wanted, x and text hold those without the prompt first. A network with a
-            true attribute `doubles` is given the latents once, the text unrepeated and the timestep as an integer, and
-            returns both halves.
+            Where both guidance halves are wanted, x and text hold the one without the prompt first. A network with a
+            true attribute `knows_halves` is given the texts of the halves as a tuple, unrepeated, and the timestep as
+            an integer; where there are two, x holds the same latents twice.
         cond, uncond: text embeddings (B, tokens, dim) of the prompts and of the negative prompts. Their dtype is the
             dtype the network is run in; latents and epsilon stay float32.
         prediction_type: what the network was trained to return.
@@ -60,7 +61,7 @@ class GuidedDenoiser:
         self.cond, self.uncond = cond, uncond
         self.prediction_type: PredictionType = prediction_type
         self.channels = _configured(unet, "in_channels")  # None: unknown
-        self.doubles = bool(getattr(unet, "doubles", False))
+        self.knows_halves = bool(getattr(unet, "knows_halves", False))
 
     def __call__(self, latents: Tensor, timestep: int, alpha: float, guidance: float, *, uncond: float = 1.0) -> Tensor:
         of_latents, parts = self.weights(alpha, guidance, uncond)
@@ -98,9 +99,9 @@ class GuidedDenoiser:
                 f"with batch {self.cond.shape[0]}, one for each text embedding"
             )
         count = COUNT[halves]
-        text = {"both": torch.cat([self.uncond, self.cond]), "cond": self.cond, "uncond": self.uncond}[halves]
-        clips = self._empty(like, 1 if self.doubles else count, text.dtype)  # (1 or count, B, C, F, h, w)
-        network, apart = self._network(clips, text, like), self._apart(like, count)
+        texts = {"both": (self.uncond, self.cond), "cond": (self.cond,), "uncond": (self.uncond,)}[halves]
+        clips = self._empty(like, count, self.cond.dtype)  # (count, B, C, F, h, w)
+        network, apart = self._network(clips, texts, like), self._apart(like, count)
 
         def predict(x: Tensor, timestep: int | Tensor) -> tuple[Tensor, ...]:
             clips.copy_(x)  # into every half, in the network's dtype
@@ -110,15 +111,21 @@ class GuidedDenoiser:
 
     def timestep(self, timestep: int, like: Tensor) -> int | Tensor:
         """As the network is to be told it. diffusers would upload an int and wait; a fill on the device waits not."""
-        if like.device.type == "cpu" or self.doubles:
+        if like.device.type == "cpu" or self.knows_halves:
             return timestep
         return torch.full((), timestep, dtype=torch.int64, device=like.device)
+
+    def _text(self, texts: Texts, frames: int) -> Texts | Tensor:
+        """As the network is to be given it, every text `frames` times over."""
+        if self.knows_halves:
+            return texts
+        return torch.cat(texts).repeat_interleave(frames, dim=0) if frames > 1 else torch.cat(texts)
 
     def _empty(self, like: Tensor, count: int, dtype: torch.dtype) -> Tensor:
         """(count, B, C, F, h, w) in the network's order of memory."""
         raise NotImplementedError
 
-    def _network(self, clips: Tensor, text: Tensor, like: Tensor) -> Callable[[int | Tensor], Tensor]:
+    def _network(self, clips: Tensor, texts: Texts, like: Tensor) -> Callable[[int | Tensor], Tensor]:
         """The network on whatever `clips` then holds."""
         raise NotImplementedError
 
@@ -153,10 +160,10 @@ class ImageDenoiser(GuidedDenoiser):
         b, c, f, h, w = like.shape
         return torch.empty((count, b, f, c, h, w), dtype=dtype, device=like.device).transpose(2, 3)
 
-    def _network(self, clips: Tensor, text: Tensor, like: Tensor) -> Callable[[int | Tensor], Tensor]:
+    def _network(self, clips: Tensor, texts: Texts, like: Tensor) -> Callable[[int | Tensor], Tensor]:
         unet, resize, size = self.unet, self.resize, like.shape[-2:]
         x = clips.transpose(2, 3).flatten(0, 2)  # (count*B*F, C, h, w)
-        text = text if self.doubles else text.repeat_interleave(like.shape[2], dim=0)
+        text = self._text(texts, like.shape[2])
         if resize is None:
             return lambda t: _tensor(unet(x, t, encoder_hidden_states=text))
         return lambda t: _resized(_tensor(unet(_resized(x, resize), t, encoder_hidden_states=text)), size)
@@ -198,10 +205,9 @@ class VideoDenoiser(GuidedDenoiser):
     def _empty(self, like: Tensor, count: int, dtype: torch.dtype) -> Tensor:
         return torch.empty((count, *like.shape), dtype=dtype, device=like.device)
 
-    def _network(self, clips: Tensor, text: Tensor, like: Tensor) -> Callable[[int | Tensor], Tensor]:
+    def _network(self, clips: Tensor, texts: Texts, like: Tensor) -> Callable[[int | Tensor], Tensor]:
         unet, args, x = self.unet, self.network_args, clips.flatten(0, 1)  # (count*B, C, F, h, w)
-        if self.text_per_frame and not self.doubles:
-            text = text.repeat_interleave(like.shape[2], dim=0)
+        text = self._text(texts, like.shape[2] if self.text_per_frame else 1)
         return lambda t: _tensor(unet(x, t, encoder_hidden_states=text, **args))
 
     def _apart(self, like: Tensor, count: int) -> Callable[[Tensor], tuple[Tensor, ...]]:
