@@ -10,9 +10,11 @@ denoisers.py  any diffusers-style UNet -> guided epsilon
 program.py    plan and models -> one function for each move, every number worked out
 loop.py       plan and latents -> the latents after every step; watch.py sees that they stay numbers
 latents.py    the noise a run starts from, and draws
+errors.py     what a caller can get wrong
 """
 
 from sampler.denoisers import Denoiser, ImageDenoiser, VideoDenoiser
+from sampler.errors import BadSetting, DoesNotFit
 from sampler.freeinit import free_init_plan
 from sampler.latents import seeded_noise
 from sampler.loop import LatentsNotFinite, Step, sample
@@ -24,8 +26,10 @@ from sampler.schedule import NoiseSchedule
 
 __all__ = [
     "AnyMove",
+    "BadSetting",
     "Call",
     "Denoiser",
+    "DoesNotFit",
     "FusedMove",
     "ImageDenoiser",
     "LatentsNotFinite",

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sampler.errors import BadSetting, DoesNotFit
 from sampler.schedule import PredictionType
 
 Half = Literal["uncond", "cond"]
@@ -38,28 +39,29 @@ class GuidedDenoiser:
             dtype the network is run in; latents and epsilon stay float32.
         prediction_type: what the network was trained to return.
 
-    Raises ValueError if the two embeddings differ in shape, if they are not as wide as the network's cross-attention
-    (where it has a diffusers config that says so), or if the prediction type is unknown.
+    Raises DoesNotFit if the two embeddings differ in shape, or if they are not as wide as the network's cross-attention
+    (where it has a diffusers config that says so); BadSetting if the prediction type is unknown.
     """
 
     def __init__(
         self, unet: Any, cond: Tensor, uncond: Tensor, *, prediction_type: PredictionType = "epsilon"
     ) -> None:  # Any: diffusers' UNets share no type, and this package must not import diffusers
         if cond.shape != uncond.shape or cond.ndim != 3:
-            raise ValueError(
+            raise DoesNotFit(
                 f"cond {tuple(cond.shape)} and uncond {tuple(uncond.shape)} must both be (batch, tokens, dim) and equal"
             )
         width = _configured(unet, "cross_attention_dim")
         if width not in (None, cond.shape[-1]):
-            raise ValueError(
+            raise DoesNotFit(
                 f"cond {tuple(cond.shape)} is {cond.shape[-1]} wide, the network's cross-attention takes {width}; "
                 "each network needs the embeddings of its own text encoder"
             )
         if prediction_type not in ("epsilon", "v_prediction"):
-            raise ValueError(f"prediction_type={prediction_type!r} is not supported; use 'epsilon' or 'v_prediction'")
+            raise BadSetting(f"prediction_type={prediction_type!r} is not supported; use 'epsilon' or 'v_prediction'")
         self.unet = unet
         self.cond, self.uncond = cond, uncond
         self.prediction_type: PredictionType = prediction_type
+        self.halves_apart = False  # half the memory for the two guidance halves, in two calls
         self.channels = _configured(unet, "in_channels")  # None: unknown
         self.knows_halves = bool(getattr(unet, "knows_halves", False))
 
@@ -90,14 +92,17 @@ class GuidedDenoiser:
         """The network for latents such as these, with all that does not change laid ready; costs more than a call.
 
         Called with latents (B, C, F, h, w) and what `timestep` gives; returns what the network says for each half, of
-        that shape, in its own dtype, to be used before the next call. Raises ValueError if latents, text or what the
+        that shape, in its own dtype, to be used before the next call. Raises DoesNotFit if latents, text or what the
         network returns do not fit each other.
         """
         if like.ndim != 5 or like.shape[0] != self.cond.shape[0]:
-            raise ValueError(
+            raise DoesNotFit(
                 f"latents {tuple(like.shape)} must be (batch, channels, frames, height, width) "
                 f"with batch {self.cond.shape[0]}, one for each text embedding"
             )
+        if halves == "both" and self.halves_apart:
+            one, other = self.prepare(like, "uncond"), self.prepare(like, "cond")
+            return lambda x, timestep: one(x, timestep) + other(x, timestep)
         count = COUNT[halves]
         texts = {"both": (self.uncond, self.cond), "cond": (self.cond,), "uncond": (self.uncond,)}[halves]
         clips = self._empty(like, count, self.cond.dtype)  # (count, B, C, F, h, w)
@@ -153,8 +158,9 @@ class ImageDenoiser(GuidedDenoiser):
     ) -> None:
         super().__init__(unet, cond, uncond, prediction_type=prediction_type)
         if resize is not None and min(resize) < 1:
-            raise ValueError(f"resize={resize} must be a height and a width of at least 1 latent pixel")
+            raise BadSetting(f"resize={resize} must be a height and a width of at least 1 latent pixel")
         self.resize = resize
+        self.frames_at_once: int | None = None  # all; fewer need less memory and more calls
 
     def _empty(self, like: Tensor, count: int, dtype: torch.dtype) -> Tensor:
         b, c, f, h, w = like.shape
@@ -162,11 +168,31 @@ class ImageDenoiser(GuidedDenoiser):
 
     def _network(self, clips: Tensor, texts: Texts, like: Tensor) -> Callable[[int | Tensor], Tensor]:
         unet, resize, size = self.unet, self.resize, like.shape[-2:]
+        if self.frames_at_once is not None:
+            return self._in_parts(clips, texts, like, self.frames_at_once)
         x = clips.transpose(2, 3).flatten(0, 2)  # (count*B*F, C, h, w)
         text = self._text(texts, like.shape[2])
         if resize is None:
             return lambda t: _tensor(unet(x, t, encoder_hidden_states=text))
         return lambda t: _resized(_tensor(unet(_resized(x, resize), t, encoder_hidden_states=text)), size)
+
+    def _in_parts(
+        self, clips: Tensor, texts: Texts, like: Tensor, frames_at_once: int
+    ) -> Callable[[int | Tensor], Tensor]:
+        """A few frames of one clip and one half in a call."""
+        unet, resize, size = self.unet, self.resize, like.shape[-2:]
+        parts = [
+            (x, self._text((text if len(text) == 1 else text[clip : clip + 1],), x.shape[0]))
+            for half, text in zip(clips.transpose(2, 3).unbind(), texts, strict=True)
+            for clip, frames in enumerate(half.unbind())
+            for x in frames.split(frames_at_once)
+        ]
+
+        def run(t: int | Tensor) -> Tensor:
+            answers = [_tensor(unet(_resized(x, resize), t, encoder_hidden_states=text)) for x, text in parts]
+            return _resized(torch.cat(answers), size)
+
+        return run
 
     def _apart(self, like: Tensor, count: int) -> Callable[[Tensor], tuple[Tensor, ...]]:
         b, c, f, h, w = like.shape
@@ -231,8 +257,8 @@ def _tensor(output: Any) -> Tensor:  # Any: what diffusers' networks return diff
     return output.sample if hasattr(output, "sample") else output[0]
 
 
-def _unfit(answer: tuple[int, ...], latents: Tensor) -> ValueError:
-    return ValueError(
+def _unfit(answer: tuple[int, ...], latents: Tensor) -> DoesNotFit:
+    return DoesNotFit(
         f"the network returned {answer} for latents {tuple(latents.shape)}; "
         "networks that also predict a variance, or take extra channels, are not supported"
     )

@@ -7,6 +7,7 @@ from typing import cast, get_args
 import torch
 from torch import Tensor
 
+from sampler.errors import BadSetting
 from sampler.moves import LowPass, Restart
 from sampler.plan import Plan
 from sampler.schedule import NoiseSchedule
@@ -32,17 +33,17 @@ def free_init_plan(
         spatial_cutoff, temporal_cutoff: of the filter, in (0, 1], 1 being the Nyquist frequency.
 
     Defaults are diffusers'. A run draws from the generator that `sample` is given.
-    Raises ValueError naming the parameter, its value and what is allowed.
+    Raises BadSetting naming the parameter, its value and what is allowed.
     """
     if iterations < 1:
-        raise ValueError(f"iterations={iterations} must be at least 1 (1 is the plan itself)")
+        raise BadSetting(f"iterations={iterations} must be at least 1 (1 is the plan itself)")
     if method not in get_args(LowPass):
-        raise ValueError(f"method={method!r} is not supported; use one of {get_args(LowPass)}")
+        raise BadSetting(f"method={method!r} is not supported; use one of {get_args(LowPass)}")
     if order < 1:
-        raise ValueError(f"order={order} must be at least 1")
+        raise BadSetting(f"order={order} must be at least 1")
     for name, cutoff in (("spatial_cutoff", spatial_cutoff), ("temporal_cutoff", temporal_cutoff)):
         if not 0 < cutoff <= 1:
-            raise ValueError(f"{name}={cutoff} must lie in (0, 1], 1 being the Nyquist frequency")
+            raise BadSetting(f"{name}={cutoff} must lie in (0, 1], 1 being the Nyquist frequency")
     restart = Restart(schedule.alphas_cumprod[-1], method, order, spatial_cutoff, temporal_cutoff)
     again = ((restart, *plan.steps[0]), *plan.steps[1:])
     return Plan(plan.steps + again * (iterations - 1))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sampler.denoisers import Denoiser
+from sampler.errors import BadSetting, DoesNotFit
 from sampler.moves import AnyMove, Restart, SolverMove
 from sampler.plan import Plan
 from sampler.program import Generators, Program
@@ -61,26 +62,26 @@ def sample(
         start: resumes: the number of steps that are already in `latents`.
         memory: resumes: `Step.memory` of the last step done; the generator must be in the state it then had.
 
-    Raises ValueError at once if a model that the plan calls is missing, or if latents, models and plan do not fit;
-    LatentsNotFinite after a step that went wrong: at once on a CPU, up to two steps later on a GPU, which nothing here
-    waits for, and before the last step is yielded in any case.
+    Raises DoesNotFit at once if a model that the plan calls is missing, or if latents, models and plan do not fit;
+    BadSetting for a `start` outside the plan; LatentsNotFinite after a step that went wrong: at once on a CPU, up to
+    two steps later on a GPU, which nothing here waits for, and before the last step is yielded in any case.
     """
     models: dict[str, Denoiser | None] = {"image": image, "video": video}
     used = [name for name, calls in plan.calls.items() if calls]
     for name in used:
         if models[name] is None:
-            raise ValueError(f"the plan calls the {name} model {plan.calls[name]} times: pass {name}=...")
+            raise DoesNotFit(f"the plan calls the {name} model {plan.calls[name]} times: pass {name}=...")
     _check_latents(latents, {name: models[name] for name in used})
     if isinstance(generator, Sequence) and len(generator) != len(latents):
-        raise ValueError(f"{len(generator)} generators for a batch of {len(latents)}; give one for each clip, or one")
+        raise DoesNotFit(f"{len(generator)} generators for a batch of {len(latents)}; give one for each clip, or one")
     if not 0 <= start <= len(plan):
-        raise ValueError(f"start={start} is outside 0..{len(plan)}, the steps of the plan")
+        raise BadSetting(f"start={start} is outside 0..{len(plan)}, the steps of the plan")
     x = latents.float()
     kept = {"initial": x} if start == 0 else dict(memory or {})
     needed = _remembered(plan, start)
     kept = {name: tensor for name, tensor in kept.items() if name in needed}
     if missing := needed - set(kept):
-        raise ValueError(
+        raise DoesNotFit(
             f"start={start} needs memory[{missing.pop()!r}]: pass memory=step.memory of the last step that was done"
         )
     return _run(x, plan, {name: model for name, model in models.items() if model is not None}, generator, start, kept)
@@ -114,13 +115,13 @@ def _remembered(plan: Plan, start: int) -> set[str]:
 
 def _check_latents(latents: Tensor, models: Mapping[str, Denoiser | None]) -> None:
     if latents.ndim != 5:
-        raise ValueError(f"latents {tuple(latents.shape)} must be (batch, channels, frames, height, width)")
+        raise DoesNotFit(f"latents {tuple(latents.shape)} must be (batch, channels, frames, height, width)")
     for name, model in models.items():
         channels = getattr(model, "channels", None)  # a denoiser of one's own need not say
         if channels not in (None, latents.shape[1]):
-            raise ValueError(
+            raise DoesNotFit(
                 f"the {name} model works on {channels} latent channels, the latents {tuple(latents.shape)} have "
                 f"{latents.shape[1]}; image model, video model and latents must share one latent space"
             )
     if not latents.isfinite().all():
-        raise ValueError("latents hold NaN or infinity before the first move; start from finite noise")
+        raise DoesNotFit("latents hold NaN or infinity before the first move; start from finite noise")

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar, Literal
 
+from sampler.errors import BadSetting
+
 ModelName = Literal["image", "video"]
 LowPass = Literal["butterworth", "gaussian", "ideal"]
 
@@ -105,7 +107,7 @@ class FusedMove(_Linear):
 class Renoise(_Linear):
     """Go back from `src` to the noisier `dst` by Gaussian noise, the forward process itself: no network call.
 
-    Raises ValueError if `dst` is less noisy.
+    Raises BadSetting if `dst` is less noisy.
     """
 
     src: float
@@ -113,7 +115,7 @@ class Renoise(_Linear):
 
     def __post_init__(self) -> None:
         if not 0 < self.dst <= self.src:
-            raise ValueError(f"noise cannot lead from src={self.src} to dst={self.dst}: dst must be the noisier level")
+            raise BadSetting(f"noise cannot lead from src={self.src} to dst={self.dst}: dst must be the noisier level")
 
     @cached_property
     def weights(self) -> Weights:

@@ -5,12 +5,12 @@ What needs torch is started by dotted name, so that `ivmix api` works in an inst
 
 from __future__ import annotations
 
-import logging
 import os
 import runpy
 import signal
 import sys
 import threading
+from contextlib import ExitStack, closing
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -22,10 +22,14 @@ from rich.table import Table
 
 from service.client import Video, VideoClient
 from service.complaints import explained
+from service.embedded import EmbeddedValkey
 from service.key_commands import keys
+from service.logs import configure_logs
+from service.recovery import Finding, Recovery
 from service.registry import ModelRegistry
 from service.settings import PREFIX, Settings, load_settings
 from service.supervisor import Supervisor
+from service.wiring import open_services
 
 app = typer.Typer(name="ivmix", help="Self-hosted text-to-video with the IV-Mixed Sampler.", no_args_is_help=True)
 app.add_typer(keys, name="keys")
@@ -46,11 +50,10 @@ def up(
     workers: Annotated[int, typer.Option(min=0, help="Workers per model; one per GPU.")] = 1,
 ) -> None:
     """Everything on this machine: queue, API, webhooks and workers. Ctrl-C stops all of it."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
-    logging.getLogger("httpx2").setLevel(logging.WARNING)
     with explained():
         given = {"host": host, "port": port, "data_dir": data.resolve() if data else None}
         settings = _settings_with({name: value for name, value in given.items() if value is not None})
+        configure_logs(settings.log_format)
         stop = threading.Event()
 
         def ask_to_stop(_number: int, _frame: FrameType | None) -> None:
@@ -88,6 +91,12 @@ def webhooks() -> None:
 def worker(model: Annotated[str | None, typer.Argument(help="Model id; the first one if left out.")] = None) -> None:
     """One worker: one GPU, one model."""
     _run_module("worker", *([model] if model else []))
+
+
+@app.command()
+def maintenance() -> None:
+    """Brings lost jobs back and lets ended ones expire. Run one or more beside the workers; one of them leads."""
+    _run_module("service.maintenance")
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
@@ -152,6 +161,27 @@ def submit(
             "seconds of work": video.get("inference_time_s"),
         }  # not every server has them
         typer.echo(", ".join([str(output), *(f"{name} {value}" for name, value in facts.items() if value is not None)]))
+
+
+@app.command()
+def recover(
+    rehearse: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, write nothing.")] = False,
+) -> None:
+    """After a loss of Redis: rebuild the records of the videos that lie in the storage."""
+    with explained(), ExitStack() as stack:
+        settings = load_settings()
+        if settings.redis_url is None:  # the server of `ivmix up`, which must not run now
+            url = stack.enter_context(EmbeddedValkey(settings.data_dir))
+            settings = settings.model_copy(update={"redis_url": url})
+        services = stack.enter_context(closing(open_services(settings)))
+        services.storage.check()
+        recovery = Recovery(services.store, services.storage, settings.retention_seconds, rehearse)
+        counts = dict.fromkeys(Finding, 0)
+        for job_id, finding in recovery.run():
+            counts[finding] += 1
+            typer.echo(f"{finding} {job_id}")
+        summary = ", ".join(f"{count} {finding}" for finding, count in counts.items())
+        typer.echo(f"{sum(counts.values())} videos in the storage: {summary}{' (dry run)' if rehearse else ''}")
 
 
 def submit_and_wait(client: VideoClient, body: dict[str, Any], output: Path, label: str = "") -> Video:

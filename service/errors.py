@@ -22,6 +22,7 @@ ServiceError
 │   └── QueueFull
 ├── NoVideo
 ├── StorageError
+│   └── UnstorableFile
 └── ServiceUnavailable
 """
 
@@ -162,6 +163,10 @@ class StorageError(ServiceError):
     """Reading or writing a finished video failed for a reason outside the job; worth another try."""
 
     code = "storage_error"
+
+
+class UnstorableFile(StorageError):
+    """The file, or the name it is to have, is not what it should be: trying again would end the same."""
 
 
 class ServiceUnavailable(ServiceError):

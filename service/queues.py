@@ -52,6 +52,15 @@ def generate_queue_name(model: str) -> str:
     return f"gpu-{model}"
 
 
+def all_queues(redis: Redis) -> list[Queue]:
+    """Every queue that was ever sent to."""
+    return Queue.all(redis, serializer="json")  # pyright: ignore[reportUnknownMemberType]  # rq is typed in part
+
+
+def is_generate_queue(name: str) -> bool:
+    return name.startswith(generate_queue_name(""))
+
+
 def generate_queue(redis: Redis, model: str, *, job_timeout_s: int = 1800) -> Queue:
     """JSON, because with RQ's default (pickle) whoever can write to Redis runs code in the worker."""
     if job_timeout_s <= 0:
@@ -83,11 +92,11 @@ def send_delivery(queue: Queue, delivery_id: str, attempts: int) -> None:
     )
 
 
-def recorded_generate(queue: Queue, job_id: str) -> list[tuple[Any, ...]]:
+def recorded_generate(queue: Queue, job_id: str, *, at_front: bool = False) -> list[tuple[Any, ...]]:
     """The Redis commands by which RQ would send the job, for a script that runs them after it has looked around."""
     connection: Any = queue.connection  # redis-py leaves its pipelines untyped in part
     recorder = connection.pipeline()
-    send_generate(queue, job_id, pipeline=recorder)
+    send_generate(queue, job_id, pipeline=recorder, at_front=at_front)
     return [arguments for arguments, _options in recorder.command_stack]
 
 

@@ -5,9 +5,9 @@ The worker's plan (package `sampler`) is what runs; a test holds its calls and t
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator
+from itertools import product
 from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
@@ -28,6 +28,13 @@ USES: dict[str, frozenset[str]] = {
 }
 
 LETTERS = {"I": "image", "V": "video"}
+# One or two letters on each side, as many on both; R, Gaussian noise, goes back only.
+COMBINATIONS = tuple(
+    f"{''.join(back)}-{''.join(forth)}"
+    for width in (1, 2)
+    for back in product("IVR", repeat=width)
+    for forth in product("IV", repeat=width)
+)
 CLEAN = -1  # the level without any noise; the others are named by their timestep
 
 Move = tuple[str, int, int]  # model, from level, to level; equal levels are one, and nothing is called between them
@@ -68,7 +75,7 @@ class SamplerSettings(Frozen):
     @field_validator("combination")
     @classmethod
     def _is_a_combination(cls, combination: str) -> str:
-        if not re.fullmatch(r"[IVR]-[IV]|[IVR]{2}-[IV]{2}", combination):
+        if combination not in COMBINATIONS:
             raise ValueError(
                 f"combination '{combination}' is not of the form IV-IV: one or two of I (image), V (video) and "
                 "R (Gaussian noise), a dash, as many of I and V"

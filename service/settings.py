@@ -8,12 +8,13 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import Field, FilePath, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.errors import ConfigurationError
 
 PREFIX = "IVMIX_"
+LogFormat = Literal["auto", "json", "text"]
 MODELS_FILE = Path(__file__).resolve().parent / "models.toml"
 
 
@@ -43,6 +44,10 @@ class Settings(BaseSettings):
     storage: Literal["file", "s3"] = "file"
     s3_bucket: str | None = None
     s3_endpoint_url: str | None = None
+    s3_public_endpoint_url: str | None = Field(
+        default=None, description="how clients reach the same server, if not by s3_endpoint_url; signed into addresses"
+    )
+    s3_ca_file: FilePath | None = Field(default=None, description="PEM file of the authority that the server's TLS has")
     s3_region: str | None = None
     s3_access_key_id: str | None = None
     s3_secret_access_key: SecretStr | None = None
@@ -50,7 +55,19 @@ class Settings(BaseSettings):
     s3_checksum: Literal["when_required", "when_supported"] = Field(
         default="when_required", description="when_supported for AWS"
     )
-    presign_seconds: int = Field(default=3600, ge=1, le=7 * 86400)
+    s3_timeout_s: float = Field(default=30.0, gt=0, description="without a byte from the server for so long: it hangs")
+    presign_seconds: int = Field(
+        default=3600,
+        ge=0,
+        le=7 * 86400,
+        description="life of a download address; 0: the API hands out the bytes itself",
+    )
+    storage_retry_s: float = Field(
+        default=600.0, ge=0, description="how long a worker tries to store a finished video before the job fails"
+    )
+    scratch_dir: Path | None = Field(
+        default=None, description="where finished files wait until they are stored; else data_dir/scratch"
+    )
     retention_seconds: int = Field(default=7 * 86400, ge=60)
 
     host: str = "127.0.0.1"
@@ -88,8 +105,25 @@ class Settings(BaseSettings):
     )
     webhook_concurrency: int = Field(default=8, ge=1, le=64, description="webhooks that are under way at one time")
 
+    log_format: LogFormat = Field(default="auto", description="auto: text in a terminal, JSON everywhere else")
+    worker_metrics_port: int | None = Field(
+        default=None, ge=0, le=65535, description="a worker serves /metrics there, on `host`; 0: any free one"
+    )
+    webhook_metrics_port: int | None = Field(
+        default=None, ge=0, le=65535, description="a courier serves /metrics there, on `host`; 0: any free one"
+    )
+
     job_timeout_s: int = Field(default=1800, ge=1)
-    stall_timeout_s: int = Field(default=300, ge=1, description="no finished step for so long: the worker is stuck")
+    stall_timeout_s: float = Field(default=300, gt=0, description="no finished step for so long: the worker is stuck")
+    max_attempts: int = Field(
+        default=3, ge=1, description="a job whose worker dies so often fails; drains do not count"
+    )
+    lease_s: float = Field(default=45, gt=0, description="a worker that is silent for longer loses its job")
+    beat_s: float = Field(default=10, gt=0, description="how often a worker renews its lease")
+    look_s: float = Field(default=2, gt=0, description="how often the maintenance looks for lost jobs")
+    stop_grace_s: float = Field(default=20, gt=0, description="for the step under way, before its process is killed")
+    commit_patience_s: float = Field(default=600, gt=0, description="how long a finished video waits for Redis")
+    checkpoint_s: float = Field(default=20, gt=0, description="how much work a killed worker can lose")
 
     @field_validator("models", mode="before")
     @classmethod
@@ -131,6 +165,14 @@ class Settings(BaseSettings):
             raise ValueError(f"storage=s3 needs {', '.join(missing)}; set them or use {PREFIX}STORAGE=file")
         return self
 
+    @model_validator(mode="after")
+    def _beats_often_enough(self) -> Self:
+        if self.beat_s > self.lease_s / 3:
+            raise ValueError(
+                f"beat_s={self.beat_s:g} is above a third of lease_s={self.lease_s:g}: two lost beats would cost a job"
+            )
+        return self
+
     def _missing(self) -> list[str]:
         if self.storage != "s3":
             return []
@@ -138,6 +180,16 @@ class Settings(BaseSettings):
         # Without any key boto3 looks in its own places (instance role, ~/.aws).
         needed = ["s3_bucket", *(["s3_access_key_id", "s3_secret_access_key"] if has_one_key else [])]
         return [name for name in needed if not getattr(self, name)]
+
+    @property
+    def again_s(self) -> float:
+        """Between two tries of a worker while Redis is away: well below the reaper's grace of half a beat, so that who
+        has a job says so in time when Redis is back."""
+        return self.beat_s / 10
+
+    @property
+    def scratch_folder(self) -> Path:
+        return self.scratch_dir or self.data_dir / "scratch"
 
     def refuse_open_host(self) -> None:
         """Raises ConfigurationError if strangers could use the GPU: reachable from outside and no authentication."""

@@ -6,6 +6,9 @@ those of one owner. Every change is one script that first compares state and exe
 (a zombie) changes nothing. Creating and the moves of a worker may be said twice with the same answer, because a reply
 can get lost and the client library asks again. The scripts that end a job also put it into the outbox, if
 somebody wants to hear of it (webhooks/outbox).
+
+A running job has a lease, `ivm:lease:{id}`: the execution's id, kept by beats and dropped by Redis' own clock. Its loss
+decides nothing yet; whoever finds it gone (reaper) asks for the job by the same compare-and-set as everybody.
 """
 
 from __future__ import annotations
@@ -24,10 +27,11 @@ from rq.job import Job as RqJob
 
 from service.errors import IdempotencyKeyReused, QueueFull
 from service.jobs import LEGAL, Job, JobError, JobState, Output, Phase, Priority
-from service.queues import queue_key, recorded_generate
+from service.queues import generate_queue, queue_key, recorded_generate
 from service.webhooks.outbox import LISTENERS, OUTBOX, TELL, oldest_kept
 
 INDEX = "ivm:jobs"
+ACTIVE = "ivm:active"  # ids of the jobs that have not ended; those that have stay until the maintenance sees them
 IDEMPOTENCY_S = 24 * 3600
 SCANNED_AT_ONCE = 100
 MOST_SCANNED = 5000
@@ -36,9 +40,9 @@ QUEUE_FULL_RETRY_S = 30  # a place gets free when a video is done, which takes a
 Order = Literal["asc", "desc"]
 Page = tuple[list[Job], bool]
 
-# KEYS: record, queue, index, index of the owner, the owner's waiting jobs, idempotency record. ARGV: prefix of records,
-# id, fingerprint ("" = no idempotency key), its life in seconds, most that may wait, most of this owner, queued, low,
-# number of the record's fields and values, these, then RQ's commands, each with its length in front.
+# KEYS: record, queue, index, index of the owner, its waiting jobs, idempotency record, active jobs. ARGV: prefix of
+# records, id, fingerprint ("" = no idempotency key), its life in seconds, most that may wait, most of this owner,
+# queued, low, number of the record's fields and values, these, then RQ's commands, each with its length in front.
 # Stale members of the waiting set are dropped here, so that no other transition has to know it.
 _CREATE = """
 local prefix, id, fingerprint = ARGV[1], ARGV[2], ARGV[3]
@@ -60,6 +64,7 @@ redis.call('HSET', KEYS[1], unpack(ARGV, 10, 9 + fields))
 redis.call('ZADD', KEYS[3], 0, id)
 redis.call('ZADD', KEYS[4], 0, id)
 redis.call('SADD', KEYS[5], id)
+redis.call('SADD', KEYS[7], id)
 if fingerprint ~= '' then
   redis.call('HSET', KEYS[6], 'fingerprint', fingerprint, 'id', id)
   redis.call('EXPIRE', KEYS[6], ARGV[4])
@@ -119,14 +124,51 @@ return 1
 """
 )
 
-# KEYS: record. ARGV: running, execution, step, total, phase. A resumed job may repeat a step, but never shows it.
-_PROGRESS = """
+# KEYS: record, lease. ARGV: queued, running, execution, now, lease in ms.
+_START = """
+local state, execution = unpack(redis.call('HMGET', KEYS[1], 'state', 'execution_id'))
+if state == ARGV[1] then
+  redis.call('HSET', KEYS[1], 'state', ARGV[2], 'execution_id', ARGV[3])
+  redis.call('HSETNX', KEYS[1], 'started_at', ARGV[4])
+  redis.call('HINCRBY', KEYS[1], 'attempt', 1)
+elseif not (state == ARGV[2] and execution == ARGV[3]) then
+  return 0
+end
+redis.call('SET', KEYS[2], ARGV[3], 'PX', ARGV[5])
+return 1
+"""
+
+# KEYS: record, lease. ARGV: running, execution, lease in ms (0: leave it), and for progress step, total, phase. A
+# resumed job may repeat a step, but never shows it.
+_BEAT = """
 local record = redis.call('HMGET', KEYS[1], 'state', 'execution_id', 'step', 'cancel_requested')
 local state, execution, step, cancel = unpack(record)
 if state ~= ARGV[1] or execution ~= ARGV[2] then return 'lost' end
-step = math.max(tonumber(step), tonumber(ARGV[3]))
-redis.call('HSET', KEYS[1], 'step', step, 'total_steps', ARGV[4], 'phase', ARGV[5])
+if ARGV[3] ~= '0' then redis.call('SET', KEYS[2], ARGV[2], 'PX', ARGV[3]) end
+if #ARGV > 3 then
+  step = math.max(tonumber(step), tonumber(ARGV[4]))
+  redis.call('HSET', KEYS[1], 'step', step, 'total_steps', ARGV[5], 'phase', ARGV[6])
+end
 return cancel == 'true' and 'cancel' or 'continue'
+"""
+
+# KEYS: record, lease. ARGV: running, execution, queued, change of the attempts, whether a lease that is held protects
+# the job (1, 0), then RQ's commands, each with its length in front.
+_REQUEUE = """
+local state, execution, cancel = unpack(redis.call('HMGET', KEYS[1], 'state', 'execution_id', 'cancel_requested'))
+if state ~= ARGV[1] or execution ~= ARGV[2] then return 'lost' end
+if ARGV[5] == '1' and redis.call('EXISTS', KEYS[2]) == 1 then return 'held' end
+if cancel == 'true' then return 'cancel' end
+redis.call('HSET', KEYS[1], 'state', ARGV[3], 'execution_id', 'null', 'phase', 'null')
+redis.call('HINCRBY', KEYS[1], 'attempt', ARGV[4])
+redis.call('DEL', KEYS[2])
+local i = 6
+while i <= #ARGV do
+  local length = tonumber(ARGV[i])
+  redis.call(unpack(ARGV, i + 1, i + length))
+  i = i + length + 1
+end
+return 'queued'
 """
 
 # KEYS: record, queue, RQ's record, outbox, listeners. ARGV: id, queued, running, cancelled, now, oldest news to keep.
@@ -154,6 +196,18 @@ redis.call('DEL', KEYS[1])
 redis.call('ZREM', KEYS[2], ARGV[1])
 if owner then redis.call('ZREM', ARGV[3] .. cjson.decode(owner), ARGV[1]) end
 return record
+"""
+
+
+# KEYS: record, index, index of the owner, active jobs (from where the maintenance takes what has ended). ARGV: id, then
+# the record's fields and values.
+_RESTORE = """
+if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
+redis.call('HSET', KEYS[1], unpack(ARGV, 2))
+redis.call('ZADD', KEYS[2], 0, ARGV[1])
+redis.call('ZADD', KEYS[3], 0, ARGV[1])
+redis.call('SADD', KEYS[4], ARGV[1])
+return 1
 """
 
 
@@ -187,15 +241,19 @@ class Idempotency:
 class JobStore:
     REMEMBERED = 50  # finished videos per model, for estimates
 
-    def __init__(self, redis: Redis, *, retention_seconds: float = 7 * 86400) -> None:
+    def __init__(self, redis: Redis, *, retention_seconds: float = 7 * 86400, lease_s: float = 45) -> None:
         self._redis: Any = redis  # redis-py's types name every reply a command could have in any mode
         self._retention_seconds = retention_seconds
+        self._lease_ms = int(lease_s * 1000)
         self._move_script = self._redis.register_script(_MOVE)
-        self._progress_script = self._redis.register_script(_PROGRESS)
+        self._start_script = self._redis.register_script(_START)
+        self._beat_script = self._redis.register_script(_BEAT)
+        self._requeue_script = self._redis.register_script(_REQUEUE)
         self._cancel_script = self._redis.register_script(_CANCEL)
         self._create_script = self._redis.register_script(_CREATE)
         self._show_script = self._redis.register_script(_SHOW)
         self._delete_script = self._redis.register_script(_DELETE)
+        self._restore_script = self._redis.register_script(_RESTORE)
 
     def create(
         self, job: Job, queue: Queue, *, limits: Limits = NO_LIMITS, idempotency: Idempotency | None = None
@@ -204,14 +262,14 @@ class JobStore:
 
         Returns the job of the first such request if this one is a repetition. Raises QueueFull, IdempotencyKeyReused.
         """
-        name = f"{job.owner}:{idempotency.key}" if idempotency else ""
         keys = [
             job_key(job.id),
             queue.key,
             INDEX,
             owner_index(job.owner),
             f"ivm:waiting:{job.owner}",
-            f"ivm:idem:{name}",
+            idempotency_key(job.owner, idempotency.key) if idempotency else "ivm:idem:",
+            ACTIVE,
         ]
         record = _encode(job.model_dump(mode="json", exclude_none=True))
         flat = [part for pair in record.items() for part in pair]
@@ -227,14 +285,35 @@ class JobStore:
             case _:
                 _refuse(answer.decode(), int(what) if what.isdigit() else 0)
 
+    def find_repeated(self, owner: str, idempotency: Idempotency) -> Job | None:
+        """The job of an earlier request of this name. Raises IdempotencyKeyReused. `create` looks again."""
+        fingerprint, made = self._redis.hmget(idempotency_key(owner, idempotency.key), "fingerprint", "id")
+        job = None if made is None else self.get(made.decode())
+        if job is not None and fingerprint.decode() != idempotency.fingerprint:
+            raise IdempotencyKeyReused
+        return job
+
     def get(self, job_id: str) -> Job | None:
         return _decode(self._redis.hgetall(job_key(job_id)))
+
+    def exists(self, job_id: str) -> bool:
+        """Also for a record that cannot be read."""
+        return bool(self._redis.exists(job_key(job_id)))
+
+    def restore(self, job: Job) -> bool:
+        """Write the record of an ended job anew; False if there is one, which is left as it is."""
+        record = _encode(job.model_dump(mode="json", exclude_none=True))
+        flat = [part for pair in record.items() for part in pair]
+        return bool(self._restore_script([job_key(job.id), INDEX, owner_index(job.owner), ACTIVE], [job.id, *flat]))
 
     def show(self, job_id: str) -> tuple[Job, int | None] | None:
         """The job and how many are ahead of it, None once it does not wait any more; one round trip."""
         args = [queue_key(""), job_id, json.dumps(JobState.QUEUED)]
         record, *position = self._show_script([job_key(job_id)], args) or (None,)
-        return None if record is None else (Job.model_validate_json(record), position[0] if position else None)
+        if record is None:
+            return None
+        # No place: a worker has taken it from the queue and not yet said so. Nobody is ahead.
+        return Job.model_validate_json(record), (position[0] or 0) if position else None
 
     def list(
         self, *, limit: int = 20, order: Order = "desc", after: str | None = None, owner: str | None = None
@@ -280,22 +359,28 @@ class JobStore:
                 return found, False, after
         return found, True, after
 
-    def start(self, job_id: str, execution_id: str, *, take_over: str | None = None) -> Job | None:
-        """Take a queued job, or one that runs under the dead execution `take_over`. None if there is none."""
+    def start(self, job_id: str, execution_id: str) -> Job | None:
+        """Take a queued job, with a lease on it. None if it does not wait (any more), or waited too long."""
         if (job := self.get(job_id)) is not None and self.give_up_overdue(job):
             return None
-        fields = {"state": JobState.RUNNING, "execution_id": execution_id}
-        more = (("HSETNX", "started_at", time.time()), ("HINCRBY", "attempt", 1))
-        started = (
-            self._move(job_id, {JobState.QUEUED}, None, fields, *more)
-            or self._move(job_id, {JobState.RUNNING}, execution_id, {})  # said twice
-            or (take_over is not None and self._move(job_id, {JobState.RUNNING}, take_over, fields, *more))
-        )
-        return self.get(job_id) if started else None
+        args = [*map(json.dumps, (JobState.QUEUED, JobState.RUNNING, execution_id, time.time())), self._lease_ms]
+        return self.get(job_id) if self._start_script([job_key(job_id), lease_key(job_id)], args) else None
+
+    def ask(self, job_id: str, execution_id: str) -> Verdict:
+        """Writes nothing."""
+        return self._beat(job_id, execution_id, 0)
+
+    def beat(self, job_id: str, execution_id: str) -> Verdict:
+        """Renew the lease."""
+        return self._beat(job_id, execution_id, self._lease_ms)
 
     def progress(self, job_id: str, execution_id: str, step: int, total_steps: int, phase: Phase | str) -> Verdict:
-        args = [json.dumps(value) for value in (JobState.RUNNING, execution_id, step, total_steps, Phase(phase))]
-        return Verdict(self._progress_script([job_key(job_id)], args).decode())
+        """A beat that has something to tell."""
+        return self._beat(job_id, execution_id, self._lease_ms, *map(json.dumps, (step, total_steps, Phase(phase))))
+
+    def _beat(self, job_id: str, execution_id: str, lease_ms: int, *progress: str) -> Verdict:
+        args = [json.dumps(JobState.RUNNING), json.dumps(execution_id), lease_ms, *progress]
+        return Verdict(self._beat_script([job_key(job_id), lease_key(job_id)], args).decode())
 
     def complete(
         self,
@@ -340,10 +425,20 @@ class JobStore:
         fields = {"completed_at": time.time(), "error": error.model_dump()}
         return self._end(job.id, None, JobState.FAILED, fields, only_from=JobState.QUEUED)
 
-    def requeue(self, job_id: str, execution_id: str) -> bool:
-        """Back to the queue, after a drain or a crash. Changes the record only; sending is for the worker to do."""
-        fields = {"state": JobState.QUEUED, "execution_id": None, "phase": None}
-        return self._move(job_id, {JobState.RUNNING}, execution_id, fields)
+    def requeue(self, job: Job, execution_id: str, *, charged: bool = True, unless_held: bool = False) -> bool:
+        """Back to the front of its queue, record and RQ job in one step; False if it was not this execution's.
+
+        A drain is not charged as an attempt. unless_held: not while somebody has a lease on the job. A job that was
+        asked to stop ends cancelled instead.
+        """
+        queue = generate_queue(self._redis, job.generation.model)
+        sent = [part for c in recorded_generate(queue, job.id, at_front=True) for part in (len(c), *c)]
+        states = [*map(json.dumps, (JobState.RUNNING, execution_id, JobState.QUEUED))]
+        args = [*states, 0 if charged else -1, int(unless_held), *sent]
+        answer = self._requeue_script([job_key(job.id), lease_key(job.id)], args)
+        if answer == b"cancel":
+            self.finish_cancel(job.id, execution_id)
+        return answer == b"queued"
 
     def cancel(self, job_id: str) -> Job | None:
         """A queued job is cancelled at once, a running one is asked to stop; an ended one stays as it is."""
@@ -385,10 +480,10 @@ class JobStore:
         sources: set[JobState],
         execution_id: str | None,
         fields: Mapping[str, Any],
-        *more: tuple[str, str, Any],
+        *,
         already: JobState | None = None,
     ) -> bool:
-        commands = [("HSET", name, value) for name, value in fields.items()] + list(more)
+        commands = [("HSET", name, value) for name, value in fields.items()]
         flat = [part for name, field, value in commands for part in (name, field, json.dumps(value))]
         owner = "" if execution_id is None else json.dumps(execution_id)
         done = json.dumps(already) if already and owner else ""
@@ -403,6 +498,14 @@ def job_key(job_id: str) -> str:
 
 def owner_index(owner: str) -> str:
     return f"ivm:jobs:{owner}"
+
+
+def lease_key(job_id: str) -> str:
+    return f"ivm:lease:{job_id}"
+
+
+def idempotency_key(owner: str, key: str) -> str:
+    return f"ivm:idem:{owner}:{key}"
 
 
 def _refuse(answer: str, most: int) -> NoReturn:

@@ -1,4 +1,4 @@
-"""All processes of one machine: the embedded server, the API, the courier, the workers. Starts them, restarts what
+"""All processes of one machine: embedded server, API, courier, maintenance, workers. Starts them, restarts what
 crashes, ends every one of them when it is told to, or when it is killed itself. Knows commands, not what they do."""
 
 from __future__ import annotations
@@ -78,6 +78,7 @@ class Supervisor:
             }
             self._processes.append(_Process("api", [sys.executable, "-m", "service.api"]))
             self._processes.append(_Process("webhooks", [sys.executable, "-m", "service.courier"]))
+            self._processes.append(_Process("maintenance", [sys.executable, "-m", "service.maintenance"]))
             for model in models:
                 for i in range(self.workers):
                     self._processes.append(_Process(f"worker {model} {i}", [sys.executable, "-m", "worker", model]))

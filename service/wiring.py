@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from redis import Redis
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.retry import Retry
 
-from service.errors import ConfigurationError
+from service.errors import ConfigurationError, StorageError
 from service.keys import KeyStore
 from service.registry import ModelRegistry
 from service.settings import Settings
@@ -31,6 +32,9 @@ class Webhooks:
     outbox: Outbox
     endpoints: EndpointStore
     deliveries: DeliveryStore
+
+
+log = logging.getLogger("ivmix.storage")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +62,7 @@ def open_services(settings: Settings) -> Services:
         settings=settings,
         redis=redis,
         probe=open_redis(settings.redis_url, reply_timeout_s=0.4, connect_timeout_s=0.4, retries=0),
-        store=JobStore(redis, retention_seconds=settings.retention_seconds),
+        store=JobStore(redis, retention_seconds=settings.retention_seconds, lease_s=settings.lease_s),
         keys=KeyStore(redis),
         storage=open_storage(settings),
         models=ModelRegistry.of(settings),
@@ -98,26 +102,50 @@ def open_storage(settings: Settings) -> VideoStorage:
     if settings.storage == "file":
         return FileStorage(settings.data_dir / "storage")
     assert settings.s3_bucket is not None  # Settings refuses storage=s3 without it
-    return S3Storage(_s3_client(settings), bucket=settings.s3_bucket, presign_seconds=settings.presign_seconds)
+    public = settings.s3_public_endpoint_url
+    return S3Storage(
+        _s3_client(settings, settings.s3_endpoint_url),
+        bucket=settings.s3_bucket,
+        presign_seconds=settings.presign_seconds,
+        public_client=_s3_client(settings, public) if public else None,
+    )
 
 
-def _s3_client(settings: Settings) -> Any:  # boto3 has no types
+def check_storage(storage: VideoStorage) -> None:
+    """Raises ConfigurationError if the storage refuses us. One that does not answer may do so later."""
+    try:
+        storage.check()
+    except StorageError as e:
+        log.warning("the storage does not answer: %s", e)
+
+
+def _s3_client(settings: Settings, endpoint_url: str | None) -> Any:  # boto3 has no types
+    """Raises ConfigurationError for an address that is none."""
+    try:
+        return _boto3_client(settings, endpoint_url)
+    except ValueError as e:
+        raise ConfigurationError(f"IVMIX_S3_ENDPOINT_URL, IVMIX_S3_PUBLIC_ENDPOINT_URL: {e}") from e
+
+
+def _boto3_client(settings: Settings, endpoint_url: str | None) -> Any:
     secret = settings.s3_secret_access_key
     return boto3.client(  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
         "s3",
-        endpoint_url=settings.s3_endpoint_url,
+        endpoint_url=endpoint_url,
+        verify=str(settings.s3_ca_file) if settings.s3_ca_file else None,
         region_name=settings.s3_region or "us-east-1",
         aws_access_key_id=settings.s3_access_key_id,
         aws_secret_access_key=secret.get_secret_value() if secret else None,
         config=Config(
             signature_version="s3v4",
-            s3={"addressing_style": settings.s3_addressing_style},
+            # signed bytes: what changes on the way is refused, over TLS too
+            s3={"addressing_style": settings.s3_addressing_style, "payload_signing_enabled": True},
             # botocore >= 1.36 else adds trailers over https that other servers refuse (botocore#3277)
             request_checksum_calculation=settings.s3_checksum,
             response_checksum_validation=settings.s3_checksum,
             connect_timeout=3,
-            read_timeout=30,
-            retries={"mode": "standard", "max_attempts": 3},
+            read_timeout=settings.s3_timeout_s,
+            retries={"mode": "standard", "total_max_attempts": 2},  # a worker has its own patience on top
             tcp_keepalive=True,
         ),
     )

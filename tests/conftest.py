@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import boto3
 import pytest
 import uvicorn
 from fastapi.testclient import TestClient
@@ -19,7 +21,9 @@ from service.api.app import create_app
 from service.embedded import EmbeddedValkey
 from service.settings import PREFIX, Settings
 from service.wiring import Services, open_services
+from tests.certificates import Certificates
 from tests.factories import finish
+from tests.swift import ACCESS_KEY, SECRET_KEY, SwiftServer, admin_client
 
 
 @pytest.fixture(autouse=True)
@@ -107,21 +111,46 @@ def s3_server() -> Iterator[str]:
     server.stop()
 
 
+@pytest.fixture(scope="session")
+def swift_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SwiftServer]:
+    certificates = Certificates.make(tmp_path_factory.mktemp("certificates"))
+    with SwiftServer(tmp_path_factory.mktemp("swift"), certificates) as server:
+        yield server
+
+
 @pytest.fixture
-def s3(s3_server: str, settings: Settings, tmp_path: Path) -> Settings:
-    """Settings for an S3 server with an empty bucket of its own."""
-    changed = Settings(
-        redis_url=settings.redis_url,
-        data_dir=settings.data_dir,
-        auth="off",
-        storage="s3",
-        s3_bucket=f"videos-{abs(hash(tmp_path)):x}",
-        s3_endpoint_url=s3_server,
-        s3_access_key_id="test",
-        s3_secret_access_key="test",
+def s3(s3_server: str, settings: Settings) -> Settings:
+    """Settings for moto, with an empty bucket of its own. Quick, but it lets everything pass."""
+    return with_bucket(settings, s3_endpoint_url=s3_server, s3_access_key_id="test", s3_secret_access_key="test")
+
+
+@pytest.fixture
+def swift(swift_server: SwiftServer, settings: Settings) -> Settings:
+    """Settings for a real S3 server, with an empty bucket of its own."""
+    return with_bucket(
+        settings, s3_endpoint_url=swift_server.url, s3_access_key_id=ACCESS_KEY, s3_secret_access_key=SECRET_KEY
     )
-    keys = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "region_name": "us-east-1"}
-    admin = boto3.client("s3", endpoint_url=s3_server, **keys)
-    admin.create_bucket(Bucket=changed.s3_bucket)
-    admin.close()
+
+
+@pytest.fixture
+def swift_tls(swift_server: SwiftServer, swift: Settings) -> Settings:
+    """The same server over TLS."""
+    tls = {"s3_endpoint_url": swift_server.tls_url, "s3_ca_file": swift_server.certificates.authority}
+    return Settings.model_validate({**swift.model_dump(), **tls})
+
+
+def with_bucket(settings: Settings, **s3: str) -> Settings:
+    bucket = f"videos-{secrets.token_hex(8)}"
+    changed = Settings.model_validate({**settings.model_dump(), "storage": "s3", "s3_bucket": bucket, **s3})
+    with closing(open_s3(changed)) as client:
+        client.create_bucket(Bucket=bucket)
     return changed
+
+
+def open_s3(settings: Settings) -> Any:  # boto3 has no types
+    """An administrator's client, without anything of ours between."""
+    assert settings.s3_endpoint_url is not None
+    assert settings.s3_access_key_id is not None
+    assert settings.s3_secret_access_key is not None
+    secret = settings.s3_secret_access_key.get_secret_value()
+    return admin_client(settings.s3_endpoint_url, (settings.s3_access_key_id, secret), settings.s3_ca_file)

@@ -60,10 +60,16 @@ def ivmix_up(data: Path, *options: str, **environment: str) -> Iterator[tuple[su
 
 
 @contextmanager
-def worker(environment: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    """One worker process with loaded models."""
+def worker(environment: Mapping[str, str], *program: str) -> Iterator[subprocess.Popen[bytes]]:
+    """One worker process; with the demo models unless another program is named."""
+    with started(environment, *(program or ("worker", "demo"))) as process:
+        yield process
+
+
+@contextmanager
+def started(environment: Mapping[str, str], module: str, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
     process = subprocess.Popen(
-        [sys.executable, "-m", "worker", "demo"], env={**clean_environment(), **environment}, start_new_session=True
+        [sys.executable, "-m", module, *arguments], env={**clean_environment(), **environment}, start_new_session=True
     )
     try:
         yield process
@@ -71,6 +77,13 @@ def worker(environment: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+
+
+def child_of(pid: int) -> int:
+    """The process of a worker that holds the models."""
+    return wait_for(
+        lambda: next((p for p in session_of(pid) if "spawn_main" in Path(f"/proc/{p}/cmdline").read_text()), None)
+    )
 
 
 def clean_environment() -> dict[str, str]:

@@ -5,48 +5,76 @@ from __future__ import annotations
 import logging
 import signal
 import sys
+import threading
+from collections.abc import Callable
 from types import FrameType
 
 from redis.exceptions import RedisError
 
 from service.errors import ServiceError
 from service.lifeline import end_with_supervisor
+from service.logs import configure_logs
 from service.settings import load_settings
-from service.wiring import open_redis, open_services
+from service.wiring import Services, check_storage, open_redis, open_services
 from worker import tasks
-from worker.resident import ChildDied, Resident
+from worker.metrics import MeasuredChild, WorkerMetrics
+from worker.resident import Child, ChildDied, Resident
 from worker.rq_worker import ResidentWorker
 from worker.runner import Runner
+from worker.scratch import Scratch
+
+log = logging.getLogger("ivmix.worker")
+
+AGAIN_S = 1.0  # between two tries while Redis is away
 
 
 def main() -> int:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
-    logging.getLogger("rq").setLevel(logging.WARNING)
     end_with_supervisor()
     try:
         settings = load_settings()
+        configure_logs(settings.log_format)
         services = open_services(settings)
+        check_storage(services.storage)
         model = services.models.get(sys.argv[1] if len(sys.argv) > 1 else None).id
+        metrics = WorkerMetrics()
+        if settings.worker_metrics_port is not None:
+            log.info("metrics on port %d", metrics.serve(settings.host, settings.worker_metrics_port))
     except ServiceError as e:
         sys.exit(f"ivmix: {e}")
-    for number in (signal.SIGINT, signal.SIGTERM):  # while the models load; RQ takes the signals over in work()
+    return work(services, model, MeasuredChild(Resident(settings, model), metrics), metrics.lost)
+
+
+def work(services: Services, model: str, child: Child, on_lost: Callable[[], None] = lambda: None) -> int:
+    """Until a signal; the process's exit status. `on_lost` hears of jobs that went to somebody else."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # while the models load there is nothing to hand back
         signal.signal(number, _leave)
-    child = Resident(settings, model)
     try:
-        child.ensure()
-        assert settings.redis_url is not None  # open_services refuses to go on without
-        worker = ResidentWorker(open_redis(settings.redis_url, reply_timeout_s=None), model)
-        tasks.install(Runner(services.store, child, settings.stall_timeout_s, settings.job_timeout_s), worker)
-        worker.work(logging_level="WARNING")
+        child.ensure(lambda: None)
+        settings = services.settings
+        scratch = Scratch(settings.scratch_folder)
+        runner = Runner(services.store, services.storage, child, scratch, settings, on_lost)
+        _work_through_outages(services, model, runner)
         return 0
-    except RedisError as e:
-        logging.getLogger("ivmix.worker").error("Redis is away: %s", type(e).__name__)
-        return 1
     except ChildDied as e:
-        logging.getLogger("ivmix.worker").error("the models of %s did not load: %s", model, e)
+        log.error("the models of %s did not load: %s", model, e)
         return 1
     finally:
         child.kill()
+
+
+def _work_through_outages(services: Services, model: str, runner: Runner) -> None:
+    """RQ's loop ends when Redis fails it; a new one begins, and the models stay loaded."""
+    stopping = threading.Event()
+    assert services.settings.redis_url is not None  # open_services refuses to go on without
+    with open_redis(services.settings.redis_url, reply_timeout_s=None) as redis:
+        while not stopping.is_set():
+            try:
+                worker = ResidentWorker(redis, model, stopping)
+                tasks.install(runner, worker)
+                worker.work(logging_level="WARNING")
+            except RedisError as e:
+                log.error("Redis is away: %s", type(e).__name__)
+            stopping.wait(AGAIN_S)
 
 
 def _leave(_number: int, _frame: FrameType | None) -> None:

@@ -1,33 +1,68 @@
 """The child's main loop: load the models once, then turn one generation after another into stored files.
 
-Talks to its parent only, over one pipe; knows nothing of Redis, RQ or HTTP. Signals are the parent's business.
+Talks to its parent only, over one pipe; knows nothing of Redis, RQ or HTTP, and of the engine only what it is asked
+for. Signals are the parent's business.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
 import tempfile
 import time
+from collections import deque
+from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any, Protocol
 
-import torch
+import numpy as np
 
-from sampler import LatentsNotFinite
-from service.jobs import Output, Phase
+from service import places
+from service.errors import StorageError, UnstorableFile
+from service.jobs import Generation, Phase
 from service.lifeline import watch_parent
+from service.logs import about, configure_logs
+from service.metrics import MeasuredStorage, StorageCall
 from service.registry import ModelRegistry
 from service.settings import Settings
-from service.storage import VideoStorage, sha256_of
+from service.storage import Patience
 from service.wiring import open_storage
-from worker import video
-from worker.engine import Engine
-from worker.messages import Cancel, Done, Failed, Progress, Ready, Run, Stopped
-from worker.text import PromptTooLong
+from worker.delivery import Delivery
+from worker.keeper import Keeper, State
+from worker.messages import Cancel, Done, Drain, Failed, Message, Progress, Ready, Run, Stopped
+from worker.scratch import Scratch
 
 log = logging.getLogger("ivmix.child")
+
+UNKNOWN = "The video could not be made; the server's log says why."
+
+
+class Product(Protocol):
+    """Frames (F, H, W, 3) uint8, anything numpy can see, and how long each phase took, in seconds."""
+
+    @property
+    def frames(self) -> Any: ...  # Any: a tensor of an engine that may not be loaded here
+    @property
+    def timings(self) -> Mapping[str, float]: ...
+
+
+class Producer(Protocol):
+    """What the child needs of an engine."""
+
+    def generate(
+        self,
+        generation: Generation,
+        on_progress: Callable[[Phase, int, int], None],
+        *,
+        on_step: Callable[[State], None],
+        resume: Path | None,
+    ) -> Product: ...
+
+    def failure(self, e: Exception) -> Failed: ...
+    def peak_memory_mb(self) -> float: ...
 
 
 class _StopAsked(Exception):
@@ -35,67 +70,107 @@ class _StopAsked(Exception):
 
 
 def main(connection: Connection, parent: int, settings: Settings, model: str) -> None:
+    def load() -> Producer:
+        from worker.engine import Engine  # here: it loads torch, which an engine of one's own may do without
+
+        return Engine(ModelRegistry.of(settings).get(model))
+
+    serve(connection, parent, settings, load)
+
+
+def serve(connection: Connection, parent: int, settings: Settings, load: Callable[[], Producer]) -> None:
+    """Until the pipe closes."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    configure_logs(settings.log_format)
     watch_parent(parent, lambda: os._exit(71))  # a child whose parent was killed would hold the GPU for ever
     began = time.monotonic()
-    engine, storage = Engine(ModelRegistry.of(settings).get(model)), open_storage(settings)
-    connection.send(Ready(seconds=time.monotonic() - began))
+    engine, line = load(), Line(connection)
+    storage = MeasuredStorage(open_storage(settings), line.note)
+    delivery = Delivery(storage, Scratch(settings.scratch_folder), Patience(settings.storage_retry_s))
+    line.send(Ready(seconds=time.monotonic() - began))
     while True:
         try:
-            message = connection.recv()
+            message = line.receive()
         except EOFError:
             return
         if isinstance(message, Run):
-            connection.send(_run(engine, storage, connection, message))
-        # A Cancel that comes after its job has ended means nothing any more.
+            keeper = Keeper(storage, places.checkpoint(message.job.id), every_s=settings.checkpoint_s)
+            with about(video_id=message.job.id, execution_id=message.execution_id):
+                line.send(_run(engine, delivery, keeper, line, message))
+        # A Cancel or Drain that comes after its job has ended means nothing any more.
 
 
-def _run(engine: Engine, storage: VideoStorage, connection: Connection, run: Run) -> Done | Failed | Stopped:
+class Line:
+    """The pipe to the parent. What threads have to say waits until the main one speaks: a pipe has one writer."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._notes: deque[StorageCall] = deque()
+
+    def note(self, call: StorageCall) -> None:
+        self._notes.append(call)
+
+    def send(self, message: Message) -> None:
+        while self._notes:
+            self._connection.send(self._notes.popleft())
+        self._connection.send(message)
+
+    def receive(self) -> object:
+        return self._connection.recv()
+
+    def has_word(self) -> bool:
+        return self._connection.poll()
+
+
+def _run(engine: Producer, delivery: Delivery, keeper: Keeper, line: Line, run: Run) -> Done | Failed | Stopped:
     def report(phase: Phase, step: int, total: int) -> None:
-        connection.send(Progress(phase, step, total))
-        while connection.poll():
-            if connection.recv() == Cancel(run.execution_id):
-                raise _StopAsked
+        line.send(Progress(phase, step, total))
+        while line.has_word():
+            match line.receive():
+                case Cancel(run.execution_id):
+                    raise _StopAsked
+                case Drain(run.execution_id):
+                    keeper.save_now()
+                    raise _StopAsked
+                case _:
+                    pass
+
+    def upload() -> None:
+        report(Phase.UPLOADING, run.generation.total_steps, run.generation.total_steps)
 
     try:
-        clip = engine.generate(run.generation, report)
-        report(Phase.UPLOADING, run.generation.total_steps, run.generation.total_steps)
         began = time.perf_counter()
-        output = _store(clip.frames.numpy(), storage, run)
-        timings = {**clip.timings, Phase.UPLOADING: time.perf_counter() - began}
-        return Done(output, timings, engine.peak_memory_mb())
+        finished = delivery.find(run.job, run.execution_id, meanwhile=upload)
+        if finished is None:
+            with tempfile.TemporaryDirectory(prefix="ivmix-") as folder:
+                resume = keeper.fetch(Path(folder)) if run.may_resume else None
+                clip = engine.generate(run.generation, report, on_step=keeper.offer, resume=resume)
+            began = time.perf_counter()
+            finished = delivery.deliver(
+                run.job,
+                run.execution_id,
+                np.asarray(clip.frames),
+                timings=clip.timings,
+                peak_memory_mb=engine.peak_memory_mb(),
+                meanwhile=upload,
+            )
+        timings = {**finished.job.timings, Phase.UPLOADING: time.perf_counter() - began}
+        return Done(finished.output, timings, finished.job.peak_memory_mb)
     except _StopAsked:
         return Stopped()
-    except LatentsNotFinite:
-        log.exception("latents are not finite")
-        return Failed("not_finite", "The clip became NaN on its way; ask for a lower guidance.", can_retry=False)
-    except PromptTooLong as e:
-        return Failed("prompt_too_long", f"A prompt is too long: {e}.", can_retry=False)
-    except ValueError as e:  # what the engine refuses: final, and the client's to change
-        return Failed("invalid_input", str(e), can_retry=False)
-    except torch.OutOfMemoryError:
-        log.exception("out of memory")
-        return Failed("out_of_memory", "The GPU has not enough memory for this size and length.", can_retry=False)
-    except Exception:
-        log.exception("job failed")  # with its traceback here; the client learns no internals
+    except UnstorableFile:
+        log.exception("the files on scratch were harmed")
         return Failed("internal_error", "The video could not be made; the server's log says why.", can_retry=True)
-
-
-def _store(frames: video.Frames, storage: VideoStorage, run: Run) -> Output:
-    """Files first, then the record: each execution writes under its own name, the record points at the winner's."""
-    prefix = f"videos/{run.job_id}/{run.execution_id}"
-    with tempfile.TemporaryDirectory(prefix="ivmix-") as scratch:
-        film, thumbnail, sheet = (Path(scratch) / name for name in ("video.mp4", "thumbnail.webp", "spritesheet.jpg"))
-        video.write_mp4(frames, film, fps=run.generation.fps)
-        video.write_thumbnail(frames, thumbnail)
-        video.write_spritesheet(frames, sheet)
-        for file, media_type in ((film, "video/mp4"), (thumbnail, "image/webp"), (sheet, "image/jpeg")):
-            storage.put(file, key=f"{prefix}/{file.name}", media_type=media_type, sha256=sha256_of(file))
-        return Output(
-            key=f"{prefix}/{film.name}",
-            thumbnail_key=f"{prefix}/{thumbnail.name}",
-            spritesheet_key=f"{prefix}/{sheet.name}",
-            size_bytes=film.stat().st_size,
-            sha256=sha256_of(film),
-        )
+    except StorageError as e:
+        log.error("the storage stayed away: %s", e)
+        return Failed("storage_unavailable", "The finished video could not be stored; try again.", can_retry=False)
+    except OSError as e:
+        if e.errno != errno.ENOSPC:
+            return engine.failure(e)
+        log.exception("the disk is full")  # another worker's may have room
+        return Failed("no_space", "The worker's disk is full; try again later.", can_retry=True)
+    except Exception as e:
+        return engine.failure(e)
+    finally:
+        keeper.close()

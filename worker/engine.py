@@ -1,13 +1,19 @@
-"""From a resolved generation to frames: encode the text, run the sampler, decode. Knows nothing of jobs or queues."""
+"""From a resolved generation to frames: encode the text, run the sampler, decode. Knows nothing of jobs or queues.
+
+A run can be left after any step and taken up again, elsewhere too, from the state it had then (checkpoint).
+"""
 
 from __future__ import annotations
 
+import gc
+import logging
 import resource
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,14 +22,24 @@ from torch import Tensor
 from sampler import NoiseSchedule, Plan, ddim_plan, free_init_plan, fused_plan, mixed_plan, sample, zigzag_plan
 from service.jobs import Generation, Phase
 from service.models import ModelEntry
-from worker import cpu
+from worker import cpu, fingerprint
+from worker.checkpoint import Checkpoint
+from worker.failures import failure_of
+from worker.messages import Failed
 from worker.models import Models, default_device, load
+
+log = logging.getLogger("ivmix.child")
 
 # Told before the first step of a phase and after every step; may raise to stop the work.
 OnProgress = Callable[[Phase, int, int], None]
 
 
+# Told the state after every step of the sampler.
+OnStep = Callable[[Checkpoint], None]
+
+
 def _say_nothing(_phase: Phase, _step: int, _total: int) -> None: ...
+def _keep_nothing(_checkpoint: Checkpoint) -> None: ...
 
 
 @dataclass
@@ -42,30 +58,96 @@ class Engine:
         if device.type == "cpu":
             cpu.tune(entry.cpu_threads)
         self.models: Models = load(entry, device)
+        self._networks = f"{fingerprint.of_networks(self.models)} {entry.optimise.model_dump_json()}"
+        self._was_out_of_memory = False
 
-    def generate(self, generation: Generation, on_progress: OnProgress = _say_nothing) -> Clip:
-        """The same generation on the same machine gives the same frames."""
+    def generate(
+        self,
+        generation: Generation,
+        on_progress: OnProgress = _say_nothing,
+        *,
+        on_step: OnStep = _keep_nothing,
+        resume: Path | None = None,
+    ) -> Clip:
+        """The same generation on the same machine gives the same frames, in one go or resumed from a checkpoint's file.
+
+        Where the memory runs out it goes on from the last step in low-memory mode, once, which rounds differently.
+        """
         timings: dict[str, float] = {}
+        latest: Checkpoint | Path | None = resume
+
+        def note(checkpoint: Checkpoint) -> None:
+            nonlocal latest
+            latest = checkpoint
+            on_step(checkpoint)
+
+        try:
+            return self._generate(generation, on_progress, note, latest, timings, low_memory=False)
+        except torch.OutOfMemoryError as e:
+            log.warning("out of memory, going on in low-memory mode: %s", e)
+        self._free_memory()  # only here: the exception held on to the tensors of the call that failed
+        return self._generate(generation, on_progress, note, latest, timings, low_memory=True)
+
+    def _generate(
+        self,
+        generation: Generation,
+        on_progress: OnProgress,
+        on_step: OnStep,
+        begin: Checkpoint | Path | None,
+        timings: dict[str, float],
+        *,
+        low_memory: bool,
+    ) -> Clip:
         plan = self.plan(generation)
+        name = fingerprint.of_run(self._networks, generation, plan)
+        device, shape = self.models.device, self.models.latents_shape(generation)
         total = len(plan)
         on_progress(Phase.ENCODING, 0, total)
         with _timed(timings, Phase.ENCODING):
             texts = self.models.encode([generation.prompt, generation.negative_prompt])
             image, video = self.models.denoisers(texts[:1], texts[1:], fps=generation.fps)
-        on_progress(Phase.SAMPLING, 0, total)
+            if low_memory:
+                image.halves_apart = video.halves_apart = True
+                image.frames_at_once = 1
         with _timed(timings, Phase.SAMPLING):
             # On the CPU: one seed, one clip, on any card. The run draws on from where the start noise ends; a second
             # generator of the same seed would give the start noise again.
             generator = torch.Generator().manual_seed(generation.seed)
-            start = torch.randn(self.models.latents_shape(generation), generator=generator)
-            latents = start.to(self.models.device)
-            for step in sample(latents, plan, image=image, video=video, generator=generator):
+            latents = torch.randn(shape, generator=generator).to(device)
+            start, memory = 0, None
+            found = Checkpoint.read(begin, name, shape, device) if isinstance(begin, Path) else begin
+            if found is not None:
+                start, latents, memory = found.step, found.latents, found.memory
+                generator.set_state(found.rng)
+                log.info("resumed after step %d of %d", start, total)
+            on_progress(Phase.SAMPLING, start, total)
+            for step in sample(
+                latents, plan, image=image, video=video, generator=generator, start=start, memory=memory
+            ):
                 latents = step.latents
+                on_step(Checkpoint(name, step.index + 1, latents, step.memory, generator.get_state()))
                 on_progress(Phase.SAMPLING, step.index + 1, total)
         on_progress(Phase.DECODING, total, total)
         with _timed(timings, Phase.DECODING):
-            frames = self.models.decode(latents)
+            frames = self.models.decode(latents, at_once=1 if low_memory else None)
         return Clip(frames, timings)
+
+    def failure(self, e: Exception) -> Failed:
+        """What to say of an exception out of `generate`.
+
+        The first clip that has no room is too large. When a second one has none, something may be leaking: the job is
+        tried again in a new process.
+        """
+        failed = failure_of(e, self.models.device)
+        if isinstance(e, torch.OutOfMemoryError):
+            failed = replace(failed, can_retry=self._was_out_of_memory, is_broken=self._was_out_of_memory)
+            self._was_out_of_memory = True
+        return failed
+
+    def _free_memory(self) -> None:
+        gc.collect()
+        if self.models.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def plan(self, generation: Generation) -> Plan:
         """Raises ValueError naming the sampler setting that cannot be run."""
@@ -103,5 +185,7 @@ def _spacing(generation: Generation) -> dict[str, Any]:
 @contextmanager
 def _timed(timings: dict[str, float], phase: Phase) -> Generator[None]:
     began = time.perf_counter()
-    yield
-    timings[phase] = time.perf_counter() - began
+    try:
+        yield
+    finally:
+        timings[phase] = timings.get(phase, 0.0) + time.perf_counter() - began

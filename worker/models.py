@@ -108,9 +108,9 @@ class Models:
             ),
         )
 
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Tensor, at_once: int | None = None) -> Tensor:
         """Latents (1, C, F, h, w) -> frames (F, H, W, 3) uint8 on the CPU, enlarged by the entry's whole factor."""
-        return decode.decode(self.vae, latents, upscale=self.entry.upscale)
+        return decode.decode(self.vae, latents, upscale=self.entry.upscale, at_once=at_once)
 
     @property
     def weights_bytes(self) -> int:

@@ -13,12 +13,16 @@ from multiprocessing.process import BaseProcess
 from typing import Protocol, cast
 
 from service.settings import Settings
-from worker.messages import Cancel, Message, Ready, Run
+from worker.messages import Message, Order, Ready
 
 log = logging.getLogger("ivmix.worker")
 
 LOAD_TIMEOUT_S = 900.0
 EXIT_GRACE_S = 3.0
+
+
+# What a child runs: its end of the pipe, the parent's process id, the settings, the model.
+Enter = Callable[[Connection, int, Settings, str], None]
 
 
 class ChildDied(Exception):
@@ -29,16 +33,16 @@ class Child(Protocol):
     """What the runner needs of a child process."""
 
     def ensure(self, beat: Callable[[], None]) -> None: ...
-    def send(self, message: Run | Cancel) -> None: ...
+    def send(self, message: Order) -> None: ...
     def receive(self, timeout_s: float) -> Message | None: ...
     def kill(self) -> None: ...
 
 
 class Resident:
-    """One child process, started again when it is gone."""
+    """One child process, started again when it is gone. `enter` is its whole program."""
 
-    def __init__(self, settings: Settings, model: str) -> None:
-        self._settings, self._model = settings, model
+    def __init__(self, settings: Settings, model: str, enter: Enter | None = None) -> None:
+        self._settings, self._model, self._enter = settings, model, enter or _enter
         self._process: BaseProcess | None = None
         self._connection: Connection | None = None
 
@@ -46,7 +50,7 @@ class Resident:
     def pid(self) -> int | None:
         return self._process.pid if self._process is not None and self._process.is_alive() else None
 
-    def ensure(self, beat: Callable[[], None] = lambda: None) -> None:
+    def ensure(self, beat: Callable[[], None]) -> None:
         """Have a child with loaded models; `beat` is called while it loads. Raises ChildDied if it does not."""
         if self._process is not None and self._process.is_alive():
             return
@@ -54,7 +58,7 @@ class Resident:
         context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
         self._connection, theirs = context.Pipe()
         self._process = context.Process(
-            target=_enter,
+            target=self._enter,
             args=(theirs, os.getpid(), self._settings, self._model),
             name=f"ivmix-child-{self._model}",
             daemon=True,
@@ -71,7 +75,7 @@ class Resident:
         self.kill()
         raise ChildDied(f"no models after {LOAD_TIMEOUT_S:.0f} s")
 
-    def send(self, message: Run | Cancel) -> None:
+    def send(self, message: Order) -> None:
         try:
             self._pipe().send(message)
         except OSError as e:

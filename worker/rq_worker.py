@@ -1,28 +1,29 @@
 """The parent's RQ side; every override of RQ 3.0 in one place. tests/contract/test_rq.py holds the signatures.
 
-The worker is a SimpleWorker whose jobs only watch a child process, so RQ's bookkeeping stays in a process without
-CUDA. What stock RQ lacks and is added here: a lease that is renewed while a job runs, no alarm signal that could hit
-a half-done write, and a SIGTERM that cannot lose a job between taking and starting it (rq#2236).
+RQ brings a job's id to a worker and nothing else: who has a job, how often it is tried and how it ended is in our own
+record. So the worker is a SimpleWorker whose jobs only watch a child process, without RQ's retries, registries of
+ended jobs, alarms, cleaning by the worker's clock, and commands over pub/sub, all of which would decide something. A
+SIGTERM sets a flag that is asked at the moments when stopping loses nothing (rq#2236: stock RQ loses a job there).
 """
 
 from __future__ import annotations
 
+import logging
 import threading
-import time
 from typing import Any
 
 import redis.exceptions
 from redis import Redis
 from redis.client import Pipeline
 from rq import Queue, SimpleWorker
-from rq.exceptions import StopRequested
+from rq.exceptions import DequeueTimeout, StopRequested
 from rq.executions import Execution
-from rq.job import Job
+from rq.job import Job, JobStatus
 
-from service.queues import NoAlarm, OurJob, generate_queue
+from service.queues import DELIVERED_TTL_S, NoAlarm, OurJob, generate_queue
 
-LEASE_S = 45
-BEAT_S = 10.0
+log = logging.getLogger("ivmix.worker")
+
 DEQUEUE_S = 5  # how long an idle worker blocks, so how late it notices a stop
 
 
@@ -33,9 +34,19 @@ class StoppableQueue(Queue):
 
     @classmethod
     def dequeue_any(cls, *args: Any, **kwargs: Any) -> Any:
-        if cls.stopping.is_set():
-            raise StopRequested
-        return super().dequeue_any(*args, **kwargs)
+        """An entry that RQ cannot read would end this worker, and then the next: the maintenance sends it anew."""
+        while not cls.stopping.is_set():
+            try:
+                return super().dequeue_any(*args, **kwargs)
+            except (redis.exceptions.RedisError, DequeueTimeout):
+                raise
+            except Exception as e:
+                job_id, queue = getattr(e, "job_id", None), getattr(e, "queue", None)
+                if job_id is None or queue is None:
+                    raise
+                log.exception("RQ's entry of %s cannot be read; our record has what is needed", job_id)
+                queue.connection.delete(Job.key_for(job_id))
+        raise StopRequested
 
 
 class ResidentWorker(SimpleWorker):
@@ -43,16 +54,15 @@ class ResidentWorker(SimpleWorker):
     job_class = OurJob
     death_penalty_class = NoAlarm
 
-    def __init__(self, connection: Redis, model: str) -> None:
+    def __init__(self, connection: Redis, model: str, stopping: threading.Event) -> None:
         name = generate_queue(connection, model).name
         queue = StoppableQueue(name, connection=connection, serializer="json", job_class=OurJob)
         super().__init__(  # pyright: ignore[reportUnknownMemberType]  RQ is typed in part
             [queue], connection=connection, serializer="json", worker_ttl=DEQUEUE_S + 15
         )
         self._execution: Execution | None = None
-        self._last_beat = 0.0
         self.max_connection_wait_time = DEQUEUE_S
-        StoppableQueue.stopping.clear()
+        StoppableQueue.stopping = stopping
 
     @property
     def is_draining(self) -> bool:
@@ -65,28 +75,55 @@ class ResidentWorker(SimpleWorker):
 
     def prepare_execution(self, job: Job) -> Execution:
         self._execution = super().prepare_execution(job)
-        self._last_beat = time.monotonic()
         return self._execution
 
+    def perform_job(self, job: Job, queue: Queue, execution: Execution) -> bool:  # noqa: ARG002  RQ's signature
+        """Run it, then take the execution out of RQ's books again, and the entry too if nobody needs it."""
+        status, is_over = JobStatus.FAILED, False
+        try:
+            self.prepare_job_execution(job, remove_from_intermediate_queue=True)
+            is_over = bool(job.perform())
+            status = JobStatus.FINISHED
+        except redis.exceptions.RedisError:
+            raise  # the job stays where it is, its lease ends, and the maintenance brings it back
+        except PermissionError:
+            log.exception("%s is not ours", job.id)
+            is_over = True
+        except Exception:
+            log.exception("%s could not be run", job.id)
+        with self.connection.pipeline() as pipe:  # pyright: ignore[reportUnknownMemberType]
+            self.cleanup_execution(job, pipe, execution)
+            if is_over:
+                job.set_status(status, pipeline=pipe)
+                job.cleanup(DELIVERED_TTL_S, pipeline=pipe, remove_from_queue=False)
+            pipe.execute()
+        return status is JobStatus.FINISHED
+
     def beat(self, job: Job) -> None:
-        """Renew the lease, at most every BEAT_S. An outage of Redis is waited out: the lease is longer."""
-        now = time.monotonic()
-        if now - self._last_beat < BEAT_S or self._execution is None:
-            return
-        self._last_beat = now
+        """For those who look at RQ's books; the lease on the job is ours."""
+        assert self._execution is not None, "only inside a job"
         try:
             self.maintain_heartbeats(job, self._execution)
-        except redis.exceptions.RedisError:
-            self.log.warning("heartbeat of %s failed, next in %.0f s", job.id, BEAT_S, exc_info=True)
+        except redis.exceptions.RedisError as e:
+            log.warning("RQ's heartbeat of %s failed: %s", job.id, type(e).__name__)
 
     def heartbeat(self, timeout: int | None = None, pipeline: Pipeline | None = None) -> None:
         """While Redis is away RQ waits for it before every dequeue, for ever: a worker that is to stop must not."""
-        if pipeline is None and self.is_draining:
-            raise StopRequested
-        super().heartbeat(timeout, pipeline)
+        try:
+            super().heartbeat(timeout, pipeline)
+        except redis.exceptions.RedisError:
+            if pipeline is None and self.is_draining:
+                raise StopRequested from None
+            raise
 
     def get_heartbeat_ttl(self, job: Job, working_time: float = 0.0) -> int:  # noqa: ARG002  RQ's signature
-        return LEASE_S
+        return 2 * self.job_monitoring_interval
+
+    def run_maintenance_tasks(self) -> None:
+        """`ivmix maintenance` does it, for all workers."""
+
+    def subscribe(self) -> None:
+        """No commands: whoever can publish must not stop jobs. Cancel is asked for in the record."""
 
     def _shutdown(self) -> None:
         StoppableQueue.stopping.set()

@@ -1,4 +1,4 @@
-"""One job as the parent sees it: take it, watch the child work on it, write down how it ended.
+"""One job as the parent sees it: take it, have it worked on, write down how it ended.
 
 Every write is a compare-and-set on the execution id, so a parent that lost its job changes nothing.
 """
@@ -9,126 +9,131 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import StrEnum
-from typing import assert_never
+from typing import TypeVar, assert_never
 
+from redis.exceptions import RedisError
+
+from service import places
+from service.errors import StorageError
 from service.jobs import Job, JobError
-from service.store import JobStore, Verdict
-from worker.messages import Cancel, Done, Failed, Message, Progress, Ready, Run, Stopped
+from service.logs import about
+from service.settings import Settings
+from service.storage import VideoStorage
+from service.store import JobStore
+from worker.messages import Done, Failed
 from worker.resident import Child, ChildDied
+from worker.scratch import Scratch
+from worker.watch import Halt, Watch
 
 log = logging.getLogger("ivmix.worker")
 
-MAX_ATTEMPTS = 3  # a job that kills its worker must not do so for ever
-POLL_S = 0.5  # how often a silent child is looked at: bounds how late cancel and drain are noticed
-CANCEL_GRACE_S = 20.0  # one step of the largest model; after that the child is killed
+T = TypeVar("T")
 
-
-class Ending(StrEnum):
-    """What RQ should do with its entry."""
-
-    OVER = "over"
-    AGAIN = "again"
+DAMAGED = JobError(code="internal_error", message="The record of this job is damaged; the server's log says how.")
 
 
 @dataclass(frozen=True)
 class Runner:
-    """`beat` keeps RQ's lease on the job; `is_draining` says whether this worker is to stop."""
-
     store: JobStore
+    storage: VideoStorage
     child: Child
-    stall_timeout_s: float
-    job_timeout_s: float
+    scratch: Scratch
+    settings: Settings
+    on_lost: Callable[[], None] = lambda: None
 
     def run(
-        self, job_id: str, execution_id: str, *, beat: Callable[[], None], is_draining: Callable[[], bool]
-    ) -> Ending:
-        job = self.store.start(job_id, execution_id)
-        if job is None:
-            log.info("%s is not waiting any more", job_id)
-            return Ending.OVER
-        log.info("%s started, attempt %d, execution %s", job_id, job.attempt, execution_id)
-        try:
-            self.child.ensure(beat)
-            self.child.send(Run(job_id, execution_id, job.generation))
-            return self._watch(job, execution_id, beat, is_draining)
-        except ChildDied as e:
-            log.error("%s: %s", job_id, e)
-            self.child.kill()
-            return self._again_or_fail(
-                job, execution_id, "worker_lost", "The worker process died several times on this job."
-            )
-
-    def _watch(self, job: Job, execution_id: str, beat: Callable[[], None], is_draining: Callable[[], bool]) -> Ending:
-        began = last_sign = time.monotonic()
-        stop_sent: float | None = None
-        stop_because: Verdict | None = None  # None while stopping means: drain
-        while True:
-            beat()
-            message = self.child.receive(POLL_S)
-            now = time.monotonic()
-            if isinstance(message, Progress):
-                last_sign = now
-                verdict = self.store.progress(job.id, execution_id, message.step, message.total, message.phase)
-            elif message is not None:
-                return self._end(job, execution_id, message, stop_because)
+        self, job_id: str, execution_id: str, *, on_beat: Callable[[], None], is_draining: Callable[[], bool]
+    ) -> bool:
+        """Work on a job if it waits. Returns whether it is over, whoever ended it: then RQ's entry can go."""
+        with about(video_id=job_id, execution_id=execution_id):
+            job = self._start(job_id, execution_id)
+            if job is None:
+                log.info("%s is not waiting any more", job_id)
             else:
-                verdict = self._verdict(job, execution_id)
-            stopping = verdict is not Verdict.CONTINUE or is_draining()
-            if stopping and stop_sent is None:
-                stop_because = None if verdict is Verdict.CONTINUE else verdict
-                self.child.send(Cancel(execution_id))
-                stop_sent = now
-            if stop_sent is not None and now - stop_sent > CANCEL_GRACE_S:
-                self.child.kill()
-                return self._end(job, execution_id, Stopped(), stop_because)
-            if now - began > self.job_timeout_s:
-                return self._give_up(
-                    job, execution_id, "timeout", f"The job took longer than {self.job_timeout_s:.0f} s."
-                )
-            if now - last_sign > self.stall_timeout_s:
-                raise ChildDied(f"no step for {self.stall_timeout_s:.0f} s")
+                log.info("%s started, attempt %d, execution %s", job_id, job.attempt, execution_id)
+                self._work(job, execution_id, on_beat, is_draining)
+        is_over = self._is_over(job_id)
+        if is_over:  # committed, or of no use to anybody; a job that comes again may need its files
+            self.scratch.discard(job_id, execution_id)
+        return is_over
 
-    def _verdict(self, job: Job, execution_id: str) -> Verdict:
-        """Between two steps nothing is written; only asked."""
-        current = self.store.get(job.id)
-        if current is None or current.execution_id != execution_id or current.state.is_terminal:
-            return Verdict.LOST
-        return Verdict.CANCEL if current.cancel_requested else Verdict.CONTINUE
+    def _start(self, job_id: str, execution_id: str) -> Job | None:
+        try:
+            return self.store.start(job_id, execution_id)
+        except ValueError:
+            log.exception("the record of %s cannot be read", job_id)
+            self.store.fail(job_id, None, DAMAGED)
+            return None
 
-    def _end(self, job: Job, execution_id: str, message: Message, stop_because: Verdict | None) -> Ending:
-        match message:
+    def _work(self, job: Job, execution_id: str, on_beat: Callable[[], None], is_draining: Callable[[], bool]) -> None:
+        watch = Watch(job, execution_id, self.store, self.child, self.settings, on_beat, is_draining)
+        try:
+            outcome = watch.outcome()
+        except ChildDied as e:
+            log.error("%s: %s", job.id, e)
+            self.child.kill()
+            outcome = Failed("worker_lost", "The worker process died several times on this job.", can_retry=True)
+        self._patiently(lambda: self._settle(job, execution_id, outcome), is_draining)
+        if isinstance(outcome, Failed) and outcome.is_broken:
+            self.child.kill()
+
+    def _settle(self, job: Job, execution_id: str, outcome: Done | Failed | Halt) -> None:
+        match outcome:
             case Done(output, timings, peak_memory_mb):
                 kept = self.store.complete(job.id, execution_id, output, timings, peak_memory_mb)
                 log.info("%s %s, %.1f s", job.id, "completed" if kept else "was lost", sum(timings.values()))
                 if kept:
                     self.store.note_finished(job.generation.model, sum(timings.values()))
-                return Ending.OVER
+                else:
+                    self.on_lost()
+                self._forget_checkpoint(job, kept)
             case Failed(code, text, can_retry):
-                if can_retry:
-                    return self._again_or_fail(job, execution_id, code, text)
-                self.store.fail(job.id, execution_id, JobError(code=code, message=text))
-                return Ending.OVER
-            case Stopped():
-                if stop_because is Verdict.CANCEL:
-                    self.store.finish_cancel(job.id, execution_id)
-                    return Ending.OVER
-                if stop_because is Verdict.LOST:
-                    return Ending.OVER
+                if can_retry and job.attempt < self.settings.max_attempts:
+                    self.store.requeue(job, execution_id)
+                else:
+                    kept = self.store.fail(job.id, execution_id, JobError(code=code, message=text))
+                    self._forget_checkpoint(job, kept)
+            case Halt.CANCELLED:
+                self._forget_checkpoint(job, self.store.finish_cancel(job.id, execution_id))
+            case Halt.DRAINED:
                 log.info("%s goes back to the queue: this worker is stopping", job.id)
-                return Ending.AGAIN if self.store.requeue(job.id, execution_id) else Ending.OVER
-            case Ready() | Progress():
-                raise ChildDied(f"the child said {message} out of turn")
+                self.store.requeue(job, execution_id, charged=False)
+            case Halt.TIMED_OUT:
+                text = f"The job took longer than {self.settings.job_timeout_s} s."
+                kept = self.store.fail(job.id, execution_id, JobError(code="timeout", message=text))
+                self._forget_checkpoint(job, kept)
+            case Halt.LOST:
+                self.on_lost()
+                log.warning("%s was lost by execution %s", job.id, execution_id)
             case _:
-                assert_never(message)
+                assert_never(outcome)
 
-    def _again_or_fail(self, job: Job, execution_id: str, code: str, text: str) -> Ending:
-        if job.attempt < MAX_ATTEMPTS:
-            return Ending.AGAIN if self.store.requeue(job.id, execution_id) else Ending.OVER
-        self.store.fail(job.id, execution_id, JobError(code=code, message=text))
-        return Ending.OVER
+    def _patiently(self, do: Callable[[], T], is_draining: Callable[[], bool]) -> T:
+        """Retry while Redis is away: what was worked out is worth waiting. Raises RedisError when patience is over."""
+        began = time.monotonic()
+        while True:
+            try:
+                return do()
+            except RedisError as e:
+                settings = self.settings
+                patience_s = settings.stop_grace_s if is_draining() else settings.commit_patience_s
+                if time.monotonic() - began > patience_s:
+                    raise
+                log.warning("the end of a job waits for Redis: %s", type(e).__name__)
+                time.sleep(settings.again_s)
 
-    def _give_up(self, job: Job, execution_id: str, code: str, text: str) -> Ending:
-        self.child.kill()
-        self.store.fail(job.id, execution_id, JobError(code=code, message=text))
-        return Ending.OVER
+    def _forget_checkpoint(self, job: Job, is_ours: bool) -> None:
+        """As soon as the job is over; what stays behind here is the maintenance's to find."""
+        if not is_ours:
+            return
+        try:
+            self.storage.delete(places.checkpoint(job.id))
+        except StorageError as e:
+            log.warning("%s: its checkpoint stays for now: %s", job.id, e)
+
+    def _is_over(self, job_id: str) -> bool:
+        try:
+            job = self.store.get(job_id)
+        except ValueError:
+            return False
+        return job is None or job.state.is_terminal

@@ -1,11 +1,11 @@
-"""What RQ calls by name in the parent. `install` is told once, at start, who does the work."""
+"""What RQ calls by name in the parent. `install` is told, before the work begins, who does it."""
 
 from __future__ import annotations
 
-from rq import Retry, get_current_job
+from rq import get_current_job
 
 from worker.rq_worker import ResidentWorker
-from worker.runner import Ending, Runner
+from worker.runner import Runner
 
 _installed: tuple[Runner, ResidentWorker] | None = None
 
@@ -15,13 +15,12 @@ def install(runner: Runner, worker: ResidentWorker) -> None:
     _installed = runner, worker
 
 
-def generate(job_id: str) -> Retry | None:
-    """Run one job. A returned Retry puts it back at the front without charging RQ's own retries."""
+def generate(job_id: str) -> bool:
+    """Run one job. Returns whether RQ's entry is needed no more."""
     job = get_current_job()
     if _installed is None or job is None:
         raise RuntimeError("worker.tasks.generate runs inside `ivmix worker` only")
     runner, worker = _installed
-    ending = runner.run(
-        job_id, worker.execution_id, beat=lambda: worker.beat(job), is_draining=lambda: worker.is_draining
+    return runner.run(
+        job_id, worker.execution_id, on_beat=lambda: worker.beat(job), is_draining=lambda: worker.is_draining
     )
-    return Retry(max=1_000_000, interval=0, enqueue_at_front=True) if ending is Ending.AGAIN else None

@@ -21,7 +21,7 @@ class TextReader:
 
     def token_ids(self, texts: Sequence[str]) -> Tensor:
         """(B, tokens), padded. Raises PromptTooLong."""
-        limit = int(self.tokenizer.model_max_length)
+        limit = self.limit
         for text in texts:
             if (count := len(self.tokenizer(text)["input_ids"])) > limit:
                 raise PromptTooLong(f"the text has {count} tokens, the text encoder reads {limit}; shorten it")
@@ -31,6 +31,11 @@ class TextReader:
     def encode(self, token_ids: Tensor) -> Tensor:
         """(B, tokens) -> (B, tokens, dim)."""
         return self.encoder(token_ids.to(self.encoder.device))[0]
+
+    @property
+    def limit(self) -> int:
+        """Tokens, with the marks of start and end: 77 for CLIP. Some tokenizers name a huge number."""
+        return min(int(self.tokenizer.model_max_length), int(self.encoder.config.max_position_embeddings))
 
     @property
     def width(self) -> int:

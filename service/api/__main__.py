@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 import threading
 from types import FrameType
@@ -13,18 +12,19 @@ from fastapi import FastAPI
 from service.api.app import create_app, create_operations_app
 from service.errors import ConfigurationError
 from service.lifeline import end_with_supervisor
+from service.logs import configure_logs
 from service.settings import Settings, load_settings
-from service.wiring import open_services
+from service.wiring import check_storage, open_services
 
 
 def main() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
     end_with_supervisor()
     try:
         settings = load_settings()
+        configure_logs(settings.log_format)
         services = open_services(settings)
         app = create_app(services)
+        check_storage(services.storage)
     except ConfigurationError as e:
         sys.exit(f"ivmix: {e.message}")
     try:

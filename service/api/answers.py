@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from service.jobs import Job, JobState, Phase, Priority, SamplerSettings
 from service.load import ModelLoad, WorkerLoad
 from service.models import Range
+from service.sampling import COMBINATIONS, USES
 from service.settings import Settings
 from service.storage import VideoStorage
 
@@ -129,7 +130,15 @@ class Model(Answer):
     guidance_scale: Range
     negative_prompt: str
     sampler: SamplerSettings
-    max_prompt_length: int
+    samplers: list[str] = Field(default=list(USES), description="what `sampler.name` may be")
+    combinations: list[str] = Field(
+        default=list(COMBINATIONS), description="what `sampler.combination` may be; with R only if goback_first"
+    )
+    max_cost: float | None = Field(description="most network calls x pixels x frames of one video; null: no bound")
+    max_prompt_length: int = Field(description="characters")
+    max_prompt_tokens: int | None = Field(
+        description="what the text encoders read; a longer prompt is refused, not cut"
+    )
     can_draw: str | None
 
 

@@ -28,6 +28,7 @@ from service.api.contract import ABOUT, TAGS, contract
 from service.api.held import Held
 from service.api.limits import RateLimiter
 from service.api.metrics import Measured, Metrics
+from service.logs import about
 from service.wiring import Services
 
 # What a page of another origin may read beside the body.
@@ -104,4 +105,6 @@ class RequestId:
                 MutableHeaders(scope=message)["x-request-id"] = request_id
             await send(message)
 
-        await self._app(scope, receive, send_with_id)
+        named = re.match(r"/v1/videos/(video_[0-9a-f]{32})(?![^/])", scope["path"])
+        with about(request_id=request_id, **({"video_id": named[1]} if named else {})):
+            await self._app(scope, receive, send_with_id)

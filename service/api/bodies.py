@@ -27,8 +27,8 @@ NESTED = ("extra_body", "extra_json", "extra_params")
 OBJECTS = ("sampler", "metadata", *NESTED)
 
 # Fields that other servers know, and the values that ask for nothing we lack.
-_ONE = (None, 1, "1")
-_OFF = (None, False, "false", "False")
+_ONE = (1, "1", None)
+_OFF = (False, "false", "False", None)
 _ABSENT = (None, "")
 NO_OPS: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("n", "num_outputs_per_prompt"), _ONE),
@@ -65,9 +65,9 @@ def parse(body: Body, source: Generation | None = None) -> VideoRequest:
     body = _flatten({name: _object(name, value) for name, value in body.items()})
     for name in NO_OPS.keys() & body.keys():
         if body.pop(name) not in NO_OPS[name]:
-            raise InvalidParameter(
-                name, f"This server does not support '{name}'; leave it out.", "unsupported_parameter"
-            )
+            only = json.dumps(NO_OPS[name][0])
+            message = f"This server supports '{name}' as {only} only; leave it out."
+            raise InvalidParameter(name, message, "unsupported_parameter")
     _refuse_truth(body)
     absent = {name for name in VideoRequest.model_fields if body.get(name) is None}
     given = {name: value for name, value in body.items() if name not in absent}

@@ -12,6 +12,7 @@ from service.api import examples, webhook_examples, webhook_routes
 from service.api.bodies import FORMS
 from service.api.problems import EXAMPLES
 from service.jobs import SamplerSettings, VideoRequest
+from service.sampling import USES
 
 ABOUT = """\
 Any OpenAI-style video client works unmodified: set its base URL to this server's `/v1`. Fields and keys beyond OpenAI's
@@ -136,7 +137,7 @@ def _add_schemas(schemas: dict[str, Any]) -> None:
     # A client may name some of the settings, or only the sampler.
     fields["sampler"]["anyOf"] = [
         {"$ref": _REF.format(model="SamplerSettings")},
-        {"type": "string", "enum": ["iv-mixed", "ddim"]},
+        {"type": "string", "enum": list(USES)},
         {"type": "null"},
     ]
     fields["seconds"]["anyOf"].insert(1, {"type": "string", "pattern": r"^\d+(\.\d+)?$"})  # as OpenAI has it

@@ -90,12 +90,16 @@ def submit(
     remixed_from: str | None = None,
 ) -> Job:
     """Raises what the request did wrong, before anything is written; QueueFull; IdempotencyKeyReused."""
+    named = Idempotency(_bare(idempotency_key), _fingerprint(wanted, remixed_from)) if idempotency_key else None
+    # First: a repetition brings its video whatever the model offers and the receiver's name means by now.
+    if named and (before := services.store.find_repeated(creator.owner, named)):
+        response.headers["idempotent-replayed"] = "true"
+        return before
     generation = _model(services, wanted.model).resolve(wanted)
     if wanted.callback_url is not None:
         services.webhooks.receivers.check(wanted.callback_url, "callback_url")
     job = Job.requested(wanted, generation, owner=creator.owner, remixed_from=remixed_from)
     queue = generate_queue(services.redis, generation.model, job_timeout_s=services.settings.job_timeout_s)
-    named = Idempotency(_bare(idempotency_key), _fingerprint(wanted, remixed_from)) if idempotency_key else None
     limits = waiting_limits(creator, services.settings.max_waiting)
     kept = services.store.create(job, queue, limits=limits, idempotency=named)
     if kept.id == job.id:

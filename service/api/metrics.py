@@ -63,6 +63,7 @@ class QueueCollector(Collector):
         models = self._services.models.ids()
         try:
             loads = [model_load(self._services.redis, self._services.store, model) for model in models]
+            outbox, pending = self._services.webhooks.outbox.depth(), self._services.webhooks.deliveries.pending()
         except RedisError:
             yield GaugeMetricFamily("ivmix_job_store_up", "Whether Redis answers", 0)
             return
@@ -75,6 +76,8 @@ class QueueCollector(Collector):
             "ivmix_videos_per_hour", "Finished in the last hour", {load.model: load.videos_per_hour for load in loads}
         )
         yield _workers(loads)
+        yield GaugeMetricFamily("ivmix_webhook_outbox", "Ended videos that no courier has looked at", outbox)
+        yield GaugeMetricFamily("ivmix_webhook_pending", "Webhooks under way or waiting for another attempt", pending)
 
 
 def _gauge(name: str, text: str, values: dict[str, float]) -> Metric:

@@ -12,8 +12,9 @@ from service.api.answers import STATUS, DeletedVideo, Renderer, Status, Variant,
 from service.api.auth import Principal, Reader, Wired, Writer
 from service.api.content import content
 from service.api.problems import problem, responses
-from service.errors import VideoNotDeletable, VideoNotFound
+from service.errors import StorageError, VideoNotDeletable, VideoNotFound
 from service.jobs import Job
+from service.manifest import delete_files
 from service.store import Order
 from service.wiring import Services
 
@@ -85,12 +86,11 @@ def delete_video(video_id: str, writer: Writer, services: Wired) -> DeletedVideo
     job = find(services, writer, video_id)
     if not job.state.is_terminal:
         raise VideoNotDeletable(f"The video '{job.id}' is {job.state}; cancel it first, or wait for its end.")
-    # Files first: if this breaks off, the record is still there to be deleted again.
-    output = job.output
-    for key in (output.key, output.thumbnail_key, output.spritesheet_key) if output else ():
-        if key is not None:
-            services.storage.delete(key)
     services.store.delete(job.id)
+    try:
+        delete_files(services.storage, job.id)
+    except StorageError as e:  # the maintenance finds them: a job without a record has files to be removed
+        log.warning("%s: its files stay for now: %s", job.id, e)
     log.info("%s deleted", job.id)
     return DeletedVideo(id=job.id)
 

@@ -8,16 +8,19 @@ import sys
 import threading
 from types import FrameType
 
+from service.courier.metrics import CourierMetrics
 from service.courier.running import run
 from service.errors import ConfigurationError
 from service.lifeline import end_with_supervisor
+from service.logs import configure_logs
+from service.metrics import serve_metrics
 from service.settings import load_settings
 from service.wiring import open_services
 
+log = logging.getLogger("ivmix.webhooks")
+
 
 def main() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
-    logging.getLogger("rq").setLevel(logging.WARNING)
     stopping = threading.Event()
 
     def stop(_number: int, _frame: FrameType | None) -> None:
@@ -27,11 +30,17 @@ def main() -> None:
         signal.signal(number, stop)
     end_with_supervisor()
     try:
-        services = open_services(load_settings())
+        settings = load_settings()
+        configure_logs(settings.log_format)
+        services = open_services(settings)
+        metrics = CourierMetrics()
+        if settings.webhook_metrics_port is not None:
+            port = serve_metrics(metrics.registry, settings.host, settings.webhook_metrics_port, "WEBHOOK_METRICS_PORT")
+            log.info("metrics on port %d", port)
     except ConfigurationError as e:
         sys.exit(f"ivmix: {e.message}")
     try:
-        run(services, stopping)
+        run(services, stopping, metrics)
     finally:
         services.close()
 

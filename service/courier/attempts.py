@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from service.courier.metrics import CourierMetrics
 from service.webhooks.deliveries import Delivery, DeliveryStore
 from service.webhooks.endpoints import EndpointStore
-from service.webhooks.schedule import after
+from service.webhooks.schedule import State, after
 from service.webhooks.sender import Sender
 from service.webhooks.signature import Secrets, signed_headers
 
@@ -30,6 +31,7 @@ class Attempts:
     delays_s: Sequence[float]
     timeout_s: float
     share: int
+    metrics: CourierMetrics = field(default_factory=CourierMetrics)
 
     def make(self, delivery_id: str, number: int) -> None:
         """Make attempt `number`, counted from 0, unless it has been made or is being made."""
@@ -42,17 +44,20 @@ class Attempts:
             if tried > len(self.delays_s) + 1:
                 raise NoAttempt("attempts_lost")  # whoever made the last one never came back
         except NoAttempt as e:
-            self.deliveries.give_up(delivery, str(e))
+            if self.deliveries.give_up(delivery, str(e)):
+                self.metrics.end(State.FAILED)
             return
         if not self.deliveries.take(delivery, url, timeout_s=self.timeout_s, share=self.share):
             return
         body = delivery.body.encode()
         headers = signed_headers(secrets, webhook_id=delivery.id, timestamp=int(time.time()), body=body)
         outcome = self.sender.post(url, body, headers)
+        self.metrics.attempt(outcome)
         then = after(outcome, tried, delays_s=self.delays_s, now=time.time())
         if then.disable and delivery.endpoint_id:
             self.endpoints.disable(delivery.endpoint_id)
-        self.deliveries.finish(delivery, url, outcome, then)
+        if self.deliveries.finish(delivery, url, outcome, then):
+            self.metrics.end(then.state)
         log.info(
             "%s for %s, attempt %d: %s %s in %.1f s, now %s",
             *(delivery.id, delivery.video_id, number + 1),

@@ -11,6 +11,7 @@ from redis.exceptions import RedisError
 from service.api.answers import Renderer
 from service.courier import tasks
 from service.courier.attempts import Attempts
+from service.courier.metrics import CourierMetrics
 from service.courier.pump import Pump
 from service.courier.workers import work
 from service.queues import webhooks_queue
@@ -34,7 +35,7 @@ def pump_of(services: Services) -> Pump:
     )
 
 
-def attempts_of(services: Services) -> Attempts:
+def attempts_of(services: Services, metrics: CourierMetrics | None = None) -> Attempts:
     settings, webhooks = services.settings, services.webhooks
     return Attempts(
         endpoints=webhooks.endpoints,
@@ -43,13 +44,14 @@ def attempts_of(services: Services) -> Attempts:
         delays_s=settings.webhook_retry_delays_s,
         timeout_s=settings.webhook_timeout_s,
         share=max(1, settings.webhook_concurrency // 2),
+        metrics=metrics or CourierMetrics(),
     )
 
 
-def run(services: Services, stopping: threading.Event) -> None:
+def run(services: Services, stopping: threading.Event, metrics: CourierMetrics | None = None) -> None:
     """Until `stopping`; attempts under way are finished, up to their timeout."""
     settings = services.settings
-    tasks.install(attempts_of(services))
+    tasks.install(attempts_of(services, metrics))
 
     def connect() -> Redis:
         assert settings.redis_url is not None  # open_services refuses to go on without

@@ -170,6 +170,10 @@ class DeliveryStore:
         found = [delivery for record in records if (delivery := _decode(record))]
         return [delivery for delivery in found if delivery.owner == owner], len(ids) > limit
 
+    def pending(self) -> int:
+        """Of all owners: under way, or waiting for their time."""
+        return self._redis.zcard(DUE)
+
     def claim(self, limit: int, *, now: float | None = None) -> list[tuple[str, int]]:
         """What is due: ids, and how many attempts each has had. They are due again after CLAIM_S."""
         now = time.time() if now is None else now

@@ -56,6 +56,10 @@ class Outbox:
             for entry, record in self._redis.xrange(OUTBOX, count=limit)
         ]
 
+    def depth(self) -> int:
+        """Ends that are not told yet, and not made into deliveries."""
+        return self._redis.xlen(OUTBOX)
+
     def settle(self, entry: str, commands: Sequence[Command] = ()) -> bool:
         """Remove an entry and run the commands, both or neither. False if somebody else was faster."""
         return bool(self._settle_script([OUTBOX], [entry, json.dumps(commands)]))

@@ -10,7 +10,8 @@ import queue
 import re
 import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 
 import httpx2
 
@@ -19,6 +20,7 @@ from service.webhooks.addresses import Network, networks, why_not
 
 MAX_URL = 2048
 LOOK_UP_S = 3.0  # when a client names a URL; names that take longer are looked up again when something is sent
+LOOK_UPS = 8  # for clients at one time: slow names must not take all threads of an API process
 WELL_KNOWN_PORTS = (80, 443)  # below 1024 no others: mail servers and the like can be made to act on a POST
 
 Resolver = Callable[[str, int], Sequence[str]]
@@ -40,16 +42,28 @@ class Receivers:
         self._hosts = tuple(entry.lower() for entry in allow if not _is_network(entry))
         self._schemes = ("https", "http") if allow_http else ("https",)
         self._resolve = resolve or system_resolver
+        self._look_ups = threading.BoundedSemaphore(LOOK_UPS)
 
     def check(self, url: str, param: str) -> None:
         """Raises InvalidParameter for a URL that nothing would be sent to."""
         try:
             target = self.parse(url)
-            self.locate(target.host, port_of(target), timeout_s=LOOK_UP_S)
+            with self._place():
+                self.locate(target.host, port_of(target), timeout_s=LOOK_UP_S)
         except Refused as e:
             raise InvalidParameter(param, f"'{param}' cannot be a receiver of webhooks: {e}.") from e
         except Unresolved:
             pass  # our resolver's fault, perhaps; it is asked again when something is sent
+
+    @contextmanager
+    def _place(self) -> Generator[None]:
+        """Raises Unresolved at once if LOOK_UPS are under way."""
+        if not self._look_ups.acquire(blocking=False):
+            raise Unresolved("the resolver is busy")
+        try:
+            yield
+        finally:
+            self._look_ups.release()
 
     def parse(self, url: str) -> httpx2.URL:
         """Raises Refused. The sender goes by the same result: two parsers could read two hosts."""

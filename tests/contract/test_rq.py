@@ -1,15 +1,17 @@
 """RQ changes the signatures that worker/rq_worker.py overrides between minor versions: fail here, not in production."""
 
 import inspect
+import re
 
 import pytest
+from redis import Redis
 from rq import Queue, SimpleWorker
 from rq.job import Job
 from rq.timeouts import BaseDeathPenalty
 from rq.worker.base import BaseWorker
 
 from service.courier.workers import DeliveryWorker
-from service.queues import OurJob
+from service.queues import OurJob, queue_key
 from worker.rq_worker import ResidentWorker, StoppableQueue
 
 
@@ -21,6 +23,10 @@ from worker.rq_worker import ResidentWorker, StoppableQueue
         (BaseWorker, "maintain_heartbeats", ["self", "job", "execution"]),
         (SimpleWorker, "get_heartbeat_ttl", ["self", "job", "working_time"]),
         (BaseWorker, "perform_job", ["self", "job", "queue", "execution"]),
+        (BaseWorker, "prepare_job_execution", ["self", "job", "remove_from_intermediate_queue"]),
+        (BaseWorker, "cleanup_execution", ["self", "job", "pipeline", "execution"]),
+        (BaseWorker, "run_maintenance_tasks", ["self"]),
+        (BaseWorker, "subscribe", ["self"]),
         (BaseWorker, "_shutdown", ["self"]),
         (BaseWorker, "request_force_stop", ["self", "signum", "frame"]),
         (BaseWorker, "_install_signal_handlers", ["self"]),
@@ -39,7 +45,7 @@ def test_every_override_still_exists_in_rq() -> None:
         (StoppableQueue, Queue),
         (OurJob, Job),
     ):
-        own = {"is_draining", "execution_id", "beat", "stopping"}
+        own = {"is_draining", "execution_id", "beat", "stopping"}  # ours, overriding nothing
         overrides = {n for n in vars(ours) if not n.startswith("__") and n not in own}
         assert overrides <= set(dir(theirs)), overrides - set(dir(theirs))
 
@@ -48,3 +54,22 @@ def test_the_worker_takes_jobs_through_the_queue_class() -> None:
     assert "self.queue_class.dequeue_any(" in inspect.getsource(BaseWorker.dequeue_job_and_maintain_ttl)
     assert "self._stop_requested" in inspect.getsource(BaseWorker.work)
     assert "func_name" in dir(Job)
+
+
+def test_a_simple_worker_does_to_a_job_what_we_override_and_no_more() -> None:
+    source = inspect.getsource(SimpleWorker.execute_job)
+    calls = re.findall(r"self\.(\w+)\(", source)
+    assert calls == ["prepare_execution", "perform_job", "set_state"]
+
+
+def test_rq_says_which_entry_it_could_not_read() -> None:
+    source = inspect.getsource(Queue._fetch_dequeued_job)
+    assert "e.job_id = job_id" in source
+    assert "e.queue = queue" in source
+
+
+def test_nothing_is_queued_by_keys_that_we_do_not_know() -> None:
+    """service/reaper.py looks for ids in these lists."""
+    queue = Queue("gpu-demo", connection=Redis())
+    assert (queue.key, queue.intermediate_queue_key) == (queue_key("demo"), f"{queue_key('demo')}:intermediate")
+    assert "blmove(queue_key, intermediate_queue.key" in inspect.getsource(Queue.lmove)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from service.jobs import Job
 from service.keys import KEYS, KeyStore, Scope
 from service.queues import generate_queue
 from service.settings import Settings
+from service.webhooks.receivers import Receivers
 from service.wiring import Services, open_services
 from tests.factories import PROMPT, make_generation
 
@@ -258,6 +260,23 @@ class TestIdempotency:
     def test_a_replay_is_answered_even_when_the_queue_is_full(self, client: TestClient, keyed: Keyed) -> None:
         headers = keyed(max_waiting=1) | {"idempotency-key": "one"}
         assert create(client, headers).json()["id"] == create(client, headers).json()["id"]
+
+    def test_a_replay_asks_nobody_whether_it_may_be_made(self, services: Services, keyed: Keyed) -> None:
+        """Bug: the callback's name was looked up again, for up to 3 s, and a name that had gone refused the replay."""
+        looked_up: list[str] = []
+
+        def resolve(host: str, port: int) -> list[str]:
+            looked_up.append(host)
+            return ["93.184.216.34"] if len(looked_up) == 1 else ["127.0.0.1"]
+
+        webhooks = replace(services.webhooks, receivers=Receivers(resolve=resolve))
+        headers = keyed() | {"idempotency-key": "one"}
+        with TestClient(create_app(replace(services, webhooks=webhooks))) as http:
+            first, again = (create(http, headers, callback_url="https://app.example.com/") for _ in range(2))
+            assert again.json()["id"] == first.json()["id"]
+            other = create(http, headers | {"idempotency-key": "two"}, callback_url="https://app.example.com/")
+            assert code_of(other, 400) == "invalid_value"
+        assert len(looked_up) == 2
 
     def test_a_refused_request_leaves_its_key_free(self, client: TestClient, keyed: Keyed) -> None:
         key = keyed(max_waiting=1)

@@ -15,6 +15,7 @@ import httpx2
 import pytest
 
 from service.courier.running import run
+from service.embedded import free_port
 from service.queues import DELIVER, generate_queue, webhooks_queue
 from service.settings import Settings
 from service.webhooks.deliveries import DUE, Delivery
@@ -93,6 +94,22 @@ def test_webhooks_arrive_and_a_refused_one_comes_again(services: Services, envir
         assert {got.headers["webhook-id"] for got in receiver.received} == {deliveries(services)[0].id}
         process.send_signal(signal.SIGTERM)
         assert process.wait(120) == 0
+
+
+def test_a_courier_serves_its_figures(services: Services, environment: dict[str, str]) -> None:
+    port = free_port()
+
+    def delivered() -> bool:
+        try:
+            text = httpx2.get(f"http://127.0.0.1:{port}/metrics", trust_env=False).text
+        except httpx2.TransportError:
+            return False
+        return 'ivmix_webhook_deliveries_total{result="delivered"} 1.0' in text
+
+    with Receiver() as receiver, courier(environment | {"IVMIX_WEBHOOK_METRICS_PORT": str(port)}):
+        listen(services, receiver)
+        end_a_job(services)
+        wait_for(delivered, timeout_s=150)
 
 
 def test_what_ended_while_no_courier_ran_is_told_by_the_next_one(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.api.app import create_app
+from service.courier.metrics import CourierMetrics
 from service.embedded import free_port
 from service.keys import Scope
 from service.queues import generate_queue
@@ -22,6 +24,7 @@ from service.settings import Settings
 from service.wiring import Services
 from tests.factories import PROMPT, make_job
 from tests.processes import clean_environment, wait_for, worker
+from tests.readme import README
 
 
 def create(client: TestClient) -> str:
@@ -122,6 +125,16 @@ class TestMetrics:
         shown = figures(client.get("/metrics").text)
         assert shown["ivmix_job_store_up",] == 0
         assert shown["ivmix_http_requests_total", "GET", "/livez", "200"] == 1
+
+    def test_the_readme_explains_every_figure_of_api_and_courier_and_no_other(self, client: TestClient) -> None:
+        """Those of workers: tests/unit/worker/test_metrics.py."""
+        names = re.findall(r"^# TYPE (ivmix_\w+) (?:counter|gauge|histogram)$", client.get("/metrics").text, re.M)
+        for family in CourierMetrics().registry.collect():
+            names += [f"{family.name}_total" if family.type == "counter" else family.name]
+        rows = re.findall(r"^\| (`ivmix_.*?) \|", README.read_text(), re.M)
+        explained = {name for row in rows for name in re.findall(r"\w+", row)}
+        own = {name for name in explained if not re.match("ivmix_(worker|storage)_", name)}
+        assert own == {name for name in names if name.startswith("ivmix_") and not name.endswith("_created")}
 
 
 @contextmanager

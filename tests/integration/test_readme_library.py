@@ -25,4 +25,5 @@ def test_the_ten_lines_make_a_clip(tmp_path: Path) -> None:
         timeout=240,
     )
     assert ran.returncode == 0, ran.stderr
+    assert "100%" in ran.stderr  # the progress bar
     assert read_mp4(tmp_path / "clip.mp4").shape == (8, 384, 384, 3)

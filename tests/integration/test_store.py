@@ -13,7 +13,7 @@ from rq import Queue
 
 from service.jobs import LEGAL, Job, JobError, JobState, Phase
 from service.queues import generate_queue
-from service.store import INDEX, JobStore, Verdict, job_key
+from service.store import INDEX, JobStore, Verdict, job_key, lease_key
 from service.wiring import Services
 from tests.factories import make_job, make_output
 
@@ -110,41 +110,99 @@ def test_the_same_end_said_twice_is_one_end(store: JobStore, queue: Queue) -> No
     assert not store.fail(job.id, "e1", ERROR)
 
 
-def test_a_running_job_is_taken_over_only_from_the_named_execution(store: JobStore, queue: Queue) -> None:
+def test_a_running_job_has_a_lease_that_redis_ends_by_its_own_clock(services: Services, queue: Queue) -> None:
+    store = JobStore(services.redis, lease_s=30)
     job = created(store, queue)
-    store.start(job.id, "dead")
-    assert store.start(job.id, "e2") is None
-    assert store.start(job.id, "e2", take_over="somebody") is None
-    taken = store.start(job.id, "e2", take_over="dead")
-    assert taken is not None
-    assert (taken.execution_id, taken.attempt) == ("e2", 2)
+    store.start(job.id, "e1")
+    assert services.redis.get(lease_key(job.id)) == b'"e1"'
+    assert 25_000 < services.redis.pttl(lease_key(job.id)) <= 30_000
+    for renew in (lambda: store.beat(job.id, "e1"), lambda: store.progress(job.id, "e1", 1, 20, Phase.SAMPLING)):
+        services.redis.pexpire(lease_key(job.id), 1000)
+        assert renew() is Verdict.CONTINUE
+        assert services.redis.pttl(lease_key(job.id)) > 25_000
+
+
+def test_a_lease_that_is_lost_comes_back_with_the_next_beat_unless_somebody_has_the_job(
+    store: JobStore, queue: Queue, services: Services
+) -> None:
+    """Redis was away for longer than a lease: nobody decided anything in the meantime."""
+    job = created(store, queue)
+    running = store.start(job.id, "e1")
+    assert running is not None
+    services.redis.delete(lease_key(job.id))
+    assert store.beat(job.id, "e1") is Verdict.CONTINUE
+    assert not store.requeue(running, "e1", unless_held=True)
+    services.redis.delete(lease_key(job.id))
+    assert store.requeue(running, "e1", unless_held=True)
+    assert store.beat(job.id, "e1") is Verdict.LOST
+    assert services.redis.exists(lease_key(job.id)) == 0
+
+
+def test_asking_writes_nothing(store: JobStore, queue: Queue, services: Services) -> None:
+    job = created(store, queue)
+    store.start(job.id, "e1")
+    services.redis.delete(lease_key(job.id))
+    assert store.ask(job.id, "e1") is Verdict.CONTINUE
+    assert services.redis.exists(lease_key(job.id)) == 0
+    store.cancel(job.id)
+    assert store.ask(job.id, "e1") is Verdict.CANCEL
+    assert store.ask(job.id, "e2") is Verdict.LOST
 
 
 def test_a_worker_that_lost_its_job_changes_nothing(store: JobStore, queue: Queue) -> None:
     job = created(store, queue)
-    store.start(job.id, "zombie")
-    store.start(job.id, "owner", take_over="zombie")
+    zombie = store.start(job.id, "zombie")
+    assert zombie is not None
+    store.requeue(zombie, "zombie")
+    store.start(job.id, "owner")
     before = store.get(job.id)
     assert store.progress(job.id, "zombie", 19, 20, Phase.SAMPLING) is Verdict.LOST
     assert not complete(store, job, "zombie")
     assert not store.fail(job.id, "zombie", ERROR)
-    assert not store.requeue(job.id, "zombie")
+    assert store.beat(job.id, "zombie") is Verdict.LOST
+    assert not store.requeue(zombie, "zombie")
     assert not store.finish_cancel(job.id, "zombie")
     assert store.get(job.id) == before
 
 
-def test_a_requeued_job_can_be_started_again_and_remembers_its_first_start(store: JobStore, queue: Queue) -> None:
-    job = created(store, queue)
+def test_a_requeued_job_is_at_the_front_and_remembers_how_far_it_was(store: JobStore, queue: Queue) -> None:
+    job, other = created(store, queue), created(store, queue)
+    queue.remove(job.id)  # as a worker does that takes it
     first = store.start(job.id, "e1")
+    assert first is not None
     store.progress(job.id, "e1", 7, 20, Phase.SAMPLING)
-    assert store.requeue(job.id, "e1")
+    assert store.requeue(first, "e1")
     waiting = store.get(job.id)
     assert waiting is not None
     assert (waiting.state, waiting.execution_id, waiting.phase, waiting.step) == (JobState.QUEUED, None, None, 7)
+    assert queue.job_ids == [job.id, other.id]
+    assert not store.requeue(first, "e1")  # said twice: it is there once
+    assert queue.job_ids == [job.id, other.id]
     second = store.start(job.id, "e2")
-    assert first is not None
     assert second is not None
     assert (second.attempt, second.started_at) == (2, first.started_at)
+
+
+def test_a_drain_is_not_charged_as_an_attempt(store: JobStore, queue: Queue) -> None:
+    job = created(store, queue)
+    for execution in ("e1", "e2", "e3"):
+        running = store.start(job.id, execution)
+        assert running is not None
+        assert running.attempt == 1
+        store.requeue(running, execution, charged=False)
+
+
+def test_a_job_that_is_to_stop_is_cancelled_where_it_would_be_requeued(store: JobStore, queue: Queue) -> None:
+    job = created(store, queue)
+    queue.empty()
+    running = store.start(job.id, "e1")
+    assert running is not None
+    store.cancel(job.id)
+    assert not store.requeue(running, "e1")
+    cancelled = store.get(job.id)
+    assert cancelled is not None
+    assert cancelled.state is JobState.CANCELLED
+    assert queue.job_ids == []
 
 
 def test_progress_never_goes_back(store: JobStore, queue: Queue) -> None:
@@ -251,6 +309,8 @@ def test_the_position_counts_the_jobs_ahead(store: JobStore, queue: Queue) -> No
     assert [store.show(job.id) for job in jobs] == [(jobs[0], 0), (jobs[1], 1), (jobs[2], 2)]
     store.cancel(jobs[0].id)
     assert store.show(jobs[2].id) == (jobs[2], 1)
+    queue.connection.lpop(queue.key)  # a worker has taken it, and not said so yet
+    assert store.show(jobs[1].id) == (jobs[1], 0)
     running = store.start(jobs[1].id, "e1")
     assert running is not None
     assert store.show(running.id) == (running, None)
@@ -259,7 +319,7 @@ def test_the_position_counts_the_jobs_ahead(store: JobStore, queue: Queue) -> No
 
 MOVES = st.lists(
     st.tuples(
-        st.sampled_from(["start", "take_over", "progress", "complete", "fail", "requeue", "cancel", "finish_cancel"]),
+        st.sampled_from(["start", "progress", "complete", "fail", "requeue", "cancel", "finish_cancel"]),
         st.sampled_from(["e1", "e2"]),
     ),
     max_size=12,
@@ -278,8 +338,6 @@ def test_whatever_is_said_in_whatever_order_only_legal_moves_happen(
         match move:
             case "start":
                 store.start(job.id, who)
-            case "take_over":
-                store.start(job.id, who, take_over="e1")
             case "progress":
                 store.progress(job.id, who, random.randint(0, 20), 20, Phase.SAMPLING)
             case "complete":
@@ -287,7 +345,7 @@ def test_whatever_is_said_in_whatever_order_only_legal_moves_happen(
             case "fail":
                 store.fail(job.id, who, ERROR)
             case "requeue":
-                store.requeue(job.id, who)
+                store.requeue(job, who)
             case "cancel":
                 store.cancel(job.id)
             case _:

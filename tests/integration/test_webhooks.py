@@ -11,9 +11,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from fastapi.testclient import TestClient
 from openai import InvalidWebhookSignatureError
 
 from service.api.answers import Renderer
+from service.api.app import create_app
 from service.api.webhook_bodies import UNTOLD
 from service.courier import tasks
 from service.courier.attempts import Attempts
@@ -710,6 +712,43 @@ class DiesAtSettling:
 
     def settle(self, *_: Any) -> bool:
         raise KeyboardInterrupt
+
+
+class TestFigures:
+    def test_what_waits_and_what_came_of_it_is_counted(
+        self, services: Services, pump: Pump, attempts: Attempts
+    ) -> None:
+        def waits() -> tuple[float, float]:
+            with TestClient(create_app(services)) as http:
+                text = http.get("/metrics").text
+            outbox, pending = (
+                text.partition(f"\nivmix_webhook_{name} ")[2].split()[0] for name in ("outbox", "pending")
+            )
+            return float(outbox), float(pending)
+
+        def counted(name: str, **labels: str) -> float | None:
+            return attempts.metrics.registry.get_sample_value(f"ivmix_webhook_{name}", labels)
+
+        def ended() -> tuple[float | None, float | None]:
+            return counted("deliveries_total", result="delivered"), counted("deliveries_total", result="failed")
+
+        with Receiver(status(500), status(204)) as receiver:
+            endpoint = endpoint_at(services, receiver.url)
+            completed(services)
+            assert waits() == (1, 0)
+            round_trip(services, pump, attempts)
+            assert waits() == (0, 1)
+            assert ended() == (0, 0)
+            come_due(services, only(services))
+            round_trip(services, pump, attempts)
+            assert waits() == (0, 0)
+            completed(services)
+            pump.once()
+            services.webhooks.endpoints.delete("local", endpoint.id)
+            work(services, attempts)
+        assert ended() == (1, 1)
+        assert [counted("attempts_total", outcome=outcome) for outcome in ("bad_status", "delivered")] == [1, 1]
+        assert counted("attempt_seconds_count") == 2
 
 
 def test_states_that_end_a_job_all_have_an_event() -> None:

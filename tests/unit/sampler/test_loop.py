@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from torch import Generator, Tensor
 
 from sampler import (
+    BadSetting,
+    DoesNotFit,
     ImageDenoiser,
     LatentsNotFinite,
     Move,
@@ -30,10 +32,18 @@ from tests.unit.sampler.networks import Constant, Smooth, texts
 
 SD = NoiseSchedule.scaled_linear(0.00085, 0.012, timestep_spacing="trailing")
 SHAPE = (1, 4, 3, 4, 4)
+COMBINATIONS = ("I-I", "V-V", "IV-IV", "IV-VI", "VI-IV", "VI-VI", "II-VV", "VV-II", "II-II", "VV-VV")
 
 
-def last(latents: Tensor, plan: Plan, image: object, video: object, **settings: object) -> Tensor:
-    cond, uncond = texts(len(latents))
+def last(
+    latents: Tensor,
+    plan: Plan,
+    image: object,
+    video: object,
+    text: tuple[Tensor, Tensor] | None = None,
+    **settings: object,
+) -> Tensor:
+    cond, uncond = text or texts(len(latents))
     denoisers = {"image": ImageDenoiser(image, cond, uncond), "video": VideoDenoiser(video, cond, uncond)}
     return list(sample(latents, plan, **denoisers, **settings))[-1].latents  # type: ignore[arg-type]
 
@@ -165,17 +175,24 @@ def test_one_mixed_step_equals_the_same_five_moves_written_out() -> None:
 
 @settings(deadline=None, max_examples=20)
 @given(name=st.sampled_from(list(PLANS)), seeds=st.lists(st.integers(0, 2**31), min_size=2, max_size=3))
-def test_a_batch_equals_its_clips_run_alone(name: str, seeds: list[int]) -> None:
+def test_a_batch_of_prompts_equals_its_clips_run_alone(name: str, seeds: list[int]) -> None:
     plan, networks = PLANS[name], (Smooth(0.1), Smooth(0.4, mixing=True))
     batch = [Generator().manual_seed(seed + 1) for seed in seeds]
-    together = last(seeded_noise((len(seeds), *SHAPE[1:]), seeds), plan, *networks, generator=batch)
-    alone = torch.cat(
-        [
-            last(seeded_noise(SHAPE, [seed]), plan, *networks, generator=Generator().manual_seed(seed + 1))
-            for seed in seeds
-        ]
+    prompts, negative = torch.randn(len(seeds), 3, 2, generator=Generator().manual_seed(2)), texts(len(seeds))[1]
+    together = last(
+        seeded_noise((len(seeds), *SHAPE[1:]), seeds), plan, *networks, (prompts, negative), generator=batch
     )
-    assert (together - alone).abs().max() <= 1e-5 * alone.abs().max()
+    alone = [
+        last(
+            seeded_noise(SHAPE, [seed]),
+            plan,
+            *networks,
+            (prompts[i : i + 1], negative[:1]),
+            generator=Generator().manual_seed(seed + 1),
+        )
+        for i, seed in enumerate(seeds)
+    ]
+    assert (together - torch.cat(alone)).abs().max() <= 1e-5 * together.abs().max()
 
 
 def test_networks_are_called_as_often_as_the_plan_says() -> None:
@@ -185,6 +202,16 @@ def test_networks_are_called_as_often_as_the_plan_says() -> None:
     assert {"image": len(image.calls), "video": len(video.calls)} == plan.calls
     assert {shape for shape, _ in image.calls} == {(6, 4, 4, 4)}  # two guidance halves of three frames
     assert {shape for shape, _ in video.calls} == {(2, 4, 3, 4, 4)}
+
+
+@settings(deadline=None, max_examples=20)
+@given(interval=st.tuples(st.floats(0, 1), st.floats(0, 1)).map(sorted))
+def test_k_zigzags_cost_2k_image_and_2k_video_calls_on_top_of_the_ordinary_steps(interval: list[float]) -> None:
+    """Algorithm reference 4.5, check 4: V = 50 + 2K, I = 2K; planned and made."""
+    image, video, plan = Constant(0.1), Constant(0.2), mixed_plan(SD, 50, interval=(interval[0], interval[1]))
+    k = len([i for i in range(50) if round(50 * interval[0]) <= i < round(50 * interval[1]) and i < 49])
+    last(seeded_noise(SHAPE, 9), plan, image, video)
+    assert plan.calls == {"image": 2 * k, "video": 50 + 2 * k} == {"image": len(image.calls), "video": len(video.calls)}
 
 
 @pytest.mark.parametrize("name", PLANS)
@@ -215,7 +242,7 @@ def test_every_plan_resumed_at_any_step_ends_in_the_same_bytes(name: str) -> Non
 
 @pytest.mark.parametrize(("name", "missing"), [("official videocrafter", "x0"), ("free init", "initial")])
 def test_resuming_without_the_memory_a_plan_needs_is_refused(name: str, missing: str) -> None:
-    with pytest.raises(ValueError, match=rf"start=2 needs memory\['{missing}'\]: pass memory=step.memory"):
+    with pytest.raises(DoesNotFit, match=rf"start=2 needs memory\['{missing}'\]: pass memory=step.memory"):
         sample(seeded_noise(SHAPE, 10), PLANS[name], image=object(), video=object(), start=2)  # type: ignore[arg-type]
 
 
@@ -229,12 +256,12 @@ def test_stopping_the_iteration_stops_the_work_and_grad_mode_is_left_alone() -> 
 
 
 def test_missing_model_is_said_before_any_work() -> None:
-    with pytest.raises(ValueError, match=r"calls the image model .* times: pass image="):
+    with pytest.raises(DoesNotFit, match=r"calls the image model .* times: pass image="):
         sample(seeded_noise(SHAPE, 12), mixed_plan(SD, 10), video=VideoDenoiser(Constant(0.0), *texts()))
 
 
 def test_start_outside_the_plan_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"start=11 is outside 0\.\.10"):
+    with pytest.raises(BadSetting, match=r"start=11 is outside 0\.\.10"):
         sample(seeded_noise(SHAPE, 13), ddim_plan(SD, 10), video=VideoDenoiser(Constant(0.0), *texts()), start=11)
 
 
@@ -274,7 +301,7 @@ def test_cycle_of_linear_gaussian_models_is_four_closed_form_scalings(i: int) ->
     torch.testing.assert_close(last(x, plan, image, video), expected * x, atol=1e-5, rtol=1e-5)
 
 
-@given(i=st.integers(2, 47), combination=st.sampled_from(["I-I", "IV-IV", "VI-VI", "II-VV", "VV-II", "VV-VV"]))
+@given(i=st.integers(2, 47), combination=st.sampled_from(COMBINATIONS))
 def test_any_cycle_of_one_constant_model_without_guidance_is_the_identity(i: int, combination: str) -> None:
     x = seeded_noise(SHAPE, 16)
     for order in ("denoise_first", "goback_first"):
@@ -306,7 +333,7 @@ def test_noise_comes_from_the_generator_alone() -> None:
     runs = [last(x, plan, *networks, generator=Generator().manual_seed(seed)) for seed in (1, 1, 2)]
     assert torch.equal(runs[0], runs[1])
     assert not torch.equal(runs[0], runs[2])
-    with pytest.raises(ValueError, match="3 generators for a batch of 1"):
+    with pytest.raises(DoesNotFit, match="3 generators for a batch of 1"):
         last(x, plan, *networks, generator=[Generator()] * 3)
 
 
@@ -362,7 +389,7 @@ def test_not_a_number_stops_the_run_and_names_step_and_move(value: float) -> Non
 def test_latents_that_are_not_finite_are_refused_before_any_work() -> None:
     x = seeded_noise(SHAPE, 24)
     x[0, 0, 0, 0, 0] = float("nan")
-    with pytest.raises(ValueError, match="before the first move"):
+    with pytest.raises(DoesNotFit, match="before the first move"):
         sample(x, ddim_plan(SD, 4), video=VideoDenoiser(Constant(0.0), *texts()))
 
 
@@ -371,7 +398,7 @@ def test_models_of_another_latent_space_are_refused_before_any_work() -> None:
         config = type("Config", (), {"in_channels": 16})()
 
     image, video = ImageDenoiser(Sixteen(0.0), *texts()), VideoDenoiser(Constant(0.0), *texts())
-    with pytest.raises(ValueError, match=r"image model works on 16 latent channels.*share one latent space"):
+    with pytest.raises(DoesNotFit, match=r"image model works on 16 latent channels.*share one latent space"):
         sample(seeded_noise(SHAPE, 25), mixed_plan(SD, 10), image=image, video=video)
-    with pytest.raises(ValueError, match=r"latents \(4, 3, 4, 4\) must be"):
+    with pytest.raises(DoesNotFit, match=r"latents \(4, 3, 4, 4\) must be"):
         sample(seeded_noise(SHAPE, 25)[0], ddim_plan(SD, 10), video=video)

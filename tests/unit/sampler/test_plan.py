@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sampler import (
+    BadSetting,
     Call,
     FusedMove,
     Move,
@@ -119,7 +120,7 @@ def test_clean_end_with_alpha_one_is_reached_by_the_ordinary_step_only() -> None
 
 @pytest.mark.parametrize("combination", ["", "IV", "IV-I", "IX-IV", "IVI-IVI", "iv-iv", "IV-IV-"])
 def test_unknown_combination_says_what_to_write(combination: str) -> None:
-    with pytest.raises(ValueError, match=r"combination=.*for example 'IV-IV'"):
+    with pytest.raises(BadSetting, match=r"combination=.*for example 'IV-IV'"):
         mixed_plan(SD, 10, combination=combination)
 
 
@@ -137,11 +138,11 @@ def test_unknown_combination_says_what_to_write(combination: str) -> None:
         ({"interval": (math.nan, 1)}, "interval"),
         ({"image_every": 0}, "image_every=0"),
         ({"image_every": 0.5}, r"image_every=0\.5"),
-        ({"steps": 0}, "num_inference_steps=0"),
+        ({"steps": 0}, "steps=0"),
     ],
 )
 def test_bad_setting_is_named(settings: dict[str, object], complaint: str) -> None:
-    with pytest.raises(ValueError, match=complaint):
+    with pytest.raises(BadSetting, match=complaint):
         mixed_plan(SD, **{"steps": 10, **settings})  # type: ignore[arg-type]
 
 
@@ -168,13 +169,13 @@ def test_gaussian_noise_costs_no_call(combination: str, image: int, video: int) 
 
 @pytest.mark.parametrize("combination", ["R-I", "R-V", "RR-II", "RR-VV"])
 def test_gaussian_noise_after_denoising_is_refused_with_the_way_out(combination: str) -> None:
-    with pytest.raises(ValueError, match=r"use order='goback_first'"):
+    with pytest.raises(BadSetting, match=r"use order='goback_first'"):
         mixed_plan(SD, 10, combination=combination)
 
 
 @pytest.mark.parametrize("combination", ["I-R", "IV-RV", "R-R"])
 def test_gaussian_noise_cannot_denoise(combination: str) -> None:
-    with pytest.raises(ValueError, match="before the dash also R"):
+    with pytest.raises(BadSetting, match="before the dash also R"):
         mixed_plan(SD, 10, combination=combination, order="goback_first")
 
 
@@ -225,11 +226,11 @@ def test_free_init_repeats_the_plan_and_restarts_in_between() -> None:
         (fused_plan, {"guidance": math.inf}, "guidance=inf"),
         (fused_plan, {"rho": 0}, "rho=0"),
         (ddim_plan, {"guidance": math.nan}, "guidance=nan"),
-        (ddim_plan, {"steps": 0}, "num_inference_steps=0"),
+        (ddim_plan, {"steps": 0}, "steps=0"),
     ],
 )
 def test_bad_setting_of_a_comparator_is_named(make: Any, settings: dict[str, object], complaint: str) -> None:
-    with pytest.raises(ValueError, match=complaint):
+    with pytest.raises(BadSetting, match=complaint):
         make(SD, **settings)
 
 
@@ -244,7 +245,7 @@ def test_bad_setting_of_a_comparator_is_named(make: Any, settings: dict[str, obj
     ],
 )
 def test_bad_setting_of_free_init_is_named(settings: dict[str, object], complaint: str) -> None:
-    with pytest.raises(ValueError, match=complaint):
+    with pytest.raises(BadSetting, match=complaint):
         free_init_plan(ddim_plan(SD, 4), SD, **settings)  # type: ignore[arg-type]
 
 
@@ -299,5 +300,5 @@ def test_empty_plan_can_be_printed() -> None:
 
 
 def test_noise_cannot_take_the_latents_to_a_cleaner_level() -> None:
-    with pytest.raises(ValueError, match=r"src=0\.5 to dst=0\.6"):
+    with pytest.raises(BadSetting, match=r"src=0\.5 to dst=0\.6"):
         Renoise(0.5, 0.6)

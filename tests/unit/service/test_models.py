@@ -165,6 +165,13 @@ def test_clip_that_costs_too_much_is_refused_with_what_would_help(
     assert raised.value.param == param
 
 
+def test_the_demo_takes_200_steps_of_iv_iv_and_not_ten_times_as_much() -> None:
+    most = {"num_inference_steps": 200, "sampler": {"combination": "IV-IV", "interval": [0, 1]}}
+    assert DEMO.resolve(make_request(**most)).cost <= (DEMO.max_cost or 0)
+    error = refused(num_inference_steps=200, sampler={"name": "freeinit", "iterations": 10})
+    assert error.param == "num_inference_steps"
+
+
 def test_cost_is_network_calls_times_pixels_times_frames() -> None:
     made = ANIMATEDIFF.resolve(make_request(num_inference_steps=10, size="640x384", num_frames=8))
     assert made.cost == sum(made.network_calls.values()) * 640 * 384 * 8

@@ -86,6 +86,18 @@ def test_latents_are_those_of_the_plain_path(entry: ModelEntry, name: str, guida
     assert torch.equal(plainly(models, guidance=guidance), expected)  # and whoever calls the UNets sees nothing of it
 
 
+def test_low_memory_changes_nothing_but_the_rounding(entry: ModelEntry) -> None:
+    """One guidance half and one frame at a time; a text still has its keys once."""
+    models = models_of(entry, Optimise())
+    image, video = models.denoisers(PROMPT, NEGATIVE)
+    image.halves_apart = video.halves_apart = True
+    image.frames_at_once = 1
+    assert close(latents(models, image, video, 7.5, 3), plainly(models_of(entry, NONE)))
+    known = len(models.text_keys)
+    latents(models, image, video, 7.5, 3)
+    assert len(models.text_keys) == known
+
+
 class Rows:
     """The rows that modules are given, by name."""
 

@@ -1,19 +1,14 @@
 from __future__ import annotations
 
-from multiprocessing import Pipe
-from pathlib import Path
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 from service.models import CLIP_PIECES
-from service.storage import FileStorage
 from tests.factories import make_generation
-from worker import child
 from worker.engine import Engine
-from worker.messages import Failed, Run
+from worker.text import PromptTooLong
 
 WORDS = st.sampled_from(
     ["a", "red", "circle", "don't", "512x512", "it's", "кот", "🐕", "snake_case", "!!", "—", "Ⅷ", "x²"]
@@ -29,12 +24,11 @@ def test_api_never_counts_more_tokens_than_the_tokenizer(engine: Engine, text: s
 
 
 @pytest.mark.parametrize("which", ["prompt", "negative_prompt"])
-def test_job_with_a_prompt_that_is_too_long_fails_with_that_reason(engine: Engine, tmp_path: Path, which: str) -> None:
+def test_job_with_a_prompt_that_is_too_long_fails_with_that_reason(engine: Engine, which: str) -> None:
     generation = make_generation(**{which: "a red circle " * 10})
-    ours, theirs = Pipe()
-    with ours, theirs:
-        ended = child._run(engine, FileStorage(tmp_path), theirs, Run("video_1", "e1", generation))
-    assert isinstance(ended, Failed)
+    with pytest.raises(PromptTooLong) as caught:
+        engine.generate(generation)
+    ended = engine.failure(caught.value)
     assert (ended.code, ended.can_retry) == ("prompt_too_long", False)
     assert "the text has 32 tokens, the text encoder reads 16" in ended.message
     assert "circle" not in ended.message

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from service.errors import InvalidParameter
-from service.webhooks.receivers import LOOK_UP_S, Receivers, Refused, Unresolved, system_resolver
+from service.webhooks.receivers import LOOK_UP_S, LOOK_UPS, Receivers, Refused, Unresolved, system_resolver
 
 # What the system's resolver makes of unusual spellings, measured with glibc 2.36; the other names are made up.
 ADDRESSES = {
@@ -196,6 +196,42 @@ def test_a_resolver_that_hangs_is_left_behind() -> None:
         Receivers(resolve=hang).locate("app.example.com", 443, timeout_s=0.05)
     assert time.monotonic() - began < LOOK_UP_S
     hanging.set()
+
+
+def test_slow_names_take_a_few_threads_of_the_api_and_not_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever comes beyond them is not kept waiting: the name is looked up when something is sent."""
+    monkeypatch.setattr("service.webhooks.receivers.LOOK_UP_S", 60.0)  # a slow machine must not give the places back
+    answer, asked = threading.Event(), threading.Semaphore(0)
+
+    def slow(host: str, port: int) -> list[str]:
+        asked.release()
+        answer.wait(60)
+        return ["127.0.0.1"]
+
+    receiver = Receivers(resolve=slow)
+    refused: list[InvalidParameter] = []
+
+    def name_one() -> None:
+        try:
+            receiver.check("https://slow.example/", "url")
+        except InvalidParameter as e:
+            refused.append(e)
+
+    threads = [threading.Thread(target=name_one) for _ in range(LOOK_UPS)]
+    for thread in threads:
+        thread.start()
+    for _ in threads:
+        assert asked.acquire(timeout=60)
+    receiver.check("https://slow.example/", "url")
+    assert not asked.acquire(blocking=False)  # nobody was asked for this one
+    with pytest.raises(InvalidParameter):
+        receiver.check("http://slow.example/", "url")  # what needs no resolver is refused as ever
+    answer.set()
+    for thread in threads:
+        thread.join(60)
+    assert len(refused) == LOOK_UPS
+    with pytest.raises(InvalidParameter):
+        receiver.check("https://slow.example/", "url")  # there is room again
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "2130706433", "0x7f000001", "127.1"])

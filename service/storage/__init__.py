@@ -1,0 +1,18 @@
+"""Finished videos as files or as S3 objects, behind one protocol. Knows keys and bytes; nothing of jobs.
+
+protocol   what every storage does
+files      a folder of this machine
+objects    a bucket of an S3 server
+refusals   what an S3 server's refusal means for the settings
+etag       what an S3 server should call a file that arrived whole
+patience   how long a storage that is away is waited for
+"""
+
+from __future__ import annotations
+
+from service.storage.files import FileStorage
+from service.storage.objects import S3Storage
+from service.storage.patience import Patience
+from service.storage.protocol import Stored, VideoStorage, read, sha256_of
+
+__all__ = ["FileStorage", "Patience", "S3Storage", "Stored", "VideoStorage", "read", "sha256_of"]

@@ -1,0 +1,125 @@
+"""An HTTP proxy in front of a real server that does harm on request. Knows nothing of S3."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Literal
+from urllib.parse import urlsplit
+
+Fault = Literal["drop", "503", "hang", "cut", "flip", "late"]
+UPSTREAM_TIMEOUT_S = 60
+
+
+@dataclass
+class FaultyProxy:
+    """A context. Each request of `method` takes the next of `faults`; when there are none it passes unharmed."""
+
+    target: str
+    method: str = "PUT"
+    faults: deque[Fault] = field(default_factory=deque[Fault])
+    seen: list[str] = field(default_factory=list[str])  # "PUT /bucket/key", in the order of arrival
+    _released: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def __enter__(self) -> FaultyProxy:
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._released.set()
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join(10)
+
+    def next_fault(self, method: str) -> Fault | None:
+        return self.faults.popleft() if method == self.method and self.faults else None
+
+    def wait_for_release(self) -> None:
+        self._released.wait()
+
+
+def _handler(proxy: FaultyProxy) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        timeout = UPSTREAM_TIMEOUT_S
+
+        def handle_one_request(self) -> None:
+            try:
+                super().handle_one_request()
+            except OSError:  # the client, or we, hung up
+                self.close_connection = True
+
+        def do_GET(self) -> None:
+            proxy.seen.append(f"{self.command} {urlsplit(self.path).path}")
+            body = self.rfile.read(int(self.headers.get("content-length", 0)))
+            fault = proxy.next_fault(self.command)
+            if fault in ends:
+                self.close_connection = True
+                ends[fault](self)
+            else:
+                self._pass_on(body, fault)
+
+        do_PUT = do_POST = do_HEAD = do_DELETE = do_GET  # noqa: N815  # the names the library calls
+
+        def _pass_on(self, body: bytes, fault: Fault | None) -> None:
+            upstream = urlsplit(proxy.target)
+            connection = http.client.HTTPConnection(upstream.hostname or "", upstream.port, timeout=UPSTREAM_TIMEOUT_S)
+            connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
+            for name, value in self.headers.items():
+                if name.lower() not in ("expect", "connection"):
+                    connection.putheader(name, value)
+            connection.endheaders()
+            if fault == "cut":
+                connection.send(body[: len(body) // 2])
+                connection.close()
+                self.close_connection = True
+                return
+            if body:
+                connection.send(_flipped(body) if fault == "flip" else body)
+            answer = connection.getresponse()
+            content = answer.read()
+            connection.close()
+            if fault == "late":  # done, but nobody hears of it
+                self.close_connection = True
+                return
+            self.send_response_only(answer.status, answer.reason)
+            for name, value in answer.getheaders():
+                if name.lower() not in ("connection", "transfer-encoding", "content-length"):
+                    self.send_header(name, value)
+            length = answer.getheader("content-length") if self.command == "HEAD" else len(content)
+            self.send_header("Content-Length", str(length or 0))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, format: str, *args: object) -> None: ...
+
+    def drop(handler: BaseHTTPRequestHandler) -> None:
+        handler.connection.shutdown(socket.SHUT_RDWR)
+
+    def refuse(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(503)
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
+
+    def hang(handler: BaseHTTPRequestHandler) -> None:
+        proxy.wait_for_release()
+
+    ends: dict[Fault | None, Callable[[BaseHTTPRequestHandler], None]] = {"drop": drop, "503": refuse, "hang": hang}
+    return Handler
+
+
+def _flipped(body: bytes) -> bytes:
+    middle = len(body) // 2
+    return body[:middle] + bytes([body[middle] ^ 1]) + body[middle + 1 :]

@@ -1,0 +1,129 @@
+"""One of many maintenance processes leads; what is to be done is done by it, and soon by another when it is gone."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import pytest
+from redis import Redis
+from rq import Queue
+
+from service.books import Books
+from service.maintenance import LEADER, Duty, Maintenance, duties_of
+from service.queues import generate_queue
+from service.store import lease_key
+from service.wiring import Services
+from tests.factories import make_job
+from tests.processes import started, wait_for
+
+
+@contextmanager
+def running(redis: Redis, *duties: Duty, leads_s: float = 1.0, renew_s: float = 0.1) -> Iterator[threading.Event]:
+    stopping = threading.Event()
+    maintenance = Maintenance(redis, duties, leads_s=leads_s, renew_s=renew_s)
+    thread = threading.Thread(target=maintenance.run, args=(stopping,))
+    thread.start()
+    try:
+        yield stopping
+    finally:
+        stopping.set()
+        thread.join(10)
+
+
+def test_of_two_one_leads_and_the_other_follows_at_once_when_it_stops(services: Services) -> None:
+    done: list[str] = []
+    with (
+        running(services.redis, Duty("first", 0.02, lambda: done.append("first"))) as stop_first,
+        running(services.redis, Duty("second", 0.02, lambda: done.append("second")), leads_s=60),
+    ):
+        wait_for(lambda: len(done) > 10)
+        assert len(set(done)) == 1
+        if done[0] == "first":
+            stop_first.set()
+            wait_for(lambda: "second" in done or None, timeout_s=10)
+
+
+def test_leader_that_was_killed_is_followed_when_its_lead_ends(services: Services) -> None:
+    services.redis.set(LEADER, "dead", px=700)
+    done: list[str] = []
+    with running(services.redis, Duty("duty", 0.02, lambda: done.append("done"))):
+        time.sleep(0.2)
+        assert done == []
+        wait_for(lambda: bool(done) or None, timeout_s=10)
+
+
+def test_leader_that_lost_its_lead_does_nothing_more(services: Services) -> None:
+    done: list[float] = []
+    with running(services.redis, Duty("duty", 0.02, lambda: done.append(time.monotonic()))):
+        wait_for(lambda: bool(done) or None)
+        services.redis.set(LEADER, "somebody else")
+        time.sleep(0.5)
+        last = len(done)
+        time.sleep(0.2)
+        assert len(done) == last
+
+
+def test_duty_that_fails_or_hangs_keeps_no_other_waiting(services: Services) -> None:
+    done: list[str] = []
+    hanging = threading.Event()
+
+    def fails() -> None:
+        done.append("failed")
+        raise RuntimeError
+
+    duties = (
+        Duty("hangs", 0.02, hanging.wait),
+        Duty("fails", 0.02, fails),
+        Duty("works", 0.02, lambda: done.append("ok")),
+    )
+    with running(services.redis, *duties):
+        wait_for(lambda: (done.count("ok") > 3 and done.count("failed") > 3) or None)
+        hanging.set()
+
+
+def test_process_brings_a_lost_job_back_and_stops_when_told(services: Services) -> None:
+    queue = generate_queue(services.redis, "demo")
+    job = services.store.create(make_job(), queue)
+    queue.empty()
+    services.store.start(job.id, "e1")
+    services.redis.delete(lease_key(job.id))
+    environment = {
+        "IVMIX_REDIS_URL": str(services.settings.redis_url),
+        "IVMIX_DATA_DIR": str(services.settings.data_dir),
+        "IVMIX_LEASE_S": "2",
+        "IVMIX_BEAT_S": "0.5",
+        "IVMIX_LOOK_S": "0.1",
+    }
+    with started(environment, "service.maintenance") as process:
+        wait_for(lambda: queue.job_ids == [job.id] or None, timeout_s=30)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    assert not services.redis.exists(LEADER), "the next one need not wait"
+
+
+def test_every_duty_of_a_real_process_runs(services: Services) -> None:
+    for duty in duties_of(services):
+        duty.do()
+
+
+def test_rq_jobs_whose_time_has_come_are_enqueued(services: Services) -> None:
+    queue = Queue("later", connection=services.redis, serializer="json")
+    queue.enqueue_in(timedelta(seconds=-1), "os.getpid", job_id="due")
+    queue.enqueue_in(timedelta(hours=1), "os.getpid", job_id="not_due")
+    Queue("other", connection=services.redis, serializer="json").enqueue("os.getpid")
+    Books(services.redis).enqueue_scheduled()
+    assert queue.job_ids == ["due"]
+
+
+@pytest.mark.parametrize("age_s", [10, 10_000])
+def test_executions_that_nobody_has_heard_of_for_long_are_struck_out(services: Services, age_s: float) -> None:
+    queue = generate_queue(services.redis, "demo")
+    queue.enqueue("os.getpid")
+    services.redis.zadd(queue.started_job_registry.key, {"video_1:e1": time.time() - age_s})
+    Books(services.redis).clean()
+    assert services.redis.zcard(queue.started_job_registry.key) == (1 if age_s < 3600 else 0)

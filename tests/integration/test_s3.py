@@ -1,0 +1,236 @@
+"""What only an S3 server can do, and all the ways in which one fails. The server is Swift, unless moto is the point."""
+
+from __future__ import annotations
+
+import ssl
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx2
+import pytest
+
+from service.errors import ConfigurationError, StorageError
+from service.settings import Settings
+from service.storage import Patience, S3Storage, VideoStorage, read, sha256_of
+from service.wiring import check_storage, open_storage
+from tests.conftest import open_s3
+from tests.faulty_proxy import Fault, FaultyProxy
+from tests.processes import wait_for
+from tests.swift import DOMAIN
+
+KEY = "videos/video_1/e1/video.mp4"
+MIB = 1024 * 1024
+
+
+def change(settings: Settings, **fields: object) -> Settings:
+    return Settings.model_validate({**settings.model_dump(), **fields})
+
+
+def put(storage: VideoStorage, folder: Path, content: bytes = b"abc" * 1000) -> None:
+    path = folder / "made.mp4"
+    path.write_bytes(content)
+    storage.put(path, key=KEY, media_type="video/mp4", sha256=sha256_of(path))
+
+
+class TestUpload:
+    def test_the_object_says_what_it_is(self, swift: Settings, tmp_path: Path) -> None:
+        put(open_storage(swift), tmp_path)
+        with closing(open_s3(swift)) as admin:
+            head = admin.head_object(Bucket=swift.s3_bucket, Key=KEY)
+        assert (head["ContentType"], head["ContentLength"]) == ("video/mp4", 3000)
+        assert head["Metadata"] == {"sha256": sha256_of(tmp_path / "made.mp4")}
+
+    @pytest.mark.parametrize("checksum", ["when_required", "when_supported"])
+    @pytest.mark.parametrize("server", ["swift", "swift_tls"])
+    def test_a_large_file_goes_in_parts(
+        self, request: pytest.FixtureRequest, server: str, checksum: str, tmp_path: Path
+    ) -> None:
+        settings = change(request.getfixturevalue(server), s3_checksum=checksum)
+        assert settings.s3_bucket is not None
+        storage = open_storage(settings)
+        assert isinstance(storage, S3Storage)
+        small_parts = S3Storage(storage._client, bucket=settings.s3_bucket, presign_seconds=60, part_bytes=5 * MIB)
+        content = bytes(range(256)) * (11 * MIB // 256)
+        put(small_parts, tmp_path, content)
+        assert read(storage, KEY) == content
+        with closing(open_s3(settings)) as admin:
+            head = admin.head_object(Bucket=settings.s3_bucket, Key=KEY)
+            assert head["ETag"].endswith('-3"')
+            assert (head["ContentType"], "sha256" in head["Metadata"]) == ("video/mp4", True)
+
+    def test_an_upload_in_parts_that_was_given_up_is_cleaned(self, swift: Settings) -> None:
+        storage = open_storage(swift)
+        with closing(open_s3(swift)) as admin:
+            admin.create_multipart_upload(Bucket=swift.s3_bucket, Key=KEY)
+            assert storage.clean(older_than_s=3600) == 0
+            assert storage.clean(older_than_s=-5) == 1
+            assert "Uploads" not in admin.list_multipart_uploads(Bucket=swift.s3_bucket)
+
+
+class TestAddress:
+    @pytest.mark.parametrize("server", ["s3", "swift", "swift_tls"])
+    def test_the_address_serves_the_file_with_type_and_name(
+        self, request: pytest.FixtureRequest, server: str, tmp_path: Path
+    ) -> None:
+        settings: Settings = request.getfixturevalue(server)
+        storage = open_storage(settings)
+        put(storage, tmp_path, b"abc")
+        with browser(settings) as http:
+            answer = http.get(address(storage), headers={"range": "bytes=1-1"})
+        assert (answer.status_code, answer.content) == (206, b"b")
+        assert answer.headers["content-type"] == "video/mp4"
+        assert answer.headers["content-disposition"] == 'inline; filename="video_1.mp4"'
+
+    def test_the_address_ends(self, swift: Settings, tmp_path: Path) -> None:
+        storage = open_storage(change(swift, presign_seconds=1))
+        put(storage, tmp_path)
+        url = httpx2.URL(address(storage))
+        assert url.params["X-Amz-Expires"] == "1"
+        with browser(swift) as http:
+            wait_for(lambda: http.get(url).status_code == 403, timeout_s=20)
+
+    def test_the_address_serves_nothing_else(self, swift: Settings, tmp_path: Path) -> None:
+        storage = open_storage(swift)
+        put(storage, tmp_path)
+        with browser(swift) as http:
+            assert http.get(address(storage)).status_code == 200
+            assert http.get(address(storage).replace("video_1/e1", "video_2/e1")).status_code == 403
+
+    def test_zero_seconds_mean_that_the_service_serves_it_itself(self, swift: Settings) -> None:
+        storage = open_storage(change(swift, presign_seconds=0))
+        assert storage.url(KEY, filename="a.mp4", media_type="video/mp4") is None
+
+    def test_clients_get_the_name_by_which_they_reach_the_server(self, swift: Settings, tmp_path: Path) -> None:
+        """With the bucket in the host, as AWS wants it. The name needs no DNS here: the browser is told the address."""
+        assert swift.s3_endpoint_url is not None
+        port = urlsplit(swift.s3_endpoint_url).port
+        public = f"http://{DOMAIN}:{port}"
+        put(open_storage(swift), tmp_path)
+        storage = open_storage(change(swift, s3_public_endpoint_url=public, s3_addressing_style="virtual"))
+        url = httpx2.URL(address(storage))
+        assert (url.host, url.path) == (f"{swift.s3_bucket}.{DOMAIN}", f"/{KEY}")
+        with browser(swift) as http:
+            answer = http.get(url.copy_with(host="127.0.0.1"), headers={"host": f"{url.host}:{port}"})
+        assert (answer.status_code, answer.content) == (200, (tmp_path / "made.mp4").read_bytes())
+
+
+class TestRefusal:
+    """What somebody has to mend is said at start-up, with the setting's name; what may pass is not."""
+
+    @pytest.mark.parametrize("server", ["swift", "swift_tls"])
+    def test_a_wrong_secret_is_named(self, request: pytest.FixtureRequest, server: str) -> None:
+        settings = change(request.getfixturevalue(server), s3_secret_access_key="wrong")
+        with pytest.raises(ConfigurationError, match="IVMIX_S3_SECRET_ACCESS_KEY do not belong together") as caught:
+            check_storage(open_storage(settings))
+        assert "wrong" not in str(caught.value)
+
+    def test_a_bucket_that_is_not_there_is_named(self, swift: Settings) -> None:
+        with pytest.raises(ConfigurationError, match=r"'no-such-bucket'.*IVMIX_S3_BUCKET"):
+            check_storage(open_storage(change(swift, s3_bucket="no-such-bucket")))
+
+    def test_a_name_that_is_none_for_a_bucket_is_named(self, swift: Settings) -> None:
+        with pytest.raises(ConfigurationError, match="IVMIX_S3_BUCKET"):
+            check_storage(open_storage(change(swift, s3_bucket="no bucket!")))
+
+    def test_a_certificate_of_somebody_unknown_is_named(self, swift_tls: Settings) -> None:
+        with pytest.raises(ConfigurationError, match="IVMIX_S3_CA_FILE"):
+            check_storage(open_storage(change(swift_tls, s3_ca_file=None)))
+
+    def test_an_address_that_is_none_is_named(self, swift: Settings) -> None:
+        with pytest.raises(ConfigurationError, match="IVMIX_S3_ENDPOINT_URL"):
+            open_storage(change(swift, s3_endpoint_url="swift:8080/no scheme"))
+
+    def test_no_credentials_anywhere_are_named(self, swift: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("AWS_CONFIG_FILE", "/nonexistent")
+        monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
+        monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        without = change(swift, s3_access_key_id=None, s3_secret_access_key=None)
+        with pytest.raises(ConfigurationError, match="IVMIX_S3_ACCESS_KEY_ID"):
+            check_storage(open_storage(without))
+
+    def test_a_server_that_is_away_refuses_nobody(self, swift: Settings, caplog: pytest.LogCaptureFixture) -> None:
+        """A process must be able to start while the storage is down: status polls do not need it."""
+        check_storage(open_storage(change(swift, s3_endpoint_url="http://127.0.0.1:9")))
+        assert "does not answer" in caplog.text
+
+    def test_a_server_that_is_away_is_a_storage_error(self, swift: Settings, tmp_path: Path) -> None:
+        away = open_storage(change(swift, s3_endpoint_url="http://127.0.0.1:9"))
+        for attempt in (
+            lambda: put(away, tmp_path),
+            lambda: away.size(KEY),
+            lambda: away.open(KEY),
+            lambda: away.holds(KEY, size_bytes=3, sha256=""),
+            lambda: list(away.list("")),
+            lambda: away.delete(KEY),
+            lambda: away.clean(older_than_s=0),
+        ):
+            with pytest.raises(StorageError):
+                attempt()
+
+
+@pytest.fixture
+def proxy(swift: Settings) -> Iterator[FaultyProxy]:
+    assert swift.s3_endpoint_url is not None
+    with FaultyProxy(swift.s3_endpoint_url) as running:
+        yield running
+
+
+class TestFaults:
+    """Three in a row, because boto3 itself tries twice."""
+
+    @pytest.mark.parametrize("fault", ["drop", "503", "hang", "cut", "flip", "late"])
+    def test_an_upload_outlives_it(self, swift: Settings, proxy: FaultyProxy, tmp_path: Path, fault: Fault) -> None:
+        storage = open_storage(change(swift, s3_endpoint_url=proxy.url, s3_timeout_s=1))
+        proxy.faults.extend([fault] * 3)
+        Patience(budget_s=120).insist(lambda: put(storage, tmp_path))
+        assert not proxy.faults
+        assert read(open_storage(swift), KEY) == (tmp_path / "made.mp4").read_bytes()
+
+    @pytest.mark.parametrize("fault", ["drop", "503", "cut", "flip"])
+    def test_an_upload_that_failed_is_not_there(
+        self, swift: Settings, proxy: FaultyProxy, tmp_path: Path, fault: Fault
+    ) -> None:
+        storage = open_storage(change(swift, s3_endpoint_url=proxy.url))
+        proxy.faults.extend([fault] * 2)
+        with pytest.raises(StorageError, match=KEY):
+            put(storage, tmp_path)
+        assert open_storage(swift).size(KEY) is None
+
+    def test_a_server_that_stores_what_it_gets_is_found_out(self, s3: Settings, tmp_path: Path) -> None:
+        """moto checks nothing that arrives, as some real servers do."""
+        assert s3.s3_endpoint_url is not None
+        with FaultyProxy(s3.s3_endpoint_url) as proxy:
+            storage = open_storage(change(s3, s3_endpoint_url=proxy.url))
+            proxy.faults.append("flip")
+            with pytest.raises(StorageError, match="other bytes arrived"):
+                put(storage, tmp_path)
+            assert storage.size(KEY) is None
+            proxy.faults.append("flip")
+            Patience(budget_s=60).insist(lambda: put(storage, tmp_path))
+        assert read(storage, KEY) == (tmp_path / "made.mp4").read_bytes()
+
+    def test_a_storage_that_stays_away_is_given_up(self, swift: Settings, proxy: FaultyProxy, tmp_path: Path) -> None:
+        storage = open_storage(change(swift, s3_endpoint_url=proxy.url))
+        proxy.faults.extend(["503"] * 1000)
+        began = time.monotonic()
+        with pytest.raises(StorageError):
+            Patience(budget_s=2).insist(lambda: put(storage, tmp_path))
+        assert time.monotonic() - began < 60
+        assert len(proxy.seen) > 2
+
+
+def browser(settings: Settings) -> httpx2.Client:
+    """Knows the authority of the server, but no key."""
+    verify = ssl.create_default_context(cafile=settings.s3_ca_file) if settings.s3_ca_file else True
+    return httpx2.Client(verify=verify, trust_env=False, timeout=30)
+
+
+def address(storage: VideoStorage) -> str:
+    url = storage.url(KEY, filename="video_1.mp4", media_type="video/mp4")
+    assert url is not None
+    return url

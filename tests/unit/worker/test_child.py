@@ -1,0 +1,149 @@
+"""One job as the child works on it, with the real demo models: what it answers and what it leaves in the storage."""
+
+from __future__ import annotations
+
+import multiprocessing
+import tempfile
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import pytest
+import torch
+
+from service import places
+from service.errors import StorageError
+from service.jobs import Job, Phase
+from service.storage import FileStorage, Patience
+from tests.factories import make_generation, make_job
+from worker import child
+from worker.delivery import Delivery
+from worker.engine import Engine
+from worker.keeper import Keeper
+from worker.messages import Cancel, Done, Drain, Failed, Order, Progress, Run, Stopped
+from worker.scratch import Scratch
+
+STEPS = 3
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> FileStorage:
+    return FileStorage(tmp_path / "storage")
+
+
+@pytest.fixture
+def job() -> Job:
+    return make_job(generation=make_generation(num_inference_steps=STEPS, sampler={"name": "ddim"}))
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[Connection, Connection]]:
+    parent, ours = multiprocessing.Pipe()
+    with parent, ours:
+        yield parent, ours
+
+
+def run(
+    engine: Engine,
+    storage: FileStorage,
+    pipe: tuple[Connection, Connection],
+    job: Job,
+    *orders: Order,
+    may_resume: bool = False,
+) -> tuple[Done | Failed | Stopped, list[Progress]]:
+    parent, ours = pipe
+    for order in orders:
+        parent.send(order)
+    keeper = Keeper(storage, places.checkpoint(job.id), every_s=3600)
+    with tempfile.TemporaryDirectory() as scratch:
+        delivery = Delivery(storage, Scratch(Path(scratch)), Patience(0.0))
+        answer = child._run(engine, delivery, keeper, child.Line(ours), Run(job, "e1", may_resume))
+    told = []
+    while parent.poll():
+        told.append(parent.recv())
+    return answer, told
+
+
+def test_finished_job_is_in_the_storage_before_it_is_said(
+    engine: Engine, storage: FileStorage, pipe: tuple[Connection, Connection], job: Job
+) -> None:
+    answer, told = run(engine, storage, pipe, job, Cancel("another"), Drain("another"))
+    assert isinstance(answer, Done)
+    assert storage.size(answer.output.key) == answer.output.size_bytes
+    assert told[-1] == Progress(Phase.UPLOADING, STEPS, STEPS)
+    assert storage.size(places.checkpoint(job.id)) is None
+
+
+def test_drained_job_leaves_its_state_and_the_next_run_does_the_rest(
+    engine: Engine, storage: FileStorage, pipe: tuple[Connection, Connection], job: Job, tmp_path: Path
+) -> None:
+    undisturbed, _ = run(engine, FileStorage(tmp_path / "elsewhere"), pipe, job)
+    parent, _ = pipe
+    say = parent.send
+
+    def drain_after_a_step(phase: Phase, step: int, total: int) -> None:
+        if (phase, step) == (Phase.SAMPLING, 2):
+            say(Drain("e1"))
+
+    generate = engine.generate
+
+    def interrupted(generation, on_progress, **rest):  # type: ignore[no-untyped-def]
+        def both(*progress):  # type: ignore[no-untyped-def]
+            drain_after_a_step(*progress)
+            on_progress(*progress)
+
+        return generate(generation, both, **rest)
+
+    engine.generate = interrupted  # type: ignore[method-assign]
+    try:
+        assert run(engine, storage, pipe, job)[0] == Stopped()
+    finally:
+        del engine.generate
+    assert storage.size(places.checkpoint(job.id))
+    resumed, told = run(engine, storage, pipe, job, may_resume=True)
+    assert isinstance(resumed, Done)
+    assert isinstance(undisturbed, Done)
+    assert resumed.output.sha256 == undisturbed.output.sha256
+    assert [p.step for p in told if p.phase is Phase.SAMPLING] == [2, 3]
+
+
+def test_cancelled_job_leaves_nothing(
+    engine: Engine, storage: FileStorage, pipe: tuple[Connection, Connection], job: Job
+) -> None:
+    answer, told = run(engine, storage, pipe, job, Cancel("e1"))
+    assert answer == Stopped()
+    assert len(told) == 1
+    assert list(storage.list("")) == []
+
+
+def test_job_without_room_fails_and_the_same_process_makes_the_next_one(
+    engine: Engine, storage: FileStorage, pipe: tuple[Connection, Connection], job: Job
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("tried to allocate 80 GiB")
+
+    hook = engine.models.video_unet.register_forward_pre_hook(full)
+    try:
+        answer, _ = run(engine, storage, pipe, job)
+    finally:
+        hook.remove()
+        engine._was_out_of_memory = False
+    assert isinstance(answer, Failed)
+    assert (answer.code, answer.can_retry, answer.is_broken) == ("out_of_memory", False, False)
+    assert isinstance(run(engine, storage, pipe, job)[0], Done)
+
+
+def test_storage_that_fails_is_not_the_jobs_fault(
+    engine: Engine,
+    storage: FileStorage,
+    pipe: tuple[Connection, Connection],
+    job: Job,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise StorageError("down")
+
+    monkeypatch.setattr(storage, "put", fails)
+    answer, _ = run(engine, storage, pipe, job)
+    assert isinstance(answer, Failed)
+    assert (answer.code, answer.can_retry) == ("storage_unavailable", False)

@@ -1,0 +1,62 @@
+"""A Valkey for tests that break it: killed, stopped and started again, always on its port, with its data."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+from redis.retry import Retry
+
+from service.embedded import _configuration, find_binary, free_port
+
+
+class Valkey:
+    def __init__(self, folder: Path) -> None:
+        self.port = free_port()
+        folder.mkdir(parents=True, exist_ok=True)
+        self._config = folder / "server.conf"
+        self._config.write_text(_configuration(folder, self.port, "secret"))
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"redis://:secret@127.0.0.1:{self.port}/0"
+
+    def start(self) -> None:
+        self._process = subprocess.Popen([find_binary(), str(self._config)], stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 20
+        with Redis.from_url(self.url, retry=Retry(NoBackoff(), 0)) as redis:
+            while time.monotonic() < deadline:
+                try:
+                    redis.ping()
+                    return
+                except RedisError:
+                    time.sleep(0.02)
+        raise TimeoutError("the server does not answer")
+
+    def kill(self) -> None:
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+    def freeze(self) -> None:
+        """It takes connections and answers nothing: what a client sees of a network that drops packets."""
+        assert self._process is not None
+        os.kill(self._process.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        assert self._process is not None
+        os.kill(self._process.pid, signal.SIGCONT)
+
+    def __enter__(self) -> Valkey:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()

@@ -1,0 +1,71 @@
+"""The state of a run between two steps, and its file: safetensors, with a checksum and the fingerprint of what it is
+the state of. A file that is anything else is no checkpoint. Knows tensors; nothing of jobs or where files lie.
+"""
+
+# pyright: reportUnknownVariableType=false, reportUnknownMemberType=false, reportUnknownArgumentType=false
+# safetensors is typed in part.
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+log = logging.getLogger("ivmix.child")
+
+LATENTS, RNG, MEMORY = "latents", "rng", "memory."
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """`step` steps are done; latents (1, C, F, h, w), what the sampler remembers, the state of its generator."""
+
+    fingerprint: str
+    step: int
+    latents: Tensor
+    memory: Mapping[str, Tensor]
+    rng: Tensor
+
+    def write(self, path: Path) -> None:
+        """Waits for the device."""
+        named = {LATENTS: self.latents, RNG: self.rng, **{MEMORY + name: x for name, x in self.memory.items()}}
+        tensors = {name: x.detach().cpu().contiguous().clone() for name, x in named.items()}
+        metadata = {"fingerprint": self.fingerprint, "step": str(self.step)}
+        save_file(tensors, path, {**metadata, "sha256": _digest(tensors, metadata)})
+
+    @classmethod
+    def read(cls, path: Path, fingerprint: str, shape: Sequence[int], device: torch.device) -> Self | None:
+        """None, with a word in the log, for a file that is damaged or that is the state of another run."""
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata: dict[str, str] = dict(file.metadata() or {})
+                names: list[str] = list(file.keys())
+                tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in names}
+            sha256 = metadata.pop("sha256")
+            if _digest(tensors, metadata) != sha256:
+                raise ValueError("its checksum is wrong")
+            if metadata["fingerprint"] != fingerprint:
+                raise ValueError("it is the state of another run: model, request or software differ")
+            latents = tensors[LATENTS]
+            if tuple(latents.shape) != tuple(shape) or not latents.isfinite().all():
+                raise ValueError(f"its latents {tuple(latents.shape)} are not finite ones of {tuple(shape)}")
+            memory = {name.removeprefix(MEMORY): x.to(device) for name, x in tensors.items() if name.startswith(MEMORY)}
+            return cls(fingerprint, int(metadata["step"]), latents.to(device), memory, tensors[RNG])
+        except (OSError, SafetensorError, KeyError, ValueError) as e:
+            log.warning("checkpoint not used: %s", e)
+            return None
+
+
+def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    digest = hashlib.sha256(repr(sorted(metadata.items())).encode())
+    for name, x in sorted(tensors.items()):
+        digest.update(f"{name} {x.dtype} {tuple(x.shape)}".encode())
+        digest.update(x.numpy().tobytes())
+    return digest.hexdigest()

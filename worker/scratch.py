@@ -1,0 +1,74 @@
+"""Finished files on this machine's disk, kept until they are stored and the record says so: a clip takes minutes, and
+the storage may be away just when it is done.
+
+One folder per execution; `finish` marks it as whole. Knows folders; nothing of what is in them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import time
+from pathlib import Path
+
+log = logging.getLogger("ivmix.child")
+
+KEEP_S = 86400.0  # what nobody claimed for so long belongs to a job that ended elsewhere
+MARK = "finished"
+
+
+class Scratch:
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def open(self, job_id: str, execution_id: str) -> Path:
+        """An empty folder."""
+        self.discard(job_id, execution_id)
+        self.sweep(older_than_s=KEEP_S)
+        folder = self._folder(job_id, execution_id)
+        folder.mkdir(parents=True, mode=0o700)
+        return folder
+
+    def finish(self, folder: Path) -> None:
+        (folder / MARK).touch()
+
+    def claim(self, job_id: str, execution_id: str) -> Path | None:
+        """What an earlier execution of this job finished here, now ours alone; None if there is nothing."""
+        ours = self._folder(job_id, execution_id)
+        for mark in sorted((self._root / job_id).glob(f"*/{MARK}"), key=_age):
+            try:
+                os.rename(mark.parent, ours)  # of several that try, one succeeds
+            except OSError as e:
+                log.info("%s is not taken over: %s", mark.parent, e.strerror)
+            else:
+                return ours
+        return None
+
+    def discard(self, job_id: str, execution_id: str) -> None:
+        shutil.rmtree(self._folder(job_id, execution_id), ignore_errors=True)
+        _remove_if_empty(self._root / job_id)
+
+    def sweep(self, *, older_than_s: float) -> None:
+        oldest = time.time() - older_than_s
+        for folder in self._root.glob("*/*"):
+            if _age(folder) < oldest:
+                log.warning("%s is given up: nobody came for it", folder)
+                self.discard(folder.parent.name, folder.name)
+
+    def _folder(self, job_id: str, execution_id: str) -> Path:
+        return self._root / job_id / execution_id
+
+
+def _age(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:  # somebody was quicker
+        return time.time()
+
+
+def _remove_if_empty(folder: Path) -> None:
+    try:
+        folder.rmdir()
+    except OSError:
+        return
