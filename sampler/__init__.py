@@ -7,7 +7,8 @@ mixed.py      settings -> plan: DDIM, IV-mixed, Z-Sampling, fused; grid.py has t
 official.py   settings -> plan: the released code of three families, literally
 freeinit.py   plan -> plan: FreeInit around it
 denoisers.py  any diffusers-style UNet -> guided epsilon
-loop.py       plan and latents -> the latents after every step
+program.py    plan and models -> one function for each move, every number worked out
+loop.py       plan and latents -> the latents after every step; watch.py sees that they stay numbers
 latents.py    the noise a run starts from, and draws
 errors.py     what a caller can get wrong
 """

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,12 @@ from torch import Tensor
 
 from sampler.errors import BadSetting, DoesNotFit
 from sampler.schedule import PredictionType
+
+Half = Literal["uncond", "cond"]
+Halves = Literal["both", "uncond", "cond"]
+COUNT: dict[Halves, int] = {"both": 2, "uncond": 1, "cond": 1}
+Texts = tuple[Tensor, ...]  # of the halves, (B, tokens, dim) each
+Predict = Callable[[Tensor, int | Tensor], tuple[Tensor, ...]]
 
 
 class Denoiser(Protocol):
@@ -21,11 +27,14 @@ class Denoiser(Protocol):
         ...
 
 
-class _GuidedDenoiser:
+class GuidedDenoiser:
     """Classifier-free guidance on one network; subclasses say how a clip is laid out for it.
 
     Args:
         unet: called as `unet(x, timestep, encoder_hidden_states=text)`; returns a tensor, a tuple or has `.sample`.
+            Where both guidance halves are wanted, x and text hold the one without the prompt first. A network with a
+            true attribute `knows_halves` is given the texts of the halves as a tuple, unrepeated, and the timestep as
+            an integer; where there are two, x holds the same latents twice.
         cond, uncond: text embeddings (B, tokens, dim) of the prompts and of the negative prompts. Their dtype is the
             dtype the network is run in; latents and epsilon stay float32.
         prediction_type: what the network was trained to return.
@@ -54,44 +63,83 @@ class _GuidedDenoiser:
         self.prediction_type: PredictionType = prediction_type
         self.halves_apart = False  # half the memory for the two guidance halves, in two calls
         self.channels = _configured(unet, "in_channels")  # None: unknown
+        self.knows_halves = bool(getattr(unet, "knows_halves", False))
 
     def __call__(self, latents: Tensor, timestep: int, alpha: float, guidance: float, *, uncond: float = 1.0) -> Tensor:
-        if latents.ndim != 5 or len(latents) != len(self.cond):
-            raise DoesNotFit(
-                f"latents {tuple(latents.shape)} must be (batch, channels, frames, height, width) "
-                f"with batch {len(self.cond)}, one for each text embedding"
-            )
-        if guidance in (0.0, uncond):  # one of the two halves has no weight
-            eps = uncond * self._predict(latents, timestep, self.cond if guidance else self.uncond)
-        else:
-            if self.halves_apart:
-                eps_u, eps_c = (self._predict(latents, timestep, text) for text in (self.uncond, self.cond))
-            else:
-                both = self._predict(torch.cat([latents, latents]), timestep, torch.cat([self.uncond, self.cond]))
-                eps_u, eps_c = both.chunk(2)
-            eps = uncond * eps_u + guidance * (eps_c - eps_u)
-        if eps.shape != latents.shape:
-            raise DoesNotFit(
-                f"the network returned {tuple(eps.shape)} for latents {tuple(latents.shape)}; "
-                "networks that also predict a variance, or take extra channels, are not supported"
-            )
-        if self.prediction_type == "v_prediction":  # guidance is linear, so converting after it is the same
-            eps = alpha**0.5 * eps + uncond * (1 - alpha) ** 0.5 * latents  # arXiv:2202.00512 App. D
+        of_latents, parts = self.weights(alpha, guidance, uncond)
+        predict = self.prepare(latents, halves_of(parts))
+        eps = of_latents * latents.float()
+        for answer, weight in zip(predict(latents, self.timestep(timestep, latents)), parts.values(), strict=True):
+            eps.add_(answer, alpha=weight)
         return eps
 
-    def _predict(self, latents: Tensor, timestep: int, text: Tensor) -> Tensor:
+    def weights(self, alpha: float, guidance: float, uncond: float = 1.0) -> tuple[float, dict[Half, float]]:
+        """Guided epsilon as a sum: the weight of the latents, and those of the halves that have any.
+
+        Guidance is linear, so converting v to epsilon after it is the same (arXiv:2202.00512 App. D).
+        """
+        if guidance == 0:
+            parts: dict[Half, float] = {"uncond": uncond}
+        elif guidance == uncond:
+            parts = {"cond": guidance}
+        else:
+            parts = {"uncond": uncond - guidance, "cond": guidance}
+        if self.prediction_type == "epsilon":
+            return 0.0, parts
+        return uncond * (1 - alpha) ** 0.5, {half: alpha**0.5 * weight for half, weight in parts.items()}
+
+    def prepare(self, like: Tensor, halves: Halves) -> Predict:
+        """The network for latents such as these, with all that does not change laid ready; costs more than a call.
+
+        Called with latents (B, C, F, h, w) and what `timestep` gives; returns what the network says for each half, of
+        that shape, in its own dtype, to be used before the next call. Raises DoesNotFit if latents, text or what the
+        network returns do not fit each other.
+        """
+        if like.ndim != 5 or like.shape[0] != self.cond.shape[0]:
+            raise DoesNotFit(
+                f"latents {tuple(like.shape)} must be (batch, channels, frames, height, width) "
+                f"with batch {self.cond.shape[0]}, one for each text embedding"
+            )
+        if halves == "both" and self.halves_apart:
+            one, other = self.prepare(like, "uncond"), self.prepare(like, "cond")
+            return lambda x, timestep: one(x, timestep) + other(x, timestep)
+        count = COUNT[halves]
+        texts = {"both": (self.uncond, self.cond), "cond": (self.cond,), "uncond": (self.uncond,)}[halves]
+        clips = self._empty(like, count, self.cond.dtype)  # (count, B, C, F, h, w)
+        network, apart = self._network(clips, texts, like), self._apart(like, count)
+
+        def predict(x: Tensor, timestep: int | Tensor) -> tuple[Tensor, ...]:
+            clips.copy_(x)  # into every half, in the network's dtype
+            return apart(network(timestep))
+
+        return predict
+
+    def timestep(self, timestep: int, like: Tensor) -> int | Tensor:
+        """As the network is to be told it. diffusers would upload an int and wait; a fill on the device waits not."""
+        if like.device.type == "cpu" or self.knows_halves:
+            return timestep
+        return torch.full((), timestep, dtype=torch.int64, device=like.device)
+
+    def _text(self, texts: Texts, frames: int) -> Texts | Tensor:
+        """As the network is to be given it, every text `frames` times over."""
+        if self.knows_halves:
+            return texts
+        return torch.cat(texts).repeat_interleave(frames, dim=0) if frames > 1 else torch.cat(texts)
+
+    def _empty(self, like: Tensor, count: int, dtype: torch.dtype) -> Tensor:
+        """(count, B, C, F, h, w) in the network's order of memory."""
         raise NotImplementedError
 
-    def _call(self, x: Tensor, timestep: int, text: Tensor, **network_args: Any) -> Tensor:
-        # diffusers would upload an int and wait for it; a fill on the device itself waits for nothing.
-        t = timestep if x.device.type == "cpu" else torch.full((), timestep, dtype=torch.int64, device=x.device)
-        output = self.unet(x.to(text.dtype), t, encoder_hidden_states=text, **network_args)
-        if not isinstance(output, Tensor):
-            output = output.sample if hasattr(output, "sample") else output[0]
-        return output.float()
+    def _network(self, clips: Tensor, texts: Texts, like: Tensor) -> Callable[[int | Tensor], Tensor]:
+        """The network on whatever `clips` then holds."""
+        raise NotImplementedError
+
+    def _apart(self, like: Tensor, count: int) -> Callable[[Tensor], tuple[Tensor, ...]]:
+        """From what the network returns to `count` clips, (B, C, F, h, w) each."""
+        raise NotImplementedError
 
 
-class ImageDenoiser(_GuidedDenoiser):
+class ImageDenoiser(GuidedDenoiser):
     """An image model (IDM) on each frame by itself: the network sees (B*F, C, h, w).
 
     resize: (height, width) in latent pixels at which the network sees the frames, by nearest neighbour, and from which
@@ -101,7 +149,7 @@ class ImageDenoiser(_GuidedDenoiser):
 
     def __init__(
         self,
-        unet: Any,  # see _GuidedDenoiser
+        unet: Any,  # see GuidedDenoiser
         cond: Tensor,
         uncond: Tensor,
         *,
@@ -114,17 +162,51 @@ class ImageDenoiser(_GuidedDenoiser):
         self.resize = resize
         self.frames_at_once: int | None = None  # all; fewer need less memory and more calls
 
-    def _predict(self, latents: Tensor, timestep: int, text: Tensor) -> Tensor:
-        frames, size = latents.shape[2], latents.shape[-2:]
-        folded = _resized(latents.transpose(1, 2).flatten(0, 1), self.resize)  # (B*F, C, h, w)
-        texts = text.repeat_interleave(frames, dim=0)
-        n = self.frames_at_once or len(folded)
-        parts = [self._call(folded[i : i + n], timestep, texts[i : i + n]) for i in range(0, len(folded), n)]
-        eps = _resized(torch.cat(parts), size)
-        return eps.view(-1, frames, *eps.shape[1:]).transpose(1, 2)
+    def _empty(self, like: Tensor, count: int, dtype: torch.dtype) -> Tensor:
+        b, c, f, h, w = like.shape
+        return torch.empty((count, b, f, c, h, w), dtype=dtype, device=like.device).transpose(2, 3)
+
+    def _network(self, clips: Tensor, texts: Texts, like: Tensor) -> Callable[[int | Tensor], Tensor]:
+        unet, resize, size = self.unet, self.resize, like.shape[-2:]
+        if self.frames_at_once is not None:
+            return self._in_parts(clips, texts, like, self.frames_at_once)
+        x = clips.transpose(2, 3).flatten(0, 2)  # (count*B*F, C, h, w)
+        text = self._text(texts, like.shape[2])
+        if resize is None:
+            return lambda t: _tensor(unet(x, t, encoder_hidden_states=text))
+        return lambda t: _resized(_tensor(unet(_resized(x, resize), t, encoder_hidden_states=text)), size)
+
+    def _in_parts(
+        self, clips: Tensor, texts: Texts, like: Tensor, frames_at_once: int
+    ) -> Callable[[int | Tensor], Tensor]:
+        """A few frames of one clip and one half in a call."""
+        unet, resize, size = self.unet, self.resize, like.shape[-2:]
+        parts = [
+            (x, self._text((text if len(text) == 1 else text[clip : clip + 1],), x.shape[0]))
+            for half, text in zip(clips.transpose(2, 3).unbind(), texts, strict=True)
+            for clip, frames in enumerate(half.unbind())
+            for x in (frames[i : i + frames_at_once] for i in range(0, frames.shape[0], frames_at_once))
+        ]
+
+        def run(t: int | Tensor) -> Tensor:
+            answers = [_tensor(unet(_resized(x, resize), t, encoder_hidden_states=text)) for x, text in parts]
+            return _resized(torch.cat(answers), size)
+
+        return run
+
+    def _apart(self, like: Tensor, count: int) -> Callable[[Tensor], tuple[Tensor, ...]]:
+        b, c, f, h, w = like.shape
+        expected, halves = (count * b * f, c, h, w), (count, b, f, c, h, w)
+
+        def apart(answer: Tensor) -> tuple[Tensor, ...]:
+            if answer.shape != expected:
+                raise _unfit((b, answer.shape[1], f, *answer.shape[2:]), like)
+            return answer.view(halves).transpose(2, 3).unbind()
+
+        return apart
 
 
-class VideoDenoiser(_GuidedDenoiser):
+class VideoDenoiser(GuidedDenoiser):
     """A video model (VDM) on the whole clip: the network sees (B, C, F, h, w).
 
     text_per_frame: whether the network wants its text repeated for every frame. diffusers' `UNetMotionModel` does
@@ -134,7 +216,7 @@ class VideoDenoiser(_GuidedDenoiser):
 
     def __init__(
         self,
-        unet: Any,  # see _GuidedDenoiser
+        unet: Any,  # see GuidedDenoiser
         cond: Tensor,
         uncond: Tensor,
         *,
@@ -146,9 +228,40 @@ class VideoDenoiser(_GuidedDenoiser):
         self.text_per_frame = hasattr(unet, "save_motion_modules") if text_per_frame is None else text_per_frame
         self.network_args = dict(network_args or {})
 
-    def _predict(self, latents: Tensor, timestep: int, text: Tensor) -> Tensor:
-        repeated = text.repeat_interleave(latents.shape[2], dim=0) if self.text_per_frame else text
-        return self._call(latents, timestep, repeated, **self.network_args)
+    def _empty(self, like: Tensor, count: int, dtype: torch.dtype) -> Tensor:
+        return torch.empty((count, *like.shape), dtype=dtype, device=like.device)
+
+    def _network(self, clips: Tensor, texts: Texts, like: Tensor) -> Callable[[int | Tensor], Tensor]:
+        unet, args, x = self.unet, self.network_args, clips.flatten(0, 1)  # (count*B, C, F, h, w)
+        text = self._text(texts, like.shape[2] if self.text_per_frame else 1)
+        return lambda t: _tensor(unet(x, t, encoder_hidden_states=text, **args))
+
+    def _apart(self, like: Tensor, count: int) -> Callable[[Tensor], tuple[Tensor, ...]]:
+        b, expected = like.shape[0], (count * like.shape[0], *like.shape[1:])
+
+        def apart(answer: Tensor) -> tuple[Tensor, ...]:
+            if answer.shape != expected:
+                raise _unfit((answer.shape[0] // count, *answer.shape[1:]), like)
+            return (answer,) if count == 1 else (answer[:b], answer[b:])  # `split` takes five times as long
+
+        return apart
+
+
+def halves_of(parts: Mapping[Half, float]) -> Halves:
+    return "both" if len(parts) > 1 else next(iter(parts))
+
+
+def _tensor(output: Any) -> Tensor:  # Any: what diffusers' networks return differs
+    if isinstance(output, Tensor):
+        return output
+    return output.sample if hasattr(output, "sample") else output[0]
+
+
+def _unfit(answer: tuple[int, ...], latents: Tensor) -> DoesNotFit:
+    return DoesNotFit(
+        f"the network returned {answer} for latents {tuple(latents.shape)}; "
+        "networks that also predict a variance, or take extra channels, are not supported"
+    )
 
 
 def _resized(frames: Tensor, size: Sequence[int] | None) -> Tensor:

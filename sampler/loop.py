@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import reduce
-from typing import cast
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from sampler.denoisers import Denoiser
 from sampler.errors import BadSetting, DoesNotFit
-from sampler.freeinit import restart_latents
-from sampler.latents import fresh_noise
-from sampler.moves import AnyMove, Call, Restart, SolverMove
+from sampler.moves import AnyMove, Restart, SolverMove
 from sampler.plan import Plan
-
-Generators = Generator | Sequence[Generator] | None
+from sampler.program import Generators, Program
+from sampler.watch import Watch
 
 
 @dataclass(frozen=True)
@@ -67,7 +63,8 @@ def sample(
         memory: resumes: `Step.memory` of the last step done; the generator must be in the state it then had.
 
     Raises DoesNotFit at once if a model that the plan calls is missing, or if latents, models and plan do not fit;
-    BadSetting for a `start` outside the plan; LatentsNotFinite at the end of a step that went wrong.
+    BadSetting for a `start` outside the plan; LatentsNotFinite after a step that went wrong: at once on a CPU, up to
+    two steps later on a GPU, which nothing here waits for, and before the last step is yielded in any case.
     """
     models: dict[str, Denoiser | None] = {"image": image, "video": video}
     used = [name for name, calls in plan.calls.items() if calls]
@@ -94,41 +91,18 @@ def sample(
 def _run(
     x: Tensor, plan: Plan, models: dict[str, Denoiser], generator: Generators, start: int, memory: dict[str, Tensor]
 ) -> Iterator[Step]:
-    for index, moves in enumerate(plan.steps[start:], start):
+    """Nothing here waits for the device, but for the watch when the host is steps ahead of it."""
+    steps = Program(x, models, generator, memory).of(plan.steps[start:])
+    watch, total = Watch(x, len(steps)), len(plan)
+    for index, moves in enumerate(steps, start):
         after: list[tuple[int, Tensor]] = []
-        for number, move in enumerate(moves, 1):
-            if move.is_free:
-                continue
-            x = _advance(x, move, models, generator, memory)
+        for number, advance in moves:
+            x = advance(x)
             after.append((number, x))
-        _check_finite(after, index, moves)
-        yield Step(index, len(plan), x, dict(memory))
-
-
-def _advance(
-    x: Tensor, move: AnyMove, models: dict[str, Denoiser], generator: Generators, memory: dict[str, Tensor]
-) -> Tensor:
-    """One move. Weights are Python numbers, so nothing here waits for the device."""
-    if isinstance(move, Restart):
-        return restart_latents(x, memory["initial"], fresh_noise(x, generator), move)
-    weights = move.weights
-    moved = weights.x * x
-    if weights.x0:
-        moved = torch.add(moved, memory["x0"], alpha=weights.x0)
-    if weights.noise:
-        moved = torch.add(moved, fresh_noise(x, generator, by_frame=move.draws_by_frame), alpha=weights.noise)
-    if calls := move.calls:
-        eps = reduce(torch.add, (_epsilon(models[call.model], x, call) for call in calls))
-        moved = torch.add(moved, eps, alpha=weights.eps)
-        if isinstance(move, SolverMove):
-            memory["x0"] = (x - (1 - move.src) ** 0.5 * eps) / move.src**0.5
-    return moved
-
-
-def _epsilon(model: Denoiser, x: Tensor, call: Call) -> Tensor:
-    if call.uncond == 1:  # so that a denoiser of one's own needs to know `uncond` for fused plans only
-        return model(x, call.timestep, call.alpha, call.guidance)
-    return model(x, call.timestep, call.alpha, call.guidance, uncond=call.uncond)
+        if trouble := watch.tell(index, after, is_last=index == total - 1):
+            move = plan.steps[trouble.index][trouble.number - 1]
+            raise LatentsNotFinite(trouble.index, trouble.number, move)
+        yield Step(index, total, x, dict(memory))
 
 
 def _remembered(plan: Plan, start: int) -> set[str]:
@@ -151,15 +125,3 @@ def _check_latents(latents: Tensor, models: Mapping[str, Denoiser | None]) -> No
             )
     if not latents.isfinite().all():
         raise DoesNotFit("latents hold NaN or infinity before the first move; start from finite noise")
-
-
-def _check_finite(after: list[tuple[int, Tensor]], index: int, moves: tuple[AnyMove, ...]) -> None:
-    """One look, and so one wait for the device, in a whole step: what is not finite stays so in later moves."""
-    if not after or _is_finite(after[-1][1]):
-        return
-    number = next(number for number, x in after if not _is_finite(x))
-    raise LatentsNotFinite(index, number, moves[number - 1])
-
-
-def _is_finite(x: Tensor) -> bool:
-    return cast("bool", x.isfinite().all().tolist())  # pyright: ignore[reportUnknownMemberType]

@@ -58,6 +58,14 @@ class Prompting(Frozen):
     can_draw: str
 
 
+class Optimise(Frozen):
+    """Short cuts in the networks that change results by rounding at most; each can be left out for one model."""
+
+    text_once: bool = Field(default=True, description="keys and values of the prompt once per job, not in every call")
+    halves_once: bool = Field(default=True, description="the guidance halves are one until they first see their texts")
+    time_table: bool = Field(default=True, description="time embeddings from a table")
+
+
 class ModelEntry(Frozen):
     id: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")
     family: Literal["animatediff", "modelscope", "videocrafter"]
@@ -73,6 +81,7 @@ class ModelEntry(Frozen):
     video_schedule: dict[str, JsonValue] = Field(default={}, description="in place of the scheduler's own config")
     image_schedule: dict[str, JsonValue] = Field(default={}, description="in place of the image_scheduler's own config")
     lora_scale: float = 1.0
+    optimise: Optimise = Optimise()
     network_fps: int | None = Field(
         default=None, ge=1, description="videocrafter: the frame rate its network is told; the clip's own if left out"
     )

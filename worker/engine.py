@@ -26,7 +26,7 @@ from worker import cpu, fingerprint
 from worker.checkpoint import Checkpoint
 from worker.failures import failure_of
 from worker.messages import Failed
-from worker.models import DECODED_AT_ONCE, Models, default_device, load
+from worker.models import Models, default_device, load
 
 log = logging.getLogger("ivmix.child")
 
@@ -58,7 +58,7 @@ class Engine:
         if device.type == "cpu":
             cpu.tune(entry.cpu_threads)
         self.models: Models = load(entry, device)
-        self._networks = fingerprint.of_networks(self.models)
+        self._networks = f"{fingerprint.of_networks(self.models)} {entry.optimise.model_dump_json()}"
         self._was_out_of_memory = False
 
     def generate(
@@ -129,7 +129,7 @@ class Engine:
                 on_progress(Phase.SAMPLING, step.index + 1, total)
         on_progress(Phase.DECODING, total, total)
         with _timed(timings, Phase.DECODING):
-            frames = self.models.decode(latents, at_once=1 if low_memory else DECODED_AT_ONCE)
+            frames = self.models.decode(latents, at_once=1 if low_memory else None)
         return Clip(frames, timings)
 
     def failure(self, e: Exception) -> Failed:

@@ -15,7 +15,7 @@ from service.jobs import Generation
 
 def of_run(networks: str, generation: Generation, plan: Plan) -> str:
     """`networks`: of_networks. The card's name is left out: another one of the fleet may go on."""
-    parts = ("1", torch.__version__, networks, generation.model_dump_json(), repr(plan))
+    parts = ("2", torch.__version__, networks, generation.model_dump_json(), repr(plan))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 

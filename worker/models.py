@@ -11,11 +11,10 @@ import copy
 import logging
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sampler import ImageDenoiser, NoiseSchedule, VideoDenoiser
@@ -26,6 +25,8 @@ from service.registry import ModelRegistry
 from service.settings import load_settings
 from worker import cpu
 from worker.components import Network, check_files, fuse_lora, network, schedule, text_reader
+from worker.optimise import OptimisedNetwork, TextKeys, decode
+from worker.optimise.weights import resident_bytes
 from worker.text import Embeddings, TextReader
 
 from diffusers import UNetMotionModel  # isort: skip  # after worker.components has said that nothing is to be fetched
@@ -33,7 +34,6 @@ from diffusers import UNetMotionModel  # isort: skip  # after worker.components 
 # Latent pixels of a frame up to which attention by two matrix products is twice as fast as the CPU's flash kernel
 # (measured 2026-11, demo pair); at 64x64 it is many times slower and takes gigabytes.
 SHORT = 24 * 24
-DECODED_AT_ONCE = 4  # frames; bounds the memory of the decoder's activations
 
 
 class ModelsDoNotFit(ConfigurationError):
@@ -54,6 +54,9 @@ class Models:
     video_unet: Network
     image_schedule: NoiseSchedule
     video_schedule: NoiseSchedule
+    image_calls: Network  # the same networks as the sampler calls them: with the entry's short cuts
+    video_calls: Network
+    text_keys: TextKeys = field(default_factory=TextKeys)
 
     def latents_shape(self, generation: Generation | None = None) -> tuple[int, int, int, int, int]:
         """(1, C, F, h, w) of the clip that a generation asks for; None: of the model's default size and length."""
@@ -90,13 +93,14 @@ class Models:
         self, prompt: str | Embeddings, negative: str | Embeddings = "", *, fps: int | None = None
     ) -> tuple[ImageDenoiser, VideoDenoiser]:
         """`fps` is for a video model that is told the frame rate and has none of its own; None: the model's default."""
+        self.text_keys.forget()
         cond, uncond = (text if isinstance(text, Embeddings) else self.encode(text) for text in (prompt, negative))
         return (
             ImageDenoiser(
-                self.image_unet, cond.image, uncond.image, prediction_type=self.image_schedule.prediction_type
+                self.image_calls, cond.image, uncond.image, prediction_type=self.image_schedule.prediction_type
             ),
             VideoDenoiser(
-                self.video_unet,
+                self.video_calls,
                 cond.video,
                 uncond.video,
                 prediction_type=self.video_schedule.prediction_type,
@@ -104,15 +108,15 @@ class Models:
             ),
         )
 
-    @torch.no_grad()
-    def decode(self, latents: Tensor, at_once: int = DECODED_AT_ONCE) -> Tensor:
+    def decode(self, latents: Tensor, at_once: int | None = None) -> Tensor:
         """Latents (1, C, F, h, w) -> frames (F, H, W, 3) uint8 on the CPU, enlarged by the entry's whole factor."""
-        z = latents[0].transpose(0, 1).to(self.dtype) / self.vae.config.scaling_factor  # (F, C, h, w)
-        frames = torch.cat([self.vae.decode(part).sample.float() for part in z.split(at_once)])
-        if self.entry.upscale > 1:
-            frames = F.interpolate(frames, scale_factor=self.entry.upscale, mode="bicubic")
-        pixels = ((frames.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-        return pixels.permute(0, 2, 3, 1).contiguous().cpu()
+        return decode.decode(self.vae, latents, upscale=self.entry.upscale, at_once=at_once)
+
+    @property
+    def weights_bytes(self) -> int:
+        """What the networks hold in memory; weights that two of them share count once."""
+        encoders = (self.image_text.encoder, self.video_text.encoder)
+        return resident_bytes(self.image_unet, self.video_unet, self.vae, *encoders)
 
     def _network_args(self, fps: int | None) -> dict[str, Any]:
         if self.entry.family != "videocrafter":
@@ -144,6 +148,8 @@ def load(model: ModelEntry | str, device: torch.device | str | None = None) -> M
         video_unet=video_unet,
         image_schedule=schedule(entry.parts.get("image_scheduler", scheduler), entry.image_schedule, entry.spacing),
         video_schedule=schedule(scheduler, entry.video_schedule, entry.spacing),
+        image_calls=image_unet,
+        video_calls=video_unet,
     )
     _check_fit(models)
     for module in (video_text.encoder, image_text.encoder, models.vae, image_unet, video_unet):
@@ -151,7 +157,17 @@ def load(model: ModelEntry | str, device: torch.device | str | None = None) -> M
     if device.type == "cpu" and models.largest_latents <= SHORT:
         for unet in (image_unet, video_unet):
             cpu.prepare(unet)
-    return models
+    decode.prepare(models.vae)
+    return _with_short_cuts(models)
+
+
+def _with_short_cuts(models: Models) -> Models:
+    optimise, keys = models.entry.optimise, models.text_keys
+    return replace(
+        models,
+        image_calls=OptimisedNetwork(models.image_unet, optimise, keys),
+        video_calls=OptimisedNetwork(models.video_unet, optimise, keys),
+    )
 
 
 def default_device() -> torch.device:

@@ -50,4 +50,6 @@ class Embeddings:
     video: Tensor
 
     def __getitem__(self, texts: slice) -> Embeddings:
-        return Embeddings(self.image[texts], self.video[texts])
+        image = self.image[texts]
+        # one tensor stays one, by which its keys and values are known to serve both networks
+        return Embeddings(image, image if self.video is self.image else self.video[texts])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -26,9 +27,10 @@ class VideoCrafterUNet(nn.Module):
         kind: Any = UNet3DConditionModel  # diffusers is typed in part only
         self.unet: Any = kind.from_config(without_fps)
         width = self.unet.config.block_out_channels[0]
+        self.fps_proj = copy.copy(self.unet.time_proj)  # no weights; the network's own may be given a table
         self.fps_embedding = TimestepEmbedding(width, 4 * width)
         self.unet.time_embedding.register_forward_hook(self._add_fps)
-        self._fps = 0
+        self.fps = 0
 
     @property
     def config(self) -> Any:
@@ -38,7 +40,7 @@ class VideoCrafterUNet(nn.Module):
         self.unet.set_attn_processor(processor)
 
     def forward(self, sample: Tensor, timestep: Tensor | int, encoder_hidden_states: Tensor, *, fps: int) -> Tensor:
-        self._fps = fps
+        self.fps = fps
         return self.unet(sample, timestep, encoder_hidden_states=encoder_hidden_states, return_dict=False)[0]
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
@@ -53,5 +55,5 @@ class VideoCrafterUNet(nn.Module):
 
     def _add_fps(self, _module: nn.Module, _args: object, emb: Tensor) -> Tensor:
         # Filled on the device itself: an uploaded number would be waited for.
-        fps = torch.full((1,), self._fps, device=emb.device)
-        return emb + cast("Tensor", self.fps_embedding(self.unet.time_proj(fps).to(emb.dtype)))
+        fps = torch.full((1,), self.fps, device=emb.device)
+        return emb + cast("Tensor", self.fps_embedding(self.fps_proj(fps).to(emb.dtype)))

@@ -72,3 +72,11 @@ def test_scale_simulation_counts_what_queue_and_workers_cost(tmp_path: Path) -> 
     assert one["log_bytes_per_job"] > 1000  # its record
     assert [entry["together"] for entry in found["progress"]] == [1, 10, 100]
     assert len(printed.splitlines()) == 10
+
+
+def test_the_loop_costs_less_than_the_released_one(tmp_path: Path) -> None:
+    """A ratio of two fastest steps in one process, so that a busy machine matters little."""
+    out = tmp_path / "overhead.json"
+    run("benchmarks.overhead", "--rounds", "20", "--json", str(out))
+    found = json.loads(out.read_text())
+    assert 0 < found["us_per_outer_step"] < found["reference_us_per_outer_step"]

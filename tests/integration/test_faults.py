@@ -251,6 +251,29 @@ def test_zombie_that_wakes_up_commits_nothing(
     wait_for(is_tidy, timeout_s=WAIT_S, hint="for the zombie's files to be removed")
 
 
+@pytest.mark.usefixtures("maintenance")
+def test_zombie_that_wakes_up_while_another_works_commits_nothing(
+    services: Services, environment: dict[str, str], submit: Callable[..., str], tmp_path: Path
+) -> None:
+    """The job has not ended, so nothing but the execution's id stands in its way."""
+    job_id = submit("late@5", steps=10)
+    with worker({**environment, "FAKE_GATE": str(tmp_path / "first")}, FAKE) as zombie:
+        reaches_step(services, job_id, 5)
+        first = now(services, job_id).execution_id
+        os.kill(zombie.pid, signal.SIGSTOP)
+        with worker({**environment, "FAKE_GATE": str(tmp_path / "second")}, FAKE):
+            wait_for(lambda: now(services, job_id).execution_id not in (None, first) or None, timeout_s=WAIT_S)
+            second = now(services, job_id).execution_id
+            (tmp_path / "first").touch()
+            key = f"{places.execution(job_id, str(first))}manifest.json"
+            wait_for(lambda: services.storage.size(key) is not None or None, timeout_s=WAIT_S)
+            os.kill(zombie.pid, signal.SIGCONT)
+            completed(services, submit())  # by the zombie, which therefore has tried
+            assert (now(services, job_id).state, now(services, job_id).execution_id) == (JobState.RUNNING, second)
+            (tmp_path / "second").touch()
+            assert completed(services, job_id).execution_id == second
+
+
 def test_two_workers_with_one_job_complete_it_once(
     services: Services, environment: dict[str, str], submit: Callable[..., str], queue: Queue
 ) -> None:

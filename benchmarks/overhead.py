@@ -1,0 +1,89 @@
+"""`python -m benchmarks.overhead`: what a sampling loop itself costs: microseconds per outer step with null networks.
+
+Two arms in one process, interleaved: our loop on the released plan (five moves a step), and the released loop on
+diffusers' schedulers. Of every step the fastest of many rounds counts, so that a busy machine matters little; the
+figure is their mean. Both arms end in the same latents, which is checked first. Writes JSON with --json:
+us_per_outer_step, reference_us_per_outer_step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor
+
+from benchmarks.released import SCHEDULER, released_loop
+from sampler import ImageDenoiser, NoiseSchedule, VideoDenoiser, official_plan, sample, seeded_noise
+
+SHAPE = (1, 4, 2, 4, 4)  # so small that what is timed is the host's work, which is the same for any shape
+TEXT = (1, 2, 8)
+GOAL_US, GOAL_RATIO = 60.0, 0.25
+
+
+class Null:
+    """Answers with its input; keeps nothing."""
+
+    def __call__(self, x: Tensor, _timestep: object, **_text: Tensor) -> SimpleNamespace:
+        return SimpleNamespace(sample=x)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--steps", type=int, default=50, help="outer steps of a round")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    ours, reference = measure(arguments.rounds, arguments.steps)
+    ratio = ours / reference
+    print(f"torch {torch.__version__}, {arguments.rounds} rounds of {arguments.steps} outer steps, fastest of each")
+    print(f"{'arm':<30}{'us per outer step':>18}{'ratio':>8}")
+    print(f"{'ours':<30}{ours:>18.1f}{ratio:>8.3f}")
+    print(f"{'released loop, diffusers':<30}{reference:>18.1f}{1:>8.3f}")
+    print(f"goals: at most {GOAL_US:.0f} us and {GOAL_RATIO} of the released loop")
+    if arguments.json:
+        found = {"us_per_outer_step": ours, "reference_us_per_outer_step": reference, "ratio": ratio}
+        arguments.json.write_text(json.dumps(found, indent=1))
+
+
+def measure(rounds: int, steps: int) -> tuple[float, float]:
+    """Fastest microseconds per outer step: (ours, the released loop's)."""
+    x, cond, uncond, null = seeded_noise(SHAPE, 0), torch.ones(TEXT), torch.zeros(TEXT), Null()
+    image, video = ImageDenoiser(null, cond, uncond), VideoDenoiser(null, cond, uncond)
+    plan = official_plan("animatediff", NoiseSchedule.from_config(SCHEDULER), steps)
+    arms: tuple[Callable[[], Iterator[Tensor]], ...] = (
+        lambda: (step.latents for step in sample(x, plan, image=image, video=video)),
+        lambda: released_loop(x, null, null, torch.cat([uncond, cond]), steps),
+    )
+    ends = [_last(arm()) for arm in arms]
+    torch.testing.assert_close(ends[0], ends[1], rtol=1e-4, atol=1e-4)
+    fastest = [[float("inf")] * steps for _ in arms]
+    for _ in range(rounds):
+        for own, arm in zip(fastest, arms, strict=True):
+            own[:] = map(min, own, _seconds(arm))
+    ours, reference = (1e6 * sum(own) / steps for own in fastest)
+    return ours, reference
+
+
+def _seconds(arm: Callable[[], Iterator[Tensor]]) -> Iterator[float]:
+    """Of every step; the first includes what is prepared before the loop."""
+    began = time.perf_counter()
+    for _ in arm():
+        ended = time.perf_counter()
+        yield ended - began
+        began = time.perf_counter()
+
+
+def _last(run: Iterator[Tensor]) -> Tensor:
+    *_, end = run
+    return end
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""The paper's AnimateDiff loop as it was released, line by line, on diffusers' schedulers: what ours is timed against.
+
+Our transcription of what the file does (github xie-lab-ml/IV-mixed-Sampler, commit 54a7d5e), with two corrections that
+it needs today: embeddings are repeated for every frame (diffusers 0.31 moved that out of the motion UNet), and the
+schedulers are made once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from diffusers import DDIMInverseScheduler, DDIMScheduler
+from torch import Tensor
+
+BETAS: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+SCHEDULER: dict[str, Any] = {
+    **BETAS,
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+    "timestep_spacing": "linspace",
+}
+GUIDANCE, ZIGZAG_GUIDANCE = 7.5, 4.0
+
+
+@torch.no_grad()
+def released_loop(
+    latents: Tensor,
+    image_unet: Callable[..., Any],
+    video_unet: Callable[..., Any],
+    text: Tensor,
+    steps: int = 50,
+) -> Iterator[Tensor]:
+    """Latents (1, C, F, h, w) in the networks' dtype after every step; text is [negative, prompt], (2, tokens, dim)."""
+    scheduler = DDIMScheduler(**SCHEDULER)
+    inverse = DDIMInverseScheduler(**BETAS, clip_sample=False, set_alpha_to_one=False)
+    for made in (scheduler, inverse):
+        made.set_timesteps(steps, device=latents.device)
+    frames = latents.shape[2]
+    text = text.repeat_interleave(frames, dim=0)
+    gap = scheduler.config.num_train_timesteps // steps
+
+    def predict(which: str, x: Tensor, t: Tensor, guidance: float) -> Tensor:
+        both = scheduler.scale_model_input(torch.cat([x] * 2), t)
+        if which == "image":
+            folded = both.permute(0, 2, 1, 3, 4).flatten(0, 1)
+            noise = image_unet(folded, t, encoder_hidden_states=text).sample
+            noise = noise.reshape(2, frames, *noise.shape[1:]).permute(0, 2, 1, 3, 4)
+        else:
+            noise = video_unet(both, t, encoder_hidden_states=text).sample
+        without, with_prompt = noise.chunk(2)
+        return without + guidance * (with_prompt - without)
+
+    for t in scheduler.timesteps:
+        before = t - gap if t - gap > 0 else t - t
+        twice_before = t - 2 * gap if t - 2 * gap > 0 else t - t
+        x = latents
+        noise = predict("image", x, before, ZIGZAG_GUIDANCE)
+        x = scheduler.step(noise, before, x).prev_sample
+        noise = predict("video", x, t, ZIGZAG_GUIDANCE)
+        x = scheduler.step(noise, t, x).prev_sample
+        noise = predict("image", x, twice_before, -ZIGZAG_GUIDANCE)
+        x = inverse.step(noise, before, x).prev_sample
+        noise = predict("video", x, before, -ZIGZAG_GUIDANCE)
+        x = inverse.step(noise, t, x).prev_sample
+        noise = predict("video", x, t, GUIDANCE)
+        latents = scheduler.step(noise, t, x).prev_sample
+        yield latents

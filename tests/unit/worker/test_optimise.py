@@ -1,0 +1,247 @@
+"""Every short cut by itself, and all of them, on tiny networks of the three families: the same latents, less work."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Generator, Tensor, nn
+
+from sampler import ImageDenoiser, VideoDenoiser, mixed_plan, sample
+from service.models import ModelEntry, Optimise
+from tests.tiny import save_model, write_entry
+from worker.models import Models, load
+from worker.optimise import OptimisedNetwork, TextKeys, decode
+from worker.optimise.halves import before_text
+from worker.optimise.weights import resident_bytes, shared_bytes
+
+FAMILIES = ("animatediff", "modelscope", "videocrafter")
+SWITCHES = ("text_once", "halves_once", "time_table")
+NONE = Optimise(**dict.fromkeys(SWITCHES, False))
+PROMPT, NEGATIVE = "a red circle moving left on a teal background", "low quality"
+FRAMES = 3
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def entry(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ModelEntry:
+    return save_model(request.param, tmp_path_factory.mktemp(request.param) / "model")
+
+
+@pytest.fixture(scope="module")
+def one_base(tmp_path_factory: pytest.TempPathFactory) -> ModelEntry:
+    """AnimateDiff whose image model is the video model's base, and reads the same text encoder."""
+    folder = tmp_path_factory.mktemp("base") / "model"
+    save_model("animatediff", folder)
+    for name in ("image_unet", "image_tokenizer", "image_text_encoder"):
+        shutil.rmtree(folder / name)
+    return write_entry(folder, "animatediff")
+
+
+def models_of(entry: ModelEntry, optimise: Optimise) -> Models:
+    return load(entry.model_copy(update={"optimise": optimise}), "cpu")
+
+
+def clip(models: Models, *, guidance: float = 7.5, prompt: str = PROMPT, steps: int = 3) -> Tensor:
+    image, video = models.denoisers(prompt, NEGATIVE)
+    return latents(models, image, video, guidance, steps)
+
+
+def plainly(models: Models, *, guidance: float = 7.5, prompt: str = PROMPT, steps: int = 3) -> Tensor:
+    """Networks called as diffusers' pipelines call them."""
+    cond, uncond = models.encode(prompt), models.encode(NEGATIVE)
+    args = {"fps": 8} if models.entry.family == "videocrafter" else {}
+    image = ImageDenoiser(models.image_unet, cond.image, uncond.image)
+    return latents(
+        models, image, VideoDenoiser(models.video_unet, cond.video, uncond.video, network_args=args), guidance, steps
+    )
+
+
+def latents(models: Models, image: Any, video: Any, guidance: float, steps: int) -> Tensor:
+    plan = mixed_plan(models.video_schedule, steps, guidance=guidance, image_schedule=models.image_schedule)
+    x = torch.randn(1, 4, FRAMES, 8, 8, generator=Generator().manual_seed(1))
+    *_, last = sample(x, plan, image=image, video=video)
+    return last.latents
+
+
+def close(actual: Tensor, expected: Tensor) -> bool:
+    return bool((actual - expected).abs().max() <= 1e-5 * expected.abs().max())
+
+
+@pytest.mark.parametrize("guidance", [7.5, 1.0, 0.0])
+@pytest.mark.parametrize("name", [*SWITCHES, "all", "none"])
+def test_latents_are_those_of_the_plain_path(entry: ModelEntry, name: str, guidance: float) -> None:
+    """With guidance 1 and 0 only one half of the ordinary step is computed."""
+    optimise = {"all": Optimise(), "none": NONE}.get(name) or NONE.model_copy(update={name: True})
+    models = models_of(entry, optimise)
+    expected = plainly(models_of(entry, NONE), guidance=guidance)
+    found = clip(models, guidance=guidance)
+    assert close(found, expected)
+    if name == "none":
+        assert torch.equal(found, expected)
+    assert close(clip(models, guidance=guidance), found)  # tables and caches are warm now
+    assert torch.equal(plainly(models, guidance=guidance), expected)  # and whoever calls the UNets sees nothing of it
+
+
+def test_low_memory_changes_nothing_but_the_rounding(entry: ModelEntry) -> None:
+    """One guidance half and one frame at a time; a text still has its keys once."""
+    models = models_of(entry, Optimise())
+    image, video = models.denoisers(PROMPT, NEGATIVE)
+    image.halves_apart = video.halves_apart = True
+    image.frames_at_once = 1
+    assert close(latents(models, image, video, 7.5, 3), plainly(models_of(entry, NONE)))
+    known = len(models.text_keys)
+    latents(models, image, video, 7.5, 3)
+    assert len(models.text_keys) == known
+
+
+class Rows:
+    """The rows that modules are given, by name."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.seen: dict[str, list[int]] = {}
+        for name, module in network.named_modules():
+            module.register_forward_pre_hook(lambda _module, args, name=name: self._note(name, args))
+
+    def _note(self, name: str, args: tuple[Any, ...]) -> None:
+        if args and isinstance(args[0], Tensor):
+            self.seen.setdefault(name, []).append(args[0].shape[0])
+
+
+def test_a_text_is_projected_once_per_job_and_never_per_frame(entry: ModelEntry) -> None:
+    models = models_of(entry, Optimise())
+    rows = {name: Rows(unet) for name, unet in (("image", models.image_unet), ("video", models.video_unet))}
+    clip(models)
+    for seen in rows.values():
+        projected = {name: calls for name, calls in seen.seen.items() if name.endswith("attn2.to_k") and 2 in calls}
+        assert projected
+        assert all(calls == [2] for calls in projected.values())
+    size = models.text_keys.size_bytes
+    assert size > 0
+    clip(models, prompt="a blue square")
+    assert models.text_keys.size_bytes == size  # the first job's are gone
+
+
+def test_another_prompt_is_not_answered_from_the_first_ones_keys(entry: ModelEntry) -> None:
+    models = models_of(entry, Optimise())
+    first = clip(models)
+    other = clip(models, prompt="a blue square moving up on a black background")
+    assert not close(other, first)
+    assert close(other, plainly(models_of(entry, NONE), prompt="a blue square moving up on a black background"))
+
+
+def test_halves_are_computed_once_up_to_the_first_text(entry: ModelEntry) -> None:
+    models = models_of(entry, Optimise())
+    for unet in (models.image_unet, getattr(models.video_unet, "unet", models.video_unet)):
+        names = {module: name for name, module in unet.named_modules()}
+        once = [names[module] for module in before_text(unet)]
+        assert any(name.endswith("attn1") for name in once)
+        rows = Rows(unet)
+        clip(models, steps=2)
+        second = next(
+            name for name in names.values() if name.endswith("attn2") and "down_blocks.0.attentions.0" in name
+        )
+        shared = {name: set(rows.seen[name]) for name in once if name in rows.seen}
+        assert shared["conv_in"] == {FRAMES}
+        assert all(seen == {FRAMES} for name, seen in shared.items() if "norm" in name or "attn1" in name)
+        assert set(rows.seen[second]) == {2 * FRAMES}
+
+
+def test_a_timestep_is_embedded_once(entry: ModelEntry) -> None:
+    models = models_of(entry, Optimise())
+    unet = getattr(models.video_unet, "unet", models.video_unet)
+    rows = Rows(unet)
+    clip(models, steps=3)
+    embedded = rows.seen["time_embedding.linear_1"]
+    timesteps = set(models.video_schedule.timesteps(3))
+    assert embedded == [1] * len(timesteps)
+    clip(models, steps=3)
+    assert len(embedded) == len(timesteps)  # the second job found them all
+
+
+def test_videocrafters_table_knows_the_frame_rate(tmp_path: Path) -> None:
+    models = models_of(save_model("videocrafter", tmp_path / "model"), Optimise())
+    plain = models_of(models.entry, NONE)
+    for fps in (8, 24, 8):
+        answers = []
+        for each in (models, plain):
+            video = each.denoisers(PROMPT, fps=fps)[1]
+            with torch.no_grad():
+                answers.append(video(torch.ones(1, 4, FRAMES, 8, 8), 500, 0.5, 3.0))
+        assert close(*answers)
+
+
+# -- one copy --------------------------------------------------------------------------------------------------------
+
+
+def test_one_base_is_in_memory_once_and_said_so(one_base: ModelEntry, entry: ModelEntry) -> None:
+    models = models_of(one_base, Optimise())
+    image, video = models.image_unet, models.video_unet
+    assert shared_bytes(image, video) == resident_bytes(image)
+    places = {parameter.untyped_storage().data_ptr() for parameter in video.parameters()}
+    assert all(parameter.untyped_storage().data_ptr() in places for parameter in image.parameters())
+    assert models.weights_bytes == resident_bytes(video, models.vae, models.video_text.encoder)
+    apart = models_of(entry, Optimise())
+    assert shared_bytes(apart.image_unet, apart.video_unet) == 0
+    assert apart.weights_bytes == sum(
+        resident_bytes(module)
+        for module in (
+            apart.image_unet,
+            apart.video_unet,
+            apart.vae,
+            apart.image_text.encoder,
+            apart.video_text.encoder,
+        )
+    )
+
+
+def test_one_cache_serves_both_networks_where_they_share_weights_and_text(one_base: ModelEntry) -> None:
+    models = models_of(one_base, Optimise())
+    found = clip(models)
+    crossings = sum(name.endswith("attn2.to_k") for name, _ in models.image_unet.named_modules())
+    assert len(models.text_keys) == crossings
+    assert close(found, plainly(models_of(one_base, NONE)))
+
+
+def test_a_network_whose_cross_attention_does_more_is_left_as_it_is(entry: ModelEntry) -> None:
+    models = models_of(entry, NONE)
+    for module in models.image_unet.modules():
+        if getattr(module, "is_cross_attention", False):
+            module.norm_cross = nn.Identity()
+    processors = Counter(map(type, models.image_unet.attn_processors.values()))
+    OptimisedNetwork(models.image_unet, Optimise(), TextKeys())
+    assert Counter(map(type, models.image_unet.attn_processors.values())) == processors
+
+
+# -- decoding --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3, None])
+@torch.no_grad()
+def test_pixels_do_not_depend_on_how_many_frames_are_decoded_together(entry: ModelEntry, at_once: int | None) -> None:
+    vae = models_of(entry, Optimise()).vae
+    x = torch.randn(1, 4, 3, 8, 8, generator=Generator().manual_seed(2))
+    frames = vae.decode(x[0].transpose(0, 1) / vae.config.scaling_factor).sample
+    expected = ((frames.clamp(-1, 1) + 1) * 127.5).round().permute(0, 2, 3, 1)
+    found = decode.decode(vae, x, at_once=at_once)
+    assert (found.dtype, tuple(found.shape)) == (torch.uint8, (3, 32, 32, 3))
+    assert (found.float() - expected).abs().max() <= 1  # a rounding of float32 next to the edge between two values
+    assert (found.float() != expected).float().mean() < 0.01
+
+
+def test_half_precision_decodes_to_the_same_picture(entry: ModelEntry) -> None:
+    """At 40 dB two pictures cannot be told apart."""
+    models = models_of(entry, Optimise())
+    x = torch.randn(1, 4, 3, 8, 8, generator=Generator().manual_seed(2))
+    expected = decode.decode(models.vae, x).float()
+    found = decode.decode(models.vae.to(torch.bfloat16), x).float()
+    assert -10 * torch.log10(((found - expected) / 255).square().mean()) >= 40
+
+
+def test_decoder_weights_are_channels_last(entry: ModelEntry) -> None:
+    weights = [p for p in models_of(entry, Optimise()).vae.parameters() if p.ndim == 4]
+    assert weights
+    assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights)
