@@ -58,8 +58,8 @@ def duties_of(services: Services) -> list[Duty]:
         services.redis,
         services.store,
         retention,
-        # A lost worker is noticed within lease_s + beat_s. At least two seconds: after an outage of Redis a worker comes
-        # back when its client library tries again.
+        # A lost worker is noticed within lease_s + beat_s. At least two seconds: after an outage of Redis a worker
+        # comes back when its client library tries again.
         grace_s=max(settings.beat_s / 2, 2.0),
         max_attempts=settings.max_attempts,
     )
