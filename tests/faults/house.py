@@ -193,7 +193,7 @@ class House:
     def _listen(self, name: str, handle: subprocess.Popen[bytes], log: Path) -> None:
         """Keep the log, and note what it says of commits: Redis' own log does not tell who wrote."""
         assert handle.stdout is not None
-        with log.open("ab") as file:
+        with handle.stdout, log.open("ab") as file:
             for line in handle.stdout:
                 file.write(line)
                 file.flush()
