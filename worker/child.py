@@ -93,7 +93,7 @@ def serve(connection: Connection, parent: int, settings: Settings, load: Callabl
     while True:
         try:
             message = line.receive()
-        except EOFError:
+        except (EOFError, OSError):  # the parent is gone, or done with us
             return
         if isinstance(message, Run):
             keeper = Keeper(storage, places.checkpoint(message.job.id), every_s=settings.checkpoint_s)

@@ -109,15 +109,16 @@ class MeasuredChild:
             raise
 
     def receive(self, timeout_s: float) -> Message | None:
+        until = time.monotonic() + timeout_s
         try:
             message = cast(Message | StorageCall | None, self._child.receive(timeout_s))
+            while isinstance(message, StorageCall):  # None would mean a silent child
+                self._metrics.storage.observe(message)
+                message = cast(Message | StorageCall | None, self._child.receive(max(0.0, until - time.monotonic())))
         except ChildDied:
             self._metrics.end("died")
             raise
         match message:
-            case StorageCall():
-                self._metrics.storage.observe(message)
-                return None
             case Progress():
                 self._metrics.progress(message)
             case Done():

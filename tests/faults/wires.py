@@ -22,6 +22,7 @@ class Wire:
     open: asyncio.Event = field(default_factory=asyncio.Event)
     port: int = 0
     writers: set[asyncio.StreamWriter] = field(default_factory=set)
+    server: asyncio.Server | None = None
 
 
 class Wires:
@@ -71,12 +72,14 @@ class Wires:
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await self._connect(wire, reader, writer)
 
-        server = await asyncio.start_server(serve, "127.0.0.1", 0)
-        wire.port = server.sockets[0].getsockname()[1]
+        wire.server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        wire.port = wire.server.sockets[0].getsockname()[1]
         return wire
 
     async def _close(self) -> None:
         for wire in self._wires.values():
+            if wire.server is not None:
+                wire.server.close()
             self._hang_up(wire)
         tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
         for task in tasks:
