@@ -80,3 +80,16 @@ def test_the_loop_costs_less_than_the_released_one(tmp_path: Path) -> None:
     run("benchmarks.overhead", "--rounds", "20", "--json", str(out))
     found = json.loads(out.read_text())
     assert 0 < found["us_per_outer_step"] < found["reference_us_per_outer_step"]
+
+
+def test_throughput_prints_clips_per_hour_gap_and_phases(tmp_path: Path) -> None:
+    result = tmp_path / "throughput.json"
+    printed = run(
+        "benchmarks.throughput", "--jobs", "3", "--rounds", "1", "--steps", "2", "--json", str(result)
+    ).splitlines()
+    assert [line.split(",")[0] for line in printed[2:4]] == ["bare engine", "service"]
+    assert "gap between queued jobs" in printed[5]
+    (served,) = json.loads(result.read_text())["served"]
+    assert (served["jobs"], served["gaps"]) == (3, 2)
+    assert served["gaps_s"] > 0
+    assert set(served["phases_s"]) == {"encoding", "sampling", "decoding", "uploading"}
