@@ -20,7 +20,7 @@ from torch import nn
 
 from worker.optimise.call import Call
 
-log = logging.getLogger("ivmix.worker")
+log = logging.getLogger("ivmix.child")
 
 # By class of the UNet; the outermost of these are compiled. diffusers' own lists are shorter, or missing (0.42.1).
 SPATIAL = ("ResnetBlock2D", "BasicTransformerBlock")

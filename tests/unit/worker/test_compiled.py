@@ -70,7 +70,7 @@ def unets(models: Models) -> tuple[Any, Any]:
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING and r.name == "ivmix.worker"]
+    return [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING and r.name == "ivmix.child"]
 
 
 def test_latents_are_those_of_the_plain_path(entry: ModelEntry, caplog: pytest.LogCaptureFixture) -> None:
