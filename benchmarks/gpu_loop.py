@@ -69,8 +69,7 @@ def measure(family: Family, device: torch.device, names: list[str], *, seconds: 
     work = flops(family, size, steps)
     for arm in arms:
         arm.found |= gpu_measure.whole_clip(arm, networks, steps, device)
-        arm.found |= gpu_measure.kernels(arm, device)
-        arm.found["host_waits_per_step"] = gpu_measure.host_waits(arm, device)
+        arm.found |= gpu_measure.one_step(arm, device)
         _conclude(arm, work, matrix_roof(roof, dtype))
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),

@@ -123,14 +123,15 @@ def whole_clip(arm: Arm, networks: Pair, steps: int, device: torch.device) -> di
     return found
 
 
-def kernels(arm: Arm, device: torch.device) -> dict[str, Any]:
-    """Milliseconds by kind, and launches, of one outer step in the middle of a run; on a CPU of operators."""
+def one_step(arm: Arm, device: torch.device) -> dict[str, Any]:
+    """Of one outer step in the middle of a run: milliseconds by kind of kernel, launches, waits of the host."""
     run, on_gpu = _warm(arm), device.type == "cuda"
     with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]) as seen:
         next(run)
         wait(device)
-    kinds, launches = Counter[str](), 0
+    kinds, launches, asked = Counter[str](), 0, 0
     for event in seen.key_averages():
+        asked += event.count * (event.key == "aten::_local_scalar_dense")
         spent_us = event.self_device_time_total if on_gpu else event.self_cpu_time_total
         if not spent_us or (on_gpu and event.device_type != torch.autograd.DeviceType.CUDA):
             continue
@@ -139,16 +140,14 @@ def kernels(arm: Arm, device: torch.device) -> dict[str, Any]:
     return {
         "kernel_ms": {kind: spent_us / 1000 for kind, spent_us in kinds.most_common()},
         "kernels_per_call": launches / sum(CALLS.values()),
+        # A CPU has nothing to wait for: there it is how often a tensor is asked for a number, which would be a wait.
+        "host_waits_per_step": _waits(arm) if on_gpu else asked,
     }
 
 
-def host_waits(arm: Arm, device: torch.device) -> int:
-    """How often one outer step makes the host wait for the device; on a CPU, asks a tensor for a number."""
+def _waits(arm: Arm) -> int:
+    """As torch itself warns of them."""
     run = _warm(arm)
-    if device.type == "cpu":
-        with profile(activities=[ProfilerActivity.CPU]) as seen:
-            next(run)
-        return sum(event.count for event in seen.key_averages() if event.key == "aten::_local_scalar_dense")
     torch.cuda.set_sync_debug_mode("warn")
     try:
         with warnings.catch_warnings(record=True) as caught:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu_arms import Arm, ours, released
-from benchmarks.gpu_measure import Unsound, gate, host_waits
+from benchmarks.gpu_measure import Unsound, gate, one_step
 from benchmarks.gpu_networks import Family, Pair, flops, pair
 from worker.optimise.weights import resident_bytes, shared_bytes
 
@@ -72,5 +72,5 @@ def test_an_arm_that_ends_elsewhere_is_not_timed(networks: Pair) -> None:
 
 def test_waits_are_counted(networks: Pair) -> None:
     """28 numbers an outer step were counted in the released code, too, by other means (2026-11)."""
-    assert host_waits(released(networks, ""), CPU) == 28
-    assert host_waits(ours(networks, ""), CPU) == 0
+    assert one_step(released(networks, ""), CPU)["host_waits_per_step"] == 28
+    assert one_step(ours(networks, ""), CPU)["host_waits_per_step"] == 0
