@@ -132,6 +132,9 @@ class Connection:
 
     async def _ask(self, raw: bytes) -> int:
         """The status of the answer, all of which has arrived."""
+        if self._reader.at_eof():  # idle for longer than the server keeps a connection; a client opens another
+            self._writer.close()
+            self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port)
         self._writer.write(raw)
         head = (await self._reader.readuntil(b"\r\n\r\n")).lower()
         await self._reader.readexactly(int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0]))

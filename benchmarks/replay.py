@@ -19,17 +19,40 @@ from service.pulse import Pulse
 from service.settings import load_settings
 from service.wiring import open_services
 from worker.__main__ import work
-from worker.messages import Cancel, Done, Drain, Message, Order, Progress, Run, Stopped
+from worker.messages import Done, Message, Order, Progress, Run, Sampled, Stopped
 
 
 @dataclass
-class ReplayedChild:
+class ReplayedLine:
     """Time goes by as for a process of its own: what the parent does between two messages does not make it later."""
 
-    encode_s: float
-    steps_s: Sequence[float]
-    decode_s: float
-    _coming: deque[tuple[float, Message]] = field(default_factory=deque[tuple[float, Message]])
+    coming: deque[tuple[float, Message]] = field(default_factory=deque[tuple[float, Message]])
+
+    def send(self, message: Order) -> None:  # noqa: ARG002  a stop, whichever it is
+        self.coming.clear()
+        self.coming.append((time.monotonic(), Stopped()))
+
+    def receive(self, timeout_s: float) -> Message | None:
+        until = time.monotonic() + timeout_s
+        if not self.coming or self.coming[0][0] > until:
+            time.sleep(timeout_s)
+            return None
+        due, message = self.coming.popleft()
+        time.sleep(max(0.0, due - time.monotonic()))
+        return message
+
+    def kill(self) -> None:
+        self.coming.clear()
+
+
+@dataclass
+class ReplayedChild(ReplayedLine):
+    """Decodes one clip while it takes the steps of the next."""
+
+    encode_s: float = 0.0
+    steps_s: Sequence[float] = ()
+    decode_s: float = 0.0
+    _sampled: tuple[float, Run] | None = None
 
     @property
     def seconds(self) -> float:
@@ -38,37 +61,25 @@ class ReplayedChild:
     def ensure(self, beat: Callable[[], None]) -> None: ...
 
     def send(self, message: Order) -> None:
-        self._coming.clear()
-        match message:
-            case Run():
-                self._coming.extend(self._messages(time.monotonic(), message))
-            case Cancel() | Drain():
-                self._coming.append((time.monotonic(), Stopped()))
-
-    def receive(self, timeout_s: float) -> Message | None:
-        until = time.monotonic() + timeout_s
-        if not self._coming or self._coming[0][0] > until:
-            time.sleep(timeout_s)
-            return None
-        due, message = self._coming.popleft()
-        time.sleep(max(0.0, due - time.monotonic()))
-        return message
-
-    def kill(self) -> None:
-        self._coming.clear()
-
-    def _messages(self, now: float, run: Run) -> list[tuple[float, Message]]:
-        total, key = len(self.steps_s), f"videos/{run.job.id}/{run.execution_id}/video.mp4"
-        found: list[tuple[float, Message]] = [(now, Progress(Phase.ENCODING, 0, total))]
+        if not isinstance(message, Run):
+            super().send(message)
+            return
+        now, total = time.monotonic(), len(self.steps_s)
+        self.coming = deque([(now, Progress(Phase.ENCODING, 0, total))])
         now += self.encode_s
         for step, seconds in enumerate(self.steps_s, 1):
             now += seconds
-            found.append((now, Progress(Phase.SAMPLING, step, total)))
-        found.append((now, Progress(Phase.DECODING, total, total)))
-        now += self.decode_s
+            self.coming.append((now, Progress(Phase.SAMPLING, step, total)))
+        self.coming.append((now, Sampled(message.execution_id)))
+        self._sampled = now, message
+
+    def second(self) -> ReplayedLine:
+        assert self._sampled is not None
+        (now, run), total = self._sampled, len(self.steps_s)
+        output = Output(key=f"videos/{run.job.id}/{run.execution_id}/video.mp4", size_bytes=1, sha256="0" * 64)
         timings = {Phase.ENCODING: self.encode_s, Phase.SAMPLING: sum(self.steps_s), Phase.DECODING: self.decode_s}
-        found.append((now, Done(Output(key=key, size_bytes=1, sha256="0" * 64), dict(timings), None)))
-        return found
+        done = Done(output, dict(timings), None)
+        return ReplayedLine(deque([(now, Progress(Phase.DECODING, total, total)), (now + self.decode_s, done)]))
 
 
 def main(script: Path) -> int:

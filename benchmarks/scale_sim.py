@@ -111,14 +111,16 @@ def _round(services: Services, workers: int, jobs_per_worker: int, script: Mappi
     assert [job.state for job in records] == [JobState.COMPLETED] * count, "a job was lost"
     began, ended = _times(records)
     makespan = max(ended) - min(began)
-    ideal_s = script["encode_s"] + sum(script["steps_s"]) + script["decode_s"]
-    gaps = sorted(_gaps(began, ended, workers))
+    networks_s, decode_s = script["encode_s"] + sum(script["steps_s"]), script["decode_s"]
+    # The networks have the next job while a clip is decoded.
+    ideal_s = jobs_per_worker * networks_s + decode_s
+    gaps = sorted(_gaps(began, [end - decode_s for end in ended], workers))
     return Round(
         workers=workers,
         jobs=count,
         seconds=makespan,
         per_hour=3600 * count / makespan,
-        of_ideal=count * ideal_s / (workers * makespan),
+        of_ideal=ideal_s / makespan,
         gap_p50=_at(gaps, 0.5),
         gap_p95=_at(gaps, 0.95),
         create_p50=_at(creations, 0.5),

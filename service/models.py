@@ -133,6 +133,12 @@ class ModelEntry(Frozen):
         """The components that are not on this machine."""
         return [name for name, part in self.parts.items() if not part.is_here]
 
+    @property
+    def default_generation(self) -> Generation:
+        """What most jobs will ask for, whatever they draw."""
+        words = self.prompt.vocabulary if self.prompt else {"video"}
+        return self.resolve(VideoRequest(prompt=min(words), seed=0))
+
     def resolve(self, request: VideoRequest) -> Generation:
         """Fill in what was left open. Raises InvalidParameter for anything this model cannot do."""
         negative_prompt = self.negative_prompt if request.negative_prompt is None else request.negative_prompt

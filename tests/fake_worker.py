@@ -1,8 +1,9 @@
 """`python -m tests.fake_worker`: a real worker process, parent and child, whose engine only sleeps.
 
 What it is to do wrong stands in the prompt, as name@step: `die`, `hang`, `fail` (the device is lost), `late` (waits
-until the file named in FAKE_GATE exists). FAKE_STEP_S is the time of a step. FAKE_WINDOW names a file that is made when
-a job has been taken and not started; the worker stays there until it is told to stop. FAKE_CLOCK_S: tests/clocks.py.
+until the file named in FAKE_GATE exists); name@decode is the same after the last step. FAKE_STEP_S is the time of a
+step. FAKE_WINDOW names a file that is made when a job has been taken and not started; the worker stays there until it
+is told to stop. FAKE_CLOCK_S: tests/clocks.py.
 """
 
 from __future__ import annotations
@@ -57,27 +58,32 @@ class FakeEngine:
     def __init__(self) -> None:
         self.is_broken = False
 
-    def generate(
+    def sample(
         self,
         generation: Generation,
         on_progress: Callable[[Phase, int, int], None],
         *,
         on_step: Callable[[State], None],
         resume: Path | None,
-    ) -> Clip:
-        total, faults = generation.num_inference_steps, dict(re.findall(r"(\w+)@(\d+)", generation.prompt))
+    ) -> Generation:
+        total = generation.num_inference_steps
         start = int(resume.read_text()) if resume else 0
         print(f"from step {start}", file=sys.stderr, flush=True)
         on_progress(Phase.ENCODING, 0, total)
         for step in range(start, total):
-            self._misbehave({name for name, at in faults.items() if int(at) == step})
+            self._misbehave(generation, str(step))
             time.sleep(float(os.environ.get("FAKE_STEP_S", "0.02")))
             on_step(State(step + 1))
             on_progress(Phase.SAMPLING, step + 1, total)
-        on_progress(Phase.DECODING, total, total)
-        return Clip(np.full((2, 16, 16, 3), generation.seed % 256, np.uint8))
+        return generation
 
-    def _misbehave(self, faults: set[str]) -> None:
+    def decode(self, sampled: Generation, on_progress: Callable[[Phase, int, int], None]) -> Clip:
+        on_progress(Phase.DECODING, sampled.num_inference_steps, sampled.num_inference_steps)
+        self._misbehave(sampled, "decode")
+        return Clip(np.full((2, 16, 16, 3), sampled.seed % 256, np.uint8))
+
+    def _misbehave(self, generation: Generation, now: str) -> None:
+        faults = {name for name, at in re.findall(r"(\w+)@(\w+)", generation.prompt) if at == now}
         if "die" in faults:
             os.kill(os.getpid(), signal.SIGKILL)
         if "hang" in faults:
@@ -97,9 +103,9 @@ class FakeEngine:
         return 1.0
 
 
-def enter(connection: Connection, parent: int, settings: Settings, model: str) -> None:
+def enter(first: Connection, second: Connection, parent: int, settings: Settings, model: str) -> None:
     set_clock_wrong()
-    serve(connection, parent, settings, FakeEngine)
+    serve(first, second, parent, settings, FakeEngine)
 
 
 def stay_in_window(flag: Path) -> None:

@@ -65,6 +65,7 @@ def work(
         scratch = Scratch(settings.scratch_folder)
         runner = Runner(services.store, services.storage, child, scratch, settings, on_lost, pulse)
         _work_through_outages(services, model, runner, pulse)
+        runner.finishing.close()
         return 0
     except ChildDied as e:
         log.error("the models of %s did not load: %s", model, e)

@@ -14,9 +14,10 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -25,18 +26,26 @@ from service.errors import StorageError, UnstorableFile
 from service.jobs import Generation, Phase
 from service.lifeline import watch_parent
 from service.logs import about, configure_logs
+from service.manifest import Manifest
 from service.metrics import MeasuredStorage, StorageCall
+from service.models import ModelEntry
 from service.registry import ModelRegistry
 from service.settings import Settings
-from service.storage import Patience
+from service.storage import Patience, VideoStorage
 from service.wiring import open_storage
 from worker.delivery import Delivery
 from worker.keeper import Keeper, State
-from worker.messages import Cancel, Done, Drain, Failed, Message, Progress, Ready, Run, Stopped
+from worker.messages import Cancel, Done, Drain, Failed, Message, Progress, Ready, Run, Sampled, Stopped
 from worker.scratch import Scratch
+
+if TYPE_CHECKING:
+    from worker.engine import Engine
 
 log = logging.getLogger("ivmix.child")
 
+T = TypeVar("T")
+
+LOOK_S = 0.5  # how often a job that waits for the one before it asks whether to stop
 UNKNOWN = "The video could not be made; the server's log says why."
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk, quota, or the process's own limit is used up
 
@@ -50,18 +59,22 @@ class Product(Protocol):
     def timings(self) -> Mapping[str, float]: ...
 
 
-class Producer(Protocol):
-    """What the child needs of an engine."""
+OnProgress = Callable[[Phase, int, int], None]
 
-    def generate(
+
+class Producer(Protocol):
+    """What the child needs of an engine. What `sample` gives is for `decode`, which is called in another thread."""
+
+    def sample(
         self,
         generation: Generation,
-        on_progress: Callable[[Phase, int, int], None],
+        on_progress: OnProgress,
         *,
         on_step: Callable[[State], None],
         resume: Path | None,
-    ) -> Product: ...
+    ) -> Any: ...
 
+    def decode(self, sampled: Any, on_progress: OnProgress) -> Product: ...
     def failure(self, e: Exception) -> Failed: ...
     def peak_memory_mb(self) -> float: ...
 
@@ -70,25 +83,30 @@ class _StopAsked(Exception):
     """The parent wants the job stopped between two steps."""
 
 
-def main(connection: Connection, parent: int, settings: Settings, model: str) -> None:
+def main(first: Connection, second: Connection, parent: int, settings: Settings, model: str) -> None:
     def load() -> Producer:
         from worker.engine import Engine  # here: it loads torch, which an engine of one's own may do without
 
-        return Engine(ModelRegistry.of(settings).get(model))
+        entry = ModelRegistry.of(settings).get(model)
+        engine = Engine(entry)
+        _warm_up(engine, entry)
+        return engine
 
-    serve(connection, parent, settings, load)
+    serve(first, second, parent, settings, load)
 
 
-def serve(connection: Connection, parent: int, settings: Settings, load: Callable[[], Producer]) -> None:
-    """Until the pipe closes."""
+def serve(first: Connection, second: Connection, parent: int, settings: Settings, load: Callable[[], Producer]) -> None:
+    """Until the first line closes. On it a job is sampled; on the second one it is decoded and stored, while the
+    networks have the next."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     configure_logs(settings.log_format)
     watch_parent(parent, lambda: os._exit(71))  # a child whose parent was killed would hold the GPU for ever
     began = time.monotonic()
-    engine, line = load(), Line(connection)
+    engine, line, other = load(), Line(first), Line(second)
     storage = MeasuredStorage(open_storage(settings), line.note)
-    delivery = Delivery(storage, Scratch(settings.scratch_folder), Patience(settings.storage_retry_s))
+    delivery = _delivery(settings, storage)
+    finisher = Finisher(engine, other, _delivery(settings, MeasuredStorage(open_storage(settings), other.note)))
     line.send(Ready(seconds=time.monotonic() - began))
     while True:
         try:
@@ -98,7 +116,7 @@ def serve(connection: Connection, parent: int, settings: Settings, load: Callabl
         if isinstance(message, Run):
             keeper = Keeper(storage, places.checkpoint(message.job.id), every_s=settings.checkpoint_s)
             with about(video_id=message.job.id, execution_id=message.execution_id):
-                line.send(_run(engine, delivery, keeper, line, message))
+                line.send(_run(engine, delivery, keeper, finisher, line, message))
         # A Cancel or Drain that comes after its job has ended means nothing any more.
 
 
@@ -124,7 +142,70 @@ class Line:
         return self._connection.poll()
 
 
-def _run(engine: Producer, delivery: Delivery, keeper: Keeper, line: Line, run: Run) -> Done | Failed | Stopped:
+class Finisher:
+    """Decodes and stores one clip in a thread of its own, and says on the second line how that went."""
+
+    def __init__(self, engine: Producer, line: Line, delivery: Delivery) -> None:
+        self._engine, self._line, self._delivery = engine, line, delivery
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="finisher")
+        self._job: Future[None] | None = None
+
+    def is_free(self, timeout_s: float) -> bool:
+        """Waits so long for it."""
+        return self._job is None or not wait([self._job], timeout_s).not_done
+
+    def begin(self, run: Run, sampled: Any, keeper: Keeper) -> None:
+        """The keeper is closed when the job is over."""
+
+        def work() -> None:
+            with about(video_id=run.job.id, execution_id=run.execution_id):
+                self._line.send(_guarded(self._engine, keeper, lambda: self._finish(run, sampled, keeper)))
+
+        self._job = self._thread.submit(work)
+
+    def _finish(self, run: Run, sampled: Any, keeper: Keeper) -> Done:
+        report = _reporter(self._line, run, keeper)
+        clip = self._engine.decode(sampled, report)
+        began = time.perf_counter()
+        stored = self._delivery.deliver(
+            run.job,
+            run.execution_id,
+            np.asarray(clip.frames),
+            timings=clip.timings,
+            peak_memory_mb=self._engine.peak_memory_mb(),
+            meanwhile=lambda: report(Phase.UPLOADING, run.generation.total_steps, run.generation.total_steps),
+        )
+        return _done(stored, began)
+
+
+def _delivery(settings: Settings, storage: VideoStorage) -> Delivery:
+    return Delivery(storage, Scratch(settings.scratch_folder), Patience(settings.storage_retry_s))
+
+
+def _run(
+    engine: Producer, delivery: Delivery, keeper: Keeper, finisher: Finisher, line: Line, run: Run
+) -> Done | Failed | Stopped | Sampled:
+    report, total = _reporter(line, run, keeper), run.generation.total_steps
+
+    def sample() -> Done | Sampled:
+        began = time.perf_counter()
+        finished = delivery.find(run.job, run.execution_id, meanwhile=lambda: report(Phase.UPLOADING, total, total))
+        if finished is not None:
+            return _done(finished, began)
+        with tempfile.TemporaryDirectory(prefix="ivmix-") as folder:
+            resume = keeper.fetch(Path(folder)) if run.may_resume else None
+            sampled = engine.sample(run.generation, report, on_step=keeper.offer, resume=resume)
+        while not finisher.is_free(LOOK_S):
+            report(Phase.DECODING, total, total)  # not silent, and to be stopped like at any other time
+        finisher.begin(run, sampled, keeper)
+        return Sampled(run.execution_id)
+
+    return _guarded(engine, keeper, sample)
+
+
+def _reporter(line: Line, run: Run, keeper: Keeper) -> Callable[[Phase, int, int], None]:
+    """What tells the parent of progress, and raises when the parent wants the job stopped."""
+
     def report(phase: Phase, step: int, total: int) -> None:
         line.send(Progress(phase, step, total))
         while line.has_word():
@@ -137,32 +218,26 @@ def _run(engine: Producer, delivery: Delivery, keeper: Keeper, line: Line, run: 
                 case _:
                     pass
 
-    def upload() -> None:
-        report(Phase.UPLOADING, run.generation.total_steps, run.generation.total_steps)
+    return report
 
+
+def _done(stored: Manifest, began: float) -> Done:
+    timings = {**stored.job.timings, Phase.UPLOADING: time.perf_counter() - began}
+    return Done(stored.output, timings, stored.job.peak_memory_mb)
+
+
+def _guarded(engine: Producer, keeper: Keeper, work: Callable[[], T]) -> T | Failed | Stopped:
+    """The work's result, or what to say of how it ended. The keeper is closed unless the work goes on elsewhere."""
+    goes_on = False
     try:
-        began = time.perf_counter()
-        finished = delivery.find(run.job, run.execution_id, meanwhile=upload)
-        if finished is None:
-            with tempfile.TemporaryDirectory(prefix="ivmix-") as folder:
-                resume = keeper.fetch(Path(folder)) if run.may_resume else None
-                clip = engine.generate(run.generation, report, on_step=keeper.offer, resume=resume)
-            began = time.perf_counter()
-            finished = delivery.deliver(
-                run.job,
-                run.execution_id,
-                np.asarray(clip.frames),
-                timings=clip.timings,
-                peak_memory_mb=engine.peak_memory_mb(),
-                meanwhile=upload,
-            )
-        timings = {**finished.job.timings, Phase.UPLOADING: time.perf_counter() - began}
-        return Done(finished.output, timings, finished.job.peak_memory_mb)
+        answer = work()
+        goes_on = isinstance(answer, Sampled)
+        return answer
     except _StopAsked:
         return Stopped()
     except UnstorableFile:
         log.exception("the files on scratch were harmed")
-        return Failed("internal_error", "The video could not be made; the server's log says why.", can_retry=True)
+        return Failed("internal_error", UNKNOWN, can_retry=True)
     except StorageError as e:
         log.error("the storage stayed away: %s", e)
         return Failed("storage_unavailable", "The finished video could not be stored; try again.", can_retry=False)
@@ -174,4 +249,15 @@ def _run(engine: Producer, delivery: Delivery, keeper: Keeper, line: Line, run: 
     except Exception as e:
         return engine.failure(e)
     finally:
-        keeper.close()
+        if not goes_on:
+            keeper.close()
+
+
+def _warm_up(engine: Engine, entry: ModelEntry) -> None:
+    """With what most jobs will ask for. A worker that cannot do that says so, and may be able to do smaller ones."""
+    began = time.monotonic()
+    try:
+        engine.warm_up(entry.default_generation)
+        log.info("warmed up in %.1f s", time.monotonic() - began)
+    except Exception:
+        log.exception("the default clip of %s cannot be made here", entry.id)

@@ -43,6 +43,16 @@ def _keep_nothing(_checkpoint: Checkpoint) -> None: ...
 
 
 @dataclass
+class Sampled:
+    """Latents (1, C, F, h, w) at the end of their plan, and how long each phase took, in seconds."""
+
+    latents: Tensor
+    steps: int
+    timings: dict[str, float] = field(default_factory=dict)
+    low_memory: bool = False
+
+
+@dataclass
 class Clip:
     """Frames (F, H, W, 3) uint8 and how long each phase took, in seconds."""
 
@@ -51,7 +61,10 @@ class Clip:
 
 
 class Engine:
-    """Both networks of one model entry, resident on one device."""
+    """Both networks of one model entry, resident on one device.
+
+    `decode` may run in one thread while `sample` works on the next generation in another.
+    """
 
     def __init__(self, entry: ModelEntry, device: torch.device | None = None) -> None:
         device = device or default_device()
@@ -73,6 +86,17 @@ class Engine:
 
         Where the memory runs out it goes on from the last step in low-memory mode, once, which rounds differently.
         """
+        return self.decode(self.sample(generation, on_progress, on_step=on_step, resume=resume), on_progress)
+
+    def sample(
+        self,
+        generation: Generation,
+        on_progress: OnProgress = _say_nothing,
+        *,
+        on_step: OnStep = _keep_nothing,
+        resume: Path | None = None,
+    ) -> Sampled:
+        """The first part of `generate`: all calls of the networks."""
         timings: dict[str, float] = {}
         latest: Checkpoint | Path | None = resume
 
@@ -82,13 +106,41 @@ class Engine:
             on_step(checkpoint)
 
         try:
-            return self._generate(generation, on_progress, note, latest, timings, low_memory=False)
+            return self._sample(generation, on_progress, note, latest, timings, low_memory=False)
         except torch.OutOfMemoryError as e:
             log.warning("out of memory, going on in low-memory mode: %s", e)
         self._free_memory()  # only here: the exception held on to the tensors of the call that failed
-        return self._generate(generation, on_progress, note, latest, timings, low_memory=True)
+        return self._sample(generation, on_progress, note, latest, timings, low_memory=True)
 
-    def _generate(
+    def decode(self, sampled: Sampled, on_progress: OnProgress = _say_nothing) -> Clip:
+        """The second part of `generate`."""
+        if not sampled.low_memory:
+            try:
+                return self._decode(sampled, on_progress, at_once=None)
+            except torch.OutOfMemoryError as e:
+                log.warning("out of memory, decoding frame by frame: %s", e)
+            self._free_memory()
+        return self._decode(sampled, on_progress, at_once=1)
+
+    def _decode(self, sampled: Sampled, on_progress: OnProgress, *, at_once: int | None) -> Clip:
+        on_progress(Phase.DECODING, sampled.steps, sampled.steps)
+        with _timed(sampled.timings, Phase.DECODING):
+            frames = self.models.decode(sampled.latents, at_once=at_once)
+        return Clip(frames, sampled.timings)
+
+    def warm_up(self, generation: Generation) -> None:
+        """One step that calls all networks of the plan, and its decoding, thrown away: kernels are chosen and memory is
+        taken before the first job."""
+        plan = self.plan(generation)
+        texts = self.models.encode([generation.prompt, generation.negative_prompt])
+        image, video = self.models.denoisers(texts[:1], texts[1:], fps=generation.fps)
+        latents = torch.randn(self.models.latents_shape(generation), generator=torch.Generator().manual_seed(0))
+        models_of = [{call.model for move in step for call in move.calls} for step in plan]
+        start = max(range(len(plan)), key=lambda index: len(models_of[index]))
+        step = next(iter(sample(latents.to(self.models.device), plan, image=image, video=video, start=start)))
+        self.models.decode(step.latents)
+
+    def _sample(
         self,
         generation: Generation,
         on_progress: OnProgress,
@@ -97,7 +149,7 @@ class Engine:
         timings: dict[str, float],
         *,
         low_memory: bool,
-    ) -> Clip:
+    ) -> Sampled:
         plan = self.plan(generation)
         name = fingerprint.of_run(self._networks, generation, plan)
         device, shape = self.models.device, self.models.latents_shape(generation)
@@ -127,10 +179,7 @@ class Engine:
                 latents = step.latents
                 on_step(Checkpoint(name, step.index + 1, latents, step.memory, generator.get_state()))
                 on_progress(Phase.SAMPLING, step.index + 1, total)
-        on_progress(Phase.DECODING, total, total)
-        with _timed(timings, Phase.DECODING):
-            frames = self.models.decode(latents, at_once=1 if low_memory else None)
-        return Clip(frames, timings)
+        return Sampled(latents, total, timings, low_memory)
 
     def failure(self, e: Exception) -> Failed:
         """What to say of an exception out of `generate`.

@@ -47,6 +47,13 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class Sampled:
+    """The networks are free for the next job; how this one goes on is told on the second line."""
+
+    execution_id: str
+
+
+@dataclass(frozen=True)
 class Done:
     output: Output
     timings: dict[str, float]  # seconds per phase
@@ -69,4 +76,4 @@ class Stopped:
 
 
 Order = Run | Cancel | Drain
-Message = Ready | Progress | Done | Failed | Stopped
+Message = Ready | Progress | Sampled | Done | Failed | Stopped

@@ -13,8 +13,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 
 from service.jobs import Phase
 from service.metrics import StorageCall, StorageMetrics, serve_metrics
-from worker.messages import Done, Failed, Message, Order, Progress, Run, Stopped
-from worker.resident import Child, ChildDied
+from worker.messages import Done, Failed, Message, Order, Progress, Run, Sampled, Stopped
+from worker.resident import Child, ChildDied, Line
 
 PHASE_BUCKETS_S = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)
 GAP_BUCKETS_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
@@ -27,7 +27,6 @@ class WorkerMetrics:
         self.registry = CollectorRegistry()
         self.storage = StorageMetrics(self.registry)
         self._now = now
-        self._running: Run | None = None
         self._step = 0
         self._ended_at: float | None = None
         self._executions = Counter(
@@ -41,10 +40,12 @@ class WorkerMetrics:
             registry=self.registry,
         )
         self._gap = Histogram(
-            "ivmix_worker_gap_seconds", "Between two jobs", buckets=GAP_BUCKETS_S, registry=self.registry
+            "ivmix_worker_gap_seconds", "Between the steps of two jobs", buckets=GAP_BUCKETS_S, registry=self.registry
         )
         self._steps = Counter("ivmix_worker_steps", "Finished sampling steps", ("model",), registry=self.registry)
-        self._is_busy = Gauge("ivmix_worker_busy", "Whether a job is worked on", registry=self.registry)
+        self._executing = set[str]()
+        busy = Gauge("ivmix_worker_busy", "Whether a job is worked on", registry=self.registry)
+        busy.set_function(lambda: float(bool(self._executing)))
         self._lost = Counter("ivmix_worker_leases_lost", "Jobs that went to somebody else", registry=self.registry)
         self._peak = Gauge("ivmix_worker_peak_memory_bytes", "Of the last finished job", registry=self.registry)
         ProcessCollector(registry=self.registry)
@@ -52,35 +53,33 @@ class WorkerMetrics:
     def begin(self, run: Run) -> None:
         if self._ended_at is not None:
             self._gap.observe(self._now() - self._ended_at)
-        self._running, self._step = run, 0
-        self._is_busy.set(1)
+        self._step = 0
+        self._executing.add(run.execution_id)
 
-    def progress(self, progress: Progress) -> None:
+    def progress(self, run: Run, progress: Progress) -> None:
         """A job that goes on where another worker stopped begins with more than one step."""
-        if self._running is None or progress.phase is not Phase.SAMPLING:
+        if progress.phase is not Phase.SAMPLING:
             return
         if self._step:
-            self._steps.labels(self._running.generation.model).inc(max(0, progress.step - self._step))
+            self._steps.labels(run.generation.model).inc(max(0, progress.step - self._step))
         elif progress.step == 1:
-            self._steps.labels(self._running.generation.model).inc()
+            self._steps.labels(run.generation.model).inc()
         self._step = max(self._step, progress.step)
 
-    def finish(self, done: Done) -> None:
-        if self._running is None:
-            return
+    def release(self) -> None:
+        """The networks have nothing to do any more."""
+        self._ended_at = self._now()
+
+    def finish(self, run: Run, done: Done) -> None:
         for phase, seconds in done.timings.items():
-            self._phases.labels(self._running.generation.model, str(phase)).observe(seconds)
+            self._phases.labels(run.generation.model, str(phase)).observe(seconds)
         if done.peak_memory_mb is not None:
             self._peak.set(done.peak_memory_mb * 2**20)
-        self.end("completed")
+        self.end(run, "completed")
 
-    def end(self, outcome: str) -> None:
-        """Nothing if no job is worked on."""
-        if self._running is None:
-            return
-        self._executions.labels(self._running.generation.model, outcome).inc()
-        self._running, self._ended_at = None, self._now()
-        self._is_busy.set(0)
+    def end(self, run: Run, outcome: str) -> None:
+        self._executions.labels(run.generation.model, outcome).inc()
+        self._executing.discard(run.execution_id)
 
     def lost(self) -> None:
         self._lost.inc()
@@ -90,48 +89,83 @@ class WorkerMetrics:
         return serve_metrics(self.registry, host, port, "WORKER_METRICS_PORT")
 
 
-class MeasuredChild:
-    """A child whose words are counted on their way; everything is passed on but what is said to us alone."""
+class MeasuredLine:
+    """A line whose words are counted on their way; everything is passed on but what is said to us alone."""
 
+    def __init__(self, line: Line, metrics: WorkerMetrics, run: Run | None = None) -> None:
+        self._line, self._metrics, self._run = line, metrics, run
+
+    def send(self, message: Order) -> None:
+        self._line.send(message)
+
+    def receive(self, timeout_s: float) -> Message | None:
+        until = time.monotonic() + timeout_s
+        try:
+            message = cast(Message | StorageCall | None, self._line.receive(timeout_s))
+            while isinstance(message, StorageCall):  # None would mean a silent child
+                self._metrics.storage.observe(message)
+                message = cast(Message | StorageCall | None, self._line.receive(max(0.0, until - time.monotonic())))
+        except ChildDied:
+            self._end("died")
+            raise
+        if self._run is not None:
+            self._count(self._run, message)
+        return message
+
+    def kill(self) -> None:
+        """A job that is still worked on was hanging, took too long, or did not stop when asked to."""
+        self._end("killed")
+        self._line.kill()
+
+    def _count(self, run: Run, message: Message | None) -> None:
+        match message:
+            case Progress():
+                self._metrics.progress(run, message)
+            case Done():
+                self._run = None
+                self._metrics.finish(run, message)
+            case Failed():
+                self._end(message.code)
+            case Stopped():
+                self._end("stopped")
+            case _:
+                pass
+
+    def _end(self, outcome: str) -> None:
+        if self._run is not None:
+            self._metrics.end(self._run, outcome)
+        self._run = None
+
+
+class MeasuredChild(MeasuredLine):
     def __init__(self, child: Child, metrics: WorkerMetrics) -> None:
-        self._child, self._metrics = child, metrics
+        super().__init__(child, metrics)
+        self._child = child
 
     def ensure(self, beat: Callable[[], None]) -> None:
         self._child.ensure(beat)
 
     def send(self, message: Order) -> None:
         if isinstance(message, Run):
+            self._run = message
             self._metrics.begin(message)
         try:
-            self._child.send(message)
+            super().send(message)
         except ChildDied:
-            self._metrics.end("died")
+            self._end("died")
             raise
 
-    def receive(self, timeout_s: float) -> Message | None:
-        until = time.monotonic() + timeout_s
-        try:
-            message = cast(Message | StorageCall | None, self._child.receive(timeout_s))
-            while isinstance(message, StorageCall):  # None would mean a silent child
-                self._metrics.storage.observe(message)
-                message = cast(Message | StorageCall | None, self._child.receive(max(0.0, until - time.monotonic())))
-        except ChildDied:
-            self._metrics.end("died")
-            raise
-        match message:
-            case Progress():
-                self._metrics.progress(message)
-            case Done():
-                self._metrics.finish(message)
-            case Failed():
-                self._metrics.end(message.code)
-            case Stopped():
-                self._metrics.end("stopped")
-            case _:
-                pass
-        return message
+    def second(self) -> Line:
+        """Of the job that was sampled last: the rest of it is counted there."""
+        run, self._run = self._run, None
+        return MeasuredLine(self._child.second(), self._metrics, run)
 
-    def kill(self) -> None:
-        """A job that is still worked on was hanging, took too long, or did not stop when asked to."""
-        self._metrics.end("killed")
-        self._child.kill()
+    def _count(self, run: Run, message: Message | None) -> None:
+        if isinstance(message, Sampled | Done):
+            self._metrics.release()
+        super()._count(run, message)
+
+    def _end(self, outcome: str) -> None:
+        if self._run is not None:
+            self._metrics.release()
+        super()._end(outcome)

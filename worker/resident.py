@@ -21,21 +21,57 @@ LOAD_TIMEOUT_S = 900.0
 EXIT_GRACE_S = 3.0
 
 
-# What a child runs: its end of the pipe, the parent's process id, the settings, the model.
-Enter = Callable[[Connection, int, Settings, str], None]
+# What a child runs: its ends of the two lines, the parent's process id, the settings, the model.
+Enter = Callable[[Connection, Connection, int, Settings, str], None]
 
 
 class ChildDied(Exception):
     """The child ended without an answer: killed, crashed, or out of host memory."""
 
 
-class Child(Protocol):
-    """What the runner needs of a child process."""
+class Line(Protocol):
+    """What is said about one job. `send` and `receive` raise ChildDied; `receive` gives None when nothing came in
+    time; `kill` ends the process at the other end."""
 
-    def ensure(self, beat: Callable[[], None]) -> None: ...
     def send(self, message: Order) -> None: ...
     def receive(self, timeout_s: float) -> Message | None: ...
     def kill(self) -> None: ...
+
+
+class Child(Line, Protocol):
+    """What the runner needs of a child process: the line about the job whose steps are done."""
+
+    def ensure(self, beat: Callable[[], None]) -> None: ...
+    def second(self) -> Line: ...
+
+
+class Wire:
+    """One of the two pipes to a child, bound to that very process. A thread of its own may use it."""
+
+    def __init__(self, connection: Connection, process: BaseProcess) -> None:
+        self._connection, self._process = connection, process
+
+    def send(self, message: Order) -> None:
+        try:
+            self._connection.send(message)
+        except OSError as e:
+            raise ChildDied("the child closed its pipe") from e
+
+    def receive(self, timeout_s: float) -> Message | None:
+        try:
+            if self._connection.poll(timeout_s):
+                return cast(Message, self._connection.recv())
+        except (EOFError, OSError) as e:
+            self._process.join(EXIT_GRACE_S)
+            raise ChildDied(f"the child ended with exit code {self._process.exitcode}") from e
+        return None
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def kill(self) -> None:
+        """Without waiting: whoever has the child notices by its pipe."""
+        self._process.kill()
 
 
 class Resident:
@@ -44,7 +80,8 @@ class Resident:
     def __init__(self, settings: Settings, model: str, enter: Enter | None = None) -> None:
         self._settings, self._model, self._enter = settings, model, enter or _enter
         self._process: BaseProcess | None = None
-        self._connection: Connection | None = None
+        self._first: Wire | None = None
+        self._second: Wire | None = None
 
     @property
     def pid(self) -> int | None:
@@ -56,15 +93,17 @@ class Resident:
             return
         self.kill()
         context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
-        self._connection, theirs = context.Pipe()
+        (first, their_first), (second, their_second) = context.Pipe(), context.Pipe()
         self._process = context.Process(
             target=self._enter,
-            args=(theirs, os.getpid(), self._settings, self._model),
+            args=(their_first, their_second, os.getpid(), self._settings, self._model),
             name=f"ivmix-child-{self._model}",
             daemon=True,
         )
         self._process.start()
-        theirs.close()
+        their_first.close()
+        their_second.close()
+        self._first, self._second = Wire(first, self._process), Wire(second, self._process)
         deadline = time.monotonic() + LOAD_TIMEOUT_S
         while time.monotonic() < deadline:
             beat()
@@ -76,44 +115,35 @@ class Resident:
         raise ChildDied(f"no models after {LOAD_TIMEOUT_S:.0f} s")
 
     def send(self, message: Order) -> None:
-        try:
-            self._pipe().send(message)
-        except OSError as e:
-            raise ChildDied("the child closed its pipe") from e
+        _there(self._first).send(message)
 
     def receive(self, timeout_s: float) -> Message | None:
-        """The next message, or None when none came in time. Raises ChildDied."""
-        try:
-            if self._pipe().poll(timeout_s):
-                return cast(Message, self._pipe().recv())
-        except (EOFError, OSError) as e:
-            code = self._exit_code()
-            raise ChildDied(f"the child ended with exit code {code}") from e
-        return None
+        return _there(self._first).receive(timeout_s)
+
+    def second(self) -> Line:
+        return _there(self._second)
 
     def kill(self) -> None:
-        """End the child whatever it does; a child that waits for work ends by itself when the pipe closes."""
-        if self._connection is not None:
-            self._connection.close()
+        """End the child whatever it does; a child that waits for work ends by itself when the pipe closes.
+
+        The second line is left to whoever listens to it: it hears that nobody speaks any more.
+        """
+        if self._first is not None:
+            self._first.close()
         if self._process is not None:
             self._process.join(0.2)
             self._process.kill()
             self._process.join(EXIT_GRACE_S)
-        self._connection = self._process = None
-
-    def _exit_code(self) -> int | None:
-        if self._process is None:
-            return None
-        self._process.join(EXIT_GRACE_S)
-        return self._process.exitcode
-
-    def _pipe(self) -> Connection:
-        if self._connection is None:
-            raise ChildDied("there is no child")
-        return self._connection
+        self._first = self._second = self._process = None
 
 
-def _enter(connection: Connection, parent: int, settings: Settings, model: str) -> None:
+def _there(wire: Wire | None) -> Wire:
+    if wire is None:
+        raise ChildDied("there is no child")
+    return wire
+
+
+def _enter(first: Connection, second: Connection, parent: int, settings: Settings, model: str) -> None:
     from worker.child import main  # here, in the child: it loads torch
 
-    main(connection, parent, settings, model)
+    main(first, second, parent, settings, model)

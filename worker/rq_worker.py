@@ -96,10 +96,18 @@ class ResidentWorker(SimpleWorker):
         with self.connection.pipeline() as pipe:  # pyright: ignore[reportUnknownMemberType]
             self.cleanup_execution(job, pipe, execution)
             if is_over:
-                job.set_status(status, pipeline=pipe)
-                job.cleanup(DELIVERED_TTL_S, pipeline=pipe, remove_from_queue=False)
+                _close(job, status, pipe)
             pipe.execute()
         return status is JobStatus.FINISHED
+
+    def close_entry(self, job: Job) -> None:
+        """For a job that ended after `perform_job`: nobody needs RQ's entry any more. From any thread."""
+        try:
+            with self.connection.pipeline() as pipe:  # pyright: ignore[reportUnknownMemberType]
+                _close(job, JobStatus.FINISHED, pipe)
+                pipe.execute()
+        except redis.exceptions.RedisError as e:
+            log.warning("RQ's entry of %s stays: %s", job.id, type(e).__name__)
 
     def beat(self, job: Job) -> None:
         """For those who look at RQ's books; the lease on the job is ours."""
@@ -134,3 +142,8 @@ class ResidentWorker(SimpleWorker):
 
     def request_force_stop(self, signum: int, frame: Any) -> None:
         """A second signal changes nothing: the drain is already under way and takes one step."""
+
+
+def _close(job: Job, status: JobStatus, pipe: Pipeline) -> None:
+    job.set_status(status, pipeline=pipe)
+    job.cleanup(DELIVERED_TTL_S, pipeline=pipe, remove_from_queue=False)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar, assert_never
 
 from redis.exceptions import RedisError
@@ -21,8 +21,9 @@ from service.pulse import Pulse
 from service.settings import Settings
 from service.storage import VideoStorage
 from service.store import JobStore
-from worker.messages import Done, Failed
-from worker.resident import Child, ChildDied
+from worker.finishing import Finishing
+from worker.messages import Done, Failed, Sampled
+from worker.resident import Child, ChildDied, Line
 from worker.scratch import Scratch
 from worker.watch import Halt, Watch
 
@@ -42,22 +43,50 @@ class Runner:
     settings: Settings
     on_lost: Callable[[], None] = lambda: None
     pulse: Pulse = field(default_factory=Pulse)
+    finishing: Finishing = field(default_factory=Finishing)
 
     def run(
-        self, job_id: str, execution_id: str, *, on_beat: Callable[[], None], is_draining: Callable[[], bool]
+        self,
+        job_id: str,
+        execution_id: str,
+        *,
+        on_beat: Callable[[], None],
+        is_draining: Callable[[], bool],
+        on_over: Callable[[], None] = lambda: None,
     ) -> bool:
-        """Work on a job if it waits. Returns whether it is over, whoever ended it: then RQ's entry can go."""
+        """Work on a job if it waits. Returns whether it is over, whoever ended it: then RQ's entry can go.
+
+        A job whose steps are done is finished in another thread: False is returned for the time being, and `on_over`
+        is called from there.
+        """
         with about(video_id=job_id, execution_id=execution_id):
             job = self._start(job_id, execution_id)
             if job is None:
                 log.info("%s is not waiting any more", job_id)
-            else:
-                log.info("%s started, attempt %d, execution %s", job_id, job.attempt, execution_id)
-                self._work(job, execution_id, on_beat, is_draining)
-        is_over = self._is_over(job_id)
-        if is_over:  # committed, or of no use to anybody; a job that comes again may need its files
-            self.scratch.discard(job_id, execution_id)
-        return is_over
+                return self._is_over(job_id, execution_id)
+            log.info("%s started, attempt %d, execution %s", job_id, job.attempt, execution_id)
+            watch = Watch(job, execution_id, self.store, self.child, self.settings, on_beat, is_draining, self.pulse)
+            outcome = self._outcome(watch)
+            if not isinstance(outcome, Sampled):
+                return self._end(job, execution_id, outcome, is_draining)
+            line = self.child.second()
+            watch.wait_until(self.finishing.is_free)
+            hidden = replace(self, pulse=Pulse())  # the main thread's pulse says how the main thread is
+            self.finishing.begin(lambda: hidden._finish(watch, line, on_over))
+            return False
+
+    def _finish(self, watch: Watch, line: Line, on_over: Callable[[], None]) -> None:
+        """What is left after the sampling. Whatever is wrong with the child, the main thread replaces it."""
+        job, execution_id = watch.job, watch.execution_id
+        with about(video_id=job.id, execution_id=execution_id):
+            try:
+                outcome = watch.finish(line)
+            except ChildDied as e:
+                outcome = _died(job, e)
+            if watch.is_stuck or (isinstance(outcome, Failed) and outcome.is_broken):
+                line.kill()
+            if self._end(job, execution_id, outcome, watch.is_draining):
+                on_over()
 
     def _start(self, job_id: str, execution_id: str) -> Job | None:
         try:
@@ -67,17 +96,28 @@ class Runner:
             self.store.fail(job_id, None, DAMAGED)
             return None
 
-    def _work(self, job: Job, execution_id: str, on_beat: Callable[[], None], is_draining: Callable[[], bool]) -> None:
-        watch = Watch(job, execution_id, self.store, self.child, self.settings, on_beat, is_draining, self.pulse)
+    def _outcome(self, watch: Watch) -> Done | Failed | Halt | Sampled:
+        """A child that is of no use any more is gone when this returns."""
+        has_died = False
         try:
             outcome = watch.outcome()
         except ChildDied as e:
-            log.error("%s: %s", job.id, e)
-            self.child.kill()
-            outcome = Failed("worker_lost", "The worker process died several times on this job.", can_retry=True)
+            has_died, outcome = True, _died(watch.job, e)
+        if watch.is_stuck or (isinstance(outcome, Failed) and outcome.is_broken):
+            self._let_finish(watch)
+        elif not has_died:
+            return outcome
+        self.child.kill()
+        return outcome
+
+    def _let_finish(self, watch: Watch) -> None:
+        """The job before this one may be on its way to the storage, and is not to blame."""
+        until = time.monotonic() + self.settings.stop_grace_s
+        watch.wait_until(lambda seconds: self.finishing.is_free(seconds) or time.monotonic() > until)
+
+    def _end(self, job: Job, execution_id: str, outcome: Done | Failed | Halt, is_draining: Callable[[], bool]) -> bool:
         self._patiently(lambda: self._settle(job, execution_id, outcome), is_draining)
-        if isinstance(outcome, Failed) and outcome.is_broken:
-            self.child.kill()
+        return self._is_over(job.id, execution_id)
 
     def _settle(self, job: Job, execution_id: str, outcome: Done | Failed | Halt) -> None:
         match outcome:
@@ -134,9 +174,18 @@ class Runner:
         except StorageError as e:
             log.warning("%s: its checkpoint stays for now: %s", job.id, e)
 
-    def _is_over(self, job_id: str) -> bool:
+    def _is_over(self, job_id: str, execution_id: str) -> bool:
+        """Then its files on scratch are removed: committed, or of no use to anybody. Another execution needs them."""
         try:
             job = self.store.get(job_id)
         except ValueError:
             return False
-        return job is None or job.state.is_terminal
+        is_over = job is None or job.state.is_terminal
+        if is_over:
+            self.scratch.discard(job_id, execution_id)
+        return is_over
+
+
+def _died(job: Job, e: ChildDied) -> Failed:
+    log.error("%s: %s", job.id, e)
+    return Failed("worker_lost", "The worker process died several times on this job.", can_retry=True)

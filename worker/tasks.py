@@ -22,5 +22,9 @@ def generate(job_id: str) -> bool:
         raise RuntimeError("worker.tasks.generate runs inside `ivmix worker` only")
     runner, worker = _installed
     return runner.run(
-        job_id, worker.execution_id, on_beat=lambda: worker.beat(job), is_draining=lambda: worker.is_draining
+        job_id,
+        worker.execution_id,
+        on_beat=lambda: worker.beat(job),
+        is_draining=lambda: worker.is_draining,
+        on_over=lambda: worker.close_entry(job),
     )

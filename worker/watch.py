@@ -16,12 +16,13 @@ from service.jobs import Job, Phase
 from service.pulse import Pulse
 from service.settings import Settings
 from service.store import JobStore, Verdict
-from worker.messages import Cancel, Done, Drain, Failed, Progress, Ready, Run, Stopped
-from worker.resident import Child, ChildDied
+from worker.messages import Cancel, Done, Drain, Failed, Progress, Ready, Run, Sampled, Stopped
+from worker.resident import Child, ChildDied, Line
 
 log = logging.getLogger("ivmix.worker")
 
 POLL_S = 0.5  # how often a silent child is looked at: bounds how late a drain is noticed
+FINISH_S = 3.0  # what a clip that has all its steps is given to be stored when the worker is told to stop
 
 
 class Halt(StrEnum):
@@ -36,13 +37,19 @@ class Halt(StrEnum):
 HALTS = {Verdict.CANCEL: Halt.CANCELLED, Verdict.LOST: Halt.LOST}
 
 
+def _do_nothing() -> None: ...
+
+
 class _Halted(Exception):
     """There is a reason to stop, and no child at work that would have to be asked."""
 
 
 @dataclass
 class Watch:
-    """`on_beat` is called with every beat, `is_draining` says whether this worker is to stop."""
+    """`on_beat` is called with every beat, `is_draining` says whether this worker is to stop.
+
+    `is_stuck`: the child did not stop when it had to, and can only be killed.
+    """
 
     job: Job
     execution_id: str
@@ -52,27 +59,42 @@ class Watch:
     on_beat: Callable[[], None]
     is_draining: Callable[[], bool]
     pulse: Pulse = field(default_factory=Pulse)
+    is_stuck: bool = False
     _halt: Halt | None = None
     _next_beat: float = 0.0
     _is_redis_away: bool = False
     _began: float = field(default_factory=time.monotonic)
 
-    def outcome(self) -> Done | Failed | Halt:
-        """Have the job done. Raises ChildDied, also for a child that hangs."""
+    def outcome(self) -> Done | Failed | Halt | Sampled:
+        """Have the job done, or its steps at least. Raises ChildDied, also for a child that hangs."""
         try:
             self.child.ensure(self._look_while_loading)
         except _Halted:
-            self.child.kill()
+            self.is_stuck = True
             assert self._halt is not None
             return self._halt
         self.child.send(Run(self.job, self.execution_id, may_resume=self.job.step > 0))
-        return self._watch()
+        return self._watch(self.child, drain_after_s=0.0)
 
-    def _watch(self) -> Done | Failed | Halt:
+    def wait_until(self, is_so: Callable[[float], bool]) -> None:
+        """Keep the job while something else is waited for; `is_so` is given seconds it may take."""
+        while not is_so(POLL_S):
+            self._look()
+
+    def finish(self, line: Line) -> Done | Failed | Halt:
+        """After `Sampled`, in another thread: the main one has RQ and the pulse for itself. Raises ChildDied."""
+        self.on_beat, self.pulse = _do_nothing, Pulse()
+        outcome = self._watch(line, drain_after_s=FINISH_S)
+        if isinstance(outcome, Sampled):
+            raise ChildDied("the child sampled one job twice")
+        return outcome
+
+    def _watch(self, line: Line, *, drain_after_s: float) -> Done | Failed | Halt | Sampled:
         settings = self.settings
-        last_sign, phase, stop_by = time.monotonic(), Phase.ENCODING, None
+        last_sign, phase = time.monotonic(), Phase.ENCODING
+        halted_at = told_at = None
         while True:
-            message = self.child.receive(POLL_S)
+            message = line.receive(POLL_S)
             now = time.monotonic()
             match message:
                 case None:
@@ -80,24 +102,27 @@ class Watch:
                 case Progress():
                     last_sign, phase = now, message.phase
                     self._look(message)
-                case Done() | Failed():
+                case Done() | Failed() | Sampled():
                     return message
                 case Stopped() if self._halt is not None:
                     return self._halt
                 case Ready() | Stopped():
                     raise ChildDied(f"the child said {message} out of turn")
             if self._halt is not None:
-                if stop_by is None:
-                    self.child.send((Drain if self._halt is Halt.DRAINED else Cancel)(self.execution_id))
-                    stop_by = now + settings.stop_grace_s
-                elif now > stop_by:
-                    self.child.kill()
+                halted_at = now if halted_at is None else halted_at
+                order, after_s = (Drain, drain_after_s) if self._halt is Halt.DRAINED else (Cancel, 0.0)
+                if told_at is None and now >= halted_at + after_s:
+                    line.send(order(self.execution_id))
+                    told_at = now
+                elif told_at is not None and now > told_at + settings.stop_grace_s:
+                    self.is_stuck = True
                     return self._halt
             if now - self._began > settings.job_timeout_s:
-                self.child.kill()
+                self.is_stuck = True
                 return Halt.TIMED_OUT
             # An upload waits for a storage that is away; that has its own limit.
             if phase is not Phase.UPLOADING and now - last_sign > settings.stall_timeout_s:
+                self.is_stuck = True
                 raise ChildDied(f"no step for {settings.stall_timeout_s:g} s")
 
     def _look_while_loading(self) -> None:

@@ -107,3 +107,16 @@ def test_the_gpu_benchmark_goes_its_whole_way_on_a_cpu(tmp_path: Path) -> None:
         assert arm["host_waits_per_step"] == (28 if name.startswith("A") else 0)
     assert found["arms"]["A'"]["compile_s"] > found["arms"]["A"]["compile_s"]
     assert found["arms"]["B'"]["fell_back_to_eager"] is False
+
+
+def test_throughput_prints_clips_per_hour_gap_and_phases(tmp_path: Path) -> None:
+    result = tmp_path / "throughput.json"
+    printed = run(
+        "benchmarks.throughput", "--jobs", "3", "--rounds", "1", "--steps", "2", "--json", str(result)
+    ).splitlines()
+    assert [line.split(",")[0] for line in printed[2:4]] == ["bare engine", "service"]
+    assert "gap between queued jobs" in printed[5]
+    (served,) = json.loads(result.read_text())["served"]
+    assert (served["jobs"], served["gaps"]) == (3, 2)
+    assert served["gaps_s"] > 0
+    assert set(served["phases_s"]) == {"encoding", "sampling", "decoding", "uploading"}

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from worker import child
 from worker.delivery import Delivery
 from worker.engine import Engine
 from worker.keeper import Keeper
-from worker.messages import Cancel, Done, Drain, Failed, Order, Progress, Run, Stopped
+from worker.messages import Cancel, Done, Drain, Failed, Order, Progress, Run, Sampled, Stopped
 from worker.scratch import Scratch
 
 STEPS = 3
@@ -59,11 +60,20 @@ def run(
     keeper = Keeper(storage, places.checkpoint(job.id), every_s=3600)
     with tempfile.TemporaryDirectory() as scratch:
         delivery = Delivery(storage, Scratch(Path(scratch)), Patience(0.0))
-        answer = child._run(engine, delivery, keeper, child.Line(ours), Run(job, "e1", may_resume))
-    told = []
-    while parent.poll():
-        told.append(parent.recv())
+        parents_second, second = multiprocessing.Pipe()
+        with parents_second, second:
+            finisher = child.Finisher(engine, child.Line(second), delivery)
+            answer = child._run(engine, delivery, keeper, finisher, child.Line(ours), Run(job, "e1", may_resume))
+            assert finisher.is_free(60)
+            told = [*_all(parent), *_all(parents_second)]
+    if isinstance(answer, Sampled):
+        answer = told.pop()
     return answer, told
+
+
+def _all(line: Connection) -> Iterator[Any]:
+    while line.poll():
+        yield line.recv()
 
 
 def test_finished_job_is_in_the_storage_before_it_is_said(
@@ -73,6 +83,7 @@ def test_finished_job_is_in_the_storage_before_it_is_said(
     assert isinstance(answer, Done)
     assert storage.size(answer.output.key) == answer.output.size_bytes
     assert told[-1] == Progress(Phase.UPLOADING, STEPS, STEPS)
+    assert set(answer.timings) == {Phase.ENCODING, Phase.SAMPLING, Phase.DECODING, Phase.UPLOADING}
     assert storage.size(places.checkpoint(job.id)) is None
 
 
@@ -87,20 +98,20 @@ def test_drained_job_leaves_its_state_and_the_next_run_does_the_rest(
         if (phase, step) == (Phase.SAMPLING, 2):
             say(Drain("e1"))
 
-    generate = engine.generate
+    sample = engine.sample
 
     def interrupted(generation, on_progress, **rest):  # type: ignore[no-untyped-def]
         def both(*progress):  # type: ignore[no-untyped-def]
             drain_after_a_step(*progress)
             on_progress(*progress)
 
-        return generate(generation, both, **rest)
+        return sample(generation, both, **rest)
 
-    engine.generate = interrupted  # type: ignore[method-assign]
+    engine.sample = interrupted  # type: ignore[method-assign]
     try:
         assert run(engine, storage, pipe, job)[0] == Stopped()
     finally:
-        del engine.generate
+        del engine.sample
     assert storage.size(places.checkpoint(job.id))
     resumed, told = run(engine, storage, pipe, job, may_resume=True)
     assert isinstance(resumed, Done)

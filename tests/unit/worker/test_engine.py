@@ -51,6 +51,20 @@ def test_raising_in_progress_stops_the_work_at_that_step(engine: Engine) -> None
     assert seen[-1] == 2
 
 
+def test_warm_up_calls_all_networks_once_or_more_and_decodes(engine: Engine) -> None:
+    models = engine.models
+    called: list[str] = []
+    parts = {"image": models.image_unet, "video": models.video_unet, "decoder": models.vae.decoder}
+    hooks = [part.register_forward_pre_hook(lambda *_, name=name: called.append(name)) for name, part in parts.items()]
+    try:
+        engine.warm_up(models.entry.default_generation)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert set(called) == {"image", "video", "decoder"}
+    assert called.count("image") + called.count("video") == 5, "one step of the paper's method, not a whole run"
+
+
 def test_request_decides_the_plan(engine: Engine) -> None:
     plain = engine.plan(make_generation(sampler=SamplerSettings(name="ddim")))
     mixed = engine.plan(make_generation(sampler=SamplerSettings(interval=(0.5, 1.0), combination="VI-VI")))

@@ -10,8 +10,8 @@ import pytest
 from service.jobs import Phase
 from service.metrics import StorageCall
 from tests.factories import make_job, make_output
-from tests.unit.worker.test_runner import ScriptedChild
-from worker.messages import Done, Failed, Message, Progress, Run, Stopped
+from tests.unit.worker.test_runner import ScriptedChild, ScriptedLine
+from worker.messages import Done, Failed, Message, Progress, Run, Sampled, Stopped
 from worker.metrics import MeasuredChild, WorkerMetrics
 from worker.resident import ChildDied
 
@@ -78,6 +78,25 @@ def test_steps_that_another_worker_did_are_not_ours() -> None:
     metrics = WorkerMetrics()
     run(metrics, *(Progress(Phase.SAMPLING, step, 9) for step in (5, 6, 7)))
     assert value(metrics, "ivmix_worker_steps_total", model="demo") == 2
+
+
+def test_a_job_is_counted_on_the_second_line_when_its_steps_are_done() -> None:
+    clock = Clock()
+    metrics = WorkerMetrics(clock.now)
+    second = ScriptedLine(Progress(Phase.DECODING, 4, 4), DONE)
+    child = MeasuredChild(ScriptedChild(Sampled("e"), second=second), metrics)
+    child.send(Run(make_job(), "e"))
+    child.receive(0)
+    line = child.second()
+    clock.time = 0.25
+    child.send(Run(make_job(), "f"))
+    assert value(metrics, "ivmix_worker_gap_seconds_sum") == 0.25
+    assert value(metrics, "ivmix_worker_executions_total", model="demo", outcome="completed") is None
+    assert (line.receive(0), line.receive(0)) == (Progress(Phase.DECODING, 4, 4), DONE)
+    assert value(metrics, "ivmix_worker_executions_total", model="demo", outcome="completed") == 1
+    assert value(metrics, "ivmix_worker_busy") == 1, "with the other"
+    child.kill()
+    assert value(metrics, "ivmix_worker_busy") == 0
 
 
 def test_the_gap_is_between_the_end_of_one_job_and_the_begin_of_the_next() -> None:

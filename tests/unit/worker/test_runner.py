@@ -24,21 +24,14 @@ from worker.scratch import Scratch
 STEP = Progress(Phase.SAMPLING, 1, 20)
 
 
-class ScriptedChild:
+class ScriptedLine:
     """Says what the script says, one message a call; None is silence. A stop goes on to `after_stop`."""
 
-    def __init__(
-        self, *script: Message | Exception | None, after_stop: Message | None = None, is_loading: bool = False
-    ) -> None:
+    def __init__(self, *script: Message | Exception | None, after_stop: Message | None = None) -> None:
         self._script: Iterator[Message | Exception | None] = iter(script)
         self._after_stop = after_stop
-        self._is_loading = is_loading
         self.sent: list[Order] = []
         self.kills = 0
-
-    def ensure(self, beat: Callable[[], None]) -> None:
-        if self._is_loading:
-            beat()
 
     def send(self, message: Order) -> None:
         self.sent.append(message)
@@ -53,6 +46,27 @@ class ScriptedChild:
 
     def kill(self) -> None:
         self.kills += 1
+
+
+class ScriptedChild(ScriptedLine):
+    def __init__(
+        self,
+        *script: Message | Exception | None,
+        after_stop: Message | None = None,
+        is_loading: bool = False,
+        second: ScriptedLine | None = None,
+    ) -> None:
+        super().__init__(*script, after_stop=after_stop)
+        self._is_loading = is_loading
+        self._second = second
+
+    def ensure(self, beat: Callable[[], None]) -> None:
+        if self._is_loading:
+            beat()
+
+    def second(self) -> ScriptedLine:
+        assert self._second is not None
+        return self._second
 
 
 @pytest.fixture
