@@ -64,6 +64,8 @@ class Optimise(Frozen):
     text_once: bool = Field(default=True, description="keys and values of the prompt once per job, not in every call")
     halves_once: bool = Field(default=True, description="the guidance halves are one until they first see their texts")
     time_table: bool = Field(default=True, description="time embeddings from a table")
+    channels_last: bool = Field(default=False, description="convolutions of both networks in that order of memory")
+    compile: bool = Field(default=False, description="torch.compile of the networks' blocks; costs time at first use")
 
 
 class ModelEntry(Frozen):

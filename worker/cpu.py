@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from diffusers.models.attention_processor import AttnProcessor
 
+from worker.optimise.layout import channels_last
+
 # glibc's malloc.h; other C libraries have no mallopt or ignore it
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 KEPT_BYTES = 512 * 2**20  # what the process may hold free instead of giving it back
@@ -38,6 +40,4 @@ def prepare(unet: Any) -> None:  # Any: diffusers' UNets share no type
     The CPU's flash kernel takes twice as long on sequences this short.
     """
     unet.set_attn_processor(AttnProcessor())
-    for parameter in unet.parameters():
-        if parameter.ndim == 4:
-            parameter.data = parameter.data.to(memory_format=torch.channels_last)
+    channels_last(unet)

@@ -25,11 +25,13 @@ from service.registry import ModelRegistry
 from service.settings import load_settings
 from worker import cpu
 from worker.components import Network, check_files, fuse_lora, network, schedule, text_reader
-from worker.optimise import OptimisedNetwork, TextKeys, decode
-from worker.optimise.weights import resident_bytes
+from worker.optimise import Compiler, OptimisedNetwork, TextKeys, decode
+from worker.optimise.weights import resident_bytes, shared_bytes
 from worker.text import Embeddings, TextReader
 
 from diffusers import UNetMotionModel  # isort: skip  # after worker.components has said that nothing is to be fetched
+
+log = logging.getLogger("ivmix.child")
 
 # Latent pixels of a frame up to which attention by two matrix products is twice as fast as the CPU's flash kernel
 # (measured 2026-11, demo pair); at 64x64 it is many times slower and takes gigabytes.
@@ -158,15 +160,23 @@ def load(model: ModelEntry | str, device: torch.device | str | None = None) -> M
         for unet in (image_unet, video_unet):
             cpu.prepare(unet)
     decode.prepare(models.vae)
+    log.info(
+        "weights of %s on %s: %.0f MB, of which both networks share %.0f MB",
+        entry.id,
+        device,
+        models.weights_bytes / 1e6,
+        shared_bytes(image_unet, video_unet) / 1e6,
+    )
     return _with_short_cuts(models)
 
 
 def _with_short_cuts(models: Models) -> Models:
     optimise, keys = models.entry.optimise, models.text_keys
+    compiler = Compiler(cache=load_settings().data_dir / "compiled") if optimise.compile else None
     return replace(
         models,
-        image_calls=OptimisedNetwork(models.image_unet, optimise, keys),
-        video_calls=OptimisedNetwork(models.video_unet, optimise, keys),
+        image_calls=OptimisedNetwork(models.image_unet, optimise, keys, compiler),
+        video_calls=OptimisedNetwork(models.video_unet, optimise, keys, compiler),
     )
 
 

@@ -82,6 +82,33 @@ def test_the_loop_costs_less_than_the_released_one(tmp_path: Path) -> None:
     assert 0 < found["us_per_outer_step"] < found["reference_us_per_outer_step"]
 
 
+def test_the_gpu_benchmark_goes_its_whole_way_on_a_cpu(tmp_path: Path) -> None:
+    """With tiny networks; its figures mean nothing, but none may be missing."""
+    out = tmp_path / "gpu.json"
+    printed = run("benchmarks.gpu_loop", "--smoke", "--json", str(out))
+    assert "the figures mean nothing" in printed
+    found = json.loads(out.read_text())
+    assert found["gate"] == "passed"
+    assert list(found["arms"]) == ["A", "A'", "B", "B'"]
+    assert all(value > 0 for value in found["roofs"].values())
+    assert {name for name in found["roofs"] if name.startswith("matrix")} == {
+        "matrix_bfloat16_tflops",
+        "matrix_float32_tflops",
+    }
+    assert {"A/B", "A'/B", "A/B'", "A'/B'"} <= set(found["ratios"])
+    assert all(ratio > 0 for each in found["ratios"].values() for ratio in each.values())
+    for name, arm in found["arms"].items():
+        assert max(arm["relative_error"].values()) <= 1e-5
+        assert arm["step_s"]["count"] == 2  # A B B A
+        assert 0 < arm["step_s"]["fastest"] <= arm["step_s"]["median"] < arm["first_step_s"] + arm["clip_s"]
+        assert arm["tflops"] == pytest.approx(found["tflop_per_clip"] / arm["clip_s"])
+        assert sum(arm["kernel_ms"].values()) > 0
+        assert arm["kernels_per_call"] > 100
+        assert arm["host_waits_per_step"] == (28 if name.startswith("A") else 0)
+    assert found["arms"]["A'"]["compile_s"] > found["arms"]["A"]["compile_s"]
+    assert found["arms"]["B'"]["fell_back_to_eager"] is False
+
+
 def test_throughput_prints_clips_per_hour_gap_and_phases(tmp_path: Path) -> None:
     result = tmp_path / "throughput.json"
     printed = run(

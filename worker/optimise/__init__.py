@@ -4,12 +4,15 @@ call.py      what the parts of a network are told of the call under way
 keys.py      cross-attention: keys and values of a text once per job, one row per text rather than one per frame
 halves.py    the two guidance halves are one until they first see their texts
 times.py     time embeddings from a table
+compiled.py  the blocks that repeat, through torch.compile
+layout.py    the order of weights in memory
 network.py   a network with these
 weights.py   what is in memory once, and how much that is
 decode.py    latents -> pixels
 """
 
+from worker.optimise.compiled import Compiler
 from worker.optimise.keys import TextKeys
 from worker.optimise.network import OptimisedNetwork
 
-__all__ = ["OptimisedNetwork", "TextKeys"]
+__all__ = ["Compiler", "OptimisedNetwork", "TextKeys"]

@@ -16,13 +16,12 @@ class Call:
     """Empty while the network is called plainly, by whoever else holds it: then every part does what it always did."""
 
     timestep: int | None = None
-    texts: Texts | None = None
     has_twins: bool = False  # whether the second half of all rows repeats the first
 
     @contextmanager
     def under_way(self, timestep: int, texts: Texts) -> Generator[None]:
-        self.timestep, self.texts, self.has_twins = timestep, texts, len(texts) == 2
+        self.timestep, self.has_twins = timestep, len(texts) == 2
         try:
             yield
         finally:
-            self.timestep, self.texts, self.has_twins = None, None, False
+            self.timestep, self.has_twins = None, False

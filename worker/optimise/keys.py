@@ -7,6 +7,8 @@ queries of all frames of a clip can be one long row. Results differ from the pla
 # pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,7 +16,7 @@ import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention, AttnProcessor
 from torch import Tensor
 
-from worker.optimise.call import Call, Texts
+from worker.optimise.call import Texts
 
 UNKNOWN_PARTS = ("group_norm", "spatial_norm", "norm_cross", "norm_q", "norm_k", "residual_connection")
 
@@ -46,10 +48,14 @@ class TextKeys:
 
 
 class TextAttention:
-    """In place of an attention processor; `plain` is the one that was there, for every other use."""
+    """In place of an attention processor; `plain` is the one that was there, for every other use.
 
-    def __init__(self, plain: Any, call: Call, keys: TextKeys) -> None:
-        self.plain, self.call, self.keys = plain, call, keys
+    What it needs is laid ready before a call, not looked up within it: so a compiled block has it as an input.
+    """
+
+    def __init__(self, plain: Any) -> None:
+        self.plain = plain
+        self.known: tuple[Tensor, Tensor] | None = None  # keys and values of the texts of the call under way
         self.by_products = isinstance(plain, AttnProcessor)  # `cpu.prepare` has chosen so
 
     def __call__(
@@ -60,10 +66,9 @@ class TextAttention:
         attention_mask: Tensor | None = None,
         temb: Tensor | None = None,
     ) -> Tensor:
-        texts = self.call.texts
-        if texts is None:
+        if self.known is None:
             return self.plain(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
-        key, value = self.keys.of(attn, texts)
+        key, value = self.known
         rows, (batch, length, _) = len(key), hidden_states.shape
         query = attn.to_q(hidden_states)
         query = _heads(query.view(rows, batch // rows * length, -1), attn.heads)  # the frames of a clip in one row
@@ -75,21 +80,36 @@ class TextAttention:
         return attn.to_out[0](seen) / attn.rescale_output_factor  # to_out[1] is a dropout, of training
 
 
-def read_text_once(unet: Any, call: Call, keys: TextKeys) -> bool:
-    """Install it in every cross-attention; False, and nothing is changed, if one of them does more than these do."""
+class TextReading:
+    """The cross-attentions of one network."""
+
+    def __init__(self, attentions: list[Any], keys: TextKeys) -> None:
+        self.keys = keys
+        self._pairs = [(attn, TextAttention(attn.processor)) for attn in attentions]
+        for attn, processor in self._pairs:
+            attn.set_processor(processor)
+
+    @contextmanager
+    def under_way(self, texts: Texts) -> Generator[None]:
+        for attn, processor in self._pairs:
+            processor.known = self.keys.of(attn, texts)
+        try:
+            yield
+        finally:
+            for _, processor in self._pairs:
+                processor.known = None
+
+
+def read_text_once(unet: Any, keys: TextKeys) -> TextReading | None:
+    """Install it in every cross-attention; None, and nothing is changed, if one of them does more than these do."""
     found = [
         module
         for name, module in unet.named_modules()
         if isinstance(module, Attention) and name.endswith(".attn2") and module.is_cross_attention
     ]
     if not found or any(getattr(attn, part, None) for attn in found for part in UNKNOWN_PARTS):
-        return False
-    for attn in found:
-        processor: Any = TextAttention(
-            attn.processor, call, keys
-        )  # diffusers names its own classes, takes any callable
-        attn.set_processor(processor)
-    return True
+        return None
+    return TextReading(found, keys)
 
 
 def _heads(x: Tensor, heads: int) -> Tensor:

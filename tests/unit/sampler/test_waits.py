@@ -71,8 +71,9 @@ def test_no_number_is_asked_of_a_tensor_within_the_loop(name: str) -> None:
 
 def test_the_released_loop_asks_for_dozens() -> None:
     """So the counting counts."""
+    text = torch.cat(texts())
     with Reads() as reads:
-        list(released_loop(seeded_noise(SHAPE, 26), Null(), Null(), torch.cat(texts()), 5))
+        list(released_loop(seeded_noise(SHAPE, 26), Null(), Null(), text, text, 5))
     assert reads.count.total() > 5 * 10
 
 

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from service.errors import InvalidParameter
+from service.models import Optimise
 from service.registry import ModelRegistry
 from service.sampling import USES
 from tests.factories import PROMPT, make_request
+from tests.readme import README
 
 DEMO = ModelRegistry.load().get("demo")
 ANIMATEDIFF = ModelRegistry.load().entry("animatediff")
@@ -189,3 +193,9 @@ def test_prompt_that_cannot_fit_the_text_encoder_is_refused_before_it_waits(word
         ANIMATEDIFF.resolve(make_request(prompt=prompt))
     assert (raised.value.param, raised.value.reason) == ("prompt", "string_above_max_length")
     assert f"{words + 2} tokens or more" in raised.value.message
+
+
+def test_readme_lists_the_switches_of_the_networks_with_their_defaults() -> None:
+    section = README.read_text().partition("| switch | default |")[2].partition("\n\n")[0]
+    listed = dict(re.findall(r"^\| `(\w+)` \| (on|off) \|", section, re.MULTILINE))
+    assert listed == {name: "on" if on else "off" for name, on in Optimise().model_dump().items()}

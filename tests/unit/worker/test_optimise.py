@@ -177,8 +177,14 @@ def test_videocrafters_table_knows_the_frame_rate(tmp_path: Path) -> None:
 # -- one copy --------------------------------------------------------------------------------------------------------
 
 
-def test_one_base_is_in_memory_once_and_said_so(one_base: ModelEntry, entry: ModelEntry) -> None:
-    models = models_of(one_base, Optimise())
+def test_one_base_is_in_memory_once_and_said_so(
+    one_base: ModelEntry, entry: ModelEntry, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", "ivmix.child"):
+        models = models_of(one_base, Optimise())
+    (line,) = (r.getMessage() for r in caplog.records if "weights of" in r.getMessage())
+    assert f"{models.weights_bytes / 1e6:.0f} MB" in line
+    assert f"share {resident_bytes(models.image_unet) / 1e6:.0f} MB" in line
     image, video = models.image_unet, models.video_unet
     assert shared_bytes(image, video) == resident_bytes(image)
     places = {parameter.untyped_storage().data_ptr() for parameter in video.parameters()}

@@ -1,0 +1,128 @@
+"""The arms of `gpu_loop`: one loop on one pair of networks each. A new one is a function and a line in ARMS."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.gpu_networks import Pair
+from benchmarks.released import SCHEDULER, released_loop
+from sampler import ImageDenoiser, NoiseSchedule, VideoDenoiser, official_plan, sample
+from service.models import Optimise
+from worker.optimise import Compiler, OptimisedNetwork, TextKeys
+from worker.optimise.layout import channels_last
+from worker.optimise.weights import resident_bytes
+
+TIMESTEP = 500  # of the single calls that are compared
+
+# Latents of both guidance halves, (2, C, F, h, w) in the networks' dtype -> what the network says, of that shape.
+OneCall = Callable[[Tensor], Tensor]
+
+
+@dataclass
+class Arm:
+    """`run` takes the steps of the whole run and yields the latents after each; `calls` are for the gate."""
+
+    name: str
+    what: str
+    run: Callable[[int], Iterator[Tensor]]
+    calls: dict[str, OneCall]
+    weights_bytes: int
+    compiler: Compiler | None = None
+    steps_s: list[float] = field(default_factory=list)
+    found: dict[str, Any] = field(default_factory=dict)
+
+
+def released(networks: Pair, _backend: str) -> Arm:
+    return _released("A", "released loop, eager", networks, networks.image, networks.video)
+
+
+def released_compiled(networks: Pair, backend: str) -> Arm:
+    """What a competent user does first."""
+    own = networks.copy()
+    for unet in (own.image, own.video):
+        channels_last(unet)
+    image, video = (torch.compile(unet, backend=backend) for unet in (own.image, own.video))
+    return _released("A'", "the same, compiled, channels_last", own, image, video)
+
+
+def ours(networks: Pair, _backend: str) -> Arm:
+    return _ours("B", "ours, exact", networks, Optimise(), None)
+
+
+def ours_compiled(networks: Pair, backend: str) -> Arm:
+    return _ours(
+        "B'", "ours, blocks compiled, channels_last", networks, Optimise(compile=True, channels_last=True), backend
+    )
+
+
+# Room for C (fp8) and D (approximate), which have to be written on a card that can run them.
+ARMS: dict[str, Callable[[Pair, str], Arm]] = {"A": released, "A'": released_compiled, "B": ours, "B'": ours_compiled}
+
+
+def exact(networks: Pair) -> Arm:
+    """What all arms are compared with: the released loop in float32."""
+    own = networks.copy(torch.float32)
+    return _released("float32", "released loop in float32", own, own.image, own.video)
+
+
+def _released(name: str, what: str, networks: Pair, image: Any, video: Any) -> Arm:
+    image_text, video_text = torch.cat(networks.image_texts), torch.cat(networks.video_texts)
+    frames = networks.latents.shape[2]
+    per_frame = image_text.repeat_interleave(frames, dim=0)
+    for_video = per_frame if networks.family == "animatediff" else video_text
+    t = torch.full((), TIMESTEP, dtype=torch.int64, device=image_text.device)
+
+    def call_image(both: Tensor) -> Tensor:
+        return _clip(image(_folded(both), t, encoder_hidden_states=per_frame).sample, both)
+
+    def call_video(both: Tensor) -> Tensor:
+        return video(both, t, encoder_hidden_states=for_video).sample
+
+    def run(steps: int) -> Iterator[Tensor]:
+        x = networks.latents.to(networks.dtype)
+        return released_loop(x, image, video, image_text, video_text, steps, family=networks.family)
+
+    return Arm(name, what, run, {"image": call_image, "video": call_video}, _bytes(networks))
+
+
+def _ours(name: str, what: str, networks: Pair, optimise: Optimise, backend: str | None) -> Arm:
+    own, keys = networks.copy(), TextKeys()
+    compiler = None if backend is None else Compiler(backend)
+    image, video = (OptimisedNetwork(unet, optimise, keys, compiler) for unet in (own.image, own.video))
+    schedule = NoiseSchedule.from_config(SCHEDULER)
+
+    def call_image(both: Tensor) -> Tensor:
+        return _clip(image(_folded(both), TIMESTEP, encoder_hidden_states=own.image_texts).sample, both)
+
+    def call_video(both: Tensor) -> Tensor:
+        return video(both, TIMESTEP, encoder_hidden_states=own.video_texts).sample
+
+    def run(steps: int) -> Iterator[Tensor]:
+        keys.forget()  # every run is a job of its own
+        denoisers = {
+            "image": ImageDenoiser(image, own.image_texts[1], own.image_texts[0]),
+            "video": VideoDenoiser(video, own.video_texts[1], own.video_texts[0]),
+        }
+        plan = official_plan(own.family, schedule, steps)
+        return (step.latents for step in sample(own.latents, plan, **denoisers))
+
+    return Arm(name, what, run, {"image": call_image, "video": call_video}, _bytes(own), compiler)
+
+
+def _folded(both: Tensor) -> Tensor:
+    """(2, C, F, h, w) -> (2*F, C, h, w)."""
+    return both.transpose(1, 2).flatten(0, 1)
+
+
+def _clip(frames: Tensor, like: Tensor) -> Tensor:
+    """(2*F, C, h, w) -> (2, C, F, h, w)."""
+    return frames.unflatten(0, (like.shape[0], like.shape[2])).transpose(1, 2)
+
+
+def _bytes(networks: Pair) -> int:
+    return resident_bytes(networks.image, networks.video)

@@ -1,0 +1,280 @@
+"""Compiled blocks on tiny networks of the three families: the same latents, and no clip is lost where they fail.
+
+Most run the backend "aot_eager": all of torch.compile but the generating of code, which takes a minute for a family.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch._dynamo.config as dynamo
+import torch._inductor.config as inductor
+from diffusers import UNet2DConditionModel
+from torch import Generator, Tensor
+from torch._dynamo.utils import counters
+
+from sampler import ImageDenoiser
+from service.models import ModelEntry, Optimise
+from tests.tiny import save_model
+from tests.unit.worker.test_optimise import FAMILIES, FRAMES, NONE, clip, close, models_of, plainly
+from worker.models import Models
+from worker.optimise import Compiler, OptimisedNetwork, TextKeys
+from worker.optimise.compiled import blocks
+from worker.optimise.weights import resident_bytes, shared_bytes
+
+# torch's own modules still use what it deprecates
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+
+COMPILED = Optimise(compile=True, channels_last=True)
+OTHER = "a blue square moving up on a black background"
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a compiler sets for its process ends with the test."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "noted, so that it is put back")
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    torch._dynamo.reset()
+    counters.clear()
+    names = ("recompile_limit", "accumulated_recompile_limit", "skip_nnmodule_hook_guards")
+    with dynamo.patch({name: getattr(dynamo, name) for name in names}):
+        yield
+    torch._dynamo.reset()
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def entry(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ModelEntry:
+    return save_model(request.param, tmp_path_factory.mktemp(request.param) / "model")
+
+
+@pytest.fixture
+def animatediff(tmp_path: Path) -> ModelEntry:
+    return save_model("animatediff", tmp_path / "model")
+
+
+def compiled(entry: ModelEntry, compiler: Compiler, optimise: Optimise = COMPILED) -> Models:
+    models = models_of(entry, NONE)
+    calls = [OptimisedNetwork(unet, optimise, models.text_keys, compiler) for unet in unets(models)]
+    return replace(models, image_calls=calls[0], video_calls=calls[1])
+
+
+def unets(models: Models) -> tuple[Any, Any]:
+    return models.image_unet, models.video_unet
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING and r.name == "ivmix.child"]
+
+
+def test_latents_are_those_of_the_plain_path(entry: ModelEntry, caplog: pytest.LogCaptureFixture) -> None:
+    models = compiled(entry, Compiler("aot_eager"))
+    found = clip(models)
+    assert close(found, plainly(models_of(entry, NONE)))
+    assert not counters["graph_break"]  # blocks are compiled in one piece, whatever hooks are in them
+    graphs = counters["stats"]["unique_graphs"]
+    assert graphs > 10
+    assert torch.equal(clip(models), found)
+    assert close(clip(models, prompt=OTHER), plainly(models_of(entry, NONE), prompt=OTHER))
+    assert counters["stats"]["unique_graphs"] == graphs  # another text is no reason to compile anew
+    assert not warnings(caplog)
+
+
+def test_compiling_needs_no_other_short_cut_and_plain_callers_do_not_see_it(animatediff: ModelEntry) -> None:
+    expected = plainly(models_of(animatediff, NONE), steps=2)
+    models = compiled(animatediff, Compiler("aot_eager"), NONE.model_copy(update={"compile": True}))
+    assert close(clip(models, steps=2), expected)
+    graphs = counters["stats"]["unique_graphs"]
+    assert graphs > 10
+    assert torch.equal(plainly(models, steps=2), expected)
+    assert counters["stats"]["unique_graphs"] == graphs
+
+
+@pytest.mark.slow
+def test_generated_code_gives_the_latents_of_the_plain_path(entry: ModelEntry, tmp_path: Path) -> None:
+    models = compiled(entry, Compiler(cache=tmp_path))
+    assert close(clip(models), plainly(models_of(entry, NONE)))
+    assert counters["inductor"]["fxgraph_cache_miss"] > 10
+
+
+def one_level(layers: int = 1) -> Any:
+    torch.manual_seed(0)
+    return UNet2DConditionModel(
+        block_out_channels=(16,),
+        layers_per_block=layers,
+        down_block_types=("CrossAttnDownBlock2D",),
+        mid_block_type=None,
+        up_block_types=("UpBlock2D",),
+        cross_attention_dim=8,
+        attention_head_dim=2,
+        norm_num_groups=8,
+    ).eval()
+
+
+def frames(unet: Any) -> Tensor:
+    texts = torch.randn(2, 1, 5, 8, generator=Generator().manual_seed(3))
+    return guided(ImageDenoiser(unet, *texts))
+
+
+@torch.no_grad()
+def guided(model: ImageDenoiser) -> Tensor:
+    return model(torch.randn(1, 4, FRAMES, 8, 8, generator=Generator().manual_seed(1)), 500, 0.5, 3.0)
+
+
+def test_generated_code_is_kept_for_the_next_process(tmp_path: Path) -> None:
+    """What a new process would find: nothing but the folder."""
+    expected, cache = frames(one_level()), tmp_path / "cache"
+    for state in ("miss", "hit"):
+        torch._dynamo.reset()
+        counters.clear()
+        found = frames(OptimisedNetwork(one_level(), COMPILED, TextKeys(), Compiler(cache=cache)))
+        assert close(found, expected)
+        assert {name for name in ("miss", "hit") if counters["inductor"][f"fxgraph_cache_{name}"]} == {state}
+    assert any(cache.rglob("*"))
+
+
+def test_a_block_with_hooks_is_not_mistaken_for_its_twin() -> None:
+    """Two transformers of one shape in each of two networks; the first of each computes its halves once."""
+    graphs, order = list[int](), list[int]()
+
+    def noting(graph: Any, _inputs: Any) -> Callable[..., Any]:
+        number = len(graphs)
+        graphs.append(number)
+
+        def run(*args: Any) -> Any:
+            order.append(number)
+            return graph.forward(*args)
+
+        return run
+
+    compiler = Compiler(noting)
+    for _ in ("image", "video"):
+        unet = one_level(layers=2)
+        expected = frames(unet)
+        assert close(frames(OptimisedNetwork(unet, COMPILED, TextKeys(), compiler)), expected)
+    # resnet, transformer, resnet, transformer, and three resnets on the way up, all alike; the same code twice
+    assert order == [0, 1, 2, 3, 4, 4, 4] * 2
+
+
+def test_low_memory_mode_compiles_its_smaller_calls() -> None:
+    def answer(unet: Any) -> Tensor:
+        texts = torch.randn(2, 1, 5, 8, generator=Generator().manual_seed(3))
+        model = ImageDenoiser(unet, *texts)
+        model.halves_apart, model.frames_at_once = True, 2
+        return guided(model)
+
+    expected = answer(one_level())
+    found = answer(OptimisedNetwork(one_level(), COMPILED, TextKeys(), Compiler("aot_eager")))
+    assert counters["stats"]["unique_graphs"] >= 6  # two frames, and the one that is left
+    assert close(found, expected)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_has_its_blocks(family: str, tmp_path: Path) -> None:
+    models = models_of(save_model(family, tmp_path / "model"), NONE)
+    for unet in unets(models):
+        inner = getattr(unet, "unet", unet)
+        found = list(blocks(inner))
+        inside = {id(module) for block in found for module in block.modules()}
+        assert len(inside) == sum(len(list(block.modules())) for block in found)  # none within another
+        weights, covered = resident_bytes(inner), resident_bytes(*found)
+        assert covered > 0.6 * weights
+
+
+# -- where it does not work ------------------------------------------------------------------------------------------
+
+
+def broken(_graph: Any, _inputs: Any) -> Callable[..., Any]:
+    raise NotImplementedError("this operator is not known here")
+
+
+def test_where_compiling_fails_the_clip_comes_out_right_with_one_warning(
+    entry: ModelEntry, caplog: pytest.LogCaptureFixture
+) -> None:
+    compiler = Compiler(broken)
+    optimise = COMPILED.model_copy(update={"channels_last": False})
+    found = clip(compiled(entry, compiler, optimise))
+    assert torch.equal(found, clip(compiled(entry, Compiler(), Optimise())))
+    assert compiler.gave_up
+    (warning,) = warnings(caplog)
+    assert "going on without torch.compile" in warning
+    assert "this operator is not known here" in warning
+
+
+def test_without_a_compiler_on_the_machine_the_clip_comes_out_right(
+    animatediff: ModelEntry, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with inductor.patch({"cpp.cxx": ("no-such-compiler",)}):
+        found = clip(compiled(animatediff, Compiler(cache=tmp_path / "cache")))
+    assert close(found, plainly(models_of(animatediff, NONE)))
+    assert len(warnings(caplog)) == 1
+
+
+def test_a_failure_long_after_the_first_call_is_survived_too(animatediff: ModelEntry) -> None:
+    calls: list[int] = []
+
+    def fails_later(graph: Any, _inputs: Any) -> Callable[..., Any]:
+        def run(*args: Any) -> Any:
+            calls.append(1)
+            if len(calls) > 30:
+                raise RuntimeError("the driver is gone")
+            return graph.forward(*args)
+
+        return run
+
+    found = clip(compiled(animatediff, Compiler(fails_later)))
+    assert len(calls) == 31
+    assert close(found, plainly(models_of(animatediff, NONE)))
+
+
+def test_out_of_memory_is_left_to_the_engine(animatediff: ModelEntry) -> None:
+    def hungry(_graph: Any, _inputs: Any) -> Callable[..., Any]:
+        def run(*_args: Any) -> Any:
+            raise torch.OutOfMemoryError("no memory")
+
+        return run
+
+    compiler = Compiler(hungry)
+    with pytest.raises(torch.OutOfMemoryError):
+        clip(compiled(animatediff, compiler))
+    assert not compiler.gave_up
+
+
+# -- switches --------------------------------------------------------------------------------------------------------
+
+
+def test_the_entry_switches_it_on_and_its_kernels_lie_in_the_data_folder(
+    animatediff: ModelEntry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IVMIX_DATA_DIR", str(tmp_path / "data"))
+    models_of(animatediff, Optimise())
+    assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ  # off is the default
+    models_of(animatediff, COMPILED)
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "data" / "compiled")
+
+
+def test_a_cache_folder_of_the_operator_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "own"))
+    Compiler(cache=tmp_path / "ours")
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "own")
+    assert not (tmp_path / "ours").exists()
+
+
+def test_channels_last_keeps_weights_and_their_sharing(entry: ModelEntry, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.models.SHORT", 0)  # else the CPU's own preparation has done it already
+    plain = models_of(entry, NONE)
+    models = models_of(entry, NONE.model_copy(update={"channels_last": True}))
+    shared = shared_bytes(*unets(plain))
+    for unet in unets(models):
+        kernels = [p for p in unet.parameters() if p.ndim == 4 and p.shape[-1] > 1]
+        assert kernels
+        assert all(p.is_contiguous(memory_format=torch.channels_last) for p in kernels)
+    assert shared_bytes(*unets(models)) == shared
+    assert models.weights_bytes == plain.weights_bytes
+    assert close(clip(models), plainly(plain))
