@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from typing import Any
 
 import redis.exceptions
@@ -26,6 +27,7 @@ from service.queues import DELIVERED_TTL_S, NoAlarm, OurJob, generate_queue
 log = logging.getLogger("ivmix.worker")
 
 DEQUEUE_S = 5  # how long an idle worker blocks, so how late it notices a stop
+FRESH_S = 2.0  # a heartbeat so young needs no other: every write is a sync of the disk, and the networks wait meanwhile
 
 
 class StoppableQueue(Queue):
@@ -62,6 +64,7 @@ class ResidentWorker(SimpleWorker):
             [queue], connection=connection, serializer="json", worker_ttl=DEQUEUE_S + 15
         )
         self._execution: Execution | None = None
+        self._beaten_at = -FRESH_S
         self._pulse = pulse or Pulse()
         self.max_connection_wait_time = DEQUEUE_S
         StoppableQueue.stopping = stopping
@@ -118,14 +121,30 @@ class ResidentWorker(SimpleWorker):
             log.warning("RQ's heartbeat of %s failed: %s", job.id, type(e).__name__)
 
     def heartbeat(self, timeout: int | None = None, pipeline: Pipeline | None = None) -> None:
-        """While Redis is away RQ waits for it before every dequeue, for ever: a worker that is to stop must not."""
+        """While Redis is away RQ waits for it before every dequeue, for ever: a worker that is to stop must not.
+
+        RQ beats three times between two jobs, in three writes each.
+        """
         self._pulse.beat()
-        try:
+        if pipeline is not None:
             super().heartbeat(timeout, pipeline)
+            return
+        if time.monotonic() - self._beaten_at < FRESH_S:
+            return
+        try:
+            with self.connection.pipeline() as pipe:  # pyright: ignore[reportUnknownMemberType]
+                super().heartbeat(timeout, pipe)
+                pipe.execute()
         except redis.exceptions.RedisError:
-            if pipeline is None and self.is_draining:
+            if self.is_draining:
                 raise StopRequested from None
             raise
+        self._beaten_at = time.monotonic()
+
+    def set_state(self, state: str, pipeline: Pipeline | None = None) -> None:
+        """RQ says twice between two jobs that it is idle."""
+        if pipeline is not None or state != self._state:
+            super().set_state(state, pipeline)
 
     def get_heartbeat_ttl(self, job: Job, working_time: float = 0.0) -> int:  # noqa: ARG002  RQ's signature
         return 2 * self.job_monitoring_interval

@@ -21,6 +21,7 @@ from worker.rq_worker import ResidentWorker, StoppableQueue
         (BaseWorker, "prepare_execution", ["self", "job"]),
         (BaseWorker, "heartbeat", ["self", "timeout", "pipeline"]),
         (BaseWorker, "maintain_heartbeats", ["self", "job", "execution"]),
+        (BaseWorker, "set_state", ["self", "state", "pipeline"]),
         (SimpleWorker, "get_heartbeat_ttl", ["self", "job", "working_time"]),
         (BaseWorker, "perform_job", ["self", "job", "queue", "execution"]),
         (BaseWorker, "prepare_job_execution", ["self", "job", "remove_from_intermediate_queue"]),
