@@ -46,10 +46,8 @@ class Compiler:
 
     def __init__(self, backend: str | Callable[..., Any] = "inductor", cache: Path | None = None) -> None:
         self.backend, self.gave_up = backend, False
-        # torch sets it to its own default as soon as dynamo is imported
-        if cache is not None and os.environ.get(CACHE_VARIABLE, DEFAULT_CACHE) == DEFAULT_CACHE:
-            cache.mkdir(mode=0o700, parents=True, exist_ok=True)  # what lies there is run
-            os.environ[CACHE_VARIABLE] = str(cache)  # also told to the processes that compile
+        if cache is not None:
+            _keep_in(cache)
 
     def compile(self, unet: Any, call: Call) -> int:
         """Prepare a UNet's blocks, to be compiled at their first use while a call is under way; how many there are."""
@@ -85,6 +83,18 @@ class Compiler:
             return plainly(*args, **kwargs)
 
         block.forward = forward
+
+
+def _keep_in(cache: Path) -> None:
+    # torch sets it to its own default as soon as dynamo is imported
+    if os.environ.get(CACHE_VARIABLE, DEFAULT_CACHE) != DEFAULT_CACHE:
+        return
+    try:
+        cache.mkdir(mode=0o700, parents=True, exist_ok=True)  # what lies there is run
+    except OSError as e:
+        log.warning("compiled kernels are not kept for the next start: %s", e)
+    else:
+        os.environ[CACHE_VARIABLE] = str(cache)  # also told to the processes that compile
 
 
 def blocks(unet: Any) -> Iterator[nn.Module]:

@@ -278,6 +278,15 @@ def test_kernels_go_to_the_given_folder_unless_the_operator_names_another(tmp_pa
     assert done.stdout.strip() == str(tmp_path / (own or "given") / "fxgraph")
 
 
+def test_a_folder_that_cannot_be_made_is_no_reason_not_to_start(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    Compiler(cache=tmp_path / "file" / "compiled")
+    assert "not kept" in warnings(caplog)[0]
+    assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ
+
+
 def test_channels_last_keeps_weights_and_their_sharing(entry: ModelEntry, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("worker.models.SHORT", 0)  # else the CPU's own preparation has done it already
     plain = models_of(entry, NONE)
