@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch._dynamo.config as dynamo
 from torch import nn
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from worker.optimise.call import Call
 
@@ -32,6 +33,7 @@ BLOCKS = {
 # Variants of one block: widths and heights of all levels, times the sizes and lengths of clips that a worker meets.
 # torch's own limit of 8 is passed by a single UNet, which would then go on uncompiled.
 VARIANTS = 256
+CACHE_VARIABLE, DEFAULT_CACHE = "TORCHINDUCTOR_CACHE_DIR", default_cache_dir()
 SHOWN = 300  # characters of a compiler's complaint
 
 
@@ -44,9 +46,8 @@ class Compiler:
 
     def __init__(self, backend: str | Callable[..., Any] = "inductor", cache: Path | None = None) -> None:
         self.backend, self.gave_up = backend, False
-        if cache is not None and "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
-            cache.mkdir(mode=0o700, parents=True, exist_ok=True)  # what lies there is run
-            os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache)  # also told to the processes that compile
+        if cache is not None:
+            _keep_in(cache)
 
     def compile(self, unet: Any, call: Call) -> int:
         """Prepare a UNet's blocks, to be compiled at their first use while a call is under way; how many there are."""
@@ -82,6 +83,18 @@ class Compiler:
             return plainly(*args, **kwargs)
 
         block.forward = forward
+
+
+def _keep_in(cache: Path) -> None:
+    # torch sets it to its own default as soon as dynamo is imported
+    if os.environ.get(CACHE_VARIABLE, DEFAULT_CACHE) != DEFAULT_CACHE:
+        return
+    try:
+        cache.mkdir(mode=0o700, parents=True, exist_ok=True)  # what lies there is run
+    except OSError as e:
+        log.warning("compiled kernels are not kept for the next start: %s", e)
+    else:
+        os.environ[CACHE_VARIABLE] = str(cache)  # also told to the processes that compile
 
 
 def blocks(unet: Any) -> Iterator[nn.Module]:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import logging
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -259,11 +261,30 @@ def test_the_entry_switches_it_on_and_its_kernels_lie_in_the_data_folder(
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "data" / "compiled")
 
 
-def test_a_cache_folder_of_the_operator_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "own"))
-    Compiler(cache=tmp_path / "ours")
-    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "own")
-    assert not (tmp_path / "ours").exists()
+@pytest.mark.parametrize("own", [None, "own"])
+def test_kernels_go_to_the_given_folder_unless_the_operator_names_another(tmp_path: Path, own: str | None) -> None:
+    """In a process of its own. Bug: importing torch._dynamo sets the variable to torch's temporary folder, and so no
+    worker ever took the one that was given."""
+    environment = {name: value for name, value in os.environ.items() if name != "TORCHINDUCTOR_CACHE_DIR"}
+    if own is not None:
+        environment["TORCHINDUCTOR_CACHE_DIR"] = str(tmp_path / own)
+    program = (
+        "import os, pathlib, sys; import worker.models; from worker.optimise import Compiler; "
+        "Compiler(cache=pathlib.Path(sys.argv[1])); "
+        "from torch._inductor.codecache import FxGraphCache; print(FxGraphCache._get_tmp_dir())"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "given")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=True)
+    assert done.stdout.strip() == str(tmp_path / (own or "given") / "fxgraph")
+
+
+def test_a_folder_that_cannot_be_made_is_no_reason_not_to_start(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    Compiler(cache=tmp_path / "file" / "compiled")
+    assert "not kept" in warnings(caplog)[0]
+    assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ
 
 
 def test_channels_last_keeps_weights_and_their_sharing(entry: ModelEntry, monkeypatch: pytest.MonkeyPatch) -> None:
