@@ -33,7 +33,7 @@ check: $(STAMP)  ## lint, types, import rules
 	$(BIN)/lint-imports
 
 test: check  ## check, then every test that needs no GPU
-	$(BIN)/python -m pytest -m "not gpu and not slow" -n 3 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu and not slow" -n 3 --dist loadfile
 
 bench: $(STAMP)  ## seconds per clip with the demo models; what one API process carries
 	$(BIN)/python -m benchmarks.demo_clip
