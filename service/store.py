@@ -112,7 +112,10 @@ local function show(key, id)
   return {text, redis.call('LPOS', ARGV[1] .. cjson.decode(generation).model, id)}
 end
 local shown = {}
-for i, key in ipairs(KEYS) do shown[i] = show(key, ARGV[i + 2]) end
+for i, key in ipairs(KEYS) do
+  local is_sound, found = pcall(show, key, ARGV[i + 2])
+  shown[i] = is_sound and found or {'damaged'}
+end
 return shown
 """
 
@@ -316,11 +319,17 @@ class JobStore:
         return bool(self._restore_script([job_key(job.id), INDEX, owner_index(job.owner), ACTIVE], [job.id, *flat]))
 
     def show(self, job_id: str) -> Shown | None:
-        """The job and how many are ahead of it, None once it does not wait any more; one round trip."""
-        return self.show_many([job_id])[0]
+        """The job and how many are ahead of it, None once it does not wait any more; one round trip.
 
-    def show_many(self, job_ids: Sequence[str]) -> builtins.list[Shown | None]:
-        """As `show`, still one round trip."""
+        Raises ValueError for a record that cannot be read.
+        """
+        found = self.show_many([job_id])[0]
+        if isinstance(found, ValueError):
+            raise found
+        return found
+
+    def show_many(self, job_ids: Sequence[str]) -> builtins.list[Shown | ValueError | None]:
+        """As `show`, still one round trip; a record that cannot be read is the trouble of its own client only."""
         args = [queue_key(""), json.dumps(JobState.QUEUED), *job_ids]
         return [_shown(*found) for found in self._show_script([job_key(job_id) for job_id in job_ids], args)]
 
@@ -501,11 +510,15 @@ class JobStore:
         return bool(self._move_script(keys, [_one_of(sources), owner, done, news, *flat]))
 
 
-def _shown(record: bytes | None = None, *position: int | None) -> Shown | None:
+def _shown(record: bytes | None = None, *position: int | None) -> Shown | ValueError | None:
     if record is None:
         return None
+    try:
+        job = Job.model_validate_json(record)
+    except ValueError as e:
+        return e
     # No place: a worker has taken it from the queue and not yet said so. Nobody is ahead.
-    return Job.model_validate_json(record), (position[0] or 0) if position else None
+    return job, (position[0] or 0) if position else None
 
 
 def job_key(job_id: str) -> str:

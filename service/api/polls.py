@@ -19,7 +19,7 @@ from service.store import Shown
 
 AT_ONCE = 64  # so that one script does not hold Redis for long
 
-LookUp = Callable[[Sequence[str]], Sequence[Shown | None]]
+LookUp = Callable[[Sequence[str]], Sequence[Shown | ValueError | None]]
 
 
 class Polls:
@@ -70,6 +70,10 @@ class _Lane:
                         future.set_exception(e)
                 continue
             for (_, future), shown in zip(batch, found, strict=True):
-                if not future.done():  # one whose client went away
+                if future.done():  # its client went away
+                    continue
+                if isinstance(shown, ValueError):
+                    future.set_exception(shown)
+                else:
                     future.set_result(shown)
         self._task = None

@@ -281,6 +281,11 @@ def test_one_record_that_is_damaged_does_not_hide_the_others(store: JobStore, qu
     services.redis.hset(job_key(damaged.id), "generation", "garbage")
     assert store.list()[0] == [sound]
     assert store.search(lambda _: True, limit=10)[0] == [sound]
+    before, broken, after = store.show_many([sound.id, damaged.id, sound.id])
+    assert (before, after) == ((sound, 1), (sound, 1))
+    assert isinstance(broken, ValueError)
+    with pytest.raises(ValueError, match="validation error"):
+        store.show(damaged.id)
 
 
 @pytest.mark.parametrize("order", ["asc", "desc"])

@@ -24,12 +24,17 @@ class Store:
         if is_open:
             self.gate.set()
 
-    def show_many(self, ids: Sequence[str]) -> list[Shown | None]:
+    def show_many(self, ids: Sequence[str]) -> list[Shown | ValueError | None]:
         self.asked.append(list(ids))
         assert self.gate.wait(60)
         if "broken" in ids:
             raise ConnectionError("away")
-        return [(JOBS[video_id], len(self.asked)) if video_id in JOBS else None for video_id in ids]
+        return [self._show(video_id) for video_id in ids]
+
+    def _show(self, video_id: str) -> Shown | ValueError | None:
+        if video_id == "damaged":
+            return ValueError("the record cannot be read")
+        return (JOBS[video_id], len(self.asked)) if video_id in JOBS else None
 
 
 async def under_way(store: Store) -> None:
@@ -82,6 +87,19 @@ def test_a_look_up_that_fails_is_told_to_its_own_and_the_next_one_works() -> Non
     assert isinstance(broken, ConnectionError)
     assert isinstance(beside, ConnectionError)
     assert later == (next(iter(JOBS.values())), 2)
+
+
+def test_a_damaged_record_is_told_to_its_own_client_only() -> None:
+    store = Store()
+
+    async def poll() -> list[object]:
+        polls = Polls(store.show_many)
+        return await asyncio.gather(*map(polls.show, (*JOBS, "damaged")), return_exceptions=True)
+
+    *sound, damaged = asyncio.run(poll())
+    assert store.asked == [[*JOBS, "damaged"]], "one look-up"
+    assert sound == [(job, 1) for job in JOBS.values()]
+    assert isinstance(damaged, ValueError)
 
 
 def test_a_client_that_goes_away_leaves_the_others_their_answer() -> None:
