@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
@@ -27,7 +28,7 @@ class Denoiser(Protocol):
         ...
 
 
-class GuidedDenoiser:
+class GuidedDenoiser(ABC):
     """Classifier-free guidance on one network; subclasses say how a clip is laid out for it.
 
     Args:
@@ -126,17 +127,17 @@ class GuidedDenoiser:
             return texts
         return torch.cat(texts).repeat_interleave(frames, dim=0) if frames > 1 else torch.cat(texts)
 
+    @abstractmethod
     def _empty(self, like: Tensor, count: int, dtype: torch.dtype) -> Tensor:
         """(count, B, C, F, h, w) in the network's order of memory."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _network(self, clips: Tensor, texts: Texts, like: Tensor) -> Callable[[int | Tensor], Tensor]:
         """The network on whatever `clips` then holds."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _apart(self, like: Tensor, count: int) -> Callable[[Tensor], tuple[Tensor, ...]]:
         """From what the network returns to `count` clips, (B, C, F, h, w) each."""
-        raise NotImplementedError
 
 
 class ImageDenoiser(GuidedDenoiser):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import ssl
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, Self
 
 from openai import OpenAI
 
@@ -55,40 +56,53 @@ def raw(*pieces: bytes, pause_s: float = 0.0) -> Answer:
     return answer
 
 
-class Receiver:
-    """`answers` are given in order, the last one again and again. `url` is without a path."""
+class PostServer(ABC):
+    """A context: a server on a free port of this machine that leaves every POST to `take`. `url` is without a path."""
 
-    def __init__(self, *answers: Answer, tls: ssl.SSLContext | None = None) -> None:
-        self.answers = list(answers) or [status(204)]
-        self.received: list[Received] = []
-        self._sni: str | None = None
+    def __init__(self, *, tls: ssl.SSLContext | None = None) -> None:
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["content-length"]))
-                headers = {name.lower(): value for name, value in self.headers.items()}
-                outer.received.append(Received(self.path, headers, body, outer._sni))
-                answer = outer.answers[min(len(outer.received), len(outer.answers)) - 1]
-                answer(self)
+                outer.take(self, {name.lower(): value for name, value in self.headers.items()}, body)
 
             def log_message(self, *_: Any) -> None: ...
 
         self._server = _Quiet(("127.0.0.1", 0), Handler)
         if tls:
-            tls.sni_callback = self._note_name
             self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
         self.port = self._server.server_address[1]
         self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self.port}"
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
 
-    def __enter__(self) -> Receiver:
+    @abstractmethod
+    def take(self, handler: BaseHTTPRequestHandler, headers: dict[str, str], body: bytes) -> None:
+        """Answer it; the headers' names are in small letters."""
+
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._server.shutdown()
         self._server.server_close()
+
+
+class Receiver(PostServer):
+    """`answers` are given in order, the last one again and again. `url` is without a path."""
+
+    def __init__(self, *answers: Answer, tls: ssl.SSLContext | None = None) -> None:
+        self.answers = list(answers) or [status(204)]
+        self.received: list[Received] = []
+        self._sni: str | None = None
+        super().__init__(tls=tls)
+        if tls:
+            tls.sni_callback = self._note_name
+
+    def take(self, handler: BaseHTTPRequestHandler, headers: dict[str, str], body: bytes) -> None:
+        self.received.append(Received(handler.path, headers, body, self._sni))
+        self.answers[min(len(self.received), len(self.answers)) - 1](handler)
 
     def wait(self, count: int = 1, timeout_s: float = 150) -> list[Received]:
         wait_for(lambda: len(self.received) >= count or None, timeout_s=timeout_s, hint=f"of {count} webhooks")
