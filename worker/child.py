@@ -142,6 +142,35 @@ class Line:
         return self._connection.poll()
 
 
+class Reporter:
+    """Tells the parent of progress, and raises when the parent wants the job stopped."""
+
+    def __init__(self, line: Line, run: Run, keeper: Keeper) -> None:
+        self._line, self._run, self._keeper = line, run, keeper
+
+    def __call__(self, phase: Phase, step: int, total: int) -> None:
+        self._line.send(Progress(phase, step, total))
+        while self._line.has_word():
+            match self._line.receive():
+                case Cancel(self._run.execution_id):
+                    raise _StopAsked
+                case Drain(self._run.execution_id):
+                    self._keeper.save_now()
+                    raise _StopAsked
+                case _:
+                    pass
+
+    def decoding(self) -> None:
+        self._after_steps(Phase.DECODING)
+
+    def uploading(self) -> None:
+        self._after_steps(Phase.UPLOADING)
+
+    def _after_steps(self, phase: Phase) -> None:
+        total = self._run.generation.total_steps
+        self(phase, total, total)
+
+
 class Finisher:
     """Decodes and stores one clip in a thread of its own, and says on the second line how that went."""
 
@@ -164,7 +193,7 @@ class Finisher:
         self._job = self._thread.submit(work)
 
     def _finish(self, run: Run, sampled: Any, keeper: Keeper) -> Done:
-        report = _reporter(self._line, run, keeper)
+        report = Reporter(self._line, run, keeper)
         clip = self._engine.decode(sampled, report)
         began = time.perf_counter()
         stored = self._delivery.deliver(
@@ -173,7 +202,7 @@ class Finisher:
             np.asarray(clip.frames),
             timings=clip.timings,
             peak_memory_mb=self._engine.peak_memory_mb(),
-            meanwhile=lambda: report(Phase.UPLOADING, run.generation.total_steps, run.generation.total_steps),
+            meanwhile=report.uploading,
         )
         return _done(stored, began)
 
@@ -185,40 +214,22 @@ def _delivery(settings: Settings, storage: VideoStorage) -> Delivery:
 def _run(
     engine: Producer, delivery: Delivery, keeper: Keeper, finisher: Finisher, line: Line, run: Run
 ) -> Done | Failed | Stopped | Sampled:
-    report, total = _reporter(line, run, keeper), run.generation.total_steps
+    report = Reporter(line, run, keeper)
 
     def sample() -> Done | Sampled:
         began = time.perf_counter()
-        finished = delivery.find(run.job, run.execution_id, meanwhile=lambda: report(Phase.UPLOADING, total, total))
+        finished = delivery.find(run.job, run.execution_id, meanwhile=report.uploading)
         if finished is not None:
             return _done(finished, began)
         with tempfile.TemporaryDirectory(prefix="ivmix-") as folder:
             resume = keeper.fetch(Path(folder)) if run.may_resume else None
             sampled = engine.sample(run.generation, report, on_step=keeper.offer, resume=resume)
         while not finisher.is_free(LOOK_S):
-            report(Phase.DECODING, total, total)  # not silent, and to be stopped like at any other time
+            report.decoding()  # not silent, and to be stopped like at any other time
         finisher.begin(run, sampled, keeper)
         return Sampled(run.execution_id)
 
     return _guarded(engine, keeper, sample)
-
-
-def _reporter(line: Line, run: Run, keeper: Keeper) -> Callable[[Phase, int, int], None]:
-    """What tells the parent of progress, and raises when the parent wants the job stopped."""
-
-    def report(phase: Phase, step: int, total: int) -> None:
-        line.send(Progress(phase, step, total))
-        while line.has_word():
-            match line.receive():
-                case Cancel(run.execution_id):
-                    raise _StopAsked
-                case Drain(run.execution_id):
-                    keeper.save_now()
-                    raise _StopAsked
-                case _:
-                    pass
-
-    return report
 
 
 def _done(stored: Manifest, began: float) -> Done:
