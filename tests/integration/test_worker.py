@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,7 @@ from service.settings import MODELS_FILE
 from service.wiring import Services
 from tests.factories import make_generation
 from tests.processes import is_running, session_of, wait_for, worker
-from worker.rq_worker import DEQUEUE_S
+from worker.rq_worker import DEQUEUE_S, FRESH_S, ResidentWorker
 
 LONG = 400  # steps: some twenty seconds and more, so that there is a middle to be in
 
@@ -172,3 +173,23 @@ def worker_states(server: EmbeddedValkey) -> list[str]:
     assert url is not None
     with Redis(port=int(url.group(1)), password=url.group(2), decode_responses=True) as redis:
         return [redis.hget(key, "state") or "" for key in redis.keys("rq:worker:*") if redis.type(key) == "hash"]
+
+
+def test_between_two_jobs_rqs_books_are_written_once(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every write waits for the disk, and the networks for it: RQ alone writes eleven times."""
+    worker = ResidentWorker(services.redis, "demo", threading.Event())
+    now = time.monotonic()
+    monkeypatch.setattr("worker.rq_worker.time.monotonic", lambda: now)
+    worker.set_state("idle")
+    worker.heartbeat()
+    services.redis.delete(worker.key)
+    for _ in range(3):
+        worker.heartbeat()
+        worker.set_state("idle")
+    assert not services.redis.exists(worker.key), "a second write"
+    now += FRESH_S
+    worker.heartbeat()
+    worker.set_state("busy")
+    assert services.redis.hget(worker.key, "last_heartbeat")
+    assert services.redis.hget(worker.key, "state") == b"busy"
+    assert services.redis.ttl(worker.key) > DEQUEUE_S
