@@ -28,7 +28,7 @@ from rq.job import Job as RqJob
 
 from service.errors import IdempotencyKeyReused, QueueFull
 from service.jobs import LEGAL, Job, JobError, JobState, Output, Phase, Priority
-from service.queues import generate_queue, queue_key, recorded_generate
+from service.queues import DELIVERED_TTL_S, generate_queue, queue_key, recorded_generate
 from service.webhooks.outbox import LISTENERS, OUTBOX, TELL, oldest_kept
 
 log = logging.getLogger("ivmix.store")
@@ -199,12 +199,14 @@ return redis.call('HGETALL', KEYS[1])
 """
 )
 
-# KEYS: record, index. ARGV: id, states it may be in (|state|state|), prefix of the owners' indexes.
+# KEYS: record, index, RQ's entry. ARGV: id, states it may be in (|state|state|), prefix of the owners' indexes, how
+# long RQ's entry stays: its worker may have been killed before it could say so.
 _DELETE = """
 local state, owner = unpack(redis.call('HMGET', KEYS[1], 'state', 'owner'))
 if not state or not string.find(ARGV[2], '|' .. state .. '|', 1, true) then return {} end
 local record = redis.call('HGETALL', KEYS[1])
 redis.call('DEL', KEYS[1])
+redis.call('EXPIRE', KEYS[3], ARGV[4])
 redis.call('ZREM', KEYS[2], ARGV[1])
 if owner then redis.call('ZREM', ARGV[3] .. cjson.decode(owner), ARGV[1]) end
 return record
@@ -474,7 +476,9 @@ class JobStore:
     def delete(self, job_id: str) -> Job | None:
         """Record and index of an ended job; returns what it was. None if there was none or it has not ended."""
         ended = {state for state in JobState if state.is_terminal}
-        return _decode(_pairs(self._delete_script([job_key(job_id), INDEX], [job_id, _one_of(ended), owner_index("")])))
+        keys = [job_key(job_id), INDEX, RqJob.key_for(job_id)]
+        args = [job_id, _one_of(ended), owner_index(""), DELIVERED_TTL_S]
+        return _decode(_pairs(self._delete_script(keys, args)))
 
     def _end(
         self,

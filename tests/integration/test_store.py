@@ -274,6 +274,7 @@ def test_only_ended_jobs_are_deleted_and_nothing_stays(store: JobStore, queue: Q
     assert store.get(job.id) is None
     assert store.list() == ([], False)
     assert services.redis.exists(INDEX, job_key(job.id)) == 0
+    assert services.redis.ttl(f"rq:job:{job.id}") > 0  # nobody closed it: its worker was killed just then
 
 
 def test_one_record_that_is_damaged_does_not_hide_the_others(store: JobStore, queue: Queue, services: Services) -> None:
