@@ -46,9 +46,9 @@ Network = Any  # diffusers' from_pretrained is untyped
 PROCESSES = {"vae": 2, "latents": 2, "image": 1, "footage": 1, "motion": 2}
 RECIPE = {
     "vae": Recipe(2400, 24, 3e-3),
-    "image": Recipe(8800, 48, 1.5e-3),
-    "footage": Recipe(2000, 48, 1.5e-3),
-    "motion": Recipe(4400, 8, 2e-3),
+    "image": Recipe(10000, 48, 1.5e-3),
+    "footage": Recipe(6000, 48, 1.5e-3),
+    "motion": Recipe(3000, 8, 2e-3),
 }
 
 
@@ -227,7 +227,7 @@ def train_motion(work: Path, recipe: Recipe, group: Group) -> None:
     spatial = UNet2DConditionModel.from_pretrained(work / ("footage_unet" if is_new else "video_unet"))
     adapter = _begin(networks.motion_adapter, work / "motion_adapter")
     model = networks.video_unet(spatial, adapter).train()
-    model.set_attn_processor(AttnProcessor())
+    cpu.prepare(model)
     held_out = 64
     usable = len(data.clips) - held_out
     motion_of = data.scenes[:usable, 3]
