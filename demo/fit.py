@@ -29,7 +29,6 @@ class Group:
 
     def __init__(self, rank: int, size: int, port: int) -> None:
         self.rank, self.size = rank, size
-        torch.set_num_threads(1)  # tensors are so small that a second thread slows each process down
         if size > 1:
             dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=size)
 

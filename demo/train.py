@@ -1,4 +1,4 @@
-"""Train the demo pair from nothing: `python -m demo.train all`, or one stage at a time; every stage resumes.
+"""Train the demo pair from nothing: `python -m demo.train all`, or one stage at a time; every stage goes on if stopped.
 
     vae      autoencoder on sharp and degraded frames; latents whitened inside quant_conv
     latents  render the clips and encode them once
@@ -8,17 +8,20 @@
     export   float16 safetensors in the diffusers folder layout -> demo/weights
     unpack   the way back: demo/weights -> --work, so that `latents`, `image` and `motion` go on from committed weights
 
-Stages `image` and `footage` do not need each other. Same seed, same --procs: same weights on the same machine.
+Stages `image` and `footage` do not need each other; `all` runs them side by side. Same seed, same processes: same
+weights on the same machine, stopped on the way or not.
 The reasons for the unusual choices (v-prediction, left and up first, frozen text encoder) stand where they are made.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +34,16 @@ from torch import Generator, Tensor, nn
 from demo import networks, shapes
 from demo.fit import SEED, Group, Recipe, fit
 from demo.shapes import FRAMES, NEGATIVE_PROMPT, SIZE, Scenes
+from worker import cpu
 
-CLIPS = 6000
+VAE_CLIPS, CLIPS = 1500, 6000
 FRAMES_KEPT = 2  # sharp frames a clip; neighbours teach an image model little
-STAGES = ["vae", "latents", "image", "footage", "motion", "export"]
+TOGETHER = [["vae"], ["latents"], ["image", "footage"], ["motion"], ["export"]]
+STAGES = [stage for stages in TOGETHER for stage in stages]
 
 Network = Any  # diffusers' from_pretrained is untyped
 
-# Counted for two processes (vae, motion) or one (image, footage).
+PROCESSES = {"vae": 2, "latents": 2, "image": 1, "footage": 1, "motion": 2}
 RECIPE = {
     "vae": Recipe(2400, 24, 3e-3),
     "image": Recipe(8800, 48, 1.5e-3),
@@ -49,7 +54,7 @@ RECIPE = {
 
 def train_vae(work: Path, recipe: Recipe, group: Group) -> None:
     generator = Generator().manual_seed(SEED)
-    scenes = Scenes.random(1500, generator)
+    scenes = Scenes.random(VAE_CLIPS, generator)
     clips, centers = shapes.render(scenes, generator)
     kept = torch.randint(0, FRAMES, (len(scenes), 2), generator=generator)
     rows = torch.arange(len(scenes))[:, None]
@@ -295,14 +300,23 @@ def export(work: Path, into: Path) -> None:
     tokens = networks.tokenizer()
     tokens.save_pretrained(into / "tokenizer")
     networks.text_encoder(tokens, SEED).half().save_pretrained(into / "text_encoder")
-    AutoencoderKL.from_pretrained(work / "vae").half().save_pretrained(into / "vae")
+    _save(AutoencoderKL.from_pretrained(work / "vae"), into / "vae")
     for source, target in (("image_unet", "image_unet"), ("video_unet", "unet")):
-        UNet2DConditionModel.from_pretrained(work / source).half().save_pretrained(into / target)
-    MotionAdapter.from_pretrained(work / "motion_adapter").half().save_pretrained(into / "motion_adapter")
+        _save(UNet2DConditionModel.from_pretrained(work / source), into / target)
+    _save(MotionAdapter.from_pretrained(work / "motion_adapter"), into / "motion_adapter")
     networks.scheduler("v_prediction").save_pretrained(into / "scheduler")
     networks.scheduler("epsilon").save_pretrained(into / "image_scheduler")
     size = sum(f.stat().st_size for f in into.rglob("*") if f.is_file())
     print(f"{into}: {size / 1e6:.1f} MB")
+
+
+def _save(network: Network, folder: Path) -> None:
+    """Without the path it was loaded from, which diffusers writes into the configuration."""
+    network.half().save_pretrained(folder)
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    config.pop("_name_or_path", None)
+    file.write_text(json.dumps(config, indent=2) + "\n")
 
 
 def unpack(work: Path, source: Path) -> None:
@@ -316,6 +330,7 @@ def unpack(work: Path, source: Path) -> None:
 
 def _process(rank: int, stage: str, work: Path, steps: int | None, size: int, port: int) -> None:
     group = Group(rank, size, port)
+    cpu.tune(threads=1)  # tensors are so small that a second thread slows each process down
     if stage == "latents":
         return make_latents(work, group)
     recipe = RECIPE[stage] if steps is None else RECIPE[stage]._replace(steps=steps)
@@ -326,10 +341,10 @@ def _process(rank: int, stage: str, work: Path, steps: int | None, size: int, po
     return train_frames(stage, work, recipe, group)
 
 
-def run(stage: str, work: Path, steps: int | None, procs: int) -> None:
-    began = time.monotonic()
+def run(stage: str, work: Path, steps: int | None = None, processes: int | None = None) -> None:
+    began, processes = time.monotonic(), processes or PROCESSES[stage]
     port = 29_600 + sum(map(ord, stage)) % 300
-    torch.multiprocessing.spawn(_process, (stage, work, steps, procs, port), nprocs=procs)
+    torch.multiprocessing.spawn(_process, (stage, work, steps, processes, port), nprocs=processes)
     print(f"{stage}: {(time.monotonic() - began) / 60:.1f} min", flush=True)
 
 
@@ -339,18 +354,22 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("demo/.work"), help="checkpoints and latents")
     parser.add_argument("--into", type=Path, default=Path("demo/weights"), help="where `export` writes")
     parser.add_argument("--steps", type=int, help="in place of the recipe's; more than before goes on training")
-    parser.add_argument("--procs", type=int, default=1, help="data-parallel processes, one thread each")
+    parser.add_argument("--procs", type=int, help="data-parallel processes, one thread each, in place of the recipe's")
     arguments = parser.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
     arguments.work.mkdir(parents=True, exist_ok=True)
-    stages = STAGES if arguments.stage == "all" else [arguments.stage]
-    for stage in stages:
+
+    def do(stage: str) -> None:
         if stage == "export":
             export(arguments.work, arguments.into)
         elif stage == "unpack":
             unpack(arguments.work, arguments.into)
         else:
             run(stage, arguments.work, arguments.steps, arguments.procs)
+
+    for stages in TOGETHER if arguments.stage == "all" else [[arguments.stage]]:
+        with ThreadPoolExecutor(len(stages)) as pool:
+            list(pool.map(do, stages))
 
 
 if __name__ == "__main__":

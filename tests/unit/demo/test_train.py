@@ -1,0 +1,81 @@
+"""The recipe of the demo pair: a stopped stage goes on as if it had not been, and it makes what is committed."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from demo import fit, train
+from demo.fit import Group, Recipe
+
+COMMITTED = Path(inspect.getfile(train)).parent / "weights"
+ALONE = Group(rank=0, size=1, port=0)
+
+
+class Stopped(Exception):
+    pass
+
+
+def fitted(work: Path, *, stop_at: int | None = None) -> dict[str, Tensor]:
+    """A small network after eight steps on noise."""
+    torch.manual_seed(0)
+    model = nn.Linear(3, 3)
+
+    def loss_of(step: int, batch: int) -> Tensor:
+        if step == stop_at:
+            raise Stopped
+        return (model(torch.randn(batch, 3)) - 1).square().mean()
+
+    fit.fit("small", Recipe(8, 4, 1e-2), model, [(1.0, model.parameters())], loss_of, group=ALONE, work=work)
+    return model.state_dict()
+
+
+def test_stage_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fit, "CHECKPOINT_EVERY", 3)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    whole.mkdir()
+    parts.mkdir()
+    expected = fitted(whole)
+    with pytest.raises(Stopped):
+        fitted(parts, stop_at=5)
+    torch.testing.assert_close(fitted(parts), expected, rtol=0, atol=0)
+
+
+def test_recipe_makes_the_files_that_are_committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All stages from nothing, two steps each."""
+    monkeypatch.setattr(train, "VAE_CLIPS", 12)
+    monkeypatch.setattr(train, "CLIPS", 100)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    work, into = tmp_path / "work", tmp_path / "weights"
+    work.mkdir()
+    recipe = Recipe(steps=2, batch=4, rate=1e-3)
+    train.train_vae(work, recipe, ALONE)
+    train.make_latents(work, ALONE)
+    train.train_frames("image", work, recipe, ALONE)
+    train.train_frames("footage", work, recipe, ALONE)
+    train.train_motion(work, recipe, ALONE)
+    train.export(work, into)
+    expected = files(COMMITTED) - {Path("README.md"), Path("judges.safetensors")}
+    assert files(into) == expected
+    for file in expected:
+        if file.suffix == ".safetensors":
+            assert tensors(into / file) == tensors(COMMITTED / file), file
+        else:
+            assert (into / file).read_bytes() == (COMMITTED / file).read_bytes(), file
+    frozen = Path("text_encoder/model.safetensors")
+    assert (into / frozen).read_bytes() == (COMMITTED / frozen).read_bytes()
+
+
+def files(folder: Path) -> set[Path]:
+    return {file.relative_to(folder) for file in folder.rglob("*") if file.is_file()}
+
+
+def tensors(file: Path) -> dict[str, tuple[str, list[int]]]:
+    with safe_open(file, "pt") as stored:
+        slices = {name: stored.get_slice(name) for name in stored.keys()}  # noqa: SIM118  not a dict
+        return {name: (part.get_dtype(), part.get_shape()) for name, part in slices.items()}
