@@ -43,13 +43,16 @@ _NETWORK = (
 
 
 class Source(Frozen):
-    """A folder on this machine, or a repository of a Hugging Face hub; paths in `sha256` are relative to it."""
+    """A folder on this machine, or a repository of a Hugging Face hub.
+
+    `sha256` lists the files that are wanted, relative to the source; "unknown" stands for one, or for all of them.
+    """
 
     folder: Path | None = None
     repo: str | None = Field(default=None, pattern=r"^[\w.-]+/[\w.-]+$")
     revision: Commit | Literal["unpinned"] = "unpinned"
     variant: str | None = Field(default=None, pattern=r"^\w+$", description="fp16: files named *.fp16.safetensors")
-    sha256: dict[str, Sha256] | Literal["unknown"] = "unknown"
+    sha256: dict[str, Sha256 | Literal["unknown"]] | Literal["unknown"] = "unknown"
 
     @model_validator(mode="after")
     def _is_one_thing(self) -> Self:
@@ -61,6 +64,12 @@ class Source(Frozen):
     def key(self) -> str:
         """What the lock file calls it."""
         return f"{self.repo}@{self.revision}"
+
+    @property
+    def pinned(self) -> dict[str, Sha256]:
+        """The files whose content is known."""
+        files = {} if self.sha256 == "unknown" else self.sha256
+        return {file: value for file, value in files.items() if value != "unknown"}
 
 
 class LockedFile(Frozen):
@@ -176,9 +185,8 @@ def locate(name: str, place: str, sources: Mapping[str, Source], weights_dir: Pa
     source = sources.get(source_name)
     if source is None:
         raise ValueError(f"{name} = '{place}' names no source; there are {', '.join(sources) or 'none'}")
-    pinned = source.sha256 if isinstance(source.sha256, dict) else {}
     bare = Component(name=name, source=source, inside=inside, root=source.folder)
-    sha256 = {file: value for file, value in pinned.items() if bare.has(file)}
+    sha256 = {file: value for file, value in source.pinned.items() if bare.has(file)}
     if source.repo is None:
         return bare.model_copy(update={"sha256": sha256})
     locked = lock.sources.get(source.key)

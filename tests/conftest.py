@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import uvicorn
 from fastapi.testclient import TestClient
@@ -24,6 +25,9 @@ from service.wiring import Services, open_services
 from tests.certificates import Certificates
 from tests.factories import finish
 from tests.swift import ACCESS_KEY, SECRET_KEY, SwiftServer, admin_client
+
+# The same examples in every run, and none fails for its time: machines stall. `--hypothesis-profile=default` explores.
+hypothesis.settings.load_profile("ci")
 
 
 @pytest.fixture(autouse=True)

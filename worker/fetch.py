@@ -65,7 +65,7 @@ def _fetch_source(
     listing = _listing(source, locked)
     folder = hub_folder(weights_dir, str(source.repo), listing.revision)
     known = {name: file.sha256 for name, file in locked.files.items()} if locked else {}
-    known |= source.sha256 if isinstance(source.sha256, dict) else {}
+    known |= source.pinned
     files = [file for part in parts for file in _wanted(part, listing, source)]
     say(f"{source.repo} at {listing.revision}: {len(files)} files, {sum(file.size for file in files) / 1e9:.2f} GB")
     got: dict[str, LockedFile] = {}
@@ -101,13 +101,13 @@ def _listing(source: Source, locked: LockedSource | None) -> Listing:
 
 
 def _wanted(part: Component, listing: Listing, source: Source) -> list[RemoteFile]:
-    """The files of one component: those whose sha256 the registry knows, else those its kind consists of."""
+    """The files of one component: those that the registry lists, else those its kind consists of."""
     own = [file for name, file in listing.files.items() if part.has(name)]
     if isinstance(source.sha256, dict):
-        pinned = [name for name in source.sha256 if part.has(name)]
-        if gone := [name for name in pinned if name not in listing.files]:
+        listed = [name for name in source.sha256 if part.has(name)]
+        if gone := [name for name in listed if name not in listing.files]:
             raise ConfigurationError(f"{source.repo} at {listing.revision} has no {', '.join(gone)}")
-        own = [listing.files[name] for name in pinned]
+        own = [listing.files[name] for name in listed]
     if part.has_weights and not any(file.path.endswith(".safetensors") for file in own):
         here = [name for name in listing.files if name.rpartition("/")[0] == part.inside]
         pickles = [name for name in here if name.endswith(UNSAFE)]

@@ -136,6 +136,22 @@ def test_unpinned_model_is_trusted_once_and_then_held_to_what_came(
     assert machine.file(BIG).read_bytes() == files[BIG]
 
 
+def test_one_unknown_file_among_pinned_ones_is_fetched_and_written_down(
+    machine: Machine, hub: Hub, files: dict[str, bytes]
+) -> None:
+    config = "unet/config.json"
+    revision = hub.commit(REPO, files)
+    machine.register(f'revision = "{revision}"', pins(files, **{config: "unknown"}))
+    code, said = machine.ivmix("fetch", "tiny")
+    assert code == 0, said
+    assert [line.strip() for line in said.splitlines() if "written down" in line] == [
+        f"{config}: sha256 {sha256(files[config])}, written down as it came"
+    ]
+    machine.file(config).write_bytes(files[config].replace(b"{", b"[", 1))
+    code, said = machine.ivmix("verify", "tiny")
+    assert (code, f"must have {sha256(files[config])}" in said) == (1, True), said
+
+
 def test_file_that_is_not_what_the_registry_says_is_thrown_away(
     machine: Machine, hub: Hub, files: dict[str, bytes]
 ) -> None:

@@ -51,7 +51,7 @@ def test_of_two_one_leads_and_the_other_follows_at_once_when_it_stops(services: 
 
 
 def test_leader_that_was_killed_is_followed_when_its_lead_ends(services: Services) -> None:
-    services.redis.set(LEADER, "dead", px=700)
+    services.redis.set(LEADER, "dead", px=2500)
     done: list[str] = []
     with running(services.redis, Duty("duty", 0.02, lambda: done.append("done"))):
         time.sleep(0.2)

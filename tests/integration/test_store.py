@@ -340,7 +340,7 @@ MOVES = st.lists(
 
 
 @given(moves=MOVES)
-@hypothesis_settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis_settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whatever_is_said_in_whatever_order_only_legal_moves_happen(
     services: Services, moves: list[tuple[str, str]]
 ) -> None:

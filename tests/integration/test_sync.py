@@ -117,7 +117,7 @@ def test_a_client_that_goes_away_cancels_unless_it_may_come_back(
 ) -> None:
     headers = {"idempotency-key": key} if key else {}
     with httpx2.Client(base_url=server, trust_env=False) as impatient, pytest.raises(httpx2.ReadTimeout):
-        impatient.post("/v1/videos/sync", json={"prompt": PROMPT}, headers=headers, timeout=1.0)
+        impatient.post("/v1/videos/sync", json={"prompt": PROMPT}, headers=headers, timeout=3.0)
     [job], _ = services.store.list()
     if state is JobState.CANCELLED:
         wait_for(lambda: services.store.get(job.id).state is state or None, timeout_s=30)  # type: ignore[union-attr]

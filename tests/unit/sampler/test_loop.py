@@ -173,7 +173,7 @@ def test_one_mixed_step_equals_the_same_five_moves_written_out() -> None:
     torch.testing.assert_close(last(start, Plan((plan.steps[i],)), image, video), x, atol=1e-5, rtol=1e-5)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(name=st.sampled_from(list(PLANS)), seeds=st.lists(st.integers(0, 2**31), min_size=2, max_size=3))
 def test_a_batch_of_prompts_equals_its_clips_run_alone(name: str, seeds: list[int]) -> None:
     plan, networks = PLANS[name], (Smooth(0.1), Smooth(0.4, mixing=True))
@@ -204,7 +204,7 @@ def test_networks_are_called_as_often_as_the_plan_says() -> None:
     assert {shape for shape, _ in video.calls} == {(2, 4, 3, 4, 4)}
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(interval=st.tuples(st.floats(0, 1), st.floats(0, 1)).map(sorted))
 def test_k_zigzags_cost_2k_image_and_2k_video_calls_on_top_of_the_ordinary_steps(interval: list[float]) -> None:
     """Algorithm reference 4.5, check 4: V = 50 + 2K, I = 2K; planned and made."""
@@ -310,7 +310,6 @@ def test_any_cycle_of_one_constant_model_without_guidance_is_the_identity(i: int
         torch.testing.assert_close(moved, x, atol=1e-4, rtol=1e-4)
 
 
-@settings(deadline=None)
 @given(order=st.permutations(range(3)), w=st.floats(-8, 8), forth=st.booleans())
 def test_image_model_never_mixes_frames(order: list[int], w: float, forth: bool) -> None:
     levels = (SD.alphas_cumprod[500], SD.alphas_cumprod[480])

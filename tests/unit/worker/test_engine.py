@@ -109,7 +109,7 @@ def samplers(draw: st.DrawFn) -> SamplerSettings:
     )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(sampler=samplers(), steps=st.one_of(st.integers(1, 12), st.integers(1, 1000)), spacing=SPACINGS)
 def test_every_setting_that_the_api_accepts_can_be_planned_and_costs_what_the_record_says(
     engine: Engine, sampler: SamplerSettings, steps: int, spacing: Spacing
