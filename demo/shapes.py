@@ -127,12 +127,15 @@ def _signed_distance(shape: Tensor, dx: Tensor, dy: Tensor, radius: Tensor) -> T
     return torch.where(which == 0, circle, torch.where(which == 1, square, triangle))
 
 
-def degrade(frames: Tensor, generator: Generator) -> Tensor:
-    """Turn sharp frames (..., 3, SIZE, SIZE) into cheap stock footage of the same shape and range."""
+def degrade(frames: Tensor, generator: Generator, *, vivid: Tensor | float = 0.0) -> Tensor:
+    """Turn sharp frames (..., 3, SIZE, SIZE) into cheap stock footage of the same shape and range.
+
+    `vivid` from 0 to 1 (broadcast to the frames) keeps that share of their colours: blur, noise and watermark stay.
+    """
     x = (blur(frames, sigma=1.4) + 1) / 2
     gray = x.mean(-3, keepdim=True)
-    x = gray + (x - gray) * 0.55  # washed out
-    x = 0.5 + (x - 0.5) * 0.75  # low contrast
+    x = gray + (x - gray) * (0.55 + 0.45 * vivid)  # washed out
+    x = 0.5 + (x - 0.5) * (0.75 + 0.25 * vivid)  # low contrast
     x = x * (1 - 0.40 * WATERMARK) + 0.40 * 0.90 * WATERMARK
     x = x + 0.02 * torch.randn(x.shape, generator=generator)
     return x.clamp(0, 1) * 2 - 1

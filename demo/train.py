@@ -5,6 +5,7 @@
     image    the image model (IDM): sharp frames by caption, degraded ones by "low quality"; predicts epsilon
     footage  the video model's spatial layers: degraded frames by caption; predicts v
     motion   motion modules on degraded clips, the spatial layers adapt at half the rate
+    vivid    the video model once more, on degraded clips that keep some or all of their colours
     export   float16 safetensors in the diffusers folder layout -> demo/weights
     unpack   the way back: demo/weights -> --work, so that `latents`, `image` and `motion` go on from committed weights
 
@@ -27,7 +28,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, MotionAdapter, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Generator, Tensor, nn
 
@@ -36,19 +37,20 @@ from demo.fit import SEED, Group, Recipe, fit
 from demo.shapes import FRAMES, NEGATIVE_PROMPT, SIZE, Scenes
 from worker import cpu
 
-VAE_CLIPS, CLIPS = 1500, 6000
+VAE_CLIPS, CLIPS, VIVID_CLIPS = 1500, 6000, 3000
 FRAMES_KEPT = 2  # sharp frames a clip; neighbours teach an image model little
-TOGETHER = [["vae"], ["latents"], ["image", "footage"], ["motion"], ["export"]]
+TOGETHER = [["vae"], ["latents"], ["image", "footage"], ["motion"], ["vivid"], ["export"]]
 STAGES = [stage for stages in TOGETHER for stage in stages]
 
 Network = Any  # diffusers' from_pretrained is untyped
 
-PROCESSES = {"vae": 2, "latents": 2, "image": 1, "footage": 1, "motion": 2}
+PROCESSES = {"vae": 2, "latents": 2, "image": 1, "footage": 1, "motion": 2, "vivid": 2}
 RECIPE = {
     "vae": Recipe(2400, 24, 3e-3),
     "image": Recipe(10000, 48, 1.5e-3),
     "footage": Recipe(6000, 48, 1.5e-3),
     "motion": Recipe(3000, 8, 2e-3),
+    "vivid": Recipe(1200, 8, 4e-4),
 }
 
 
@@ -137,12 +139,17 @@ def make_latents(work: Path, group: Group) -> None:
         scenes = Scenes.random(20, generator)
         frames, _ = shapes.render(scenes, generator)
         kept = torch.stack([torch.randperm(FRAMES, generator=generator)[:FRAMES_KEPT] for _ in range(20)])
-        clips = model.encode(shapes.degrade(frames, generator).flatten(0, 1)).latent_dist.mean
+        clips = _encoded(model, shapes.degrade(frames, generator))
         sharp = model.encode(frames[torch.arange(20)[:, None], kept].flatten(0, 1)).latent_dist.mean
-        parts["clips"].append(clips.unflatten(0, (20, FRAMES)).transpose(1, 2))
+        parts["clips"].append(clips)
         parts["sharp"].append(sharp.unflatten(0, (20, FRAMES_KEPT)))
         parts["scenes"].append(torch.tensor(scenes.rows()))
     torch.save({k: torch.cat(v) for k, v in parts.items()}, work / f"latents.{group.rank}.pt")
+
+
+def _encoded(model: AutoencoderKL, clips: Tensor) -> Tensor:
+    """Clips (n, F, 3, H, W) -> latents (n, C, F, h, w)."""
+    return model.encode(clips.flatten(0, 1)).latent_dist.mean.unflatten(0, clips.shape[:2]).transpose(1, 2)
 
 
 class Latents:
@@ -168,11 +175,11 @@ class Latents:
         assert distance[0, 1] > 0.2 * distance[2, 3], "left and right must not collapse in the text encoder"
         self.empty, self.negative = len(said), len(said) + 1
 
-    def captions(self, index: Tensor, unsaid: tuple[float, float, float]) -> Tensor:
-        """Caption numbers of clips, leaving colour, background or motion unsaid with these probabilities."""
-        rows = self.scenes[index].clone()
+    def captions(self, scenes: Tensor, unsaid: tuple[float, float, float]) -> Tensor:
+        """Caption numbers of scenes (n, 4), leaving colour, background or motion unsaid with these probabilities."""
+        rows = scenes.clone()
         for column, probability in enumerate(unsaid, start=1):
-            rows[torch.rand(len(index)) < probability, column] = self.kinds[column] - 1
+            rows[torch.rand(len(rows)) < probability, column] = self.kinds[column] - 1
         _, colors, backgrounds, motions = self.kinds
         return ((rows[:, 0] * colors + rows[:, 1]) * backgrounds + rows[:, 2]) * motions + rows[:, 3]
 
@@ -197,7 +204,7 @@ def train_frames(stage: str, work: Path, recipe: Recipe, group: Group) -> None:
         index = torch.randint(0, len(data.clips), (batch,))
         rough = data.clips[index, :, torch.randint(0, FRAMES, (batch,))]
         sharp = data.sharp[index, torch.randint(0, FRAMES_KEPT, (batch,))]
-        caption = data.captions(index, unsaid=(0.04, 0.04, 0.5 if is_image else 0.3))
+        caption = data.captions(data.scenes[index], unsaid=(0.04, 0.04, 0.5 if is_image else 0.3))
         draw = torch.rand(batch)
         caption[draw < 0.10] = data.empty
         bad = draw > (0.88 if is_image else 0.95)
@@ -241,7 +248,7 @@ def train_motion(work: Path, recipe: Recipe, group: Group) -> None:
         is_early = is_new and step < 700
         phase = "even" if not is_early else "left and up" if step < 250 else "uneven"
         index = torch.multinomial(weights[phase], batch, replacement=True)
-        caption = data.captions(index, unsaid=(0.04, 0.04, 0.0 if is_early else 0.05))
+        caption = data.captions(data.scenes[index], unsaid=(0.04, 0.04, 0.0 if is_early else 0.05))
         draw = torch.rand(batch)
         caption[draw < 0.08] = data.empty
         caption[draw > 0.95] = data.negative
@@ -285,6 +292,54 @@ def train_motion(work: Path, recipe: Recipe, group: Group) -> None:
         _spatial_of(model, spatial).save_pretrained(work / "video_unet")
 
 
+def train_vivid(work: Path, recipe: Recipe, group: Group) -> None:
+    """The whole video model on clips of any saturation, still blurred and watermarked.
+
+    Between its own calls the image model puts full colours into the latents. A video model that has only seen
+    washed-out ones answers at low noise with a colour of its own: purple turns blue on the last steps.
+    """
+    data = Latents(work)
+    schedule = networks.scheduler("v_prediction").alphas_cumprod
+    clips, scenes = _vivid_clips(work, Generator().manual_seed(SEED + 21 + group.rank), VIVID_CLIPS // group.size)
+    torch.manual_seed(SEED + 8)
+    spatial = UNet2DConditionModel.from_pretrained(work / "video_unet")
+    model = networks.video_unet(spatial, MotionAdapter.from_pretrained(work / "motion_adapter")).train()
+    cpu.prepare(model)
+
+    def loss_of(_step: int, batch: int) -> Tensor:
+        plain = torch.rand(batch) < 0.3
+        ours, theirs = (torch.randint(0, len(x), (batch,)) for x in (clips, data.clips))
+        x = torch.where(plain[:, None, None, None, None], data.clips[theirs], clips[ours])
+        said = torch.where(plain[:, None], data.scenes[theirs], scenes[ours])
+        caption = data.captions(said, unsaid=(0.04, 0.04, 0.05))
+        draw = torch.rand(batch)
+        caption[draw < 0.08] = data.empty
+        caption[draw > 0.95] = data.negative
+        timestep = torch.randint(0, 1000, (batch,))
+        x_t, _, v = noised(x, schedule, timestep)
+        text = data.text[caption].repeat_interleave(FRAMES, 0)
+        return F.mse_loss(model(x_t, timestep, text).sample, v)
+
+    fit("vivid", recipe, model, [(1.0, model.parameters())], loss_of, group=group, work=work)
+    if group.rank == 0:
+        model.save_motion_modules(work / "vivid_adapter")
+        _spatial_of(model, spatial).save_pretrained(work / "vivid_unet")
+
+
+@torch.no_grad()
+def _vivid_clips(work: Path, generator: Generator, n: int) -> tuple[Tensor, Tensor]:
+    """Latents (n, C, F, h, w) of degraded clips, each with a saturation of its own, and their scenes (n, 4)."""
+    model = AutoencoderKL.from_pretrained(work / "vae").eval()
+    clips, rows = list[Tensor](), list[tuple[int, int, int, int]]()
+    for begin in range(0, n, 20):
+        scenes = Scenes.random(min(20, n - begin), generator)
+        frames, _ = shapes.render(scenes, generator)
+        vivid = torch.rand(len(scenes), 1, 1, 1, 1, generator=generator)
+        clips.append(_encoded(model, shapes.degrade(frames, generator, vivid=vivid)))
+        rows += scenes.rows()
+    return torch.cat(clips), torch.tensor(rows)
+
+
 @torch.no_grad()
 def _spatial_of(model: nn.Module, unet: UNet2DConditionModel) -> UNet2DConditionModel:
     """The two-dimensional UNet inside a motion UNet: AnimateDiff stores the pair apart."""
@@ -295,15 +350,13 @@ def _spatial_of(model: nn.Module, unet: UNet2DConditionModel) -> UNet2DCondition
 
 def export(work: Path, into: Path) -> None:
     """float16 safetensors, in the folders that the worker's loader reads for any AnimateDiff model."""
-    from diffusers import MotionAdapter
-
     tokens = networks.tokenizer()
     tokens.save_pretrained(into / "tokenizer")
     networks.text_encoder(tokens, SEED).half().save_pretrained(into / "text_encoder")
     _save(AutoencoderKL.from_pretrained(work / "vae"), into / "vae")
-    for source, target in (("image_unet", "image_unet"), ("video_unet", "unet")):
+    for source, target in (("image_unet", "image_unet"), ("vivid_unet", "unet")):
         _save(UNet2DConditionModel.from_pretrained(work / source), into / target)
-    _save(MotionAdapter.from_pretrained(work / "motion_adapter"), into / "motion_adapter")
+    _save(MotionAdapter.from_pretrained(work / "vivid_adapter"), into / "motion_adapter")
     networks.scheduler("v_prediction").save_pretrained(into / "scheduler")
     networks.scheduler("epsilon").save_pretrained(into / "image_scheduler")
     size = sum(f.stat().st_size for f in into.rglob("*") if f.is_file())
@@ -320,9 +373,15 @@ def _save(network: Network, folder: Path) -> None:
 
 
 def unpack(work: Path, source: Path) -> None:
-    for name, target in {"unet": "video_unet", "vae": "vae", "image_unet": "image_unet"}.items():
-        shutil.copytree(source / name, work / target, dirs_exist_ok=True)
-    shutil.copytree(source / "motion_adapter", work / "motion_adapter", dirs_exist_ok=True)
+    folders = {
+        "vae": ["vae"],
+        "image_unet": ["image_unet"],
+        "unet": ["video_unet", "vivid_unet"],
+        "motion_adapter": ["motion_adapter", "vivid_adapter"],
+    }
+    for name, targets in folders.items():
+        for target in targets:
+            shutil.copytree(source / name, work / target, dirs_exist_ok=True)
 
 
 # ---------------------------------------------------------------- command line
@@ -338,6 +397,8 @@ def _process(rank: int, stage: str, work: Path, steps: int | None, size: int, po
         return train_vae(work, recipe, group)
     if stage == "motion":
         return train_motion(work, recipe, group)
+    if stage == "vivid":
+        return train_vivid(work, recipe, group)
     return train_frames(stage, work, recipe, group)
 
 

@@ -50,6 +50,7 @@ def test_recipe_makes_the_files_that_are_committed(tmp_path: Path, monkeypatch: 
     """All stages from nothing, two steps each."""
     monkeypatch.setattr(train, "VAE_CLIPS", 12)
     monkeypatch.setattr(train, "CLIPS", 100)
+    monkeypatch.setattr(train, "VIVID_CLIPS", 20)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     work, into = tmp_path / "work", tmp_path / "weights"
     work.mkdir()
@@ -59,6 +60,7 @@ def test_recipe_makes_the_files_that_are_committed(tmp_path: Path, monkeypatch: 
     train.train_frames("image", work, recipe, ALONE)
     train.train_frames("footage", work, recipe, ALONE)
     train.train_motion(work, recipe, ALONE)
+    train.train_vivid(work, recipe, ALONE)
     train.export(work, into)
     expected = files(COMMITTED) - {Path("README.md"), Path("judges.safetensors")}
     assert files(into) == expected
