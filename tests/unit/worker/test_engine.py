@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sampler import Plan, Step, seeded_noise
-from service.jobs import Phase
+from service.jobs import Phase, VideoRequest
 from service.sampling import USES, SamplerSettings, Spacing
 from tests.factories import make_generation
 from worker.engine import Engine
@@ -175,8 +175,10 @@ def test_run_starts_from_the_seeds_noise_and_draws_other_noise_later(
 
 
 def test_prompt_decides_the_video(engine: Engine) -> None:
+    """With the demo entry's own settings: the paper's guidance of 4 is too much for models this small."""
+    resolve = engine.models.entry.resolve
     red, blue = (
-        engine.generate(make_generation(guidance_scale=3, prompt=f"a {color} circle moving left on a black background"))
+        engine.generate(resolve(VideoRequest(prompt=f"a {color} circle moving left on a black background", seed=7)))
         for color in ("red", "blue")
     )
     middle = [clip.frames[:, 96:288, 96:288].float().mean((0, 1, 2)) for clip in (red, blue)]
