@@ -7,7 +7,7 @@
     motion   motion modules on degraded clips, the spatial layers adapt at half the rate
     vivid    the video model once more, on degraded clips that keep some or all of their colours
     export   float16 safetensors in the diffusers folder layout -> demo/weights
-    unpack   the way back: demo/weights -> --work, so that `latents`, `image` and `motion` go on from committed weights
+    unpack   the way back: demo/weights -> --work, so that `latents`, `image`, `motion`, `vivid` go on from there
 
 Stages `image` and `footage` do not need each other; `all` runs them side by side. Same seed, same processes: same
 weights on the same machine, stopped on the way or not.
