@@ -35,18 +35,18 @@ def tokenizer() -> CLIPTokenizer:
     bpe.normalizer = normalizers.Lowercase()
     bpe.pre_tokenizer = pre_tokenizers.Split(Regex(r"\s+"), behavior="removed")
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    special, letters = ["<|startoftext|>", "<|endoftext|>"], [*alphabet, *(f"{letter}</w>" for letter in alphabet)]
     trainer = trainers.BpeTrainer(
         vocab_size=100_000,
         show_progress=False,
-        initial_alphabet=alphabet,
         end_of_word_suffix="</w>",
-        special_tokens=["<|startoftext|>", "<|endoftext|>"],
+        # Of pairs as frequent as each other the one with lower numbers is merged first; letters that it is not given
+        # the trainer numbers in another order every time.
+        special_tokens=[*special, *letters],
     )
     bpe.train_from_iterator(VOCABULARY, trainer)
     merges = [tuple(pair) for pair in json.loads(bpe.to_str())["model"]["merges"]]
-    # The trainer numbers letters in another order every time: count them again, in CLIP's order.
-    letters = [*alphabet, *(f"{letter}</w>" for letter in alphabet)]
-    pieces = ["<|startoftext|>", "<|endoftext|>", *letters, *("".join(pair) for pair in merges)]
+    pieces = [*special, *letters, *("".join(pair) for pair in merges)]
     return CLIPTokenizer(
         vocab={piece: i for i, piece in enumerate(pieces)}, merges=merges, model_max_length=TEXT_LENGTH
     )

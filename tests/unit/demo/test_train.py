@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from demo import fit, train
+from demo import fit, networks, train
 from demo.fit import Group, Recipe
 
 COMMITTED = Path(inspect.getfile(train)).parent / "weights"
@@ -71,6 +71,14 @@ def test_recipe_makes_the_files_that_are_committed(tmp_path: Path, monkeypatch: 
             assert (into / file).read_bytes() == (COMMITTED / file).read_bytes(), file
     frozen = Path("text_encoder/model.safetensors")
     assert (into / frozen).read_bytes() == (COMMITTED / frozen).read_bytes()
+
+
+def test_words_are_numbered_the_same_every_time(tmp_path: Path) -> None:
+    """Every stage makes the tokenizer anew, and the text encoder's rows go by its numbers."""
+    committed = (COMMITTED / "tokenizer" / "tokenizer.json").read_bytes()
+    for _ in range(30):
+        networks.tokenizer().save_pretrained(tmp_path)
+        assert (tmp_path / "tokenizer.json").read_bytes() == committed
 
 
 def files(folder: Path) -> set[Path]:
