@@ -6,8 +6,9 @@
     footage  the video model's spatial layers: degraded frames by caption; predicts v
     motion   motion modules on degraded clips, the spatial layers adapt at half the rate
     vivid    the video model once more, on degraded clips that keep some or all of their colours
+    start    and once more, with the start of sampling among its examples: noise that holds no clip at all
     export   float16 safetensors in the diffusers folder layout -> demo/weights
-    unpack   the way back: demo/weights -> --work, so that `latents`, `image`, `motion`, `vivid` go on from there
+    unpack   the way back: demo/weights -> --work, so that `latents` and the stages of the networks go on
 
 Stages `image` and `footage` do not need each other; `all` runs them side by side. Same seed, same processes: same
 weights on the same machine, stopped on the way or not.
@@ -39,18 +40,19 @@ from worker import cpu
 
 VAE_CLIPS, CLIPS, VIVID_CLIPS = 1500, 6000, 3000
 FRAMES_KEPT = 2  # sharp frames a clip; neighbours teach an image model little
-TOGETHER = [["vae"], ["latents"], ["image", "footage"], ["motion"], ["vivid"], ["export"]]
+TOGETHER = [["vae"], ["latents"], ["image", "footage"], ["motion"], ["vivid"], ["start"], ["export"]]
 STAGES = [stage for stages in TOGETHER for stage in stages]
 
 Network = Any  # diffusers' from_pretrained is untyped
 
-PROCESSES = {"vae": 2, "latents": 2, "image": 1, "footage": 1, "motion": 2, "vivid": 2}
+PROCESSES = {"vae": 2, "latents": 2, "image": 1, "footage": 1, "motion": 2, "vivid": 2, "start": 2}
 RECIPE = {
     "vae": Recipe(2400, 24, 3e-3),
     "image": Recipe(10000, 48, 1.5e-3),
     "footage": Recipe(6000, 48, 1.5e-3),
     "motion": Recipe(3000, 8, 2e-3),
-    "vivid": Recipe(1200, 8, 4e-4),
+    "vivid": Recipe(3000, 8, 4e-4),
+    "start": Recipe(800, 8, 2e-4),
 }
 
 
@@ -292,18 +294,23 @@ def train_motion(work: Path, recipe: Recipe, group: Group) -> None:
         _spatial_of(model, spatial).save_pretrained(work / "video_unet")
 
 
-def train_vivid(work: Path, recipe: Recipe, group: Group) -> None:
-    """The whole video model on clips of any saturation, still blurred and watermarked.
+def train_video(stage: str, work: Path, recipe: Recipe, group: Group) -> None:
+    """Stages vivid and start: the whole video model on clips of any saturation, still blurred and watermarked.
 
     Between its own calls the image model puts full colours into the latents. A video model that has only seen
     washed-out ones answers at low noise with a colour of its own: purple turns blue on the last steps.
+
+    Start: even at the last timestep training latents hold a little of the clip, above all its mean, but sampling starts
+    from noise alone (arXiv:2305.08891). A model that has not seen such noise reads a background out of it, pink for
+    black, against the prompt.
     """
+    unet, adapter = ("video_unet", "motion_adapter") if stage == "vivid" else ("vivid_unet", "vivid_adapter")
     data = Latents(work)
     schedule = networks.scheduler("v_prediction").alphas_cumprod
     clips, scenes = _vivid_clips(work, Generator().manual_seed(SEED + 21 + group.rank), VIVID_CLIPS // group.size)
     torch.manual_seed(SEED + 8)
-    spatial = UNet2DConditionModel.from_pretrained(work / "video_unet")
-    model = networks.video_unet(spatial, MotionAdapter.from_pretrained(work / "motion_adapter")).train()
+    spatial = UNet2DConditionModel.from_pretrained(work / unet)
+    model = networks.video_unet(spatial, MotionAdapter.from_pretrained(work / adapter)).train()
     cpu.prepare(model)
 
     def loss_of(_step: int, batch: int) -> Tensor:
@@ -316,14 +323,17 @@ def train_vivid(work: Path, recipe: Recipe, group: Group) -> None:
         caption[draw < 0.08] = data.empty
         caption[draw > 0.95] = data.negative
         timestep = torch.randint(0, 1000, (batch,))
-        x_t, _, v = noised(x, schedule, timestep)
+        is_start = torch.rand(batch) < 0.2 if stage == "start" else torch.zeros(batch, dtype=torch.bool)
+        timestep[is_start] = len(schedule) - 1
+        x_t, noise, v = noised(x, schedule, timestep)
+        x_t[is_start] = noise[is_start]
         text = data.text[caption].repeat_interleave(FRAMES, 0)
         return F.mse_loss(model(x_t, timestep, text).sample, v)
 
-    fit("vivid", recipe, model, [(1.0, model.parameters())], loss_of, group=group, work=work)
+    fit(stage, recipe, model, [(1.0, model.parameters())], loss_of, group=group, work=work)
     if group.rank == 0:
-        model.save_motion_modules(work / "vivid_adapter")
-        _spatial_of(model, spatial).save_pretrained(work / "vivid_unet")
+        model.save_motion_modules(work / f"{stage}_adapter")
+        _spatial_of(model, spatial).save_pretrained(work / f"{stage}_unet")
 
 
 @torch.no_grad()
@@ -354,9 +364,9 @@ def export(work: Path, into: Path) -> None:
     tokens.save_pretrained(into / "tokenizer")
     networks.text_encoder(tokens, SEED).half().save_pretrained(into / "text_encoder")
     _save(AutoencoderKL.from_pretrained(work / "vae"), into / "vae")
-    for source, target in (("image_unet", "image_unet"), ("vivid_unet", "unet")):
+    for source, target in (("image_unet", "image_unet"), ("start_unet", "unet")):
         _save(UNet2DConditionModel.from_pretrained(work / source), into / target)
-    _save(MotionAdapter.from_pretrained(work / "vivid_adapter"), into / "motion_adapter")
+    _save(MotionAdapter.from_pretrained(work / "start_adapter"), into / "motion_adapter")
     networks.scheduler("v_prediction").save_pretrained(into / "scheduler")
     networks.scheduler("epsilon").save_pretrained(into / "image_scheduler")
     size = sum(f.stat().st_size for f in into.rglob("*") if f.is_file())
@@ -376,8 +386,8 @@ def unpack(work: Path, source: Path) -> None:
     folders = {
         "vae": ["vae"],
         "image_unet": ["image_unet"],
-        "unet": ["video_unet", "vivid_unet"],
-        "motion_adapter": ["motion_adapter", "vivid_adapter"],
+        "unet": ["video_unet", "vivid_unet", "start_unet"],
+        "motion_adapter": ["motion_adapter", "vivid_adapter", "start_adapter"],
     }
     for name, targets in folders.items():
         for target in targets:
@@ -397,8 +407,8 @@ def _process(rank: int, stage: str, work: Path, steps: int | None, size: int, po
         return train_vae(work, recipe, group)
     if stage == "motion":
         return train_motion(work, recipe, group)
-    if stage == "vivid":
-        return train_vivid(work, recipe, group)
+    if stage in ("vivid", "start"):
+        return train_video(stage, work, recipe, group)
     return train_frames(stage, work, recipe, group)
 
 

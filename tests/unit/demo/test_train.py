@@ -60,7 +60,8 @@ def test_recipe_makes_the_files_that_are_committed(tmp_path: Path, monkeypatch: 
     train.train_frames("image", work, recipe, ALONE)
     train.train_frames("footage", work, recipe, ALONE)
     train.train_motion(work, recipe, ALONE)
-    train.train_vivid(work, recipe, ALONE)
+    train.train_video("vivid", work, recipe, ALONE)
+    train.train_video("start", work, recipe, ALONE)
     train.export(work, into)
     expected = files(COMMITTED) - {Path("README.md"), Path("judges.safetensors")}
     assert files(into) == expected
