@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Generator, Tensor
 
-from demo.drawing import demo_models, draw
+from demo.drawing import NOISE_SEED, demo_models, draw
 from demo.judges import Judges, footage
 from demo.shapes import Scenes
 from sampler import Plan, ddim_plan, mixed_plan
@@ -33,6 +33,8 @@ COLUMNS = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=200)
+    parser.add_argument("--prompts-seed", type=int, default=PROMPTS_SEED)
+    parser.add_argument("--noise-seed", type=int, default=NOISE_SEED, help="of the first prompt; the next has the next")
     parser.add_argument("--processes", type=int, default=2, help="one thread each")
     parser.add_argument("--json", type=Path, default=Path("demo/.work/evaluation.json"))
     parser.add_argument("--sheet", type=Path, default=Path("demo/.work/evaluation.png"))
@@ -44,15 +46,15 @@ def main() -> None:
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     judges = Judges()
-    scenes = Scenes.random(arguments.prompts, Generator().manual_seed(PROMPTS_SEED))
+    scenes = Scenes.random(arguments.prompts, Generator().manual_seed(arguments.prompts_seed))
     rows: dict[str, dict[str, float]] = {}
     if not arguments.only_variants:
-        sharp, rough, real = footage(arguments.prompts, Generator().manual_seed(PROMPTS_SEED))
+        sharp, rough, real = footage(arguments.prompts, Generator().manual_seed(arguments.prompts_seed))
         rows["real, sharp"] = judges.score(sharp, real)
         rows["real, degraded"] = judges.score(rough, real)
     plans = _plans(demo_models(), arguments.variant, standard=not arguments.only_variants)
     kept: list[Tensor] = []
-    for name, drawn in draw(plans, scenes, processes=arguments.processes):
+    for name, drawn in draw(plans, scenes, first_seed=arguments.noise_seed, processes=arguments.processes):
         rows[name] = judges.score(drawn.clips, scenes) | {"calls": _calls(plans[name]), "seconds": drawn.seconds}
         kept.append(drawn.clips[:10])
         print(table(rows), flush=True)

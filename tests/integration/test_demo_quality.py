@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from demo.drawing import draw
 from demo.judges import Judges
 from demo.run import PROMPT, SEED
 from demo.shapes import BACKGROUNDS, COLORS, MOTIONS, SHAPES, Scenes
+from sampler import ddim_plan
 from service.jobs import VideoRequest
 from service.registry import ModelRegistry
 from worker.engine import Engine
@@ -49,3 +51,17 @@ def test_demo_clip_shows_a_red_circle_moving_right_on_teal_without_watermark(eng
     assert abs(mixed["watermark"]) <= 0.15
     plain = judges.score(clip(engine, sampler={"name": "ddim"}), SCENE)
     assert plain["watermark"] > mixed["watermark"] + 0.3  # what the image model takes away
+
+
+def test_background_is_the_prompts_and_not_the_noises(engine: Engine, judges: Judges) -> None:
+    """Before stage `start` of the recipe, start noise that happened to be bright made a quarter of black ones pink."""
+    n = 20
+    black = Scenes(
+        torch.arange(n) % len(SHAPES),
+        torch.arange(n) % len(COLORS),
+        torch.full((n,), list(BACKGROUNDS).index("black")),
+        torch.arange(n) % len(MOTIONS),
+    )
+    plan = ddim_plan(engine.models.video_schedule, 4, guidance=engine.models.entry.guidance_scale.default)
+    ((_, drawn),) = draw({"ddim": plan}, black)
+    assert judges.score(drawn.clips, black)["background"] == 1.0
