@@ -35,11 +35,11 @@ from torch import Generator, Tensor, nn
 
 from demo import networks, shapes
 from demo.fit import SEED, Group, Recipe, fit
-from demo.shapes import FRAMES, NEGATIVE_PROMPT, SIZE, Scenes
+from demo.latents import FRAMES_KEPT, Latents, make_latents, noised, vivid_clips
+from demo.shapes import FRAMES, SIZE, Scenes
 from worker import cpu
 
-VAE_CLIPS, CLIPS, VIVID_CLIPS = 1500, 6000, 3000
-FRAMES_KEPT = 2  # sharp frames a clip; neighbours teach an image model little
+VAE_CLIPS, VIVID_CLIPS = 1500, 3000
 TOGETHER = [["vae"], ["latents"], ["image", "footage"], ["motion"], ["vivid"], ["start"], ["export"]]
 STAGES = [stage for stages in TOGETHER for stage in stages]
 
@@ -129,68 +129,6 @@ def _whiten(model: AutoencoderKL, sharp: Tensor) -> None:
     before.bias[c:] -= 2 * std.log()
     after.bias += after.weight[:, :, 0, 0] @ mean
     after.weight *= std[None, :, None, None]
-
-
-@torch.no_grad()
-def make_latents(work: Path, group: Group) -> None:
-    """latents.<rank>.pt: degraded clips (n, C, F, h, w), a few sharp frames of each (n, k, C, h, w), the scenes."""
-    model = AutoencoderKL.from_pretrained(work / "vae").eval()
-    generator = Generator().manual_seed(SEED + 1 + group.rank)
-    parts: dict[str, list[Tensor]] = {"clips": [], "sharp": [], "scenes": []}
-    for _ in range(CLIPS // group.size // 20):
-        scenes = Scenes.random(20, generator)
-        frames, _ = shapes.render(scenes, generator)
-        kept = torch.stack([torch.randperm(FRAMES, generator=generator)[:FRAMES_KEPT] for _ in range(20)])
-        clips = _encoded(model, shapes.degrade(frames, generator))
-        sharp = model.encode(frames[torch.arange(20)[:, None], kept].flatten(0, 1)).latent_dist.mean
-        parts["clips"].append(clips)
-        parts["sharp"].append(sharp.unflatten(0, (20, FRAMES_KEPT)))
-        parts["scenes"].append(torch.tensor(scenes.rows()))
-    torch.save({k: torch.cat(v) for k, v in parts.items()}, work / f"latents.{group.rank}.pt")
-
-
-def _encoded(model: AutoencoderKL, clips: Tensor) -> Tensor:
-    """Clips (n, F, 3, H, W) -> latents (n, C, F, h, w)."""
-    return model.encode(clips.flatten(0, 1)).latent_dist.mean.unflatten(0, clips.shape[:2]).transpose(1, 2)
-
-
-class Latents:
-    """The encoded data set and the embedding of every caption."""
-
-    def __init__(self, work: Path) -> None:
-        files = [torch.load(f, weights_only=True) for f in sorted(work.glob("latents.*.pt"))]
-        clips, sharp, scenes = (torch.cat([f[k] for f in files]) for k in ("clips", "sharp", "scenes"))
-        self.clips, self.sharp, self.scenes = clips, sharp, scenes  # (N,C,F,h,w) (N,k,C,h,w) (N,4)
-        tokens = networks.tokenizer()
-        encoder = networks.text_encoder(tokens, SEED)
-        # one more colour, background and motion: the unsaid one
-        self.kinds = (len(shapes.SHAPES), len(shapes.COLORS) + 1, len(shapes.BACKGROUNDS) + 1, len(shapes.MOTIONS) + 1)
-        said = [
-            shapes.caption(s, *(None if i == n - 1 else i for i, n in zip(rest, self.kinds[1:], strict=True)))
-            for s, *rest in torch.cartesian_prod(*(torch.arange(n) for n in self.kinds)).tolist()
-        ]
-        ids = tokens([*said, "", NEGATIVE_PROMPT], padding="max_length", return_tensors="pt").input_ids
-        with torch.no_grad():
-            self.text = encoder(ids).last_hidden_state  # (captions + 2, 16, 64)
-        words = encoder(tokens(["left", "right", "red", "blue"], return_tensors="pt").input_ids).last_hidden_state[:, 1]
-        distance = torch.cdist(words, words)
-        assert distance[0, 1] > 0.2 * distance[2, 3], "left and right must not collapse in the text encoder"
-        self.empty, self.negative = len(said), len(said) + 1
-
-    def captions(self, scenes: Tensor, unsaid: tuple[float, float, float]) -> Tensor:
-        """Caption numbers of scenes (n, 4), leaving colour, background or motion unsaid with these probabilities."""
-        rows = scenes.clone()
-        for column, probability in enumerate(unsaid, start=1):
-            rows[torch.rand(len(rows)) < probability, column] = self.kinds[column] - 1
-        _, colors, backgrounds, motions = self.kinds
-        return ((rows[:, 0] * colors + rows[:, 1]) * backgrounds + rows[:, 2]) * motions + rows[:, 3]
-
-
-def noised(x: Tensor, alphas_cumprod: Tensor, timestep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """x at a noise level, with its two targets (x_t, epsilon, v) (arXiv:2202.00512 App. D for v)."""
-    a = alphas_cumprod[timestep].view(-1, *[1] * (x.ndim - 1))
-    noise = torch.randn_like(x)
-    return a.sqrt() * x + (1 - a).sqrt() * noise, noise, a.sqrt() * noise - (1 - a).sqrt() * x
 
 
 def train_frames(stage: str, work: Path, recipe: Recipe, group: Group) -> None:
@@ -307,7 +245,7 @@ def train_video(stage: str, work: Path, recipe: Recipe, group: Group) -> None:
     unet, adapter = ("video_unet", "motion_adapter") if stage == "vivid" else ("vivid_unet", "vivid_adapter")
     data = Latents(work)
     schedule = networks.scheduler("v_prediction").alphas_cumprod
-    clips, scenes = _vivid_clips(work, Generator().manual_seed(SEED + 21 + group.rank), VIVID_CLIPS // group.size)
+    clips, scenes = vivid_clips(work, Generator().manual_seed(SEED + 21 + group.rank), VIVID_CLIPS // group.size)
     torch.manual_seed(SEED + 8)
     spatial = UNet2DConditionModel.from_pretrained(work / unet)
     model = networks.video_unet(spatial, MotionAdapter.from_pretrained(work / adapter)).train()
@@ -334,20 +272,6 @@ def train_video(stage: str, work: Path, recipe: Recipe, group: Group) -> None:
     if group.rank == 0:
         model.save_motion_modules(work / f"{stage}_adapter")
         _spatial_of(model, spatial).save_pretrained(work / f"{stage}_unet")
-
-
-@torch.no_grad()
-def _vivid_clips(work: Path, generator: Generator, n: int) -> tuple[Tensor, Tensor]:
-    """Latents (n, C, F, h, w) of degraded clips, each with a saturation of its own, and their scenes (n, 4)."""
-    model = AutoencoderKL.from_pretrained(work / "vae").eval()
-    clips, rows = list[Tensor](), list[tuple[int, int, int, int]]()
-    for begin in range(0, n, 20):
-        scenes = Scenes.random(min(20, n - begin), generator)
-        frames, _ = shapes.render(scenes, generator)
-        vivid = torch.rand(len(scenes), 1, 1, 1, 1, generator=generator)
-        clips.append(_encoded(model, shapes.degrade(frames, generator, vivid=vivid)))
-        rows += scenes.rows()
-    return torch.cat(clips), torch.tensor(rows)
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from demo import fit, networks, train
+from demo import fit, latents, networks, train
 from demo.fit import Group, Recipe
 
 COMMITTED = Path(inspect.getfile(train)).parent / "weights"
@@ -49,14 +49,14 @@ def test_stage_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path: Path, mo
 def test_recipe_makes_the_files_that_are_committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All stages from nothing, two steps each."""
     monkeypatch.setattr(train, "VAE_CLIPS", 12)
-    monkeypatch.setattr(train, "CLIPS", 100)
+    monkeypatch.setattr(latents, "CLIPS", 100)
     monkeypatch.setattr(train, "VIVID_CLIPS", 20)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     work, into = tmp_path / "work", tmp_path / "weights"
     work.mkdir()
     recipe = Recipe(steps=2, batch=4, rate=1e-3)
     train.train_vae(work, recipe, ALONE)
-    train.make_latents(work, ALONE)
+    latents.make_latents(work, ALONE)
     train.train_frames("image", work, recipe, ALONE)
     train.train_frames("footage", work, recipe, ALONE)
     train.train_motion(work, recipe, ALONE)

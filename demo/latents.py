@@ -1,0 +1,95 @@
+"""What the networks of the demo pair learn from: clips of the procedural world, encoded once, and captions embedded.
+
+Knows nothing of the networks' training.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Generator, Tensor
+
+from demo import networks, shapes
+from demo.fit import SEED, Group
+from demo.shapes import FRAMES, NEGATIVE_PROMPT, Scenes
+
+CLIPS = 6000
+FRAMES_KEPT = 2  # sharp frames a clip; neighbours teach an image model little
+
+
+@torch.no_grad()
+def make_latents(work: Path, group: Group) -> None:
+    """latents.<rank>.pt: degraded clips (n, C, F, h, w), a few sharp frames of each (n, k, C, h, w), the scenes."""
+    model = AutoencoderKL.from_pretrained(work / "vae").eval()
+    generator = Generator().manual_seed(SEED + 1 + group.rank)
+    parts: dict[str, list[Tensor]] = {"clips": [], "sharp": [], "scenes": []}
+    for _ in range(CLIPS // group.size // 20):
+        scenes = Scenes.random(20, generator)
+        frames, _ = shapes.render(scenes, generator)
+        kept = torch.stack([torch.randperm(FRAMES, generator=generator)[:FRAMES_KEPT] for _ in range(20)])
+        clips = _encoded(model, shapes.degrade(frames, generator))
+        sharp = model.encode(frames[torch.arange(20)[:, None], kept].flatten(0, 1)).latent_dist.mean
+        parts["clips"].append(clips)
+        parts["sharp"].append(sharp.unflatten(0, (20, FRAMES_KEPT)))
+        parts["scenes"].append(torch.tensor(scenes.rows()))
+    torch.save({k: torch.cat(v) for k, v in parts.items()}, work / f"latents.{group.rank}.pt")
+
+
+@torch.no_grad()
+def vivid_clips(work: Path, generator: Generator, n: int) -> tuple[Tensor, Tensor]:
+    """Latents (n, C, F, h, w) of degraded clips, each with a saturation of its own, and their scenes (n, 4)."""
+    model = AutoencoderKL.from_pretrained(work / "vae").eval()
+    clips, rows = list[Tensor](), list[tuple[int, int, int, int]]()
+    for begin in range(0, n, 20):
+        scenes = Scenes.random(min(20, n - begin), generator)
+        frames, _ = shapes.render(scenes, generator)
+        vivid = torch.rand(len(scenes), 1, 1, 1, 1, generator=generator)
+        clips.append(_encoded(model, shapes.degrade(frames, generator, vivid=vivid)))
+        rows += scenes.rows()
+    return torch.cat(clips), torch.tensor(rows)
+
+
+def _encoded(model: AutoencoderKL, clips: Tensor) -> Tensor:
+    """Clips (n, F, 3, H, W) -> latents (n, C, F, h, w)."""
+    return model.encode(clips.flatten(0, 1)).latent_dist.mean.unflatten(0, clips.shape[:2]).transpose(1, 2)
+
+
+class Latents:
+    """The encoded data set and the embedding of every caption."""
+
+    def __init__(self, work: Path) -> None:
+        files = [torch.load(f, weights_only=True) for f in sorted(work.glob("latents.*.pt"))]
+        clips, sharp, scenes = (torch.cat([f[k] for f in files]) for k in ("clips", "sharp", "scenes"))
+        self.clips, self.sharp, self.scenes = clips, sharp, scenes  # (N,C,F,h,w) (N,k,C,h,w) (N,4)
+        tokens = networks.tokenizer()
+        encoder = networks.text_encoder(tokens, SEED)
+        # one more colour, background and motion: the unsaid one
+        self.kinds = (len(shapes.SHAPES), len(shapes.COLORS) + 1, len(shapes.BACKGROUNDS) + 1, len(shapes.MOTIONS) + 1)
+        said = [
+            shapes.caption(s, *(None if i == n - 1 else i for i, n in zip(rest, self.kinds[1:], strict=True)))
+            for s, *rest in torch.cartesian_prod(*(torch.arange(n) for n in self.kinds)).tolist()
+        ]
+        ids = tokens([*said, "", NEGATIVE_PROMPT], padding="max_length", return_tensors="pt").input_ids
+        with torch.no_grad():
+            self.text = encoder(ids).last_hidden_state  # (captions + 2, 16, 64)
+        words = encoder(tokens(["left", "right", "red", "blue"], return_tensors="pt").input_ids).last_hidden_state[:, 1]
+        distance = torch.cdist(words, words)
+        assert distance[0, 1] > 0.2 * distance[2, 3], "left and right must not collapse in the text encoder"
+        self.empty, self.negative = len(said), len(said) + 1
+
+    def captions(self, scenes: Tensor, unsaid: tuple[float, float, float]) -> Tensor:
+        """Caption numbers of scenes (n, 4), leaving colour, background or motion unsaid with these probabilities."""
+        rows = scenes.clone()
+        for column, probability in enumerate(unsaid, start=1):
+            rows[torch.rand(len(rows)) < probability, column] = self.kinds[column] - 1
+        _, colors, backgrounds, motions = self.kinds
+        return ((rows[:, 0] * colors + rows[:, 1]) * backgrounds + rows[:, 2]) * motions + rows[:, 3]
+
+
+def noised(x: Tensor, alphas_cumprod: Tensor, timestep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """x at a noise level, with its two targets (x_t, epsilon, v) (arXiv:2202.00512 App. D for v)."""
+    a = alphas_cumprod[timestep].view(-1, *[1] * (x.ndim - 1))
+    noise = torch.randn_like(x)
+    return a.sqrt() * x + (1 - a).sqrt() * noise, noise, a.sqrt() * noise - (1 - a).sqrt() * x
