@@ -26,8 +26,8 @@ import uvicorn
 from fastapi import FastAPI, Response
 from redis import Redis
 
-from service.embedded import EmbeddedValkey, free_port
-from service.keys import KeyStore
+from service.api_keys import KeyStore
+from service.process.embedded_valkey import EmbeddedValkey, free_port
 
 PROMPT = "a red circle moving right on a teal background"
 SHOWN = ("p50", "p95", "p99")

@@ -16,10 +16,11 @@ from pathlib import Path
 
 import torch
 
-from service.jobs import Generation, SamplerSettings, VideoRequest
-from service.registry import ModelRegistry
-from worker import video
-from worker.engine import Engine
+from service.catalog.registry import ModelRegistry
+from service.jobs.model import Generation, VideoRequest
+from service.jobs.sampling import SamplerSettings
+from worker.child import video
+from worker.child.engine import Engine
 
 PROMPT = "a red circle moving right on a teal background"
 

@@ -12,10 +12,10 @@ from torch import Tensor
 from benchmarks.gpu_networks import Pair
 from benchmarks.released import SCHEDULER, released_loop
 from sampler import ImageDenoiser, NoiseSchedule, VideoDenoiser, official_plan, sample
-from service.models import Optimise
-from worker.optimise import Compiler, OptimisedNetwork, TextKeys
-from worker.optimise.layout import channels_last
-from worker.optimise.weights import resident_bytes
+from service.catalog.model_entry import Optimise
+from worker.networks.optimise import Compiler, OptimisedNetwork, TextKeys
+from worker.networks.optimise.layout import channels_last
+from worker.networks.optimise.weights import resident_bytes
 
 TIMESTEP = 500  # of the single calls that are compared
 

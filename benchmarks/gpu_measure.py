@@ -17,7 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.gpu_arms import Arm, exact
 from benchmarks.gpu_networks import CALLS, STEPS, Pair
 from benchmarks.roofs import wait
-from worker.optimise import decode
+from worker.networks.optimise import decode
 
 WARM_UP, GATE_STEPS = 2, 3
 GATE = 1.2  # times arm A's own error against float32

@@ -26,7 +26,7 @@ from demo.evaluate import PROMPTS_SEED, default_settings
 from demo.judges import Judges
 from demo.shapes import Scenes
 from sampler import Plan, ddim_plan, free_init_plan, fused_plan, mixed_plan, zigzag_plan
-from worker.models import Models
+from worker.networks.models import Models
 
 PAIRS = ("IV-IV", "IV-VI", "VI-IV", "VI-VI", "II-VV", "VV-II")
 # column: heading; every one is a key of Judges.score

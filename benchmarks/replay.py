@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from service.jobs import Output, Phase
-from service.pulse import Pulse
+from service.jobs.model import Output, Phase
+from service.process.heartbeat_file import HeartbeatFile
 from service.settings import load_settings
 from service.wiring import open_services
 from worker.__main__ import work
@@ -86,7 +86,7 @@ def main(script: Path) -> int:
     settings = load_settings()
     child = ReplayedChild(**json.loads(script.read_text()))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the benchmark, which then ends us
-    return work(open_services(settings), "demo", child, pulse=Pulse(settings.pulse_file))
+    return work(open_services(settings), "demo", child, heartbeat_file=HeartbeatFile(settings.pulse_file))
 
 
 if __name__ == "__main__":

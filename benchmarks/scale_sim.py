@@ -2,7 +2,7 @@
 
 Real: Valkey (`appendfsync always`), the job store, RQ, N worker processes, a maintenance process. Replayed: the seconds
 that a GPU takes for each step (--times has measured ones), so that eight GPUs fit on a machine that has none. Every
-worker gets as many jobs; all are asked for at once, and one client polls meanwhile. Prints a table; JSON with --json.
+worker gets as many jobs; all are asked for at once, and one client polls on_wait. Prints a table; JSON with --json.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from service.embedded import EmbeddedValkey
-from service.jobs import Generation, Job, JobState, Phase, SamplerSettings
-from service.load import model_load
-from service.queues import generate_queue
+from service.jobs.model import Generation, Job, JobState, Phase
+from service.jobs.queue_stats import queue_stats
+from service.jobs.rq_queues import generate_queue
+from service.jobs.sampling import SamplerSettings
+from service.jobs.store import INDEX, job_key, lease_key, owner_index
+from service.process.embedded_valkey import EmbeddedValkey
 from service.settings import Settings
-from service.store import INDEX, job_key, lease_key, owner_index
 from service.wiring import Services, open_services
 
 PROMPT = "a red circle moving right on a teal background"
@@ -308,7 +309,7 @@ def running(programs: Sequence[tuple[str, ...]], environment: Mapping[str, str])
 
 def _wait_for_workers(services: Services, count: int) -> None:
     deadline = time.monotonic() + 60 + 10 * count
-    while len(model_load(services.redis, services.store, "demo").workers) < count:
+    while len(queue_stats(services.redis, services.store, "demo").workers) < count:
         if time.monotonic() > deadline:
             raise TimeoutError(f"not all of {count} workers are there")
         time.sleep(0.2)

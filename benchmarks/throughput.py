@@ -26,14 +26,14 @@ from pathlib import Path
 import httpx2
 import torch
 
-from service.embedded import EmbeddedValkey, free_port
-from service.jobs import Generation, Job, Phase, VideoRequest
-from service.queues import generate_queue
-from service.registry import ModelRegistry
+from service.catalog.registry import ModelRegistry
+from service.jobs.model import Generation, Job, Phase, VideoRequest
+from service.jobs.rq_queues import generate_queue
+from service.process.embedded_valkey import EmbeddedValkey, free_port
 from service.settings import Settings
 from service.wiring import Services, open_services
-from worker import video
-from worker.engine import Engine
+from worker.child import video
+from worker.child.engine import Engine
 
 PROMPT = "a red circle moving right on a teal background"
 PHASES = (Phase.ENCODING, Phase.SAMPLING, Phase.DECODING, Phase.UPLOADING)

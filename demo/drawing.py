@@ -15,10 +15,10 @@ from torch import Generator, Tensor
 
 from demo.shapes import Scenes
 from sampler import Plan, sample, seeded_noise
-from service.jobs import VideoRequest
-from service.registry import ModelRegistry
-from worker.engine import Engine
-from worker.models import Models
+from service.catalog.registry import ModelRegistry
+from service.jobs.model import VideoRequest
+from worker.child.engine import Engine
+from worker.networks.models import Models
 
 BATCH = 10  # clips at once: twice as quick a clip as one by one
 NOISE_SEED = 1000  # of the first clip; the next has the next

@@ -20,8 +20,8 @@ from demo.drawing import NOISE_SEED, demo_models, draw
 from demo.judges import Judges, footage
 from demo.shapes import Scenes
 from sampler import Plan, ddim_plan, mixed_plan
-from service.jobs import VideoRequest
-from worker.models import Models
+from service.jobs.model import VideoRequest
+from worker.networks.models import Models
 
 PROMPTS_SEED = 41
 COLUMNS = (

@@ -6,11 +6,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from service.cli import submit_and_wait
-from service.client import VideoClient
+from service.cli.client import VideoClient
+from service.cli.main import submit_and_wait
+from service.process.supervisor import Supervisor
 from service.settings import Settings
-from service.supervisor import Supervisor
-from worker import video
+from worker.child import video
 
 PROMPT = "a red circle moving right on a teal background"
 SEED = 7

@@ -37,7 +37,7 @@ from demo import networks, shapes
 from demo.fit import SEED, Group, Recipe, fit
 from demo.latents import FRAMES_KEPT, Latents, make_latents, noised, vivid_clips
 from demo.shapes import FRAMES, SIZE, Scenes
-from worker import cpu
+from worker.networks import cpu_tuning as cpu
 
 VAE_CLIPS, VIVID_CLIPS = 1500, 3000
 TOGETHER = [["vae"], ["latents"], ["image", "footage"], ["motion"], ["vivid"], ["start"], ["export"]]

@@ -14,7 +14,7 @@ errors.py     what a caller can get wrong
 """
 
 from sampler.denoisers import Denoiser, ImageDenoiser, VideoDenoiser
-from sampler.errors import BadSetting, DoesNotFit
+from sampler.errors import IncompatibleInputs, InvalidSetting
 from sampler.freeinit import free_init_plan
 from sampler.latents import seeded_noise
 from sampler.loop import LatentsNotFinite, Step, sample
@@ -24,6 +24,9 @@ from sampler.official import official_plan
 from sampler.plan import Plan
 from sampler.schedule import NoiseSchedule
 
+# Names of version 0.1, still importable.
+BadSetting, DoesNotFit = InvalidSetting, IncompatibleInputs
+
 __all__ = [
     "AnyMove",
     "BadSetting",
@@ -32,6 +35,8 @@ __all__ = [
     "DoesNotFit",
     "FusedMove",
     "ImageDenoiser",
+    "IncompatibleInputs",
+    "InvalidSetting",
     "LatentsNotFinite",
     "Move",
     "NoiseSchedule",

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sampler.errors import BadSetting, DoesNotFit
+from sampler.errors import IncompatibleInputs, InvalidSetting
 from sampler.schedule import PredictionType
 
 Half = Literal["uncond", "cond"]
@@ -40,25 +40,27 @@ class GuidedDenoiser(ABC):
             dtype the network is run in; latents and epsilon stay float32.
         prediction_type: what the network was trained to return.
 
-    Raises DoesNotFit if the two embeddings differ in shape, or if they are not as wide as the network's cross-attention
-    (where it has a diffusers config that says so); BadSetting if the prediction type is unknown.
+    Raises IncompatibleInputs if the two embeddings differ in shape, or if they are not as wide as the network's
+    cross-attention (where it has a diffusers config that says so); InvalidSetting if the prediction type is unknown.
     """
 
     def __init__(
         self, unet: Any, cond: Tensor, uncond: Tensor, *, prediction_type: PredictionType = "epsilon"
     ) -> None:  # Any: diffusers' UNets share no type, and this package must not import diffusers
         if cond.shape != uncond.shape or cond.ndim != 3:
-            raise DoesNotFit(
+            raise IncompatibleInputs(
                 f"cond {tuple(cond.shape)} and uncond {tuple(uncond.shape)} must both be (batch, tokens, dim) and equal"
             )
         width = _configured(unet, "cross_attention_dim")
         if width not in (None, cond.shape[-1]):
-            raise DoesNotFit(
+            raise IncompatibleInputs(
                 f"cond {tuple(cond.shape)} is {cond.shape[-1]} wide, the network's cross-attention takes {width}; "
                 "each network needs the embeddings of its own text encoder"
             )
         if prediction_type not in ("epsilon", "v_prediction"):
-            raise BadSetting(f"prediction_type={prediction_type!r} is not supported; use 'epsilon' or 'v_prediction'")
+            raise InvalidSetting(
+                f"prediction_type={prediction_type!r} is not supported; use 'epsilon' or 'v_prediction'"
+            )
         self.unet = unet
         self.cond, self.uncond = cond, uncond
         self.prediction_type: PredictionType = prediction_type
@@ -93,11 +95,11 @@ class GuidedDenoiser(ABC):
         """The network for latents such as these, with all that does not change laid ready; costs more than a call.
 
         Called with latents (B, C, F, h, w) and what `timestep` gives; returns what the network says for each half, of
-        that shape, in its own dtype, to be used before the next call. Raises DoesNotFit if latents, text or what the
-        network returns do not fit each other.
+        that shape, in its own dtype, to be used before the next call. Raises IncompatibleInputs if latents, text or what
+        the network returns do not fit each other.
         """
         if like.ndim != 5 or like.shape[0] != self.cond.shape[0]:
-            raise DoesNotFit(
+            raise IncompatibleInputs(
                 f"latents {tuple(like.shape)} must be (batch, channels, frames, height, width) "
                 f"with batch {self.cond.shape[0]}, one for each text embedding"
             )
@@ -159,7 +161,7 @@ class ImageDenoiser(GuidedDenoiser):
     ) -> None:
         super().__init__(unet, cond, uncond, prediction_type=prediction_type)
         if resize is not None and min(resize) < 1:
-            raise BadSetting(f"resize={resize} must be a height and a width of at least 1 latent pixel")
+            raise InvalidSetting(f"resize={resize} must be a height and a width of at least 1 latent pixel")
         self.resize = resize
         self.frames_at_once: int | None = None  # all; fewer need less memory and more calls
 
@@ -258,8 +260,8 @@ def _tensor(output: Any) -> Tensor:  # Any: what diffusers' networks return diff
     return output.sample if hasattr(output, "sample") else output[0]
 
 
-def _unfit(answer: tuple[int, ...], latents: Tensor) -> DoesNotFit:
-    return DoesNotFit(
+def _unfit(answer: tuple[int, ...], latents: Tensor) -> IncompatibleInputs:
+    return IncompatibleInputs(
         f"the network returned {answer} for latents {tuple(latents.shape)}; "
         "networks that also predict a variance, or take extra channels, are not supported"
     )

@@ -7,7 +7,7 @@ from typing import cast, get_args
 import torch
 from torch import Tensor
 
-from sampler.errors import BadSetting
+from sampler.errors import InvalidSetting
 from sampler.moves import LowPass, Restart
 from sampler.plan import Plan
 from sampler.schedule import NoiseSchedule
@@ -33,17 +33,17 @@ def free_init_plan(
         spatial_cutoff, temporal_cutoff: of the filter, in (0, 1], 1 being the Nyquist frequency.
 
     Defaults are diffusers'. A run draws from the generator that `sample` is given.
-    Raises BadSetting naming the parameter, its value and what is allowed.
+    Raises InvalidSetting naming the parameter, its value and what is allowed.
     """
     if iterations < 1:
-        raise BadSetting(f"iterations={iterations} must be at least 1 (1 is the plan itself)")
+        raise InvalidSetting(f"iterations={iterations} must be at least 1 (1 is the plan itself)")
     if method not in get_args(LowPass):
-        raise BadSetting(f"method={method!r} is not supported; use one of {get_args(LowPass)}")
+        raise InvalidSetting(f"method={method!r} is not supported; use one of {get_args(LowPass)}")
     if order < 1:
-        raise BadSetting(f"order={order} must be at least 1")
+        raise InvalidSetting(f"order={order} must be at least 1")
     for name, cutoff in (("spatial_cutoff", spatial_cutoff), ("temporal_cutoff", temporal_cutoff)):
         if not 0 < cutoff <= 1:
-            raise BadSetting(f"{name}={cutoff} must lie in (0, 1], 1 being the Nyquist frequency")
+            raise InvalidSetting(f"{name}={cutoff} must lie in (0, 1], 1 being the Nyquist frequency")
     restart = Restart(schedule.alphas_cumprod[-1], method, order, spatial_cutoff, temporal_cutoff)
     again = ((restart, *plan.steps[0]), *plan.steps[1:])
     return Plan(plan.steps + again * (iterations - 1))

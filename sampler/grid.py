@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from sampler.errors import BadSetting
+from sampler.errors import InvalidSetting
 from sampler.moves import Call, ModelName, Move
 from sampler.schedule import NoiseSchedule
 
@@ -15,7 +15,7 @@ Range = tuple[float, float]
 class Grid:
     """The levels L_0 .. L_N of a run: noise level and timestep of each, N being the clean end.
 
-    Raises BadSetting if the schedule cannot be run in so many steps.
+    Raises InvalidSetting if the schedule cannot be run in so many steps.
     """
 
     def __init__(self, schedule: NoiseSchedule, steps: int, image_schedule: NoiseSchedule | None = None) -> None:
@@ -46,11 +46,11 @@ class Grid:
 def scales(name: str, ends: Range, rho: float, n: int) -> list[float]:
     """n guidance scales from ends[0] to ends[1] with Karras-like spacing (the released code's "dynamic CFG scale").
 
-    Raises BadSetting if an end is negative or not finite, or if rho is not positive and finite.
+    Raises InvalidSetting if an end is negative or not finite, or if rho is not positive and finite.
     """
     begin, end = ends
     if not (0 <= begin < math.inf and 0 <= end < math.inf and 0 < rho < math.inf):
-        raise BadSetting(
+        raise InvalidSetting(
             f"{name}={ends} and rho={rho}: guidance must be finite and not negative, rho finite and positive"
         )
     low, high = begin ** (1 / rho), end ** (1 / rho)
@@ -58,15 +58,15 @@ def scales(name: str, ends: Range, rho: float, n: int) -> list[float]:
 
 
 def finite(name: str, value: float) -> float:
-    """`value`; raises BadSetting if it is NaN or infinite."""
+    """`value`; raises InvalidSetting if it is NaN or infinite."""
     if not math.isfinite(value):
-        raise BadSetting(f"{name}={value} must be a finite number")
+        raise InvalidSetting(f"{name}={value} must be a finite number")
     return value
 
 
 def active_steps(interval: Range, steps: int) -> range:
-    """The steps that `interval`, two fractions of the run, covers. Raises BadSetting if it is none."""
+    """The steps that `interval`, two fractions of the run, covers. Raises InvalidSetting if it is none."""
     begin, end = interval
     if not 0 <= begin <= end <= 1:
-        raise BadSetting(f"interval={interval} must be two fractions with 0 <= begin <= end <= 1")
+        raise InvalidSetting(f"interval={interval} must be two fractions with 0 <= begin <= end <= 1")
     return range(round(begin * steps), round(end * steps))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Generator, Tensor
 
-from sampler.errors import DoesNotFit
+from sampler.errors import IncompatibleInputs
 
 
 def seeded_noise(
@@ -16,12 +16,12 @@ def seeded_noise(
     """Standard normal latents (B, C, F, h, w) float32, drawn on the CPU: one seed, one start, on any card.
 
     A sequence of seeds gives each clip of the batch its own, so a batch equals its clips run alone.
-    Raises DoesNotFit if there are not as many seeds as clips.
+    Raises IncompatibleInputs if there are not as many seeds as clips.
     """
     if isinstance(seed, int):
         return torch.randn(tuple(shape), generator=Generator().manual_seed(seed)).to(device)
     if len(seed) != shape[0]:
-        raise DoesNotFit(
+        raise IncompatibleInputs(
             f"seed has {len(seed)} values for a batch of {shape[0]}; give one for each clip, or one integer"
         )
     clips = [torch.randn(tuple(shape[1:]), generator=Generator().manual_seed(s)) for s in seed]

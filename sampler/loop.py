@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from sampler.denoisers import Denoiser
-from sampler.errors import BadSetting, DoesNotFit
+from sampler.errors import IncompatibleInputs, InvalidSetting
+from sampler.finite_check import FiniteCheck
 from sampler.moves import AnyMove, Restart, SolverMove
 from sampler.plan import Plan
 from sampler.program import Generators, Program
-from sampler.watch import Watch
 
 
 @dataclass(frozen=True)
@@ -62,26 +62,28 @@ def sample(
         start: resumes: the number of steps that are already in `latents`.
         memory: resumes: `Step.memory` of the last step done; the generator must be in the state it then had.
 
-    Raises DoesNotFit at once if a model that the plan calls is missing, or if latents, models and plan do not fit;
-    BadSetting for a `start` outside the plan; LatentsNotFinite after a step that went wrong: at once on a CPU, up to
-    two steps later on a GPU, which nothing here waits for, and before the last step is yielded in any case.
+    Raises IncompatibleInputs at once if a model that the plan calls is missing, or if latents, models and plan do not
+    fit; InvalidSetting for a `start` outside the plan; LatentsNotFinite after a step that went wrong: at once on a CPU,
+    up to two steps later on a GPU, which nothing here waits for, and before the last step is yielded in any case.
     """
     models: dict[str, Denoiser | None] = {"image": image, "video": video}
     used = [name for name, calls in plan.calls.items() if calls]
     for name in used:
         if models[name] is None:
-            raise DoesNotFit(f"the plan calls the {name} model {plan.calls[name]} times: pass {name}=...")
+            raise IncompatibleInputs(f"the plan calls the {name} model {plan.calls[name]} times: pass {name}=...")
     _check_latents(latents, {name: models[name] for name in used})
     if isinstance(generator, Sequence) and len(generator) != len(latents):
-        raise DoesNotFit(f"{len(generator)} generators for a batch of {len(latents)}; give one for each clip, or one")
+        raise IncompatibleInputs(
+            f"{len(generator)} generators for a batch of {len(latents)}; give one for each clip, or one"
+        )
     if not 0 <= start <= len(plan):
-        raise BadSetting(f"start={start} is outside 0..{len(plan)}, the steps of the plan")
+        raise InvalidSetting(f"start={start} is outside 0..{len(plan)}, the steps of the plan")
     x = latents.float()
     kept = {"initial": x} if start == 0 else dict(memory or {})
     needed = _remembered(plan, start)
     kept = {name: tensor for name, tensor in kept.items() if name in needed}
     if missing := needed - set(kept):
-        raise DoesNotFit(
+        raise IncompatibleInputs(
             f"start={start} needs memory[{missing.pop()!r}]: pass memory=step.memory of the last step that was done"
         )
     return _run(x, plan, {name: model for name, model in models.items() if model is not None}, generator, start, kept)
@@ -93,7 +95,7 @@ def _run(
 ) -> Iterator[Step]:
     """Nothing here waits for the device, but for the watch when the host is steps ahead of it."""
     steps = Program(x, models, generator, memory).of(plan.steps[start:])
-    watch, total = Watch(x, len(steps)), len(plan)
+    watch, total = FiniteCheck(x, len(steps)), len(plan)
     for index, moves in enumerate(steps, start):
         after: list[tuple[int, Tensor]] = []
         for number, advance in moves:
@@ -115,13 +117,13 @@ def _remembered(plan: Plan, start: int) -> set[str]:
 
 def _check_latents(latents: Tensor, models: Mapping[str, Denoiser | None]) -> None:
     if latents.ndim != 5:
-        raise DoesNotFit(f"latents {tuple(latents.shape)} must be (batch, channels, frames, height, width)")
+        raise IncompatibleInputs(f"latents {tuple(latents.shape)} must be (batch, channels, frames, height, width)")
     for name, model in models.items():
         channels = getattr(model, "channels", None)  # a denoiser of one's own need not say
         if channels not in (None, latents.shape[1]):
-            raise DoesNotFit(
+            raise IncompatibleInputs(
                 f"the {name} model works on {channels} latent channels, the latents {tuple(latents.shape)} have "
                 f"{latents.shape[1]}; image model, video model and latents must share one latent space"
             )
     if not latents.isfinite().all():
-        raise DoesNotFit("latents hold NaN or infinity before the first move; start from finite noise")
+        raise IncompatibleInputs("latents hold NaN or infinity before the first move; start from finite noise")

@@ -1,6 +1,6 @@
 """Plans on a grid of adjacent noise levels: plain DDIM, the IV-Mixed Sampler, and two samplers it is compared with.
 
-Pure functions from settings to a plan; each raises BadSetting, which names setting, value and what is allowed.
+Pure functions from settings to a plan; each raises InvalidSetting, which names setting, value and what is allowed.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
-from sampler.errors import BadSetting
+from sampler.errors import InvalidSetting
 from sampler.grid import Grid, Range, active_steps, finite, scales
 from sampler.moves import AnyMove, FusedMove, ModelName, Renoise
 from sampler.plan import Plan
@@ -62,7 +62,7 @@ def mixed_plan(
     goback, denoise = _letters(combination, order)
     active = active_steps(interval, steps)
     if image_every < 1 or image_every != int(image_every):
-        raise BadSetting(
+        raise InvalidSetting(
             f"image_every={image_every} must be a whole number from 1 (1: the image model in every zig-zag)"
         )
     grid = Grid(schedule, steps, image_schedule)
@@ -153,17 +153,17 @@ def fused_plan(
 def _letters(combination: str, order: Order) -> tuple[str, str]:
     """(go-back letters, denoising letters)."""
     if order not in ("denoise_first", "goback_first"):
-        raise BadSetting(f"order={order!r} is not supported; use 'denoise_first' or 'goback_first'")
+        raise InvalidSetting(f"order={order!r} is not supported; use 'denoise_first' or 'goback_first'")
     goback, dash, denoise = combination.partition("-")
     fits = dash and len(goback) == len(denoise) and len(goback) in (1, 2)
     if not fits or set(goback) - {*LETTERS, NOISE} or set(denoise) - set(LETTERS):
-        raise BadSetting(
+        raise InvalidSetting(
             f"combination={combination!r} is not supported; write one or two letters of I (image) and V (video) "
             "on each side of a dash: go-back models - denoising models, for example 'IV-IV'; before the dash also R, "
             "Gaussian noise, for example 'R-I'"
         )
     if NOISE in goback and order == "denoise_first":
-        raise BadSetting(
+        raise InvalidSetting(
             f"combination={combination!r} goes back by Gaussian noise, which undoes what was denoised before it; "
             "use order='goback_first' with it"
         )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar, Literal
 
-from sampler.errors import BadSetting
+from sampler.errors import InvalidSetting
 
 ModelName = Literal["image", "video"]
 LowPass = Literal["butterworth", "gaussian", "ideal"]
@@ -107,7 +107,7 @@ class FusedMove(_Linear):
 class Renoise(_Linear):
     """Go back from `src` to the noisier `dst` by Gaussian noise, the forward process itself: no network call.
 
-    Raises BadSetting if `dst` is less noisy.
+    Raises InvalidSetting if `dst` is less noisy.
     """
 
     src: float
@@ -115,7 +115,9 @@ class Renoise(_Linear):
 
     def __post_init__(self) -> None:
         if not 0 < self.dst <= self.src:
-            raise BadSetting(f"noise cannot lead from src={self.src} to dst={self.dst}: dst must be the noisier level")
+            raise InvalidSetting(
+                f"noise cannot lead from src={self.src} to dst={self.dst}: dst must be the noisier level"
+            )
 
     @cached_property
     def weights(self) -> Weights:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from sampler.errors import BadSetting
+from sampler.errors import InvalidSetting
 from sampler.grid import Range, finite, scales
 from sampler.moves import AnyMove, ModelName, Move, SolverMove
 from sampler.plan import Plan
@@ -62,17 +62,17 @@ def official_plan(
     VideoCrafter 9.0. VideoCrafter's ordinary steps are SDE-DPM-Solver++ 2M: they draw noise from the generator that
     `sample` is given. ModelScope's image model sees 64x64 latents: `ImageDenoiser(..., resize=(64, 64))`.
 
-    Raises BadSetting naming the parameter, its value and what is allowed, also for a setting that the released code
+    Raises InvalidSetting naming the parameter, its value and what is allowed, also for a setting that the released code
     of this family would ignore.
     """
     if family not in FAMILIES:
-        raise BadSetting(f"family={family!r} is not supported; use one of {', '.join(map(repr, FAMILIES))}")
+        raise InvalidSetting(f"family={family!r} is not supported; use one of {', '.join(map(repr, FAMILIES))}")
     form = FAMILIES[family]
     begin, end = form.interval if interval is None else interval
     period = _zz(family, form, zz, steps)
     w = finite("guidance", form.guidance if guidance is None else guidance)
     if not form.has_dynamic_guidance and (image_guidance, video_guidance) != ((4, 4), (4, 4)):
-        raise BadSetting(
+        raise InvalidSetting(
             f"image_guidance={image_guidance}, video_guidance={video_guidance}: the released {family} code ignores "
             "them and uses 4; leave them out, or use mixed_plan"
         )
@@ -116,14 +116,16 @@ def _zz(family: str, form: _Family, zz: int | None, steps: int) -> int:
     if zz is None:
         return form.zz or steps + 1
     if zz < 1:
-        raise BadSetting(f"zz={zz} must be at least 1 (1 never runs the image model)")
+        raise InvalidSetting(f"zz={zz} must be at least 1 (1 never runs the image model)")
     if form.zz is None and zz <= steps:
-        raise BadSetting(f"zz={zz}: the released {family} code has no such parameter; leave it out, or use mixed_plan")
+        raise InvalidSetting(
+            f"zz={zz}: the released {family} code has no such parameter; leave it out, or use mixed_plan"
+        )
     return zz
 
 
 def _solver_timesteps(steps: int, count: int) -> tuple[int, ...]:
     """Those of diffusers' DPMSolverMultistepScheduler with linspace spacing: one more than asked, the last left out."""
     if not 1 <= steps < count:
-        raise BadSetting(f"steps={steps} is outside 1..{count - 1}, where the solver's timesteps are distinct")
+        raise InvalidSetting(f"steps={steps} is outside 1..{count - 1}, where the solver's timesteps are distinct")
     return tuple(round(i * (count - 1) / steps) for i in range(steps, 0, -1))

@@ -16,7 +16,7 @@ from typing import Any, Literal, Self, cast, get_args
 import torch
 from torch import Tensor
 
-from sampler.errors import BadSetting
+from sampler.errors import InvalidSetting
 
 TimestepSpacing = Literal["linspace", "leading", "trailing"]
 PredictionType = Literal["epsilon", "v_prediction"]
@@ -40,7 +40,7 @@ class NoiseSchedule:
         if not all(
             0 < low < high <= 1 for high, low in zip(self.alphas_cumprod, self.alphas_cumprod[1:], strict=False)
         ):
-            raise BadSetting(
+            raise InvalidSetting(
                 "alphas_cumprod must fall strictly and stay in (0, 1]; a schedule rescaled to zero terminal SNR "
                 "ends at 0 and cannot be inverted: use the network's schedule without rescale_betas_zero_snr"
             )
@@ -70,12 +70,12 @@ class NoiseSchedule:
     def from_config(cls, config: Mapping[str, Any]) -> Self:
         """From a diffusers scheduler config (the JSON or `scheduler.config`); absent keys as in DDIMScheduler."""
         if config.get("rescale_betas_zero_snr"):
-            raise BadSetting(
+            raise InvalidSetting(
                 "rescale_betas_zero_snr=True is not supported: its last level holds no signal, so nothing can be "
                 "inverted there; train or load the network with rescale_betas_zero_snr=False"
             )
         if config.get("trained_betas") is not None:
-            raise BadSetting("trained_betas is not supported; give beta_schedule, beta_start and beta_end instead")
+            raise InvalidSetting("trained_betas is not supported; give beta_schedule, beta_start and beta_end instead")
         beta_schedule = config.get("beta_schedule", "linear")
         betas = config.get("beta_start", 0.0001), config.get("beta_end", 0.02)
         make: dict[str, Callable[..., Self]] = {
@@ -104,7 +104,7 @@ class NoiseSchedule:
         """The timesteps of a run, noisiest first (arXiv:2305.08891 Table 2; the same integers as diffusers)."""
         count, n = len(self), steps
         if not 1 <= n <= count:
-            raise BadSetting(f"steps={n} is outside 1..{count}, the timesteps this network was trained with")
+            raise InvalidSetting(f"steps={n} is outside 1..{count}, the timesteps this network was trained with")
         match spacing or self.timestep_spacing:
             case "linspace":
                 gap = (count - 1) / max(n - 1, 1)
@@ -135,4 +135,4 @@ def _cumulate(betas: Tensor) -> tuple[float, ...]:
 
 def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
-        raise BadSetting(f"{name}={value!r} is not supported; use one of {', '.join(map(repr, allowed))}")
+        raise InvalidSetting(f"{name}={value!r} is not supported; use one of {', '.join(map(repr, allowed))}")

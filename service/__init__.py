@@ -28,7 +28,7 @@ books      RQ's own books, kept in order
 wiring     builds the clients, once, from the settings
 api/       the HTTP face: app, routes, content, bodies, problems, health, contract
 lifeline   ends a process whose parent is gone
-pulse      a process's sign of life, for probes
+heartbeat_file      a process's sign of life, for probes
 courier/   the process that delivers webhooks
 maintenance  reaper, retention and books as a process; one leads
 supervisor all processes of one machine, for `ivmix up`

@@ -15,7 +15,7 @@ from service.errors import ConfigurationError
 
 PREFIX = "IVMIX_"
 LogFormat = Literal["auto", "json", "text"]
-MODELS_FILE = Path(__file__).resolve().parent / "models.toml"
+MODELS_FILE = Path(__file__).resolve().parent / "catalog" / "models.toml"
 
 
 def default_data_dir() -> Path:

@@ -12,22 +12,22 @@ from redis import Redis
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.retry import Retry
 
+from service.api_keys import KeyStore
+from service.catalog.registry import ModelRegistry
 from service.errors import ConfigurationError, StorageError
-from service.keys import KeyStore
-from service.registry import ModelRegistry
+from service.jobs.outbox import Outbox
+from service.jobs.store import JobStore
 from service.settings import Settings
 from service.storage import FileStorage, S3Storage, VideoStorage
-from service.store import JobStore
 from service.webhooks.deliveries import DeliveryStore
 from service.webhooks.endpoints import EndpointStore
-from service.webhooks.outbox import Outbox
-from service.webhooks.receivers import Receivers
 from service.webhooks.sender import Sender
+from service.webhooks.url_policy import UrlPolicy
 
 
 @dataclass(frozen=True, kw_only=True)
 class Webhooks:
-    receivers: Receivers
+    receivers: UrlPolicy
     sender: Sender
     outbox: Outbox
     endpoints: EndpointStore
@@ -71,7 +71,7 @@ def open_services(settings: Settings) -> Services:
 
 
 def open_webhooks(settings: Settings, redis: Redis) -> Webhooks:
-    receivers = Receivers(settings.webhook_allow, allow_http=settings.webhook_allow_http)
+    receivers = UrlPolicy(settings.webhook_allow, allow_http=settings.webhook_allow_http)
     return Webhooks(
         receivers=receivers,
         sender=Sender(receivers, timeout_s=settings.webhook_timeout_s),

@@ -19,7 +19,7 @@ from fastapi.testclient import TestClient
 from redis import Redis
 
 from service.api.app import create_app
-from service.embedded import EmbeddedValkey
+from service.process.embedded_valkey import EmbeddedValkey
 from service.settings import PREFIX, Settings
 from service.wiring import Services, open_services
 from tests.certificates import Certificates

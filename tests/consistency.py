@@ -14,8 +14,8 @@ from starlette.routing import Match
 from typer.testing import CliRunner
 
 from service.api.app import create_app, create_operations_app
-from service.cli import app as cli
-from service.registry import ModelRegistry
+from service.catalog.registry import ModelRegistry
+from service.cli.main import app as cli
 from service.settings import PREFIX, Settings
 from service.wiring import open_services
 from tests.containers import Container
@@ -117,7 +117,7 @@ def _probes(container: Container) -> Iterator[str]:
         if program != PULSE_PROBE:
             yield f"a probe runs {program}"
         elif container.arguments[0] not in PULSING or f"{PREFIX}PULSE_FILE" not in container.variables:
-            yield "a probe looks for a pulse that is not there"
+            yield "a probe looks for a heartbeat_file that is not there"
 
 
 def _folders(container: Container) -> Iterator[str]:

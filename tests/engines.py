@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from service.jobs import Job, JobState, Phase
-from service.store import Verdict
+from service.jobs.model import Job, JobState, Phase
+from service.jobs.store import Verdict
 from service.wiring import Services
 from tests.factories import finish
 
-FILM = b"film"
+VIDEO = b"film"
 
 
 @contextmanager
@@ -46,4 +46,4 @@ def _run(services: Services, job: Job, stop: threading.Event, step_s: float, ste
         if services.store.progress(job.id, "execution", step, steps, Phase.SAMPLING) is not Verdict.CONTINUE:
             services.store.finish_cancel(job.id, "execution")
             return
-    finish(services, job.id, FILM, scratch=scratch)
+    finish(services, job.id, VIDEO, scratch=scratch)

@@ -6,7 +6,8 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from service.jobs import Generation, Job, Output, Phase, SamplerSettings, VideoRequest
+from service.jobs.model import Generation, Job, Output, Phase, VideoRequest
+from service.jobs.sampling import SamplerSettings
 from service.storage import sha256_of
 from service.wiring import Services
 

@@ -22,18 +22,18 @@ from typing import Any
 
 import numpy as np
 
-from service.jobs import Generation, Phase
-from service.logs import configure_logs
-from service.pulse import Pulse
+from service.jobs.model import Generation, Phase
+from service.log_config import configure_logging
+from service.process.heartbeat_file import HeartbeatFile
 from service.settings import Settings, load_settings
 from service.wiring import open_services
 from tests.clocks import set_clock_wrong
 from worker.__main__ import work
-from worker.child import serve
+from worker.child.main import serve
 from worker.messages import Failed
-from worker.metrics import MeasuredChild, WorkerMetrics
-from worker.resident import Resident
-from worker.rq_worker import ResidentWorker
+from worker.parent.child_process import ChildProcess
+from worker.parent.metrics import MeasuredChild, WorkerMetrics
+from worker.parent.rq_worker import GenerationWorker
 
 
 class DeviceLost(Exception):
@@ -110,15 +110,15 @@ def enter(first: Connection, second: Connection, parent: int, settings: Settings
 
 def stay_in_window(flag: Path) -> None:
     """Make the moment between taking a job and starting it long enough to be hit."""
-    execute = ResidentWorker.execute_job
+    execute = GenerationWorker.execute_job
 
-    def late(self: ResidentWorker, *args: Any) -> None:
+    def late(self: GenerationWorker, *args: Any) -> None:
         flag.touch()
         while not self.is_draining:
             time.sleep(0.02)
         execute(self, *args)
 
-    ResidentWorker.execute_job = late  # type: ignore[method-assign]
+    GenerationWorker.execute_job = late  # type: ignore[method-assign]
 
 
 def main() -> int:
@@ -127,9 +127,9 @@ def main() -> int:
     if window := os.environ.get("FAKE_WINDOW"):
         stay_in_window(Path(window))
     settings = load_settings()
-    configure_logs(settings.log_format)
-    child = MeasuredChild(Resident(settings, "demo", enter), WorkerMetrics())
-    return work(open_services(settings), "demo", child, pulse=Pulse(settings.pulse_file))
+    configure_logging(settings.log_format)
+    child = MeasuredChild(ChildProcess(settings, "demo", enter), WorkerMetrics())
+    return work(open_services(settings), "demo", child, heartbeat_file=HeartbeatFile(settings.pulse_file))
 
 
 if __name__ == "__main__":

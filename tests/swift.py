@@ -21,7 +21,7 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from service.embedded import _KEEPER, free_port
+from service.process.embedded_valkey import _KEEPER, free_port
 from tests.certificates import Certificates
 
 START_TIMEOUT_S = 90.0

@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from service.models import ModelEntry
-from service.registry import ModelRegistry
+from service.catalog.model_entry import ModelEntry
+from service.catalog.registry import ModelRegistry
 
 DATA = Path(__file__).parent / "data"
 IMAGE_WIDTH, VIDEO_WIDTH = 32, 16  # of the golden networks' embeddings; AnimateDiff's two are both IMAGE_WIDTH

@@ -13,7 +13,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
-from service.embedded import _configuration, find_binary, free_port
+from service.process.embedded_valkey import _configuration, find_binary, free_port
 
 
 class Valkey:

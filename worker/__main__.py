@@ -12,16 +12,16 @@ from types import FrameType
 from redis.exceptions import RedisError
 
 from service.errors import ServiceError
-from service.lifeline import end_with_supervisor
-from service.logs import configure_logs
-from service.pulse import Pulse
+from service.log_config import configure_logging
+from service.process.heartbeat_file import HeartbeatFile
+from service.process.parent_watch import end_with_supervisor
 from service.settings import load_settings
 from service.wiring import Services, check_storage, open_redis, open_services
 from worker import tasks
-from worker.metrics import MeasuredChild, WorkerMetrics
-from worker.resident import Child, ChildDied, Resident
-from worker.rq_worker import ResidentWorker
-from worker.runner import Runner
+from worker.parent.child_process import Child, ChildDied, ChildProcess
+from worker.parent.job_runner import Runner
+from worker.parent.metrics import MeasuredChild, WorkerMetrics
+from worker.parent.rq_worker import GenerationWorker
 from worker.scratch import Scratch
 
 log = logging.getLogger("ivmix.worker")
@@ -33,18 +33,18 @@ def main() -> int:
     end_with_supervisor()
     try:
         settings = load_settings()
-        configure_logs(settings.log_format)
+        configure_logging(settings.log_format)
         services = open_services(settings)
         check_storage(services.storage)
         model = services.models.get(sys.argv[1] if len(sys.argv) > 1 else None).id
-        pulse = Pulse(settings.pulse_file)
+        heartbeat_file = HeartbeatFile(settings.pulse_file)
         metrics = WorkerMetrics()
         if settings.worker_metrics_port is not None:
             log.info("metrics on port %d", metrics.serve(settings.host, settings.worker_metrics_port))
     except ServiceError as e:
         sys.exit(f"ivmix: {e}")
-    child = MeasuredChild(Resident(settings, model), metrics)
-    return work(services, model, child, pulse=pulse, on_lost=metrics.lost)
+    child = MeasuredChild(ChildProcess(settings, model), metrics)
+    return work(services, model, child, heartbeat_file=heartbeat_file, on_lost=metrics.lost)
 
 
 def work(
@@ -52,19 +52,19 @@ def work(
     model: str,
     child: Child,
     *,
-    pulse: Pulse,
+    heartbeat_file: HeartbeatFile,
     on_lost: Callable[[], None] = lambda: None,
 ) -> int:
-    """Until a signal; the process's exit status. The pulse begins when the models are loaded; `on_lost` hears of jobs
-    that went to somebody else."""
+    """Until a signal; the process's exit status. The heartbeat begins when the models are loaded; `on_lost` is called
+    for jobs that another worker took over."""
     for number in (signal.SIGINT, signal.SIGTERM):  # while the models load there is nothing to hand back
         signal.signal(number, _leave)
     try:
         child.ensure(lambda: None)
         settings = services.settings
         scratch = Scratch(settings.scratch_folder)
-        runner = Runner(services.store, services.storage, child, scratch, settings, on_lost, pulse)
-        _work_through_outages(services, model, runner, pulse)
+        runner = Runner(services.store, services.storage, child, scratch, settings, on_lost, heartbeat_file)
+        _work_through_outages(services, model, runner, heartbeat_file)
         runner.finishing.close()
         return 0
     except ChildDied as e:
@@ -74,15 +74,15 @@ def work(
         child.kill()
 
 
-def _work_through_outages(services: Services, model: str, runner: Runner, pulse: Pulse) -> None:
+def _work_through_outages(services: Services, model: str, runner: Runner, heartbeat_file: HeartbeatFile) -> None:
     """RQ's loop ends when Redis fails it; a new one begins, and the models stay loaded."""
     stopping = threading.Event()
     assert services.settings.redis_url is not None  # open_services refuses to go on without
     with open_redis(services.settings.redis_url, reply_timeout_s=None) as redis:
         while not stopping.is_set():
-            pulse.beat()
+            heartbeat_file.beat()
             try:
-                worker = ResidentWorker(redis, model, stopping, pulse)
+                worker = GenerationWorker(redis, model, stopping, heartbeat_file)
                 tasks.install(runner, worker)
                 worker.work(logging_level="WARNING")
             except RedisError as e:

@@ -18,11 +18,11 @@ from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, Revi
 from huggingface_hub.file_download import http_get  # pyright: ignore[reportUnknownVariableType]
 from huggingface_hub.utils import WeakFileLock, build_hf_headers  # pyright: ignore[reportUnknownVariableType]
 
+from service.catalog.model_entry import ModelEntry
+from service.catalog.registry import ModelRegistry
+from service.catalog.weight_files import UNSAFE, Component, Lock, LockedFile, LockedSource, Source, digest, hub_folder
 from service.errors import ConfigurationError, ServiceError
-from service.models import ModelEntry
-from service.registry import ModelRegistry
 from service.settings import Settings, load_settings
-from service.weights import UNSAFE, Component, Lock, LockedFile, LockedSource, Source, digest, hub_folder
 
 Say = Callable[[str], None]
 

@@ -12,14 +12,14 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from service.catalog.model_entry import invalid_parameter
+from service.catalog.registry import ModelRegistry
 from service.errors import InvalidParameter, ServiceError
-from service.jobs import Generation, Phase, VideoRequest
-from service.models import invalid_parameter
-from service.registry import ModelRegistry
-from service.sampling import USES
+from service.jobs.model import Generation, Phase, VideoRequest
+from service.jobs.sampling import USES
 from service.settings import load_settings
-from worker import video
-from worker.engine import Clip, Engine
+from worker.child import video
+from worker.child.engine import Clip, Engine
 
 SAMPLER = "Sampler; what is left out is the model's"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from service.jobs import Generation, Job, Output, Phase
+from service.jobs.model import Generation, Job, Output, Phase
 
 
 @dataclass(frozen=True)

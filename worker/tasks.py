@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from rq import get_current_job
 
-from worker.rq_worker import ResidentWorker
-from worker.runner import Runner
+from worker.parent.job_runner import Runner
+from worker.parent.rq_worker import GenerationWorker
 
-_installed: tuple[Runner, ResidentWorker] | None = None
+_installed: tuple[Runner, GenerationWorker] | None = None
 
 
-def install(runner: Runner, worker: ResidentWorker) -> None:
+def install(runner: Runner, worker: GenerationWorker) -> None:
     global _installed
     _installed = runner, worker
 

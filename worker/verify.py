@@ -7,11 +7,11 @@ from collections.abc import Iterator
 
 import typer
 
+from service.catalog.model_entry import ModelEntry
+from service.catalog.registry import ModelRegistry
 from service.errors import ServiceError
-from service.models import ModelEntry
-from service.registry import ModelRegistry
 from service.settings import load_settings
-from worker.components import check_files, check_shapes
+from worker.networks.components import check_files, check_shapes
 
 
 def verify(entry: ModelEntry) -> Iterator[str]:

@@ -11,8 +11,8 @@ from fastapi import FastAPI
 
 from service.api.app import create_app, create_operations_app
 from service.errors import ConfigurationError
-from service.lifeline import end_with_supervisor
-from service.logs import configure_logs
+from service.log_config import configure_logging
+from service.process.parent_watch import end_with_supervisor
 from service.settings import Settings, load_settings
 from service.wiring import check_storage, open_services
 
@@ -21,7 +21,7 @@ def main() -> None:
     end_with_supervisor()
     try:
         settings = load_settings()
-        configure_logs(settings.log_format)
+        configure_logging(settings.log_format)
         services = open_services(settings)
         app = create_app(services)
         check_storage(services.storage)

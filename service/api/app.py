@@ -11,25 +11,19 @@ from fastapi.middleware.cors import CORSMiddleware
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api import (
-    creation,
-    docs,
-    events,
-    health,
-    metrics,
-    models,
-    problems,
-    queue_report,
-    sync,
-    videos,
-    webhook_routes,
-)
-from service.api.contract import ABOUT, TAGS, contract
-from service.api.held import Held
-from service.api.limits import RateLimiter
+from service.api import errors as problems
+from service.api import metrics
 from service.api.metrics import Measured, Metrics
+from service.api.open_requests import OpenRequests
+from service.api.openapi.schema import ABOUT, TAGS, contract
 from service.api.polls import PollRoute, Polls
-from service.logs import about
+from service.api.rate_limits import RateLimiter
+from service.api.routes import create_video as creation
+from service.api.routes import create_video_sync as sync
+from service.api.routes import docs, events, health, models, videos
+from service.api.routes import queue as queue_report
+from service.api.routes import webhooks as webhook_routes
+from service.log_config import log_context
 from service.wiring import Services
 
 # What a page of another origin may read beside the body.
@@ -52,7 +46,7 @@ def create_app(services: Services) -> FastAPI:
     )
     app.state.services = services
     app.state.rate_limiter = RateLimiter(services.redis)
-    app.state.held = Held(settings.max_held)
+    app.state.held = OpenRequests(settings.max_held)
     app.state.metrics = Metrics(services)
     app.state.polls = Polls(services.store.show_many)
     app.router.routes.append(PollRoute("/v1/videos/{video_id}", videos.poll, methods=["GET"], include_in_schema=False))
@@ -109,5 +103,5 @@ class RequestId:
             await send(message)
 
         named = re.match(r"/v1/videos/(video_[0-9a-f]{32})(?![^/])", scope["path"])
-        with about(request_id=request_id, **({"video_id": named[1]} if named else {})):
+        with log_context(request_id=request_id, **({"video_id": named[1]} if named else {})):
             await self._app(scope, receive, send_with_id)

@@ -9,9 +9,9 @@ from typing import Annotated
 from fastapi import Depends, Request
 from starlette.concurrency import run_in_threadpool
 
+from service.api_keys import ApiKey, Scope
 from service.errors import NotAllowed, NotAuthenticated
-from service.jobs import LOCAL
-from service.keys import ApiKey, Scope
+from service.jobs.model import LOCAL
 from service.wiring import Services
 
 
@@ -30,7 +30,7 @@ class Principal:
         return None if Scope.ADMIN in self.scopes else self.owner
 
 
-EVERYBODY = Principal(owner=LOCAL, scopes=frozenset(Scope), requests_per_minute=None, max_waiting=None)
+ANONYMOUS_ADMIN = Principal(owner=LOCAL, scopes=frozenset(Scope), requests_per_minute=None, max_waiting=None)
 
 
 # Async, like every dependency that has nothing to wait for: a plain one would cost a hop to the thread pool. And flat,
@@ -46,7 +46,7 @@ async def get_principal(request: Request) -> Principal:
     """Raises NotAuthenticated."""
     services: Services = request.app.state.services
     if services.settings.auth == "off":
-        return EVERYBODY
+        return ANONYMOUS_ADMIN
     scheme, _, secret = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not (secret := secret.strip()):
         raise NotAuthenticated("Send an API key in the header 'Authorization: Bearer ...'.")

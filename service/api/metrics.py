@@ -14,7 +14,7 @@ from prometheus_client.registry import Collector
 from redis.exceptions import RedisError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.load import ModelLoad, model_load
+from service.jobs.queue_stats import QueueStats, queue_stats
 from service.wiring import Services
 
 router = APIRouter(tags=["health"])
@@ -62,7 +62,7 @@ class QueueCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         models = self._services.models.ids()
         try:
-            loads = [model_load(self._services.redis, self._services.store, model) for model in models]
+            loads = [queue_stats(self._services.redis, self._services.store, model) for model in models]
             memory = _memory(self._services.redis)
             outbox, pending = self._services.webhooks.outbox.depth(), self._services.webhooks.deliveries.pending()
         except RedisError:
@@ -95,7 +95,7 @@ def _gauge(name: str, text: str, values: dict[str, float]) -> Metric:
     return family
 
 
-def _workers(loads: list[ModelLoad]) -> Metric:
+def _workers(loads: list[QueueStats]) -> Metric:
     family = GaugeMetricFamily("ivmix_workers", "Workers by what they do", labels=("model", "state"))
     for load in loads:
         states = [worker.state for worker in load.workers]

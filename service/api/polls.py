@@ -1,6 +1,6 @@
 """Status polls, most of the traffic: those that arrive together are looked up together.
 
-One look-up is under way at a time; what arrives meanwhile is in the next one. So an idle server answers at once, and a
+One look-up is under way at a time; what arrives on_wait is in the next one. So an idle server answers at once, and a
 busy one goes to a thread and to Redis once for many.
 """
 
@@ -15,7 +15,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from service.store import Shown
+from service.jobs.store import Shown
 
 AT_ONCE = 64  # so that one script does not hold Redis for long
 

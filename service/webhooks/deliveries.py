@@ -22,10 +22,12 @@ from urllib.parse import urlsplit
 
 from redis import Redis
 
+from service.base import FrozenModel
 from service.errors import WebhookDeliveryNotFound
-from service.jobs import EventType, Frozen, new_id
-from service.webhooks.outbox import Command
-from service.webhooks.schedule import Next, State
+from service.ids import new_id
+from service.jobs.model import EventType
+from service.jobs.outbox import Command
+from service.webhooks.retry_policy import Next, State
 from service.webhooks.sender import Outcome
 
 DUE = "ivm:webhook:due"
@@ -86,7 +88,7 @@ return 1
 """
 
 
-class Attempt(Frozen):
+class Attempt(FrozenModel):
     """`at` is unix seconds. Of what a receiver says only the status is kept."""
 
     at: float
@@ -95,7 +97,7 @@ class Attempt(Frozen):
     duration_s: float
 
 
-class Delivery(Frozen):
+class Delivery(FrozenModel):
     """Its id is the webhook-id of every attempt. `url` is set for a request's callback, else the endpoint has it."""
 
     id: str

@@ -15,9 +15,11 @@ from typing import Any
 from pydantic import TypeAdapter
 from redis import Redis
 
+from service.base import FrozenModel
 from service.errors import InvalidParameter, WebhookEndpointNotFound
-from service.jobs import EventType, Frozen, new_id
-from service.webhooks.outbox import LISTENERS
+from service.ids import new_id
+from service.jobs.model import EventType
+from service.jobs.outbox import LISTENERS
 from service.webhooks.signature import Secrets, active, new_secret, rotated
 
 MAX_ENDPOINTS = 50  # of one owner: every one gets every event
@@ -26,7 +28,7 @@ KEEP_OLD_SECRET_S = 86_400.0
 _SECRETS = TypeAdapter(Secrets)
 
 
-class Endpoint(Frozen):
+class Endpoint(FrozenModel):
     """Times are unix seconds. An endpoint is disabled when it has answered 410 Gone, until it is updated."""
 
     id: str
@@ -98,7 +100,7 @@ class EndpointStore:
             values = pipe.execute()
         return [endpoint for value in values if (endpoint := _decode(value))], len(ids) > limit
 
-    def told_of(self, owner: str, event_type: EventType) -> list[Endpoint]:
+    def subscribed(self, owner: str, event_type: EventType) -> list[Endpoint]:
         """The endpoints that an event of this owner goes to."""
         endpoints, _ = self.list(owner, limit=MAX_ENDPOINTS)
         return [endpoint for endpoint in endpoints if endpoint.is_enabled and event_type in endpoint.event_types]

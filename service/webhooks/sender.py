@@ -19,7 +19,7 @@ from typing import Any
 import httpcore2
 import httpx2
 
-from service.webhooks.receivers import Receivers, Refused, Unresolved, port_of
+from service.webhooks.url_policy import Refused, Unresolved, UrlPolicy, port_of
 
 log = logging.getLogger("ivmix.webhooks")
 
@@ -55,7 +55,7 @@ class Outcome:
 
 class Sender:
     def __init__(
-        self, receivers: Receivers, *, timeout_s: float = 15.0, ssl_context: ssl.SSLContext | None = None
+        self, receivers: UrlPolicy, *, timeout_s: float = 15.0, ssl_context: ssl.SSLContext | None = None
     ) -> None:
         self._receivers = receivers
         self._timeout_s = timeout_s

@@ -10,14 +10,14 @@ import hashlib
 import hmac
 import secrets
 
-from service.jobs import Frozen
+from service.base import FrozenModel
 
 PREFIX = "whsec_"
 KEY_BYTES = 32  # the specification allows 24 to 64
 MAX_SECRETS = 3  # of one receiver at one time: somebody who rotates in a loop must not make headers grow
 
 
-class SigningSecret(Frozen):
+class SigningSecret(FrozenModel):
     """`value` is whsec_ and standard, padded base64: OpenAI's verifier refuses other forms."""
 
     value: str

@@ -87,7 +87,7 @@ def test_what_is_wrong_in_compose_is_seen(right: str, wrong: str, complaint: str
 def test_compose_services_are_hardened_and_come_back() -> None:
     document = compose()
     for name, service in document["services"].items():
-        assert service.keys() <= KNOWN_KEYS, name
+        assert service.api_keys() <= KNOWN_KEYS, name
         assert service["read_only"] is True, name
         assert service["cap_drop"] == ["ALL"], name
         assert service["restart"] == ("unless-stopped" if name not in ("bucket", "fetch") else service["restart"])
@@ -119,7 +119,7 @@ def test_git_ignores_the_secrets_of_compose() -> None:
 
 @pytest.mark.parametrize(("age_s", "is_alive"), [(0, True), (100, True), (300, False), (None, False)])
 def test_pulse_probe_looks_at_the_age_of_the_file(tmp_path: Path, age_s: int | None, is_alive: bool) -> None:
-    file = tmp_path / "pulse"
+    file = tmp_path / "heartbeat_file"
     if age_s is not None:
         run("touch", "-d", f"{age_s} seconds ago", str(file))
     probe = subprocess.run(["sh", "-c", PULSE_PROBE], env={"IVMIX_PULSE_FILE": str(file)}, capture_output=True)

@@ -18,7 +18,10 @@ def test_sampler_loads_torch_and_nothing_else_of_ours() -> None:
     assert not loaded & {"service", "worker", "demo", "diffusers", "transformers", "redis", "rq", "pydantic", "fastapi"}
 
 
-@pytest.mark.parametrize("module", ["service.api.app", "service.cli", "service.supervisor", "service.courier.running"])
+@pytest.mark.parametrize(
+    "module",
+    ["service.api.app", "service.cli.main", "service.process.supervisor", "service.webhook_dispatcher.dispatcher"],
+)
 def test_service_loads_neither_torch_nor_worker_nor_sampler(module: str) -> None:
     loaded = loaded_by(f"import {module}")
     assert "service" in loaded

@@ -14,7 +14,7 @@ from redis import Redis
 from rq import Queue
 from rq.registry import StartedJobRegistry
 
-from service.queues import generate_queue_name, queue_key
+from service.jobs.rq_queues import generate_queue_name, queue_key
 from service.webhooks.addresses import NEVER, NOT_PUBLIC_V4, NOT_PUBLIC_V6, PUBLIC_V6, why_not
 from tests.consistency import complaints
 from tests.containers import (
@@ -205,7 +205,7 @@ def test_worker_is_given_one_gpu_time_to_drain_and_no_twin(overlay: str) -> None
         assert workload["spec"]["strategy"]["rollingUpdate"]["maxSurge"] == 0
         (container,) = pod["containers"]
         probe = container["startupProbe"]
-        assert probe["periodSeconds"] * probe["failureThreshold"] >= 900  # worker.resident.LOAD_TIMEOUT_S
+        assert probe["periodSeconds"] * probe["failureThreshold"] >= 900  # worker.parent.child_process.LOAD_TIMEOUT_S
         assert workload["metadata"]["name"] == f"worker-{container['args'][1]}"
         if overlay == "production":
             assert container["resources"]["limits"]["nvidia.com/gpu"] == 1

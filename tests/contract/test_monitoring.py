@@ -15,16 +15,16 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import Metric
 
 from service.api.metrics import Metrics
-from service.courier.metrics import CourierMetrics
-from service.jobs import Phase
-from service.metrics import StorageCall
-from service.webhooks.schedule import State
+from service.jobs.model import Phase
+from service.storage.metrics import StorageCall
+from service.webhook_dispatcher.metrics import DispatcherMetrics
+from service.webhooks.retry_policy import State
 from service.webhooks.sender import Outcome
 from service.wiring import Services
 from tests.containers import DEPLOY
 from tests.factories import make_job, make_output
 from worker.messages import Done, Progress, Run
-from worker.metrics import WorkerMetrics
+from worker.parent.metrics import WorkerMetrics
 
 RULES = yaml.safe_load((DEPLOY / "monitoring" / "alerts.yaml").read_text())["spec"]["groups"][0]["rules"]
 DASHBOARD = json.loads((DEPLOY / "monitoring" / "dashboard.json").read_text())
@@ -54,7 +54,7 @@ def shown(services: Services) -> Shown:
     worker.progress(run, Progress(Phase.SAMPLING, 1, 2))
     worker.finish(run, Done(make_output(), {Phase.SAMPLING: 1.0}, 1.0))
     services.store.note_finished("demo", 1.0)
-    courier = CourierMetrics()
+    courier = DispatcherMetrics()
     courier.attempt(Outcome(200, None, 0.1))
     courier.end(State.DELIVERED)
     registries = (api.registry, worker.registry, courier.registry)

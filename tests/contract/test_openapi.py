@@ -12,8 +12,8 @@ from fastapi.testclient import TestClient
 from jsonschema import Draft202012Validator, FormatChecker
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
-from service.api.openapi import contract_yaml
-from service.jobs import EVENT_TYPES, VideoRequest
+from service.api.openapi.__main__ import contract_yaml
+from service.jobs.model import EVENT_TYPES, VideoRequest
 
 FILE = Path(__file__).parents[2] / "openapi.yaml"
 

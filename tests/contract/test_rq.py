@@ -1,4 +1,4 @@
-"""RQ changes the signatures that worker/rq_worker.py overrides between minor versions: fail here, not in production."""
+"""RQ changes the signatures that worker/parent/rq_worker.py overrides between minor versions: fail here instead."""
 
 import inspect
 import re
@@ -10,9 +10,9 @@ from rq.job import Job
 from rq.timeouts import BaseDeathPenalty
 from rq.worker.base import BaseWorker
 
-from service.courier.workers import DeliveryWorker
-from service.queues import OurJob, queue_key
-from worker.rq_worker import ResidentWorker, StoppableQueue
+from service.jobs.rq_queues import TrustedJob, queue_key
+from service.webhook_dispatcher.rq_workers import DeliveryWorker
+from worker.parent.rq_worker import GenerationWorker, StoppableQueue
 
 
 @pytest.mark.parametrize(
@@ -41,10 +41,10 @@ def test_overridden_methods_have_the_signature_we_override(owner: type, name: st
 
 def test_every_override_still_exists_in_rq() -> None:
     for ours, theirs in (
-        (ResidentWorker, SimpleWorker),
+        (GenerationWorker, SimpleWorker),
         (DeliveryWorker, SimpleWorker),
         (StoppableQueue, Queue),
-        (OurJob, Job),
+        (TrustedJob, Job),
     ):
         own = {"is_draining", "execution_id", "beat", "close_entry", "stopping"}  # ours, overriding nothing
         overrides = {n for n in vars(ours) if not n.startswith("__") and n not in own}
@@ -70,7 +70,7 @@ def test_rq_says_which_entry_it_could_not_read() -> None:
 
 
 def test_nothing_is_queued_by_keys_that_we_do_not_know() -> None:
-    """service/reaper.py looks for ids in these lists."""
+    """service/maintenance/lost_job_reaper.py looks for ids in these lists."""
     queue = Queue("gpu-demo", connection=Redis())
     assert (queue.key, queue.intermediate_queue_key) == (queue_key("demo"), f"{queue_key('demo')}:intermediate")
     assert "blmove(queue_key, intermediate_queue.key" in inspect.getsource(Queue.lmove)

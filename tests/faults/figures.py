@@ -20,8 +20,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from service.jobs import Job, JobState
-from service.queues import generate_queue
+from service.jobs.model import Job, JobState
+from service.jobs.rq_queues import generate_queue
 from service.settings import Settings
 from service.wiring import Services, open_services
 from tests.factories import make_generation

@@ -12,7 +12,9 @@ from tests.clocks import set_clock_wrong
 
 
 def hurry() -> None:
-    from service import maintenance, retention, wiring
+    from service import wiring
+    from service.maintenance import leader as maintenance
+    from service.maintenance import retention
     from service.webhooks import deliveries
 
     _defaults(wiring.open_redis)(reply_timeout_s=1.5, connect_timeout_s=1.0)

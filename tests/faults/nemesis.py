@@ -22,12 +22,12 @@ from typing import Any, NamedTuple
 from redis.exceptions import RedisError
 from rq import Worker
 
-from service.jobs import Callback, Job, JobState, Phase
-from service.queues import generate_queue
-from service.store import ACTIVE, job_key
+from service.jobs.model import Callback, Job, JobState, Phase
+from service.jobs.rq_queues import generate_queue
+from service.jobs.store import ACTIVE, job_key
 from tests.factories import make_generation
+from tests.faults.cluster import COURIERS, LEASE_S, MAINTENANCES, MODULES, WORKERS, House, Process
 from tests.faults.history import History
-from tests.faults.house import COURIERS, LEASE_S, MAINTENANCES, MODULES, WORKERS, House, Process
 from tests.faulty_proxy import Fault
 
 PATIENCE_S = 8.0  # how long a fault waits for somebody to hit

@@ -11,9 +11,9 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
-from service.store import ACTIVE, job_key
+from service.jobs.store import ACTIVE, job_key
+from tests.faults.cluster import House
 from tests.faults.history import History
-from tests.faults.house import House
 
 LOOK_S = 0.1
 FIELDS = ("state", "execution_id", "attempt")

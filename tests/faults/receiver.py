@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler
 from typing import Literal
 
 from tests.faults.history import History
-from tests.receivers import PostServer, Received
+from tests.webhook_receivers import PostServer, Received
 
 Mood = Literal["up", "down", "slow", "gone"]
 ANSWERS: dict[str, int] = {"up": 204, "slow": 204, "gone": 410, "down": 0}

@@ -13,17 +13,17 @@ from typing import Any
 from redis.exceptions import RedisError
 
 from service.errors import StorageError
-from service.places import VIDEOS
+from service.jobs.outbox import OUTBOX
+from service.jobs.store import ACTIVE, INDEX
 from service.storage import read
-from service.store import ACTIVE, INDEX
+from service.storage.object_keys import VIDEOS
 from service.webhooks.deliveries import DUE
-from service.webhooks.outbox import OUTBOX
 from tests.certificates import Certificates
 from tests.faults import aof, history
 from tests.faults.checker import Violation, check
 from tests.faults.clients import Clients
+from tests.faults.cluster import House
 from tests.faults.history import History, Line
-from tests.faults.house import House
 from tests.faults.nemesis import Nemesis, draw
 from tests.faults.observer import Observer
 from tests.swift import SwiftServer

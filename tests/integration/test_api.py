@@ -24,10 +24,10 @@ from fastapi.testclient import TestClient
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from service.api.app import create_app
-from service.embedded import EmbeddedValkey, free_port
 from service.errors import ConfigurationError
-from service.jobs import JobError
-from service.queues import generate_queue
+from service.jobs.model import JobError
+from service.jobs.rq_queues import generate_queue
+from service.process.embedded_valkey import EmbeddedValkey, free_port
 from service.settings import Settings
 from service.wiring import Services, open_redis, open_services
 from tests.conftest import serve
@@ -230,8 +230,8 @@ class TestRetrieveAndList:
         assert problem_of(client.get("/v1/videos?status=cancelled"), 400)["param"] == "status"
 
     def test_a_rare_find_is_found_over_several_pages(self, client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("service.store.MOST_SCANNED", 2)
-        monkeypatch.setattr("service.store.SCANNED_AT_ONCE", 2)
+        monkeypatch.setattr("service.jobs.store.MOST_SCANNED", 2)
+        monkeypatch.setattr("service.jobs.store.SCANNED_AT_ONCE", 2)
         rare = create(client, metadata={"a": "b"})["id"]
         for _ in range(4):
             create(client)
@@ -277,19 +277,19 @@ class TestDelete:
 
 
 class TestContent:
-    FILM = bytes(range(256)) * 10
+    VIDEO = bytes(range(256)) * 10
 
     @pytest.fixture
     def path(self, client: TestClient, finished: Finish) -> str:
         made = create(client)
-        finished(made["id"], self.FILM)
+        finished(made["id"], self.VIDEO)
         return f"/v1/videos/{made['id']}/content"
 
     def test_the_whole_film(self, client: TestClient, path: str) -> None:
         answer = client.get(path, headers={"accept": "application/binary"})
-        assert (answer.status_code, answer.content) == (200, self.FILM)
+        assert (answer.status_code, answer.content) == (200, self.VIDEO)
         assert answer.headers["content-type"] == "video/mp4"
-        assert answer.headers["content-length"] == str(len(self.FILM))
+        assert answer.headers["content-length"] == str(len(self.VIDEO))
         assert answer.headers["accept-ranges"] == "bytes"
         assert re.fullmatch(r'inline; filename="video_\w+\.mp4"', answer.headers["content-disposition"])
 
@@ -306,7 +306,7 @@ class TestContent:
     )
     def test_a_part_of_the_film(self, client: TestClient, path: str, asked: str, expected: slice) -> None:
         answer = client.get(path, headers={"range": asked})
-        assert (answer.status_code, answer.content) == (206, self.FILM[expected])
+        assert (answer.status_code, answer.content) == (206, self.VIDEO[expected])
         assert answer.headers["content-range"] == f"bytes {expected.start}-{expected.stop - 1}/2560"
         assert answer.headers["content-length"] == str(expected.stop - expected.start)
 
@@ -320,7 +320,7 @@ class TestContent:
         "asked", ["bytes=-", "bytes=a-b", "pages=1-2", "bytes=0-1,5-6", "bytes=" + "9" * 5000 + "-"]
     )
     def test_a_range_we_do_not_understand_gets_the_whole_film(self, client: TestClient, path: str, asked: str) -> None:
-        assert client.get(path, headers={"range": asked}).content == self.FILM
+        assert client.get(path, headers={"range": asked}).content == self.VIDEO
 
     def test_a_film_the_client_has_is_not_sent_again(self, client: TestClient, path: str) -> None:
         etag = client.get(path).headers["etag"]
@@ -331,7 +331,7 @@ class TestContent:
     def test_a_part_is_only_sent_of_the_film_that_was_meant(self, client: TestClient, path: str) -> None:
         etag = client.get(path).headers["etag"]
         assert client.get(path, headers={"range": "bytes=0-0", "if-range": etag}).status_code == 206
-        assert client.get(path, headers={"range": "bytes=0-0", "if-range": '"old"'}).content == self.FILM
+        assert client.get(path, headers={"range": "bytes=0-0", "if-range": '"old"'}).content == self.VIDEO
 
     def test_head_is_get_without_the_bytes(self, client: TestClient, path: str) -> None:
         head, get = client.head(path), client.get(path)
@@ -341,7 +341,7 @@ class TestContent:
 
     def test_the_thumbnail_is_a_picture_of_its_own(self, client: TestClient, path: str) -> None:
         answer = client.get(path, params={"variant": "thumbnail"})
-        assert answer.content == b"thumbnail of " + self.FILM
+        assert answer.content == b"thumbnail of " + self.VIDEO
         assert answer.headers["content-type"] == "image/webp"
         assert answer.headers["etag"] != client.get(path).headers["etag"]
 
@@ -369,11 +369,11 @@ class TestContent:
         with services_for(s3) as services, serve(services) as url:
             api = openai.OpenAI(base_url=f"{url}/v1", api_key="none")
             made = create_with_sdk(api)
-            finish(services, made.id, self.FILM, scratch=tmp_path)
+            finish(services, made.id, self.VIDEO, scratch=tmp_path)
             answer = TestClient(create_app(services)).get(f"/v1/videos/{made.id}/content", follow_redirects=False)
             assert answer.status_code == 307
             assert answer.headers["location"].startswith(s3.s3_endpoint_url or "")
-            assert download_with_sdk(api, made.id) == self.FILM
+            assert download_with_sdk(api, made.id) == self.VIDEO
 
 
 class TestModels:

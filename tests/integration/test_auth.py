@@ -12,13 +12,13 @@ import pytest
 from fastapi.testclient import TestClient
 from redis import Redis
 
-from service import keys as keys_module
+from service import api_keys as keys_module
 from service.api.app import create_app
-from service.jobs import Job
-from service.keys import KEYS, KeyStore, Scope
-from service.queues import generate_queue
+from service.api_keys import KEYS, KeyStore, Scope
+from service.jobs.model import Job
+from service.jobs.rq_queues import generate_queue
 from service.settings import Settings
-from service.webhooks.receivers import Receivers
+from service.webhooks.url_policy import UrlPolicy
 from service.wiring import Services, open_services
 from tests.factories import PROMPT, make_generation
 
@@ -269,7 +269,7 @@ class TestIdempotency:
             looked_up.append(host)
             return ["93.184.216.34"] if len(looked_up) == 1 else ["127.0.0.1"]
 
-        webhooks = replace(services.webhooks, receivers=Receivers(resolve=resolve))
+        webhooks = replace(services.webhooks, receivers=UrlPolicy(resolve=resolve))
         headers = keyed() | {"idempotency-key": "one"}
         with TestClient(create_app(replace(services, webhooks=webhooks))) as http:
             first, again = (create(http, headers, callback_url="https://app.example.com/") for _ in range(2))

@@ -11,9 +11,9 @@ from demo.judges import Judges
 from demo.run import PROMPT, SEED
 from demo.shapes import BACKGROUNDS, COLORS, MOTIONS, SHAPES, Scenes
 from sampler import ddim_plan
-from service.jobs import VideoRequest
-from service.registry import ModelRegistry
-from worker.engine import Engine
+from service.catalog.registry import ModelRegistry
+from service.jobs.model import VideoRequest
+from worker.child.engine import Engine
 
 SCENE = Scenes(
     *(

@@ -19,7 +19,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, RedisError
 from redis.retry import Retry
 
-from service.embedded import find_binary, free_port
+from service.process.embedded_valkey import find_binary, free_port
 from service.settings import Settings
 from tests.containers import compose, pod_specs, rendered
 from tests.processes import wait_for

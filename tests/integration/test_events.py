@@ -12,7 +12,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from service.api import events as events_module
+from service.api.routes import events as events_module
 from service.settings import Settings
 from service.wiring import Services, open_services
 from tests.conftest import serve

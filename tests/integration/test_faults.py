@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 from rq import Queue
 
-from service import places
-from service.jobs import Job, JobState, Phase
-from service.queues import generate_queue, send_generate
+from service.jobs.model import Job, JobState, Phase
+from service.jobs.rq_queues import generate_queue, send_generate
+from service.jobs.store import job_key
 from service.settings import Settings
-from service.store import job_key
+from service.storage import object_keys
 from service.wiring import Services, open_services
 from tests.factories import make_generation
 from tests.processes import child_of, is_running, started, wait_for, worker
@@ -113,11 +113,13 @@ def test_killed_child_costs_an_attempt_and_its_job_goes_on_where_it_was(
     job_id = submit("late@15", steps=20)
     with worker(environment, FAKE) as process:
         reaches_step(services, job_id, 15)
-        wait_for(lambda: services.storage.size(places.checkpoint(job_id)))
+        wait_for(lambda: services.storage.size(object_keys.checkpoint(job_id)))
         Path(environment["FAKE_GATE"]).touch()
         os.kill(child_of(process.pid), signal.SIGKILL)
         job = completed(services, job_id)
-        wait_for(lambda: services.storage.size(places.checkpoint(job_id)) is None, hint="for its state to be removed")
+        wait_for(
+            lambda: services.storage.size(object_keys.checkpoint(job_id)) is None, hint="for its state to be removed"
+        )
         assert process.poll() is None, "the parent lives on"
     starts = [line for line in capfd.readouterr().err.splitlines() if line.startswith("from step")]
     assert job.attempt == 2
@@ -190,7 +192,7 @@ def test_stopped_worker_hands_its_job_back_uncharged_with_its_state(
     left = now(services, first)
     assert (left.state, left.attempt, left.error) == (JobState.QUEUED, 0, None)
     assert queue.job_ids == [first, second]
-    stored = b"".join(services.storage.open(places.checkpoint(first)))
+    stored = b"".join(services.storage.open(object_keys.checkpoint(first)))
     assert int(stored) >= 10
 
 
@@ -227,7 +229,7 @@ def test_job_of_a_worker_that_is_killed_between_taking_and_starting_is_sent_agai
 def test_zombie_that_wakes_up_commits_nothing(
     services: Services, environment: dict[str, str], submit: Callable[..., str]
 ) -> None:
-    """Its child went on and finished the video meanwhile; so did the worker that has the job now."""
+    """Its child went on and finished the video on_wait; so did the worker that has the job now."""
     job_id = submit("late@5", steps=10)
     with worker(environment, FAKE) as zombie:
         reaches_step(services, job_id, 5)
@@ -245,7 +247,9 @@ def test_zombie_that_wakes_up_commits_nothing(
     assert done.execution_id != first
 
     def is_tidy() -> bool:
-        return {file.key.split("/")[2] for file in services.storage.list(places.videos(job_id))} == {done.execution_id}
+        return {file.key.split("/")[2] for file in services.storage.list(object_keys.videos(job_id))} == {
+            done.execution_id
+        }
 
     wait_for(is_tidy, timeout_s=WAIT_S, hint="for the zombie's files to be removed")
 
@@ -264,7 +268,7 @@ def test_zombie_that_wakes_up_while_another_works_commits_nothing(
             wait_for(lambda: now(services, job_id).execution_id not in (None, first) or None, timeout_s=WAIT_S)
             second = now(services, job_id).execution_id
             (tmp_path / "first").touch()
-            key = f"{places.execution(job_id, str(first))}manifest.json"
+            key = f"{object_keys.execution(job_id, str(first))}manifest.json"
             wait_for(lambda: services.storage.size(key) is not None or None, timeout_s=WAIT_S)
             os.kill(zombie.pid, signal.SIGCONT)
             completed(services, submit())  # by the zombie, which therefore has tried

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from service.catalog.registry import ModelRegistry
+from service.catalog.weight_files import LOCK
 from service.errors import ConfigurationError, ModelNotFetched
-from service.jobs import VideoRequest
-from service.registry import ModelRegistry
-from service.weights import LOCK
+from service.jobs.model import VideoRequest
 from tests.hub import Hub, serve_hub
 from tests.processes import clean_environment, wait_for
 from tests.tiny import ENTRY, save_model
@@ -111,7 +111,7 @@ def test_pinned_model_is_fetched_verified_and_makes_a_clip(machine: Machine, hub
     assert "unet: 2 files with the right sha256, weights fit the configuration" in said
     import torch
 
-    from worker.engine import Engine
+    from worker.child.engine import Engine
 
     entry = machine.registry().get("tiny")
     request = VideoRequest(prompt="a red circle", num_frames=2, num_inference_steps=2)
@@ -241,7 +241,7 @@ def test_weights_that_changed_on_disk_are_found_by_verify_and_refused_by_the_wor
     code, said = machine.ivmix("verify", "tiny")
     assert code == 1
     assert f"{file} has sha256 {sha256(bytes(data))}, must have {sha256(files[BIG])}" in said.replace("\n", " ")
-    from worker.models import load
+    from worker.networks.models import load
 
     with pytest.raises(ConfigurationError, match="must have"):
         load(machine.registry().get("tiny"), "cpu")

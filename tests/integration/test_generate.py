@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.processes import clean_environment
-from worker.video import read_mp4
+from worker.child.video import read_mp4
 
 PROMPT = "a red circle moving right on a teal background"
 

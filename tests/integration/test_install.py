@@ -29,7 +29,8 @@ def test_service_image_runs_the_service_and_has_no_torch(tmp_path: Path) -> None
     installed = {name.partition("==")[0].lower() for name in run(str(python), "-m", "pip", "freeze").split()}
     assert "fastapi" in installed
     assert not FORBIDDEN & installed
-    program = "import service.api.app, service.courier.running, service.maintenance, service.recovery"
+    modules = ("api.app", "webhook_dispatcher.dispatcher", "maintenance.leader", "maintenance.recovery")
+    program = "; ".join(f"import service.{module}" for module in modules)
     environment = {"HOME": str(tmp_path), "IVMIX_DATA_DIR": str(tmp_path), "COLUMNS": "200"}
     run(str(python), "-c", program, cwd=tmp_path, env=environment)
     assert "maintenance" in run(str(ivmix), "--help", cwd=tmp_path, env=environment)

@@ -15,10 +15,11 @@ from redis.exceptions import TimeoutError as RedisTimeout
 from redis.lock import Lock
 from rq import Queue
 
-from service.books import Books
-from service.maintenance import LEADER, Duty, Maintenance, duties_of
-from service.queues import generate_queue
-from service.store import lease_key
+from service.jobs.rq_queues import generate_queue
+from service.jobs.store import lease_key
+from service.maintenance.__main__ import duties_of
+from service.maintenance.leader import LEADER, Duty, Maintenance
+from service.maintenance.rq_housekeeping import RqHousekeeping
 from service.wiring import Services
 from tests.factories import make_job
 from tests.processes import started, wait_for
@@ -130,7 +131,7 @@ def test_rq_jobs_whose_time_has_come_are_enqueued(services: Services) -> None:
     queue.enqueue_in(timedelta(seconds=-1), "os.getpid", job_id="due")
     queue.enqueue_in(timedelta(hours=1), "os.getpid", job_id="not_due")
     Queue("other", connection=services.redis, serializer="json").enqueue("os.getpid")
-    Books(services.redis).enqueue_scheduled()
+    RqHousekeeping(services.redis).enqueue_scheduled()
     assert queue.job_ids == ["due"]
 
 
@@ -139,5 +140,5 @@ def test_executions_that_nobody_has_heard_of_for_long_are_struck_out(services: S
     queue = generate_queue(services.redis, "demo")
     queue.enqueue("os.getpid")
     services.redis.zadd(queue.started_job_registry.key, {"video_1:e1": time.time() - age_s})
-    Books(services.redis).clean()
+    RqHousekeeping(services.redis).clean()
     assert services.redis.zcard(queue.started_job_registry.key) == (1 if age_s < 3600 else 0)

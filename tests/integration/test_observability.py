@@ -10,7 +10,7 @@ from pathlib import Path
 
 import httpx2
 
-from service.embedded import free_port
+from service.process.embedded_valkey import free_port
 from service.settings import Settings
 from tests.processes import clean_environment, finished_video, wait_for
 

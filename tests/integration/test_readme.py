@@ -12,7 +12,7 @@ import pytest
 from tests.clients import run, sdk_node, sdk_python
 from tests.processes import ivmix_up
 from tests.readme import ADDRESS, example
-from worker.video import read_mp4
+from worker.child.video import read_mp4
 
 
 @pytest.fixture(scope="module")

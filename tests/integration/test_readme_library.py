@@ -8,14 +8,14 @@ import sys
 from pathlib import Path
 
 from tests.processes import clean_environment
-from worker.video import read_mp4
+from worker.child.video import read_mp4
 
 README = Path(__file__).parents[2] / "README.md"
 
 
 def test_the_ten_lines_make_a_clip(tmp_path: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    program = next(block for block in blocks if "worker.models" in block)
+    program = next(block for block in blocks if "worker.networks.models" in block)
     ran = subprocess.run(
         [sys.executable, "-c", program],
         cwd=tmp_path,

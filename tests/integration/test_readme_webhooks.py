@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from service.embedded import free_port
+from service.process.embedded_valkey import free_port
 from service.settings import Settings
 from service.wiring import Services
 from tests.integration.test_webhook_api import answer_of, complete, deliver

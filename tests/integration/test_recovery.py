@@ -11,17 +11,17 @@ import pytest
 from fastapi.testclient import TestClient
 
 from service.api.app import create_app
-from service.embedded import EmbeddedValkey
-from service.jobs import Job, JobState, Phase
-from service.manifest import Manifest, delete_files
-from service.queues import generate_queue
-from service.recovery import Finding, Recovery
+from service.jobs.model import Job, JobState, Phase
+from service.jobs.rq_queues import generate_queue
+from service.maintenance.recovery import Finding, Recovery
+from service.process.embedded_valkey import EmbeddedValkey
 from service.settings import Settings
-from service.storage import Patience, sha256_of
+from service.storage import StorageRetry, sha256_of
+from service.storage.manifest import Manifest, delete_files
 from service.wiring import Services, open_services
 from tests.factories import make_job
 from tests.integration.test_cli import ivmix
-from worker.delivery import Delivery
+from worker.child.upload import Delivery
 from worker.scratch import Scratch
 
 FRAMES = np.zeros((2, 32, 32, 3), dtype=np.uint8)
@@ -38,7 +38,7 @@ def services(request: pytest.FixtureRequest) -> Iterator[Services]:
 @pytest.fixture
 def complete(services: Services, tmp_path: Path) -> Callable[..., Job]:
     """complete(..) -> the record of a finished job, made as a worker makes it."""
-    delivery = Delivery(services.storage, Scratch(tmp_path / "scratch"), Patience(30))
+    delivery = Delivery(services.storage, Scratch(tmp_path / "scratch"), StorageRetry(30))
 
     def run(execution_id: str = "e1", **fields: object) -> Job:
         created = services.store.create(make_job(**fields), generate_queue(services.redis, "demo"))
@@ -46,7 +46,7 @@ def complete(services: Services, tmp_path: Path) -> Callable[..., Job]:
         assert job is not None
         services.store.progress(job.id, execution_id, job.total_steps, job.total_steps, Phase.UPLOADING)
         manifest = delivery.deliver(
-            job, execution_id, FRAMES, timings={"sampling": 1.0}, peak_memory_mb=5.0, meanwhile=lambda: None
+            job, execution_id, FRAMES, timings={"sampling": 1.0}, peak_memory_mb=5.0, on_wait=lambda: None
         )
         assert services.store.complete(job.id, execution_id, manifest.output, {"sampling": 1.0}, 5.0)
         return found(services, job.id)
@@ -128,13 +128,13 @@ def test_of_two_executions_that_finished_the_first_counts(
     services: Services, complete: Callable[..., Job], tmp_path: Path
 ) -> None:
     job = complete()
-    Delivery(services.storage, Scratch(tmp_path / "second"), Patience(30)).deliver(
+    Delivery(services.storage, Scratch(tmp_path / "second"), StorageRetry(30)).deliver(
         job.model_copy(update={"execution_id": "e0"}),
         "e0",
         FRAMES,
         timings={},
         peak_memory_mb=1,
-        meanwhile=lambda: None,
+        on_wait=lambda: None,
     )
     services.redis.flushall()
     assert recover(services) == {job.id: Finding.REBUILT}
@@ -180,8 +180,8 @@ def test_the_command_says_what_it_did(settings: Settings, tmp_path: Path) -> Non
         created = services.store.create(make_job(), generate_queue(services.redis, "demo"))
         job = services.store.start(created.id, "e1")
         assert job is not None
-        Delivery(services.storage, Scratch(tmp_path / "scratch"), Patience(30)).deliver(
-            job, "e1", FRAMES, timings={}, peak_memory_mb=1, meanwhile=lambda: None
+        Delivery(services.storage, Scratch(tmp_path / "scratch"), StorageRetry(30)).deliver(
+            job, "e1", FRAMES, timings={}, peak_memory_mb=1, on_wait=lambda: None
         )
         services.redis.flushall()
         services.close()

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from service.jobs import Generation, Job, JobState
-from service.queues import generate_queue
+from service.jobs.model import Generation, Job, JobState
+from service.jobs.rq_queues import generate_queue
 from service.settings import Settings
 from service.wiring import Services, open_services
 from tests.factories import make_generation

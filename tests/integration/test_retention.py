@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from service import places
 from service.errors import StorageError
-from service.jobs import Job, JobError, JobState
-from service.queues import generate_queue
-from service.retention import AGAIN_S, ENDED, Retention
-from service.storage import sha256_of
-from service.store import job_key
+from service.jobs.model import Job, JobError, JobState
+from service.jobs.rq_queues import generate_queue
+from service.jobs.store import job_key
+from service.maintenance.retention import AGAIN_S, ENDED, Retention
+from service.storage import object_keys, sha256_of
 from service.wiring import Services
 from tests.factories import finish, make_job
 
@@ -61,8 +60,8 @@ def test_leftovers_of_a_finished_job_go_and_its_files_stay(
 ) -> None:
     finish(services, job.id, b"video", scratch=tmp_path)
     good = stored(services)
-    put(services, f"{places.execution(job.id, 'zombie')}video.mp4", tmp_path)
-    put(services, places.checkpoint(job.id), tmp_path)
+    put(services, f"{object_keys.execution(job.id, 'zombie')}video.mp4", tmp_path)
+    put(services, object_keys.checkpoint(job.id), tmp_path)
     retention.begin(job.id)
     retention.look()
     assert len(stored(services)) == len(good) + 2, "its workers get a while"
@@ -139,7 +138,7 @@ def test_videos_whose_records_redis_lost_stay(
     services: Services, retention: Retention, tmp_path: Path, now: Now
 ) -> None:
     """They are what `ivmix recover` builds records from."""
-    key = put(services, f"{places.execution('video_lost', 'e1')}video.mp4", tmp_path)
+    key = put(services, f"{object_keys.execution('video_lost', 'e1')}video.mp4", tmp_path)
     now.ahead = 100 * DAY
     retention.look()
     assert stored(services) == [key]

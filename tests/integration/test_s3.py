@@ -14,7 +14,7 @@ import pytest
 
 from service.errors import ConfigurationError, StorageError
 from service.settings import Settings
-from service.storage import Patience, S3Storage, VideoStorage, read, sha256_of
+from service.storage import S3Storage, StorageRetry, VideoStorage, read, sha256_of
 from service.wiring import check_storage, open_storage
 from tests.conftest import open_s3
 from tests.faulty_proxy import Fault, FaultyProxy
@@ -187,7 +187,7 @@ class TestFaults:
     def test_an_upload_outlives_it(self, swift: Settings, proxy: FaultyProxy, tmp_path: Path, fault: Fault) -> None:
         storage = open_storage(change(swift, s3_endpoint_url=proxy.url, s3_timeout_s=1))
         proxy.faults.extend([fault] * 3)
-        Patience(budget_s=120).insist(lambda: put(storage, tmp_path))
+        StorageRetry(budget_s=120).call(lambda: put(storage, tmp_path))
         assert not proxy.faults
         assert read(open_storage(swift), KEY) == (tmp_path / "made.mp4").read_bytes()
 
@@ -211,7 +211,7 @@ class TestFaults:
                 put(storage, tmp_path)
             assert storage.size(KEY) is None
             proxy.faults.append("flip")
-            Patience(budget_s=60).insist(lambda: put(storage, tmp_path))
+            StorageRetry(budget_s=60).call(lambda: put(storage, tmp_path))
         assert read(storage, KEY) == (tmp_path / "made.mp4").read_bytes()
 
     def test_a_storage_that_stays_away_is_given_up(self, swift: Settings, proxy: FaultyProxy, tmp_path: Path) -> None:
@@ -219,7 +219,7 @@ class TestFaults:
         proxy.faults.extend(["503"] * 1000)
         began = time.monotonic()
         with pytest.raises(StorageError):
-            Patience(budget_s=2).insist(lambda: put(storage, tmp_path))
+            StorageRetry(budget_s=2).call(lambda: put(storage, tmp_path))
         assert time.monotonic() - began < 60
         assert len(proxy.seen) > 2
 

@@ -238,7 +238,8 @@ class TestFiles:
 _PUT_AND_HANG = """
 import sys
 from pathlib import Path
-from service.storage import FileStorage, files
+from service.storage import FileStorage
+from service.storage import file as files
 files.refuse_changed = lambda path, sha256: None
 FileStorage(Path(sys.argv[1]) / "storage").put(Path(sys.argv[2]), key="videos/v/e/x", media_type="", sha256="")
 """

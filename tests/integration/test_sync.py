@@ -10,7 +10,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from service.jobs import Job, JobError, JobState
+from service.jobs.model import Job, JobError, JobState
 from service.settings import Settings
 from service.wiring import Services
 from tests.factories import PROMPT
@@ -36,8 +36,8 @@ def next_job(services: Services) -> Callable[[], Job]:
 
 
 @pytest.fixture
-def meanwhile(next_job: Callable[[], Job]) -> Iterator[Callable[[Callable[[str], Any]], None]]:
-    """meanwhile(act): act(video_id) in a thread, once there is a video."""
+def on_wait(next_job: Callable[[], Job]) -> Iterator[Callable[[Callable[[str], Any]], None]]:
+    """on_wait(act): act(video_id) in a thread, once there is a video."""
     threads: list[threading.Thread] = []
 
     def start(act: Callable[[str], Any]) -> None:
@@ -53,8 +53,8 @@ def post(http: httpx2.Client, **headers: str) -> httpx2.Response:
     return http.post("/v1/videos/sync", json={"prompt": PROMPT}, headers=headers)
 
 
-def test_the_answer_is_the_film(http: httpx2.Client, finished: Finish, meanwhile: Any) -> None:
-    meanwhile(lambda video_id: finished(video_id, b"film"))
+def test_the_answer_is_the_film(http: httpx2.Client, finished: Finish, on_wait: Any) -> None:
+    on_wait(lambda video_id: finished(video_id, b"film"))
     answer = post(http)
     assert (answer.status_code, answer.content, answer.headers["content-type"]) == (200, b"film", "video/mp4")
     shown = http.get(f"/v1/videos/{answer.headers['x-video-id']}").json()
@@ -67,9 +67,9 @@ def test_the_answer_is_the_film(http: httpx2.Client, finished: Finish, meanwhile
     [("internal_error", 500), ("out_of_memory", 500), ("invalid_input", 400), ("start_timeout", 504)],
 )
 def test_a_video_that_fails_is_an_error_that_no_client_repeats(
-    http: httpx2.Client, services: Services, meanwhile: Any, error: str, status: int
+    http: httpx2.Client, services: Services, on_wait: Any, error: str, status: int
 ) -> None:
-    meanwhile(lambda video_id: services.store.fail(video_id, None, JobError(code=error, message="It broke.")))
+    on_wait(lambda video_id: services.store.fail(video_id, None, JobError(code=error, message="It broke.")))
     answer = post(http)
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, error)
     assert answer.json()["error"]["message"] == "It broke."
@@ -77,8 +77,8 @@ def test_a_video_that_fails_is_an_error_that_no_client_repeats(
     assert answer.headers["x-video-id"].startswith("video_")
 
 
-def test_a_cancelled_video_is_said_to_be(http: httpx2.Client, services: Services, meanwhile: Any) -> None:
-    meanwhile(services.store.cancel)
+def test_a_cancelled_video_is_said_to_be(http: httpx2.Client, services: Services, on_wait: Any) -> None:
+    on_wait(services.store.cancel)
     answer = post(http)
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "cancelled")
 
@@ -126,8 +126,8 @@ def test_a_client_that_goes_away_cancels_unless_it_may_come_back(
         assert services.store.get(job.id).state is state  # type: ignore[union-attr]
 
 
-def test_the_request_can_be_repeated_under_its_name(http: httpx2.Client, finished: Finish, meanwhile: Any) -> None:
-    meanwhile(lambda video_id: finished(video_id, b"film"))
+def test_the_request_can_be_repeated_under_its_name(http: httpx2.Client, finished: Finish, on_wait: Any) -> None:
+    on_wait(lambda video_id: finished(video_id, b"film"))
     first, again = post(http, **{"idempotency-key": "one"}), post(http, **{"idempotency-key": "one"})
     assert first.headers["x-video-id"] == again.headers["x-video-id"]
     assert again.content == b"film"

@@ -14,14 +14,14 @@ from openai import InvalidWebhookSignatureError
 
 from service.api.app import create_app
 from service.api.auth import get_webhook_owner
-from service.courier import tasks
-from service.courier.running import attempts_of, pump_of
-from service.courier.workers import DeliveryWorker
 from service.settings import Settings
+from service.webhook_dispatcher import tasks
+from service.webhook_dispatcher.dispatcher import attempts_of, pump_of
+from service.webhook_dispatcher.rq_workers import DeliveryWorker
 from service.webhooks.endpoints import MAX_ENDPOINTS
 from service.wiring import Services, open_services
 from tests.factories import PROMPT, make_output
-from tests.receivers import Receiver, status
+from tests.webhook_receivers import Receiver, status
 
 BOTH = ["video.completed", "video.failed"]
 

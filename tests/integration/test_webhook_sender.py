@@ -15,20 +15,20 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from service.webhooks.receivers import Receivers, Unresolved
 from service.webhooks.sender import MAX_REPLY_BYTES, Outcome, Sender
-from tests.receivers import Answer, Receiver, raw, status
+from service.webhooks.url_policy import Unresolved, UrlPolicy
+from tests.webhook_receivers import Receiver, ResponseModel, raw, status
 
 BODY = b'{"id":"evt_1"}'
 OK = b"HTTP/1.1 200 OK\r\n"
 
 
 def sender(*, timeout_s: float = 20, resolve: object = None, tls: ssl.SSLContext | None = None) -> Sender:
-    receivers = Receivers(("127.0.0.0/8",), allow_http=True, resolve=resolve)  # type: ignore[arg-type]
+    receivers = UrlPolicy(("127.0.0.0/8",), allow_http=True, resolve=resolve)  # type: ignore[arg-type]
     return Sender(receivers, timeout_s=timeout_s, ssl_context=tls)
 
 
-def send(answer: Answer, *, timeout_s: float = 20) -> tuple[Outcome, Receiver]:
+def send(answer: ResponseModel, *, timeout_s: float = 20) -> tuple[Outcome, Receiver]:
     with Receiver(answer) as receiver:
         return sender(timeout_s=timeout_s).post(f"{receiver.url}/hook", BODY, {"webhook-id": "whd_1"}), receiver
 
@@ -81,7 +81,7 @@ DRIPS = {
 
 
 @pytest.mark.parametrize("drip", DRIPS.values(), ids=DRIPS.keys())
-def test_a_receiver_that_keeps_us_waiting_is_left_at_the_deadline(drip: Answer) -> None:
+def test_a_receiver_that_keeps_us_waiting_is_left_at_the_deadline(drip: ResponseModel) -> None:
     """Each byte would start an ordinary read timeout again."""
     outcome, receiver = send(drip, timeout_s=3.0)
     assert len(receiver.received) == 1
@@ -98,7 +98,7 @@ HUGE = {
 
 
 @pytest.mark.parametrize("huge", HUGE.values(), ids=HUGE.keys())
-def test_a_huge_reply_is_broken_off(huge: Answer) -> None:
+def test_a_huge_reply_is_broken_off(huge: ResponseModel) -> None:
     outcome, _ = send(huge)
     assert not outcome.is_delivered
     assert (outcome.status_code, outcome.error) == (200, "reply_too_large")
@@ -157,7 +157,7 @@ def test_a_name_is_looked_up_once_and_its_checked_address_is_connected_to() -> N
 def test_a_name_that_turned_private_after_it_was_named_is_refused() -> None:
     """DNS rebinding, the other way: checked when it was public, private when something is sent."""
     answers = iter([["93.184.216.34"], ["127.0.0.1"]])
-    receivers = Receivers(allow_http=True, resolve=lambda host, port: next(answers))
+    receivers = UrlPolicy(allow_http=True, resolve=lambda host, port: next(answers))
     with Receiver() as receiver:
         url = f"http://rebind.example:{receiver.port}/"
         receivers.check(url, "url")

@@ -14,25 +14,25 @@ import pytest
 from fastapi.testclient import TestClient
 from openai import InvalidWebhookSignatureError
 
-from service.api.answers import Renderer
 from service.api.app import create_app
-from service.api.webhook_bodies import UNTOLD
-from service.courier import tasks
-from service.courier.attempts import Attempts
-from service.courier.pump import Pump
-from service.courier.running import attempts_of, pump_of
-from service.courier.workers import DeliveryWorker
-from service.jobs import EVENT_TYPES, Callback, EventType, Job, JobError, JobState
-from service.queues import generate_queue, webhooks_queue
+from service.jobs.model import EVENT_TYPES, Callback, EventType, Job, JobError, JobState
+from service.jobs.outbox import KEEP_S, OUTBOX
+from service.jobs.rq_queues import generate_queue, webhooks_queue
 from service.settings import Settings
+from service.webhook_dispatcher import tasks
+from service.webhook_dispatcher.attempts import Attempts
+from service.webhook_dispatcher.dispatcher import attempts_of, pump_of
+from service.webhook_dispatcher.pump import Pump
+from service.webhook_dispatcher.rq_workers import DeliveryWorker
 from service.webhooks.deliveries import CLAIM_S, DUE, MAX_LOGGED, Delivery, key
 from service.webhooks.endpoints import Endpoint
-from service.webhooks.outbox import KEEP_S, OUTBOX
-from service.webhooks.receivers import Receivers
-from service.webhooks.schedule import State
+from service.webhooks.retry_policy import State
+from service.webhooks.url_policy import UrlPolicy
+from service.wire.video import Renderer
+from service.wire.webhook import UNTOLD
 from service.wiring import Services, open_services
 from tests.factories import PROMPT, make_job, make_output
-from tests.receivers import Receiver, raw, status
+from tests.webhook_receivers import Receiver, raw, status
 
 ERROR = JobError(code="out_of_memory", message="Too large.")
 
@@ -391,7 +391,7 @@ class TestRetries:
         """Checked when it was named, and again now: the name leads elsewhere, or the operator thought again."""
         endpoint_at(services, receiver.url)
         completed(services)
-        stricter = replace(attempts, sender=type(attempts.sender)(Receivers(allow_http=True)))
+        stricter = replace(attempts, sender=type(attempts.sender)(UrlPolicy(allow_http=True)))
         round_trip(services, pump, stricter)
         assert only(services).error == "refused_url"
         assert receiver.received == []
@@ -621,7 +621,7 @@ class TestNothingIsLost:
         assert (len(receiver.received), only(services).attempts) == (1, 1)
 
     def test_a_late_answer_of_a_lost_attempt_changes_nothing(self, services: Services, pump: Pump) -> None:
-        from service.webhooks.schedule import Next
+        from service.webhooks.retry_policy import Next
         from service.webhooks.sender import Outcome
 
         endpoint_at(services, "http://127.0.0.1:1/")
@@ -668,7 +668,7 @@ class TestLoad:
         assert only(services).attempts == 0
 
     def test_the_queue_is_fed_in_small_bites(self, services: Services, pump: Pump) -> None:
-        from service.courier.pump import WAITING
+        from service.webhook_dispatcher.pump import WAITING
 
         endpoint_at(services, "http://127.0.0.1:1/")
         for _ in range(WAITING + 10):
@@ -707,7 +707,7 @@ class TestLoad:
 
 class DiesAtSettling:
     def __init__(self, redis: Any) -> None:
-        from service.webhooks.outbox import Outbox
+        from service.jobs.outbox import Outbox
 
         self._outbox = Outbox(redis)
 
@@ -756,6 +756,6 @@ class TestFigures:
 
 
 def test_states_that_end_a_job_all_have_an_event() -> None:
-    from service.courier.pump import EVENT_OF
+    from service.webhook_dispatcher.pump import EVENT_OF
 
     assert set(EVENT_OF) == {state for state in JobState if state.is_terminal}

@@ -14,14 +14,14 @@ import pytest
 from redis import Redis
 from rq import Queue
 
-from service.embedded import EmbeddedValkey
-from service.jobs import Job, JobState
-from service.queues import generate_queue
+from service.jobs.model import Job, JobState
+from service.jobs.rq_queues import generate_queue
+from service.process.embedded_valkey import EmbeddedValkey
 from service.settings import MODELS_FILE
 from service.wiring import Services
 from tests.factories import make_generation
 from tests.processes import is_running, session_of, wait_for, worker
-from worker.rq_worker import DEQUEUE_S, FRESH_S, ResidentWorker
+from worker.parent.rq_worker import DEQUEUE_S, FRESH_S, GenerationWorker
 
 LONG = 400  # steps: some twenty seconds and more, so that there is a middle to be in
 
@@ -177,9 +177,9 @@ def worker_states(server: EmbeddedValkey) -> list[str]:
 
 def test_between_two_jobs_rqs_books_are_written_once(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every write waits for the disk, and the networks for it: RQ alone writes eleven times."""
-    worker = ResidentWorker(services.redis, "demo", threading.Event())
+    worker = GenerationWorker(services.redis, "demo", threading.Event())
     now = time.monotonic()
-    monkeypatch.setattr("worker.rq_worker.time.monotonic", lambda: now)
+    monkeypatch.setattr("worker.parent.rq_worker.time.monotonic", lambda: now)
     worker.set_state("idle")
     worker.heartbeat()
     services.redis.delete(worker.key)

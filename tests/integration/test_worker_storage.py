@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from service.jobs import Job, JobState, Phase
-from service.manifest import Manifest
-from service.queues import generate_queue
+from service.jobs.model import Job, JobState, Phase
+from service.jobs.rq_queues import generate_queue
+from service.jobs.store import job_key
 from service.settings import Settings
-from service.store import job_key
+from service.storage.manifest import Manifest
 from service.wiring import Services, open_services
 from tests.factories import make_generation
 from tests.faulty_proxy import FaultyProxy

@@ -5,7 +5,7 @@ from torch import Generator
 from demo import shapes
 from demo.judges import positions, watermark_correlation
 from demo.shapes import FRAMES, MOTIONS, SIZE, Scenes
-from service.registry import ModelRegistry
+from service.catalog.registry import ModelRegistry
 
 
 @pytest.fixture

@@ -3,9 +3,9 @@ import torch
 from diffusers import MotionAdapter, UNet2DConditionModel, UNet3DConditionModel, UNetMotionModel
 
 from sampler import (
-    BadSetting,
-    DoesNotFit,
     ImageDenoiser,
+    IncompatibleInputs,
+    InvalidSetting,
     NoiseSchedule,
     VideoDenoiser,
     mixed_plan,
@@ -95,9 +95,9 @@ def test_network_runs_in_the_dtype_of_its_text_and_epsilon_comes_back_in_float32
 
 
 def test_embeddings_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(DoesNotFit, match=r"cond \(1, 3, 2\) and uncond \(1, 4, 2\)"):
+    with pytest.raises(IncompatibleInputs, match=r"cond \(1, 3, 2\) and uncond \(1, 4, 2\)"):
         ImageDenoiser(Constant(0.0), torch.ones(1, 3, 2), torch.ones(1, 4, 2))
-    with pytest.raises(DoesNotFit, match="with batch 1"):
+    with pytest.raises(IncompatibleInputs, match="with batch 1"):
         VideoDenoiser(Constant(0.0), *texts())(seeded_noise((2, 4, 2, 4, 4), 0), 10, 0.5, 4.0)
 
 
@@ -106,7 +106,7 @@ def test_seeded_noise_depends_on_the_seed_alone() -> None:
     assert torch.equal(seeded_noise(shape, 3), seeded_noise(shape, 3))
     assert not torch.equal(seeded_noise(shape, 3), seeded_noise(shape, 4))
     assert torch.equal(seeded_noise(shape, [3, 4])[1:], seeded_noise((1, *shape[1:]), [4]))
-    with pytest.raises(DoesNotFit, match="seed has 1 values for a batch of 2"):
+    with pytest.raises(IncompatibleInputs, match="seed has 1 values for a batch of 2"):
         seeded_noise(shape, [3])
 
 
@@ -133,7 +133,7 @@ def test_resized_image_model_sees_nearest_neighbours_and_gives_epsilon_at_the_cl
         torch.testing.assert_close(eps, 2 * x)
         assert seen[-1].shape == (3, 4, 8, 8)
         assert torch.equal(seen[-1][:, :, :: 8 // size[0], :: 8 // size[1]], x[0].transpose(0, 1))
-    with pytest.raises(BadSetting, match=r"resize=\(0, 8\)"):
+    with pytest.raises(InvalidSetting, match=r"resize=\(0, 8\)"):
         ImageDenoiser(network, *texts(), resize=(0, 8))
 
 
@@ -151,7 +151,9 @@ def test_more_network_arguments_are_handed_on_in_every_call() -> None:
 
 
 def test_embeddings_of_another_text_encoder_are_refused() -> None:
-    with pytest.raises(DoesNotFit, match=r"cond \(1, 5, 16\) is 16 wide, the network's cross-attention takes 8"):
+    with pytest.raises(
+        IncompatibleInputs, match=r"cond \(1, 5, 16\) is 16 wide, the network's cross-attention takes 8"
+    ):
         ImageDenoiser(small_unet(), torch.ones(1, 5, 16), torch.ones(1, 5, 16))
 
 
@@ -159,7 +161,7 @@ def test_network_that_returns_another_shape_is_refused() -> None:
     def learned_variance(x: torch.Tensor, timestep: int, encoder_hidden_states: torch.Tensor) -> torch.Tensor:
         return torch.cat([x, x], dim=1)
 
-    with pytest.raises(DoesNotFit, match=r"returned \(1, 8, 2, 4, 4\) for latents \(1, 4, 2, 4, 4\)"):
+    with pytest.raises(IncompatibleInputs, match=r"returned \(1, 8, 2, 4, 4\) for latents \(1, 4, 2, 4, 4\)"):
         VideoDenoiser(learned_variance, *texts())(seeded_noise((1, 4, 2, 4, 4), 0), 10, 0.5, 4.0)
 
 

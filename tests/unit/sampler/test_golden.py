@@ -12,7 +12,7 @@ from safetensors import safe_open
 from torch import Generator, Tensor
 
 from sampler import ImageDenoiser, NoiseSchedule, Plan, VideoDenoiser, official_plan, sample
-from worker.videocrafter import VideoCrafterUNet
+from worker.networks.videocrafter import VideoCrafterUNet
 
 DATA = Path(__file__).parents[2] / "data"
 CASES = {

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from torch import Generator, Tensor
 
 from sampler import (
-    BadSetting,
-    DoesNotFit,
     ImageDenoiser,
+    IncompatibleInputs,
+    InvalidSetting,
     LatentsNotFinite,
     Move,
     NoiseSchedule,
@@ -242,7 +242,7 @@ def test_every_plan_resumed_at_any_step_ends_in_the_same_bytes(name: str) -> Non
 
 @pytest.mark.parametrize(("name", "missing"), [("official videocrafter", "x0"), ("free init", "initial")])
 def test_resuming_without_the_memory_a_plan_needs_is_refused(name: str, missing: str) -> None:
-    with pytest.raises(DoesNotFit, match=rf"start=2 needs memory\['{missing}'\]: pass memory=step.memory"):
+    with pytest.raises(IncompatibleInputs, match=rf"start=2 needs memory\['{missing}'\]: pass memory=step.memory"):
         sample(seeded_noise(SHAPE, 10), PLANS[name], image=object(), video=object(), start=2)  # type: ignore[arg-type]
 
 
@@ -256,12 +256,12 @@ def test_stopping_the_iteration_stops_the_work_and_grad_mode_is_left_alone() -> 
 
 
 def test_missing_model_is_said_before_any_work() -> None:
-    with pytest.raises(DoesNotFit, match=r"calls the image model .* times: pass image="):
+    with pytest.raises(IncompatibleInputs, match=r"calls the image model .* times: pass image="):
         sample(seeded_noise(SHAPE, 12), mixed_plan(SD, 10), video=VideoDenoiser(Constant(0.0), *texts()))
 
 
 def test_start_outside_the_plan_is_refused() -> None:
-    with pytest.raises(BadSetting, match=r"start=11 is outside 0\.\.10"):
+    with pytest.raises(InvalidSetting, match=r"start=11 is outside 0\.\.10"):
         sample(seeded_noise(SHAPE, 13), ddim_plan(SD, 10), video=VideoDenoiser(Constant(0.0), *texts()), start=11)
 
 
@@ -332,7 +332,7 @@ def test_noise_comes_from_the_generator_alone() -> None:
     runs = [last(x, plan, *networks, generator=Generator().manual_seed(seed)) for seed in (1, 1, 2)]
     assert torch.equal(runs[0], runs[1])
     assert not torch.equal(runs[0], runs[2])
-    with pytest.raises(DoesNotFit, match="3 generators for a batch of 1"):
+    with pytest.raises(IncompatibleInputs, match="3 generators for a batch of 1"):
         last(x, plan, *networks, generator=[Generator()] * 3)
 
 
@@ -388,7 +388,7 @@ def test_not_a_number_stops_the_run_and_names_step_and_move(value: float) -> Non
 def test_latents_that_are_not_finite_are_refused_before_any_work() -> None:
     x = seeded_noise(SHAPE, 24)
     x[0, 0, 0, 0, 0] = float("nan")
-    with pytest.raises(DoesNotFit, match="before the first move"):
+    with pytest.raises(IncompatibleInputs, match="before the first move"):
         sample(x, ddim_plan(SD, 4), video=VideoDenoiser(Constant(0.0), *texts()))
 
 
@@ -397,7 +397,7 @@ def test_models_of_another_latent_space_are_refused_before_any_work() -> None:
         config = type("Config", (), {"in_channels": 16})()
 
     image, video = ImageDenoiser(Sixteen(0.0), *texts()), VideoDenoiser(Constant(0.0), *texts())
-    with pytest.raises(DoesNotFit, match=r"image model works on 16 latent channels.*share one latent space"):
+    with pytest.raises(IncompatibleInputs, match=r"image model works on 16 latent channels.*share one latent space"):
         sample(seeded_noise(SHAPE, 25), mixed_plan(SD, 10), image=image, video=video)
-    with pytest.raises(DoesNotFit, match=r"latents \(4, 3, 4, 4\) must be"):
+    with pytest.raises(IncompatibleInputs, match=r"latents \(4, 3, 4, 4\) must be"):
         sample(seeded_noise(SHAPE, 25)[0], ddim_plan(SD, 10), video=video)

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Generator, Tensor
 
 from sampler import (
-    BadSetting,
     ImageDenoiser,
+    InvalidSetting,
     Move,
     NoiseSchedule,
     Plan,
@@ -179,5 +179,5 @@ def test_the_stand_in_has_the_video_guidance_in_animatediff() -> None:
     ],
 )
 def test_bad_setting_names_value_and_way_out(make: Callable[[], Plan], complaint: str) -> None:
-    with pytest.raises(BadSetting, match=complaint):
+    with pytest.raises(InvalidSetting, match=complaint):
         make()

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sampler import (
-    BadSetting,
     Call,
     FusedMove,
+    InvalidSetting,
     Move,
     NoiseSchedule,
     Plan,
@@ -120,7 +120,7 @@ def test_clean_end_with_alpha_one_is_reached_by_the_ordinary_step_only() -> None
 
 @pytest.mark.parametrize("combination", ["", "IV", "IV-I", "IX-IV", "IVI-IVI", "iv-iv", "IV-IV-"])
 def test_unknown_combination_says_what_to_write(combination: str) -> None:
-    with pytest.raises(BadSetting, match=r"combination=.*for example 'IV-IV'"):
+    with pytest.raises(InvalidSetting, match=r"combination=.*for example 'IV-IV'"):
         mixed_plan(SD, 10, combination=combination)
 
 
@@ -142,7 +142,7 @@ def test_unknown_combination_says_what_to_write(combination: str) -> None:
     ],
 )
 def test_bad_setting_is_named(settings: dict[str, object], complaint: str) -> None:
-    with pytest.raises(BadSetting, match=complaint):
+    with pytest.raises(InvalidSetting, match=complaint):
         mixed_plan(SD, **{"steps": 10, **settings})  # type: ignore[arg-type]
 
 
@@ -169,13 +169,13 @@ def test_gaussian_noise_costs_no_call(combination: str, image: int, video: int) 
 
 @pytest.mark.parametrize("combination", ["R-I", "R-V", "RR-II", "RR-VV"])
 def test_gaussian_noise_after_denoising_is_refused_with_the_way_out(combination: str) -> None:
-    with pytest.raises(BadSetting, match=r"use order='goback_first'"):
+    with pytest.raises(InvalidSetting, match=r"use order='goback_first'"):
         mixed_plan(SD, 10, combination=combination)
 
 
 @pytest.mark.parametrize("combination", ["I-R", "IV-RV", "R-R"])
 def test_gaussian_noise_cannot_denoise(combination: str) -> None:
-    with pytest.raises(BadSetting, match="before the dash also R"):
+    with pytest.raises(InvalidSetting, match="before the dash also R"):
         mixed_plan(SD, 10, combination=combination, order="goback_first")
 
 
@@ -230,7 +230,7 @@ def test_free_init_repeats_the_plan_and_restarts_in_between() -> None:
     ],
 )
 def test_bad_setting_of_a_comparator_is_named(make: Any, settings: dict[str, object], complaint: str) -> None:
-    with pytest.raises(BadSetting, match=complaint):
+    with pytest.raises(InvalidSetting, match=complaint):
         make(SD, **settings)
 
 
@@ -245,7 +245,7 @@ def test_bad_setting_of_a_comparator_is_named(make: Any, settings: dict[str, obj
     ],
 )
 def test_bad_setting_of_free_init_is_named(settings: dict[str, object], complaint: str) -> None:
-    with pytest.raises(BadSetting, match=complaint):
+    with pytest.raises(InvalidSetting, match=complaint):
         free_init_plan(ddim_plan(SD, 4), SD, **settings)  # type: ignore[arg-type]
 
 
@@ -300,5 +300,5 @@ def test_empty_plan_can_be_printed() -> None:
 
 
 def test_noise_cannot_take_the_latents_to_a_cleaner_level() -> None:
-    with pytest.raises(BadSetting, match=r"src=0\.5 to dst=0\.6"):
+    with pytest.raises(InvalidSetting, match=r"src=0\.5 to dst=0\.6"):
         Renoise(0.5, 0.6)

@@ -6,7 +6,7 @@ from diffusers import DDIMScheduler
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sampler import BadSetting, NoiseSchedule
+from sampler import InvalidSetting, NoiseSchedule
 
 SD = NoiseSchedule.scaled_linear(0.00085, 0.012)
 ANIMATEDIFF = NoiseSchedule.linear(0.00085, 0.012)
@@ -40,7 +40,7 @@ def test_timesteps_never_rise_and_stay_inside() -> None:
 
 @pytest.mark.parametrize("n", [0, -1, 1001])
 def test_impossible_step_count_names_value_and_range(n: int) -> None:
-    with pytest.raises(BadSetting, match=rf"steps={n} is outside 1\.\.1000"):
+    with pytest.raises(InvalidSetting, match=rf"steps={n} is outside 1\.\.1000"):
         SD.timesteps(n)
 
 
@@ -62,17 +62,17 @@ def test_match_of_a_schedule_with_itself_is_the_identity(t: int) -> None:
 
 def test_zero_terminal_snr_is_refused_with_the_way_out() -> None:
     theirs = DDIMScheduler(rescale_betas_zero_snr=True)
-    with pytest.raises(BadSetting, match="rescale_betas_zero_snr=False"):
+    with pytest.raises(InvalidSetting, match="rescale_betas_zero_snr=False"):
         NoiseSchedule.from_config(theirs.config)
     theirs = DDIMScheduler(rescale_betas_zero_snr=True)
-    with pytest.raises(BadSetting, match="without rescale_betas_zero_snr"):
+    with pytest.raises(InvalidSetting, match="without rescale_betas_zero_snr"):
         NoiseSchedule(tuple(theirs.alphas_cumprod.tolist()))
 
 
 def test_unknown_words_are_refused() -> None:
-    with pytest.raises(BadSetting, match="beta_schedule='sigmoid'"):
+    with pytest.raises(InvalidSetting, match="beta_schedule='sigmoid'"):
         NoiseSchedule.from_config({"beta_schedule": "sigmoid"})
-    with pytest.raises(BadSetting, match="prediction_type='sample'"):
+    with pytest.raises(InvalidSetting, match="prediction_type='sample'"):
         NoiseSchedule.linear(0.0001, 0.02, prediction_type="sample")
 
 

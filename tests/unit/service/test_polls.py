@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import pytest
 
 from service.api.polls import AT_ONCE, Polls
-from service.store import Shown
+from service.jobs.store import Shown
 from tests.factories import make_job
 
 JOBS = {job.id: job for job in (make_job() for _ in range(3))}

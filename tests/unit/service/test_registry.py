@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from service.catalog.model_entry import NEEDED, OPTIONAL
+from service.catalog.registry import ModelRegistry
+from service.catalog.weight_files import LOCK, Lock, LockedFile, LockedSource
 from service.errors import ConfigurationError, ModelNotFetched, ModelNotFound
-from service.models import NEEDED, OPTIONAL
-from service.registry import ModelRegistry
 from service.settings import MODELS_FILE, Settings
-from service.weights import LOCK, Lock, LockedFile, LockedSource
 
 SHIPPED = ModelRegistry.load()
 ENTRY = """

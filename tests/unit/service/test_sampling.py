@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from service.sampling import USES, SamplerSettings, Spacing, network_calls
+from service.jobs.sampling import USES, SamplerSettings, Spacing, network_calls
 
 
 def calls(steps: int = 50, spacing: Spacing | None = None, **settings: object) -> tuple[int, int]:

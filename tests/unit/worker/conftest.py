@@ -1,7 +1,7 @@
 import pytest
 
-from service.registry import ModelRegistry
-from worker.engine import Engine
+from service.catalog.registry import ModelRegistry
+from worker.child.engine import Engine
 
 
 @pytest.fixture(scope="session")

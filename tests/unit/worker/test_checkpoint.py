@@ -10,11 +10,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sampler import Plan, ddim_plan, free_init_plan, mixed_plan
-from service.jobs import Generation
+from service.jobs.model import Generation
 from tests.factories import make_generation
-from worker import fingerprint
-from worker.checkpoint import Checkpoint
-from worker.engine import Engine
+from worker.child import fingerprint
+from worker.child.checkpoint import Checkpoint
+from worker.child.engine import Engine
 
 SHAPE = (1, 4, 2, 3, 3)
 CPU = torch.device("cpu")

@@ -23,13 +23,13 @@ from torch import Generator, Tensor
 from torch._dynamo.utils import counters
 
 from sampler import ImageDenoiser
-from service.models import ModelEntry, Optimise
+from service.catalog.model_entry import ModelEntry, Optimise
 from tests.tiny import save_model
 from tests.unit.worker.test_optimise import FAMILIES, FRAMES, NONE, clip, close, models_of, plainly
-from worker.models import Models
-from worker.optimise import Compiler, OptimisedNetwork, TextKeys
-from worker.optimise.compiled import blocks
-from worker.optimise.weights import resident_bytes, shared_bytes
+from worker.networks.models import Models
+from worker.networks.optimise import Compiler, OptimisedNetwork, TextKeys
+from worker.networks.optimise.compiled import blocks
+from worker.networks.optimise.weights import resident_bytes, shared_bytes
 
 # torch's own modules still use what it deprecates
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
@@ -269,7 +269,7 @@ def test_kernels_go_to_the_given_folder_unless_the_operator_names_another(tmp_pa
     if own is not None:
         environment["TORCHINDUCTOR_CACHE_DIR"] = str(tmp_path / own)
     program = (
-        "import os, pathlib, sys; import worker.models; from worker.optimise import Compiler; "
+        "import os, pathlib, sys; import worker.networks.models; from worker.networks.optimise import Compiler; "
         "Compiler(cache=pathlib.Path(sys.argv[1])); "
         "from torch._inductor.codecache import FxGraphCache; print(FxGraphCache._get_tmp_dir())"
     )
@@ -288,7 +288,7 @@ def test_a_folder_that_cannot_be_made_is_no_reason_not_to_start(
 
 
 def test_channels_last_keeps_weights_and_their_sharing(entry: ModelEntry, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worker.models.SHORT", 0)  # else the CPU's own preparation has done it already
+    monkeypatch.setattr("worker.networks.models.SHORT", 0)  # else the CPU's own preparation has done it already
     plain = models_of(entry, NONE)
     models = models_of(entry, NONE.model_copy(update={"channels_last": True}))
     shared = shared_bytes(*unets(plain))

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sampler import Plan, Step, seeded_noise
-from service.jobs import Phase, VideoRequest
-from service.sampling import USES, SamplerSettings, Spacing
+from service.jobs.model import Phase, VideoRequest
+from service.jobs.sampling import USES, SamplerSettings, Spacing
 from tests.factories import make_generation
-from worker.engine import Engine
+from worker.child.engine import Engine
 
 STEPS = 4
 
@@ -167,7 +167,7 @@ def test_run_starts_from_the_seeds_noise_and_draws_other_noise_later(
         seen.extend((latents, torch.randn(latents.shape, generator=generator)))
         return iter(())
 
-    monkeypatch.setattr("worker.engine.sample", spy)
+    monkeypatch.setattr("worker.child.engine.sample", spy)
     engine.generate(make_generation(seed=7))
     start, later = seen
     assert torch.equal(start, seeded_noise(start.shape, 7))

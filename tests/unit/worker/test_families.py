@@ -11,14 +11,14 @@ from safetensors.torch import load_file, save_file
 from torch import Generator, Tensor
 
 from sampler import ImageDenoiser, VideoDenoiser, official_plan, sample
+from service.catalog.model_entry import ModelEntry
 from service.errors import ConfigurationError
-from service.jobs import VideoRequest
-from service.models import ModelEntry
+from service.jobs.model import VideoRequest
 from tests.tiny import Golden, save_model, save_text, save_unet, save_vae, write_entry
-from worker.components import WeightsDoNotFit
-from worker.engine import Engine
-from worker.models import Models, ModelsDoNotFit, load, unets
-from worker.text import PromptTooLong
+from worker.child.engine import Engine
+from worker.networks.components import WeightsMismatch
+from worker.networks.models import IncompatibleModels, Models, load, unets
+from worker.networks.text_encoder import PromptTooLong
 
 FAMILIES = ("animatediff", "modelscope", "videocrafter")
 PROMPT, NEGATIVE = "a red circle moving left on a teal background", "low quality"
@@ -236,7 +236,7 @@ def test_image_model_of_another_latent_space_is_refused(folder: Path) -> None:
 
     save_unet(folder / "image_unet", config, UNet2DConditionModel(**config).state_dict())
     with pytest.raises(
-        ModelsDoNotFit, match="image model takes 8 latent channels and returns 8, the autoencoder has 4"
+        IncompatibleModels, match="image model takes 8 latent channels and returns 8, the autoencoder has 4"
     ):
         load(entry, "cpu")
 
@@ -244,7 +244,7 @@ def test_image_model_of_another_latent_space_is_refused(folder: Path) -> None:
 def test_autoencoder_of_another_latent_space_is_refused(folder: Path) -> None:
     entry = save_model("videocrafter", folder)
     save_vae(folder / "vae", latent_channels=3)
-    with pytest.raises(ModelsDoNotFit, match="takes 4 latent channels and returns 4, the autoencoder has 3"):
+    with pytest.raises(IncompatibleModels, match="takes 4 latent channels and returns 4, the autoencoder has 3"):
         load(entry, "cpu")
 
 
@@ -254,14 +254,14 @@ def test_image_model_without_an_encoder_of_its_width_is_refused(folder: Path) ->
     save_model("modelscope", folder)
     for name in ("image_tokenizer", "image_text_encoder"):
         shutil.rmtree(folder / name)
-    with pytest.raises(ModelsDoNotFit, match="image model reads embeddings 32 wide, its text encoder gives 16"):
+    with pytest.raises(IncompatibleModels, match="image model reads embeddings 32 wide, its text encoder gives 16"):
         load(write_entry(folder, "modelscope"), "cpu")
 
 
 def test_motion_adapter_made_for_fewer_frames_is_refused(folder: Path) -> None:
     entry = animatediff(folder)
     long = entry.model_copy(update={"num_frames": entry.num_frames.model_copy(update={"max": 64})})
-    with pytest.raises(ModelsDoNotFit, match=r"num_frames\.max=64, the motion adapter was made for 32"):
+    with pytest.raises(IncompatibleModels, match=r"num_frames\.max=64, the motion adapter was made for 32"):
         load(long, "cpu")
 
 
@@ -279,7 +279,7 @@ def test_weights_that_are_not_the_configurations_are_refused(folder: Path, chang
         case _:
             weights["conv_in.bias"] = torch.zeros(3)
     save_file(weights, file)
-    with pytest.raises(WeightsDoNotFit, match=rf"image_unet does not fit its config.json: {change} conv_\w+.bias"):
+    with pytest.raises(WeightsMismatch, match=rf"image_unet does not fit its config.json: {change} conv_\w+.bias"):
         load(entry, "cpu")
 
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sampler import BadSetting
-from service.jobs import Phase
+from sampler import InvalidSetting
+from service.jobs.model import Phase
 from tests.factories import make_generation
-from worker.engine import Engine
+from worker.child.engine import Engine
 
 FRAMES = 8
 GENERATION = make_generation(num_inference_steps=2)
@@ -106,7 +106,7 @@ def test_second_clip_without_room_is_tried_again_in_a_new_process(engine: Engine
 @pytest.mark.parametrize(
     ("error", "code", "can_retry", "is_broken"),
     [
-        (BadSetting("no such order"), "invalid_input", False, False),
+        (InvalidSetting("no such order"), "invalid_input", False, False),
         (ValueError("shapes of a network"), "internal_error", True, False),
         (RuntimeError("a bug"), "internal_error", True, False),
         (torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), "internal_error", True, True),

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from service.jobs import Phase
-from service.metrics import StorageCall
+from service.jobs.model import Phase
+from service.storage.metrics import StorageCall
 from tests.factories import make_job, make_output
-from tests.unit.worker.test_runner import ScriptedChild, ScriptedLine
+from tests.unit.worker.test_job_runner import ScriptedChild, ScriptedLine
 from worker.messages import Done, Failed, Message, Progress, Run, Sampled, Stopped
-from worker.metrics import MeasuredChild, WorkerMetrics
-from worker.resident import ChildDied
+from worker.parent.child_process import ChildDied
+from worker.parent.metrics import MeasuredChild, WorkerMetrics
 
 DONE = Done(make_output(), {Phase.SAMPLING: 2.0, Phase.UPLOADING: 0.5}, 3.0)
 
@@ -120,9 +120,9 @@ def test_what_the_storage_did_is_counted_and_not_passed_on() -> None:
 
 def test_the_readme_explains_every_figure_and_no_other() -> None:
     readme = (Path(__file__).parents[3] / "README.md").read_text()
-    explained = set(re.findall(r"`(ivmix_(?:worker|storage)_\w+)`", readme))
+    user_errors = set(re.findall(r"`(ivmix_(?:worker|storage)_\w+)`", readme))
     counted = set()
     for family in WorkerMetrics().registry.collect():
         if family.name.startswith("ivmix_"):
             counted.add(f"{family.name}_total" if family.type == "counter" else family.name)
-    assert explained == counted
+    assert user_errors == counted

@@ -4,10 +4,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from service.catalog.model_entry import ModelEntry
+from service.catalog.registry import ModelRegistry
 from service.errors import ConfigurationError
-from service.models import ModelEntry
-from service.registry import ModelRegistry
-from worker.models import load
+from worker.networks.models import load
 
 CPU = torch.device("cpu")
 ENTRY = ModelRegistry.load().get("demo")

@@ -12,12 +12,12 @@ import torch
 from torch import Generator, Tensor, nn
 
 from sampler import ImageDenoiser, VideoDenoiser, mixed_plan, sample
-from service.models import ModelEntry, Optimise
+from service.catalog.model_entry import ModelEntry, Optimise
 from tests.tiny import save_model, write_entry
-from worker.models import Models, load
-from worker.optimise import OptimisedNetwork, TextKeys, decode
-from worker.optimise.halves import before_text
-from worker.optimise.weights import resident_bytes, shared_bytes
+from worker.networks.models import Models, load
+from worker.networks.optimise import OptimisedNetwork, TextKeys, decode
+from worker.networks.optimise.halves import before_text
+from worker.networks.optimise.weights import resident_bytes, shared_bytes
 
 FAMILIES = ("animatediff", "modelscope", "videocrafter")
 SWITCHES = ("text_once", "halves_once", "time_table")

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from worker import video
+from worker.child import video
 
 RED, TEAL = (230, 30, 40), (25, 128, 132)
 

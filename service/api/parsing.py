@@ -1,0 +1,196 @@
+"""What comes in: three encodings of a request to one VideoRequest. Knows no job."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Iterable
+from typing import Any, cast
+
+from fastapi import HTTPException, Request
+from pydantic import ValidationError
+from starlette.datastructures import UploadFile
+from starlette.types import Message
+
+from service.catalog.model_entry import invalid_parameter
+from service.errors import InvalidParameter
+from service.jobs.model import Generation, VideoRequest
+
+Body = dict[str, Any]  # what a client sent, before anybody looked at it
+
+FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
+MAX_DEPTH = 4  # extra_body[sampler][interval][]
+
+# Some clients put everything beyond OpenAI's fields into one of these objects (SGLang's bench, vLLM-Omni).
+NESTED = ("extra_body", "extra_json", "extra_params")
+OBJECTS = ("sampler", "metadata", *NESTED)
+
+# Fields that other servers know, and the values that ask for nothing we lack.
+_ONE = (1, "1", None)
+_OFF = (False, "false", "False", None)
+_ABSENT = (None, "")
+NO_OPS: dict[str, tuple[Any, ...]] = {
+    **dict.fromkeys(("n", "num_outputs_per_prompt"), _ONE),
+    **dict.fromkeys(
+        ("stream", "enable_frame_interpolation", "enable_upscaling", "enable_teacache", "enable_cache_dit"), _OFF
+    ),
+    **dict.fromkeys(
+        ("input_reference", "image_reference", "reference_url", "video_reference", "audio_reference", "lora"), _ABSENT
+    ),
+    **dict.fromkeys(
+        ("guidance_scale_2", "true_cfg_scale", "boundary_ratio", "flow_shift", "max_sequence_length", "quality"),
+        _ABSENT,
+    ),
+}
+
+
+async def read_request(request: Request) -> VideoRequest:
+    """Raises InvalidParameter, or HTTPException 400, 413, 415 for a body that cannot be read at all."""
+    return parse(await read_body(request))
+
+
+async def read_body(request: Request) -> Body:
+    raw = await read_bytes(request, request.app.state.services.settings.max_body_bytes)
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind in FORMS:
+        return await _read_form(request, raw)
+    if kind == "application/json" or kind.endswith("+json"):
+        return read_json(raw)
+    raise HTTPException(415, f"Send the body as application/json or {' or '.join(FORMS)}.")
+
+
+def parse(body: Body, source: Generation | None = None) -> VideoRequest:
+    """With a source, what the body leaves out is as it was there: a remix."""
+    body = _flatten({name: _object(name, value) for name, value in body.items()})
+    for name in NO_OPS.keys() & body.keys():
+        if body.pop(name) not in NO_OPS[name]:
+            only = json.dumps(NO_OPS[name][0])
+            message = f"This server supports '{name}' as {only} only; leave it out."
+            raise InvalidParameter(name, message, "unsupported_parameter")
+    _refuse_truth(body)
+    absent = {name for name in VideoRequest.model_fields if body.get(name) is None}
+    given = {name: value for name, value in body.items() if name not in absent}
+    if source is not None and "prompt" in given:  # a remix is about another prompt
+        given = _remixed(source, given)
+    try:
+        return VideoRequest.model_validate(given)
+    except ValidationError as e:
+        raise invalid_parameter(e) from e
+
+
+def _refuse_truth(value: Any, param: str = "") -> None:
+    """None of our fields is a truth value, but pydantic would read one as the number 0 or 1."""
+    if isinstance(value, bool):
+        raise InvalidParameter(param, f"Invalid value for '{param}': it is not a truth value.")
+    inside: Iterable[tuple[Any, Any]] = ()
+    if isinstance(value, dict):
+        inside = cast(Body, value).items()
+    elif isinstance(value, list):
+        inside = enumerate(cast(list[Any], value))
+    for name, part in inside:
+        _refuse_truth(part, f"{param}.{name}".lstrip("."))
+
+
+def _remixed(source: Generation, given: Body) -> Body:
+    """What is given, and of the source all that does not contradict it."""
+    if given.get("model", source.model) != source.model:  # another model has settings of its own
+        return {"seed": source.seed} | given
+    shared = set(VideoRequest.model_fields) - {"prompt", "width", "height", "sampler"}
+    kept = source.model_dump(mode="json", include=shared)
+    if not given.keys() & {"size", "width", "height"}:
+        kept["size"] = f"{source.width}x{source.height}"
+    if "seconds" in given:
+        del kept["num_frames"]
+    changes: Any = given.get("sampler", {})
+    if isinstance(changes, dict) and cast(Body, changes).get("name", source.sampler.name) == source.sampler.name:
+        changes = source.sampler.model_dump(mode="json") | cast(Body, changes)
+    return kept | given | {"sampler": changes}
+
+
+async def read_bytes(request: Request, limit: int) -> bytes:
+    raw = bytearray()
+    async for part in request.stream():
+        raw += part
+        if len(raw) > limit:
+            raise HTTPException(413, f"The body is larger than {limit} bytes.")
+    return bytes(raw)
+
+
+def read_json(raw: bytes) -> Body:
+    try:
+        body = json.loads(raw)
+    except (ValueError, RecursionError) as e:
+        raise HTTPException(400, "The body is not JSON.") from e
+    if not isinstance(body, dict):
+        raise HTTPException(400, "The body is not a JSON object.")
+    return cast(Body, body)
+
+
+async def _read_form(request: Request, raw: bytes) -> Body:
+    async def receive() -> Message:
+        return {"type": "http.request", "body": raw}
+
+    async with Request(request.scope, receive).form(max_part_size=len(raw)) as form:
+        items = form.multi_items()
+        for name, value in items:
+            if isinstance(value, UploadFile):
+                raise InvalidParameter(name, f"This server takes no files ('{name}').", "unsupported_parameter")
+        return unbracket((name, str(value)) for name, value in items)
+
+
+def unbracket(items: Iterable[tuple[str, str]]) -> Body:
+    """a=1, b[c]=2, d[]=3, d[]=4 -> {a: 1, b: {c: 2}, d: [3, 4]}: how the OpenAI SDKs send objects and lists."""
+    body: Body = {}
+    for name, value in items:
+        path = [name.partition("[")[0], *re.findall(r"\[([^\[\]]*)\]", name)]
+        if len(path) > MAX_DEPTH:
+            raise InvalidParameter(name[:80], f"Unknown parameter: '{name[:80]}'.", "unknown_parameter")
+        try:
+            _insert(body, path, value, param=name)
+        except (AttributeError, TypeError) as e:
+            raise InvalidParameter(name, f"'{name}' is given in two shapes.") from e
+    return body
+
+
+def _insert(body: Body, path: list[str], value: str, *, param: str) -> None:
+    name, *inner = path
+    if not inner:
+        _put(body, name, value, param=param)
+    elif inner == [""]:
+        body.setdefault(name, []).append(value)
+    else:
+        _insert(body.setdefault(name, {}), inner, value, param=param)
+
+
+def _put(body: Body, name: str, value: Any, *, param: str) -> None:
+    if name in body and body[name] != value:
+        raise InvalidParameter(param, f"'{param}' is given twice, with different values.")
+    body[name] = value
+
+
+def _object(name: str, value: Any) -> Any:
+    """Objects come as objects, as JSON text (vLLM-Omni, LiteLLM) or as Python text (aiperf); a sampler as its name."""
+    if name not in OBJECTS or not isinstance(value, str) or not value:
+        return value
+    if name == "sampler" and not value.lstrip().startswith("{"):
+        return {"name": value}
+    for read in (json.loads, ast.literal_eval):
+        try:
+            found = read(value)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        if isinstance(found, dict):
+            return cast(Body, found)
+    raise InvalidParameter(name, f"'{name}' is not an object.")
+
+
+def _flatten(body: Body) -> Body:
+    flat = {name: value for name, value in body.items() if name not in NESTED}
+    for outer in NESTED:
+        inner: Any = body.get(outer) or {}
+        if not isinstance(inner, dict):
+            raise InvalidParameter(outer, f"'{outer}' is not an object.")
+        for name, value in cast(Body, inner).items():
+            _put(flat, name, _object(name, value), param=name)
+    return flat

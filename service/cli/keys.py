@@ -1,0 +1,88 @@
+"""`ivmix keys`: make, list and revoke API keys."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from typing import Annotated
+
+import typer
+from redis.exceptions import RedisError
+from rich.console import Console
+from rich.table import Table
+
+from service.api_keys import DEFAULT_SCOPES, KeyStore, Scope
+from service.cli.errors import user_errors
+from service.errors import ConfigurationError, ServiceUnavailable
+from service.process.embedded_valkey import EmbeddedValkey, running_url
+from service.settings import load_settings
+from service.wiring import open_redis
+
+DEFAULT = ",".join(sorted(DEFAULT_SCOPES))
+
+keys = typer.Typer(help="API keys: who may use this server.", no_args_is_help=True)
+
+
+@keys.command("create")
+def create_key(
+    name: Annotated[str, typer.Option(help="For you, to know it again.")],
+    scopes: Annotated[str, typer.Option(help=f"Joined by commas: {', '.join(Scope)}.")] = ",".join(
+        sorted(DEFAULT_SCOPES)
+    ),
+    owner: Annotated[str | None, typer.Option(help="Id of a key whose videos it shares, to replace that key.")] = None,
+    rpm: Annotated[int | None, typer.Option(min=1, help="New videos a minute [IVMIX_REQUESTS_PER_MINUTE].")] = None,
+    max_waiting: Annotated[int | None, typer.Option(min=1, help="Queued videos [IVMIX_MAX_WAITING_PER_KEY].")] = None,
+) -> None:
+    """Make a key and show it, this once."""
+    with user_errors(), _key_store() as store:
+        made, secret = store.create(
+            name, scopes=_scopes(scopes), owner=owner, requests_per_minute=rpm, max_waiting=max_waiting
+        )
+        typer.echo(f"{made.id} {made.name}: {', '.join(sorted(made.scopes))}", err=True)
+        typer.echo(secret)
+
+
+@keys.command("list")
+def list_keys() -> None:
+    """All keys, without their secrets."""
+    with user_errors(), _key_store() as store:
+        table = Table("id", "name", "scopes", "videos of", "made", "last used", "revoked", box=None)
+        for key, used in store.list():
+            times = (key.created_at, used, key.revoked_at)
+            table.add_row(key.id, key.name, ",".join(sorted(key.scopes)), key.owner, *map(_day, times))
+        Console(width=200).print(table)
+
+
+@keys.command("revoke")
+def revoke_key(key_id: str) -> None:
+    """End a key; running servers hear of it within seconds."""
+    with user_errors(), _key_store() as store:
+        if store.revoke(key_id) is None:
+            raise ConfigurationError(f"there is no key '{key_id}'; `ivmix keys list` shows them")
+        typer.echo(f"{key_id} is revoked")
+
+
+@contextmanager
+def _key_store() -> Generator[KeyStore]:
+    """In the Redis of the settings, else in the embedded one: that of a running `ivmix up`, or started for a moment."""
+    settings = load_settings()
+    with ExitStack() as stack:
+        url = settings.redis_url or running_url(settings.data_dir)
+        redis = open_redis(url or stack.enter_context(EmbeddedValkey(settings.data_dir)))
+        stack.callback(redis.close)
+        try:
+            yield KeyStore(redis)
+        except RedisError as e:
+            raise ServiceUnavailable(f"the job store does not answer: {e}") from e
+
+
+def _scopes(text: str) -> list[Scope]:
+    try:
+        return [Scope(name.strip()) for name in text.split(",")]
+    except ValueError as e:
+        raise ConfigurationError(f"{e}; use some of {', '.join(Scope)}") from e
+
+
+def _day(at: float | None) -> str:
+    return "" if at is None else datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M")

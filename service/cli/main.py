@@ -1,0 +1,220 @@
+"""The `ivmix` command. Every command is a thin entry to something that can be called without it.
+
+What needs torch is started by dotted name, so that `ivmix api` works in an installation that has none.
+"""
+
+from __future__ import annotations
+
+import os
+import runpy
+import signal
+import sys
+import threading
+from contextlib import ExitStack, closing
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from service.catalog.registry import ModelRegistry
+from service.cli.client import Video, VideoClient
+from service.cli.errors import user_errors
+from service.cli.keys import keys
+from service.log_config import configure_logging
+from service.maintenance.recovery import Finding, Recovery
+from service.process.embedded_valkey import EmbeddedValkey
+from service.process.supervisor import Supervisor
+from service.settings import PREFIX, Settings, load_settings
+from service.wiring import open_services
+
+app = typer.Typer(name="ivmix", help="Self-hosted text-to-video with the IV-Mixed Sampler.", no_args_is_help=True)
+app.add_typer(keys, name="keys")
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+FACTS = {"seed": "seed", "inference_time_s": "seconds of work"}  # not every server says them
+WHO_MAY = {
+    "off": "authentication is off: whoever reaches this address may use it",
+    "keys": "clients need an API key: `ivmix keys create --name NAME` makes one",
+}
+
+
+@app.command()
+def up(
+    host: Annotated[str | None, typer.Option(help="Address of the API [IVMIX_HOST, else 127.0.0.1].")] = None,
+    port: Annotated[int | None, typer.Option(help="Port of the API, 0 for a free one [IVMIX_PORT, else 8000].")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder for the queue and the videos [IVMIX_DATA_DIR].")] = None,
+    workers: Annotated[int, typer.Option(min=0, help="Workers per model; one per GPU.")] = 1,
+) -> None:
+    """Everything on this machine: queue, API, webhooks and workers. Ctrl-C stops all of it."""
+    with user_errors():
+        given = {"host": host, "port": port, "data_dir": data.resolve() if data else None}
+        settings = _settings_with({name: value for name, value in given.items() if value is not None})
+        configure_logging(settings.log_format)
+        stop = threading.Event()
+
+        def ask_to_stop(_number: int, _frame: FrameType | None) -> None:
+            stop.set()
+            if not started:  # nothing to tend yet: break off the start
+                raise KeyboardInterrupt
+
+        started = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, ask_to_stop)
+        try:
+            with Supervisor(settings, workers) as supervisor:
+                started = True
+                typer.echo(f"ivmix is up on {supervisor.url}  (API description: {supervisor.url}/docs; Ctrl-C stops)")
+                typer.echo(WHO_MAY[supervisor.settings.auth])
+                supervisor.watch(stop.is_set)
+                typer.echo("stopping")
+        except KeyboardInterrupt:
+            typer.echo("stopped while starting")
+
+
+@app.command()
+def api() -> None:
+    """The HTTP API alone (settings from IVMIX_... variables)."""
+    _run_module("service.api")
+
+
+@app.command()
+def webhooks() -> None:
+    """Deliver webhooks; one such process is enough, more share the work."""
+    _run_module("service.webhook_dispatcher")
+
+
+@app.command()
+def worker(model: Annotated[str | None, typer.Argument(help="Model id; the first one if left out.")] = None) -> None:
+    """One worker: one GPU, one model."""
+    _run_module("worker", *([model] if model else []))
+
+
+@app.command()
+def maintenance() -> None:
+    """Brings lost jobs back and lets ended ones expire. Run one or more beside the workers; one of them leads."""
+    _run_module("service.maintenance")
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
+def generate(context: typer.Context) -> None:
+    """A video without any server: the sampler as a library. `ivmix generate --help` shows its options."""
+    _run_module("worker.generate", *context.args)
+
+
+models_app = typer.Typer(help="The models that ivmix knows, and their weights.", no_args_is_help=True)
+app.add_typer(models_app, name="models")
+
+
+@models_app.command("list")
+def list_models() -> None:
+    """Every model of the registry, and whether it is on this machine."""
+    with user_errors():
+        registry = ModelRegistry.of(load_settings())
+        table = Table("model", "family", "here", "offered", "licence of the weights", box=None, pad_edge=False)
+        for name, entry in registry.known.items():
+            here, offered = ("no" if entry.missing else "yes"), ("yes" if name in registry.ids() else "no")
+            table.add_row(name, entry.family, here, offered, entry.licence)
+        Console().print(table)
+
+
+@models_app.command()
+def fetch(name: str) -> None:
+    """Get a model's weights from a Hugging Face hub: pinned, checked, safetensors only. Goes on where it broke off."""
+    _run_module("worker.fetch", name)
+
+
+@models_app.command()
+def verify(name: str) -> None:
+    """Check a model on this machine: sha256 of every file, names and shapes of every weight. Needs no GPU."""
+    _run_module("worker.verify", name)
+
+
+@app.command()
+def submit(
+    prompt: str,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the mp4.")] = Path("video.mp4"),
+    url: Annotated[str, typer.Option(help="The server.", envvar="IVMIX_URL")] = DEFAULT_URL,
+    api_key: Annotated[
+        str | None, typer.Option(help="Of a server that asks for one.", envvar="IVMIX_API_KEY", show_default=False)
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Model id.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Random if left out.")] = None,
+    steps: Annotated[int | None, typer.Option(help="num_inference_steps.")] = None,
+    sampler: Annotated[str | None, typer.Option(help="iv-mixed or ddim.")] = None,
+) -> None:
+    """Send a prompt to a running server, wait, and download the video."""
+    given = {
+        "model": model,
+        "seed": seed,
+        "num_inference_steps": steps,
+        "sampler": {"name": sampler} if sampler else None,
+    }
+    body = {"prompt": prompt, **{name: value for name, value in given.items() if value is not None}}
+    with user_errors():
+        video = submit_and_wait(VideoClient(url, api_key=api_key), body, output)
+        facts = {
+            "seed": video.get("seed"),
+            "seconds of work": video.get("inference_time_s"),
+        }  # not every server has them
+        typer.echo(", ".join([str(output), *(f"{name} {value}" for name, value in facts.items() if value is not None)]))
+
+
+@app.command()
+def recover(
+    rehearse: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, write nothing.")] = False,
+) -> None:
+    """After a loss of Redis: rebuild the records of the videos that lie in the storage."""
+    with user_errors(), ExitStack() as stack:
+        settings = load_settings()
+        if settings.redis_url is None:  # the server of `ivmix up`, which must not run now
+            url = stack.enter_context(EmbeddedValkey(settings.data_dir))
+            settings = settings.model_copy(update={"redis_url": url})
+        services = stack.enter_context(closing(open_services(settings)))
+        services.storage.check()
+        recovery = Recovery(services.store, services.storage, settings.retention_seconds, rehearse)
+        counts = dict.fromkeys(Finding, 0)
+        for job_id, finding in recovery.run():
+            counts[finding] += 1
+            typer.echo(f"{finding} {job_id}")
+        summary = ", ".join(f"{count} {finding}" for finding, count in counts.items())
+        typer.echo(f"{sum(counts.values())} videos in the storage: {summary}{' (dry run)' if rehearse else ''}")
+
+
+def submit_and_wait(client: VideoClient, body: dict[str, Any], output: Path, label: str = "") -> Video:
+    """One job from request to file, with a progress bar. Raises RefusedError or VideoFailedError."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(label or "queued", total=100)
+
+        def show(video: Video) -> None:
+            phase = video.get("phase") or video["status"]
+            bar.update(task, completed=video.get("progress") or 0, description=f"{label} {phase}".strip())
+
+        video = client.wait(client.create(body)["id"], show)
+    client.download(video["id"], output)
+    return video
+
+
+def _settings_with(changes: dict[str, Any]) -> Settings:
+    """Command-line options win over the environment, and go through the same checks."""
+    for name, value in changes.items():
+        os.environ[PREFIX + name.upper()] = str(value)
+    return load_settings()
+
+
+def _run_module(name: str, *arguments: str) -> None:
+    sys.argv = [name, *arguments]
+    runpy.run_module(name, run_name="__main__", alter_sys=True)
+
+
+def main() -> None:
+    app()

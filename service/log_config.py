@@ -1,0 +1,77 @@
+"""How every process logs: one line per event, JSON for machines or text for people, with the ids it is about.
+
+Modules log through the standard library and name no ids: whoever begins something binds them (`log_context`), and every
+line until its end carries them. What is secret is taken out here once more, should it ever get so far.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from contextlib import AbstractContextManager
+from typing import Any
+
+import structlog
+from structlog.stdlib import ProcessorFormatter
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+from service.settings import LogFormat
+
+# Chatty, or a second voice on what we say ourselves.
+_QUIET = ("httpx2", "httpcore2", "boto3", "botocore", "s3transfer", "urllib3", "rq", "uvicorn")
+
+_SECRETS: tuple[tuple[re.Pattern[str], str], ...] = (
+    (re.compile(r"\?[^\s\"']*x-amz-signature=[^\s\"']*", re.IGNORECASE), "?[signed]"),
+    (re.compile(r"(?<=://)[^\s/@\"']*:[^\s/@\"']*@"), "[credentials]@"),
+    (re.compile(r"\b(bearer) +[^\s\"']+", re.IGNORECASE), r"\1 [secret]"),
+)
+
+
+def configure_logging(log_format: LogFormat, *, level: int = logging.INFO) -> None:
+    """For the whole process, to stderr."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        ProcessorFormatter(
+            foreign_pre_chain=_BEFORE, processors=[ProcessorFormatter.remove_processors_meta, _renderer(log_format)]
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level)
+    for name in _QUIET:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.captureWarnings(capture=True)
+
+
+def log_context(**ids: str) -> AbstractContextManager[None]:
+    """Every line inside carries these: log_context(video_id=.., execution_id=..)."""
+    return structlog.contextvars.bound_contextvars(**ids)
+
+
+def _renderer(log_format: LogFormat) -> Processor:
+    if log_format == "text" or (log_format == "auto" and sys.stderr.isatty()):
+        return structlog.dev.ConsoleRenderer(colors=False)
+    return structlog.processors.JSONRenderer()
+
+
+def _without_secrets(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    return {name: _redacted(value) for name, value in event.items()}
+
+
+def _redacted(value: Any) -> Any:
+    if isinstance(value, str):
+        for pattern, instead in _SECRETS:
+            value = pattern.sub(instead, value)
+    return value
+
+
+_BEFORE: list[Processor] = [
+    structlog.contextvars.merge_contextvars,
+    structlog.stdlib.add_log_level,
+    structlog.stdlib.add_logger_name,
+    structlog.processors.TimeStamper(fmt="iso", utc=True),
+    # A string: a structured traceback would have the local variables in it, and so prompts.
+    structlog.processors.format_exc_info,
+    _without_secrets,
+]

@@ -1,0 +1,151 @@
+"""A storage that is a folder: what was put is on the disk, whole, or not there at all."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from service.errors import ConfigurationError, StorageError, UnstorableFile
+from service.storage.base import Stored, refuse_changed, sha256_of
+
+CHUNK_BYTES = 256 * 1024
+PART = ".part-"  # what is being written; such a name is nobody's key
+
+
+class FileStorage:
+    def __init__(self, root: Path) -> None:
+        self._root = root.resolve()
+
+    def put(self, path: Path, *, key: str, media_type: str, sha256: str) -> None:  # noqa: ARG002  # files have no type
+        target = self._path(key)
+        refuse_changed(path, sha256)
+        with _as_storage_error(key):
+            _make_folders(target.parent)
+            part = target.parent / f"{PART}{secrets.token_hex(8)}"
+            try:
+                _copy_to_disk(path, part)
+                part.replace(target)
+            finally:
+                part.unlink(missing_ok=True)
+            _sync_folder(target.parent)
+
+    def open(self, key: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+        with _as_storage_error(key):
+            file = self._path(key).open("rb")
+            left = (file.seek(0, os.SEEK_END) if end is None else end) - start
+            file.seek(start)
+
+        def pieces() -> Iterator[bytes]:
+            nonlocal left
+            with file:
+                while left > 0 and (piece := file.read(min(CHUNK_BYTES, left))):
+                    left -= len(piece)
+                    yield piece
+
+        return pieces()
+
+    def size(self, key: str) -> int | None:
+        with _as_storage_error(key):
+            path = self._path(key)
+            return path.stat().st_size if path.is_file() else None
+
+    def holds(self, key: str, *, size_bytes: int, sha256: str) -> bool:
+        with _as_storage_error(key):
+            return self.size(key) == size_bytes and sha256_of(self._path(key)) == sha256
+
+    def list(self, prefix: str) -> Iterator[Stored]:
+        self._path(f"{prefix}x")
+        folder = self._root / prefix.rpartition("/")[0]
+        paths = (path for path in folder.rglob("*") if not path.name.startswith(PART) and path.is_file())
+        with _as_storage_error(prefix):
+            found = {path.relative_to(self._root).as_posix(): path for path in paths}
+        for key in sorted(key for key in found if key.startswith(prefix)):
+            try:
+                about = found[key].stat()
+            except FileNotFoundError:  # deleted since
+                continue
+            yield Stored(key, about.st_size, about.st_mtime)
+
+    def url(self, key: str, *, filename: str, media_type: str) -> str | None:  # noqa: ARG002  # never one of our own
+        return None
+
+    def delete(self, key: str) -> None:
+        with _as_storage_error(key):
+            path = self._path(key)
+            path.unlink(missing_ok=True)
+            _remove_empty(path.parents, below=self._root)
+
+    def clean(self, *, older_than_s: float) -> int:
+        removed, oldest = 0, time.time() - older_than_s
+        with _as_storage_error(str(self._root)):
+            for part in self._root.rglob(f"{PART}*"):
+                if part.stat().st_mtime <= oldest:
+                    part.unlink(missing_ok=True)
+                    removed += 1
+        return removed
+
+    def check(self) -> None:
+        try:
+            _make_folders(self._root)
+            probe = self._root / f"{PART}{secrets.token_hex(8)}"
+            probe.touch()
+            probe.unlink()
+        except OSError as e:
+            raise ConfigurationError(
+                f"{self._root} cannot be written: {e.strerror}; set IVMIX_DATA_DIR to a folder of yours"
+            ) from e
+
+    def _path(self, key: str) -> Path:
+        """Raises UnstorableFile for a key that leads out of the root (.., absolute, a link)."""
+        path = self._root / key
+        if not key or "\0" in key or not path.resolve().is_relative_to(self._root) or path.resolve() == self._root:
+            raise UnstorableFile(f"key {key!r} does not name a file inside the storage")
+        return path
+
+
+def _make_folders(folder: Path) -> None:
+    """With every new name on the disk."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in reversed(missing):
+        _sync_folder(path.parent)
+
+
+def _copy_to_disk(source: Path, target: Path) -> None:
+    with source.open("rb") as read, target.open("xb") as write:
+        shutil.copyfileobj(read, write)
+        write.flush()
+        os.fsync(write.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    """A new name is on the disk only when its folder is."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove_empty(folders: Iterable[Path], *, below: Path) -> None:
+    """Nearest first. The folders directly in the root stay: somebody may just be putting a file there."""
+    for folder in folders:
+        if folder.parent == below:
+            return
+        try:
+            folder.rmdir()
+        except OSError:  # not empty, or gone already
+            return
+
+
+@contextmanager
+def _as_storage_error(key: str) -> Generator[None]:
+    try:
+        yield
+    except OSError as e:
+        raise StorageError(f"{key}: {e}") from e

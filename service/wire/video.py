@@ -1,0 +1,174 @@
+"""What goes out: a job's record as a Video, and the other objects of the API. Knows no HTTP."""
+
+from __future__ import annotations
+
+import time
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from service.jobs.model import Job, JobState, Phase, Priority
+from service.jobs.sampling import SamplerSettings
+from service.settings import Settings
+from service.storage import VideoStorage
+
+Status = Literal["queued", "in_progress", "completed", "failed"]
+
+# Clients loop until they see `completed` or `failed`: no other word may ever end a job (reference/api.md 1.3).
+STATUS: dict[JobState, Status] = {
+    JobState.QUEUED: "queued",
+    JobState.RUNNING: "in_progress",
+    JobState.COMPLETED: "completed",
+    JobState.FAILED: "failed",
+    JobState.CANCELLED: "failed",
+}
+
+# vLLM-Omni's bench adds up the keys that end in _gen_ms.
+STAGES: dict[str, str] = {
+    Phase.ENCODING: "text_encode_gen_ms",
+    Phase.SAMPLING: "denoise_gen_ms",
+    Phase.DECODING: "vae_decode_gen_ms",
+    Phase.UPLOADING: "upload_ms",
+}
+
+
+Variant = Literal["video", "thumbnail", "spritesheet"]
+
+_FILE_ENDINGS = {"video/mp4": ".mp4", "image/webp": ".webp", "image/jpeg": ".jpg"}
+
+
+class ResponseModel(BaseModel):
+    """Every key is always sent, so the contract calls every key required."""
+
+    model_config = ConfigDict(from_attributes=True, json_schema_serialization_defaults_required=True)
+
+
+class VideoError(ResponseModel):
+    code: str
+    message: str
+
+
+class Video(ResponseModel):
+    """One video on its way. Up to `error` as OpenAI's, every key always there; below it extensions."""
+
+    id: str
+    object: Literal["video"] = "video"
+    model: str
+    status: Status
+    progress: int = Field(ge=0, le=100)
+    created_at: int
+    completed_at: int | None
+    expires_at: int | None
+    prompt: str | None
+    size: str
+    seconds: str
+    remixed_from_video_id: str | None = None
+    error: VideoError | None
+
+    seed: int
+    fps: int
+    num_frames: int
+    duration_s: float
+    width: int
+    height: int
+    num_inference_steps: int
+    guidance_scale: float
+    negative_prompt: str
+    sampler: SamplerSettings
+    priority: Priority
+    queue_position: int | None = Field(description="how many videos are ahead; null in lists and once it has started")
+    phase: Phase | None
+    step: int = Field(description="finished steps; `progress` is counted from them")
+    total_steps: int
+    network_calls: dict[str, int] | None = Field(description="how often each network is called in the whole run")
+    attempt: int
+    started_at: int | None
+    cancelled_at: int | None
+    queue_time_s: float | None
+    inference_time_s: float | None
+    stage_durations: dict[str, float] = Field(description="milliseconds")
+    peak_memory_mb: float | None
+    media_type: str | None
+    url: str | None = Field(description="our own content address; only if the server knows its public one")
+    download_url: str | None = Field(
+        description="where anybody can fetch the film for a while, without a key; null if this server stores it itself"
+    )
+    download_url_expires_at: int | None
+    metadata: dict[str, str]
+    user: str | None
+
+
+class Renderer:
+    """Shows records as videos; knows what they have to know of this server."""
+
+    def __init__(self, settings: Settings, storage: VideoStorage) -> None:
+        self._storage = storage
+        self._base = settings.public_base_url.rstrip("/") if settings.public_base_url else None
+        self._presign_seconds = settings.presign_seconds
+
+    def video(self, job: Job, *, queue_position: int | None = None) -> Video:
+        wanted = job.generation
+        download_url = self._download_url(job)
+        return Video(
+            id=job.id,
+            model=wanted.model,
+            status=STATUS[job.state],
+            progress=job.progress,
+            created_at=int(job.created_at),
+            completed_at=unix_seconds(job.completed_at),
+            expires_at=unix_seconds(job.expires_at),
+            prompt=wanted.prompt,
+            size=f"{wanted.width}x{wanted.height}",
+            seconds=f"{wanted.seconds:g}",
+            remixed_from_video_id=job.remixed_from,
+            error=_error(job),
+            seed=wanted.seed,
+            fps=wanted.fps,
+            num_frames=wanted.num_frames,
+            duration_s=wanted.seconds,
+            width=wanted.width,
+            height=wanted.height,
+            num_inference_steps=wanted.num_inference_steps,
+            guidance_scale=wanted.guidance_scale,
+            negative_prompt=wanted.negative_prompt,
+            sampler=wanted.sampler,
+            priority=job.priority,
+            queue_position=queue_position,
+            phase=job.phase,
+            step=job.step,
+            total_steps=job.total_steps,
+            network_calls=getattr(job, "network_calls", None),
+            attempt=job.attempt,
+            started_at=unix_seconds(job.started_at),
+            cancelled_at=unix_seconds(job.completed_at) if job.state is JobState.CANCELLED else None,
+            queue_time_s=None if job.started_at is None else round(job.started_at - job.created_at, 3),
+            inference_time_s=round(sum(job.timings.values()), 3) if job.timings else None,
+            stage_durations={STAGES.get(name, f"{name}_ms"): round(1000 * s, 3) for name, s in job.timings.items()},
+            peak_memory_mb=job.peak_memory_mb,
+            media_type=job.output.media_type if job.output else None,
+            url=f"{self._base}/v1/videos/{job.id}/content" if job.output and self._base else None,
+            download_url=download_url,
+            download_url_expires_at=int(time.time()) + self._presign_seconds if download_url else None,
+            metadata=job.metadata,
+            user=job.user,
+        )
+
+    def _download_url(self, job: Job) -> str | None:
+        if job.output is None:
+            return None
+        key, media_type = job.output.key, job.output.media_type
+        return self._storage.url(key, filename=file_name(job, "video", media_type), media_type=media_type)
+
+
+def file_name(job: Job, variant: Variant, media_type: str) -> str:
+    return f"{job.id}{'' if variant == 'video' else f'-{variant}'}{_FILE_ENDINGS.get(media_type, '')}"
+
+
+def _error(job: Job) -> VideoError | None:
+    if job.state is JobState.CANCELLED:
+        return VideoError(code="cancelled", message="The video was cancelled.")
+    return VideoError(code=job.error.code, message=job.error.message) if job.error else None
+
+
+def unix_seconds(time: float | None) -> int | None:
+    return None if time is None else int(time)

@@ -1,0 +1,66 @@
+"""The body of a webhook, for the dispatcher that sends it and the API that documents and tests it."""
+
+from __future__ import annotations
+
+import json
+import time
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from pydantic import Field
+
+from service.jobs.model import EventType, Generation, Job, JobError, JobState
+from service.jobs.sampling import SamplerSettings
+from service.wire.video import Renderer, ResponseModel
+
+# Prompts can be 32 000 characters each, and 20 kB is what receivers expect; a presigned address ends within minutes.
+UNTOLD = {"prompt", "negative_prompt", "download_url", "download_url_expires_at"}
+
+
+class WebhookEvent(ResponseModel):
+    """The body of a webhook. At least once, in no order: drop duplicates by the header webhook-id."""
+
+    id: str
+    object: Literal["event"] = "event"
+    created_at: int = Field(description="unix seconds of the video's end")
+    type: EventType
+    timestamp: datetime
+    data: dict[str, Any] = Field(
+        description="the video as GET /v1/videos/{video_id} shows it, without prompt, negative_prompt and "
+        "download_url; a cancelled one has status failed and error.code cancelled"
+    )
+
+
+def payload(event_id: str, event_type: EventType, job: Job, renderer: Renderer) -> str:
+    """JSON, in ASCII. Without what would make it long, or stale by the time of a late attempt (see WebhookEvent)."""
+    ended_at = job.completed_at or time.time()
+    event = WebhookEvent(
+        id=event_id,
+        created_at=int(ended_at),
+        type=event_type,
+        timestamp=datetime.fromtimestamp(ended_at, UTC),
+        data=renderer.video(job).model_dump(mode="json", exclude=UNTOLD),
+    )
+    return json.dumps(event.model_dump(mode="json"), separators=(",", ":"))
+
+
+def sample_job(event_type: EventType, model: str) -> Job:
+    """An ended video that never was, for a test of an endpoint."""
+    generation = Generation(
+        model=model,
+        prompt="",
+        negative_prompt="",
+        seed=0,
+        width=512,
+        height=512,
+        num_frames=16,
+        fps=8,
+        num_inference_steps=20,
+        guidance_scale=7.5,
+        sampler=SamplerSettings(),
+    )
+    job = Job.new(generation).model_copy(update={"completed_at": time.time()})
+    if event_type == "video.completed":
+        return job.model_copy(update={"state": JobState.COMPLETED, "step": job.total_steps})
+    error = JobError(code="internal_error", message="This is a test.")
+    return job.model_copy(update={"state": JobState.FAILED, "error": error})

@@ -1,0 +1,263 @@
+"""Every process of a small deployment, on one machine: starts them, starts again what ends, stops them in the end.
+
+Three workers on two "machines" (folders for scratch), two maintenances, two couriers, one API; each reaches Redis by a
+wire of its own, and all the storage by one proxy.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx2
+from redis import Redis
+
+from service.process.embedded_valkey import free_port
+from service.process.parent_watch import SUPERVISOR
+from service.settings import Settings
+from service.wiring import Services, open_services
+from tests.clocks import CLOCK
+from tests.faults.buckets import Buckets
+from tests.faults.history import History
+from tests.faults.proxies import Wires
+from tests.faults.receiver import Receiver
+from tests.processes import clean_environment, session_of, wait_for
+from tests.swift import ACCESS_KEY, SECRET_KEY, admin_client
+from tests.valkey import Valkey
+
+BUCKET = "videos-under-fire"
+LEASE_S, BEAT_S, LOOK_S = 4.0, 0.5, 0.2
+WEBHOOK_TIMEOUT_S = 2.0
+READY_S = 120.0  # until everything answers, on a busy machine
+STOP_S = 60.0
+COMMITTED = re.compile(rb'^\{.*"event": "(video_[0-9a-f]{32}) completed, ')
+RESTART_S = 0.3  # as a supervisor would, after a process has ended
+
+WORKERS = ("worker-0", "worker-1", "worker-2")
+MAINTENANCES = ("maintenance-0", "maintenance-1")
+COURIERS = ("courier-0", "courier-1")
+MACHINE = {"worker-2": "machine-b"}  # the rest share one
+
+MODULES: dict[str, str] = {
+    "api": "service.api.__main__",
+    **dict.fromkeys(MAINTENANCES, "service.maintenance"),
+    **dict.fromkeys(COURIERS, "service.webhook_dispatcher"),
+    **dict.fromkeys(WORKERS, "tests.fake_worker"),
+}
+
+
+@dataclass
+class Process:
+    """`is_hit`: what ends it now was somebody's wish."""
+
+    name: str
+    start: Callable[[float], subprocess.Popen[bytes]]
+    handle: subprocess.Popen[bytes]
+    is_hit: bool = False
+    clock_s: float = 0.0
+    restart_at: float = 0.0
+
+    @property
+    def is_running(self) -> bool:
+        return self.handle.poll() is None
+
+    @property
+    def child(self) -> int | None:
+        """The process of a worker that has the models."""
+        for pid in session_of(self.handle.pid):
+            try:
+                if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    return pid
+            except OSError:
+                continue
+        return None
+
+    def send(self, number: signal.Signals) -> bool:
+        """False if it was not running."""
+        if not self.is_running:
+            return False
+        self.is_hit |= number not in (signal.SIGSTOP, signal.SIGCONT)
+        self.handle.send_signal(number)
+        return True
+
+
+@dataclass
+class House:
+    """A context: entering starts everything and waits until it answers; leaving stops it, by SIGTERM."""
+
+    folder: Path
+    history: History
+    s3_url: str
+    processes: dict[str, Process] = field(default_factory=dict)
+    is_closing: threading.Event = field(default_factory=threading.Event)
+    _stack: ExitStack = field(default_factory=ExitStack)
+
+    def __enter__(self) -> House:
+        with self._stack:
+            enter = self._stack.enter_context
+            self.valkey = enter(Valkey(self.folder / "valkey", more="auto-aof-rewrite-percentage 0\n"))
+            self.wires = enter(Wires(self.valkey.port, list(MODULES)))
+            self.buckets = enter(Buckets(self.s3_url))
+            self.receiver = enter(Receiver(self.history, slow_s=WEBHOOK_TIMEOUT_S + 1))
+            self._bucket()
+            self.services = self._services()  # past all proxies, for whoever looks from outside
+            self._stack.callback(self.services.close)
+            self.redis: Redis = self.services.redis
+            self.api_port = free_port()
+            self._stack.callback(self._kill_all)
+            for name, module in MODULES.items():
+                self.processes[name] = self._process(name, module)
+            self._wait_until_ready()
+            self._keeper = threading.Thread(target=self._keep, name="keeper", daemon=True)
+            self._keeper.start()
+            self._stack = self._stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.api_port}"
+
+    def stop(self) -> None:
+        """As an operator would; what does not end is noted."""
+        self.is_closing.set()
+        self._keeper.join()
+        for process in self.processes.values():
+            process.send(signal.SIGTERM)
+        deadline = time.monotonic() + STOP_S
+        for process in self.processes.values():
+            try:
+                code = process.handle.wait(max(0.1, deadline - time.monotonic()))
+                self.history.note("house", "stopped", name=process.name, code=code)
+            except subprocess.TimeoutExpired:
+                self.history.note("house", "does not stop", name=process.name)
+
+    def restart(self, name: str, *, clock_s: float) -> None:
+        """Stop it in order; it comes again with a clock that is so wrong."""
+        process = self.processes[name]
+        process.clock_s = clock_s
+        process.send(signal.SIGTERM)
+
+    def _keep(self) -> None:
+        while not self.is_closing.wait(0.05):
+            for process in self.processes.values():
+                if process.is_running:
+                    continue
+                now = time.monotonic()
+                if not process.restart_at:
+                    process.restart_at = now + RESTART_S
+                    code, by = process.handle.returncode, "hit" if process.is_hit else "itself"
+                    self.history.note("house", "ended", name=process.name, code=code, by=by)
+                elif now >= process.restart_at:
+                    process.restart_at, process.is_hit = 0.0, False
+                    process.handle = process.start(process.clock_s)
+                    self.history.note("house", "started", name=process.name, clock_s=process.clock_s)
+
+    def _kill_all(self) -> None:
+        self.is_closing.set()
+        for process in self.processes.values():
+            if process.is_running:
+                os.killpg(process.handle.pid, signal.SIGKILL)
+                process.handle.wait()
+
+    def _process(self, name: str, module: str) -> Process:
+        environment = self._environment(name)
+        log = self.folder / f"{name}.log"
+
+        def start(clock_s: float) -> subprocess.Popen[bytes]:
+            handle = subprocess.Popen(
+                [sys.executable, "-m", "tests.faults.hurried", module],
+                env={**clean_environment(), **environment, CLOCK: str(clock_s)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            # By a pipe: the limit on the size of files that stands for a full disk would also hold for a log.
+            threading.Thread(target=self._listen, args=(name, handle, log), daemon=True).start()
+            return handle
+
+        return Process(name, start, start(0.0))
+
+    def _listen(self, name: str, handle: subprocess.Popen[bytes], log: Path) -> None:
+        """Keep the log, and note what it says of commits: Redis' own log does not tell who wrote."""
+        assert handle.stdout is not None
+        with handle.stdout, log.open("ab") as file:
+            for line in handle.stdout:
+                file.write(line)
+                file.flush()
+                if said := COMMITTED.search(line):
+                    told = json.loads(line)
+                    self.history.note(name, "commit", id=said[1].decode(), execution=told["execution_id"])
+
+    def _environment(self, name: str) -> dict[str, str]:
+        return {
+            SUPERVISOR: str(os.getpid()),
+            "IVMIX_REDIS_URL": f"redis://:secret@127.0.0.1:{self.wires.port(name)}/0",
+            "IVMIX_PORT": str(self.api_port),
+            "IVMIX_AUTH": "off",
+            "IVMIX_MODELS": "demo",
+            "IVMIX_DATA_DIR": str(self.folder / MACHINE.get(name, "machine-a")),
+            "IVMIX_STORAGE": "s3",
+            "IVMIX_S3_BUCKET": BUCKET,
+            "IVMIX_S3_ENDPOINT_URL": self.buckets.url,
+            "IVMIX_S3_ACCESS_KEY_ID": ACCESS_KEY,
+            "IVMIX_S3_SECRET_ACCESS_KEY": SECRET_KEY,
+            "IVMIX_S3_TIMEOUT_S": "3",
+            "IVMIX_STORAGE_RETRY_S": "60",
+            "IVMIX_LEASE_S": str(LEASE_S),
+            "IVMIX_BEAT_S": str(BEAT_S),
+            "IVMIX_LOOK_S": str(LOOK_S),
+            "IVMIX_CHECKPOINT_S": "0.5",
+            "IVMIX_STALL_TIMEOUT_S": "10",
+            "IVMIX_STOP_GRACE_S": "5",
+            "IVMIX_COMMIT_PATIENCE_S": "60",
+            "IVMIX_WEBHOOK_ALLOW": "127.0.0.0/8",
+            "IVMIX_WEBHOOK_ALLOW_HTTP": "true",
+            "IVMIX_WEBHOOK_TIMEOUT_S": str(WEBHOOK_TIMEOUT_S),
+            "IVMIX_WEBHOOK_RETRY_DELAYS_S": ",".join(["0.3", "0.5", "1"] + ["2"] * 60),
+            "IVMIX_WEBHOOK_CONCURRENCY": "4",
+            "FAKE_STEP_S": "0.1",
+            "OMP_NUM_THREADS": "1",
+        }
+
+    def _services(self) -> Services:
+        return open_services(
+            Settings(
+                redis_url=self.valkey.url,
+                data_dir=self.folder / "outside",
+                auth="off",
+                storage="s3",
+                s3_bucket=BUCKET,
+                s3_endpoint_url=self.s3_url,
+                s3_access_key_id=ACCESS_KEY,
+                s3_secret_access_key=SECRET_KEY,  # type: ignore[arg-type]
+            )
+        )
+
+    def _bucket(self) -> None:
+        client = admin_client(self.s3_url, (ACCESS_KEY, SECRET_KEY))
+        client.create_bucket(Bucket=BUCKET)
+        client.close()
+
+    def _wait_until_ready(self) -> None:
+        def answers() -> str | None:
+            try:
+                return httpx2.get(f"{self.url}/v1/webhook_callback_secret", timeout=5).json()["signing_secret"]
+            except (httpx2.HTTPError, ValueError, KeyError):
+                return None
+
+        self.receiver.secret = wait_for(answers, timeout_s=READY_S, hint="from the API")
+        for name in WORKERS:
+            wait_for(lambda name=name: self.processes[name].child, timeout_s=READY_S, hint=f"of {name}")

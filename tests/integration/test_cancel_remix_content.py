@@ -1,0 +1,153 @@
+"""Cancel, remix and a start that comes too late, as clients meet them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from service.jobs.model import JobState
+from service.jobs.rq_queues import generate_queue
+from service.jobs.store import job_key
+from service.settings import Settings
+from service.wiring import Services
+from tests.factories import PROMPT
+
+OTHER = "a green square moving up on a pink background"
+
+
+def create(client: TestClient, **body: Any) -> dict[str, Any]:
+    answer = client.post("/v1/videos", json={"prompt": PROMPT} | body)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+class TestCancel:
+    def test_a_waiting_video_never_reaches_a_worker(self, client: TestClient, services: Services) -> None:
+        made = create(client)
+        answer = client.post(f"/v1/videos/{made['id']}/cancel")
+        assert answer.status_code == 200
+        shown = answer.json()
+        assert (shown["status"], shown["error"]["code"]) == ("failed", "cancelled")
+        assert shown["cancelled_at"] is not None
+        assert generate_queue(services.redis, "demo").job_ids == []
+        assert services.store.start(made["id"], "e1") is None
+
+    def test_a_running_video_is_asked_to_stop(self, client: TestClient, services: Services) -> None:
+        made = create(client)
+        services.store.start(made["id"], "e1")
+        assert client.post(f"/v1/videos/{made['id']}/cancel").json()["status"] == "in_progress"
+        assert services.store.progress(made["id"], "e1", 1, 20, "sampling") == "cancel"
+        services.store.finish_cancel(made["id"], "e1")
+        assert client.get(f"/v1/videos/{made['id']}").json()["error"]["code"] == "cancelled"
+
+    def test_cancelling_again_or_too_late_changes_nothing(
+        self, client: TestClient, finished: Callable[[str, bytes], None]
+    ) -> None:
+        cancelled, done = create(client)["id"], create(client)["id"]
+        finished(done, b"film")
+        for video_id in (cancelled, done):
+            first = client.post(f"/v1/videos/{video_id}/cancel").json()
+            again = client.post(f"/v1/videos/{video_id}/cancel")
+            assert (again.status_code, again.json()) == (200, first)
+        assert client.get(f"/v1/videos/{done}").json()["status"] == "completed"
+
+    def test_an_unknown_video_is_404(self, client: TestClient) -> None:
+        assert client.post("/v1/videos/video_x/cancel").json()["error"]["code"] == "video_not_found"
+
+
+class TestRemix:
+    SETTINGS = (
+        "seed",
+        "size",
+        "fps",
+        "num_frames",
+        "num_inference_steps",
+        "guidance_scale",
+        "negative_prompt",
+        "sampler",
+    )
+
+    def remix(self, client: TestClient, source: dict[str, Any], **body: Any) -> dict[str, Any]:
+        answer = client.post(f"/v1/videos/{source['id']}/remix", json=body)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    @pytest.mark.parametrize("name", ["iv-mixed", "ddim"])
+    def test_the_prompt_is_new_and_the_settings_are_the_same(self, client: TestClient, name: str) -> None:
+        source = create(client, fps=4, num_inference_steps=9, guidance_scale=2, sampler={"name": name})
+        made = self.remix(client, source, prompt=OTHER)
+        assert (made["prompt"], made["remixed_from_video_id"]) == (OTHER, source["id"])
+        assert made["id"] != source["id"]
+        assert {key: made[key] for key in self.SETTINGS} == {key: source[key] for key in self.SETTINGS}
+
+    def test_what_is_given_wins(self, client: TestClient) -> None:
+        source = create(client, fps=4, sampler={"rho": 3, "interval": [0.2, 0.8]})
+        made = self.remix(
+            client, source, prompt=OTHER, seed=9, seconds="1", fps=8, sampler={"rho": 5}, metadata={"a": "b"}
+        )
+        assert (made["seed"], made["fps"], made["seconds"], made["metadata"]) == (9, 8, "1", {"a": "b"})
+        assert (made["sampler"]["rho"], made["sampler"]["interval"]) == (5, [0.2, 0.8])
+
+    def test_another_sampler_starts_from_the_models_defaults(self, client: TestClient) -> None:
+        source = create(client, sampler={"rho": 3})
+        made = self.remix(client, source, prompt=OTHER, sampler="ddim")
+        assert (made["sampler"]["name"], made["sampler"]["rho"]) == ("ddim", 7)
+
+    def test_what_is_not_about_the_picture_is_not_inherited(self, client: TestClient) -> None:
+        source = create(client, metadata={"a": "b"}, user="u", priority="low")
+        made = self.remix(client, source, prompt=OTHER)
+        assert (made["metadata"], made["user"], made["priority"]) == ({}, None, "normal")
+
+    @pytest.mark.parametrize(
+        ("body", "param"), [({}, "prompt"), ({"prompt": "a horse"}, "prompt"), ({"prompt": OTHER, "x": 1}, "x")]
+    )
+    def test_it_is_checked_like_any_other(self, client: TestClient, body: dict[str, Any], param: str) -> None:
+        answer = client.post(f"/v1/videos/{create(client)['id']}/remix", json=body)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+
+    def test_an_unknown_source_is_404(self, client: TestClient) -> None:
+        answer = client.post("/v1/videos/video_x/remix", json={"prompt": OTHER})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (404, "video_not_found")
+
+
+class TestStartTimeout:
+    def test_a_video_that_waits_too_long_fails_instead_of_starting(
+        self, client: TestClient, services: Services, settings: Settings
+    ) -> None:
+        polled, taken, patient = (create(client, start_timeout_s=s)["id"] for s in (0.001, 0.001, 60))
+        time.sleep(0.01)
+        shown = client.get(f"/v1/videos/{polled}").json()
+        assert (shown["status"], shown["error"]["code"]) == ("failed", "start_timeout")
+        assert services.store.start(taken, "e1") is None
+        job = services.store.get(taken)
+        assert job is not None
+        assert (job.state, job.error and job.error.code) == (JobState.FAILED, "start_timeout")
+        assert services.store.start(patient, "e1") is not None
+
+    def test_one_that_started_in_time_goes_on(self, client: TestClient, services: Services) -> None:
+        made = create(client, start_timeout_s=60)["id"]
+        assert services.store.start(made, "e1") is not None
+        services.redis.hset(job_key(made), "start_by", "1.0")  # long ago
+        assert client.get(f"/v1/videos/{made}").json()["status"] == "in_progress"
+
+
+def test_a_status_is_one_round_trip(client: TestClient, services: Services) -> None:
+    made = create(client)["id"]
+    client.get(f"/v1/videos/{made}")  # the script is known to the server from here on
+    services.store.start(create(client)["id"], "e1")
+
+    def commands() -> int:
+        return sum(entry["calls"] for name, entry in services.redis.info("commandstats").items() if counted(name))
+
+    def counted(name: str) -> bool:  # what a script calls inside is no round trip
+        return name.removeprefix("cmdstat_") in ("evalsha", "eval", "script|load", "get", "multi", "exec")
+
+    before, hashes = commands(), services.redis.info("commandstats")["cmdstat_hgetall"]["calls"]
+    for _ in range(10):
+        assert client.get(f"/v1/videos/{made}").json()["queue_position"] == 0
+    assert commands() - before == 10
+    assert services.redis.info("commandstats")["cmdstat_hgetall"]["calls"] - hashes == 10

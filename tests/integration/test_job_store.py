@@ -1,0 +1,380 @@
+from __future__ import annotations
+
+import random
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from redis import Redis
+from redis.exceptions import RedisError
+from rq import Queue
+
+from service.jobs.model import LEGAL, Job, JobError, JobState, Phase
+from service.jobs.rq_queues import generate_queue
+from service.jobs.store import INDEX, JobStore, Verdict, job_key, lease_key
+from service.wiring import Services
+from tests.factories import make_job, make_output
+
+ERROR = JobError(code="timeout", message="Too slow.")
+
+
+@pytest.fixture
+def store(services: Services) -> JobStore:
+    return services.store
+
+
+@pytest.fixture
+def queue(services: Services) -> Queue:
+    return generate_queue(services.redis, "demo")
+
+
+def created(store: JobStore, queue: Queue, **over: object) -> Job:
+    return store.create(make_job(**over), queue)
+
+
+def complete(store: JobStore, job: Job, execution_id: str) -> bool:
+    return store.complete(job.id, execution_id, make_output(), {"sampling": 1.5}, 12.5)
+
+
+def test_a_created_job_is_recorded_indexed_and_queued(store: JobStore, queue: Queue) -> None:
+    job = created(store, queue, metadata={"a": "b"}, user="u")
+    assert store.get(job.id) == job
+    assert store.list()[0] == [job]
+    assert queue.job_ids == [job.id]
+
+
+def test_a_job_that_cannot_be_queued_leaves_nothing_behind(store: JobStore, queue: Queue, services: Services) -> None:
+    services.redis.config_set("maxmemory", 1)
+    try:
+        with pytest.raises(RedisError):
+            created(store, queue)
+    finally:
+        services.redis.config_set("maxmemory", 0)
+    assert services.redis.keys("*ivm*") == []
+    assert queue.job_ids == []
+
+
+def test_an_unknown_job_is_none_everywhere(store: JobStore) -> None:
+    assert store.get("video_x") is None
+    assert store.start("video_x", "e") is None
+    assert store.cancel("video_x") is None
+    assert store.delete("video_x") is None
+    assert not store.fail("video_x", None, ERROR)
+    assert store.progress("video_x", "e", 1, 2, Phase.SAMPLING) is Verdict.LOST
+
+
+def test_the_way_of_a_job_from_queue_to_video(store: JobStore, queue: Queue) -> None:
+    job = created(store, queue)
+    running = store.start(job.id, "e1")
+    assert running is not None
+    assert (running.state, running.attempt, running.execution_id) == (JobState.RUNNING, 1, "e1")
+    assert running.started_at is not None
+    assert store.progress(job.id, "e1", 5, 20, Phase.SAMPLING) is Verdict.CONTINUE
+    shown = store.get(job.id)
+    assert shown is not None
+    assert (shown.progress, shown.phase) == (25, Phase.SAMPLING)
+    assert complete(store, job, "e1")
+    done = store.get(job.id)
+    assert done is not None
+    assert (done.state, done.progress, done.phase) == (JobState.COMPLETED, 100, None)
+    assert (done.output, done.timings, done.peak_memory_mb) == (make_output(), {"sampling": 1.5}, 12.5)
+    assert done.completed_at is not None
+    assert done.expires_at == pytest.approx(done.completed_at + 7 * 86400)
+
+
+def test_of_many_workers_exactly_one_gets_a_job(store: JobStore, queue: Queue) -> None:
+    job = created(store, queue)
+    with ThreadPoolExecutor(16) as pool:
+        taken = list(pool.map(lambda i: store.start(job.id, f"e{i}"), range(16)))
+    winners = [running for running in taken if running]
+    assert len(winners) == 1
+    assert winners[0].attempt == 1
+
+
+def test_the_same_start_said_twice_is_one_start(store: JobStore, queue: Queue) -> None:
+    """The reply of the first may have been lost, then the client library asks again."""
+    job = created(store, queue)
+    assert store.start(job.id, "e1") == store.start(job.id, "e1")
+
+
+def test_the_same_end_said_twice_is_one_end(store: JobStore, queue: Queue) -> None:
+    job = created(store, queue)
+    store.start(job.id, "e1")
+    assert complete(store, job, "e1")
+    first = store.get(job.id)
+    assert complete(store, job, "e1")
+    assert store.get(job.id) == first
+    assert not complete(store, job, "e2")
+    assert not store.fail(job.id, "e1", ERROR)
+
+
+def test_a_running_job_has_a_lease_that_redis_ends_by_its_own_clock(services: Services, queue: Queue) -> None:
+    store = JobStore(services.redis, lease_s=30)
+    job = created(store, queue)
+    store.start(job.id, "e1")
+    assert services.redis.get(lease_key(job.id)) == b'"e1"'
+    assert 25_000 < services.redis.pttl(lease_key(job.id)) <= 30_000
+    for renew in (lambda: store.beat(job.id, "e1"), lambda: store.progress(job.id, "e1", 1, 20, Phase.SAMPLING)):
+        services.redis.pexpire(lease_key(job.id), 1000)
+        assert renew() is Verdict.CONTINUE
+        assert services.redis.pttl(lease_key(job.id)) > 25_000
+
+
+def test_a_lease_that_is_lost_comes_back_with_the_next_beat_unless_somebody_has_the_job(
+    store: JobStore, queue: Queue, services: Services
+) -> None:
+    """Redis was away for longer than a lease: nobody decided anything in the meantime."""
+    job = created(store, queue)
+    running = store.start(job.id, "e1")
+    assert running is not None
+    services.redis.delete(lease_key(job.id))
+    assert store.beat(job.id, "e1") is Verdict.CONTINUE
+    assert not store.requeue(running, "e1", unless_held=True)
+    services.redis.delete(lease_key(job.id))
+    assert store.requeue(running, "e1", unless_held=True)
+    assert store.beat(job.id, "e1") is Verdict.LOST
+    assert services.redis.exists(lease_key(job.id)) == 0
+
+
+def test_asking_writes_nothing(store: JobStore, queue: Queue, services: Services) -> None:
+    job = created(store, queue)
+    store.start(job.id, "e1")
+    services.redis.delete(lease_key(job.id))
+    assert store.ask(job.id, "e1") is Verdict.CONTINUE
+    assert services.redis.exists(lease_key(job.id)) == 0
+    store.cancel(job.id)
+    assert store.ask(job.id, "e1") is Verdict.CANCEL
+    assert store.ask(job.id, "e2") is Verdict.LOST
+
+
+def test_a_worker_that_lost_its_job_changes_nothing(store: JobStore, queue: Queue) -> None:
+    job = created(store, queue)
+    zombie = store.start(job.id, "zombie")
+    assert zombie is not None
+    store.requeue(zombie, "zombie")
+    store.start(job.id, "owner")
+    before = store.get(job.id)
+    assert store.progress(job.id, "zombie", 19, 20, Phase.SAMPLING) is Verdict.LOST
+    assert not complete(store, job, "zombie")
+    assert not store.fail(job.id, "zombie", ERROR)
+    assert store.beat(job.id, "zombie") is Verdict.LOST
+    assert not store.requeue(zombie, "zombie")
+    assert not store.finish_cancel(job.id, "zombie")
+    assert store.get(job.id) == before
+
+
+def test_a_requeued_job_is_at_the_front_and_remembers_how_far_it_was(store: JobStore, queue: Queue) -> None:
+    job, other = created(store, queue), created(store, queue)
+    queue.remove(job.id)  # as a worker does that takes it
+    first = store.start(job.id, "e1")
+    assert first is not None
+    store.progress(job.id, "e1", 7, 20, Phase.SAMPLING)
+    assert store.requeue(first, "e1")
+    waiting = store.get(job.id)
+    assert waiting is not None
+    assert (waiting.state, waiting.execution_id, waiting.phase, waiting.step) == (JobState.QUEUED, None, None, 7)
+    assert queue.job_ids == [job.id, other.id]
+    assert not store.requeue(first, "e1")  # said twice: it is there once
+    assert queue.job_ids == [job.id, other.id]
+    second = store.start(job.id, "e2")
+    assert second is not None
+    assert (second.attempt, second.started_at) == (2, first.started_at)
+
+
+def test_a_drain_is_not_charged_as_an_attempt(store: JobStore, queue: Queue) -> None:
+    job = created(store, queue)
+    for execution in ("e1", "e2", "e3"):
+        running = store.start(job.id, execution)
+        assert running is not None
+        assert running.attempt == 1
+        store.requeue(running, execution, charged=False)
+
+
+def test_a_job_that_is_to_stop_is_cancelled_where_it_would_be_requeued(store: JobStore, queue: Queue) -> None:
+    job = created(store, queue)
+    queue.empty()
+    running = store.start(job.id, "e1")
+    assert running is not None
+    store.cancel(job.id)
+    assert not store.requeue(running, "e1")
+    cancelled = store.get(job.id)
+    assert cancelled is not None
+    assert cancelled.state is JobState.CANCELLED
+    assert queue.job_ids == []
+
+
+def test_progress_never_goes_back(store: JobStore, queue: Queue) -> None:
+    job = created(store, queue)
+    store.start(job.id, "e1")
+    store.progress(job.id, "e1", 12, 20, Phase.SAMPLING)
+    store.progress(job.id, "e1", 3, 20, Phase.SAMPLING)
+    shown = store.get(job.id)
+    assert shown is not None
+    assert shown.step == 12
+
+
+def test_a_queued_job_is_cancelled_at_once_and_leaves_the_queue(
+    store: JobStore, queue: Queue, services: Services
+) -> None:
+    job, other = created(store, queue), created(store, queue)
+    cancelled = store.cancel(job.id)
+    assert cancelled is not None
+    assert cancelled.state is JobState.CANCELLED
+    assert cancelled.completed_at is not None
+    assert queue.job_ids == [other.id]
+    assert not services.redis.exists(f"rq:job:{job.id}")
+    assert store.start(job.id, "e1") is None
+
+
+def test_a_running_job_is_asked_to_stop_and_then_says_it_did(store: JobStore, queue: Queue) -> None:
+    job = created(store, queue)
+    store.start(job.id, "e1")
+    asked = store.cancel(job.id)
+    assert asked is not None
+    assert (asked.state, asked.cancel_requested) == (JobState.RUNNING, True)
+    assert store.progress(job.id, "e1", 1, 20, Phase.SAMPLING) is Verdict.CANCEL
+    assert store.finish_cancel(job.id, "e1")
+    stopped = store.get(job.id)
+    assert stopped is not None
+    assert stopped.state is JobState.CANCELLED
+
+
+def test_cancelling_an_ended_job_changes_nothing(store: JobStore, queue: Queue) -> None:
+    job = created(store, queue)
+    store.start(job.id, "e1")
+    complete(store, job, "e1")
+    before = store.get(job.id)
+    assert store.cancel(job.id) == before
+    assert store.get(job.id) == before
+
+
+def test_a_job_nobody_works_on_can_be_failed_from_outside(store: JobStore, queue: Queue) -> None:
+    waiting, running = created(store, queue), created(store, queue)
+    store.start(running.id, "dead")
+    assert store.fail(waiting.id, None, ERROR)
+    assert store.fail(running.id, None, ERROR)
+    for job in (waiting, running):
+        failed = store.get(job.id)
+        assert failed is not None
+        assert (failed.state, failed.error) == (JobState.FAILED, ERROR)
+    assert not store.fail(waiting.id, None, JobError(code="other", message="Later."))
+
+
+def test_only_ended_jobs_are_deleted_and_nothing_stays(store: JobStore, queue: Queue, services: Services) -> None:
+    job = created(store, queue)
+    assert store.delete(job.id) is None
+    store.start(job.id, "e1")
+    assert store.delete(job.id) is None
+    complete(store, job, "e1")
+    deleted = store.delete(job.id)
+    assert deleted is not None
+    assert deleted.output == make_output()
+    assert store.get(job.id) is None
+    assert store.list() == ([], False)
+    assert services.redis.exists(INDEX, job_key(job.id)) == 0
+    assert services.redis.ttl(f"rq:job:{job.id}") > 0  # nobody closed it: its worker was killed just then
+
+
+def test_one_record_that_is_damaged_does_not_hide_the_others(store: JobStore, queue: Queue, services: Services) -> None:
+    damaged, sound = (store.create(make_job(), queue) for _ in range(2))
+    services.redis.hset(job_key(damaged.id), "generation", "garbage")
+    assert store.list()[0] == [sound]
+    assert store.search(lambda _: True, limit=10)[0] == [sound]
+    before, broken, after = store.show_many([sound.id, damaged.id, sound.id])
+    assert (before, after) == ((sound, 1), (sound, 1))
+    assert isinstance(broken, ValueError)
+    with pytest.raises(ValueError, match="validation error"):
+        store.show(damaged.id)
+
+
+@pytest.mark.parametrize("order", ["asc", "desc"])
+@pytest.mark.parametrize("limit", [1, 2, 3, 7])
+def test_pages_put_together_are_the_whole_list(store: JobStore, queue: Queue, order: str, limit: int) -> None:
+    expected = [created(store, queue).id for _ in range(6)]
+    if order == "desc":
+        expected.reverse()
+    found: list[str] = []
+    after, more = None, True
+    while more:
+        page, more = store.list(limit=limit, order=order, after=after)  # type: ignore[arg-type]  # parametrized
+        found += [job.id for job in page]
+        after = found[-1]
+    assert found == expected
+
+
+def test_a_page_can_start_after_a_job_that_was_deleted(store: JobStore, queue: Queue) -> None:
+    first, second, third = (created(store, queue) for _ in range(3))
+    store.cancel(second.id)
+    store.delete(second.id)
+    assert store.list(order="asc", after=second.id) == ([third], False)
+    assert store.list(order="desc", after=second.id) == ([first], False)
+
+
+def test_a_page_of_nothing_is_empty(store: JobStore, queue: Queue) -> None:
+    created(store, queue)
+    assert store.list(limit=0) == ([], True)
+
+
+def test_the_position_counts_the_jobs_ahead(store: JobStore, queue: Queue) -> None:
+    jobs = [created(store, queue) for _ in range(3)]
+    assert [store.show(job.id) for job in jobs] == [(jobs[0], 0), (jobs[1], 1), (jobs[2], 2)]
+    store.cancel(jobs[0].id)
+    assert store.show(jobs[2].id) == (jobs[2], 1)
+    queue.connection.lpop(queue.key)  # a worker has taken it, and not said so yet
+    assert store.show(jobs[1].id) == (jobs[1], 0)
+    running = store.start(jobs[1].id, "e1")
+    assert running is not None
+    assert store.show(running.id) == (running, None)
+    assert store.show("video_x") is None
+
+
+MOVES = st.lists(
+    st.tuples(
+        st.sampled_from(["start", "progress", "complete", "fail", "requeue", "cancel", "finish_cancel"]),
+        st.sampled_from(["e1", "e2"]),
+    ),
+    max_size=12,
+)
+
+
+@given(moves=MOVES)
+@hypothesis_settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_is_said_in_whatever_order_only_legal_moves_happen(
+    services: Services, moves: list[tuple[str, str]]
+) -> None:
+    store = services.store
+    job = created(store, generate_queue(services.redis, "demo"))
+    before = job
+    for move, who in moves:
+        match move:
+            case "start":
+                store.start(job.id, who)
+            case "progress":
+                store.progress(job.id, who, random.randint(0, 20), 20, Phase.SAMPLING)
+            case "complete":
+                complete(store, job, who)
+            case "fail":
+                store.fail(job.id, who, ERROR)
+            case "requeue":
+                store.requeue(job, who)
+            case "cancel":
+                store.cancel(job.id)
+            case _:
+                store.finish_cancel(job.id, who)
+        after = store.get(job.id)
+        assert after is not None
+        assert after.state is before.state or after.state in LEGAL[before.state]
+        assert after.progress >= before.progress
+        if before.state.is_terminal:
+            assert after == before
+        before = after
+
+
+def test_a_store_on_another_client_sees_the_same(
+    services: Services, store: JobStore, queue: Queue, valkey: str
+) -> None:
+    job = created(store, queue)
+    with Redis.from_url(valkey) as redis:
+        assert JobStore(redis).get(job.id) == job

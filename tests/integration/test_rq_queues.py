@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import json
+import sys
+import zlib
+
+import pytest
+from redis import Redis
+from rq import Queue, SimpleWorker
+from rq.job import Job as RqJob
+
+from service.jobs.rq_queues import DELIVERED_TTL_S, GENERATE, generate_queue, queue_key, send_generate
+
+
+@pytest.fixture
+def queue(valkey: str) -> Queue:
+    return generate_queue(Redis.from_url(valkey), "demo", job_timeout_s=77)
+
+
+def test_work_travels_as_a_name_and_an_id_in_json(queue: Queue) -> None:
+    send_generate(queue, "video_1")
+    data = queue.connection.hget("rq:job:video_1", "data")
+    assert json.loads(zlib.decompress(data)) == [GENERATE, None, ["video_1"], {}]
+
+
+def test_rqs_job_has_our_id_our_timeout_and_goes_away_by_itself(queue: Queue) -> None:
+    send_generate(queue, "video_1")
+    job = RqJob.fetch("video_1", connection=queue.connection, serializer="json")
+    assert (job.timeout, job.result_ttl, job.failure_ttl) == (77, DELIVERED_TTL_S, DELIVERED_TTL_S)
+    assert job.retries_left is None
+
+
+def test_each_model_has_a_queue_of_its_own(queue: Queue) -> None:
+    other = generate_queue(queue.connection, "other")
+    send_generate(queue, "video_1")
+    assert (queue.name, queue.job_ids, other.job_ids) == ("gpu-demo", ["video_1"], [])
+    assert queue.connection.lrange(queue_key("demo"), 0, -1) == [b"video_1"]
+
+
+def test_work_can_go_to_the_front(queue: Queue) -> None:
+    send_generate(queue, "video_1")
+    send_generate(queue, "video_2", at_front=True)
+    assert queue.job_ids == ["video_2", "video_1"]
+
+
+def test_nothing_is_sent_before_the_transaction_is_executed(queue: Queue) -> None:
+    with queue.connection.pipeline(transaction=True) as pipe:
+        send_generate(queue, "video_1", pipeline=pipe)
+        assert queue.job_ids == []
+        pipe.execute()
+    assert queue.job_ids == ["video_1"]
+
+
+@pytest.mark.parametrize("timeout", [0, -1])
+def test_a_job_must_have_an_end(queue: Queue, timeout: int) -> None:
+    with pytest.raises(ValueError, match="job_timeout_s"):
+        generate_queue(queue.connection, "demo", job_timeout_s=timeout)
+
+
+def test_sending_does_not_import_the_worker(queue: Queue) -> None:
+    assert GENERATE.partition(".")[0] == "worker"
+    loaded = set(sys.modules)
+    send_generate(queue, "video_1")
+    assert "worker.tasks" not in set(sys.modules) - loaded
+
+
+def test_a_worker_of_rq_reads_what_was_sent(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The name alone is swapped for one that exists without a GPU; the rest is RQ's own way from queue to call."""
+    monkeypatch.setattr("service.jobs.rq_queues.GENERATE", "tests.integration.test_rq_queues.note")
+    noted.clear()
+    send_generate(queue, "video_1")
+    SimpleWorker([queue], connection=queue.connection, serializer="json").work(burst=True)
+    assert noted == ["video_1"]
+
+
+noted: list[str] = []
+
+
+def note(job_id: str) -> None:
+    noted.append(job_id)

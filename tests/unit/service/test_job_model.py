@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import re
+import time
+from threading import Thread
+
+import pytest
+from pydantic import ValidationError
+
+from service.ids import new_job_id
+from service.jobs.model import LEGAL, Job, JobState
+from service.jobs.sampling import SamplerSettings
+from tests.factories import make_generation, make_job
+
+
+def test_ids_made_in_a_row_sort_by_age() -> None:
+    ids = [new_job_id() for _ in range(5000)]
+    assert ids == sorted(set(ids))
+
+
+def test_ids_made_by_many_threads_are_all_different() -> None:
+    made: list[str] = []
+    threads = [Thread(target=lambda: made.extend(new_job_id() for _ in range(500))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(made)) == 8 * 500
+
+
+def test_an_id_is_a_uuid7_that_holds_the_time_of_its_making() -> None:
+    before = time.time_ns() // 1_000_000
+    made = new_job_id()
+    assert re.fullmatch(r"video_[0-9a-f]{12}7[0-9a-f]{3}[89ab][0-9a-f]{15}", made)
+    assert before <= int(made.removeprefix("video_")[:12], 16) <= time.time_ns() // 1_000_000
+
+
+def test_ended_jobs_go_nowhere() -> None:
+    ended = {state for state in JobState if state.is_terminal}
+    assert ended == {JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED}
+    assert all(not LEGAL[state] for state in ended)
+
+
+@pytest.mark.parametrize(
+    ("state", "step", "expected"),
+    [
+        (JobState.QUEUED, 0, 0),
+        (JobState.RUNNING, 5, 25),
+        (JobState.RUNNING, 20, 99),
+        (JobState.COMPLETED, 20, 100),
+        (JobState.FAILED, 10, 50),
+    ],
+)
+def test_only_a_completed_job_is_at_100_percent(state: JobState, step: int, expected: int) -> None:
+    assert make_job(state=state, step=step).progress == expected
+
+
+def test_a_job_survives_the_way_through_json() -> None:
+    job = Job.new(make_generation(sampler=SamplerSettings(interval=(0.3, 0.9))), metadata={"a": "b"}, user="u")
+    assert Job.model_validate_json(job.model_dump_json()) == job
+
+
+def test_a_record_of_a_newer_version_can_be_read() -> None:
+    assert Job.model_validate(make_job().model_dump() | {"priority": "low"})
+
+
+@pytest.mark.parametrize("combination", ["IV-IV", "II-VV", "I-V"])
+def test_combinations_of_the_paper_are_accepted(combination: str) -> None:
+    assert SamplerSettings(combination=combination, order="goback_first").combination == combination
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"combination": "IVIV"},
+        {"combination": "IV-R"},
+        {"combination": "IV-IVI"},
+        {"combination": "RR-II"},
+        {"interval": (0.8, 0.2)},
+        {"interval": (0.0, 1.1)},
+        {"rho": 0},
+        {"image_guidance": (-1, 4)},
+        {"video_guidance": (4, float("nan"))},
+        {"name": "euler"},
+        {"gamma": 4},
+    ],
+    ids=str,
+)
+def test_sampler_settings_that_mean_nothing_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        SamplerSettings.model_validate(wrong)

@@ -1,0 +1,131 @@
+"""From what clients send to one request. The encodings as such are in integration/test_api.py."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.api.parsing import NO_OPS, parse, unbracket
+from service.errors import InvalidParameter
+from tests.factories import PROMPT
+
+
+def refused(body: dict[str, Any]) -> InvalidParameter:
+    with pytest.raises(InvalidParameter) as raised:
+        parse({"prompt": PROMPT} | body)
+    return raised.value
+
+
+def test_brackets_become_objects_and_lists() -> None:
+    form = [("a", "1"), ("b[c]", "2"), ("b[d][e]", "3"), ("f[]", "4"), ("f[]", "5"), ("g[h][]", "6")]
+    assert unbracket(form) == {"a": "1", "b": {"c": "2", "d": {"e": "3"}}, "f": ["4", "5"], "g": {"h": ["6"]}}
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        [("a", "1"), ("a[b]", "2")],
+        [("a[]", "1"), ("a[b]", "2")],
+        [("a[b]", "1"), ("a[]", "2")],
+        [("a", "1"), ("a[]", "2")],
+        [("a", "1"), ("a", "2")],
+        [("a" + "[a]" * 5000, "1")],
+    ],
+    ids=["value and object", "list and object", "object and list", "value and list", "twice", "deep"],
+)
+def test_a_form_that_contradicts_itself_is_refused(form: list[tuple[str, str]]) -> None:
+    with pytest.raises(InvalidParameter):
+        unbracket(form)
+
+
+@given(st.lists(st.tuples(st.text("ab[]", max_size=8), st.text(max_size=3)), max_size=6))
+def test_any_form_is_read_or_refused(form: list[tuple[str, str]]) -> None:
+    with contextlib.suppress(InvalidParameter):
+        assert isinstance(unbracket(form), dict)
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [{"name": "ddim", "rho": 3}, '{"name": "ddim", "rho": 3}', "{'name': 'ddim', 'rho': 3}"],
+    ids=["object", "JSON text", "Python text"],
+)
+def test_objects_come_in_three_ways(sampler: object) -> None:
+    assert parse({"prompt": PROMPT, "sampler": sampler}).sampler == {"name": "ddim", "rho": 3}
+
+
+def test_a_sampler_can_be_its_name() -> None:
+    assert parse({"prompt": PROMPT, "sampler": "ddim"}).sampler == {"name": "ddim"}
+
+
+@pytest.mark.parametrize("outer", ["extra_body", "extra_json", "extra_params"])
+@pytest.mark.parametrize("inner", [{"seed": 5}, '{"seed": 5}'], ids=["object", "text"])
+def test_nested_extras_count_as_if_they_were_outside(outer: str, inner: object) -> None:
+    assert parse({"prompt": PROMPT, outer: inner}).seed == 5
+
+
+def test_the_same_field_outside_and_inside_must_agree() -> None:
+    assert parse({"prompt": PROMPT, "seed": 5, "extra_body": {"seed": 5}}).seed == 5
+    assert refused({"seed": 5, "extra_body": {"seed": 6}}).param == "seed"
+
+
+@pytest.mark.parametrize("field", NO_OPS)
+def test_a_known_field_that_asks_for_nothing_is_accepted(field: str) -> None:
+    for nothing in NO_OPS[field]:
+        assert parse({"prompt": PROMPT, field: nothing}).prompt == PROMPT
+
+
+@pytest.mark.parametrize("field", NO_OPS)
+def test_a_known_field_that_asks_for_something_is_refused_by_name(field: str) -> None:
+    error = refused({field: {"something": 2}})
+    assert (error.param, error.reason) == (field, "unsupported_parameter")
+    assert re.search(rf"'{field}' as (1|false|null) only; leave it out", error.message)
+
+
+@pytest.mark.parametrize("field", ["output_path", "model_path", "promt", "webhook"])
+def test_an_unknown_field_is_refused_by_name(field: str) -> None:
+    error = refused({field: "x"})
+    assert (error.param, error.reason) == (field, "unknown_parameter")
+
+
+def test_null_means_left_out() -> None:
+    request = parse({"prompt": PROMPT, "seed": None, "metadata": None, "size": None, "sampler": None, "user": None})
+    assert request == parse({"prompt": PROMPT})
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "reason"),
+    [
+        ({"prompt": None}, "prompt", "missing_required_parameter"),
+        ({"prompt": ""}, "prompt", "invalid_value"),
+        ({"prompt": 5}, "prompt", "invalid_value"),
+        ({"prompt": "a" * 32_001}, "prompt", "string_above_max_length"),
+        ({"seed": -1}, "seed", "invalid_value"),
+        ({"seed": 2**63}, "seed", "invalid_value"),
+        ({"seed": "many"}, "seed", "invalid_value"),
+        ({"size": "big"}, "size", "invalid_value"),
+        ({"seconds": float("inf")}, "seconds", "invalid_value"),
+        ({"guidance_scale": float("nan")}, "guidance_scale", "invalid_value"),
+        ({"num_frames": 8.5}, "num_frames", "invalid_value"),
+        ({"metadata": {"a": 1}}, "metadata.a", "invalid_value"),
+        ({"metadata": {str(i): "x" for i in range(17)}}, "metadata", "invalid_value"),
+        ({"metadata": "x"}, "metadata", "invalid_value"),
+        ({"extra_body": [1]}, "extra_body", "invalid_value"),
+        ({"sampler": [1]}, "sampler", "invalid_value"),
+        ({"seed": True}, "seed", "invalid_value"),
+        ({"sampler": {"interval": [0, False]}}, "sampler.interval.1", "invalid_value"),
+    ],
+    ids=str,
+)
+def test_a_wrong_value_is_refused_by_name(body: dict[str, Any], param: str, reason: str) -> None:
+    error = refused(body)
+    assert (error.param, error.reason) == (param, reason)
+
+
+@pytest.mark.parametrize("seconds", ["1", 1, 1.0])
+def test_seconds_may_be_text_or_number(seconds: object) -> None:
+    assert parse({"prompt": PROMPT, "seconds": seconds}).seconds == 1

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import pytest
+
+from service.settings import Settings
+from service.webhooks.retry_policy import JITTER, Next, State, after
+from service.webhooks.sender import Outcome
+
+NOW = 1_800_000_000.0
+DELAYS = (5.0, 300.0)
+
+
+def outcome(status: int | None, error: str | None = "bad_status", retry_after_s: float | None = None) -> Outcome:
+    return Outcome(status, error, 0.1, retry_after_s)
+
+
+def then(what: Outcome, tried: int, chance: float = 0.0) -> Next:
+    return after(what, tried, delays_s=DELAYS, now=NOW, chance=lambda: chance)
+
+
+@pytest.mark.parametrize("status", [200, 201, 204, 299])
+def test_any_2xx_is_the_end(status: int) -> None:
+    assert then(outcome(status, None), 1) == Next(State.DELIVERED)
+
+
+@pytest.mark.parametrize("status", [301, 302, 400, 401, 404, 408, 418, 429, 500, 503])
+def test_everything_else_is_tried_again(status: int) -> None:
+    assert then(outcome(status), 1) == Next(State.PENDING, NOW + 5)
+
+
+@pytest.mark.parametrize("error", ["timeout", "no_connection", "tls_failed", "name_not_resolved", "refused_url"])
+def test_no_answer_is_tried_again(error: str) -> None:
+    assert then(outcome(None, error), 2) == Next(State.PENDING, NOW + 300)
+
+
+def test_a_2xx_whose_reply_never_ends_is_not_delivered() -> None:
+    assert then(outcome(200, "reply_too_large"), 1).state is State.PENDING
+
+
+def test_after_the_last_delay_it_has_failed() -> None:
+    assert then(outcome(500), 3) == Next(State.FAILED)
+
+
+def test_410_ends_it_and_disables_the_endpoint() -> None:
+    assert then(outcome(410), 1) == Next(State.FAILED, disable=True)
+
+
+@pytest.mark.parametrize(("chance", "delay"), [(0.0, 300.0), (0.5, 330.0), (1.0, 360.0)])
+def test_chance_lengthens_a_delay_by_up_to_a_fifth(chance: float, delay: float) -> None:
+    assert then(outcome(500), 2, chance).at == pytest.approx(NOW + delay)
+
+
+def test_of_many_that_failed_together_few_come_back_together() -> None:
+    times = {round(after(outcome(500), 2, delays_s=DELAYS, now=NOW).at or 0) for _ in range(200)}
+    assert len(times) > 20
+    assert all(NOW + 300 <= time <= NOW + 300 * (1 + JITTER) for time in times)
+
+
+@pytest.mark.parametrize(
+    ("status", "retry_after", "delay"),
+    [(429, 60, 60), (502, 60, 60), (503, 60, 60), (504, 60, 60), (503, 1, 5), (503, 10**7, 86_400), (500, 60, 5)],
+)
+def test_retry_after_is_honoured_where_it_means_something_and_within_a_day(
+    status: int, retry_after: float, delay: float
+) -> None:
+    assert then(outcome(status, retry_after_s=retry_after), 1).at == NOW + delay
+
+
+def test_the_default_schedule_lasts_about_three_days() -> None:
+    delays = Settings.model_fields["webhook_retry_delays_s"].default
+    shortest = sum(delays)
+    assert len(delays) + 1 == 10
+    assert 3 * 86_400 <= shortest <= shortest * (1 + JITTER) <= 4 * 86_400
+    assert list(delays) == sorted(delays)

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from service.errors import StorageError
+from service.storage import FileStorage
+from tests.processes import wait_for
+from worker.child import checkpoint_writer as keeper_module
+from worker.child.checkpoint_writer import CheckpointWriter
+
+KEY = "checkpoints/video_1.safetensors"
+
+
+@dataclass
+class State:
+    name: str
+
+    def write(self, path: Path) -> None:
+        path.write_text(self.name)
+
+
+class Slow(FileStorage):
+    """A storage that takes a file only when it is let."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.let = threading.Event()
+
+    def put(self, path: Path, *, key: str, media_type: str, sha256: str) -> None:
+        assert self.let.wait(20)
+        super().put(path, key=key, media_type=media_type, sha256=sha256)
+
+
+class Broken(FileStorage):
+    def put(self, path: Path, *, key: str, media_type: str, sha256: str) -> None:
+        raise StorageError("down")
+
+    def size(self, key: str) -> int | None:
+        raise StorageError("down")
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Iterator[Slow]:
+    slow = Slow(tmp_path / "storage")
+    yield slow
+    slow.let.set()
+
+
+def kept(storage: FileStorage, tmp_path: Path) -> str | None:
+    file = CheckpointWriter(storage, KEY, every_s=60).fetch(tmp_path)
+    return file.read_text() if file else None
+
+
+def test_nothing_is_saved_before_its_time_and_nothing_is_there(storage: Slow, tmp_path: Path) -> None:
+    storage.let.set()
+    keeper = CheckpointWriter(storage, KEY, every_s=60)
+    keeper.offer(State("1"))
+    keeper.close()
+    assert kept(storage, tmp_path) is None
+
+
+def test_latest_state_is_saved_when_the_work_stops(storage: Slow, tmp_path: Path) -> None:
+    storage.let.set()
+    keeper = CheckpointWriter(storage, KEY, every_s=60)
+    for name in ("1", "2", "3"):
+        keeper.offer(State(name))
+    keeper.save_now()
+    assert kept(storage, tmp_path) == "3"
+
+
+def test_states_that_come_while_one_is_on_its_way_wait_for_nobody(storage: Slow, tmp_path: Path) -> None:
+    keeper = CheckpointWriter(storage, KEY, every_s=0)
+    began = time.monotonic()
+    for name in map(str, range(100)):
+        keeper.offer(State(name))
+    assert time.monotonic() - began < 2
+    storage.let.set()
+    wait_for(lambda: kept(storage, tmp_path), timeout_s=10)
+    keeper.save_now()
+    assert kept(storage, tmp_path) == "99"
+
+
+def test_storage_that_hangs_does_not_keep_a_worker_from_stopping(
+    storage: Slow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper_module, "SAVE_S", 0.1)
+    keeper = CheckpointWriter(storage, KEY, every_s=0)
+    keeper.offer(State("1"))
+    began = time.monotonic()
+    keeper.save_now()
+    keeper.close()
+    assert time.monotonic() - began < 5
+
+
+def test_stop_waits_for_a_storage_that_hangs_once_only(storage: Slow, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A drain waits for the last state, and then the job's end must not wait for the same again."""
+    waited: list[float] = []
+    monkeypatch.setattr(keeper_module, "SAVE_S", 0.1)
+    monkeypatch.setattr(keeper_module, "wait", lambda _futures, timeout: waited.append(timeout))
+    keeper = CheckpointWriter(storage, KEY, every_s=0)
+    keeper.offer(State("1"))
+    keeper.save_now()
+    keeper.close()
+    assert waited == [0.1]
+
+
+def test_storage_that_fails_costs_nothing_but_the_state(tmp_path: Path) -> None:
+    keeper = CheckpointWriter(Broken(tmp_path), KEY, every_s=0)
+    keeper.offer(State("1"))
+    keeper.save_now()
+    assert keeper.fetch(tmp_path) is None

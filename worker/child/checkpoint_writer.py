@@ -1,0 +1,90 @@
+"""Keeps the latest state of one job in the storage, so that another worker can go on where this one stopped.
+
+Best effort by design: a state that cannot be stored costs nothing but work. Knows files and the storage; what a state
+is, is the engine's business.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Protocol
+
+from service.errors import StorageError
+from service.storage import VideoStorage, sha256_of
+
+log = logging.getLogger("ivmix.child")
+
+SAVE_S = 4.0  # what a drain waits for: a worker that is told to stop has to end
+
+
+class State(Protocol):
+    def write(self, path: Path) -> None: ...
+
+
+class CheckpointWriter:
+    """States are written in a thread, one at a time: the GPU does not wait for the storage."""
+
+    def __init__(self, storage: VideoStorage, key: str, *, every_s: float) -> None:
+        self._storage, self._key, self._every_s = storage, key, every_s
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._saving: Future[None] | None = None
+        self._latest: State | None = None  # not saved yet
+        self._has_waited = False
+        self._last = time.monotonic()
+
+    def fetch(self, folder: Path) -> Path | None:
+        """A file in `folder` with the state that an earlier execution left, if there is one."""
+        path = folder / "checkpoint"
+        try:
+            if self._storage.size(self._key) is None:
+                return None
+            with path.open("wb") as file:
+                file.writelines(self._storage.open(self._key))
+            return path
+        except (StorageError, OSError) as e:
+            log.warning("no checkpoint: %s", e)
+            return None
+
+    def offer(self, state: State) -> None:
+        """Told after every step; saves what is due and drops the rest."""
+        self._latest = state
+        is_due = time.monotonic() - self._last >= self._every_s
+        if is_due and (self._saving is None or self._saving.done()):
+            self._save()
+
+    def save_now(self) -> None:
+        """Wait until the latest state is stored, though not for ever."""
+        if self._latest is not None:
+            self._save()
+        self._wait()
+
+    def close(self) -> None:
+        """The job is over. A state that is still on its way much later arrives, and the maintenance removes it."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+        if not self._has_waited:
+            self._wait()
+
+    def _wait(self) -> None:
+        self._has_waited = True
+        if self._saving is not None:
+            wait([self._saving], SAVE_S)
+
+    def _save(self) -> None:
+        assert self._latest is not None
+        state, self._latest, self._last = self._latest, None, time.monotonic()
+        self._saving = self._thread.submit(self._store, state)
+
+    def _store(self, state: State) -> None:
+        try:
+            with tempfile.TemporaryDirectory(prefix="ivmix-") as scratch:
+                path = Path(scratch) / "checkpoint"
+                state.write(path)
+                self._storage.put(path, key=self._key, media_type="application/octet-stream", sha256=sha256_of(path))
+        except (StorageError, OSError) as e:
+            log.warning("checkpoint not stored: %s", e)
+        except Exception:
+            log.exception("checkpoint not stored")

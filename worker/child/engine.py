@@ -1,0 +1,241 @@
+"""From a resolved generation to frames: encode the text, run the sampler, decode. Knows nothing of jobs or queues.
+
+A run can be left after any step and taken up again, elsewhere too, from the state it had then (checkpoint).
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import resource
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sampler import NoiseSchedule, Plan, ddim_plan, free_init_plan, fused_plan, mixed_plan, sample, zigzag_plan
+from service.catalog.model_entry import ModelEntry
+from service.jobs.model import Generation, Phase
+from worker.child import fingerprint
+from worker.child.checkpoint import Checkpoint
+from worker.child.failures import failure_of
+from worker.messages import Failed
+from worker.networks import cpu_tuning as cpu
+from worker.networks.models import Models, default_device, load
+
+log = logging.getLogger("ivmix.child")
+
+# Told before the first step of a phase and after every step; may raise to stop the work.
+OnProgress = Callable[[Phase, int, int], None]
+
+
+# Told the state after every step of the sampler.
+OnStep = Callable[[Checkpoint], None]
+
+
+def _say_nothing(_phase: Phase, _step: int, _total: int) -> None: ...
+def _keep_nothing(_checkpoint: Checkpoint) -> None: ...
+
+
+@dataclass
+class Sampled:
+    """Latents (1, C, F, h, w) at the end of their plan, and how long each phase took, in seconds."""
+
+    latents: Tensor
+    steps: int
+    timings: dict[str, float] = field(default_factory=dict)
+    low_memory: bool = False
+
+
+@dataclass
+class Clip:
+    """Frames (F, H, W, 3) uint8 and how long each phase took, in seconds."""
+
+    frames: Tensor
+    timings: dict[str, float] = field(default_factory=dict)
+
+
+class Engine:
+    """Both networks of one model entry, resident on one device.
+
+    `decode` may run in one thread while `sample` works on the next generation in another.
+    """
+
+    def __init__(self, entry: ModelEntry, device: torch.device | None = None) -> None:
+        device = device or default_device()
+        if device.type == "cpu":
+            cpu.tune(entry.cpu_threads)
+        self.models: Models = load(entry, device)
+        self._networks = f"{fingerprint.of_networks(self.models)} {entry.optimise.model_dump_json()}"
+        self._was_out_of_memory = False
+
+    def generate(
+        self,
+        generation: Generation,
+        on_progress: OnProgress = _say_nothing,
+        *,
+        on_step: OnStep = _keep_nothing,
+        resume: Path | None = None,
+    ) -> Clip:
+        """The same generation on the same machine gives the same frames, in one go or resumed from a checkpoint's file.
+
+        Where the memory runs out it goes on from the last step in low-memory mode, once, which rounds differently.
+        """
+        return self.decode(self.sample(generation, on_progress, on_step=on_step, resume=resume), on_progress)
+
+    def sample(
+        self,
+        generation: Generation,
+        on_progress: OnProgress = _say_nothing,
+        *,
+        on_step: OnStep = _keep_nothing,
+        resume: Path | None = None,
+    ) -> Sampled:
+        """The first part of `generate`: all calls of the networks."""
+        timings: dict[str, float] = {}
+        latest: Checkpoint | Path | None = resume
+
+        def note(checkpoint: Checkpoint) -> None:
+            nonlocal latest
+            latest = checkpoint
+            on_step(checkpoint)
+
+        try:
+            return self._sample(generation, on_progress, note, latest, timings, low_memory=False)
+        except torch.OutOfMemoryError as e:
+            log.warning("out of memory, going on in low-memory mode: %s", e)
+        self._free_memory()  # only here: the exception held on to the tensors of the call that failed
+        return self._sample(generation, on_progress, note, latest, timings, low_memory=True)
+
+    def decode(self, sampled: Sampled, on_progress: OnProgress = _say_nothing) -> Clip:
+        """The second part of `generate`."""
+        if not sampled.low_memory:
+            try:
+                return self._decode(sampled, on_progress, at_once=None)
+            except torch.OutOfMemoryError as e:
+                log.warning("out of memory, decoding frame by frame: %s", e)
+            self._free_memory()
+        return self._decode(sampled, on_progress, at_once=1)
+
+    def _decode(self, sampled: Sampled, on_progress: OnProgress, *, at_once: int | None) -> Clip:
+        on_progress(Phase.DECODING, sampled.steps, sampled.steps)
+        with _timed(sampled.timings, Phase.DECODING):
+            frames = self.models.decode(sampled.latents, at_once=at_once)
+        return Clip(frames, sampled.timings)
+
+    def warm_up(self, generation: Generation) -> None:
+        """One step that calls all networks of the plan, and its decoding, thrown away: kernels are chosen and memory is
+        taken before the first job."""
+        plan = self.plan(generation)
+        texts = self.models.encode([generation.prompt, generation.negative_prompt])
+        image, video = self.models.denoisers(texts[:1], texts[1:], fps=generation.fps)
+        latents = torch.randn(self.models.latents_shape(generation), generator=torch.Generator().manual_seed(0))
+        models_of = [{call.model for move in step for call in move.calls} for step in plan]
+        start = max(range(len(plan)), key=lambda index: len(models_of[index]))
+        step = next(iter(sample(latents.to(self.models.device), plan, image=image, video=video, start=start)))
+        self.models.decode(step.latents)
+
+    def _sample(
+        self,
+        generation: Generation,
+        on_progress: OnProgress,
+        on_step: OnStep,
+        begin: Checkpoint | Path | None,
+        timings: dict[str, float],
+        *,
+        low_memory: bool,
+    ) -> Sampled:
+        plan = self.plan(generation)
+        name = fingerprint.of_run(self._networks, generation, plan)
+        device, shape = self.models.device, self.models.latents_shape(generation)
+        total = len(plan)
+        on_progress(Phase.ENCODING, 0, total)
+        with _timed(timings, Phase.ENCODING):
+            texts = self.models.encode([generation.prompt, generation.negative_prompt])
+            image, video = self.models.denoisers(texts[:1], texts[1:], fps=generation.fps)
+            if low_memory:
+                image.halves_apart = video.halves_apart = True
+                image.frames_at_once = 1
+        with _timed(timings, Phase.SAMPLING):
+            # On the CPU: one seed, one clip, on any card. The run draws on from where the start noise ends; a second
+            # generator of the same seed would give the start noise again.
+            generator = torch.Generator().manual_seed(generation.seed)
+            latents = torch.randn(shape, generator=generator).to(device)
+            start, memory = 0, None
+            found = Checkpoint.read(begin, name, shape, device) if isinstance(begin, Path) else begin
+            if found is not None:
+                start, latents, memory = found.step, found.latents, found.memory
+                generator.set_state(found.rng)
+                log.info("resumed after step %d of %d", start, total)
+            on_progress(Phase.SAMPLING, start, total)
+            for step in sample(
+                latents, plan, image=image, video=video, generator=generator, start=start, memory=memory
+            ):
+                latents = step.latents
+                on_step(Checkpoint(name, step.index + 1, latents, step.memory, generator.get_state()))
+                on_progress(Phase.SAMPLING, step.index + 1, total)
+        return Sampled(latents, total, timings, low_memory)
+
+    def failure(self, e: Exception) -> Failed:
+        """What to say of an exception out of `generate`.
+
+        The first clip that has no room is too large. When a second one has none, something may be leaking: the job is
+        tried again in a new process.
+        """
+        failed = failure_of(e, self.models.device)
+        if isinstance(e, torch.OutOfMemoryError):
+            failed = replace(failed, can_retry=self._was_out_of_memory, is_broken=self._was_out_of_memory)
+            self._was_out_of_memory = True
+        return failed
+
+    def _free_memory(self) -> None:
+        gc.collect()
+        if self.models.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def plan(self, generation: Generation) -> Plan:
+        """Raises ValueError naming the sampler setting that cannot be run."""
+        models, chosen = self.models, generation.sampler
+        schedule = replace(models.video_schedule, **_spacing(generation))
+        steps, guidance, used = generation.num_inference_steps, generation.guidance_scale, chosen.used
+        plain = partial(ddim_plan, schedule, steps, guidance=guidance)
+        plans: dict[str, Callable[..., Plan]] = {
+            "ddim": plain,
+            "iv-mixed": partial(mixed_plan, schedule, steps, guidance=guidance, image_schedule=models.image_schedule),
+            "fused": partial(fused_plan, schedule, steps, guidance=guidance, image_schedule=models.image_schedule),
+            "zigzag": partial(zigzag_plan, schedule, steps, guidance=guidance),
+            "freeinit": partial(_free_init, plain, schedule),
+        }
+        return plans[chosen.name](**used)
+
+    def peak_memory_mb(self) -> float:
+        """On a GPU the most its allocator held since the last call, elsewhere the process's peak resident set."""
+        if self.models.device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated(self.models.device) / 2**20
+            torch.cuda.reset_peak_memory_stats(self.models.device)
+            return peak
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # ru_maxrss is in KiB on Linux
+
+
+def _free_init(inner: Callable[[], Plan], schedule: NoiseSchedule, *, iterations: int) -> Plan:
+    return free_init_plan(inner(), schedule, iterations)
+
+
+def _spacing(generation: Generation) -> dict[str, Any]:
+    """The steps that the generation was promised, whatever the model's registry entry says by now."""
+    return generation.spacing.model_dump(exclude={"num_train_timesteps"})
+
+
+@contextmanager
+def _timed(timings: dict[str, float], phase: Phase) -> Generator[None]:
+    began = time.perf_counter()
+    try:
+        yield
+    finally:
+        timings[phase] = timings.get(phase, 0.0) + time.perf_counter() - began

@@ -1,0 +1,149 @@
+"""The parent's handle on the child that keeps the models. The parent never loads torch, so it can always be killed,
+drained and restarted cleanly, and it can kill a child that hangs inside a CUDA call."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import Protocol, cast
+
+from service.settings import Settings
+from worker.messages import Message, Order, Ready
+
+log = logging.getLogger("ivmix.worker")
+
+LOAD_TIMEOUT_S = 900.0
+EXIT_GRACE_S = 3.0
+
+
+# What a child runs: its ends of the two lines, the parent's process id, the settings, the model.
+Enter = Callable[[Connection, Connection, int, Settings, str], None]
+
+
+class ChildDied(Exception):
+    """The child ended without an answer: killed, crashed, or out of host memory."""
+
+
+class Channel(Protocol):
+    """What is said about one job. `send` and `receive` raise ChildDied; `receive` gives None when nothing came in
+    time; `kill` ends the process at the other end."""
+
+    def send(self, message: Order) -> None: ...
+    def receive(self, timeout_s: float) -> Message | None: ...
+    def kill(self) -> None: ...
+
+
+class Child(Channel, Protocol):
+    """What the runner needs of a child process: the line about the job whose steps are done."""
+
+    def ensure(self, beat: Callable[[], None]) -> None: ...
+    def second(self) -> Channel: ...
+
+
+class PipeChannel:
+    """One of the two pipes to a child, bound to that very process. A thread of its own may use it."""
+
+    def __init__(self, connection: Connection, process: BaseProcess) -> None:
+        self._connection, self._process = connection, process
+
+    def send(self, message: Order) -> None:
+        try:
+            self._connection.send(message)
+        except OSError as e:
+            raise ChildDied("the child closed its pipe") from e
+
+    def receive(self, timeout_s: float) -> Message | None:
+        try:
+            if self._connection.poll(timeout_s):
+                return cast(Message, self._connection.recv())
+        except (EOFError, OSError) as e:
+            self._process.join(EXIT_GRACE_S)
+            raise ChildDied(f"the child ended with exit code {self._process.exitcode}") from e
+        return None
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def kill(self) -> None:
+        """Without waiting: whoever has the child notices by its pipe."""
+        self._process.kill()
+
+
+class ChildProcess:
+    """One child process, started again when it is gone. `enter` is its whole program."""
+
+    def __init__(self, settings: Settings, model: str, enter: Enter | None = None) -> None:
+        self._settings, self._model, self._enter = settings, model, enter or _enter
+        self._process: BaseProcess | None = None
+        self._first: PipeChannel | None = None
+        self._second: PipeChannel | None = None
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process is not None and self._process.is_alive() else None
+
+    def ensure(self, beat: Callable[[], None]) -> None:
+        """Have a child with loaded models; `beat` is called while it loads. Raises ChildDied if it does not."""
+        if self._process is not None and self._process.is_alive():
+            return
+        self.kill()
+        context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
+        (first, their_first), (second, their_second) = context.Pipe(), context.Pipe()
+        self._process = context.Process(
+            target=self._enter,
+            args=(their_first, their_second, os.getpid(), self._settings, self._model),
+            name=f"ivmix-child-{self._model}",
+            daemon=True,
+        )
+        self._process.start()
+        their_first.close()
+        their_second.close()
+        self._first, self._second = PipeChannel(first, self._process), PipeChannel(second, self._process)
+        deadline = time.monotonic() + LOAD_TIMEOUT_S
+        while time.monotonic() < deadline:
+            beat()
+            ready = self.receive(1.0)
+            if isinstance(ready, Ready):
+                log.info("models of %s loaded in %.1f s, child %s", self._model, ready.seconds, self._process.pid)
+                return
+        self.kill()
+        raise ChildDied(f"no models after {LOAD_TIMEOUT_S:.0f} s")
+
+    def send(self, message: Order) -> None:
+        _there(self._first).send(message)
+
+    def receive(self, timeout_s: float) -> Message | None:
+        return _there(self._first).receive(timeout_s)
+
+    def second(self) -> Channel:
+        return _there(self._second)
+
+    def kill(self) -> None:
+        """End the child whatever it does; a child that waits for work ends by itself when the pipe closes.
+
+        The second line is left to whoever listens to it: it hears that nobody speaks any more.
+        """
+        if self._first is not None:
+            self._first.close()
+        if self._process is not None:
+            self._process.join(0.2)
+            self._process.kill()
+            self._process.join(EXIT_GRACE_S)
+        self._first = self._second = self._process = None
+
+
+def _there(wire: PipeChannel | None) -> PipeChannel:
+    if wire is None:
+        raise ChildDied("there is no child")
+    return wire
+
+
+def _enter(first: Connection, second: Connection, parent: int, settings: Settings, model: str) -> None:
+    from worker.child.main import main  # here, in the child: it loads torch
+
+    main(first, second, parent, settings, model)

@@ -1,0 +1,170 @@
+"""The parent's RQ side; every override of RQ 3.0 in one place. tests/contract/test_rq.py holds the signatures.
+
+RQ brings a job's id to a worker and nothing else: who has a job, how often it is tried and how it ended is in our own
+record. So the worker is a SimpleWorker whose jobs only watch a child process, without RQ's retries, registries of
+ended jobs, alarms, cleaning by the worker's clock, and commands over pub/sub, all of which would decide something. A
+SIGTERM sets a flag that is asked at the moments when stopping loses nothing (rq#2236: stock RQ loses a job there).
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import Any
+
+import redis.exceptions
+from redis import Redis
+from redis.client import Pipeline
+from rq import Queue, SimpleWorker
+from rq.exceptions import DequeueTimeout, StopRequested
+from rq.executions import Execution
+from rq.job import Job, JobStatus
+
+from service.jobs.rq_queues import DELIVERED_TTL_S, NoTimeout, TrustedJob, generate_queue
+from service.process.heartbeat_file import HeartbeatFile
+
+log = logging.getLogger("ivmix.worker")
+
+DEQUEUE_S = 5  # how long an idle worker blocks, so how late it notices a stop
+FRESH_S = 2.0  # a heartbeat so young needs no other: every write is a sync of the disk, and the networks wait on_wait
+
+
+class StoppableQueue(Queue):
+    """Asks before every dequeue whether the worker is to stop: the one moment when stopping loses nothing."""
+
+    stopping = threading.Event()  # RQ calls dequeue_any on the class
+
+    @classmethod
+    def dequeue_any(cls, *args: Any, **kwargs: Any) -> Any:
+        """An entry that RQ cannot read would end this worker, and then the next: the maintenance sends it anew."""
+        while not cls.stopping.is_set():
+            try:
+                return super().dequeue_any(*args, **kwargs)
+            except (redis.exceptions.RedisError, DequeueTimeout):
+                raise
+            except Exception as e:
+                job_id, queue = getattr(e, "job_id", None), getattr(e, "queue", None)
+                if job_id is None or queue is None:
+                    raise
+                log.exception("RQ's entry of %s cannot be read; our record has what is needed", job_id)
+                queue.connection.delete(Job.key_for(job_id))
+        raise StopRequested
+
+
+class GenerationWorker(SimpleWorker):
+    queue_class = StoppableQueue
+    job_class = TrustedJob
+    death_penalty_class = NoTimeout
+
+    def __init__(
+        self, connection: Redis, model: str, stopping: threading.Event, heartbeat_file: HeartbeatFile | None = None
+    ) -> None:
+        name = generate_queue(connection, model).name
+        queue = StoppableQueue(name, connection=connection, serializer="json", job_class=TrustedJob)
+        super().__init__(  # pyright: ignore[reportUnknownMemberType]  RQ is typed in part
+            [queue], connection=connection, serializer="json", worker_ttl=DEQUEUE_S + 15
+        )
+        self._execution: Execution | None = None
+        self._beaten_at = -FRESH_S
+        self._heartbeat_file = heartbeat_file or HeartbeatFile()
+        self.max_connection_wait_time = DEQUEUE_S
+        StoppableQueue.stopping = stopping
+
+    @property
+    def is_draining(self) -> bool:
+        return StoppableQueue.stopping.is_set()
+
+    @property
+    def execution_id(self) -> str:
+        assert self._execution is not None, "only inside a job"
+        return self._execution.id
+
+    def prepare_execution(self, job: Job) -> Execution:
+        self._execution = super().prepare_execution(job)
+        return self._execution
+
+    def perform_job(self, job: Job, queue: Queue, execution: Execution) -> bool:  # noqa: ARG002  RQ's signature
+        """Run it, then take the execution out of RQ's books again, and the entry too if nobody needs it."""
+        status, is_over = JobStatus.FAILED, False
+        try:
+            self.prepare_job_execution(job, remove_from_intermediate_queue=True)
+            is_over = bool(job.perform())
+            status = JobStatus.FINISHED
+        except redis.exceptions.RedisError:
+            raise  # the job stays where it is, its lease ends, and the maintenance brings it back
+        except PermissionError:
+            log.exception("%s is not ours", job.id)
+            is_over = True
+        except Exception:
+            log.exception("%s could not be run", job.id)
+        with self.connection.pipeline() as pipe:  # pyright: ignore[reportUnknownMemberType]
+            self.cleanup_execution(job, pipe, execution)
+            if is_over:
+                _close(job, status, pipe)
+            pipe.execute()
+        return status is JobStatus.FINISHED
+
+    def close_entry(self, job: Job) -> None:
+        """For a job that ended after `perform_job`: nobody needs RQ's entry any more. From any thread."""
+        try:
+            with self.connection.pipeline() as pipe:  # pyright: ignore[reportUnknownMemberType]
+                _close(job, JobStatus.FINISHED, pipe)
+                pipe.execute()
+        except redis.exceptions.RedisError as e:
+            log.warning("RQ's entry of %s stays: %s", job.id, type(e).__name__)
+
+    def beat(self, job: Job) -> None:
+        """For those who look at RQ's books; the lease on the job is ours."""
+        assert self._execution is not None, "only inside a job"
+        try:
+            self.maintain_heartbeats(job, self._execution)
+        except redis.exceptions.RedisError as e:
+            log.warning("RQ's heartbeat of %s failed: %s", job.id, type(e).__name__)
+
+    def heartbeat(self, timeout: int | None = None, pipeline: Pipeline | None = None) -> None:
+        """While Redis is away RQ waits for it before every dequeue, for ever: a worker that is to stop must not.
+
+        RQ beats three times between two jobs, in three writes each.
+        """
+        self._heartbeat_file.beat()
+        if pipeline is not None:
+            super().heartbeat(timeout, pipeline)
+            return
+        if time.monotonic() - self._beaten_at < FRESH_S:
+            return
+        try:
+            with self.connection.pipeline() as pipe:  # pyright: ignore[reportUnknownMemberType]
+                super().heartbeat(timeout, pipe)
+                pipe.execute()
+        except redis.exceptions.RedisError:
+            if self.is_draining:
+                raise StopRequested from None
+            raise
+        self._beaten_at = time.monotonic()
+
+    def set_state(self, state: str, pipeline: Pipeline | None = None) -> None:
+        """RQ says twice between two jobs that it is idle."""
+        if pipeline is not None or state != self._state:
+            super().set_state(state, pipeline)
+
+    def get_heartbeat_ttl(self, job: Job, working_time: float = 0.0) -> int:  # noqa: ARG002  RQ's signature
+        return 2 * self.job_monitoring_interval
+
+    def run_maintenance_tasks(self) -> None:
+        """`ivmix maintenance` does it, for all workers."""
+
+    def subscribe(self) -> None:
+        """No commands: whoever can publish must not stop jobs. Cancel is asked for in the record."""
+
+    def _shutdown(self) -> None:
+        StoppableQueue.stopping.set()
+        self._stop_requested = True
+
+    def request_force_stop(self, signum: int, frame: Any) -> None:
+        """A second signal changes nothing: the drain is already under way and takes one step."""
+
+
+def _close(job: Job, status: JobStatus, pipe: Pipeline) -> None:
+    job.set_status(status, pipeline=pipe)
+    job.cleanup(DELIVERED_TTL_S, pipeline=pipe, remove_from_queue=False)
