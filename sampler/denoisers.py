@@ -95,8 +95,8 @@ class GuidedDenoiser(ABC):
         """The network for latents such as these, with all that does not change laid ready; costs more than a call.
 
         Called with latents (B, C, F, h, w) and what `timestep` gives; returns what the network says for each half, of
-        that shape, in its own dtype, to be used before the next call. Raises IncompatibleInputs if latents, text or what
-        the network returns do not fit each other.
+        that shape, in its own dtype, to be used before the next call. Raises IncompatibleInputs if latents, text or
+        what the network returns do not fit each other.
         """
         if like.ndim != 5 or like.shape[0] != self.cond.shape[0]:
             raise IncompatibleInputs(

@@ -21,7 +21,7 @@ from service.storage.manifest import Manifest, delete_files
 from service.wiring import Services, open_services
 from tests.factories import make_job
 from tests.integration.test_cli import ivmix
-from worker.child.upload import Delivery
+from worker.child.upload import Uploader
 from worker.scratch import Scratch
 
 FRAMES = np.zeros((2, 32, 32, 3), dtype=np.uint8)
@@ -38,7 +38,7 @@ def services(request: pytest.FixtureRequest) -> Iterator[Services]:
 @pytest.fixture
 def complete(services: Services, tmp_path: Path) -> Callable[..., Job]:
     """complete(..) -> the record of a finished job, made as a worker makes it."""
-    delivery = Delivery(services.storage, Scratch(tmp_path / "scratch"), StorageRetry(30))
+    delivery = Uploader(services.storage, Scratch(tmp_path / "scratch"), StorageRetry(30))
 
     def run(execution_id: str = "e1", **fields: object) -> Job:
         created = services.store.create(make_job(**fields), generate_queue(services.redis, "demo"))
@@ -128,7 +128,7 @@ def test_of_two_executions_that_finished_the_first_counts(
     services: Services, complete: Callable[..., Job], tmp_path: Path
 ) -> None:
     job = complete()
-    Delivery(services.storage, Scratch(tmp_path / "second"), StorageRetry(30)).deliver(
+    Uploader(services.storage, Scratch(tmp_path / "second"), StorageRetry(30)).deliver(
         job.model_copy(update={"execution_id": "e0"}),
         "e0",
         FRAMES,
@@ -180,7 +180,7 @@ def test_the_command_says_what_it_did(settings: Settings, tmp_path: Path) -> Non
         created = services.store.create(make_job(), generate_queue(services.redis, "demo"))
         job = services.store.start(created.id, "e1")
         assert job is not None
-        Delivery(services.storage, Scratch(tmp_path / "scratch"), StorageRetry(30)).deliver(
+        Uploader(services.storage, Scratch(tmp_path / "scratch"), StorageRetry(30)).deliver(
             job, "e1", FRAMES, timings={}, peak_memory_mb=1, on_wait=lambda: None
         )
         services.redis.flushall()

@@ -18,7 +18,7 @@ from service.wiring import open_storage
 from tests.factories import make_generation, make_job
 from tests.faulty_proxy import FaultyProxy
 from worker.child import video
-from worker.child.upload import Delivery
+from worker.child.upload import Uploader
 from worker.scratch import Scratch
 
 FRAMES = np.random.default_rng(1).integers(0, 255, (3, 32, 32, 3), dtype=np.uint8)
@@ -42,9 +42,9 @@ def storage(swift: Settings) -> VideoStorage:
 
 
 @pytest.fixture
-def delivery(swift: Settings, proxy: FaultyProxy, tmp_path: Path) -> Delivery:
+def delivery(swift: Settings, proxy: FaultyProxy, tmp_path: Path) -> Uploader:
     behind = Settings.model_validate({**swift.model_dump(), "s3_endpoint_url": proxy.url, "s3_timeout_s": 5})
-    return Delivery(open_storage(behind), Scratch(tmp_path / "scratch"), StorageRetry(budget_s=60))
+    return Uploader(open_storage(behind), Scratch(tmp_path / "scratch"), StorageRetry(budget_s=60))
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def job() -> Job:
     return make_job(state=JobState.RUNNING, execution_id="e1", metadata={"team": "red"}, user="u1")
 
 
-def deliver(delivery: Delivery, job: Job, execution_id: str = "e1", *, stop: bool = False) -> Manifest:
+def deliver(delivery: Uploader, job: Job, execution_id: str = "e1", *, stop: bool = False) -> Manifest:
     def on_wait() -> None:
         if stop:
             raise Stop
@@ -60,12 +60,12 @@ def deliver(delivery: Delivery, job: Job, execution_id: str = "e1", *, stop: boo
     return delivery.deliver(job, execution_id, FRAMES, timings={"sampling": 2.5}, peak_memory_mb=12.0, on_wait=on_wait)
 
 
-def find(delivery: Delivery, job: Job, execution_id: str = "e2") -> Manifest | None:
+def find(delivery: Uploader, job: Job, execution_id: str = "e2") -> Manifest | None:
     return delivery.find(job, execution_id, on_wait=lambda: None)
 
 
 def test_the_files_are_stored_and_the_manifest_says_all_that_the_record_will(
-    delivery: Delivery, storage: VideoStorage, job: Job, tmp_path: Path
+    delivery: Uploader, storage: VideoStorage, job: Job, tmp_path: Path
 ) -> None:
     manifest = deliver(delivery, job)
     prefix = f"videos/{job.id}/e1/"
@@ -88,17 +88,17 @@ def test_the_files_are_stored_and_the_manifest_says_all_that_the_record_will(
     assert (stored.job.generation, stored.job.metadata, stored.job.user) == (job.generation, {"team": "red"}, "u1")
 
 
-def test_the_manifest_comes_last(delivery: Delivery, proxy: FaultyProxy, job: Job) -> None:
+def test_the_manifest_comes_last(delivery: Uploader, proxy: FaultyProxy, job: Job) -> None:
     deliver(delivery, job)
     puts = [line.rpartition("/")[2] for line in proxy.seen if line.startswith("PUT")]
     assert puts == ["video.mp4", "thumbnail.webp", "spritesheet.jpg", "manifest.json"]
 
 
-def test_a_fresh_job_has_nothing_to_find(delivery: Delivery, job: Job) -> None:
+def test_a_fresh_job_has_nothing_to_find(delivery: Uploader, job: Job) -> None:
     assert find(delivery, job) is None
 
 
-def test_what_was_stored_is_found_and_not_sent_again(delivery: Delivery, proxy: FaultyProxy, job: Job) -> None:
+def test_what_was_stored_is_found_and_not_sent_again(delivery: Uploader, proxy: FaultyProxy, job: Job) -> None:
     """The worker was killed, or Redis was away, between the upload and the commit."""
     first = deliver(delivery, job)
     proxy.seen.clear()
@@ -111,7 +111,7 @@ def test_what_was_stored_is_found_and_not_sent_again(delivery: Delivery, proxy: 
     assert not any(line.startswith("PUT") for line in proxy.seen)
 
 
-def test_what_another_request_made_is_not_taken(delivery: Delivery, job: Job) -> None:
+def test_what_another_request_made_is_not_taken(delivery: Uploader, job: Job) -> None:
     deliver(delivery, job)
     other = job.model_copy(update={"generation": make_generation(seed=8)})
     assert find(delivery, other) is None
@@ -119,7 +119,7 @@ def test_what_another_request_made_is_not_taken(delivery: Delivery, job: Job) ->
 
 
 def test_what_is_stored_in_part_or_changed_is_not_taken(
-    delivery: Delivery, storage: VideoStorage, job: Job, tmp_path: Path
+    delivery: Uploader, storage: VideoStorage, job: Job, tmp_path: Path
 ) -> None:
     manifest = deliver(delivery, job)
     delivery.scratch.discard(job.id, "e1")
@@ -131,14 +131,14 @@ def test_what_is_stored_in_part_or_changed_is_not_taken(
     assert find(delivery, job) is None
 
 
-def test_an_outage_is_waited_out(delivery: Delivery, storage: VideoStorage, proxy: FaultyProxy, job: Job) -> None:
+def test_an_outage_is_waited_out(delivery: Uploader, storage: VideoStorage, proxy: FaultyProxy, job: Job) -> None:
     proxy.faults.extend(["503", "drop", "503", "cut", "flip", "503", "503", "drop"])
     assert deliver(delivery, job).is_complete(storage)
     assert not proxy.faults
 
 
 def test_a_worker_that_is_stopped_in_an_outage_leaves_the_files_for_the_next(
-    delivery: Delivery, storage: VideoStorage, proxy: FaultyProxy, job: Job
+    delivery: Uploader, storage: VideoStorage, proxy: FaultyProxy, job: Job
 ) -> None:
     with pytest.raises(Stop):
         deliver(delivery, job, stop=True)
@@ -151,7 +151,7 @@ def test_a_worker_that_is_stopped_in_an_outage_leaves_the_files_for_the_next(
 
 
 def test_files_on_scratch_that_were_harmed_are_not_stored(
-    delivery: Delivery, storage: VideoStorage, job: Job, tmp_path: Path
+    delivery: Uploader, storage: VideoStorage, job: Job, tmp_path: Path
 ) -> None:
     with pytest.raises(Stop):
         deliver(delivery, job, stop=True)
@@ -163,9 +163,9 @@ def test_files_on_scratch_that_were_harmed_are_not_stored(
 
 
 def test_a_storage_that_stays_away_ends_in_an_error_and_the_files_stay(
-    delivery: Delivery, proxy: FaultyProxy, job: Job, tmp_path: Path
+    delivery: Uploader, proxy: FaultyProxy, job: Job, tmp_path: Path
 ) -> None:
-    short = Delivery(delivery.storage, delivery.scratch, StorageRetry(budget_s=1))
+    short = Uploader(delivery.storage, delivery.scratch, StorageRetry(budget_s=1))
     proxy.faults.extend(["503"] * 1000)
     with pytest.raises(StorageError):
         deliver(short, job)
@@ -173,7 +173,7 @@ def test_a_storage_that_stays_away_ends_in_an_error_and_the_files_stay(
 
 
 def test_a_storage_that_cannot_be_asked_costs_a_drawing_not_the_job(
-    delivery: Delivery, proxy: FaultyProxy, job: Job
+    delivery: Uploader, proxy: FaultyProxy, job: Job
 ) -> None:
     proxy.method = "GET"
     proxy.faults.extend(["503"] * 10)
@@ -181,7 +181,7 @@ def test_a_storage_that_cannot_be_asked_costs_a_drawing_not_the_job(
 
 
 def test_a_full_disk_leaves_no_half_files(
-    delivery: Delivery, job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    delivery: Uploader, job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_space(*args: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -21,7 +21,7 @@ from tests.factories import make_generation, make_job
 from worker.child.checkpoint_writer import CheckpointWriter
 from worker.child.engine import Engine
 from worker.child.main import main as child
-from worker.child.upload import Delivery
+from worker.child.upload import Uploader
 from worker.messages import Cancel, Done, Drain, Failed, Order, Progress, Run, Sampled, Stopped
 from worker.scratch import Scratch
 
@@ -58,7 +58,7 @@ def run(
         parent.send(order)
     keeper = CheckpointWriter(storage, object_keys.checkpoint(job.id), every_s=3600)
     with tempfile.TemporaryDirectory() as scratch:
-        delivery = Delivery(storage, Scratch(Path(scratch)), StorageRetry(0.0))
+        delivery = Uploader(storage, Scratch(Path(scratch)), StorageRetry(0.0))
         parents_second, second = multiprocessing.Pipe()
         with parents_second, second:
             finisher = child.Postprocessor(engine, child.Line(second), delivery)
