@@ -22,9 +22,9 @@ from service.process.embedded_valkey import free_port
 from service.settings import Settings
 from service.webhook_dispatcher.metrics import DispatcherMetrics
 from service.wiring import Services
+from tests.doc_examples import DOCS
 from tests.factories import PROMPT, make_job
 from tests.processes import clean_environment, wait_for, worker
-from tests.readme import README
 
 
 def create(client: TestClient) -> str:
@@ -128,14 +128,14 @@ class TestMetrics:
         assert shown["ivmix_job_store_up",] == 0
         assert shown["ivmix_http_requests_total", "GET", "/livez", "200"] == 1
 
-    def test_the_readme_explains_every_figure_of_api_and_courier_and_no_other(self, client: TestClient) -> None:
+    def test_the_documentation_has_every_metric_of_api_and_dispatcher_and_no_other(self, client: TestClient) -> None:
         """Those of workers: tests/unit/worker/test_metrics.py."""
         names = re.findall(r"^# TYPE (ivmix_\w+) (?:counter|gauge|histogram)$", client.get("/metrics").text, re.M)
         for family in DispatcherMetrics().registry.collect():
             names += [f"{family.name}_total" if family.type == "counter" else family.name]
-        rows = re.findall(r"^\| (`ivmix_.*?) \|", README.read_text(), re.M)
-        user_errors = {name for row in rows for name in re.findall(r"\w+", row)}
-        own = {name for name in user_errors if not re.match("ivmix_(worker|storage)_", name)}
+        rows = re.findall(r"^\| (`ivmix_.*?) \|", (DOCS / "operations.md").read_text(), re.M)
+        documented = {name for row in rows for name in re.findall(r"\w+", row)}
+        own = {name for name in documented if not re.match("ivmix_(worker|storage)_", name)}
         assert own == {name for name in names if name.startswith("ivmix_") and not name.endswith("_created")}
 
 

@@ -10,8 +10,8 @@ from service.catalog.model_entry import Optimise
 from service.catalog.registry import ModelRegistry
 from service.errors import InvalidParameter
 from service.jobs.sampling import USES
+from tests.doc_examples import DOCS
 from tests.factories import PROMPT, make_request
-from tests.readme import README
 
 DEMO = ModelRegistry.load().get("demo")
 ANIMATEDIFF = ModelRegistry.load().entry("animatediff")
@@ -195,7 +195,7 @@ def test_prompt_that_cannot_fit_the_text_encoder_is_refused_before_it_waits(word
     assert f"{words + 2} tokens or more" in raised.value.message
 
 
-def test_readme_lists_the_switches_of_the_networks_with_their_defaults() -> None:
-    section = README.read_text().partition("| switch | default |")[2].partition("\n\n")[0]
+def test_documentation_lists_the_switches_of_the_networks_with_their_defaults() -> None:
+    section = (DOCS / "models.md").read_text().partition("| switch | default |")[2].partition("\n\n")[0]
     listed = dict(re.findall(r"^\| `(\w+)` \| (on|off) \|", section, re.MULTILINE))
     assert listed == {name: "on" if on else "off" for name, on in Optimise().model_dump().items()}

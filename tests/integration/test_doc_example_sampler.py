@@ -1,21 +1,18 @@
-"""The researcher's ten lines of the README, run as they stand."""
+"""The library example of docs/sampler.md runs as printed."""
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 from pathlib import Path
 
+from tests.doc_examples import DOCS, example
 from tests.processes import clean_environment
 from worker.child.video import read_mp4
 
-README = Path(__file__).parents[2] / "README.md"
 
-
-def test_the_ten_lines_make_a_clip(tmp_path: Path) -> None:
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    program = next(block for block in blocks if "worker.networks.models" in block)
+def test_the_example_makes_a_clip(tmp_path: Path) -> None:
+    program = example(DOCS / "sampler.md", "python", "worker.models")
     ran = subprocess.run(
         [sys.executable, "-c", program],
         cwd=tmp_path,

@@ -1,4 +1,4 @@
-"""What the README shows is run, word for word but for the address, against `ivmix up` as a reader would start it."""
+"""The examples of README.md and docs/api.md run as printed, except for the address, against a real `ivmix up`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.clients import run, sdk_node, sdk_python
+from tests.doc_examples import ADDRESS, DOCS, README, example
 from tests.processes import ivmix_up
-from tests.readme import ADDRESS, example
 from worker.child.video import read_mp4
 
 
@@ -25,8 +25,8 @@ def is_a_video(file: Path) -> bool:
     return read_mp4(file).shape == (8, 384, 384, 3)
 
 
-def code(language: str, url: str) -> str:
-    text = example("Call it", language)
+def code(document: Path, language: str, containing: str, url: str) -> str:
+    text = example(document, language, containing)
     assert ADDRESS in text
     return text.replace(ADDRESS, url)
 
@@ -34,20 +34,22 @@ def code(language: str, url: str) -> str:
 def test_curl(url: str, tmp_path: Path) -> None:
     if shutil.which("curl") is None:
         pytest.skip("this machine has no curl")
-    run("bash", "-euo", "pipefail", "-c", code("bash", url), cwd=tmp_path)
+    run("bash", "-euo", "pipefail", "-c", code(README, "bash", "curl", url), cwd=tmp_path)
     assert is_a_video(tmp_path / "out.mp4")
 
 
 def test_python(url: str, tmp_path: Path) -> None:
     python = str(sdk_python("3.54.0"))
-    run(python, "-W", "ignore::DeprecationWarning", "-c", code("python", url), cwd=tmp_path)
+    # A deprecation warning that the example does not filter is an error here.
+    strict = ("-W", "error::DeprecationWarning:__main__")
+    run(python, *strict, "-c", code(README, "python", "create_and_poll", url), cwd=tmp_path)
     assert is_a_video(tmp_path / "out.mp4")
 
 
 def test_javascript(url: str, tmp_path: Path) -> None:
     node, _ = sdk_node("7.57.0")
     script = tmp_path / "example.mjs"
-    script.write_text(code("js", url))
+    script.write_text(code(DOCS / "api.md", "js", "fetch", url))
     run(str(node), str(script), cwd=tmp_path)
     assert is_a_video(tmp_path / "out.mp4")
 

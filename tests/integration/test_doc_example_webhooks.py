@@ -1,4 +1,4 @@
-"""The receiver in the README is run as it is printed there."""
+"""The receiver in docs/webhooks.md runs as printed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import re
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import httpx2
 import pytest
@@ -15,15 +14,11 @@ import pytest
 from service.process.embedded_valkey import free_port
 from service.settings import Settings
 from service.wiring import Services
+from tests.doc_examples import DOCS, example
 from tests.integration.test_webhook_api import answer_of, complete, deliver
 from tests.processes import PROMPT, wait_for
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
-
-
-def block(language: str, holding: str) -> str:
-    (found,) = [code for code in re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL) if holding in code]
-    return found
+GUIDE = DOCS / "webhooks.md"
 
 
 @pytest.fixture
@@ -31,11 +26,11 @@ def settings(settings: Settings) -> Settings:
     return settings.model_copy(update={"webhook_allow": ("127.0.0.0/8",), "webhook_allow_http": True})
 
 
-def test_the_receiver_of_the_readme_is_short_and_prints_a_verified_event(server: str, services: Services) -> None:
-    code, port = block("python", "BaseHTTPRequestHandler"), free_port()
+def test_the_receiver_is_short_and_prints_a_verified_event(server: str, services: Services) -> None:
+    code, port = example(GUIDE, "python", "BaseHTTPRequestHandler"), free_port()
     assert len([line for line in code.splitlines() if line]) == 15
     with httpx2.Client(base_url=server, timeout=60) as http:
-        registering, listing = block("bash", "webhook_endpoints").replace("\\\n", " ").strip().splitlines()
+        registering, listing = example(GUIDE, "bash", "webhook_endpoints").replace("\\\n", " ").strip().splitlines()
         body = shlex.split(registering)[-1].replace(":9000", f":{port}")
         path = "/v1/webhook_endpoints"
         assert path in registering
