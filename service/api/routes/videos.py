@@ -132,7 +132,7 @@ def list_videos(
 def delete_video(video_id: str, writer: Writer, services: ServicesDep) -> DeletedVideo:
     job = get_job(services, writer, video_id)
     if not job.state.is_terminal:
-        raise VideoNotDeletable(f"The video '{job.id}' is {job.state}; cancel it or wait until it has ended.")
+        raise VideoNotDeletable(f"The video '{job.id}' is {job.state}; cancel it first or wait until it has ended.")
     services.store.delete(job.id)
     try:
         delete_files(services.storage, job.id)
