@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import pkgutil
-import re
 import subprocess
 import sys
 
@@ -37,9 +36,3 @@ assert threading.active_count() == 1, threading.enumerate()
 """
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
-
-
-def test_the_map_of_the_folder_names_every_module() -> None:
-    assert service.__doc__ is not None
-    described = set(re.findall(r"^(\w+)/? ", service.__doc__, re.MULTILINE))
-    assert {name.split(".")[1] for name in MODULES} <= described
