@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients import run
-from tests.consistency import PULSE_PROBE, complaints, settings_of
+from tests.container_checks import PULSE_PROBE, complaints, settings_of
 from tests.containers import DOCKER, IMAGES, ROOT, compose, compose_containers, env_file
+from tests.external_programs import run
 
 KNOWN_KEYS = {
     *("build", "cap_drop", "command", "configs", "depends_on", "deploy", "entrypoint", "environment", "healthcheck"),
