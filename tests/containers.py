@@ -1,6 +1,6 @@
 """What docker/ and deploy/ start: compose file, Dockerfiles and rendered manifests as one list of containers.
 
-Reads only; what has to hold of them is in tests/consistency.py.
+Reads only; what has to hold of them is in tests/container_checks.py.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from tests.clients import kustomize, run
+from tests.external_programs import kustomize, run
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCKER, DEPLOY = ROOT / "docker", ROOT / "deploy"

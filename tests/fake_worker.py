@@ -3,7 +3,7 @@
 What it is to do wrong stands in the prompt, as name@step: `die`, `hang`, `fail` (the device is lost), `late` (waits
 until the file named in FAKE_GATE exists); name@decode is the same after the last step. FAKE_STEP_S is the time of a
 step. FAKE_WINDOW names a file that is made when a job has been taken and not started; the worker stays there until it
-is told to stop. FAKE_CLOCK_S: tests/clocks.py.
+is told to stop. FAKE_CLOCK_S: tests/skewed_clock.py.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from service.log_config import configure_logging
 from service.process.heartbeat_file import HeartbeatFile
 from service.settings import Settings, load_settings
 from service.wiring import open_services
-from tests.clocks import set_clock_wrong
+from tests.skewed_clock import set_clock_wrong
 from worker.__main__ import work
 from worker.child.main import serve
 from worker.messages import Failed

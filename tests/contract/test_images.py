@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients import run
-from tests.consistency import PULSE_PROBE, complaints, settings_of
+from tests.container_checks import PULSE_PROBE, complaints, settings_of
 from tests.containers import DOCKER, IMAGES, ROOT, compose, compose_containers, env_file
+from tests.external_programs import run
 
 KNOWN_KEYS = {
     *("build", "cap_drop", "command", "configs", "depends_on", "deploy", "entrypoint", "environment", "healthcheck"),
@@ -87,7 +87,7 @@ def test_what_is_wrong_in_compose_is_seen(right: str, wrong: str, complaint: str
 def test_compose_services_are_hardened_and_come_back() -> None:
     document = compose()
     for name, service in document["services"].items():
-        assert service.api_keys() <= KNOWN_KEYS, name
+        assert service.keys() <= KNOWN_KEYS, name
         assert service["read_only"] is True, name
         assert service["cap_drop"] == ["ALL"], name
         assert service["restart"] == ("unless-stopped" if name not in ("bucket", "fetch") else service["restart"])

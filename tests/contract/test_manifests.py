@@ -16,7 +16,7 @@ from rq.registry import StartedJobRegistry
 
 from service.jobs.rq_queues import generate_queue_name, queue_key
 from service.webhooks.addresses import NEVER, NOT_PUBLIC_V4, NOT_PUBLIC_V6, PUBLIC_V6, why_not
-from tests.consistency import complaints
+from tests.container_checks import complaints
 from tests.containers import (
     DEPLOY,
     IMAGES,

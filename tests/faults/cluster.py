@@ -26,12 +26,12 @@ from service.process.embedded_valkey import free_port
 from service.process.parent_watch import SUPERVISOR
 from service.settings import Settings
 from service.wiring import Services, open_services
-from tests.clocks import CLOCK
-from tests.faults.buckets import Buckets
 from tests.faults.history import History
 from tests.faults.proxies import Wires
 from tests.faults.receiver import Receiver
+from tests.faults.s3_proxy import Buckets
 from tests.processes import clean_environment, session_of, wait_for
+from tests.skewed_clock import CLOCK
 from tests.swift import ACCESS_KEY, SECRET_KEY, admin_client
 from tests.valkey import Valkey
 
@@ -178,7 +178,7 @@ class House:
 
         def start(clock_s: float) -> subprocess.Popen[bytes]:
             handle = subprocess.Popen(
-                [sys.executable, "-m", "tests.faults.hurried", module],
+                [sys.executable, "-m", "tests.faults.short_timeouts", module],
                 env={**clean_environment(), **environment, CLOCK: str(clock_s)},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,

@@ -2,7 +2,7 @@
 
 Without root and on one machine some stand for others: a full disk of Redis is `maxmemory` with noeviction (the same
 refusals, by CONFIG SET); a worker's full disk is a limit on the size of its files (prlimit RLIMIT_FSIZE); a clock that
-is wrong is a shifted time.time in that process (tests/clocks.py).
+is wrong is a shifted time.time in that process (tests/skewed_clock.py).
 """
 
 from __future__ import annotations

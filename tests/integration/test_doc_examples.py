@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients import run, sdk_node, sdk_python
 from tests.doc_examples import ADDRESS, DOCS, README, example
+from tests.external_programs import run, sdk_node, sdk_python
 from tests.processes import ivmix_up
 from worker.child.video import read_mp4
 

@@ -14,9 +14,9 @@ from service.catalog.registry import ModelRegistry
 from service.catalog.weight_files import LOCK
 from service.errors import ConfigurationError, ModelNotFetched
 from service.jobs.model import VideoRequest
-from tests.hub import Hub, serve_hub
+from tests.fake_hub import Hub, serve_hub
 from tests.processes import clean_environment, wait_for
-from tests.tiny import ENTRY, save_model
+from tests.tiny_models import ENTRY, save_model
 
 REPO = "somebody/tiny-modelscope"
 PARTS = ("tokenizer", "text_encoder", "vae", "unet", "scheduler", "image_unet", "image_tokenizer", "image_text_encoder")

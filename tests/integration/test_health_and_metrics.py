@@ -67,7 +67,10 @@ class TestQueueReport:
         waiting = create(client)
 
         def busy() -> dict[str, Any] | None:
+            """The second video is sampled while the first is still decoded and stored, so wait for both."""
             [model] = client.get("/v1/queue").json()["data"]
+            if not model["videos_per_hour"]:
+                return None
             return next((model for at in model["workers"] if at["video_id"] == long.id and at["step"]), None)
 
         environment = {

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients import run
 from tests.containers import IMAGES, ROOT
+from tests.external_programs import run
 
 FORBIDDEN = {"torch", "diffusers", "transformers", "numpy", "av"}
 

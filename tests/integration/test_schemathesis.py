@@ -9,8 +9,8 @@ import pytest
 from service.settings import Settings
 from service.wiring import open_services
 from tests.conftest import serve
-from tests.engines import replaying
-from tests.fuzzer import fuzz
+from tests.in_process_worker import replaying
+from tests.schemathesis_cli import fuzz
 
 SECONDS = int(os.environ.get("SCHEMATHESIS_SECONDS", "15"))  # each; a long run says more
 

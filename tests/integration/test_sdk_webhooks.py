@@ -14,7 +14,7 @@ import pytest
 
 from service.settings import Settings
 from service.webhooks.signature import SigningSecret, new_secret, signed_headers
-from tests.clients import run, sdk_node, sdk_python
+from tests.external_programs import run, sdk_node, sdk_python
 from tests.webhook_receivers import Receiver
 
 pytestmark = pytest.mark.timeout(1200)  # the first run installs the clients

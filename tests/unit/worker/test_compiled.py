@@ -24,7 +24,7 @@ from torch._dynamo.utils import counters
 
 from sampler import ImageDenoiser
 from service.catalog.model_entry import ModelEntry, Optimise
-from tests.tiny import save_model
+from tests.tiny_models import save_model
 from tests.unit.worker.test_optimise import FAMILIES, FRAMES, NONE, clip, close, models_of, plainly
 from worker.networks.models import Models
 from worker.networks.optimise import Compiler, OptimisedNetwork, TextKeys

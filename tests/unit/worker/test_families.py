@@ -14,7 +14,7 @@ from sampler import ImageDenoiser, VideoDenoiser, official_plan, sample
 from service.catalog.model_entry import ModelEntry
 from service.errors import ConfigurationError
 from service.jobs.model import VideoRequest
-from tests.tiny import Golden, save_model, save_text, save_unet, save_vae, write_entry
+from tests.tiny_models import Golden, save_model, save_text, save_unet, save_vae, write_entry
 from worker.child.engine import Engine
 from worker.networks.components import WeightsMismatch
 from worker.networks.models import IncompatibleModels, Models, load, unets

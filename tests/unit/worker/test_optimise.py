@@ -13,7 +13,7 @@ from torch import Generator, Tensor, nn
 
 from sampler import ImageDenoiser, VideoDenoiser, mixed_plan, sample
 from service.catalog.model_entry import ModelEntry, Optimise
-from tests.tiny import save_model, write_entry
+from tests.tiny_models import save_model, write_entry
 from worker.networks.models import Models, load
 from worker.networks.optimise import OptimisedNetwork, TextKeys, decode
 from worker.networks.optimise.halves import before_text

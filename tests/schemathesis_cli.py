@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.clients import _made_once, run
+from tests.external_programs import _made_once, run
 
 VERSION = "4.32.5"
 CONFIG = Path(__file__).with_name("schemathesis.toml")

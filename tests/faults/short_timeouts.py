@@ -1,4 +1,4 @@
-"""`python -m tests.faults.hurried MODULE ..`: a real process whose waits are seconds instead of minutes.
+"""`python -m tests.faults.short_timeouts MODULE ..`: a real process whose waits are seconds instead of minutes.
 
 Only waits that are no setting are changed here. FAKE_CLOCK_S sets its clock wrong by so many seconds.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-from tests.clocks import set_clock_wrong
+from tests.skewed_clock import set_clock_wrong
 
 
 def hurry() -> None:

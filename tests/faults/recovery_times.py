@@ -1,4 +1,4 @@
-"""`python -m tests.faults.figures`: how long a worker's faults take, with the settings as they are shipped.
+"""`python -m tests.faults.recovery_times`: how long a worker's faults take, with the settings as they are shipped.
 
 A real worker and maintenance, a real Valkey, the engine that only sleeps (half a second a step). About five minutes,
 most of which are leases that run out.

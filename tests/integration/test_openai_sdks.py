@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients import run, sdk_node, sdk_python
+from tests.external_programs import run, sdk_node, sdk_python
 from tests.processes import clean_environment, ivmix_up
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
