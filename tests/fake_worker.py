@@ -27,7 +27,7 @@ from service.log_config import configure_logging
 from service.process.heartbeat_file import HeartbeatFile
 from service.settings import Settings, load_settings
 from service.wiring import open_services
-from tests.skewed_clock import set_clock_wrong
+from tests.skewed_clock import skew_clock
 from worker.__main__ import work
 from worker.child.main import serve
 from worker.messages import Failed
@@ -104,7 +104,7 @@ class FakeEngine:
 
 
 def enter(first: Connection, second: Connection, parent: int, settings: Settings, model: str) -> None:
-    set_clock_wrong()
+    skew_clock()
     serve(first, second, parent, settings, FakeEngine)
 
 
@@ -133,5 +133,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    set_clock_wrong()
+    skew_clock()
     sys.exit(main())
