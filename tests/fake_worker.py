@@ -1,9 +1,9 @@
-"""`python -m tests.fake_worker`: a real worker process, parent and child, whose engine only sleeps.
+"""`python -m tests.fake_worker` runs a real worker, parent and child, with an engine that only sleeps.
 
-What it is to do wrong stands in the prompt, as name@step: `die`, `hang`, `fail` (the device is lost), `late` (waits
-until the file named in FAKE_GATE exists); name@decode is the same after the last step. FAKE_STEP_S is the time of a
-step. FAKE_WINDOW names a file that is made when a job has been taken and not started; the worker stays there until it
-is told to stop. FAKE_CLOCK_S: tests/skewed_clock.py.
+The prompt names faults as fault@step: `die`, `hang`, `fail` (the device is lost), `late` (waits until the file named by
+FAKE_GATE exists). fault@decode happens after the last step. FAKE_STEP_S sets the duration of a step. If FAKE_WINDOW is
+set, the worker creates the file it names after dequeuing a job and waits there, before starting it, until it is
+stopped. FAKE_CLOCK_S: see tests/skewed_clock.py.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class FakeEngine:
             while not Path(os.environ["FAKE_GATE"]).exists():
                 time.sleep(0.02)
         self.is_broken |= "fail" in faults
-        if self.is_broken:  # as a CUDA context after its first fault: for ever
+        if self.is_broken:  # like a CUDA context after its first fault, until the process ends
             raise DeviceLost
 
     def failure(self, e: Exception) -> Failed:
@@ -109,7 +109,7 @@ def enter(first: Connection, second: Connection, parent: int, settings: Settings
 
 
 def stay_in_window(flag: Path) -> None:
-    """Make the moment between taking a job and starting it long enough to be hit."""
+    """Extend the moment between dequeuing a job and starting it until the worker is stopped."""
     execute = GenerationWorker.execute_job
 
     def late(self: GenerationWorker, *args: Any) -> None:

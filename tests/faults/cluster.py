@@ -50,8 +50,8 @@ MACHINE = {"worker-2": "machine-b"}  # the others share machine-a
 
 MODULES: dict[str, str] = {
     "api": "service.api.__main__",
-    **dict.fromkeys(MAINTENANCES, "service.maintenance"),
-    **dict.fromkeys(DISPATCHERS, "service.webhook_dispatcher"),
+    **dict.fromkeys(MAINTENANCES, "service.maintenance.__main__"),
+    **dict.fromkeys(DISPATCHERS, "service.webhook_dispatcher.__main__"),
     **dict.fromkeys(WORKERS, "tests.fake_worker"),
 }
 
