@@ -33,7 +33,7 @@ EXPOSED = ("x-request-id", "retry-after", "idempotent-replayed", "openai-poll-af
 def create_app(services: Services) -> FastAPI:
     """Raises ConfigurationError if the settings would let strangers in."""
     settings = services.settings
-    settings.refuse_open_host()
+    settings.require_auth_on_public_host()
     app = FastAPI(
         title="ivmix",
         version="1",

@@ -20,11 +20,11 @@ from service.errors import (
     NotAllowed,
     NotAuthenticated,
     NotFound,
-    NoVideo,
     ServiceError,
     ServiceUnavailable,
     StorageError,
-    TooMany,
+    SyncRequestFailed,
+    Throttled,
     VideoNotDeletable,
     WebhookTestFailed,
 )
@@ -44,7 +44,7 @@ STATUS: dict[type[ServiceError], int] = {
     NotAllowed: 403,
     NotFound: 404,
     IdempotencyKeyReused: 422,
-    TooMany: 429,
+    Throttled: 429,
     StorageError: 503,
     ServiceUnavailable: 503,
 }
@@ -148,7 +148,7 @@ def _sendable(text: str) -> str:
 
 def _service_error(request: Request, e: Exception) -> JSONResponse:
     assert isinstance(e, ServiceError)
-    if isinstance(e, NoVideo):
+    if isinstance(e, SyncRequestFailed):
         headers = {"x-video-id": e.video_id, "x-should-retry": "false"}  # the SDKs would make another one
         return problem(NO_VIDEO.get(e.reason, 500), e.message, code=e.reason, headers=headers)
     status = next((STATUS[kind] for kind in type(e).__mro__ if kind in STATUS), 500)
@@ -164,7 +164,7 @@ def _headers(e: ServiceError) -> dict[str, str]:
     match e:
         case NotAuthenticated():
             return {"www-authenticate": "Bearer"}
-        case TooMany():
+        case Throttled():
             return {"retry-after": str(e.retry_after_s)}
         case _:
             return {}

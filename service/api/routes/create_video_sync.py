@@ -16,7 +16,7 @@ from service.api.auth import Wired
 from service.api.errors import responses
 from service.api.open_requests import OpenRequests
 from service.api.routes.create_video import REFUSALS, Creator, IdempotencyKey, Wanted, submit
-from service.errors import NoVideo, VideoExpired
+from service.errors import SyncRequestFailed, VideoExpired
 from service.jobs.model import Job, JobState
 from service.wire.video import file_name
 from service.wiring import Services
@@ -55,16 +55,16 @@ async def create_video_sync(
 
 
 async def _ended(services: Services, job: Job, request: Request, held: OpenRequests, *, cancel_if_left: bool) -> Job:
-    """Raises NoVideo when it does not come in time."""
+    """Raises SyncRequestFailed when it does not come in time."""
     deadline = time.monotonic() + services.settings.sync_timeout_s
     while not job.state.is_terminal:
         if time.monotonic() > deadline or held.stopping.is_set():
             message = f"The video '{job.id}' is still {job.state}; ask for it at /v1/videos/{job.id}."
-            raise NoVideo(job.id, "sync_timeout", message)
+            raise SyncRequestFailed(job.id, "sync_timeout", message)
         if cancel_if_left and await request.is_disconnected():
             log.info("%s cancelled: its client went away", job.id)
             await run_in_threadpool(services.store.cancel, job.id)
-            raise NoVideo(job.id, "cancelled", "The client went away.")
+            raise SyncRequestFailed(job.id, "cancelled", "The client went away.")
         await anyio.sleep(LOOK_EVERY_S)
         try:
             job = await run_in_threadpool(_look, services, job)
@@ -76,14 +76,16 @@ async def _ended(services: Services, job: Job, request: Request, held: OpenReque
 def _look(services: Services, job: Job) -> Job:
     now = services.store.get(job.id)
     if now is None:
-        raise NoVideo(job.id, "cancelled", f"The video '{job.id}' was deleted.")
+        raise SyncRequestFailed(job.id, "cancelled", f"The video '{job.id}' was deleted.")
     return (services.store.get(job.id) or now) if services.store.give_up_overdue(now) else now
 
 
 def _video_response(services: Services, job: Job, headers: dict[str, str]) -> Response:
     if job.output is None:
         reason = "cancelled" if job.state is JobState.CANCELLED else job.error.code if job.error else "internal_error"
-        raise NoVideo(job.id, reason, job.error.message if job.error else f"The video '{job.id}' was cancelled.")
+        raise SyncRequestFailed(
+            job.id, reason, job.error.message if job.error else f"The video '{job.id}' was cancelled."
+        )
     size = services.storage.size(job.output.key)
     if size is None:
         raise VideoExpired(f"The video of '{job.id}' is not stored any more.")
