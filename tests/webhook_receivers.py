@@ -1,4 +1,4 @@
-"""A real HTTP server that receives webhooks, and answers as it is told to."""
+"""Real HTTP servers that receive webhooks and respond as configured."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class Received:
         return OpenAI(api_key="unused").webhooks.unwrap(self.body, self.headers, secret=secret)
 
 
-ResponseModel = Callable[[BaseHTTPRequestHandler], None]
+Respond = Callable[[BaseHTTPRequestHandler], None]
 
 
-def status(code: int, **headers: str) -> ResponseModel:
+def status(code: int, **headers: str) -> Respond:
     def answer(handler: BaseHTTPRequestHandler) -> None:
         handler.send_response(code)
         for name, value in headers.items():
@@ -41,8 +41,8 @@ def status(code: int, **headers: str) -> ResponseModel:
     return answer
 
 
-def raw(*pieces: bytes, pause_s: float = 0.0) -> ResponseModel:
-    """Bytes as they are, slowly if wanted, until the other side has had enough."""
+def raw(*pieces: bytes, pause_s: float = 0.0) -> Respond:
+    """Send raw bytes, with a pause after each piece, until the client closes the connection."""
 
     def answer(handler: BaseHTTPRequestHandler) -> None:
         try:
@@ -57,7 +57,7 @@ def raw(*pieces: bytes, pause_s: float = 0.0) -> ResponseModel:
 
 
 class PostServer(ABC):
-    """A context: a server on a free port of this machine that leaves every POST to `take`. `url` is without a path."""
+    """A context: a server on a free port of 127.0.0.1 that passes every POST to `take`. `url` has no path."""
 
     def __init__(self, *, tls: ssl.SSLContext | None = None) -> None:
         outer = self
@@ -78,7 +78,7 @@ class PostServer(ABC):
 
     @abstractmethod
     def take(self, handler: BaseHTTPRequestHandler, headers: dict[str, str], body: bytes) -> None:
-        """ResponseModel it; the headers' names are in small letters."""
+        """Respond to a request. Header names are in lower case."""
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -90,9 +90,9 @@ class PostServer(ABC):
 
 
 class Receiver(PostServer):
-    """`answers` are given in order, the last one again and again. `url` is without a path."""
+    """Responds with each of `answers` in order, then repeats the last one."""
 
-    def __init__(self, *answers: ResponseModel, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, *answers: Respond, tls: ssl.SSLContext | None = None) -> None:
         self.answers = list(answers) or [status(204)]
         self.received: list[Received] = []
         self._sni: str | None = None
@@ -116,4 +116,4 @@ class _Quiet(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A sender that hangs up on us is what some tests want."""
+        """Print nothing: some tests make the sender close the connection."""

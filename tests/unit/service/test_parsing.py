@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.api.parsing import NO_OPS, parse, unbracket
+from service.api.parsing import NO_OPS, parse, parse_brackets
 from service.errors import InvalidParameter
 from tests.factories import PROMPT
 
@@ -23,7 +23,7 @@ def refused(body: dict[str, Any]) -> InvalidParameter:
 
 def test_brackets_become_objects_and_lists() -> None:
     form = [("a", "1"), ("b[c]", "2"), ("b[d][e]", "3"), ("f[]", "4"), ("f[]", "5"), ("g[h][]", "6")]
-    assert unbracket(form) == {"a": "1", "b": {"c": "2", "d": {"e": "3"}}, "f": ["4", "5"], "g": {"h": ["6"]}}
+    assert parse_brackets(form) == {"a": "1", "b": {"c": "2", "d": {"e": "3"}}, "f": ["4", "5"], "g": {"h": ["6"]}}
 
 
 @pytest.mark.parametrize(
@@ -40,13 +40,13 @@ def test_brackets_become_objects_and_lists() -> None:
 )
 def test_a_form_that_contradicts_itself_is_refused(form: list[tuple[str, str]]) -> None:
     with pytest.raises(InvalidParameter):
-        unbracket(form)
+        parse_brackets(form)
 
 
 @given(st.lists(st.tuples(st.text("ab[]", max_size=8), st.text(max_size=3)), max_size=6))
 def test_any_form_is_read_or_refused(form: list[tuple[str, str]]) -> None:
     with contextlib.suppress(InvalidParameter):
-        assert isinstance(unbracket(form), dict)
+        assert isinstance(parse_brackets(form), dict)
 
 
 @pytest.mark.parametrize(
