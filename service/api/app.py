@@ -43,7 +43,7 @@ CORS_EXPOSED_HEADERS = (
 def create_app(services: Services) -> FastAPI:
     """Raises ConfigurationError if the settings would expose the API without authentication."""
     settings = services.settings
-    settings.refuse_open_host()
+    settings.require_auth_on_public_host()
     app = FastAPI(
         title="ivmix",
         version="1",

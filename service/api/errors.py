@@ -19,11 +19,11 @@ from service.errors import (
     NotAllowed,
     NotAuthenticated,
     NotFound,
-    NoVideo,
     ServiceError,
     ServiceUnavailable,
     StorageError,
-    TooMany,
+    SyncRequestFailed,
+    Throttled,
     VideoNotDeletable,
     WebhookTestFailed,
 )
@@ -46,7 +46,7 @@ STATUS: dict[type[ServiceError], int] = {
     NotAllowed: 403,
     NotFound: 404,
     IdempotencyKeyReused: 422,
-    TooMany: 429,
+    Throttled: 429,
     StorageError: 503,
     ServiceUnavailable: 503,
 }
@@ -121,7 +121,7 @@ def _encodable(text: str) -> str:
 
 def _handle_service_error(request: Request, e: Exception) -> JSONResponse:
     assert isinstance(e, ServiceError)
-    if isinstance(e, NoVideo):
+    if isinstance(e, SyncRequestFailed):
         headers = {"x-video-id": e.video_id, "x-should-retry": "false"}  # a retry would create another video
         return error_response(SYNC_STATUS.get(e.reason, 500), e.message, code=e.reason, headers=headers)
     status = next((STATUS[kind] for kind in type(e).__mro__ if kind in STATUS), 500)
@@ -137,7 +137,7 @@ def _headers(e: ServiceError) -> dict[str, str]:
     match e:
         case NotAuthenticated():
             return {"www-authenticate": "Bearer"}
-        case TooMany():
+        case Throttled():
             return {"retry-after": str(e.retry_after_s)}
         case _:
             return {}

@@ -25,7 +25,7 @@ CLIP_PIECES = re.compile(r"'(?:s|t|re|ve|m|ll|d)|[^\W\d_]+|\d|(?:[^\w\s]|_)+", r
 
 
 class Range(FrozenModel):
-    """Inclusive bounds, and the default for requests that leave the parameter out."""
+    """Inclusive bounds, and the default."""
 
     default: int | float
     min: int | float

@@ -22,7 +22,7 @@ from service.api.routes.create_video import (
     request_body,
     submit_job,
 )
-from service.errors import NoVideo, VideoExpired
+from service.errors import SyncRequestFailed, VideoExpired
 from service.jobs.model import Job, JobState
 from service.wire.video import file_name
 from service.wiring import Services
@@ -41,7 +41,9 @@ router = APIRouter(prefix="/v1", tags=["videos"])
     "id of the video, which continues to run.",
     response_class=Response,
     responses=success(
-        "The MP4", "x-video-id", "idempotent-replayed", "content-disposition", content={"video/mp4": FILE}
+        description="The MP4",
+        headers=("x-video-id", "idempotent-replayed", "content-disposition"),
+        content={"video/mp4": FILE},
     )
     | CREATE_ERRORS
     | errors(404)
@@ -67,16 +69,16 @@ async def create_video_sync(
 async def _wait(
     services: Services, job: Job, request: Request, open_requests: OpenRequests, *, cancel_on_disconnect: bool
 ) -> Job:
-    """The job in its terminal state. Raises NoVideo if it does not end in time."""
+    """The job in its terminal state. Raises SyncRequestFailed if it does not end in time."""
     deadline = time.monotonic() + services.settings.sync_timeout_s
     while not job.state.is_terminal:
         if time.monotonic() > deadline or open_requests.stopping.is_set():
             message = f"The video '{job.id}' is still {job.state}; poll /v1/videos/{job.id}."
-            raise NoVideo(job.id, "sync_timeout", message)
+            raise SyncRequestFailed(job.id, "sync_timeout", message)
         if cancel_on_disconnect and await request.is_disconnected():
             log.info("%s cancelled: its client disconnected", job.id)
             await run_in_threadpool(services.store.cancel, job.id)
-            raise NoVideo(job.id, "cancelled", "The client disconnected.")
+            raise SyncRequestFailed(job.id, "cancelled", "The client disconnected.")
         await anyio.sleep(POLL_INTERVAL_S)
         try:
             job = await run_in_threadpool(_reload, services, job)
@@ -88,14 +90,16 @@ async def _wait(
 def _reload(services: Services, job: Job) -> Job:
     current = services.store.get(job.id)
     if current is None:
-        raise NoVideo(job.id, "cancelled", f"The video '{job.id}' was deleted.")
+        raise SyncRequestFailed(job.id, "cancelled", f"The video '{job.id}' was deleted.")
     return (services.store.get(job.id) or current) if services.store.give_up_overdue(current) else current
 
 
 def _video_response(services: Services, job: Job, headers: dict[str, str]) -> Response:
     if job.output is None:
         reason = "cancelled" if job.state is JobState.CANCELLED else job.error.code if job.error else "internal_error"
-        raise NoVideo(job.id, reason, job.error.message if job.error else f"The video '{job.id}' was cancelled.")
+        raise SyncRequestFailed(
+            job.id, reason, job.error.message if job.error else f"The video '{job.id}' was cancelled."
+        )
     size = services.storage.size(job.output.key)
     if size is None:
         raise VideoExpired(f"The video '{job.id}' is no longer stored.")

@@ -28,7 +28,7 @@ class OptimisedNetwork:
         compiler: for `optimise.compile`; may be shared with another network.
     """
 
-    knows_halves = True
+    native_cfg = True
 
     def __init__(
         self, network: Any, optimise: Optimise, text_kv_cache: TextKVCache, compiler: BlockCompiler | None = None
