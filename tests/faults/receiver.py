@@ -23,7 +23,7 @@ class Receiver(PostServer):
         self._history, self._slow_s = history, slow_s
         super().__init__()
 
-    def take(self, handler: BaseHTTPRequestHandler, headers: dict[str, str], body: bytes) -> None:
+    def handle(self, handler: BaseHTTPRequestHandler, headers: dict[str, str], body: bytes) -> None:
         mood = self.mood
         try:
             event, is_signed = Received("/", headers, body, None).event(self.secret), True

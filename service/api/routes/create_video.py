@@ -97,7 +97,7 @@ def submit(
         return before
     generation = _model(services, wanted.model).resolve(wanted)
     if wanted.callback_url is not None:
-        services.webhooks.receivers.check(wanted.callback_url, "callback_url")
+        services.webhooks.url_policy.check(wanted.callback_url, "callback_url")
     job = Job.requested(wanted, generation, owner=creator.owner, remixed_from=remixed_from)
     queue = generate_queue(services.redis, generation.model, job_timeout_s=services.settings.job_timeout_s)
     limits = waiting_limits(creator, services.settings.max_waiting)

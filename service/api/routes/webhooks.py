@@ -66,7 +66,7 @@ Wired = Annotated[Webhooks, Depends(get_webhooks)]
 def create_webhook_endpoint(
     wanted: Annotated[NewEndpoint, Depends(body_of(NewEndpoint))], webhooks: Wired, owner: Owner
 ) -> WebhookEndpointWithSecret:
-    webhooks.receivers.check(wanted.url, "url")
+    webhooks.url_policy.check(wanted.url, "url")
     created = webhooks.endpoints.create(owner, name=wanted.name, url=wanted.url, event_types=wanted.event_types)
     return endpoint_with_secret(created)
 
@@ -102,7 +102,7 @@ def update_webhook_endpoint(
 ) -> WebhookEndpoint:
     webhooks.endpoints.get(owner, webhook_endpoint_id)
     if wanted.url is not None:
-        webhooks.receivers.check(wanted.url, "url")
+        webhooks.url_policy.check(wanted.url, "url")
     changes = {name: value for name, value in wanted if value is not None}
     return endpoint_answer(webhooks.endpoints.update(owner, webhook_endpoint_id, **changes))
 
@@ -161,7 +161,7 @@ def list_webhook_event_types(_owner: Owner) -> WebhookEventTypeList:
 
 @router.get("/webhook_callback_secret", summary="The secret that signs what goes to a callback_url")
 def retrieve_webhook_callback_secret(webhooks: Wired, owner: Owner) -> WebhookCallbackSecret:
-    return WebhookCallbackSecret(signing_secret=webhooks.endpoints.default_secrets(owner)[0].value)
+    return WebhookCallbackSecret(signing_secret=webhooks.endpoints.callback_secrets(owner)[0].value)
 
 
 @router.post(
@@ -173,7 +173,7 @@ def retrieve_webhook_callback_secret(webhooks: Wired, owner: Owner) -> WebhookCa
 def rotate_webhook_callback_secret(
     wanted: Annotated[Rotation, Depends(body_of(Rotation))], webhooks: Wired, owner: Owner
 ) -> WebhookCallbackSecret:
-    secrets = webhooks.endpoints.rotate_default(owner, keep_old=wanted.keep_old_secret_active_for_24_hours)
+    secrets = webhooks.endpoints.rotate_callback_secret(owner, keep_old=wanted.keep_old_secret_active_for_24_hours)
     return WebhookCallbackSecret(signing_secret=secrets[0].value)
 
 
