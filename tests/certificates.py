@@ -1,4 +1,4 @@
-"""A certificate authority of our own and one server certificate for this machine, made on the spot."""
+"""Creates a certificate authority for tests and a server certificate for localhost."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 @dataclass(frozen=True)
 class Certificates:
-    """Files: the authority's certificate, and the server's certificate with its key."""
+    """Paths of the authority's certificate, and of the server's certificate and key."""
 
     authority: Path
     server: tuple[Path, Path]
@@ -53,7 +53,7 @@ class Certificates:
         return made
 
     def context(self) -> ssl.SSLContext:
-        """For a client that trusts this authority only."""
+        """TLS context of a client that trusts only this authority."""
         return ssl.create_default_context(cafile=str(self.authority))
 
 

@@ -1,4 +1,4 @@
-"""Fixtures that open something real: a Valkey, an S3 server, the application and its HTTP server."""
+"""Fixtures that start real parts: a Valkey, S3 servers, the application and its HTTP server."""
 
 from __future__ import annotations
 
@@ -26,13 +26,14 @@ from tests.certificates import Certificates
 from tests.factories import finish
 from tests.swift import ACCESS_KEY, SECRET_KEY, SwiftServer, admin_client
 
-# The same examples in every run, and none fails for its time: machines stall. `--hypothesis-profile=default` explores.
+# Fixed examples and no deadline, so that results do not depend on the run or the machine's load.
+# `--hypothesis-profile=default` explores new examples.
 hypothesis.settings.load_profile("ci")
 
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A developer's own settings must not decide a test."""
+    """Remove the developer's IVMIX_ variables, so that they do not affect tests."""
     for name in os.environ:
         if name.startswith(PREFIX) and name != f"{PREFIX}REDIS_SERVER":
             monkeypatch.delenv(name)
@@ -46,7 +47,7 @@ def valkey_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def valkey(valkey_server: str) -> str:
-    """URL of a real, empty server."""
+    """URL of a real, empty Valkey."""
     with Redis.from_url(valkey_server) as redis:
         redis.flushall()
     return valkey_server
@@ -66,14 +67,14 @@ def services(settings: Settings) -> Iterator[Services]:
 
 @pytest.fixture
 def client(services: Services) -> Iterator[TestClient]:
-    """The application in this process. What it raises comes back as the answer a client would see."""
+    """Client of the application in this process. Exceptions become responses, as for a real client."""
     with TestClient(create_app(services), raise_server_exceptions=False) as http:
         yield http
 
 
 @pytest.fixture
 def finished(services: Services, tmp_path: Path) -> Callable[[str, bytes], None]:
-    """Does what a worker does: finished(job_id, content) completes a queued job with files in the storage."""
+    """finished(job_id, content) completes a queued job as a worker would, with files in the storage."""
     return lambda job_id, content: finish(services, job_id, content, scratch=tmp_path)
 
 
@@ -106,7 +107,7 @@ class serve:  # noqa: N801  # reads as a verb where it is used
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
-    from moto.server import ThreadedMotoServer  # a second to import, for the few tests that need it
+    from moto.server import ThreadedMotoServer  # takes a second to import, and few tests need it
 
     server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
     server.start()
@@ -124,13 +125,13 @@ def swift_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SwiftServ
 
 @pytest.fixture
 def s3(s3_server: str, settings: Settings) -> Settings:
-    """Settings for moto, with an empty bucket of its own. Quick, but it lets everything pass."""
+    """Settings for moto with a new, empty bucket. Fast, but moto accepts almost everything."""
     return with_bucket(settings, s3_endpoint_url=s3_server, s3_access_key_id="test", s3_secret_access_key="test")
 
 
 @pytest.fixture
 def swift(swift_server: SwiftServer, settings: Settings) -> Settings:
-    """Settings for a real S3 server, with an empty bucket of its own."""
+    """Settings for Swift, a real S3 server, with a new, empty bucket."""
     return with_bucket(
         settings, s3_endpoint_url=swift_server.url, s3_access_key_id=ACCESS_KEY, s3_secret_access_key=SECRET_KEY
     )
@@ -138,7 +139,7 @@ def swift(swift_server: SwiftServer, settings: Settings) -> Settings:
 
 @pytest.fixture
 def swift_tls(swift_server: SwiftServer, swift: Settings) -> Settings:
-    """The same server over TLS."""
+    """Settings for the same Swift server over TLS."""
     tls = {"s3_endpoint_url": swift_server.tls_url, "s3_ca_file": swift_server.certificates.authority}
     return Settings.model_validate({**swift.model_dump(), **tls})
 
@@ -152,7 +153,7 @@ def with_bucket(settings: Settings, **s3: str) -> Settings:
 
 
 def open_s3(settings: Settings) -> Any:  # boto3 has no types
-    """An administrator's client, without anything of ours between."""
+    """A plain boto3 client with administrator rights."""
     assert settings.s3_endpoint_url is not None
     assert settings.s3_access_key_id is not None
     assert settings.s3_secret_access_key is not None

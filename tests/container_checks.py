@@ -1,5 +1,4 @@
-"""What has to hold between the containers that are started and the code that runs in them. Each function tells what is
-wrong, in words; nothing wrong is an empty list."""
+"""Checks containers of docker/ and deploy/ against the code that runs in them. Every check yields error messages."""
 
 from __future__ import annotations
 
@@ -20,10 +19,10 @@ from service.settings import PREFIX, Settings
 from service.wiring import open_services
 from tests.containers import Container
 
-Has = Callable[[str], bool]  # whether a path is there
+HasPath = Callable[[str], bool]
 
-# Of other programs in our images.
-FOREIGN = {
+# Variables of other programs in our images.
+THIRD_PARTY = {
     "HF_HUB_DISABLE_TELEMETRY",
     "HF_HUB_OFFLINE",
     "HOME",
@@ -36,13 +35,13 @@ FOREIGN = {
     "VALKEY_PASSWORD",
     "XDG_CACHE_HOME",
 }
-PULSE_PROBE = 'test -n "$(find "$IVMIX_PULSE_FILE" -mmin -2)"'
-PULSING = {"worker", "webhooks", "maintenance"}
+HEARTBEAT_PROBE = 'test -n "$(find "$IVMIX_PULSE_FILE" -mmin -2)"'
+HAVE_HEARTBEAT = {"worker", "webhooks", "maintenance"}
 
 
-def complaints(container: Container) -> list[str]:
+def problems(container: Container) -> list[str]:
     found = [*_variables(container), *_command(container)]
-    if not found:  # the others ask the settings
+    if not found:  # the other checks need valid settings
         found = [text for check in (_models, _ports, _probes, _folders) for text in check(container)]
     return [f"{container.place}: {text}" for text in found]
 
@@ -53,9 +52,9 @@ def settings_of(container: Container) -> Settings:
 
 
 def _variables(container: Container) -> Iterator[str]:
-    for name in sorted(container.variables.keys() - FOREIGN):
+    for name in sorted(container.variables.keys() - THIRD_PARTY):
         if not name.startswith(PREFIX):
-            yield f"{name} is nobody's variable"
+            yield f"{name} is not a known variable"
     try:
         settings_of(container)
     except ValidationError as e:
@@ -64,11 +63,11 @@ def _variables(container: Container) -> Iterator[str]:
 
 
 def _command(container: Container) -> Iterator[str]:
-    if not container.arguments:  # some other program of the image
+    if not container.arguments:  # runs another program of the image
         return
-    answer = CliRunner().invoke(cli, [*container.arguments, "--help"])  # eager: nothing is done
+    answer = CliRunner().invoke(cli, [*container.arguments, "--help"])  # --help is eager: the command does not run
     if answer.exit_code != 0:
-        yield f"`ivmix {' '.join(container.arguments)}` is no command"
+        yield f"`ivmix {' '.join(container.arguments)}` is not a command"
 
 
 def _models(container: Container) -> Iterator[str]:
@@ -82,8 +81,8 @@ def _models(container: Container) -> Iterator[str]:
             yield f"the API does not offer {name}"
 
 
-def _listening(container: Container) -> dict[int, Has]:
-    """What answers on which port."""
+def _listening(container: Container) -> dict[int, HasPath]:
+    """Port -> the paths that it serves."""
     settings = settings_of(container)
     match container.arguments[:1]:
         case ("api",):
@@ -102,51 +101,51 @@ def _ports(container: Container) -> Iterator[str]:
     listening = _listening(container)
     for name, port in container.ports.items():
         if port not in listening:
-            yield f"nobody listens on port {name}, {port}"
+            yield f"nothing listens on port {name}, {port}"
         elif name == "metrics" and not listening[port]("/metrics"):
             yield f"there is no /metrics on port {port}"
 
 
 def _probes(container: Container) -> Iterator[str]:
     listening = _listening(container)
-    for port, path in container.asked:
+    for port, path in container.http_probes:
         number = port if isinstance(port, int) else container.ports.get(port, 0)
         if number not in listening or not listening[number](path):
-            yield f"a probe asks for {path} on port {port}, which is not there"
-    for program in container.programs:
-        if program != PULSE_PROBE:
+            yield f"a probe requests {path} on port {port}, which does not exist"
+    for program in container.exec_probes:
+        if program != HEARTBEAT_PROBE:
             yield f"a probe runs {program}"
-        elif container.arguments[0] not in PULSING or f"{PREFIX}PULSE_FILE" not in container.variables:
-            yield "a probe looks for a heartbeat_file that is not there"
+        elif container.arguments[0] not in HAVE_HEARTBEAT or f"{PREFIX}PULSE_FILE" not in container.variables:
+            yield "a probe checks a heartbeat file that the program does not write"
 
 
 def _folders(container: Container) -> Iterator[str]:
-    """The root is read-only."""
-    if container.arguments[:1] not in [("worker",), ("models",)] and container.arguments[:1] not in PULSING:
+    """Every folder that the program writes is a writable mount: the root file system is read-only."""
+    if container.arguments[:1] not in [("worker",), ("models",)] and container.arguments[:1] not in HAVE_HEARTBEAT:
         return
     settings = settings_of(container)
     wanted: list[Path | None] = [settings.pulse_file]
     wanted += [settings.scratch_folder] if container.arguments[0] == "worker" else []
     wanted += [settings.weights_dir] if container.arguments[:2] == ("models", "fetch") else []
-    wanted += [settings.data_dir] if container.arguments[0] in PULSING and settings.storage == "file" else []
+    wanted += [settings.data_dir] if container.arguments[0] in HAVE_HEARTBEAT and settings.storage == "file" else []
     for folder in wanted:
         if folder is not None and not any(folder.is_relative_to(mount) for mount in container.mounts):
-            yield f"{folder} cannot be written"
+            yield f"{folder} is not writable"
 
 
 @cache
-def _applications(has_operations: bool) -> tuple[Has, Has]:
-    """The application, and the one on the metrics' port. Connects to nobody."""
+def _applications(has_operations: bool) -> tuple[HasPath, HasPath]:
+    """The API and the metrics application, without connections."""
     settings = Settings(
         redis_url="redis://127.0.0.1:1",
         data_dir=Path(gettempdir()),
         metrics_port=1 if has_operations else None,
     )
     app = create_app(open_services(settings))
-    return _has(app), _has(create_operations_app(app))
+    return _paths_of(app), _paths_of(create_operations_app(app))
 
 
-def _has(app: FastAPI) -> Has:
+def _paths_of(app: FastAPI) -> HasPath:
     def has(path: str) -> bool:
         scope = {"type": "http", "method": "GET", "path": path, "root_path": "", "headers": [], "query_string": b""}
         return any(route.matches(scope.copy())[0] is Match.FULL for route in app.routes)

@@ -1,7 +1,4 @@
-"""What docker/ and deploy/ start: compose file, Dockerfiles and rendered manifests as one list of containers.
-
-Reads only; what has to hold of them is in tests/container_checks.py.
-"""
+"""Reads the containers that docker/ and deploy/ define, from the compose file and the rendered manifests."""
 
 from __future__ import annotations
 
@@ -26,15 +23,15 @@ Document = dict[str, Any]
 
 @dataclass(frozen=True)
 class Container:
-    """`variables` has the image's, then its own. `scraped`: names of ports where Prometheus asks for /metrics."""
+    """One container of our images. `variables` are those of the image, overridden by the container's."""
 
     place: str
     image: str  # without registry and tag
     arguments: tuple[str, ...]
     variables: Mapping[str, str]
     ports: Mapping[str, int] = field(default_factory=dict)
-    asked: tuple[tuple[str | int, str], ...] = ()  # (port's name or number, path) of every HTTP probe
-    programs: tuple[str, ...] = ()  # of every probe that runs one
+    http_probes: tuple[tuple[str | int, str], ...] = ()  # (name or number of the port, path)
+    exec_probes: tuple[str, ...] = ()  # shell commands
     mounts: tuple[str, ...] = ()  # writable folders
 
 
@@ -48,7 +45,7 @@ def _built(overlay: str) -> str:
 
 
 def image_variables(image: str) -> dict[str, str]:
-    """ENV of the last stage."""
+    """ENV of the Dockerfile's last stage."""
     stage = IMAGES[image].read_text().replace("\\\n", " ").rpartition("\nFROM ")[2]
     lines = re.findall(r"^ENV (.*)$", stage, re.MULTILINE)
     return {name: value for line in lines for name, _, value in (pair.partition("=") for pair in line.split())}
@@ -60,7 +57,7 @@ def env_file(path: Path) -> dict[str, str]:
 
 
 def secret() -> dict[str, str]:
-    """What the Secret holds, with something in every place."""
+    """Contents of the Secret, with a placeholder for every empty value."""
     return {name: value or "secret" for name, value in env_file(DEPLOY / "secret.env.example").items()}
 
 
@@ -68,12 +65,12 @@ def secret() -> dict[str, str]:
 
 
 def compose(text: str | None = None) -> Document:
-    """The file with its variables filled in from .env.example, secrets with something."""
+    """The compose file with variables from .env.example and placeholders for secrets."""
     text = text or (DOCKER / "compose.yaml").read_text()
     given = {name: value or "secret" for name, value in env_file(DOCKER / ".env.example").items()}
 
     def fill(found: re.Match[str]) -> str:
-        return found[0] if found[0] == "$$" else given[found[1]]  # KeyError: .env.example does not have it
+        return found[0] if found[0] == "$$" else given[found[1]]  # a KeyError means that .env.example lacks it
 
     body = "\n".join(re.sub(r"\$\$|\$\{(\w+)[^}]*\}", fill, line) for line in _without_comments(text))
     return _unescaped(yaml.safe_load(body))
@@ -96,7 +93,7 @@ def _unescaped(value: Any) -> Any:
 
 
 def compose_containers(document: Document) -> Iterator[Container]:
-    """Those of ours."""
+    """Containers of our images."""
     for name, service in document["services"].items():
         image = service["image"].partition(":")[0]
         if image in IMAGES:
@@ -110,8 +107,8 @@ def compose_containers(document: Document) -> Iterator[Container]:
                 arguments=(*entry[1:], *service["command"]) if entry[0] == "ivmix" else (),
                 variables={**image_variables(image), **service.get("environment", {})},
                 ports={port: int(port) for port in published},
-                asked=tuple((int(port), path) for port, path in asked),
-                programs=tuple(test[1:]) if test[:1] == ["CMD-SHELL"] else (),
+                http_probes=tuple((int(port), path) for port, path in asked),
+                exec_probes=tuple(test[1:]) if test[:1] == ["CMD-SHELL"] else (),
                 mounts=(
                     *(tmpfs.partition(":")[0] for tmpfs in service["tmpfs"]),
                     *(v.split(":")[1] for v in service.get("volumes", []) if not v.endswith(":ro")),
@@ -123,7 +120,7 @@ def compose_containers(document: Document) -> Iterator[Container]:
 
 
 def pod_specs(documents: list[Document]) -> Iterator[tuple[Document, Document]]:
-    """(workload, the spec of its pods)"""
+    """Yield (workload, spec of its pods)."""
     for document in documents:
         if "template" in document.get("spec", {}):
             yield document, document["spec"]["template"]["spec"]
@@ -138,7 +135,7 @@ def image_of(container: Document) -> str:
 
 
 def manifest_containers(documents: list[Document]) -> Iterator[Container]:
-    """Those of ours."""
+    """Containers of our images."""
     settings = {d["metadata"]["name"]: d["data"] for d in documents if d["kind"] == "ConfigMap"}
     for workload, pod in pod_specs(documents):
         for container in containers_of(pod):
@@ -151,8 +148,8 @@ def manifest_containers(documents: list[Document]) -> Iterator[Container]:
                     arguments=tuple(container["args"]),
                     variables={**image_variables(image), **_variables(container, settings)},
                     ports={port["name"]: port["containerPort"] for port in container.get("ports", [])},
-                    asked=tuple((p["httpGet"]["port"], p["httpGet"]["path"]) for p in probes if "httpGet" in p),
-                    programs=tuple(p["exec"]["command"][-1] for p in probes if "exec" in p),
+                    http_probes=tuple((p["httpGet"]["port"], p["httpGet"]["path"]) for p in probes if "httpGet" in p),
+                    exec_probes=tuple(p["exec"]["command"][-1] for p in probes if "exec" in p),
                     mounts=tuple(m["mountPath"] for m in container["volumeMounts"] if not m.get("readOnly")),
                 )
 

@@ -1,6 +1,8 @@
-"""The fields of KEDA's and the Prometheus operator's resources that deploy/ uses. Kubernetes has no schema for them,
-and an operator ignores a field whose name is wrong. Sources: keda.sh, "ScaledObject specification", "Redis Lists";
-prometheus-operator.dev, "API reference"; both as of late 2025."""
+"""Schemas of the KEDA and Prometheus operator resources that deploy/ uses.
+
+Kubernetes has no schema for them, and an operator ignores a misspelled field. Sources: keda.sh, "ScaledObject
+specification" and "Redis Lists"; prometheus-operator.dev, "API reference"; both as of late 2025.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,7 @@ class Trigger(Strict):
 
 
 class RedisList(Strict):
-    """All text."""
+    """KEDA reads every value as text."""
 
     address: str
     list_name: str

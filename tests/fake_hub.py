@@ -1,4 +1,4 @@
-"""A small server that speaks as much of a Hugging Face hub's HTTP API as fetching a model needs."""
+"""An HTTP server with the part of the Hugging Face Hub API that fetching a model needs."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Hub:
     url: str = ""
     commits: dict[tuple[str, str], dict[str, bytes]] = field(default_factory=dict)
     head: dict[str, str] = field(default_factory=dict)
-    answers_with: str | None = None  # a commit, whatever was asked for
+    answers_with: str | None = None  # answer every request with this commit
     requests: list[tuple[str, str | None]] = field(default_factory=list)  # path, Range
-    hold_after: dict[str, int] = field(default_factory=dict)  # file: bytes after which the line goes dead
+    hold_after: dict[str, int] = field(default_factory=dict)  # file: stop sending after this many bytes
     release: threading.Event = field(default_factory=threading.Event)
 
     def commit(self, repo: str, files: dict[str, bytes]) -> str:

@@ -1,9 +1,9 @@
-"""`python -m tests.fake_worker`: a real worker process, parent and child, whose engine only sleeps.
+"""`python -m tests.fake_worker` runs a real worker, parent and child, with an engine that only sleeps.
 
-What it is to do wrong stands in the prompt, as name@step: `die`, `hang`, `fail` (the device is lost), `late` (waits
-until the file named in FAKE_GATE exists); name@decode is the same after the last step. FAKE_STEP_S is the time of a
-step. FAKE_WINDOW names a file that is made when a job has been taken and not started; the worker stays there until it
-is told to stop. FAKE_CLOCK_S: tests/skewed_clock.py.
+The prompt names faults as fault@step: `die`, `hang`, `fail` (the device is lost), `late` (waits until the file named by
+FAKE_GATE exists). fault@decode happens after the last step. FAKE_STEP_S sets the duration of a step. If FAKE_WINDOW is
+set, the worker creates the file it names after dequeuing a job and waits there, before starting it, until it is
+stopped. FAKE_CLOCK_S: see tests/skewed_clock.py.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from service.log_config import configure_logging
 from service.process.heartbeat_file import HeartbeatFile
 from service.settings import Settings, load_settings
 from service.wiring import open_services
-from tests.skewed_clock import set_clock_wrong
+from tests.skewed_clock import skew_clock
 from worker.__main__ import work
 from worker.child.main import serve
 from worker.messages import Failed
@@ -92,7 +92,7 @@ class FakeEngine:
             while not Path(os.environ["FAKE_GATE"]).exists():
                 time.sleep(0.02)
         self.is_broken |= "fail" in faults
-        if self.is_broken:  # as a CUDA context after its first fault: for ever
+        if self.is_broken:  # like a CUDA context after its first fault, until the process ends
             raise DeviceLost
 
     def failure(self, e: Exception) -> Failed:
@@ -104,12 +104,12 @@ class FakeEngine:
 
 
 def enter(first: Connection, second: Connection, parent: int, settings: Settings, model: str) -> None:
-    set_clock_wrong()
+    skew_clock()
     serve(first, second, parent, settings, FakeEngine)
 
 
 def stay_in_window(flag: Path) -> None:
-    """Make the moment between taking a job and starting it long enough to be hit."""
+    """Extend the moment between dequeuing a job and starting it until the worker is stopped."""
     execute = GenerationWorker.execute_job
 
     def late(self: GenerationWorker, *args: Any) -> None:
@@ -133,5 +133,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    set_clock_wrong()
+    skew_clock()
     sys.exit(main())

@@ -1,4 +1,4 @@
-"""An HTTP proxy in front of a real server that does harm on request. Knows nothing of S3."""
+"""An HTTP proxy that injects faults in front of a real server."""
 
 from __future__ import annotations
 
@@ -18,7 +18,11 @@ UPSTREAM_TIMEOUT_S = 60
 
 @dataclass
 class FaultyProxy:
-    """A context. Each request of `method` takes the next of `faults`; when there are none it passes unharmed."""
+    """A context. Each request of `method` takes the next of `faults`; without one it is forwarded unchanged.
+
+    Faults: "drop" closes the connection, "503" refuses, "hang" never answers, "cut" forwards half of the body, "flip"
+    corrupts one bit of the body, "late" forwards the request and drops the response.
+    """
 
     target: str
     method: str = "PUT"
@@ -58,7 +62,7 @@ def _handler(proxy: FaultyProxy) -> type[BaseHTTPRequestHandler]:
         def handle_one_request(self) -> None:
             try:
                 super().handle_one_request()
-            except OSError:  # the client, or we, hung up
+            except OSError:  # the client or a fault closed the connection
                 self.close_connection = True
 
         def do_GET(self) -> None:
@@ -91,7 +95,7 @@ def _handler(proxy: FaultyProxy) -> type[BaseHTTPRequestHandler]:
             answer = connection.getresponse()
             content = answer.read()
             connection.close()
-            if fault == "late":  # done, but nobody hears of it
+            if fault == "late":  # the server has done it, but the client gets no response
                 self.close_connection = True
                 return
             self.send_response_only(answer.status, answer.reason)

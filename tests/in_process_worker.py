@@ -1,4 +1,4 @@
-"""A worker without a model: takes what waits, reports steps at a given pace, and stores a film."""
+"""A worker in a thread, without a model: takes queued jobs, reports steps at a fixed pace and stores a video."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from service.jobs.store import Verdict
 from service.wiring import Services
 from tests.factories import finish
 
-VIDEO = b"film"
+VIDEO = b"video"
 
 
 @contextmanager

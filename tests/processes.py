@@ -1,4 +1,4 @@
-"""Starting the real thing: `ivmix up` and single workers as processes, and looking at what they leave behind."""
+"""Starts `ivmix up` and single workers as real processes, and inspects the processes they start."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def wait_for(what: Callable[[], T | None], *, timeout_s: float = 60, hint: str =
         if (found := what()) is not None and found is not False:
             return found
         time.sleep(0.05)
-    raise TimeoutError(f"nothing after {timeout_s} s {hint}")
+    raise TimeoutError(f"timed out after {timeout_s} s {hint}")
 
 
 @contextmanager
 def ivmix_up(data: Path, *options: str, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A running `ivmix up` on a free port and its URL."""
+    """Yield a running `ivmix up` on a free port, and its URL."""
     command = [sys.executable, "-m", "service.cli", "up", "--port", "0", "--data", str(data), *options]
     process = subprocess.Popen(
         command,
@@ -61,7 +61,7 @@ def ivmix_up(data: Path, *options: str, **environment: str) -> Iterator[tuple[su
 
 @contextmanager
 def worker(environment: Mapping[str, str], *program: str) -> Iterator[subprocess.Popen[bytes]]:
-    """One worker process; with the demo models unless another program is named."""
+    """One worker process: the demo models, unless `program` names another module."""
     with started(environment, *(program or ("worker", "demo"))) as process:
         yield process
 
@@ -80,7 +80,7 @@ def started(environment: Mapping[str, str], module: str, *arguments: str) -> Ite
 
 
 def child_of(pid: int) -> int:
-    """The process of a worker that holds the models."""
+    """Process id of a worker's child, which holds the models."""
     return wait_for(
         lambda: next((p for p in session_of(pid) if "spawn_main" in Path(f"/proc/{p}/cmdline").read_text()), None)
     )
@@ -99,7 +99,7 @@ def finished_video(http: httpx2.Client, video_id: str, *, timeout_s: float = 120
 
 
 def session_of(pid: int) -> set[int]:
-    """Every living process that `pid` started, directly or not."""
+    """Process ids of all running descendants of `pid`."""
     parents: dict[int, int] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:

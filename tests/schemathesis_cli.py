@@ -1,4 +1,4 @@
-"""Schemathesis in an environment of its own: as a pytest plugin it would load into every test run."""
+"""Runs Schemathesis from a separate environment: installed here, its pytest plugin would load into every test run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CONFIG = Path(__file__).with_name("schemathesis.toml")
 
 
 def fuzz(url: str, *, headers: dict[str, str], seconds: int, seed: int = 1) -> subprocess.CompletedProcess[str]:
-    """Every operation of the description that the server itself serves, with all checks."""
+    """Fuzz every operation in the server's OpenAPI document with all checks, for at most `seconds`."""
     python = _made_once(f"schemathesis-{VERSION}", _install) / "bin" / "python"
     command = [str(python), "-m", "schemathesis.cli", "--config-file", str(CONFIG), "run", f"{url}/openapi.json"]
     command += [f"--header={name}: {value}" for name, value in headers.items()]

@@ -1,4 +1,4 @@
-"""A clock that is wrong, for a process of its own. Monotonic time, and what C asks for, stay right."""
+"""Shifts a process's wall clock. The monotonic clock and time read by C code stay right."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import time
 CLOCK = "FAKE_CLOCK_S"
 
 
-def set_clock_wrong() -> None:
-    """By FAKE_CLOCK_S seconds, for every `time.time()` of this process from now on."""
-    if wrong_by := float(os.environ.get(CLOCK, "0")):
+def skew_clock() -> None:
+    """From now on, `time.time()` in this process is off by FAKE_CLOCK_S seconds."""
+    if offset_s := float(os.environ.get(CLOCK, "0")):
         right = time.time
-        time.time = lambda: right() + wrong_by
+        time.time = lambda: right() + offset_s

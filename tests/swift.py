@@ -1,7 +1,6 @@
-"""A real S3 server for tests: OpenStack Swift with its s3api, from its wheel, on free ports of this machine.
+"""A real S3 server: OpenStack Swift with s3api from its wheel, on free ports of 127.0.0.1, without root.
 
-It refuses what moto lets pass: wrong secrets, expired addresses, broken checksums. Five small processes, no root.
-Knows nothing of our storage.
+Unlike moto it refuses wrong secrets, expired presigned URLs and wrong checksums.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from service.process.embedded_valkey import _KEEPER, free_port
+from service.process.embedded_valkey import RUN_UNTIL_STDIN_CLOSES, free_port
 from tests.certificates import Certificates
 
 START_TIMEOUT_S = 90.0
@@ -31,7 +30,7 @@ DOMAIN = "s3.test"  # buckets are also reachable as BUCKET.s3.test (virtual addr
 BACKENDS = ("account", "container", "object")
 BIN = Path(sys.executable).parent
 
-# One replica of everything in one folder.
+# One replica of everything, in one folder.
 _RINGS = """
 import sys
 from swift.common.ring import RingBuilder
@@ -52,7 +51,7 @@ user = {user}
 swift_dir = {folder}
 log_level = WARNING
 """
-# A machine under load is slow, not broken: the defaults (half a second to connect) would lose listings and answer 503.
+# For busy machines: with the default timeouts (0.5 s to connect) listings lose entries and requests get 503.
 _PATIENT = """\
 conn_timeout = 20
 node_timeout = 60
@@ -151,20 +150,26 @@ class SwiftServer:
         config.write_text((_COMMON + template).format(**facts))
         with (self.folder / f"{name}.log").open("wb") as log:
             command = [sys.executable, "-W", "ignore", str(BIN / f"swift-{program}-server"), str(config)]
-            kept = ["/bin/sh", "-c", _KEEPER, "keeper", *command]  # ends with us, even if we are killed
+            kept = [
+                "/bin/sh",
+                "-c",
+                RUN_UNTIL_STDIN_CLOSES,
+                "keeper",
+                *command,
+            ]  # exits with this process, even if that is killed
             self._processes.append(
                 subprocess.Popen(kept, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True)
             )
 
     def _wait_until_ready(self) -> None:
-        """The whole way of a request, not only the door: the account is asked of the servers behind."""
+        """Wait until a request that involves the account server succeeds, not just until the port is open."""
         deadline = time.monotonic() + START_TIMEOUT_S
         for url, authority in ((self.url, None), (self.tls_url, self.certificates.authority)):
             with closing(admin_client(url, (ACCESS_KEY, SECRET_KEY), authority)) as client:
                 while not _answers(client):
                     dead = [process.args for process in self._processes if process.poll() is not None]
                     assert not dead, f"{dead}\n{self.logs()}"
-                    assert time.monotonic() < deadline, f"Swift does not answer\n{self.logs()}"
+                    assert time.monotonic() < deadline, f"Swift did not start\n{self.logs()}"
                     time.sleep(0.1)
 
     def logs(self) -> str:
@@ -192,11 +197,11 @@ def _answers(client: Any) -> bool:
 
 
 def refuse_without_attributes(folder: Path) -> None:
-    """Swift keeps what it knows of a file in the file's extended attributes."""
+    """Raise if the file system lacks extended attributes, where Swift stores metadata."""
     try:
         os.setxattr(folder, "user.ivmix", b"1")
     except OSError as e:
         raise RuntimeError(
-            f"{folder}: no extended attributes here ({e.strerror}); run pytest with --basetemp=FOLDER on another "
-            "file system, such as ext4 or xfs"
+            f"{folder}: no extended attributes on this file system ({e.strerror}); run pytest with --basetemp=FOLDER "
+            "on another one, such as ext4 or xfs"
         ) from e

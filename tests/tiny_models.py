@@ -1,6 +1,6 @@
-"""Tiny random models of the three families, saved as their makers save them: what the loader is tested with.
+"""Tiny random models of the three families in their released file layout, to test the loader.
 
-The networks are those of the golden files, so that what comes out can be compared with the released code.
+The networks are those of the golden files, so that results can be compared with the released code.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from service.catalog.model_entry import ModelEntry
 from service.catalog.registry import ModelRegistry
 
 DATA = Path(__file__).parent / "data"
-IMAGE_WIDTH, VIDEO_WIDTH = 32, 16  # of the golden networks' embeddings; AnimateDiff's two are both IMAGE_WIDTH
+IMAGE_WIDTH, VIDEO_WIDTH = 32, 16  # embedding widths of the golden networks; both of AnimateDiff's are IMAGE_WIDTH
 
 ENTRY = """
 family = "{family}"
@@ -38,7 +38,7 @@ guidance_scale = {{ default = 3, min = 0, max = 20 }}
 
 
 class Golden:
-    """`meta` and tensors of one family's golden file."""
+    """Metadata and tensors of one family's golden file."""
 
     def __init__(self, family: str) -> None:
         with safe_open(DATA / f"golden_{family}.safetensors", "pt") as file:
@@ -50,7 +50,7 @@ class Golden:
 
 
 def save_model(family: str, folder: Path) -> ModelEntry:
-    """A whole model in one folder and its entry."""
+    """Save a complete model into `folder` and return its registry entry."""
     golden = Golden(family)
     torch.manual_seed(0)
     animatediff = family == "animatediff"
@@ -73,7 +73,7 @@ def save_model(family: str, folder: Path) -> ModelEntry:
 
 
 def write_entry(folder: Path, family: str, *lines: str) -> ModelEntry:
-    """The entry of a folder; further lines are TOML of its own."""
+    """Write `folder`'s models.toml and return its entry; `lines` are added to the TOML."""
     file = folder / "models.toml"
     file.write_text("[models.tiny]" + ENTRY.format(family=family) + "\n".join(lines))
     return ModelRegistry.load(file).entry("tiny")
@@ -94,7 +94,7 @@ def save_weights(folder: Path, config: dict[str, Any], weights: dict[str, Tensor
 
 
 def save_text(folder: Path, prefix: str, width: int) -> None:
-    """The demo's tokenizer, and a random encoder for it."""
+    """Save the demo's tokenizer and a random text encoder for it."""
     demo = ModelRegistry.load().get("demo").path
     assert demo is not None
     shutil.copytree(demo / "tokenizer", folder / f"{prefix}tokenizer")
@@ -115,7 +115,7 @@ def save_text(folder: Path, prefix: str, width: int) -> None:
 
 
 def save_vae(folder: Path, latent_channels: int = 4) -> None:
-    """Four times smaller: the golden latents are 8x8, the entry's picture 32x32."""
+    """Save a VAE with scale factor 4: the golden latents are 8x8, the entry's frames 32x32."""
     levels = (8, 8, 8)
     AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * len(levels),

@@ -1,4 +1,4 @@
-"""A Valkey for tests that break it: killed, stopped and started again, always on its port, with its data."""
+"""A Valkey server that tests can kill, freeze and restart on the same port with the same data."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
-from service.process.embedded_valkey import _configuration, find_binary, free_port
+from service.process.embedded_valkey import _configuration, find_valkey_binary, free_port
 
 
 class Valkey:
     def __init__(self, folder: Path, *, more: str = "") -> None:
-        """`more`: lines of its configuration."""
+        """`more`: further configuration lines."""
         self.port = free_port()
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
@@ -31,7 +31,7 @@ class Valkey:
         return f"redis://:secret@127.0.0.1:{self.port}/0"
 
     def start(self) -> None:
-        self._process = subprocess.Popen([find_binary(), str(self._config)], stdout=subprocess.DEVNULL)
+        self._process = subprocess.Popen([find_valkey_binary(), str(self._config)], stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + 20
         with Redis.from_url(self.url, retry=Retry(NoBackoff(), 0)) as redis:
             while time.monotonic() < deadline:
@@ -40,7 +40,7 @@ class Valkey:
                     return
                 except RedisError:
                     time.sleep(0.02)
-        raise TimeoutError("the server does not answer")
+        raise TimeoutError("Valkey did not answer within 20 s")
 
     def kill(self) -> None:
         assert self._process is not None
@@ -48,7 +48,7 @@ class Valkey:
         self._process.wait()
 
     def freeze(self) -> None:
-        """It takes connections and answers nothing: what a client sees of a network that drops packets."""
+        """It accepts connections and answers nothing, like a server behind a network that drops packets."""
         assert self._process is not None
         os.kill(self._process.pid, signal.SIGSTOP)
 

@@ -1,4 +1,4 @@
-"""A real HTTP server that receives webhooks and sends the replies that a test chooses."""
+"""Real HTTP servers that receive webhooks and respond as configured."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ class Received:
         return OpenAI(api_key="unused").webhooks.unwrap(self.body, self.headers, secret=secret)
 
 
-Reply = Callable[[BaseHTTPRequestHandler], None]
+Respond = Callable[[BaseHTTPRequestHandler], None]
 
 
-def status(code: int, **headers: str) -> Reply:
-    def reply(handler: BaseHTTPRequestHandler) -> None:
+def status(code: int, **headers: str) -> Respond:
+    def answer(handler: BaseHTTPRequestHandler) -> None:
         handler.send_response(code)
         for name, value in headers.items():
             handler.send_header(name.replace("_", "-"), value)
         handler.send_header("content-length", "0")
         handler.end_headers()
 
-    return reply
+    return answer
 
 
-def raw(*pieces: bytes, pause_s: float = 0.0) -> Reply:
-    """These bytes, each piece after a pause, until the client closes the connection."""
+def raw(*pieces: bytes, pause_s: float = 0.0) -> Respond:
+    """Send raw bytes, with a pause after each piece, until the client closes the connection."""
 
-    def reply(handler: BaseHTTPRequestHandler) -> None:
+    def answer(handler: BaseHTTPRequestHandler) -> None:
         try:
             for piece in pieces:
                 handler.wfile.write(piece)
@@ -53,11 +53,11 @@ def raw(*pieces: bytes, pause_s: float = 0.0) -> Reply:
         except OSError:
             pass
 
-    return reply
+    return answer
 
 
 class PostServer(ABC):
-    """A context: a server on a free local port that passes every POST to `handle`. `url` has no path."""
+    """A context: a server on a free port of 127.0.0.1 that passes every POST to `take`. `url` has no path."""
 
     def __init__(self, *, tls: ssl.SSLContext | None = None) -> None:
         outer = self
@@ -65,7 +65,7 @@ class PostServer(ABC):
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["content-length"]))
-                outer.handle(self, {name.lower(): value for name, value in self.headers.items()}, body)
+                outer.take(self, {name.lower(): value for name, value in self.headers.items()}, body)
 
             def log_message(self, *_: Any) -> None: ...
 
@@ -77,8 +77,8 @@ class PostServer(ABC):
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
 
     @abstractmethod
-    def handle(self, handler: BaseHTTPRequestHandler, headers: dict[str, str], body: bytes) -> None:
-        """Send the reply. Header names are in lower case."""
+    def take(self, handler: BaseHTTPRequestHandler, headers: dict[str, str], body: bytes) -> None:
+        """Respond to a request. Header names are in lower case."""
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -90,19 +90,19 @@ class PostServer(ABC):
 
 
 class Receiver(PostServer):
-    """Sends `replies` in order and then repeats the last one."""
+    """Responds with each of `answers` in order, then repeats the last one."""
 
-    def __init__(self, *replies: Reply, tls: ssl.SSLContext | None = None) -> None:
-        self.replies = list(replies) or [status(204)]
+    def __init__(self, *answers: Respond, tls: ssl.SSLContext | None = None) -> None:
+        self.answers = list(answers) or [status(204)]
         self.received: list[Received] = []
         self._sni: str | None = None
         super().__init__(tls=tls)
         if tls:
             tls.sni_callback = self._note_name
 
-    def handle(self, handler: BaseHTTPRequestHandler, headers: dict[str, str], body: bytes) -> None:
+    def take(self, handler: BaseHTTPRequestHandler, headers: dict[str, str], body: bytes) -> None:
         self.received.append(Received(handler.path, headers, body, self._sni))
-        self.replies[min(len(self.received), len(self.replies)) - 1](handler)
+        self.answers[min(len(self.received), len(self.answers)) - 1](handler)
 
     def wait(self, count: int = 1, timeout_s: float = 150) -> list[Received]:
         wait_for(lambda: len(self.received) >= count or None, timeout_s=timeout_s, hint=f"of {count} webhooks")
@@ -116,4 +116,4 @@ class _Quiet(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Some tests make the sender close the connection early."""
+        """Print nothing: some tests make the sender close the connection."""

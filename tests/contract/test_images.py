@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.container_checks import PULSE_PROBE, complaints, settings_of
+from tests.container_checks import HEARTBEAT_PROBE, problems, settings_of
 from tests.containers import DOCKER, IMAGES, ROOT, compose, compose_containers, env_file
 from tests.external_programs import run
 
@@ -62,26 +62,26 @@ def test_build_context_has_what_is_copied_and_no_more() -> None:
 
 def test_compose_agrees_with_the_code() -> None:
     found = list(compose_containers(compose()))
-    assert [text for container in found for text in complaints(container)] == []
+    assert [text for container in found for text in problems(container)] == []
     assert {c.arguments[:1] for c in found} >= {("api",), ("webhooks",), ("maintenance",), ("worker",), ("models",)}
 
 
 @pytest.mark.parametrize(
-    ("right", "wrong", "complaint"),
+    ("right", "wrong", "problem"),
     [
         ("IVMIX_S3_BUCKET:", "IVMIX_S3_BUKET:", "IVMIX_S3_BUKET"),
         ('IVMIX_PRESIGN_SECONDS: "0"', 'IVMIX_PRESIGN_SECONDS: "-1"', "IVMIX_PRESIGN_SECONDS: Input should be greater"),
-        ('command: ["webhooks"]', 'command: ["webhook"]', "`ivmix webhook` is no command"),
+        ('command: ["webhooks"]', 'command: ["webhook"]', "`ivmix webhook` is not a command"),
         ('command: ["worker", "demo"]', 'command: ["worker", "dem"]', "there is no model dem"),
-        ("/readyz'", "/ready'", "a probe asks for /ready"),
-        ("}:8000", "}:8080", "nobody listens on port 8080"),
+        ("/readyz'", "/ready'", "a probe requests /ready"),
+        ("}:8000", "}:8080", "nothing listens on port 8080"),
     ],
 )
-def test_what_is_wrong_in_compose_is_seen(right: str, wrong: str, complaint: str) -> None:
+def test_what_is_wrong_in_compose_is_seen(right: str, wrong: str, problem: str) -> None:
     text = (DOCKER / "compose.yaml").read_text()
     assert text.count(right) == 1
     document = compose(text.replace(right, wrong))
-    assert complaint in "\n".join(text for container in compose_containers(document) for text in complaints(container))
+    assert problem in "\n".join(text for container in compose_containers(document) for text in problems(container))
 
 
 def test_compose_services_are_hardened_and_come_back() -> None:
@@ -122,5 +122,5 @@ def test_pulse_probe_looks_at_the_age_of_the_file(tmp_path: Path, age_s: int | N
     file = tmp_path / "heartbeat_file"
     if age_s is not None:
         run("touch", "-d", f"{age_s} seconds ago", str(file))
-    probe = subprocess.run(["sh", "-c", PULSE_PROBE], env={"IVMIX_PULSE_FILE": str(file)}, capture_output=True)
+    probe = subprocess.run(["sh", "-c", HEARTBEAT_PROBE], env={"IVMIX_PULSE_FILE": str(file)}, capture_output=True)
     assert (probe.returncode == 0) is is_alive

@@ -16,7 +16,7 @@ from rq.registry import StartedJobRegistry
 
 from service.jobs.rq_queues import generate_queue_name, queue_key
 from service.webhooks.addresses import ALWAYS_REFUSED, NOT_PUBLIC_V4, NOT_PUBLIC_V6, PUBLIC_V6, refusal_reason
-from tests.container_checks import complaints
+from tests.container_checks import problems
 from tests.containers import (
     DEPLOY,
     IMAGES,
@@ -81,29 +81,29 @@ def test_wrong_custom_resource_is_refused(kind: str, name: str, wrong: dict[str,
 @both
 def test_containers_agree_with_the_code(overlay: str) -> None:
     found = list(manifest_containers(rendered(overlay)))
-    assert [text for container in found for text in complaints(container)] == []
+    assert [text for container in found for text in problems(container)] == []
     assert {c.arguments[0] for c in found} >= {"api", "webhooks", "maintenance", "worker"}
 
 
 @pytest.mark.parametrize(
-    ("right", "wrong", "complaint"),
+    ("right", "wrong", "problem"),
     [
         ("'IVMIX_S3_BUCKET'", "'IVMIX_S3_BUKET'", "IVMIX_S3_BUKET"),
         ("'IVMIX_WORKER_METRICS_PORT'", "'IVMIX_WORKER_PORT'", "IVMIX_WORKER_PORT"),
-        ("['maintenance']", "['maintain']", "`ivmix maintain` is no command"),
+        ("['maintenance']", "['maintain']", "`ivmix maintain` is not a command"),
         ("['worker', 'animatediff']", "['worker', 'animateddiff']", "there is no model animateddiff"),
         ("['worker', 'animatediff']", "['worker', 'modelscope']", "the API does not offer modelscope"),
-        ("'/readyz'", "'/ready'", "a probe asks for /ready on port http"),
-        ("'containerPort': 9090", "'containerPort': 9091", "nobody listens on port metrics, 9091"),
+        ("'/readyz'", "'/ready'", "a probe requests /ready on port http"),
+        ("'containerPort': 9090", "'containerPort': 9091", "nothing listens on port metrics, 9091"),
         ("-mmin -2", "-mmin -20000", "a probe runs"),
-        ("{'mountPath': '/scratch'", "{'mountPath': '/scratches'", "/scratch cannot be written"),
+        ("{'mountPath': '/scratch'", "{'mountPath': '/scratches'", "/scratch is not writable"),
     ],
 )
-def test_what_is_wrong_in_a_manifest_is_seen(right: str, wrong: str, complaint: str) -> None:
+def test_what_is_wrong_in_a_manifest_is_seen(right: str, wrong: str, problem: str) -> None:
     text = repr(rendered("production"))
     assert right in text
     changed = eval(text.replace(right, wrong))  # our own documents
-    assert complaint in "\n".join(text for c in manifest_containers(changed) for text in complaints(c))
+    assert problem in "\n".join(text for c in manifest_containers(changed) for text in problems(c))
 
 
 @both

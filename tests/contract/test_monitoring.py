@@ -73,7 +73,7 @@ def _unsampled(metric: Metric) -> set[str]:
     return {"model"} if metric.name == "ivmix_queue_estimated_wait_seconds" and not metric.samples else set()
 
 
-def complaints(expression: str, shown: Shown) -> list[str]:
+def problems(expression: str, shown: Shown) -> list[str]:
     """Raises ValueError for what is no PromQL."""
     found: list[str] = []
     seen: set[str] = set()
@@ -82,7 +82,7 @@ def complaints(expression: str, shown: Shown) -> list[str]:
         if isinstance(node, promql_parser.VectorSelector):
             name = str(node.name)
             if name not in shown:
-                found.append(f"nobody shows {name}")
+                found.append(f"no process exports {name}")
             else:
                 seen.update(shown[name])
                 found.extend(
@@ -100,7 +100,7 @@ def complaints(expression: str, shown: Shown) -> list[str]:
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["alert"])
 def test_alert_reads_what_is_shown(rule: dict[str, Any], shown: Shown) -> None:
-    assert complaints(rule["expr"], shown) == []
+    assert problems(rule["expr"], shown) == []
     assert rule["labels"]["severity"] in ("page", "ticket")
     named = set(re.findall(r"\$labels\.(\w+)", rule["annotations"]["summary"]))
     assert all(re.search(rf"by \([^)]*\b{name}\b", rule["expr"]) for name in named)
@@ -110,15 +110,15 @@ def test_alert_reads_what_is_shown(rule: dict[str, Any], shown: Shown) -> None:
 def test_panel_reads_what_is_shown(panel: dict[str, Any], shown: Shown) -> None:
     assert panel["targets"]
     for target in panel["targets"]:
-        assert complaints(target["expr"], shown) == []
+        assert problems(target["expr"], shown) == []
 
 
 def test_wrong_figures_and_labels_are_seen(shown: Shown) -> None:
-    assert complaints("max(ivmix_queue_length) > 0", shown) == ["nobody shows ivmix_queue_length"]
-    assert complaints('ivmix_workers{status="idle"}', shown) == ["ivmix_workers has no label status"]
-    assert complaints("sum by (queue) (ivmix_workers)", shown) == ["nothing there has the label queue"]
+    assert problems("max(ivmix_queue_length) > 0", shown) == ["no process exports ivmix_queue_length"]
+    assert problems('ivmix_workers{status="idle"}', shown) == ["ivmix_workers has no label status"]
+    assert problems("sum by (queue) (ivmix_workers)", shown) == ["nothing there has the label queue"]
     with pytest.raises(ValueError, match="invalid promql"):
-        complaints("sum by model (ivmix_workers)", shown)
+        problems("sum by model (ivmix_workers)", shown)
 
 
 def test_queue_is_said_to_be_nearly_full_before_it_is() -> None:

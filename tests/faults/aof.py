@@ -1,7 +1,6 @@
-"""Every write to every job's record, in order, from the log that Redis itself keeps: what no observer can miss.
+"""Reads every state change of every job from Redis' append-only file (AOF), so none can be missed.
 
-A script's effects are logged as the single commands it ran, so a state that changed twice is seen twice. Knows the
-fields of a record; judges nothing.
+Redis logs a script's effects as single commands, so two changes by one script appear as two.
 """
 
 from __future__ import annotations
@@ -15,8 +14,10 @@ RECORD = b"ivm:job:"
 
 
 def transitions(folder: Path) -> Iterator[dict[str, Any]]:
-    """{"id", "state" (None: the record is gone), "execution"} for every write of a state, in order; the execution is
-    the one the record had or got."""
+    """Yield {"id", "state", "execution"} for every write of a state, in order.
+
+    `state` is None where the record was deleted. `execution` is the execution id in the record after the write.
+    """
     executions: dict[bytes, str | None] = {}
     for command in _commands(folder):
         name, *rest = command
@@ -47,7 +48,7 @@ def _value(text: bytes) -> Any:
 
 def _commands(folder: Path) -> Iterator[list[bytes]]:
     files = sorted(folder.glob("*.incr.aof"), key=lambda path: int(path.name.split(".")[-3]))
-    assert files, f"{folder} has no log"
+    assert files, f"{folder} contains no append-only file"
     for path in files:
         with path.open("rb") as file:
             while command := _read(file):
@@ -55,9 +56,9 @@ def _commands(folder: Path) -> Iterator[list[bytes]]:
 
 
 def _read(file: BinaryIO) -> list[bytes] | None:
-    """One command (RESP: *count, then $length and that many bytes); None at the end, also one that was cut off."""
+    """One command in RESP: *count, then for each part $length and its bytes. None at the end or if it is truncated."""
     head = file.readline()
-    while head.startswith(b"#"):  # a remark of the server
+    while head.startswith(b"#"):  # an annotation such as a timestamp
         head = file.readline()
     if not head.endswith(b"\r\n"):
         return None

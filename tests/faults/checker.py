@@ -1,13 +1,13 @@
-"""The promises, judged from a history alone: what clients were told, what Redis logged, what lay there in the end.
+"""Checks the promises from a history alone: client responses, the Redis log and the final contents of the storage.
 
-I1  every accepted video reaches exactly one end, and is not lost
-I2  an end never changes, in the record and in what clients see
-I3  a completed video's file is there, with the size and SHA-256 that the record says
-I4  one idempotency key makes one video at most
-I5  no video is attempted more often than allowed, drains not counted
-I6  every end is told at least once, by one webhook-id, signed, with the right event
-I7  a video is given to one execution at a time, and one commits
-I8  no process ends by itself, and each stops when told to
+I1  every accepted video reaches exactly one terminal state and is not lost
+I2  a terminal state never changes, neither in the record nor for clients
+I3  a completed video's file is stored with the size and SHA-256 of its record
+I4  one idempotency key creates at most one video
+I5  no video is attempted more often than allowed, not counting drains
+I6  every terminal state is delivered at least once, under one webhook-id, signed, as the right event
+I7  a video belongs to one execution at a time, and only one commits
+I8  no process exits unexpectedly, and each stops on SIGTERM
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 from tests.faults.history import Line
 
 ENDS = ("completed", "failed", "cancelled")
-SPARE_ATTEMPTS = 1  # one is charged that nobody saw, when a worker dies between taking and starting
+SPARE_ATTEMPTS = 1  # a worker that dies between dequeuing and starting is charged one unseen attempt
 EVENT = {"completed": "video.completed", "failed": "video.failed", "cancelled": "video.failed"}
-TOLD = (204, 410)  # 410 is an answer too: told, and never again
+DELIVERED = (204, 410)  # 410 also ends delivery: the receiver wants no further events
 
 
 class Violation(NamedTuple):
@@ -33,15 +33,15 @@ class Violation(NamedTuple):
 
 @dataclass
 class Video:
-    """All that the history says of one video, each in its order."""
+    """The history of one video, each list in chronological order."""
 
-    states: list[tuple[str | None, str | None]] = field(default_factory=list)  # as logged by Redis: state, execution
-    told: list[Line] = field(default_factory=list)  # answers to clients
+    states: list[tuple[str | None, str | None]] = field(default_factory=list)  # from the Redis log: state, execution
+    responses: list[Line] = field(default_factory=list)  # to clients
     webhooks: list[Line] = field(default_factory=list)
-    commits: set[str] = field(default_factory=set)  # executions whose worker was told that its end is the one
+    commits: set[str] = field(default_factory=set)  # executions whose worker logged a commit
     record: Line | None = None
     is_accepted: bool = False
-    is_poisoned: bool = False
+    is_corrupted: bool = False
     delete_asked_at: float | None = None
 
     @property
@@ -54,72 +54,72 @@ def check(lines: Sequence[Line]) -> list[Violation]:
     found = [
         Violation(invariant, video_id, text)
         for video_id, video in videos.items()
-        for invariant, judge in JUDGES.items()
-        for text in judge(video, objects, _most_attempts(lines))
+        for invariant, check_video in CHECKS.items()
+        for text in check_video(video, objects, _most_attempts(lines))
     ]
     return sorted([*found, *_reused_keys(lines), *_processes(lines)])
 
 
-Judge = Callable[[Video, dict[str, Line], int], Iterator[str]]
+Check = Callable[[Video, dict[str, Line], int], Iterator[str]]
 
 
-def _one_end(video: Video, _objects: dict[str, Line], _attempts: int) -> Iterator[str]:
+def _one_terminal_state(video: Video, _objects: dict[str, Line], _attempts: int) -> Iterator[str]:
     if not video.ends and (video.is_accepted or video.states):
-        yield "never ended"
+        yield "never reached a terminal state"
     if len(video.ends) > 1:
-        yield f"ended {len(video.ends)} times: {', '.join(video.ends)}"
-    if video.is_poisoned:
-        return  # a record that cannot be read is given up
+        yield f"reached {len(video.ends)} terminal states: {', '.join(video.ends)}"
+    if video.is_corrupted:
+        return  # an unreadable record is given up
     gone = video.states and video.states[-1][0] is None
     if (gone or not video.states) and video.delete_asked_at is None:
-        yield "its record is gone, and nobody asked for that"
-    for line in video.told:
+        yield "its record is gone without a delete request"
+    for line in video.responses:
         if line.get("answer") == 404 and (video.delete_asked_at is None or line["t"] < video.delete_asked_at):
-            yield f"{line['who']} was told 404"
+            yield f"{line['who']} got a 404"
 
 
-def _end_stays(video: Video, _objects: dict[str, Line], _attempts: int) -> Iterator[str]:
+def _terminal_state_is_final(video: Video, _objects: dict[str, Line], _attempts: int) -> Iterator[str]:
     end = None
     for state, _ in video.states:
         if end is not None and state not in (end, None):
             yield f"the record went from {end} to {state}"
         end = state if state in ENDS else end
     seen = None
-    for line in sorted(video.told, key=lambda line: line["t"]):
+    for line in sorted(video.responses, key=lambda line: line["t"]):
         now = (line.get("status"), line.get("code"))
         if seen is not None and line.get("answer") == 200 and now[0] and now != seen:
-            yield f"{line['who']} was told {seen}, then {now}"
+            yield f"{line['who']} got {seen}, then {now}"
         if now[0] in ("completed", "failed"):
             seen = now
 
 
-def _file_is_there(video: Video, objects: dict[str, Line], _attempts: int) -> Iterator[str]:
-    if video.record is None or video.record["state"] != "completed" or video.is_poisoned:
+def _file_is_stored(video: Video, objects: dict[str, Line], _attempts: int) -> Iterator[str]:
+    if video.record is None or video.record["state"] != "completed" or video.is_corrupted:
         return
     output = video.record["output"]
     if output is None:
         yield "completed without a file"
     elif (stored := objects.get(output["key"])) is None:
-        yield f"{output['key']} is not there"
+        yield f"{output['key']} is missing"
     elif (stored["size"], stored["sha256"]) != (output["size_bytes"], output["sha256"]):
-        yield f"{output['key']} has other bytes than the record says"
+        yield f"{output['key']} differs from its record"
 
 
 def _attempts_bounded(video: Video, _objects: dict[str, Line], most: int) -> Iterator[str]:
-    if video.record is not None and not video.is_poisoned and video.record["attempt"] > most + SPARE_ATTEMPTS:
+    if video.record is not None and not video.is_corrupted and video.record["attempt"] > most + SPARE_ATTEMPTS:
         yield f"{video.record['attempt']} attempts"
 
 
-def _end_is_told(video: Video, _objects: dict[str, Line], _attempts: int) -> Iterator[str]:
-    if video.is_poisoned or not video.ends:
+def _webhook_is_delivered(video: Video, _objects: dict[str, Line], _attempts: int) -> Iterator[str]:
+    if video.is_corrupted or not video.ends:
         return
-    if not any(line["answer"] in TOLD for line in video.webhooks):
-        yield f"nobody was told, in {len(video.webhooks)} attempts"
+    if not any(line["answer"] in DELIVERED for line in video.webhooks):
+        yield f"no webhook delivered in {len(video.webhooks)} attempts"
     if len(ids := {line["webhook_id"] for line in video.webhooks}) > 1:
-        yield f"told under {len(ids)} webhook-ids"
+        yield f"delivered under {len(ids)} webhook-ids"
     for line in video.webhooks:
         if line["type"] != EVENT[video.ends[0]]:
-            yield f"{video.ends[0]}, but told {line['type']}"
+            yield f"{video.ends[0]}, but the event is {line['type']}"
 
 
 def _one_commits(video: Video, _objects: dict[str, Line], _attempts: int) -> Iterator[str]:
@@ -128,7 +128,7 @@ def _one_commits(video: Video, _objects: dict[str, Line], _attempts: int) -> Ite
         match state:
             case "running":
                 if owner is not None:
-                    yield f"taken from {owner} by {execution} without being given back"
+                    yield f"taken from {owner} by {execution} without being requeued"
                 owner = execution
             case "completed":
                 commits += 1
@@ -141,17 +141,17 @@ def _one_commits(video: Video, _objects: dict[str, Line], _attempts: int) -> Ite
     if commits > 1:
         yield f"committed {commits} times"
     if len(video.commits) > 1:
-        yield f"{len(video.commits)} executions believe that they committed: {', '.join(sorted(video.commits))}"
+        yield f"{len(video.commits)} executions logged a commit: {', '.join(sorted(video.commits))}"
     if owner is not None and video.commits - {owner}:
         yield f"{video.commits} committed what belonged to {owner}"
 
 
-JUDGES: dict[str, Judge] = {
-    "I1": _one_end,
-    "I2": _end_stays,
-    "I3": _file_is_there,
+CHECKS: dict[str, Check] = {
+    "I1": _one_terminal_state,
+    "I2": _terminal_state_is_final,
+    "I3": _file_is_stored,
     "I5": _attempts_bounded,
-    "I6": _end_is_told,
+    "I6": _webhook_is_delivered,
     "I7": _one_commits,
 }
 
@@ -163,17 +163,17 @@ def _reused_keys(lines: Sequence[Line]) -> Iterator[Violation]:
             made[line["key"]].add(line["id"])
     for key, ids in made.items():
         if len(ids) > 1:
-            yield Violation("I4", key, f"made {len(ids)} videos: {', '.join(sorted(ids))}")
+            yield Violation("I4", key, f"created {len(ids)} videos: {', '.join(sorted(ids))}")
 
 
 def _processes(lines: Sequence[Line]) -> Iterator[Violation]:
     for line in lines:
         match line:
-            case {"who": "house", "what": "ended", "by": "itself", "name": name, "code": code}:
-                yield Violation("I8", name, f"ended by itself with code {code}")
-            case {"who": "house", "what": "stopped", "name": name, "code": code} if code not in (0, -15):
-                yield Violation("I8", name, f"told to stop, it ended with code {code}")
-            case {"who": "house", "what": "does not stop", "name": name}:
+            case {"who": "cluster", "what": "ended", "by": "itself", "name": name, "code": code}:
+                yield Violation("I8", name, f"exited unexpectedly with code {code}")
+            case {"who": "cluster", "what": "stopped", "name": name, "code": code} if code not in (0, -15):
+                yield Violation("I8", name, f"stopped with exit code {code}")
+            case {"who": "cluster", "what": "does not stop", "name": name}:
                 yield Violation("I8", name, "does not stop")
             case {"who": "receiver", "signed": False}:
                 yield Violation("I6", str(line["webhook_id"]), f"a webhook with a wrong signature: {line.get('error')}")
@@ -193,17 +193,17 @@ def _videos(lines: Sequence[Line]) -> dict[str, Video]:
                 videos[video_id].webhooks.append(line)
             case {"what": "commit", "id": video_id}:
                 videos[video_id].commits.add(line["execution"])
-            case {"who": "nemesis", "what": "poisoned", "id": video_id}:
-                videos[video_id].is_poisoned = True
+            case {"who": "nemesis", "what": "corrupted", "id": video_id}:
+                videos[video_id].is_corrupted = True
             case {"what": "submit" | "poll" | "cancel" | "delete", "id": video_id}:
-                _tell(videos[video_id], line)
+                _add_response(videos[video_id], line)
             case _:
                 pass
     return dict(videos)
 
 
-def _tell(video: Video, line: Line) -> None:
-    video.told.append(line)
+def _add_response(video: Video, line: Line) -> None:
+    video.responses.append(line)
     if line["what"] == "submit":
         video.is_accepted |= line["answer"] == 200
     if line["what"] == "delete" and video.delete_asked_at is None:
@@ -219,5 +219,5 @@ def _most_attempts(lines: Sequence[Line]) -> int:
 
 
 def ends_of(lines: Sequence[Line]) -> dict[str, Any]:
-    """How the videos ended: id -> state, for those that did."""
+    """Terminal states by video id."""
     return {video_id: video.ends[0] for video_id, video in _videos(lines).items() if video.ends}

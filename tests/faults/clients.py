@@ -1,4 +1,4 @@
-"""Clients that submit, poll, cancel and delete by chance, and note every answer. They know the wire format only."""
+"""API clients that submit, poll, cancel and delete at random and record every response."""
 
 from __future__ import annotations
 
@@ -15,17 +15,21 @@ import httpx2
 from tests.faults.history import History
 
 TIMEOUT_S = 8.0
-OPEN_AT_ONCE = 4  # videos that a client waits for
-AHEAD = 8  # videos asked for before the faults begin
+OPEN_AT_ONCE = 4  # unfinished videos per client
+AHEAD = 8  # videos submitted before the first fault
 STEPS = (5, 25)
 PROMPTS = ("a red circle moving right on a teal background", "a blue square moving up on a black background")
-CANCELS, DELETES, NAMES, REPEATS = 0.12, 0.1, 0.6, 0.1  # of all videos
+CANCELS, DELETES, KEYS, REPEATS = 0.12, 0.1, 0.6, 0.1  # shares of all videos; KEYS: with an idempotency key
 ENDED = ("completed", "failed")
 
 
 @dataclass
 class Clients:
-    """A context. Together they get `jobs` videos accepted, then only look after those."""
+    """A context. Together the clients submit until `jobs` videos are accepted, then only follow those.
+
+    Args:
+        progress: Share of the faults that were injected, 0 to 1, so that submissions are spread over all faults.
+    """
 
     url: str
     callback_url: str
@@ -35,7 +39,7 @@ class Clients:
     count: int = 4
     accepted: set[str] = field(default_factory=set)
     stopping: threading.Event = field(default_factory=threading.Event)
-    progress: Callable[[], float] = lambda: 1.0  # 0 to 1: the jobs are spread over the faults
+    progress: Callable[[], float] = lambda: 1.0
     _clients: list[Client] = field(default_factory=list)
     _submitted: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -45,7 +49,7 @@ class Clients:
         for i in range(self.count):
             client = Client(f"client-{i}", self, random.Random(f"{self.seed}.{i}"))
             self._clients.append(client)
-            self._threads.append(threading.Thread(target=client.live, name=client.name, daemon=True))
+            self._threads.append(threading.Thread(target=client.run, name=client.name, daemon=True))
             self._threads[-1].start()
         return self
 
@@ -55,15 +59,11 @@ class Clients:
             thread.join(2 * TIMEOUT_S)
 
     @property
-    def have_all(self) -> bool:
-        return len(self.accepted) >= self.jobs
-
-    @property
-    def watched(self) -> int:
-        """Videos whose end their client has not seen."""
+    def unfinished(self) -> int:
+        """Number of videos whose final state their client has not seen."""
         return sum(len(client.open) for client in self._clients)
 
-    def are_so_far(self, progress: float) -> bool:
+    def has_reached(self, progress: float) -> bool:
         return len(self.accepted) >= self.jobs * progress - AHEAD
 
     def may_submit(self) -> bool:
@@ -78,67 +78,71 @@ class Clients:
 class Client:
     name: str
     all: Clients
-    chance: random.Random
+    random: random.Random
     open: list[str] = field(default_factory=list)
-    doomed: set[str] = field(default_factory=set)  # will be cancelled, some time
+    to_cancel: set[str] = field(default_factory=set)
 
-    def live(self) -> None:
+    def run(self) -> None:
         with httpx2.Client(base_url=self.all.url, timeout=TIMEOUT_S, trust_env=False) as http:
             while not self.all.stopping.is_set():
                 if len(self.open) < OPEN_AT_ONCE and self.all.may_submit():
                     self._submit(http)
                 elif self.open:
-                    self._look_after(http, self.chance.choice(self.open))
-                self.all.stopping.wait(self.chance.uniform(0.05, 0.3))
+                    self._follow(http, self.random.choice(self.open))
+                self.all.stopping.wait(self.random.uniform(0.05, 0.3))
 
     def _submit(self, http: httpx2.Client) -> None:
-        """Until one is accepted. Without a name for the request every try may make another video."""
-        key = uuid.UUID(int=self.chance.getrandbits(128)).hex if self.chance.random() < NAMES else None
+        """Repeat until a video is accepted. Without an idempotency key, every attempt may create another one."""
+        key = uuid.UUID(int=self.random.getrandbits(128)).hex if self.random.random() < KEYS else None
         body = {
-            "prompt": self.chance.choice(PROMPTS),
-            "num_inference_steps": self.chance.randint(*STEPS),
-            "seed": self.chance.randrange(2**32),
+            "prompt": self.random.choice(PROMPTS),
+            "num_inference_steps": self.random.randint(*STEPS),
+            "seed": self.random.randrange(2**32),
             "callback_url": self.all.callback_url,
         }
         headers = {"idempotency-key": key} if key else {}
         while not self.all.stopping.is_set():
-            answer = self._ask(http, "submit", "POST", "/v1/videos", key=key, json=body, headers=headers)
+            answer = self._request(http, "submit", "POST", "/v1/videos", key=key, json=body, headers=headers)
             if answer is not None and "id" in answer:
                 self.all.accepted.add(answer["id"])
                 self.open.append(answer["id"])
-                if self.chance.random() < CANCELS:
-                    self.doomed.add(answer["id"])
-                if key and self.chance.random() < REPEATS:  # as after an answer that got lost
-                    self._ask(http, "submit", "POST", "/v1/videos", key=key, json=body, headers=headers)
+                if self.random.random() < CANCELS:
+                    self.to_cancel.add(answer["id"])
+                if key and self.random.random() < REPEATS:  # as after a lost response
+                    self._request(http, "submit", "POST", "/v1/videos", key=key, json=body, headers=headers)
                 return
-            self.all.stopping.wait(self.chance.uniform(0.2, 1.0))
+            self.all.stopping.wait(self.random.uniform(0.2, 1.0))
 
-    def _look_after(self, http: httpx2.Client, video_id: str) -> None:
-        if video_id in self.doomed and self.chance.random() < 0.2:
-            self.doomed.discard(video_id)
-            self._ask(http, "cancel", "POST", f"/v1/videos/{video_id}/cancel", id=video_id)
-        video = self._ask(http, "poll", "GET", f"/v1/videos/{video_id}", id=video_id)
+    def _follow(self, http: httpx2.Client, video_id: str) -> None:
+        if video_id in self.to_cancel and self.random.random() < 0.2:
+            self.to_cancel.discard(video_id)
+            self._request(http, "cancel", "POST", f"/v1/videos/{video_id}/cancel", id=video_id)
+        video = self._request(http, "poll", "GET", f"/v1/videos/{video_id}", id=video_id)
         if video is None or video.get("status") not in ENDED:
             return
         self.open.remove(video_id)
-        self._ask(http, "poll", "GET", f"/v1/videos/{video_id}", id=video_id)  # the same again
-        if self.chance.random() < DELETES:
-            self._ask(http, "delete", "DELETE", f"/v1/videos/{video_id}", id=video_id)
+        self._request(http, "poll", "GET", f"/v1/videos/{video_id}", id=video_id)  # must not change
+        if self.random.random() < DELETES:
+            self._request(http, "delete", "DELETE", f"/v1/videos/{video_id}", id=video_id)
 
-    def _ask(self, http: httpx2.Client, what: str, method: str, path: str, **details: Any) -> dict[str, Any] | None:
-        """The body of an answer 200; None for everything else. What it is about goes into the history."""
+    def _request(self, http: httpx2.Client, what: str, method: str, path: str, **details: Any) -> dict[str, Any] | None:
+        """Send a request and record the response. Returns the body of a 200, otherwise None."""
         request = {name: details.pop(name) for name in ("json", "headers") if name in details}
         began = time.monotonic()
         try:
             response = http.request(method, path, **request)
         except httpx2.HTTPError as e:
-            self.all.history.note(self.name, what, **details, error=type(e).__name__, s=_since(began))
+            self.all.history.record(self.name, what, **details, error=type(e).__name__, s=_since(began))
             return None
         found = response.json() if response.status_code == 200 else {}
-        told = {"answer": response.status_code, "s": _since(began)}
+        outcome = {"answer": response.status_code, "s": _since(began)}
         if found:
-            told |= {"id": found["id"], "status": found.get("status"), "code": (found.get("error") or {}).get("code")}
-        self.all.history.note(self.name, what, **{**details, **told})
+            outcome |= {
+                "id": found["id"],
+                "status": found.get("status"),
+                "code": (found.get("error") or {}).get("code"),
+            }
+        self.all.history.record(self.name, what, **{**details, **outcome})
         return found or None
 
 

@@ -1,7 +1,7 @@
-"""Every process of a small deployment, on one machine: starts them, starts again what ends, stops them in the end.
+"""A small deployment on one machine: starts every process, restarts those that end, stops all of them at the end.
 
-Three workers on two "machines" (folders for scratch), two maintenances, two couriers, one API; each reaches Redis by a
-wire of its own, and all the storage by one proxy.
+Three workers on two "machines" (scratch folders), two maintenance processes, two webhook dispatchers, one API. Each
+reaches Redis through a separate TCP proxy; all reach the storage through one S3 proxy.
 """
 
 from __future__ import annotations
@@ -27,38 +27,38 @@ from service.process.parent_watch import SUPERVISOR
 from service.settings import Settings
 from service.wiring import Services, open_services
 from tests.faults.history import History
-from tests.faults.proxies import Wires
+from tests.faults.proxies import TcpProxies
 from tests.faults.receiver import Receiver
-from tests.faults.s3_proxy import Buckets
+from tests.faults.s3_proxy import S3Proxy
 from tests.processes import clean_environment, session_of, wait_for
 from tests.skewed_clock import CLOCK
 from tests.swift import ACCESS_KEY, SECRET_KEY, admin_client
 from tests.valkey import Valkey
 
-BUCKET = "videos-under-fire"
+BUCKET = "videos-fault-injection"
 LEASE_S, BEAT_S, LOOK_S = 4.0, 0.5, 0.2
 WEBHOOK_TIMEOUT_S = 2.0
-READY_S = 120.0  # until everything answers, on a busy machine
+READY_S = 120.0  # until every process answers, on a busy machine
 STOP_S = 60.0
 COMMITTED = re.compile(rb'^\{.*"event": "(video_[0-9a-f]{32}) completed, ')
 RESTART_S = 0.3  # as a supervisor would, after a process has ended
 
 WORKERS = ("worker-0", "worker-1", "worker-2")
 MAINTENANCES = ("maintenance-0", "maintenance-1")
-COURIERS = ("courier-0", "courier-1")
-MACHINE = {"worker-2": "machine-b"}  # the rest share one
+DISPATCHERS = ("dispatcher-0", "dispatcher-1")
+MACHINE = {"worker-2": "machine-b"}  # the others share machine-a
 
 MODULES: dict[str, str] = {
     "api": "service.api.__main__",
-    **dict.fromkeys(MAINTENANCES, "service.maintenance"),
-    **dict.fromkeys(COURIERS, "service.webhook_dispatcher"),
+    **dict.fromkeys(MAINTENANCES, "service.maintenance.__main__"),
+    **dict.fromkeys(DISPATCHERS, "service.webhook_dispatcher.__main__"),
     **dict.fromkeys(WORKERS, "tests.fake_worker"),
 }
 
 
 @dataclass
 class Process:
-    """`is_hit`: what ends it now was somebody's wish."""
+    """`is_hit`: a fault or an operator ended it, so its exit is expected."""
 
     name: str
     start: Callable[[float], subprocess.Popen[bytes]]
@@ -73,7 +73,7 @@ class Process:
 
     @property
     def child(self) -> int | None:
-        """The process of a worker that has the models."""
+        """Process id of a worker's child, which holds the models."""
         for pid in session_of(self.handle.pid):
             try:
                 if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes():
@@ -92,8 +92,8 @@ class Process:
 
 
 @dataclass
-class House:
-    """A context: entering starts everything and waits until it answers; leaving stops it, by SIGTERM."""
+class Cluster:
+    """A context: entering starts every process and waits until all are ready; leaving kills what still runs."""
 
     folder: Path
     history: History
@@ -102,15 +102,15 @@ class House:
     is_closing: threading.Event = field(default_factory=threading.Event)
     _stack: ExitStack = field(default_factory=ExitStack)
 
-    def __enter__(self) -> House:
+    def __enter__(self) -> Cluster:
         with self._stack:
             enter = self._stack.enter_context
             self.valkey = enter(Valkey(self.folder / "valkey", more="auto-aof-rewrite-percentage 0\n"))
-            self.wires = enter(Wires(self.valkey.port, list(MODULES)))
-            self.buckets = enter(Buckets(self.s3_url))
+            self.redis_proxies = enter(TcpProxies(self.valkey.port, list(MODULES)))
+            self.s3_proxy = enter(S3Proxy(self.s3_url))
             self.receiver = enter(Receiver(self.history, slow_s=WEBHOOK_TIMEOUT_S + 1))
-            self._bucket()
-            self.services = self._services()  # past all proxies, for whoever looks from outside
+            self._create_bucket()
+            self.services = self._services()  # bypasses the proxies, for observers
             self._stack.callback(self.services.close)
             self.redis: Redis = self.services.redis
             self.api_port = free_port()
@@ -118,8 +118,8 @@ class House:
             for name, module in MODULES.items():
                 self.processes[name] = self._process(name, module)
             self._wait_until_ready()
-            self._keeper = threading.Thread(target=self._keep, name="keeper", daemon=True)
-            self._keeper.start()
+            self._restarter = threading.Thread(target=self._restart_ended, name="restarter", daemon=True)
+            self._restarter.start()
             self._stack = self._stack.pop_all()
         return self
 
@@ -131,26 +131,26 @@ class House:
         return f"http://127.0.0.1:{self.api_port}"
 
     def stop(self) -> None:
-        """As an operator would; what does not end is noted."""
+        """Send SIGTERM to all, as an operator would, and record those that do not stop."""
         self.is_closing.set()
-        self._keeper.join()
+        self._restarter.join()
         for process in self.processes.values():
             process.send(signal.SIGTERM)
         deadline = time.monotonic() + STOP_S
         for process in self.processes.values():
             try:
                 code = process.handle.wait(max(0.1, deadline - time.monotonic()))
-                self.history.note("house", "stopped", name=process.name, code=code)
+                self.history.record("cluster", "stopped", name=process.name, code=code)
             except subprocess.TimeoutExpired:
-                self.history.note("house", "does not stop", name=process.name)
+                self.history.record("cluster", "does not stop", name=process.name)
 
     def restart(self, name: str, *, clock_s: float) -> None:
-        """Stop it in order; it comes again with a clock that is so wrong."""
+        """Stop it with SIGTERM; it is started again with its clock off by `clock_s`."""
         process = self.processes[name]
         process.clock_s = clock_s
         process.send(signal.SIGTERM)
 
-    def _keep(self) -> None:
+    def _restart_ended(self) -> None:
         while not self.is_closing.wait(0.05):
             for process in self.processes.values():
                 if process.is_running:
@@ -159,11 +159,11 @@ class House:
                 if not process.restart_at:
                     process.restart_at = now + RESTART_S
                     code, by = process.handle.returncode, "hit" if process.is_hit else "itself"
-                    self.history.note("house", "ended", name=process.name, code=code, by=by)
+                    self.history.record("cluster", "ended", name=process.name, code=code, by=by)
                 elif now >= process.restart_at:
                     process.restart_at, process.is_hit = 0.0, False
                     process.handle = process.start(process.clock_s)
-                    self.history.note("house", "started", name=process.name, clock_s=process.clock_s)
+                    self.history.record("cluster", "started", name=process.name, clock_s=process.clock_s)
 
     def _kill_all(self) -> None:
         self.is_closing.set()
@@ -184,34 +184,34 @@ class House:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-            # By a pipe: the limit on the size of files that stands for a full disk would also hold for a log.
+            # Through a pipe: the file size limit that simulates a full disk would also apply to a log file.
             threading.Thread(target=self._listen, args=(name, handle, log), daemon=True).start()
             return handle
 
         return Process(name, start, start(0.0))
 
     def _listen(self, name: str, handle: subprocess.Popen[bytes], log: Path) -> None:
-        """Keep the log, and note what it says of commits: Redis' own log does not tell who wrote."""
+        """Write the log, and record the commits in it: the AOF does not show which process wrote."""
         assert handle.stdout is not None
         with handle.stdout, log.open("ab") as file:
             for line in handle.stdout:
                 file.write(line)
                 file.flush()
-                if said := COMMITTED.search(line):
-                    told = json.loads(line)
-                    self.history.note(name, "commit", id=said[1].decode(), execution=told["execution_id"])
+                if found := COMMITTED.search(line):
+                    entry = json.loads(line)
+                    self.history.record(name, "commit", id=found[1].decode(), execution=entry["execution_id"])
 
     def _environment(self, name: str) -> dict[str, str]:
         return {
             SUPERVISOR: str(os.getpid()),
-            "IVMIX_REDIS_URL": f"redis://:secret@127.0.0.1:{self.wires.port(name)}/0",
+            "IVMIX_REDIS_URL": f"redis://:secret@127.0.0.1:{self.redis_proxies.port(name)}/0",
             "IVMIX_PORT": str(self.api_port),
             "IVMIX_AUTH": "off",
             "IVMIX_MODELS": "demo",
             "IVMIX_DATA_DIR": str(self.folder / MACHINE.get(name, "machine-a")),
             "IVMIX_STORAGE": "s3",
             "IVMIX_S3_BUCKET": BUCKET,
-            "IVMIX_S3_ENDPOINT_URL": self.buckets.url,
+            "IVMIX_S3_ENDPOINT_URL": self.s3_proxy.url,
             "IVMIX_S3_ACCESS_KEY_ID": ACCESS_KEY,
             "IVMIX_S3_SECRET_ACCESS_KEY": SECRET_KEY,
             "IVMIX_S3_TIMEOUT_S": "3",
@@ -246,7 +246,7 @@ class House:
             )
         )
 
-    def _bucket(self) -> None:
+    def _create_bucket(self) -> None:
         client = admin_client(self.s3_url, (ACCESS_KEY, SECRET_KEY))
         client.create_bucket(Bucket=BUCKET)
         client.close()

@@ -1,4 +1,4 @@
-"""What everybody saw and did, one JSON object per line, in the order of writing."""
+"""The history of a run: what each process, client and observer saw, one JSON object per line."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ Line = dict[str, Any]
 
 
 class History:
-    """Each line: t (monotonic seconds), wall (unix seconds), who, what, and what belongs to it. For threads."""
+    """Thread-safe writer. Every line has t (monotonic seconds), wall (unix seconds), who, what and the details."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file = path.open("w")
         self._lock = threading.Lock()
 
-    def note(self, who: str, what: str, **details: Any) -> None:
+    def record(self, who: str, what: str, **details: Any) -> None:
         line = {"t": round(time.monotonic(), 3), "wall": round(time.time(), 3), "who": who, "what": what, **details}
         with self._lock:
             if not self._file.closed:

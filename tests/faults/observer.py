@@ -1,6 +1,6 @@
-"""Looks at every job that has not ended, past all proxies, and notes what has changed: when things happened.
+"""Polls the records of all unfinished jobs directly in Redis and records changes, to measure recovery times.
 
-May miss what lasts shorter than a look; nothing is judged by it but how long things took.
+A change that lasts shorter than one poll can be missed, so the checker uses the AOF instead.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ from typing import Any
 from redis.exceptions import RedisError
 
 from service.jobs.store import ACTIVE, job_key
-from tests.faults.cluster import House
+from tests.faults.cluster import Cluster
 from tests.faults.history import History
 
-LOOK_S = 0.1
+POLL_S = 0.1
 FIELDS = ("state", "execution_id", "attempt")
 
 
 class Observer:
-    """A context; looks in a thread."""
+    """A context that polls in a thread."""
 
-    def __init__(self, house: House, history: History) -> None:
-        self._redis: Any = house.redis
+    def __init__(self, cluster: Cluster, history: History) -> None:
+        self._redis: Any = cluster.redis
         self._history = history
         self._seen: dict[str, list[Any]] = {}
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="observer", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="observer", daemon=True)
 
     def __enter__(self) -> Observer:
         self._thread.start()
@@ -37,15 +37,15 @@ class Observer:
         self._stopping.set()
         self._thread.join(30)
 
-    def _watch(self) -> None:
-        while not self._stopping.wait(LOOK_S):
+    def _run(self) -> None:
+        while not self._stopping.wait(POLL_S):
             try:
-                self._look()
+                self._poll()
             except RedisError:
                 continue
 
-    def _look(self) -> None:
-        ids = {member.decode() for member in self._redis.smembers(ACTIVE)} | self._open()
+    def _poll(self) -> None:
+        ids = {member.decode() for member in self._redis.smembers(ACTIVE)} | self._unfinished()
         with self._redis.pipeline(transaction=False) as pipe:
             for job_id in ids:
                 pipe.hmget(job_key(job_id), *FIELDS)
@@ -54,10 +54,9 @@ class Observer:
             values = [_value(value) for value in record]
             if self._seen.get(job_id) != values:
                 self._seen[job_id] = values
-                self._history.note("observer", "job", id=job_id, **dict(zip(FIELDS, values, strict=True)))
+                self._history.record("observer", "job", id=job_id, **dict(zip(FIELDS, values, strict=True)))
 
-    def _open(self) -> set[str]:
-        """Those whose end has not been seen."""
+    def _unfinished(self) -> set[str]:
         return {job_id for job_id, (state, *_) in self._seen.items() if state in ("queued", "running")}
 
 

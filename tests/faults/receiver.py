@@ -1,4 +1,4 @@
-"""Where the webhooks go: a server that answers as it is told to, and notes what it was told."""
+"""A webhook receiver that can be up, down, slow or gone, and records every delivery attempt."""
 
 from __future__ import annotations
 
@@ -10,34 +10,38 @@ from typing import Literal
 from tests.faults.history import History
 from tests.webhook_receivers import PostServer, Received
 
-Mood = Literal["up", "down", "slow", "gone"]
-ANSWERS: dict[str, int] = {"up": 204, "slow": 204, "gone": 410, "down": 0}
+Mode = Literal["up", "down", "slow", "gone"]
+STATUS: dict[Mode, int] = {"up": 204, "slow": 204, "gone": 410, "down": 0}
 
 
 class Receiver(PostServer):
-    """A context. `secret` is to be set before the first webhook; `slow_s` is longer than senders wait."""
+    """A context. Set `secret` before the first webhook arrives.
+
+    Args:
+        slow_s: Seconds before the answer in mode "slow"; longer than the senders' timeout.
+    """
 
     def __init__(self, history: History, *, slow_s: float) -> None:
-        self.mood: Mood = "up"
+        self.mode: Mode = "up"
         self.secret = ""
         self._history, self._slow_s = history, slow_s
         super().__init__()
 
-    def handle(self, handler: BaseHTTPRequestHandler, headers: dict[str, str], body: bytes) -> None:
-        mood = self.mood
+    def take(self, handler: BaseHTTPRequestHandler, headers: dict[str, str], body: bytes) -> None:
+        mode = self.mode
         try:
             event, is_signed = Received("/", headers, body, None).event(self.secret), True
-            told = {"id": event.data.id, "type": event.type}
-        except Exception as e:  # whatever a wrong signature or body is called
-            told, is_signed = {"error": type(e).__name__}, False
-        answer = {"webhook_id": headers.get("webhook-id"), "signed": is_signed, "answer": ANSWERS[mood], **told}
-        if mood == "slow":
+            details = {"id": event.data.id, "type": event.type}
+        except Exception as e:  # any error means that the signature or body is wrong
+            details, is_signed = {"error": type(e).__name__}, False
+        attempt = {"webhook_id": headers.get("webhook-id"), "signed": is_signed, "answer": STATUS[mode], **details}
+        if mode == "slow":
             time.sleep(self._slow_s)
-            answer["answer"] = 0  # nobody listened any more
-        self._history.note("receiver", "webhook", **answer)
-        if mood == "down":
+            attempt["answer"] = 0  # the sender has hung up by now
+        self._history.record("receiver", "webhook", **attempt)
+        if mode == "down":
             handler.connection.shutdown(socket.SHUT_RDWR)
             return
-        handler.send_response(ANSWERS[mood])
+        handler.send_response(STATUS[mode])
         handler.send_header("content-length", "0")
         handler.end_headers()

@@ -1,7 +1,7 @@
-"""`python -m tests.faults.recovery_times`: how long a worker's faults take, with the settings as they are shipped.
+"""`python -m tests.faults.recovery_times` measures recovery from worker faults with the default settings.
 
-A real worker and maintenance, a real Valkey, the engine that only sleeps (half a second a step). About five minutes,
-most of which are leases that run out.
+It runs a real worker, maintenance process and Valkey with an engine that only sleeps, half a second per step. It takes
+about five minutes, most of them waiting for leases to expire.
 """
 
 from __future__ import annotations
@@ -47,64 +47,63 @@ class Bench:
         assert job is not None
         return job
 
-    def until(self, is_so: Callable[[], bool]) -> float:
-        """Seconds."""
+    def seconds_until(self, condition: Callable[[], bool]) -> float:
         began = time.monotonic()
-        while not is_so():
+        while not condition():
             if time.monotonic() - began > WAIT_S:
                 raise TimeoutError
             time.sleep(POLL_S)
         return time.monotonic() - began
 
-    def at_work(self, job_id: str) -> None:
+    def wait_until_running(self, job_id: str) -> None:
         wait_for(lambda: self.job(job_id).step >= 2 or None, timeout_s=WAIT_S)
 
-    def end(self, job_id: str) -> None:
+    def cancel(self, job_id: str) -> None:
         self.services.store.cancel(job_id)
         wait_for(lambda: self.job(job_id).state.is_terminal or None, timeout_s=WAIT_S)
 
 
 def kill_child(bench: Bench) -> tuple[float, float]:
-    """Until the job is taken again, and until it has made a step: in between the models are loaded."""
+    """Seconds until the job is started again, and until its next step, after the models were loaded again."""
     job_id = bench.submit()
     with worker(bench.environment, "tests.fake_worker") as process:
-        bench.at_work(job_id)
+        bench.wait_until_running(job_id)
         execution = bench.job(job_id).execution_id
         os.kill(child_of(process.pid), signal.SIGKILL)
-        taken = bench.until(lambda: bench.job(job_id).execution_id not in (None, execution))
+        restarted = bench.seconds_until(lambda: bench.job(job_id).execution_id not in (None, execution))
         step = bench.job(job_id).step
-        goes_on = taken + bench.until(lambda: bench.job(job_id).step > step)
-        bench.end(job_id)
-    return taken, goes_on
+        next_step = restarted + bench.seconds_until(lambda: bench.job(job_id).step > step)
+        bench.cancel(job_id)
+    return restarted, next_step
 
 
 def kill_parent(bench: Bench) -> float:
-    """Until the job waits again."""
+    """Seconds until the job is queued again."""
     job_id = bench.submit()
     with worker(bench.environment, "tests.fake_worker") as process:
-        bench.at_work(job_id)
+        bench.wait_until_running(job_id)
         process.kill()
-        seconds = bench.until(lambda: bench.job(job_id).state is JobState.QUEUED)
+        seconds = bench.seconds_until(lambda: bench.job(job_id).state is JobState.QUEUED)
     bench.services.store.cancel(job_id)
     return seconds
 
 
 def drain(bench: Bench) -> float:
-    """Until the process has ended."""
+    """Seconds until the process has exited."""
     job_id = bench.submit()
     with worker(bench.environment, "tests.fake_worker") as process:
-        bench.at_work(job_id)
+        bench.wait_until_running(job_id)
         process.terminate()
-        seconds = bench.until(lambda: process.poll() is not None)
+        seconds = bench.seconds_until(lambda: process.poll() is not None)
     assert bench.job(job_id).state is JobState.QUEUED
     bench.services.store.cancel(job_id)
     return seconds
 
 
 def main(
-    trials: Annotated[int, typer.Option(min=1, help="Of each; the parent is killed three times at most.")] = 5,
+    trials: Annotated[int, typer.Option(min=1, help="Trials per fault; the parent is killed at most three times.")] = 5,
 ) -> None:
-    folder = Path(tempfile.mkdtemp(prefix="ivmix-figures-"))
+    folder = Path(tempfile.mkdtemp(prefix="ivmix-recovery-"))
     with Valkey(folder / "valkey") as server:
         settings = Settings(redis_url=server.url, data_dir=folder / "data")
         services = open_services(settings)
@@ -122,10 +121,10 @@ def main(
     table = Table("fault", "until", "trials", "median s", "worst s", "promised s")
     lease_s = settings.lease_s
     for name, until, seconds, promise in (
-        ("kill -9 child", "its job is taken again", [taken for taken, _ in children], "2"),
-        ("kill -9 child", "its job goes on, models loaded", [goes_on for _, goes_on in children], "2 + models + step"),
-        ("SIGTERM", "the process has ended", drains, f"{STEP_S + 5:g}"),
-        ("kill -9 parent", "its job waits for another", parents, f"{lease_s + 10:g}"),
+        ("kill -9 child", "job restarted", [restarted for restarted, _ in children], "2"),
+        ("kill -9 child", "next step, models loaded", [next_step for _, next_step in children], "2 + models + step"),
+        ("SIGTERM", "process exited", drains, f"{STEP_S + 5:g}"),
+        ("kill -9 parent", "job queued again", parents, f"{lease_s + 10:g}"),
     ):
         table.add_row(name, until, str(len(seconds)), f"{median(seconds):.2f}", f"{max(seconds):.2f}", promise)
     Console(width=110).print(table)

@@ -1,4 +1,4 @@
-"""A history as a table: how the jobs ended, what was broken and how long it took to recover, what was not kept."""
+"""Prints a history: terminal states, faults with their recovery times, and violations."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.faults.checker import Violation, ends_of
+from tests.faults.fault_kinds import KINDS
 from tests.faults.history import Line
-from tests.faults.nemesis import KINDS
 
-# Until what: the video that was hit is worked on again or has ended, the process has ended, a webhook arrives; for all
-# others, a video is completed.
+# What counts as recovered. VICTIM: the affected video runs again or is terminal. EXIT: the process has exited.
+# WEBHOOK: a webhook was delivered. Every other kind: a video was completed.
 VICTIM = {
     *("kill -9 child", "kill -9 parent", "frozen parent", "frozen worker"),
     *("Redis silent to a worker", "queue entry lost", "scratch disk full"),
 }
-LATE = 200  # so many lines may come between a blow and its being told
+LATE = 200  # a fault's line is written at most this many lines after it began
 EXIT = {"SIGTERM", "SIGTERM twice"}
-WEBHOOK = {"receiver down", "receiver slow", "receiver says 410", "kill -9 courier"}
-NOTHING = {"clock skew", "poisoned record", "job queued twice", "kill -9 maintenance"}  # no way to see it recover
+WEBHOOK = {"receiver down", "receiver slow", "receiver answers 410", "kill -9 dispatcher"}
+NOTHING = {"clock skew", "corrupted record", "job queued twice", "kill -9 maintenance"}  # has no visible recovery
 
 
 def show(lines: Sequence[Line], violations: Sequence[Violation], console: Console) -> None:
@@ -33,25 +33,25 @@ def show(lines: Sequence[Line], violations: Sequence[Violation], console: Consol
     console.print(_faults(lines, faults))
     webhooks = [line for line in lines if line["who"] == "receiver"]
     answers = Counter(line["answer"] or "none" for line in webhooks)
-    told = {line["id"] for line in webhooks if "id" in line}
-    console.print(f"webhooks: {len(webhooks)} attempts for {len(told)} videos, answers {dict(answers)}")
+    videos = {line["id"] for line in webhooks if "id" in line}
+    console.print(f"webhooks: {len(webhooks)} attempts for {len(videos)} videos, answers {dict(answers)}")
     console.print(f"accepted by clients: {len(accepted)}\nfaults: {len(faults)}\nviolations: {len(violations)}")
     for violation in violations:
         console.print(f"  {violation.invariant} {violation.id}: {violation.text}", style="red", markup=False)
 
 
 def _jobs(ends: dict[str, str], accepted: set[str], lines: Sequence[Line]) -> Table:
-    table = Table("videos ended", "number", title="videos")
+    table = Table("terminal state", "videos", title="videos")
     codes = {line["id"]: line.get("code") for line in lines if line["what"] == "poll" and line.get("code")}
     counted = Counter(f"{end} {codes.get(video_id) or ''}".strip() for video_id, end in ends.items())
     for end, count in counted.most_common():
         table.add_row(end, str(count))
-    table.add_row("accepted, without an end", str(len(accepted - set(ends))))
+    table.add_row("accepted, not terminal", str(len(accepted - set(ends))))
     return table
 
 
 def _faults(lines: Sequence[Line], faults: Sequence[Line]) -> Table:
-    table = Table("fault", "times", "missed", "median s", "worst s", title="faults, and seconds until recovered")
+    table = Table("fault", "times", "missed", "median s", "worst s", title="faults and seconds until recovery")
     missed = Counter(line["kind"] for line in lines if line["what"] == "missed")
     took = recoveries(lines)
     for kind in KINDS:
@@ -64,7 +64,7 @@ def _faults(lines: Sequence[Line], faults: Sequence[Line]) -> Table:
 
 
 def recoveries(lines: Sequence[Line]) -> dict[str, list[float]]:
-    """Kind -> seconds. Those of a victim or an exit count from the fault, the others' from when it was mended."""
+    """Seconds by kind, from the fault for VICTIM and EXIT kinds, from its repair for the others."""
     found: dict[str, list[float]] = defaultdict(list)
     executions: dict[str, str | None] = {}
     for i, line in enumerate(lines):
@@ -73,9 +73,9 @@ def recoveries(lines: Sequence[Line]) -> dict[str, list[float]]:
         kind = line.get("kind")
         if line["who"] != "nemesis" or kind in NOTHING or kind not in KINDS:
             continue
-        if line["what"] == ("fault" if kind in VICTIM | EXIT else "mended"):
+        if line["what"] == ("fault" if kind in VICTIM | EXIT else "repaired"):
             since = line.get("at", line["t"]) if line["what"] == "fault" else line["t"]
-            later = [told for told in lines[max(0, i - LATE) :] if told["t"] >= since]
+            later = [after for after in lines[max(0, i - LATE) :] if after["t"] >= since]
             end = _recovered(later, line, executions.get(line.get("victim", "")))
             if end is not None:
                 found[kind].append(end - since)
@@ -85,17 +85,17 @@ def recoveries(lines: Sequence[Line]) -> dict[str, list[float]]:
 def _recovered(later: Sequence[Line], fault: Line, execution: str | None) -> float | None:
     for line in later:
         if fault["kind"] in WEBHOOK:
-            is_well = line["who"] == "receiver" and line["answer"] in (204, 410)
+            is_recovered = line["who"] == "receiver" and line["answer"] in (204, 410)
         elif fault["kind"] in EXIT:
-            is_well = (line["what"], line.get("name")) == ("ended", fault["target"])
+            is_recovered = (line["what"], line.get("name")) == ("ended", fault["target"])
         elif line["who"] != "observer":
             continue
         elif fault["kind"] in VICTIM:
-            is_theirs = line["id"] == fault["victim"]
-            is_well = is_theirs and line["state"] != "queued" and line["execution_id"] != execution
-            is_well |= is_theirs and line["state"] not in ("queued", "running")
+            is_victim = line["id"] == fault["victim"]
+            is_recovered = is_victim and line["state"] != "queued" and line["execution_id"] != execution
+            is_recovered |= is_victim and line["state"] not in ("queued", "running")
         else:
-            is_well = line["state"] == "completed"
-        if is_well:
+            is_recovered = line["state"] == "completed"
+        if is_recovered:
             return line["t"]
     return None

@@ -1,4 +1,4 @@
-"""One run from start to table: everything up, clients and nemesis at once, then peace, then the verdict."""
+"""One run: start the cluster, run clients and nemesis together, wait until all is quiet, check the history."""
 
 from __future__ import annotations
 
@@ -19,29 +19,34 @@ from service.storage import read
 from service.storage.object_keys import VIDEOS
 from service.webhooks.deliveries import DUE
 from tests.certificates import Certificates
-from tests.faults import aof, history
+from tests.faults import aof
+from tests.faults import history as histories
 from tests.faults.checker import Violation, check
 from tests.faults.clients import Clients
-from tests.faults.cluster import House
+from tests.faults.cluster import Cluster
 from tests.faults.history import History, Line
 from tests.faults.nemesis import Nemesis, draw
 from tests.faults.observer import Observer
 from tests.swift import SwiftServer
 
-PEACE_S = 90.0  # without any progress, once nothing is broken any more: then it is not slow, it is stuck
+STUCK_S = 90.0  # without any progress after the last repair
 MAX_ATTEMPTS = 3
 QUIET = (0, 0, 0, 0, 0)
 
 
 @dataclass
 class Run:
-    """`folder` must be new, on a file system with extended attributes; it keeps logs and history."""
+    """`folder` must be new and on a file system with extended attributes. It keeps the logs and the history.
+
+    Args:
+        kinds: Inject only these kinds of fault; empty means all.
+    """
 
     folder: Path
     jobs: int
     faults: int
     seed: int
-    kinds: Sequence[str] = ()  # of faults; all if empty
+    kinds: Sequence[str] = ()
 
     @property
     def path(self) -> Path:
@@ -53,72 +58,75 @@ class Run:
 
     def against(self, swift: SwiftServer) -> tuple[list[Line], list[Violation]]:
         self.folder.mkdir(parents=True, exist_ok=True)
-        notes = History(self.path)
-        notes.note("run", "settings", jobs=self.jobs, faults=self.faults, seed=self.seed, max_attempts=MAX_ATTEMPTS)
-        with House(self.folder, notes, swift.url) as house, Observer(house, notes):
-            self._fight(house, notes)
-            house.stop()
-            self._look(house, notes)
-            house.valkey.kill()
-            for line in aof.transitions(house.valkey.folder / "appendonlydir"):
-                notes.note("redis", "state", **line)
-        notes.close()
-        lines = history.read(self.path)
+        history = History(self.path)
+        history.record("run", "settings", jobs=self.jobs, faults=self.faults, seed=self.seed, max_attempts=MAX_ATTEMPTS)
+        with Cluster(self.folder, history, swift.url) as cluster, Observer(cluster, history):
+            self._inject_faults(cluster, history)
+            cluster.stop()
+            self._record_final_state(cluster, history)
+            cluster.valkey.kill()
+            for line in aof.transitions(cluster.valkey.folder / "appendonlydir"):
+                history.record("redis", "state", **line)
+        history.close()
+        lines = histories.read(self.path)
         return lines, check(lines)
 
-    def _fight(self, house: House, notes: History) -> None:
-        clients = Clients(house.url, house.receiver.url, notes, self.jobs, self.seed, progress=lambda: nemesis.progress)
-        nemesis = Nemesis(house, notes, draw(self.seed, self.faults, self.kinds), may_strike=clients.are_so_far)
-        raging = threading.Thread(target=nemesis.rage, args=(threading.Event(),), name="nemesis", daemon=True)
-        notes.note("run", "begins")
+    def _inject_faults(self, cluster: Cluster, history: History) -> None:
+        plan = draw(self.seed, self.faults, self.kinds)
+        clients = Clients(
+            cluster.url, cluster.receiver.url, history, self.jobs, self.seed, progress=lambda: nemesis.progress
+        )
+        nemesis = Nemesis(cluster, history, plan, has_reached=clients.has_reached)
+        thread = threading.Thread(target=nemesis.run, args=(threading.Event(),), name="nemesis", daemon=True)
+        history.record("run", "begins")
         with clients:
-            raging.start()
-            raging.join()
-            notes.note("run", "peace")
-            is_quiet = _wait_until_quiet(house, clients)
-        notes.note("run", "quiet" if is_quiet else "not quiet")
+            thread.start()
+            thread.join()
+            history.record("run", "faults over")
+            is_quiet = _wait_until_quiet(cluster, clients)
+        history.record("run", "quiet" if is_quiet else "stuck")
 
-    def _look(self, house: House, notes: History) -> None:
-        """What there is in the end, seen past all proxies."""
-        redis: Any = house.redis
+    def _record_final_state(self, cluster: Cluster, history: History) -> None:
+        """All records and stored files, read without the proxies."""
+        redis: Any = cluster.redis
         for member in redis.zrange(INDEX, 0, -1):
             job_id = member.decode()
             try:
-                job = house.services.store.get(job_id)
+                job = cluster.services.store.get(job_id)
             except ValueError:
-                notes.note("final", "unreadable", id=job_id)
+                history.record("final", "unreadable", id=job_id)
                 continue
             if job is not None:
                 output = job.output.model_dump(mode="json") if job.output else None
-                notes.note("final", "record", id=job_id, state=job.state, attempt=job.attempt, output=output)
-        for stored in house.services.storage.list(VIDEOS):
+                history.record("final", "record", id=job_id, state=job.state, attempt=job.attempt, output=output)
+        for stored in cluster.services.storage.list(VIDEOS):
             try:
-                content = read(house.services.storage, stored.key)
+                content = read(cluster.services.storage, stored.key)
             except StorageError as e:
-                notes.note("final", "unreadable object", key=stored.key, why=str(e))
+                history.record("final", "unreadable object", key=stored.key, why=str(e))
                 continue
             sha256 = hashlib.sha256(content).hexdigest()
-            notes.note("final", "object", key=stored.key, size=len(content), sha256=sha256)
+            history.record("final", "object", key=stored.key, size=len(content), sha256=sha256)
 
 
-def _wait_until_quiet(house: House, clients: Clients) -> bool:
-    """Every video was accepted, has ended, its client saw that, and every end was told. False if it is stuck."""
+def _wait_until_quiet(cluster: Cluster, clients: Clients) -> bool:
+    """Wait until all videos are accepted, terminal, seen by their client and delivered. False if progress stops."""
     last, since = None, time.monotonic()
-    while (left := _left(house, clients)) != QUIET:
+    while (left := _remaining(cluster, clients)) != QUIET:
         now = time.monotonic()
         if left is not None and left != last:
             last, since = left, now
-        if now - since > PEACE_S:
+        if now - since > STUCK_S:
             return False
         time.sleep(0.5)
     return True
 
 
-def _left(house: House, clients: Clients) -> tuple[int, ...] | None:
-    """None: Redis does not answer."""
-    redis: Any = house.redis
+def _remaining(cluster: Cluster, clients: Clients) -> tuple[int, ...] | None:
+    """Videos to accept, unseen ends, active jobs, outbox entries, due deliveries. None if Redis does not answer."""
+    redis: Any = cluster.redis
     try:
         left = (redis.scard(ACTIVE), redis.xlen(OUTBOX), redis.zcard(DUE))
     except RedisError:
         return None
-    return (clients.jobs - len(clients.accepted), clients.watched, *left)
+    return (clients.jobs - len(clients.accepted), clients.unfinished, *left)

@@ -1,4 +1,4 @@
-"""The S3 server's bad days: for as long as it is told, every request meets the same fault."""
+"""An S3 proxy that answers every request with the same fault until it is repaired."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ ONLY_PUT: tuple[Fault, ...] = ("flip",)
 
 
 @dataclass
-class Buckets(FaultyProxy):
-    """`break_with` until `mend`: "drop" is a server that is down."""
+class S3Proxy(FaultyProxy):
+    """`break_with(fault)` lasts until `repair()`. "drop" stands for a server that is down."""
 
     _now: Fault | None = None
     _healthy: threading.Event = field(default_factory=threading.Event)
@@ -21,7 +21,7 @@ class Buckets(FaultyProxy):
         self._healthy.clear()
         self._now = fault
 
-    def mend(self) -> None:
+    def repair(self) -> None:
         self._now = None
         self._healthy.set()
 
@@ -30,6 +30,6 @@ class Buckets(FaultyProxy):
         return None if fault in ONLY_PUT and method != "PUT" else fault
 
     def wait_for_release(self) -> None:
-        """What hangs is hung up on when the server is back, or ends."""
+        """Hanging requests are closed when the server is repaired or stops."""
         while not self._healthy.wait(0.2) and not self._released.is_set():
             pass

@@ -1,6 +1,6 @@
-"""`python -m tests.faults.short_timeouts MODULE ..`: a real process whose waits are seconds instead of minutes.
+"""`python -m tests.faults.short_timeouts MODULE ..` runs a module of ours with timeouts of seconds, not minutes.
 
-Only waits that are no setting are changed here. FAKE_CLOCK_S sets its clock wrong by so many seconds.
+It shortens only timeouts that no setting controls. FAKE_CLOCK_S shifts the process's clock by that many seconds.
 """
 
 from __future__ import annotations
@@ -8,10 +8,10 @@ from __future__ import annotations
 import importlib
 import sys
 
-from tests.skewed_clock import set_clock_wrong
+from tests.skewed_clock import skew_clock
 
 
-def hurry() -> None:
+def shorten_timeouts() -> None:
     from service import wiring
     from service.maintenance import leader as maintenance
     from service.maintenance import retention
@@ -30,6 +30,6 @@ def _defaults(function):
 
 if __name__ == "__main__":
     del sys.argv[0]
-    set_clock_wrong()
-    hurry()
+    skew_clock()
+    shorten_timeouts()
     sys.exit(importlib.import_module(sys.argv[0]).main())

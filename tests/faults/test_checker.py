@@ -1,4 +1,4 @@
-"""The checker on made-up histories: a good one passes, and one that breaks a promise is caught for that promise."""
+"""The checker on synthetic histories: a good one passes, one that breaks a promise is caught for that promise."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ POLLS = [poll("in_progress", t=2.0), poll("completed", t=3.0), poll("completed",
 DELETED = line("client-0", "delete", t=5.0, id=V, answer=200, status=None, code=None, s=0.1)
 
 
-def story(
+def history_of(
     *,
     states: list[Line] = STATES,
     polls: list[Line] = POLLS,
@@ -49,8 +49,8 @@ def story(
     last: tuple[Line, ...] = (RECORD, STORED),
     more: tuple[Line, ...] = (),
 ) -> list[Line]:
-    told = [webhook()] if webhooks is None else webhooks
-    return [line("run", "settings", max_attempts=3), SUBMITTED, *polls, *told, *states, *more, *last]
+    deliveries = [webhook()] if webhooks is None else webhooks
+    return [line("run", "settings", max_attempts=3), SUBMITTED, *polls, *deliveries, *states, *more, *last]
 
 
 def broken(lines: list[Line]) -> set[str]:
@@ -58,53 +58,56 @@ def broken(lines: list[Line]) -> set[str]:
 
 
 GOOD = {
-    "completed": story(),
-    "cancelled while it waited": story(
+    "completed": history_of(),
+    "cancelled while queued": history_of(
         states=[state("queued"), state("cancelled")],
         polls=[poll("failed", t=2.0, code="cancelled")],
         webhooks=[webhook(kind="video.failed")],
         last=(line("final", "record", id=V, state="cancelled", attempt=0, output=None),),
     ),
-    "killed, given back, completed": story(
+    "killed, requeued, completed": history_of(
         states=[state("queued"), state("running", "e0"), state("queued"), state("running", "e1"), STATES[-1]]
     ),
-    "deleted when it had ended": story(
+    "deleted after it completed": history_of(
         states=[*STATES, state(None, "e1")], more=(DELETED, poll(None, t=6.0, answer=404)), last=()
     ),
-    "an answer that got lost": story(more=(line("client-0", "submit", key="k1", error="ReadTimeout", s=8.0),)),
-    "told in a second attempt": story(webhooks=[webhook(answer=0), webhook()]),
-    "told to one who wants nothing any more": story(webhooks=[webhook(answer=410)]),
-    "poisoned": story(
+    "a response was lost": history_of(more=(line("client-0", "submit", key="k1", error="ReadTimeout", s=8.0),)),
+    "delivered in the second attempt": history_of(webhooks=[webhook(answer=0), webhook()]),
+    "receiver is gone": history_of(webhooks=[webhook(answer=410)]),
+    "corrupted": history_of(
         states=[state("queued"), state("failed"), state(None)],
         polls=[],
         webhooks=[],
         last=(),
-        more=(line("nemesis", "poisoned", id=V),),
+        more=(line("nemesis", "corrupted", id=V),),
     ),
-    "its worker heard of it": story(more=(line("worker-0", "commit", id=V, execution="e1"),)),
-    "killed on purpose": story(more=(line("house", "ended", name="api", code=-9, by="hit"),)),
+    "its worker logged the commit": history_of(more=(line("worker-0", "commit", id=V, execution="e1"),)),
+    "killed on purpose": history_of(more=(line("cluster", "ended", name="api", code=-9, by="hit"),)),
 }
 
 BAD = {
-    "never ends": ("I1", story(states=STATES[:2], polls=POLLS[:1], webhooks=[], last=())),
-    "ends twice": ("I1", story(states=[*STATES, state("failed", "e1")])),
-    "record is lost": ("I1", story(states=[*STATES, state(None, "e1")], last=())),
-    "was never written": ("I1", story(states=[], polls=[], webhooks=[], last=())),
-    "client is told 404": ("I1", story(polls=[*POLLS, poll(None, t=5.0, answer=404)])),
-    "even the poisoned never ends": (
+    "never terminal": ("I1", history_of(states=STATES[:2], polls=POLLS[:1], webhooks=[], last=())),
+    "two terminal states": ("I1", history_of(states=[*STATES, state("failed", "e1")])),
+    "record is lost": ("I1", history_of(states=[*STATES, state(None, "e1")], last=())),
+    "record was never written": ("I1", history_of(states=[], polls=[], webhooks=[], last=())),
+    "client gets a 404": ("I1", history_of(polls=[*POLLS, poll(None, t=5.0, answer=404)])),
+    "corrupted and never terminal": (
         "I1",
-        story(states=[state("queued")], webhooks=[], last=(), more=(line("nemesis", "poisoned", id=V),)),
+        history_of(states=[state("queued")], webhooks=[], last=(), more=(line("nemesis", "corrupted", id=V),)),
     ),
-    "end changes in the record": ("I2", story(states=[*STATES, state("queued")])),
-    "end changes for a client": ("I2", story(polls=[*POLLS, poll("failed", t=5.0, code="worker_lost")])),
-    "end is taken back for a client": ("I2", story(polls=[*POLLS, poll("in_progress", t=5.0)])),
-    "file is missing": ("I3", story(last=(RECORD,))),
-    "file has other bytes": ("I3", story(last=(RECORD, {**STORED, "sha256": "xyz"}))),
-    "file has another size": ("I3", story(last=(RECORD, {**STORED, "size": 2}))),
-    "completed without a file": ("I3", story(last=({**RECORD, "output": None},))),
+    "terminal state changes in the record": ("I2", history_of(states=[*STATES, state("queued")])),
+    "terminal state changes to a client": (
+        "I2",
+        history_of(polls=[*POLLS, poll("failed", t=5.0, code="worker_lost")]),
+    ),
+    "terminal state is revoked for a client": ("I2", history_of(polls=[*POLLS, poll("in_progress", t=5.0)])),
+    "file is missing": ("I3", history_of(last=(RECORD,))),
+    "file has other bytes": ("I3", history_of(last=(RECORD, {**STORED, "sha256": "xyz"}))),
+    "file has another size": ("I3", history_of(last=(RECORD, {**STORED, "size": 2}))),
+    "completed without a file": ("I3", history_of(last=({**RECORD, "output": None},))),
     "one key, two videos": (
         "I4",
-        story(
+        history_of(
             more=(
                 {**SUBMITTED, "id": "video_2"},
                 *(state(s, e, "video_2") for s, e in (("queued", None), ("cancelled", None))),
@@ -113,29 +116,29 @@ BAD = {
             )
         ),
     ),
-    "too many attempts": ("I5", story(last=({**RECORD, "attempt": 5}, STORED))),
-    "nobody is told": ("I6", story(webhooks=[])),
-    "told to nobody who listens": ("I6", story(webhooks=[webhook(answer=0)])),
-    "two webhook-ids": ("I6", story(webhooks=[webhook(), webhook("whd_2")])),
-    "wrong event": ("I6", story(webhooks=[webhook(kind="video.failed")])),
+    "too many attempts": ("I5", history_of(last=({**RECORD, "attempt": 5}, STORED))),
+    "no webhook": ("I6", history_of(webhooks=[])),
+    "no successful webhook": ("I6", history_of(webhooks=[webhook(answer=0)])),
+    "two webhook-ids": ("I6", history_of(webhooks=[webhook(), webhook("whd_2")])),
+    "wrong event": ("I6", history_of(webhooks=[webhook(kind="video.failed")])),
     "wrong signature": (
         "I6",
-        story(webhooks=[webhook(), line("receiver", "webhook", webhook_id="whd_1", signed=False, answer=204)]),
+        history_of(webhooks=[webhook(), line("receiver", "webhook", webhook_id="whd_1", signed=False, answer=204)]),
     ),
-    "two executions commit": ("I7", story(states=[*STATES, state("completed", "e2")])),
+    "two executions commit": ("I7", history_of(states=[*STATES, state("completed", "e2")])),
     "a zombie commits": (
         "I7",
-        story(states=[*STATES[:2], state("queued"), state("running", "e2"), state("completed", "e1")]),
+        history_of(states=[*STATES[:2], state("queued"), state("running", "e2"), state("completed", "e1")]),
     ),
-    "two believe that they committed": (
+    "two log a commit": (
         "I7",
-        story(more=tuple(line(f"worker-{i}", "commit", id=V, execution=f"e{i}") for i in (1, 2))),
+        history_of(more=tuple(line(f"worker-{i}", "commit", id=V, execution=f"e{i}") for i in (1, 2))),
     ),
-    "a zombie believes that it committed": ("I7", story(more=(line("worker-0", "commit", id=V, execution="e0"),))),
-    "taken from one who has it": ("I7", story(states=[*STATES[:2], state("running", "e2"), state("completed", "e2")])),
-    "process crashes": ("I8", story(more=(line("house", "ended", name="courier-0", code=1, by="itself"),))),
-    "process does not stop": ("I8", story(more=(line("house", "does not stop", name="worker-0"),))),
-    "process stops with an error": ("I8", story(more=(line("house", "stopped", name="worker-0", code=1),))),
+    "a zombie logs a commit": ("I7", history_of(more=(line("worker-0", "commit", id=V, execution="e0"),))),
+    "taken from its owner": ("I7", history_of(states=[*STATES[:2], state("running", "e2"), state("completed", "e2")])),
+    "process crashes": ("I8", history_of(more=(line("cluster", "ended", name="dispatcher-0", code=1, by="itself"),))),
+    "process does not stop": ("I8", history_of(more=(line("cluster", "does not stop", name="worker-0"),))),
+    "process stops with an error": ("I8", history_of(more=(line("cluster", "stopped", name="worker-0", code=1),))),
 }
 
 
@@ -150,11 +153,11 @@ def test_broken_promise_is_caught(invariant: str, lines: list[Line]) -> None:
 
 
 def test_history_is_read_as_it_was_written(tmp_path: Path) -> None:
-    notes = History(tmp_path / "history.jsonl")
-    notes.note("client-0", "poll", id=V, answer=200)
-    notes.close()
-    notes.note("client-0", "poll", id="too late")
-    (found,) = history.read(notes.path)
+    written = History(tmp_path / "history.jsonl")
+    written.record("client-0", "poll", id=V, answer=200)
+    written.close()
+    written.record("client-0", "poll", id="too late")
+    (found,) = history.read(written.path)
     assert {name: found[name] for name in ("who", "what", "id", "answer")} == {
         "who": "client-0",
         "what": "poll",
@@ -163,7 +166,7 @@ def test_history_is_read_as_it_was_written(tmp_path: Path) -> None:
     }
 
 
-def test_log_of_redis_tells_every_state_also_those_of_a_script_and_from_before_it_was_killed(tmp_path: Path) -> None:
+def test_redis_log_has_every_state_also_those_of_a_script_and_from_before_it_was_killed(tmp_path: Path) -> None:
     from redis import Redis
 
     script = "redis.call('HSET', KEYS[1], 'state', '\"running\"'); redis.call('HSET', KEYS[1], 'state', '\"failed\"')"
@@ -176,17 +179,17 @@ def test_log_of_redis_tells_every_state_also_those_of_a_script_and_from_before_i
         redis.hset("ivm:job:v", "step", "1")
         redis.delete("ivm:job:v", "another")
     found = list(aof.transitions(tmp_path / "appendonlydir"))
-    assert [told["state"] for told in found] == ["queued", "running", "failed", "garbage", None]
-    assert {(told["id"], told["execution"]) for told in found} == {("v", "e1")}
+    assert [line["state"] for line in found] == ["queued", "running", "failed", "garbage", None]
+    assert {(line["id"], line["execution"]) for line in found} == {("v", "e1")}
 
 
-def test_log_that_was_cut_off_is_read_up_to_there(tmp_path: Path) -> None:
+def test_truncated_log_is_read_up_to_its_last_whole_command(tmp_path: Path) -> None:
     whole = b'*4\r\n$4\r\nHSET\r\n$9\r\nivm:job:v\r\n$5\r\nstate\r\n$8\r\n"queued"\r\n'
     (tmp_path / "appendonly.aof.1.incr.aof").write_bytes(b"#TS:1\r\n" + whole + b"*4\r")
-    assert [told["state"] for told in aof.transitions(tmp_path)] == ["queued"]
+    assert [line["state"] for line in aof.transitions(tmp_path)] == ["queued"]
 
 
-def test_recovery_of_a_victim_is_when_somebody_else_works_on_it() -> None:
+def test_victim_has_recovered_when_another_worker_runs_it() -> None:
     def seen(t: float, state: str, execution: str | None) -> Line:
         return line("observer", "job", t=t, id=V, state=state, execution_id=execution)
 

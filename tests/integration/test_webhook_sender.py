@@ -17,7 +17,7 @@ from cryptography.x509.oid import NameOID
 
 from service.webhooks.sender import MAX_REPLY_BYTES, Outcome, Sender
 from service.webhooks.url_policy import NameNotResolved, UrlPolicy
-from tests.webhook_receivers import Receiver, Reply, raw, status
+from tests.webhook_receivers import Receiver, Respond, raw, status
 
 BODY = b'{"id":"evt_1"}'
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -28,8 +28,8 @@ def sender(*, timeout_s: float = 20, resolve: object = None, tls: ssl.SSLContext
     return Sender(url_policy, timeout_s=timeout_s, ssl_context=tls)
 
 
-def send(reply: Reply, *, timeout_s: float = 20) -> tuple[Outcome, Receiver]:
-    with Receiver(reply) as receiver:
+def send(answer: Respond, *, timeout_s: float = 20) -> tuple[Outcome, Receiver]:
+    with Receiver(answer) as receiver:
         return sender(timeout_s=timeout_s).post(f"{receiver.url}/hook", BODY, {"webhook-id": "whd_1"}), receiver
 
 
@@ -81,7 +81,7 @@ DRIPS = {
 
 
 @pytest.mark.parametrize("drip", DRIPS.values(), ids=DRIPS.keys())
-def test_a_slow_reply_is_aborted_at_the_deadline(drip: Reply) -> None:
+def test_a_slow_reply_is_aborted_at_the_deadline(drip: Respond) -> None:
     """Every byte would restart an ordinary read timeout."""
     outcome, receiver = send(drip, timeout_s=3.0)
     assert len(receiver.received) == 1
@@ -98,7 +98,7 @@ HUGE = {
 
 
 @pytest.mark.parametrize("huge", HUGE.values(), ids=HUGE.keys())
-def test_a_huge_reply_is_aborted(huge: Reply) -> None:
+def test_a_huge_reply_is_aborted(huge: Respond) -> None:
     outcome, _ = send(huge)
     assert not outcome.is_delivered
     assert (outcome.status_code, outcome.error) == (200, "reply_too_large")
