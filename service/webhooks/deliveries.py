@@ -5,6 +5,7 @@ ivm:webhook:due                  ids of pending deliveries, scored by their due 
 ivm:webhook:deliveries:{owner}   an owner's ids, and
 ivm:webhook:of:{video}           a video's ids, both in order of creation
 ivm:webhook:busy:{host}          ids of attempts in progress, scored by the time when each counts as lost
+ivm:webhook:waiting:{host}       ids that found the host at its limit, scored by the time when they first did
 
 An id stays in `due` until its delivery has ended; claiming a delivery or starting an attempt only moves its due time.
 So a process that dies loses nothing: the due time comes, and another process takes over. The number of attempts made is
@@ -139,7 +140,7 @@ class DeliveryStore:
     def start_attempt(self, delivery: Delivery, url: str, *, timeout_s: float, per_host_limit: int) -> bool:
         """False if it has ended, another process makes this attempt, or the host has `per_host_limit` in progress."""
         now = time.time()
-        keys = [key(delivery.id), DUE, _in_progress_key(url)]
+        keys = [key(delivery.id), DUE, *_host_keys(url)]
         lost_at = now + timeout_s + GRACE_S
         postpone_s = POSTPONE_S * random.uniform(1, 1.5)  # noqa: S311  # not for secrets
         args = [delivery.id, delivery.attempts, json.dumps(State.PENDING), now, lost_at, per_host_limit, postpone_s]
@@ -184,17 +185,18 @@ class DeliveryStore:
 
     def _store(self, delivery: Delivery, url: str, following: NextState, *, error: str | None) -> bool:
         """False if another attempt has been started since."""
+        now = time.time()
         fields = {
             "state": following.state,
             "next_attempt_at": following.attempt_at,
-            "ended_at": None if following.state is State.PENDING else time.time(),
+            "ended_at": None if following.state is State.PENDING else now,
             "error": error,
             "log": [attempt.model_dump() for attempt in delivery.log],
         }
         flat = [part for pair in _encode(fields).items() for part in pair]
         due = "" if following.attempt_at is None else following.attempt_at
-        args = [delivery.id, delivery.attempts, json.dumps(State.PENDING), due, *flat]
-        return bool(self._update([key(delivery.id), DUE, _in_progress_key(url)], args))
+        args = [delivery.id, delivery.attempts, json.dumps(State.PENDING), now, due, *flat]
+        return bool(self._update([key(delivery.id), DUE, *_host_keys(url)], args))
 
 
 def key(delivery_id: str) -> str:
@@ -209,8 +211,9 @@ def video_index(video_id: str) -> str:
     return f"ivm:webhook:of:{video_id}"
 
 
-def _in_progress_key(url: str) -> str:
-    return f"ivm:webhook:busy:{urlsplit(url).netloc}"
+def _host_keys(url: str) -> tuple[str, str]:
+    host = urlsplit(url).netloc
+    return f"ivm:webhook:busy:{host}", f"ivm:webhook:waiting:{host}"
 
 
 def _encode(fields: Mapping[str, Any]) -> dict[str, str]:

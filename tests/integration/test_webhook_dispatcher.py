@@ -168,6 +168,7 @@ def test_dispatchers_killed_at_random_while_jobs_end_deliver_every_event_at_leas
                 receiver.wait(min(seen + 1, jobs))
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
+            let_time_pass(services)
         ending.join()
         let_time_pass(services)
         with dispatcher(environment):

@@ -653,7 +653,7 @@ class TestNothingIsLost:
 
 
 class TestLoad:
-    def test_a_slow_host_gets_its_share_and_no_more(self, services: Services, runner: AttemptRunner) -> None:
+    def test_a_slow_host_gets_no_more_attempts_than_its_limit(self, services: Services, runner: AttemptRunner) -> None:
         endpoint_at(services, "http://127.0.0.1:1/slow")
         for _ in range(3):
             completed(services)
@@ -667,7 +667,7 @@ class TestLoad:
         assert taken == [True, True, False]
         assert store.start_attempt(third, "http://127.0.0.1:2/other", timeout_s=20, per_host_limit=2)
 
-    def test_who_finds_a_host_busy_comes_back_later_and_later_without_losing_an_attempt(
+    def test_a_delivery_that_finds_its_host_at_the_limit_waits_longer_each_time_and_loses_no_attempt(
         self, services: Services
     ) -> None:
         endpoint_at(services, "http://127.0.0.1:1/")
@@ -683,6 +683,41 @@ class TestLoad:
         assert waits[3] > waits[0]
         assert 20 < waits[-1] < 60
         assert only(services).attempts == 0
+
+    def test_when_an_attempt_ends_the_delivery_that_waited_longest_for_the_host_is_due(
+        self, services: Services
+    ) -> None:
+        url = "http://127.0.0.1:1/"
+        endpoint_at(services, url)
+        for _ in range(3):
+            completed(services)
+        fan_out(services)
+        store = services.webhooks.deliveries
+        third, second, first = deliveries(services)
+        store.claim(3)
+        assert store.start_attempt(first, url, timeout_s=20, per_host_limit=1)
+        for waiting in (second, third, second):
+            assert not store.start_attempt(waiting, url, timeout_s=20, per_host_limit=1)
+        assert store.claim(3) == []
+        assert store.finish_attempt(first, url, Outcome(200, None, 0.1), NextState(State.DELIVERED))
+        assert store.claim(3) == [(second.id, 0)]
+
+    def test_a_retry_is_not_brought_forward_when_the_host_has_room_again(self, services: Services) -> None:
+        url = "http://127.0.0.1:1/"
+        endpoint_at(services, url)
+        for _ in range(2):
+            completed(services)
+        fan_out(services)
+        store = services.webhooks.deliveries
+        second, first = deliveries(services)
+        later = NextState(State.PENDING, time.time() + 99)
+        failed = Outcome(500, "bad_status", 0.1)
+        assert not store.start_attempt(first, url, timeout_s=20, per_host_limit=0)  # it waits, then gets its attempt
+        assert store.start_attempt(first, url, timeout_s=20, per_host_limit=2)
+        assert store.start_attempt(second, url, timeout_s=20, per_host_limit=2)
+        assert store.finish_attempt(first, url, failed, later)
+        assert store.finish_attempt(second, url, failed, later)
+        assert store.claim(3) == []
 
     def test_the_log_of_an_owner_is_bounded_and_never_drops_what_is_pending(
         self, services: Services, monkeypatch: pytest.MonkeyPatch
