@@ -55,7 +55,7 @@ def _config(app: FastAPI, settings: Settings, port: int) -> uvicorn.Config:
 
 
 class Server(uvicorn.Server):
-    """Tells the application to stop, so that long-lived requests end before the graceful shutdown times out."""
+    """Signals the application to stop, so that long-lived requests end before the graceful shutdown times out."""
 
     app: FastAPI
 

@@ -46,7 +46,7 @@ Shown = dict[str, set[str]]  # labels by figure
 def shown(services: Services) -> Shown:
     """What API and worker show after they did something."""
     api = Metrics(services)
-    api.count("GET", "/v1/videos/{video_id}", 200, 0.001)
+    api.record("GET", "/v1/videos/{video_id}", 200, 0.001)
     worker = WorkerMetrics()
     worker.storage.observe(StorageCall("put", 1.0, is_ok=False))
     run = Run(make_job(), "execution")

@@ -160,7 +160,7 @@ class Engine:
             texts = self.models.encode([generation.prompt, generation.negative_prompt])
             image, video = self.models.denoisers(texts[:1], texts[1:], fps=generation.fps)
             if low_memory:
-                image.halves_apart = video.halves_apart = True
+                image.sequential_cfg = video.sequential_cfg = True
                 image.frames_at_once = 1
         with _timed(timings, Phase.SAMPLING):
             # On the CPU: one seed, one clip, on any card. The run draws on from where the start noise ends; a second

@@ -1,4 +1,4 @@
-"""From what clients send to one request. The encodings as such are in integration/test_api.py."""
+"""Request parsing. The encodings as such are tested in integration/test_api.py."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_any_form_is_read_or_refused(form: list[tuple[str, str]]) -> None:
     [{"name": "ddim", "rho": 3}, '{"name": "ddim", "rho": 3}', "{'name': 'ddim', 'rho': 3}"],
     ids=["object", "JSON text", "Python text"],
 )
-def test_objects_come_in_three_ways(sampler: object) -> None:
+def test_objects_can_be_sent_in_three_ways(sampler: object) -> None:
     assert parse({"prompt": PROMPT, "sampler": sampler}).sampler == {"name": "ddim", "rho": 3}
 
 

@@ -168,7 +168,7 @@ def test_low_memory_mode_compiles_its_smaller_calls() -> None:
     def answer(unet: Any) -> Tensor:
         texts = torch.randn(2, 1, 5, 8, generator=Generator().manual_seed(3))
         model = ImageDenoiser(unet, *texts)
-        model.halves_apart, model.frames_at_once = True, 2
+        model.sequential_cfg, model.frames_at_once = True, 2
         return guided(model)
 
     expected = answer(one_level())

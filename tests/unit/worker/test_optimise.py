@@ -90,7 +90,7 @@ def test_low_memory_changes_nothing_but_the_rounding(entry: ModelEntry) -> None:
     """One guidance half and one frame at a time; a text still has its keys once."""
     models = models_of(entry, Optimise())
     image, video = models.denoisers(PROMPT, NEGATIVE)
-    image.halves_apart = video.halves_apart = True
+    image.sequential_cfg = video.sequential_cfg = True
     image.frames_at_once = 1
     assert close(latents(models, image, video, 7.5, 3), plainly(models_of(entry, NONE)))
     known = len(models.text_keys)

@@ -1,4 +1,4 @@
-"""A network with its short cuts, called as the sampler calls a network that knows guidance's halves."""
+"""A network with its short cuts, called as the sampler calls a network with `native_cfg`."""
 
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 from __future__ import annotations
@@ -25,7 +25,7 @@ class OptimisedNetwork:
     then weights that both have are applied to a text once. So may `compiler`, which is for networks that compile.
     """
 
-    knows_halves = True
+    native_cfg = True
 
     def __init__(self, network: Any, optimise: Optimise, keys: TextKeys, compiler: Compiler | None = None) -> None:
         self.network = network  # any of diffusers' UNets, or VideoCrafter's around one
