@@ -66,7 +66,7 @@ def test_the_papers_three_set_ups_are_known_and_say_how_to_get_them() -> None:
         "modelscope": "modelscope",
         "videocrafter2": "videocrafter",
     }
-    with pytest.raises(ModelNotFetched, match="`ivmix models fetch modelscope` gets them"):
+    with pytest.raises(ModelNotFetched, match="`ivmix models fetch modelscope` downloads them"):
         SHIPPED.get("modelscope")
 
 
