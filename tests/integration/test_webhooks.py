@@ -56,13 +56,21 @@ def services(valkey: str, tmp_path: Any) -> Iterator[Services]:
 
 @pytest.fixture
 def runner(services: Services) -> AttemptRunner:
-    return AttemptRunner.of(services, DispatcherMetrics())
+    return AttemptRunner(services.settings, services.webhooks, DispatcherMetrics())
 
 
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
     with Receiver() as opened:
         yield opened
+
+
+def with_sender(runner: AttemptRunner, sender: Sender) -> AttemptRunner:
+    return replace(runner, webhooks=replace(runner.webhooks, sender=sender))
+
+
+def with_delays(runner: AttemptRunner, delays_s: tuple[float, ...]) -> AttemptRunner:
+    return replace(runner, settings=runner.settings.model_copy(update={"webhook_retry_delays_s": delays_s}))
 
 
 def created(services: Services, **over: Any) -> Job:
@@ -83,7 +91,7 @@ def endpoint_at(
 
 
 def fan_out(services: Services) -> None:
-    FanOut.of(services).run_once()
+    FanOut(services.webhooks, Renderer(services.settings, services.storage)).run_once()
 
 
 def deliveries(services: Services, video_id: str | None = None, owner: str = "local") -> list[Delivery]:
@@ -374,7 +382,7 @@ class TestRetries:
         """Checked when it was named, and again now: the name leads elsewhere, or the operator thought again."""
         endpoint_at(services, receiver.url)
         completed(services)
-        stricter = replace(runner, sender=Sender(UrlPolicy(allow_http=True)))
+        stricter = with_sender(runner, Sender(UrlPolicy(allow_http=True)))
         deliver_webhooks(services, stricter)
         assert only(services).error == "refused_url"
         assert receiver.received == []
@@ -383,7 +391,7 @@ class TestRetries:
         with Receiver(raw(b"", pause_s=30)) as receiver:
             endpoint_at(services, receiver.url)
             completed(services)
-            quick = replace(runner, sender=Sender(services.webhooks.url_policy, timeout_s=1.0))
+            quick = with_sender(runner, Sender(services.webhooks.url_policy, timeout_s=1.0))
             deliver_webhooks(services, quick)
             assert only(services).log[0].error == "timeout"
             assert only(services).state is State.PENDING
@@ -393,7 +401,7 @@ class TestRetries:
             endpoint_at(services, receiver.url)
             completed(services)
             fan_out(services)
-            patient = replace(runner, retry_delays_s=(0,) * 100)
+            patient = with_delays(runner, (0,) * 100)
             for number in range(MAX_LOGGED_ATTEMPTS + 3):
                 patient.run(only(services).id, number)
             assert len(receiver.received) == MAX_LOGGED_ATTEMPTS + 3
@@ -466,7 +474,7 @@ class TestRedelivery:
             endpoint_at(services, receiver.url)
             completed(services)
             fan_out(services)
-            impatient = replace(runner, retry_delays_s=(0,))
+            impatient = with_delays(runner, (0,))
             for number in range(2):
                 impatient.run(only(services).id, number)
             assert only(services).state is State.FAILED
@@ -493,9 +501,9 @@ class TestNothingIsLost:
     ) -> None:
         endpoint_at(services, receiver.url)
         job = completed(services)
-        dying = replace(FanOut.of(services), outbox=DiesAtSettling(services.redis))
+        dying = replace(services.webhooks, outbox=DiesAtSettling(services.redis))
         with pytest.raises(KeyboardInterrupt):
-            dying.run_once()
+            fan_out(replace(services, webhooks=dying))
         assert deliveries(services) == []
         deliver_webhooks(services)
         assert json.loads(receiver.received[0].body)["data"]["id"] == job.id
@@ -596,7 +604,7 @@ class TestNothingIsLost:
         completed(services)
         fan_out(services)
         store = services.webhooks.deliveries
-        for _ in range(len(runner.retry_delays_s) + 1):
+        for _ in range(len(runner.settings.webhook_retry_delays_s) + 1):
             assert store.start_attempt(only(services), receiver.url, timeout_s=-60, per_host_limit=4)
         runner.run(only(services).id, only(services).attempts)
         ended = only(services)
