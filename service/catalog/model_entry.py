@@ -13,8 +13,10 @@ from pydantic import Field, JsonValue, ValidationError, model_validator
 from service.base import FrozenModel
 from service.catalog.weight_files import Component, in_folder
 from service.errors import InvalidParameter
-from service.jobs.model import Generation, VideoRequest
-from service.jobs.sampling import USES, SamplerSettings, Spacing
+from service.jobs.model import Generation
+from service.jobs.request import VideoRequest
+from service.jobs.sampler_settings import USES, SamplerSettings
+from service.jobs.timestep_spacing import Spacing
 
 # The components each family is made of, and those that may be left out: without image_unet the image model is the
 # video model's own base, without image_tokenizer and image_text_encoder it reads the video model's embeddings.

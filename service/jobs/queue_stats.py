@@ -48,7 +48,7 @@ class QueueStats:
 
 def queue_stats(redis: Redis, store: JobStore, model: str) -> QueueStats:
     queue = generate_queue(redis, model)
-    finished = store.finished_lately(model)
+    finished = store.recent_durations(model)
     return QueueStats(
         model=model,
         queued=queue.count,

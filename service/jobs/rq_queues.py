@@ -15,7 +15,7 @@ DELIVER = "service.webhook_dispatcher.tasks.deliver"
 
 WEBHOOKS = "webhooks"
 
-DELIVERED_TTL_S = 600  # RQ's own record of a job, kept after its end for somebody looking; ours is the truth
+RQ_RECORD_TTL_S = 600  # RQ's own record of a job, kept after its end for somebody looking; ours is the truth
 
 
 class TrustedJob(Job):
@@ -74,8 +74,8 @@ def send_generate(queue: Queue, job_id: str, *, pipeline: Pipeline | None = None
         GENERATE,
         args=(job_id,),
         job_id=job_id,
-        result_ttl=DELIVERED_TTL_S,
-        failure_ttl=DELIVERED_TTL_S,
+        result_ttl=RQ_RECORD_TTL_S,
+        failure_ttl=RQ_RECORD_TTL_S,
         at_front=at_front,
         pipeline=pipeline,
     )
@@ -88,7 +88,7 @@ def webhooks_queue(redis: Redis) -> Queue:
 def send_delivery(queue: Queue, delivery_id: str, attempts: int) -> None:
     """May be sent twice: of two jobs for the same attempt one makes it. No RQ retry: our record has the schedule."""
     queue.enqueue_call(  # pyright: ignore[reportUnknownMemberType]  # rq leaves list and dict items untyped
-        DELIVER, args=(delivery_id, attempts), result_ttl=0, failure_ttl=DELIVERED_TTL_S
+        DELIVER, args=(delivery_id, attempts), result_ttl=0, failure_ttl=RQ_RECORD_TTL_S
     )
 
 

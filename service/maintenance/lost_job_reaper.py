@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 from redis import Redis
 from redis.exceptions import RedisError
 
+from service.jobs.keys import ACTIVE, job_key, lease_key
 from service.jobs.model import Job, JobError, JobState
 from service.jobs.rq_queues import all_queues, generate_queue, is_generate_queue, recorded_generate
-from service.jobs.store import ACTIVE, JobStore, job_key, lease_key
+from service.jobs.store import JobStore
 from service.maintenance.retention import Retention
 
 log = logging.getLogger("ivmix.maintenance")
@@ -110,7 +111,7 @@ class LostJobReaper:
         """A job that waited longer than its client wanted to, whether or not anybody asks for it."""
         with suppress(ValueError):  # a record that cannot be read is seen again, as a stray
             job = self._store.get(job_id)
-            if job is not None and self._store.give_up_overdue(job):
+            if job is not None and self._store.fail_if_overdue(job):
                 log.warning("%s failed: no worker was free in time", job_id)
 
     def _bring_back(self, stray: OrphanedJob) -> None:
@@ -129,7 +130,7 @@ class LostJobReaper:
         elif job.attempt >= self._max_attempts and not job.cancel_requested:
             if self._store.fail(job.id, stray.execution_id, LOST):
                 log.error("%s failed: its worker was lost, attempt %d", job.id, job.attempt)
-        elif self._store.requeue(job, stray.execution_id, unless_held=True):
+        elif self._store.requeue(job, stray.execution_id, unless_leased=True):
             log.warning("%s goes back to the queue: its worker was lost, attempt %d", job.id, job.attempt)
 
     def _send_again(self, job: Job) -> bool:

@@ -17,8 +17,9 @@ from typing import Any
 from redis import Redis
 
 from service.errors import StorageError
+from service.jobs.keys import ACTIVE
 from service.jobs.model import Job
-from service.jobs.store import ACTIVE, JobStore
+from service.jobs.store import JobStore
 from service.storage import VideoStorage
 from service.storage.manifest import delete_files
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from service.jobs.model import EventType, Generation, Job, JobError, JobState
-from service.jobs.sampling import SamplerSettings
+from service.jobs.sampler_settings import SamplerSettings
 from service.wire.video import Renderer, ResponseModel
 
 # Prompts can be 32 000 characters each, and 20 kB is what receivers expect; a presigned address ends within minutes.

@@ -9,9 +9,9 @@ import pytest
 from redis.exceptions import OutOfMemoryError, RedisError
 from rq import Queue
 
+from service.jobs.keys import ACTIVE, job_key, lease_key
 from service.jobs.model import Job, JobState
 from service.jobs.rq_queues import generate_queue
-from service.jobs.store import ACTIVE, job_key, lease_key
 from service.maintenance.lost_job_reaper import LostJobReaper
 from service.maintenance.retention import ENDED, Retention
 from service.wiring import Services
@@ -94,7 +94,7 @@ def test_lease_that_is_missing_for_a_moment_costs_nothing(
     taken(services, queue, job)
     services.redis.delete(lease_key(job.id))
     looked(reaper, clock, 4.9)
-    services.store.beat(job.id, "e1")
+    services.store.renew_lease(job.id, "e1")
     clock.now += 1
     reaper.look()
     services.redis.delete(lease_key(job.id))
@@ -113,7 +113,7 @@ def test_worker_that_says_in_the_last_moment_that_it_is_there_keeps_its_job(
     get = services.store.get
 
     def beat_and_get(job_id: str) -> Job | None:
-        services.store.beat(job_id, "e1")
+        services.store.renew_lease(job_id, "e1")
         return get(job_id)
 
     monkeypatch.setattr(services.store, "get", beat_and_get)

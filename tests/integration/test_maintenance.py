@@ -15,8 +15,8 @@ from redis.exceptions import TimeoutError as RedisTimeout
 from redis.lock import Lock
 from rq import Queue
 
+from service.jobs.keys import lease_key
 from service.jobs.rq_queues import generate_queue
-from service.jobs.store import lease_key
 from service.maintenance.__main__ import duties_of
 from service.maintenance.leader import LEADER, Duty, Maintenance
 from service.maintenance.rq_housekeeping import RqHousekeeping

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from service.errors import StorageError
+from service.jobs.keys import job_key
 from service.jobs.model import Job, JobError, JobState
 from service.jobs.rq_queues import generate_queue
-from service.jobs.store import job_key
 from service.maintenance.retention import AGAIN_S, ENDED, Retention
 from service.storage import object_keys, sha256_of
 from service.wiring import Services

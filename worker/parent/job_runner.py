@@ -128,7 +128,7 @@ class Runner:
                 kept = self.store.complete(job.id, execution_id, output, timings, peak_memory_mb)
                 log.info("%s %s, %.1f s", job.id, "completed" if kept else "was lost", sum(timings.values()))
                 if kept:
-                    self.store.note_finished(job.generation.model, sum(timings.values()))
+                    self.store.record_duration(job.generation.model, sum(timings.values()))
                 else:
                     self.on_lost()
                 self._forget_checkpoint(job, kept)
@@ -142,7 +142,7 @@ class Runner:
                 self._forget_checkpoint(job, self.store.finish_cancel(job.id, execution_id))
             case Halt.DRAINED:
                 log.info("%s goes back to the queue: this worker is stopping", job.id)
-                self.store.requeue(job, execution_id, charged=False)
+                self.store.requeue(job, execution_id, counts_as_attempt=False)
             case Halt.TIMED_OUT:
                 text = f"The job took longer than {self.settings.job_timeout_s} s."
                 kept = self.store.fail(job.id, execution_id, JobError(code="timeout", message=text))

@@ -3,7 +3,9 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from service.jobs.sampling import USES, SamplerSettings, Spacing, network_calls
+from service.jobs.network_calls import network_calls
+from service.jobs.sampler_settings import USES, SamplerSettings
+from service.jobs.timestep_spacing import Spacing
 
 
 def calls(steps: int = 50, spacing: Spacing | None = None, **settings: object) -> tuple[int, int]:
