@@ -10,6 +10,9 @@ from service.jobs.model import Generation, Job, Output, Phase
 from service.jobs.request import VideoRequest
 from service.jobs.sampler_settings import SamplerSettings
 from service.storage import sha256_of
+from service.webhook_dispatcher.attempt import AttemptRunner
+from service.webhook_dispatcher.fan_out import FanOut
+from service.webhook_dispatcher.metrics import DispatcherMetrics
 from service.wiring import Services
 
 PROMPT = "a red circle moving left on a teal background"
@@ -63,3 +66,17 @@ def finish(services: Services, job_id: str, content: bytes, *, scratch: Path) ->
     )
     timings = {Phase.ENCODING: 0.25, Phase.SAMPLING: 1.5, Phase.DECODING: 0.25}
     assert services.store.complete(job_id, "execution", output, timings, 512.0)
+
+
+def deliver_webhooks(services: Services, runner: AttemptRunner | None = None) -> None:
+    """Do what a dispatcher does, in this thread: empty the outbox, then make all attempts that are due."""
+    while FanOut.of(services).run_once():
+        pass
+    attempt_due_webhooks(services, runner)
+
+
+def attempt_due_webhooks(services: Services, runner: AttemptRunner | None = None) -> None:
+    runner = runner or AttemptRunner.of(services, DispatcherMetrics())
+    while claimed := services.webhooks.deliveries.claim(8):
+        for delivery_id, attempts_made in claimed:
+            runner.run(delivery_id, attempts_made)

@@ -16,7 +16,7 @@ from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 
-from service.jobs.store import JobWithPosition
+from service.jobs.reader import JobWithPosition
 
 BATCH_SIZE = 64  # bounds how long one script blocks Redis
 

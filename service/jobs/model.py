@@ -67,30 +67,18 @@ class Callback(FrozenModel):
 class Generation(FrozenModel):
     """Everything that determines the pixels, with all defaults applied: equal Generations give equal videos."""
 
-    #: id of the model in the catalog
-    model: str
-    #: text that the video shows
-    prompt: str
-    #: text that guidance steers away from
-    negative_prompt: str
-    #: seed of all noise of the run, 0 to 2**63 - 1
-    seed: int
-    #: width of the video in pixels
-    width: int
-    #: height of the video in pixels
-    height: int
-    #: length of the video in frames
-    num_frames: int
-    #: frames per second
-    fps: int
-    #: denoising steps of one sampling run
-    num_inference_steps: int
-    #: classifier-free guidance scale of the video model
-    guidance_scale: float
-    #: sampler and its settings
-    sampler: SamplerSettings
-    #: timesteps that the denoising steps visit
-    spacing: Spacing = Spacing()
+    model: str  #: id of the model in the catalog
+    prompt: str  #: text that the video shows
+    negative_prompt: str  #: text that guidance steers away from
+    seed: int  #: seed of all noise of the run, 0 to 2**63 - 1
+    width: int  #: width of the video in pixels
+    height: int  #: height of the video in pixels
+    num_frames: int  #: length of the video in frames
+    fps: int  #: frames per second
+    num_inference_steps: int  #: denoising steps of one sampling run
+    guidance_scale: float  #: classifier-free guidance scale of the denoising steps
+    sampler: SamplerSettings  #: sampler and its settings
+    spacing: Spacing = Spacing()  #: timesteps that the denoising steps visit
 
     @property
     def seconds(self) -> float:
@@ -115,18 +103,12 @@ class Generation(FrozenModel):
 class Output(FrozenModel):
     """The stored files of a completed video."""
 
-    #: storage key of the video
-    key: str
-    #: storage key of the thumbnail
-    thumbnail_key: str | None = None
-    #: storage key of the sprite sheet
-    spritesheet_key: str | None = None
-    #: size of the video in bytes
-    size_bytes: int
-    #: SHA-256 of the video in hex
-    sha256: str
-    #: media type of the video
-    media_type: str = "video/mp4"
+    key: str  #: storage key of the video
+    thumbnail_key: str | None = None  #: storage key of the thumbnail
+    spritesheet_key: str | None = None  #: storage key of the sprite sheet
+    size_bytes: int  #: size of the video in bytes
+    sha256: str  #: SHA-256 of the video in hex
+    media_type: str = "video/mp4"  #: media type of the video
 
 
 class JobError(FrozenModel):
@@ -142,54 +124,30 @@ class Job(FrozenModel):
     # During an upgrade, workers and API of neighbouring versions read each other's records.
     model_config = ConfigDict(extra="ignore")
 
-    #: public id, `video_` and 32 hex digits; ids sort by creation time
-    id: str
-    #: what to generate
-    generation: Generation
-    #: current state; see ALLOWED_TRANSITIONS
-    state: JobState = JobState.QUEUED
-    #: when the request was accepted
-    created_at: float
-    #: when the first execution started
-    started_at: float | None = None
-    #: when the job reached its final state
-    completed_at: float | None = None
-    #: when record and files of a completed job are deleted
-    expires_at: float | None = None
-    #: the execution that has the job, while it runs and after it has ended it
-    execution_id: str | None = None
-    #: executions so far, without those that ended because their worker was draining
-    attempt: int = 0
-    #: completed steps
-    step: int = 0
-    #: steps of the whole job
-    total_steps: int = 0
-    #: stage of the running execution
-    phase: Phase | None = None
-    #: whether the client has cancelled the job; a running one ends at its next step
-    cancel_requested: bool = False
-    #: the stored files, once completed
-    output: Output | None = None
-    #: why the job failed
-    error: JobError | None = None
-    #: seconds per phase of the execution that completed the job
-    timings: dict[str, float] = {}
-    #: peak GPU memory of that execution in MiB
-    peak_memory_mb: float | None = None
-    #: owner id of the API key that made the request
-    owner: str = LOCAL
-    #: the client's own key-value pairs
-    metadata: dict[str, str] = {}
-    #: the client's name for its end user
-    user: str | None = None
-    #: receiver of this job's webhooks
-    callback: Callback | None = None
-    #: whether other queued jobs run first
-    priority: Priority = Priority.NORMAL
-    #: when the job fails if it is still queued
-    start_by: float | None = None
-    #: id of the video of which this one is a remix
-    remixed_from: str | None = None
+    id: str  #: public id, `video_` and 32 hex digits; ids sort by creation time
+    generation: Generation  #: what to generate
+    state: JobState = JobState.QUEUED  #: current state; see ALLOWED_TRANSITIONS
+    created_at: float  #: when the request was accepted
+    started_at: float | None = None  #: when the first execution started
+    completed_at: float | None = None  #: when the job reached its final state
+    expires_at: float | None = None  #: when record and files of a completed job are deleted
+    execution_id: str | None = None  #: the execution that has the job, while it runs and after it has ended it
+    attempt: int = 0  #: executions so far, without those that ended because their worker was draining
+    step: int = 0  #: completed steps
+    total_steps: int = 0  #: steps of the whole job
+    phase: Phase | None = None  #: stage of the running execution
+    cancel_requested: bool = False  #: whether the client has cancelled the job; a running one ends at its next step
+    output: Output | None = None  #: the stored files, once completed
+    error: JobError | None = None  #: why the job failed
+    timings: dict[str, float] = {}  #: seconds per phase of the execution that completed the job
+    peak_memory_mb: float | None = None  #: peak GPU memory of that execution in MiB
+    owner: str = LOCAL  #: owner id of the API key that made the request
+    metadata: dict[str, str] = {}  #: the client's own key-value pairs
+    user: str | None = None  #: the client's name for its end user
+    callback: Callback | None = None  #: receiver of this job's webhooks
+    priority: Priority = Priority.NORMAL  #: whether other queued jobs run first
+    start_by: float | None = None  #: when the job fails if it is still queued
+    remixed_from: str | None = None  #: id of the video of which this one is a remix
 
     @classmethod
     def new(cls, generation: Generation, **fields: Any) -> Self:

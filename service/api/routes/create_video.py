@@ -21,9 +21,9 @@ from service.api.routes.videos import POLL_AFTER_MS, get_job
 from service.catalog.model_entry import ModelEntry
 from service.errors import InvalidParameter, ModelNotFound
 from service.jobs.model import Job
+from service.jobs.reader import Idempotency
 from service.jobs.request import VideoRequest
 from service.jobs.rq_queues import generate_queue
-from service.jobs.store import Idempotency
 from service.wire.video import Renderer, Video
 from service.wiring import Services
 
@@ -126,7 +126,7 @@ def submit_job(
         return earlier
     generation = _model(services, body.model).resolve(body)
     if body.callback_url is not None:
-        services.webhooks.receivers.check(body.callback_url, "callback_url")
+        services.webhooks.url_policy.check(body.callback_url, "callback_url")
     job = body.to_job(generation, owner=principal.owner, remixed_from=remixed_from)
     queue = generate_queue(services.redis, generation.model, job_timeout_s=services.settings.job_timeout_s)
     limits = waiting_limits(principal, services.settings.max_waiting)

@@ -19,7 +19,7 @@ from service.api.polls import DirectRoute, PollBatcher
 from service.api.schemas import DeletedVideo, VideoList
 from service.errors import StorageError, VideoNotDeletable, VideoNotFound
 from service.jobs.model import Job
-from service.jobs.store import JobWithPosition, Order
+from service.jobs.reader import JobWithPosition, Order
 from service.storage.manifest import delete_files
 from service.wire.video import STATUS, Renderer, Status, Video
 from service.wiring import Services
