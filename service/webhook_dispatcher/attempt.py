@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
 
+from service.settings import Settings
 from service.webhook_dispatcher.metrics import DispatcherMetrics
-from service.webhooks.deliveries import Delivery, DeliveryStore
-from service.webhooks.endpoints import EndpointStore
+from service.webhooks.deliveries import Delivery
 from service.webhooks.retry_policy import State, next_state
-from service.webhooks.sender import Sender
 from service.webhooks.signature import Secrets, signed_headers
-from service.wiring import Services
+from service.wiring import Webhooks
 
 log = logging.getLogger("ivmix.webhooks")
 
@@ -25,52 +22,39 @@ class NotDeliverable(Exception):
 
 @dataclass(frozen=True)
 class AttemptRunner:
-    """`per_host_limit` bounds concurrent attempts to one host, so that a slow host cannot occupy every thread."""
-
-    endpoints: EndpointStore
-    deliveries: DeliveryStore
-    sender: Sender
+    settings: Settings
+    webhooks: Webhooks
     metrics: DispatcherMetrics
-    retry_delays_s: Sequence[float]
-    timeout_s: float
-    per_host_limit: int
 
-    @classmethod
-    def of(cls, services: Services, metrics: DispatcherMetrics) -> Self:
-        settings, webhooks = services.settings, services.webhooks
-        return cls(
-            endpoints=webhooks.endpoints,
-            deliveries=webhooks.deliveries,
-            sender=webhooks.sender,
-            metrics=metrics,
-            retry_delays_s=settings.webhook_retry_delays_s,
-            timeout_s=settings.webhook_timeout_s,
-            per_host_limit=max(1, settings.webhook_concurrency // 2),
-        )
+    @property
+    def per_host_limit(self) -> int:
+        """Concurrent attempts to one host, bounded so that a slow host cannot occupy every thread."""
+        return max(1, self.settings.webhook_concurrency // 2)
 
     def run(self, delivery_id: str, attempts_made: int) -> None:
         """Make the next attempt, unless another dispatcher has made one since `attempts_made` was read."""
-        delivery = self.deliveries.find(delivery_id)
+        deliveries = self.webhooks.deliveries
+        delivery = deliveries.find(delivery_id)
         if delivery is None or delivery.attempts != attempts_made:
             return
         attempt_number = attempts_made + 1 - delivery.started_with
         try:
             url, secrets = self._destination(delivery)
-            if attempt_number > len(self.retry_delays_s) + 1:
+            if attempt_number > len(self.settings.webhook_retry_delays_s) + 1:
                 raise NotDeliverable("attempts_lost")  # the process that made the last attempt never recorded it
         except NotDeliverable as e:
-            if self.deliveries.fail(delivery, str(e)):
+            if deliveries.fail(delivery, str(e)):
                 self.metrics.delivery_ended(State.FAILED)
             return
-        store, timeout_s, limit = self.deliveries, self.timeout_s, self.per_host_limit
-        if store.start_attempt(delivery, url, timeout_s=timeout_s, per_host_limit=limit):
+        timeout_s = self.settings.webhook_timeout_s
+        if deliveries.start_attempt(delivery, url, timeout_s=timeout_s, per_host_limit=self.per_host_limit):
             self._post(delivery, url, secrets, attempt_number)
 
     def _destination(self, delivery: Delivery) -> tuple[str, Secrets]:
         """The endpoint's current URL and secrets, so that a corrected endpoint also gets its pending deliveries."""
         if delivery.url is not None:
-            return delivery.url, self.endpoints.callback_secrets(delivery.owner)
-        endpoint = self.endpoints.find(delivery.endpoint_id or "")
+            return delivery.url, self.webhooks.endpoints.callback_secrets(delivery.owner)
+        endpoint = self.webhooks.endpoints.find(delivery.endpoint_id or "")
         if endpoint is None:
             raise NotDeliverable("endpoint_deleted")
         if not endpoint.is_enabled:
@@ -80,12 +64,13 @@ class AttemptRunner:
     def _post(self, delivery: Delivery, url: str, secrets: Secrets, attempt_number: int) -> None:
         body = delivery.body.encode()
         headers = signed_headers(secrets, webhook_id=delivery.id, timestamp=int(time.time()), body=body)
-        outcome = self.sender.post(url, body, headers)
+        outcome = self.webhooks.sender.post(url, body, headers)
         self.metrics.attempt_made(outcome)
-        following = next_state(outcome, attempt_number, delays_s=self.retry_delays_s, now=time.time())
+        delays_s = self.settings.webhook_retry_delays_s
+        following = next_state(outcome, attempt_number, delays_s=delays_s, now=time.time())
         if following.disable_endpoint and delivery.endpoint_id:
-            self.endpoints.disable(delivery.endpoint_id)
-        if self.deliveries.finish_attempt(delivery, url, outcome, following):
+            self.webhooks.endpoints.disable(delivery.endpoint_id)
+        if self.webhooks.deliveries.finish_attempt(delivery, url, outcome, following):
             self.metrics.delivery_ended(following.state)
         log.info(
             "%s for %s, attempt %d: status %s, %s, %.1f s; now %s",

@@ -12,6 +12,7 @@ from service.process.heartbeat_file import HeartbeatFile
 from service.webhook_dispatcher.attempt import AttemptRunner
 from service.webhook_dispatcher.fan_out import FanOut
 from service.webhook_dispatcher.metrics import DispatcherMetrics
+from service.wire.video import Renderer
 from service.wiring import Services
 
 log = logging.getLogger("ivmix.webhooks")
@@ -31,9 +32,9 @@ def run(services: Services, stopping: threading.Event, metrics: DispatcherMetric
     Raises:
         RuntimeError: a thread ended with something that no attempt may raise. The caller is to exit and be restarted.
     """
-    settings = services.settings
-    fan_out = FanOut.of(services)
-    runner = AttemptRunner.of(services, metrics or DispatcherMetrics())
+    settings, webhooks = services.settings, services.webhooks
+    fan_out = FanOut(webhooks, Renderer(settings, services.storage))
+    runner = AttemptRunner(settings, webhooks, metrics or DispatcherMetrics())
     heartbeat_file = HeartbeatFile(settings.pulse_file)
     in_progress: Attempts = set()
     with ThreadPoolExecutor(settings.webhook_concurrency, thread_name_prefix="webhooks") as pool:
@@ -41,7 +42,7 @@ def run(services: Services, stopping: threading.Event, metrics: DispatcherMetric
             heartbeat_file.beat()
             try:
                 is_busy = fan_out.run_once() > 0
-                claimed = services.webhooks.deliveries.claim(settings.webhook_concurrency - len(in_progress))
+                claimed = webhooks.deliveries.claim(settings.webhook_concurrency - len(in_progress))
             except RedisError as e:
                 log.error("Redis is unreachable: %s", type(e).__name__)
                 stopping.wait(REDIS_RETRY_S)

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import Self
 
 from service.jobs.model import EventType, Job, JobState
-from service.jobs.outbox import Outbox, Record, job_of
-from service.webhooks.deliveries import Delivery, DeliveryStore, creation_commands, new_delivery
-from service.webhooks.endpoints import EndpointStore
+from service.jobs.outbox import Record, job_of
+from service.webhooks.deliveries import Delivery, creation_commands, new_delivery
 from service.wire.video import Renderer
 from service.wire.webhook import payload
-from service.wiring import Services
+from service.wiring import Webhooks
 
 log = logging.getLogger("ivmix.webhooks")
 
@@ -31,20 +29,12 @@ EVENT_OF: dict[JobState, EventType] = {
 
 @dataclass(frozen=True)
 class FanOut:
-    outbox: Outbox
-    endpoints: EndpointStore
-    deliveries: DeliveryStore
+    webhooks: Webhooks
     renderer: Renderer
-
-    @classmethod
-    def of(cls, services: Services) -> Self:
-        webhooks = services.webhooks
-        renderer = Renderer(services.settings, services.storage)
-        return cls(webhooks.outbox, webhooks.endpoints, webhooks.deliveries, renderer)
 
     def run_once(self) -> int:
         """Process the oldest entries; returns how many there were."""
-        entries = self.outbox.read(BATCH)
+        entries = self.webhooks.outbox.read(BATCH)
         for entry_id, record in entries:
             self._process(entry_id, record)
         return len(entries)
@@ -55,13 +45,13 @@ class FanOut:
         except ValueError as e:
             # It will never become readable, and would block every entry after it.
             log.error("dropping outbox entry %s: not a valid job record: %s", entry_id, e)
-            self.outbox.settle(entry_id)
+            self.webhooks.outbox.settle(entry_id)
             return
         deliveries = self._deliveries(job)
         commands = [command for delivery in deliveries for command in creation_commands(delivery)]
-        if self.outbox.settle(entry_id, commands):
+        if self.webhooks.outbox.settle(entry_id, commands):
             log.info("%s %s: %d webhook deliveries", job.id, job.state, len(deliveries))
-            self.deliveries.trim(job.owner)
+            self.webhooks.deliveries.trim(job.owner)
 
     def _deliveries(self, job: Job) -> list[Delivery]:
         event_type = EVENT_OF[job.state]
@@ -75,7 +65,7 @@ class FanOut:
         }
         deliveries = [
             new_delivery(endpoint_id=endpoint.id, **event)
-            for endpoint in self.endpoints.subscribed(job.owner, event_type)
+            for endpoint in self.webhooks.endpoints.subscribed(job.owner, event_type)
         ]
         if job.callback and event_type in job.callback.events:
             deliveries.append(new_delivery(url=job.callback.url, **event))

@@ -76,7 +76,7 @@ class Sender:
             return Outcome(e.status_code, "reply_too_large", _elapsed_s(started))
         except tuple(ERROR_NAMES) as e:
             return Outcome(None, _error_name(e), _elapsed_s(started))
-        except Exception:  # a bug here must count as an attempt, or the delivery would be retried for ever
+        except Exception:  # a bug here must count as an attempt, or the delivery would be retried forever
             log.exception("sending a webhook failed with an internal error")
             return Outcome(None, "internal_error", _elapsed_s(started))
         error = None if 200 <= status < 300 else "redirect" if 300 <= status < 400 else "bad_status"

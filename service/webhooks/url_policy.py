@@ -6,17 +6,17 @@ addresses change. Every address of a name must be allowed, and the sender connec
 
 from __future__ import annotations
 
-import queue
 import re
 import socket
 import threading
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from ipaddress import ip_network
 
 import httpx2
 
 from service.errors import InvalidParameter
-from service.webhooks.addresses import Network, networks, refusal_reason
+from service.webhooks.addresses import Network, refusal_reason
 
 MAX_URL = 2048
 CHECK_TIMEOUT_S = 3.0  # a name that takes longer is accepted now and resolved again before every request
@@ -46,8 +46,13 @@ class UrlPolicy:
     def __init__(
         self, allow: Sequence[str] = (), *, allow_http: bool = False, resolver: Resolver | None = None
     ) -> None:
-        self._networks: tuple[Network, ...] = networks(entry for entry in allow if _is_network(entry))
-        self._hosts = tuple(entry.lower() for entry in allow if not _is_network(entry))
+        self._networks: list[Network] = []
+        self._hosts: list[str] = []
+        for entry in allow:
+            try:
+                self._networks.append(ip_network(entry))
+            except ValueError:
+                self._hosts.append(entry.lower())
         self._schemes = ("https", "http") if allow_http else ("https",)
         self._resolver = resolver or system_resolver
         self._checks = threading.BoundedSemaphore(MAX_CONCURRENT_CHECKS)
@@ -62,22 +67,15 @@ class UrlPolicy:
         """
         try:
             target = self.parse(url)
-            with self._check_slot():
-                self.resolve(target.host, port_of(target), timeout_s=CHECK_TIMEOUT_S)
+            if self._checks.acquire(blocking=False):  # otherwise accepted without resolving it now
+                try:
+                    self.resolve(target.host, port_of(target), timeout_s=CHECK_TIMEOUT_S)
+                finally:
+                    self._checks.release()
         except UrlNotAllowed as e:
             raise InvalidParameter(param, f"'{param}' cannot receive webhooks: {e}.") from e
         except NameNotResolved:
             pass
-
-    @contextmanager
-    def _check_slot(self) -> Generator[None]:
-        """Raises NameNotResolved at once if MAX_CONCURRENT_CHECKS are in progress."""
-        if not self._checks.acquire(blocking=False):
-            raise NameNotResolved("too many names are being resolved")
-        try:
-            yield
-        finally:
-            self._checks.release()
 
     def parse(self, url: str) -> httpx2.URL:
         """Raises UrlNotAllowed. The sender uses the returned URL, because two parsers could read two hosts."""
@@ -139,27 +137,16 @@ def system_resolver(host: str, port: int) -> list[str]:
 
 def _call_within(timeout_s: float, resolve: Callable[[], Sequence[str]]) -> Sequence[str]:
     """getaddrinfo has no timeout, so it runs in a thread that is abandoned after `timeout_s`."""
-    results: queue.SimpleQueue[Sequence[str] | Exception] = queue.SimpleQueue()
+    addresses: Future[Sequence[str]] = Future()
 
     def run() -> None:
         try:
-            results.put(resolve())
+            addresses.set_result(resolve())
         except Exception as e:  # re-raised by the caller
-            results.put(e)
+            addresses.set_exception(e)
 
     threading.Thread(target=run, name="resolver", daemon=True).start()
     try:
-        result = results.get(timeout=max(timeout_s, 0.0))
-    except queue.Empty as e:
+        return addresses.result(max(timeout_s, 0.0))
+    except TimeoutError as e:
         raise NameNotResolved(f"no answer from the resolver within {timeout_s:.1f} s") from e
-    if isinstance(result, Exception):
-        raise result
-    return result
-
-
-def _is_network(text: str) -> bool:
-    try:
-        networks((text,))
-    except ValueError:
-        return False
-    return True

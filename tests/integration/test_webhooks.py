@@ -56,13 +56,21 @@ def services(valkey: str, tmp_path: Any) -> Iterator[Services]:
 
 @pytest.fixture
 def runner(services: Services) -> AttemptRunner:
-    return AttemptRunner.of(services, DispatcherMetrics())
+    return AttemptRunner(services.settings, services.webhooks, DispatcherMetrics())
 
 
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
     with Receiver() as opened:
         yield opened
+
+
+def with_sender(runner: AttemptRunner, sender: Sender) -> AttemptRunner:
+    return replace(runner, webhooks=replace(runner.webhooks, sender=sender))
+
+
+def with_delays(runner: AttemptRunner, delays_s: tuple[float, ...]) -> AttemptRunner:
+    return replace(runner, settings=runner.settings.model_copy(update={"webhook_retry_delays_s": delays_s}))
 
 
 def created(services: Services, **over: Any) -> Job:
@@ -83,7 +91,7 @@ def endpoint_at(
 
 
 def fan_out(services: Services) -> None:
-    FanOut.of(services).run_once()
+    FanOut(services.webhooks, Renderer(services.settings, services.storage)).run_once()
 
 
 def deliveries(services: Services, video_id: str | None = None, owner: str = "local") -> list[Delivery]:
@@ -101,7 +109,7 @@ def come_due(services: Services, delivery: Delivery) -> None:
 
 
 class TestEvents:
-    def test_a_completed_video_is_told_with_a_signature_that_the_sdk_verifies(
+    def test_a_completed_video_is_announced_with_a_signature_that_the_sdk_verifies(
         self, services: Services, runner: AttemptRunner, receiver: Receiver
     ) -> None:
         endpoint = endpoint_at(services, f"{receiver.url}/hook")
@@ -122,7 +130,7 @@ class TestEvents:
         assert (delivery.state, delivery.attempts, delivery.event_id) == (State.DELIVERED, 1, body["id"])
         assert (services.redis.zcard(DUE), services.redis.xlen(OUTBOX)) == (0, 0)
 
-    def test_the_video_in_an_event_is_the_one_of_the_api_without_its_prompts(
+    def test_an_event_contains_the_video_as_the_api_shows_it_without_its_prompts(
         self, services: Services, runner: AttemptRunner, receiver: Receiver
     ) -> None:
         endpoint_at(services, receiver.url)
@@ -136,7 +144,7 @@ class TestEvents:
         }
         assert PROMPT.encode() not in receiver.received[0].body
 
-    def test_a_failed_video_is_told_with_its_error(
+    def test_the_event_of_a_failed_video_contains_its_error(
         self, services: Services, runner: AttemptRunner, receiver: Receiver
     ) -> None:
         endpoint_at(services, receiver.url)
@@ -149,7 +157,7 @@ class TestEvents:
         assert body["data"]["error"] == {"code": "out_of_memory", "message": "Too large."}
 
     @pytest.mark.parametrize("started", [False, True])
-    def test_a_cancelled_video_is_told_as_failed(
+    def test_a_cancelled_video_is_announced_as_failed(
         self, services: Services, runner: AttemptRunner, receiver: Receiver, started: bool
     ) -> None:
         endpoint_at(services, receiver.url)
@@ -164,7 +172,7 @@ class TestEvents:
         body = json.loads(receiver.received[0].body)
         assert (body["type"], body["data"]["error"]["code"]) == ("video.failed", "cancelled")
 
-    def test_an_end_said_twice_is_one_event(self, services: Services) -> None:
+    def test_a_job_that_is_ended_twice_is_one_event(self, services: Services) -> None:
         endpoint_at(services, "http://127.0.0.1:1/")
         job = completed(services)
         assert services.store.complete(job.id, "e1", make_output(), {}, None)
@@ -173,7 +181,7 @@ class TestEvents:
         fan_out(services)
         assert len(deliveries(services)) == 1
 
-    def test_whoever_deletes_the_video_at_once_is_still_told(
+    def test_the_event_of_a_video_that_is_deleted_at_once_is_still_delivered(
         self, services: Services, runner: AttemptRunner, receiver: Receiver
     ) -> None:
         endpoint_at(services, receiver.url)
@@ -182,21 +190,21 @@ class TestEvents:
         deliver_webhooks(services, runner)
         assert json.loads(receiver.received[0].body)["data"]["id"] == job.id
 
-    def test_endpoints_get_what_they_asked_for_from_their_owner_only(
+    def test_endpoints_get_the_events_they_subscribed_to_of_their_owner_only(
         self, services: Services, runner: AttemptRunner
     ) -> None:
         with Receiver() as ends, Receiver() as failures, Receiver() as stranger:
             endpoint_at(services, ends.url, ("video.completed",))
             endpoint_at(services, failures.url, ("video.failed",))
-            endpoint_at(services, stranger.url, owner="somebody")
+            endpoint_at(services, stranger.url, owner="other")
             completed(services)
             deliver_webhooks(services, runner)
             assert [len(r.received) for r in (ends, failures, stranger)] == [1, 0, 0]
-            completed(services, owner="somebody")
+            completed(services, owner="other")
             deliver_webhooks(services, runner)
             assert [len(r.received) for r in (ends, failures, stranger)] == [1, 0, 1]
 
-    def test_every_endpoint_gets_a_webhook_id_of_its_own_and_the_same_event(
+    def test_every_endpoint_gets_the_same_event_under_a_separate_webhook_id(
         self, services: Services, runner: AttemptRunner, receiver: Receiver
     ) -> None:
         for _ in range(3):
@@ -206,7 +214,7 @@ class TestEvents:
         assert len({got.headers["webhook-id"] for got in receiver.received}) == 3
         assert len({json.loads(got.body)["id"] for got in receiver.received}) == 1
 
-    def test_a_request_can_name_a_receiver_of_its_own(
+    def test_a_request_can_name_a_callback_url(
         self, services: Services, runner: AttemptRunner, receiver: Receiver
     ) -> None:
         job = completed(services, callback=Callback(url=f"{receiver.url}/mine"))
@@ -218,13 +226,13 @@ class TestEvents:
         assert got.event(secret.value).data.id == job.id
         assert (only(services).url, only(services).endpoint_id) == (f"{receiver.url}/mine", None)
 
-    def test_a_request_can_choose_which_ends_are_told(self, services: Services) -> None:
+    def test_a_request_can_choose_the_events_of_its_callback(self, services: Services) -> None:
         completed(services, callback=Callback(url="http://127.0.0.1:1/", events=("video.failed",)))
         fan_out(services)
         assert deliveries(services) == []
         assert services.redis.xlen(OUTBOX) == 0
 
-    def test_where_nobody_listens_nothing_is_kept(self, services: Services) -> None:
+    def test_without_endpoint_and_callback_nothing_is_stored(self, services: Services) -> None:
         endpoint = endpoint_at(services, "http://127.0.0.1:1/")
         services.webhooks.endpoints.delete("local", endpoint.id)
         completed(services)
@@ -241,7 +249,7 @@ class TestEvents:
 
     @pytest.mark.parametrize("damaged", ['"video_x"', "garbage"])
     def test_an_unreadable_entry_does_not_block_the_others(self, services: Services, damaged: str) -> None:
-        """Found by the fault tests: an entry that was not even JSON ended every dispatcher, again and again."""
+        """Found by the fault tests: an entry that was not even JSON ended every dispatcher, repeatedly."""
         endpoint_at(services, "http://127.0.0.1:1/")
         services.redis.xadd(OUTBOX, {"id": damaged})
         completed(services)
@@ -250,7 +258,7 @@ class TestEvents:
 
 
 class TestRetries:
-    def test_what_a_receiver_refuses_comes_again_on_schedule_under_the_same_webhook_id(
+    def test_a_rejected_delivery_is_retried_on_schedule_under_the_same_webhook_id(
         self, services: Services, runner: AttemptRunner
     ) -> None:
         with Receiver(status(500), status(503, retry_after="4000"), status(200)) as receiver:
@@ -284,9 +292,7 @@ class TestRetries:
             for got in receiver.received:
                 assert got.event(endpoint.secrets[0].value).type == "video.completed"
 
-    def test_every_attempt_is_signed_with_its_own_time(
-        self, services: Services, runner: AttemptRunner, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_every_attempt_is_signed_with_its_own_time(self, services: Services, runner: AttemptRunner) -> None:
         with Receiver(status(500)) as receiver:
             endpoint_at(services, receiver.url)
             completed(services)
@@ -299,7 +305,7 @@ class TestRetries:
             deliver_webhooks(services, runner)
             assert int(receiver.received[1].headers["webhook-timestamp"]) > first
 
-    def test_after_the_last_attempt_it_has_failed_and_rests(self, services: Services, runner: AttemptRunner) -> None:
+    def test_after_the_last_attempt_a_delivery_has_failed(self, services: Services, runner: AttemptRunner) -> None:
         with Receiver(status(500)) as receiver:
             endpoint_at(services, receiver.url)
             completed(services)
@@ -339,7 +345,7 @@ class TestRetries:
         assert services.webhooks.endpoints.get("local", endpoint.id).is_enabled
 
     @pytest.mark.parametrize("change", ["delete", "disable"])
-    def test_what_waits_for_an_endpoint_that_is_gone_ends_without_an_attempt(
+    def test_a_pending_delivery_to_a_deleted_or_disabled_endpoint_ends_without_an_attempt(
         self, services: Services, runner: AttemptRunner, change: str
     ) -> None:
         with Receiver(status(500)) as receiver:
@@ -356,7 +362,7 @@ class TestRetries:
             assert (ended.state, ended.attempts, ended.error) == (State.FAILED, 1, f"endpoint_{change}d")
             assert len(receiver.received) == 1
 
-    def test_a_corrected_url_is_used_for_what_is_pending(
+    def test_a_corrected_url_is_used_for_pending_deliveries(
         self, services: Services, runner: AttemptRunner, receiver: Receiver
     ) -> None:
         with Receiver(status(404)) as wrong:
@@ -368,22 +374,24 @@ class TestRetries:
             deliver_webhooks(services, runner)
         assert (len(receiver.received), only(services).state) == (1, State.DELIVERED)
 
-    def test_a_url_that_is_not_allowed_any_more_is_refused_at_the_moment_of_sending(
+    def test_a_url_that_is_no_longer_allowed_is_refused_when_a_webhook_is_sent(
         self, services: Services, runner: AttemptRunner, receiver: Receiver
     ) -> None:
-        """Checked when it was named, and again now: the name leads elsewhere, or the operator thought again."""
+        """It was allowed when it was registered; since then its addresses or the settings have changed."""
         endpoint_at(services, receiver.url)
         completed(services)
-        stricter = replace(runner, sender=Sender(UrlPolicy(allow_http=True)))
+        stricter = with_sender(runner, Sender(UrlPolicy(allow_http=True)))
         deliver_webhooks(services, stricter)
         assert only(services).error == "refused_url"
         assert receiver.received == []
 
-    def test_a_slow_receiver_is_left_and_logged(self, services: Services, runner: AttemptRunner) -> None:
+    def test_an_attempt_at_a_slow_receiver_is_aborted_and_logged(
+        self, services: Services, runner: AttemptRunner
+    ) -> None:
         with Receiver(raw(b"", pause_s=30)) as receiver:
             endpoint_at(services, receiver.url)
             completed(services)
-            quick = replace(runner, sender=Sender(services.webhooks.url_policy, timeout_s=1.0))
+            quick = with_sender(runner, Sender(services.webhooks.url_policy, timeout_s=1.0))
             deliver_webhooks(services, quick)
             assert only(services).log[0].error == "timeout"
             assert only(services).state is State.PENDING
@@ -393,7 +401,7 @@ class TestRetries:
             endpoint_at(services, receiver.url)
             completed(services)
             fan_out(services)
-            patient = replace(runner, retry_delays_s=(0,) * 100)
+            patient = with_delays(runner, (0,) * 100)
             for number in range(MAX_LOGGED_ATTEMPTS + 3):
                 patient.run(only(services).id, number)
             assert len(receiver.received) == MAX_LOGGED_ATTEMPTS + 3
@@ -401,7 +409,7 @@ class TestRetries:
 
 
 class TestRotation:
-    def test_both_secrets_sign_during_the_grace_time_and_the_new_one_alone_without(
+    def test_a_rotation_signs_with_both_secrets_or_with_the_new_one_only(
         self, services: Services, runner: AttemptRunner, receiver: Receiver
     ) -> None:
         endpoints = services.webhooks.endpoints
@@ -419,9 +427,7 @@ class TestRotation:
             with pytest.raises(InvalidWebhookSignatureError):
                 receiver.received[1].event(old.secrets[0].value)
 
-    def test_a_delivery_that_waits_is_signed_with_the_secrets_of_its_next_attempt(
-        self, services: Services, runner: AttemptRunner
-    ) -> None:
+    def test_a_retry_is_signed_with_the_secrets_of_that_time(self, services: Services, runner: AttemptRunner) -> None:
         with Receiver(status(500), status(200)) as receiver:
             endpoint = endpoint_at(services, receiver.url)
             completed(services)
@@ -437,7 +443,7 @@ class TestRotation:
         endpoints = services.webhooks.endpoints
         old = endpoints.callback_secrets("local")[0].value
         assert endpoints.callback_secrets("local")[0].value == old
-        assert endpoints.callback_secrets("somebody")[0].value != old
+        assert endpoints.callback_secrets("other")[0].value != old
         new = endpoints.rotate_callback_secret("local", keep_old=True)[0].value
         completed(services, callback=Callback(url=receiver.url))
         deliver_webhooks(services, runner)
@@ -461,12 +467,12 @@ class TestRedelivery:
         assert first.headers["webhook-id"] == second.headers["webhook-id"]
         assert first.body == second.body
 
-    def test_a_redelivery_has_the_whole_schedule_before_it(self, services: Services, runner: AttemptRunner) -> None:
+    def test_a_redelivery_has_the_whole_retry_schedule_ahead(self, services: Services, runner: AttemptRunner) -> None:
         with Receiver(status(500)) as receiver:
             endpoint_at(services, receiver.url)
             completed(services)
             fan_out(services)
-            impatient = replace(runner, retry_delays_s=(0,))
+            impatient = with_delays(runner, (0,))
             for number in range(2):
                 impatient.run(only(services).id, number)
             assert only(services).state is State.FAILED
@@ -477,7 +483,7 @@ class TestRedelivery:
             assert waiting.next_attempt_at == pytest.approx(time.time() + 110, abs=60)
             assert len(receiver.received) == 3
 
-    def test_one_that_is_under_way_is_left_alone(self, services: Services) -> None:
+    def test_a_redelivery_does_not_touch_an_attempt_in_progress(self, services: Services) -> None:
         endpoint_at(services, "http://127.0.0.1:1/")
         completed(services)
         fan_out(services)
@@ -493,9 +499,9 @@ class TestNothingIsLost:
     ) -> None:
         endpoint_at(services, receiver.url)
         job = completed(services)
-        dying = replace(FanOut.of(services), outbox=DiesAtSettling(services.redis))
+        dying = replace(services.webhooks, outbox=DiesAtSettling(services.redis))
         with pytest.raises(KeyboardInterrupt):
-            dying.run_once()
+            fan_out(replace(services, webhooks=dying))
         assert deliveries(services) == []
         deliver_webhooks(services)
         assert json.loads(receiver.received[0].body)["data"]["id"] == job.id
@@ -576,7 +582,7 @@ class TestNothingIsLost:
         fan_out(services)
         (claimed,) = services.webhooks.deliveries.claim(1)
         queue = Queue("webhooks", connection=services.redis, serializer="json")
-        queue.enqueue_call("service.courier.tasks.deliver", args=claimed, result_ttl=0, failure_ttl=600)
+        queue.enqueue_call("service.tasks.deliver", args=claimed, result_ttl=0, failure_ttl=600)
         deliver_webhooks(services)
         assert receiver.received == []
         come_due(services, only(services))
@@ -587,21 +593,21 @@ class TestNothingIsLost:
         queue.delete(delete_jobs=True)
         assert queue_stats(services.redis, services.store, "demo") == stats, "what 0.1 left behind changes nothing"
 
-    def test_attempts_that_are_lost_one_after_the_other_come_to_an_end(
+    def test_a_delivery_whose_attempts_are_all_lost_fails(
         self, services: Services, runner: AttemptRunner, receiver: Receiver
     ) -> None:
         endpoint_at(services, receiver.url)
         completed(services)
         fan_out(services)
         store = services.webhooks.deliveries
-        for _ in range(len(runner.retry_delays_s) + 1):
+        for _ in range(len(runner.settings.webhook_retry_delays_s) + 1):
             assert store.start_attempt(only(services), receiver.url, timeout_s=-60, per_host_limit=4)
         runner.run(only(services).id, only(services).attempts)
         ended = only(services)
         assert (ended.state, ended.error, receiver.received) == (State.FAILED, "attempts_lost", [])
         assert services.redis.zcard(DUE) == 0
 
-    def test_the_schedule_is_in_redis_so_a_restart_forgets_nothing(
+    def test_the_schedule_survives_a_restart(
         self, services: Services, runner: AttemptRunner, settings: Settings
     ) -> None:
         with Receiver(status(500), status(200)) as receiver:
@@ -717,7 +723,7 @@ class TestLoad:
         assert store.finish_attempt(second, url, failed, later)
         assert store.claim(3) == []
 
-    def test_the_log_of_an_owner_is_bounded_and_never_drops_what_is_pending(
+    def test_an_owners_deliveries_are_bounded_and_pending_ones_never_dropped(
         self, services: Services, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("service.webhooks.deliveries.MAX_PER_OWNER", 2)
@@ -732,7 +738,7 @@ class TestLoad:
         assert len(deliveries(services)) == 2
         assert len(services.redis.keys("ivm:webhook:delivery:*")) == 2
 
-    def test_records_go_away_by_themselves(self, services: Services) -> None:
+    def test_records_expire(self, services: Services) -> None:
         endpoint_at(services, "http://127.0.0.1:1/")
         job = completed(services)
         fan_out(services)
@@ -758,8 +764,10 @@ class DiesAtSettling:
         raise KeyboardInterrupt
 
 
-class TestFigures:
-    def test_what_waits_and_what_came_of_it_is_counted(self, services: Services, runner: AttemptRunner) -> None:
+class TestMetrics:
+    def test_pending_deliveries_attempts_and_results_are_counted(
+        self, services: Services, runner: AttemptRunner
+    ) -> None:
         def waits() -> tuple[float, float]:
             with TestClient(create_app(services)) as http:
                 text = http.get("/metrics").text
@@ -793,5 +801,5 @@ class TestFigures:
         assert counted("attempt_seconds_count") == 2
 
 
-def test_states_that_end_a_job_all_have_an_event() -> None:
+def test_every_terminal_state_has_an_event() -> None:
     assert set(EVENT_OF) == {state for state in JobState if state.is_terminal}

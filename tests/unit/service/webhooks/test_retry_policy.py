@@ -19,17 +19,17 @@ def following(result: Outcome, attempt_number: int, fraction: float = 0.0) -> Ne
 
 
 @pytest.mark.parametrize("status", [200, 201, 204, 299])
-def test_any_2xx_is_the_end(status: int) -> None:
+def test_any_2xx_means_delivered(status: int) -> None:
     assert following(outcome(status, None), 1) == NextState(State.DELIVERED)
 
 
 @pytest.mark.parametrize("status", [301, 302, 400, 401, 404, 408, 418, 429, 500, 503])
-def test_everything_else_is_tried_again(status: int) -> None:
+def test_every_other_status_is_retried(status: int) -> None:
     assert following(outcome(status), 1) == NextState(State.PENDING, NOW + 5)
 
 
 @pytest.mark.parametrize("error", ["timeout", "no_connection", "tls_failed", "name_not_resolved", "refused_url"])
-def test_no_answer_is_tried_again(error: str) -> None:
+def test_an_attempt_without_a_reply_is_retried(error: str) -> None:
     assert following(outcome(None, error), 2) == NextState(State.PENDING, NOW + 300)
 
 
@@ -50,7 +50,7 @@ def test_jitter_lengthens_a_delay_by_up_to_a_fifth(fraction: float, delay: float
     assert following(outcome(500), 2, fraction).attempt_at == pytest.approx(NOW + delay)
 
 
-def test_of_many_that_failed_together_few_come_back_together() -> None:
+def test_deliveries_that_failed_together_are_not_retried_together() -> None:
     times = {round(next_state(outcome(500), 2, delays_s=DELAYS, now=NOW).attempt_at or 0) for _ in range(200)}
     assert len(times) > 20
     assert all(NOW + 300 <= time <= NOW + 300 * (1 + JITTER) for time in times)
