@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks.overhead import Null
 from benchmarks.released import released_loop
 from sampler import ImageDenoiser, LatentsNotFinite, Move, Plan, VideoDenoiser, ddim_plan, sample, seeded_noise
-from sampler.finite_check import AHEAD
+from sampler.finite_check import MAX_STEPS_AHEAD
 from tests.unit.sampler.networks import Smooth, texts
 from tests.unit.sampler.test_loop import PLANS, SD, SHAPE
 
@@ -104,4 +104,4 @@ def test_not_a_number_on_a_gpu_is_noticed_two_steps_later_at_most() -> None:
     with pytest.raises(LatentsNotFinite, match=f"after move 1 of step {first}") as caught:
         seen.extend(step.index for step in run)
     assert caught.value.step == first
-    assert len(seen) <= first + AHEAD
+    assert len(seen) <= first + MAX_STEPS_AHEAD

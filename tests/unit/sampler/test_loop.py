@@ -200,7 +200,7 @@ def test_networks_are_called_as_often_as_the_plan_says() -> None:
     plan = mixed_plan(SD, 12, interval=(0.25, 0.75))
     last(seeded_noise(SHAPE, 9), plan, image, video)
     assert {"image": len(image.calls), "video": len(video.calls)} == plan.calls
-    assert {shape for shape, _ in image.calls} == {(6, 4, 4, 4)}  # two guidance halves of three frames
+    assert {shape for shape, _ in image.calls} == {(6, 4, 4, 4)}  # two CFG branches of three frames
     assert {shape for shape, _ in video.calls} == {(2, 4, 3, 4, 4)}
 
 
@@ -255,7 +255,7 @@ def test_stopping_the_iteration_stops_the_work_and_grad_mode_is_left_alone() -> 
     assert len(network.calls) == 1
 
 
-def test_missing_model_is_said_before_any_work() -> None:
+def test_missing_model_is_named_before_any_work() -> None:
     with pytest.raises(IncompatibleInputs, match=r"calls the image model .* times: pass image="):
         sample(seeded_noise(SHAPE, 12), mixed_plan(SD, 10), video=VideoDenoiser(Constant(0.0), *texts()))
 
@@ -273,7 +273,7 @@ def test_empty_interval_is_plain_ddim_bit_for_bit() -> None:
 
 
 class Linear:
-    """eps = k x for the uncond half, k (1 + shift) x for the cond half: every move is a closed-form scaling."""
+    """eps_u = k x and eps_c = k (1 + shift) x: every move is a closed-form scaling."""
 
     def __init__(self, k: float, shift: float) -> None:
         self.k, self.shift = k, shift
@@ -348,7 +348,7 @@ def test_fused_step_is_ddim_along_the_written_out_sum() -> None:
     torch.testing.assert_close(last(x, Plan((plan.steps[5],)), image, video), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_a_denoiser_of_ones_own_is_any_callable_of_four() -> None:
+def test_a_custom_denoiser_is_any_callable_of_four() -> None:
     plan, x = mixed_plan(SD, 4), seeded_noise(SHAPE, 22)
     network: Any = lambda latents, timestep, alpha, guidance: 0.1 * latents  # noqa: E731
     assert list(sample(x, plan, image=network, video=network))[-1].latents.isfinite().all()

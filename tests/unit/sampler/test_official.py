@@ -175,7 +175,19 @@ def test_the_stand_in_has_the_video_guidance_in_animatediff() -> None:
         (lambda: official_plan("modelscope", SD, 10, zz=3), "zz=3.*no such parameter"),
         (lambda: official_plan("modelscope", SD, 10, image_guidance=(6, 2)), "image_guidance.*ignores"),
         (lambda: official_plan("videocrafter", SD, 10, video_guidance=(6, 2)), "video_guidance.*ignores"),
-        (lambda: official_plan("videocrafter", SD, 1000), r"steps=1000 is outside 1\.\.999"),
+        (lambda: official_plan("videocrafter", SD, 1000), r"steps=1000 must be a whole number in 1\.\.999"),
+        (lambda: official_plan("videocrafter", SD, "50"), "steps='50' must be a whole number"),
+        (lambda: official_plan("animatediff", SD, interval=3), "interval=3 must be two step indices"),
+        (
+            lambda: official_plan("animatediff", SD, interval=(0, 9, 3)),
+            r"interval=\(0, 9, 3\) must be two step indices",
+        ),
+        (lambda: official_plan("animatediff", SD, image_guidance="4"), "image_guidance='4' must be one guidance scale"),
+        (lambda: official_plan("modelscope", SD, video_guidance=6), "video_guidance=6: the released modelscope code"),
+        (lambda: official_plan("animatediff", SD, zz="3"), "zz='3' must be a whole number"),
+        (lambda: official_plan("animatediff", SD, guidance="7"), "guidance='7' must be a finite number"),
+        (lambda: official_plan(None, SD), "family=None is not supported"),
+        (lambda: official_plan("animatediff", CONFIG), r"NoiseSchedule\.from_config"),
     ],
 )
 def test_bad_setting_names_value_and_way_out(make: Callable[[], Plan], complaint: str) -> None:
