@@ -59,7 +59,7 @@ class NoiseSchedule:
 
     def __repr__(self) -> str:
         others = ", ".join(f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if f.name != "alphas_cumprod")
-        ends = f"{self.alphas_cumprod[0]:.6g}..{self.alphas_cumprod[-1]:.6g}"
+        ends = f"{self.alphas_cumprod[0]:.4g}..{self.alphas_cumprod[-1]:.4g}"
         return f"NoiseSchedule(<{len(self)} timesteps, alphas_cumprod {ends}>, {others})"
 
     @classmethod

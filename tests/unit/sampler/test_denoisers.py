@@ -151,7 +151,7 @@ def test_denoisers_and_schedules_are_printed_in_a_line() -> None:
     image = ImageDenoiser(small_unet(), *[torch.ones(1, 5, 8)] * 2)
     assert repr(image) == "ImageDenoiser(UNet2DConditionModel, text=(1, 5, 8), prediction_type='epsilon')"
     assert repr(NoiseSchedule.scaled_linear(0.00085, 0.012)) == (
-        "NoiseSchedule(<1000 timesteps, alphas_cumprod 0.99915..0.0046602>, timestep_spacing='leading', "
+        "NoiseSchedule(<1000 timesteps, alphas_cumprod 0.9991..0.00466>, timestep_spacing='leading', "
         "steps_offset=1, set_alpha_to_one=False, prediction_type='epsilon')"
     )
 
