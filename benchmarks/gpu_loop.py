@@ -98,7 +98,7 @@ def _conclude(arm: Arm, work: float, roof_tflops: float) -> None:
     arm.results["tflops"] = work / arm.results["clip_s"] / 1e12
     arm.results["of_roof"] = arm.results["tflops"] / roof_tflops
     if arm.compiler is not None:
-        arm.results["fell_back_to_eager"] = arm.compiler.gave_up
+        arm.results["fell_back_to_eager"] = arm.compiler.has_failed
 
 
 def _ratios(arms: list[Arm]) -> dict[str, dict[str, float]]:
