@@ -1,5 +1,7 @@
 """FreeInit (arXiv:2312.07537) around any plan: run it, refine the start noise with a low-pass filter, run it again."""
 
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+
 from __future__ import annotations
 
 from typing import cast, get_args
@@ -62,7 +64,8 @@ def restart_latents(clip: Tensor, initial: Tensor, fresh: Tensor, restart: Resta
     """
     noisy = restart.dst**0.5 * clip + (1 - restart.dst) ** 0.5 * initial
     keep = low_pass_filter(restart, *clip.shape[-3:]).to(clip.device, non_blocking=True)
-    return _inverse(keep * _spectrum(noisy) + (1 - keep) * _spectrum(fresh))
+    spectrum = keep * torch.fft.fftn(noisy, dim=_DIMS) + (1 - keep) * torch.fft.fftn(fresh, dim=_DIMS)
+    return cast("Tensor", torch.fft.ifftn(spectrum, dim=_DIMS)).real
 
 
 def low_pass_filter(restart: Restart, frames: int, height: int, width: int) -> Tensor:
@@ -80,12 +83,4 @@ def low_pass_filter(restart: Restart, frames: int, height: int, width: int) -> T
             gain = torch.exp(-radius2 / (2 * cutoff**2))
         case "ideal":  # as in the authors' code: the squared radius against twice the cutoff
             gain = (radius2 <= 2 * cutoff).double()
-    return cast("Tensor", torch.fft.ifftshift(gain)).float()  # pyright: ignore[reportUnknownMemberType]
-
-
-def _spectrum(x: Tensor) -> Tensor:
-    return cast("Tensor", torch.fft.fftn(x, dim=_DIMS))  # pyright: ignore[reportUnknownMemberType]
-
-
-def _inverse(spectrum: Tensor) -> Tensor:
-    return cast("Tensor", torch.fft.ifftn(spectrum, dim=_DIMS)).real  # pyright: ignore[reportUnknownMemberType]
+    return cast("Tensor", torch.fft.ifftshift(gain)).float()

@@ -72,7 +72,20 @@ class _LinearMove:
 
 
 @dataclass(frozen=True)
-class Move(_LinearMove):
+class _OneCallMove(_LinearMove):
+    model: ModelName
+    timestep: int
+    src: float
+    dst: float
+    guidance: float
+
+    @property
+    def networks(self) -> tuple[Call, ...]:
+        return (Call(self.model, self.timestep, self.src, self.guidance),)
+
+
+@dataclass(frozen=True)
+class Move(_OneCallMove):
     """Deterministic DDIM move of one model: denoising if `dst` is less noisy than `src`, inversion if it is noisier.
 
     x' = sqrt(dst) x0 + sqrt(1 - dst) eps with x0 = (x - sqrt(1 - src) eps) / sqrt(src) (arXiv:2010.02502 Eq. 12 with
@@ -83,16 +96,6 @@ class Move(_LinearMove):
         src, dst: abar before and after, in (0, 1].
         guidance: classifier-free guidance scale; negative for the go-back moves of the paper.
     """
-
-    model: ModelName
-    timestep: int
-    src: float
-    dst: float
-    guidance: float
-
-    @property
-    def networks(self) -> tuple[Call, ...]:
-        return (Call(self.model, self.timestep, self.src, self.guidance),)
 
     @cached_property
     def coefficients(self) -> Coefficients:
@@ -148,7 +151,7 @@ class Renoise(_LinearMove):
 
 
 @dataclass(frozen=True)
-class SolverMove(_LinearMove):
+class SolverMove(_OneCallMove):
     """One step of SDE-DPM-Solver++ (arXiv:2211.01095 App. F; diffusers' "sde-dpmsolver++" with "midpoint").
 
     Args:
@@ -156,18 +159,9 @@ class SolverMove(_LinearMove):
         before: abar of the previous solver step, whose x0 is the second point (2M). None: a first-order step.
     """
 
-    model: ModelName
-    timestep: int
-    src: float
-    dst: float
-    guidance: float
     before: float | None = None
 
     draws_by_frame: ClassVar[bool] = True  # diffusers gives its scheduler frames as a batch
-
-    @property
-    def networks(self) -> tuple[Call, ...]:
-        return (Call(self.model, self.timestep, self.src, self.guidance),)
 
     @cached_property
     def coefficients(self) -> Coefficients:
