@@ -71,7 +71,7 @@ class GuidedDenoiser(ABC):
         if width not in (None, cond.shape[-1]):
             raise IncompatibleInputs(
                 f"cond {tuple(cond.shape)} is {cond.shape[-1]} wide, the network's cross-attention takes {width}; "
-                "each network needs the embeddings of its own text encoder"
+                "each network needs the embeddings of the text encoder it was trained with"
             )
         one_of("prediction_type", prediction_type, get_args(PredictionType))
         self.unet = unet

@@ -50,7 +50,7 @@ def test_v_prediction_becomes_epsilon() -> None:
     torch.testing.assert_close(eps, 0.8 * torch.full_like(x, 0.5) + 0.6 * x)
 
 
-def test_real_motion_unet_gets_its_text_once_a_frame() -> None:
+def test_real_motion_unet_gets_its_text_once_per_frame() -> None:
     adapter = MotionAdapter(
         block_out_channels=(8, 16), motion_layers_per_block=1, motion_norm_num_groups=4, motion_num_attention_heads=2
     )
@@ -83,7 +83,7 @@ def test_image_denoiser_is_the_network_on_each_frame_with_its_own_text() -> None
     torch.testing.assert_close(eps[1, :, 2], u + 4.0 * (c - u), atol=1e-5, rtol=1e-5)
 
 
-def test_network_runs_in_the_dtype_of_its_text_and_epsilon_comes_back_in_float32() -> None:
+def test_network_runs_in_the_dtype_of_its_text_and_epsilon_is_float32() -> None:
     seen: list[torch.dtype] = []
 
     def network(x: torch.Tensor, timestep: int, encoder_hidden_states: torch.Tensor) -> torch.Tensor:

@@ -100,8 +100,8 @@ def test_first_half_of_fifty_steps_is_steps_1_to_25() -> None:
     assert active == list(range(25))
 
 
-def test_dynamic_guidance_has_the_values_of_the_algorithm_reference() -> None:
-    """Section 2.4: (6 -> 2, rho 7) at i = 0, 12, 24, 37, 49 is 6, 4.66, 3.58, 2.66, 2."""
+def test_dynamic_guidance_has_the_values_of_the_released_formula() -> None:
+    """Computed by hand: (6 -> 2, rho 7) at i = 0, 12, 24, 37, 49 is 6, 4.66, 3.58, 2.66, 2."""
     plan = mixed_plan(SD, 50, order="goback_first", image_guidance=(6, 2), rho=7.0)
     scales = {i: next((abs(m.guidance) for m in plan.steps[i] if m.model == "image"), None) for i in (12, 24, 37, 49)}
     assert scales == {i: pytest.approx(v, abs=0.005) for i, v in ((12, 4.66), (24, 3.58), (37, 2.66), (49, 2.0))}
@@ -213,7 +213,7 @@ def test_gaussian_noise_takes_the_place_of_inversion() -> None:
 
 @pytest.mark.parametrize(
     ("combination", "image", "video"),
-    [  # algorithm reference section 5; goback_first leaves out the steps that have nothing above them
+    [  # goback_first skips the first steps, which have no levels above them
         ("R-I", 49, 50),
         ("R-V", 0, 50 + 49),
         ("RR-II", 2 * 48, 50),
@@ -258,7 +258,7 @@ def test_z_sampling_denoises_goes_back_unguided_and_denoises_again() -> None:
 
 
 def test_fused_step_has_the_guidance_of_a_whole_zigzag_in_two_calls() -> None:
-    """Algorithm reference 2.3: eps_u^V + (w0 + w_D^V + w_N^V) d^V + (w_D^I + w_N^I) d^I."""
+    """eps_u^V + (w0 + w_D^V + w_N^V) d^V + (w_D^I + w_N^I) d^I, with w_D = w_N of each model."""
     plan = fused_plan(SD, 50, image_guidance=(4, 4), video_guidance=(3, 3), guidance=7.5, interval=(0, 0.5))
     t, a = SD.timesteps(50), [SD.alphas_cumprod[t] for t in SD.timesteps(50)]
     parts = (Call("video", t[10], a[10], 13.5), Call("image", t[10], a[10], 8.0, uncond=0.0))

@@ -64,7 +64,7 @@ def test_impossible_schedule_names_value_and_range(make: Any, complaint: str) ->
 
 
 def test_equal_noise_to_signal_map_of_animatediff_to_stable_diffusion() -> None:
-    """Check values of the algorithm reference 4.3, made with numpy."""
+    """Values computed independently with numpy."""
     table = {20: 21, 100: 121, 200: 250, 300: 374, 400: 490, 500: 600, 600: 705, 700: 805, 800: 901, 900: 994}
     assert {t: SD.nearest_timestep(ANIMATEDIFF.alphas_cumprod[t]) for t in table} == table
 
@@ -96,10 +96,7 @@ def test_unknown_words_are_refused() -> None:
 
 
 def test_noise_to_signal_of_the_two_schedules() -> None:
-    """At t = 500 it is 1.62 (scaled linear) and 2.285 (linear); worked out by hand with numpy in float64.
-
-    The algorithm reference 3.6 A3 prints 2.29 for the second, which is the value at t = 501.
-    """
+    """At t = 500 it is 1.62 (scaled linear) and 2.285 (linear), computed with numpy in float64."""
 
     def s(schedule: NoiseSchedule, t: int) -> float:
         a = schedule.alphas_cumprod[t]
