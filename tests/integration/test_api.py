@@ -174,7 +174,7 @@ class TestRetrieveAndList:
     def test_status_follows_the_worker(self, client: TestClient, services: Services, finished: Finish) -> None:
         made = create(client)
         services.store.start(made["id"], "execution")
-        services.store.progress(made["id"], "execution", 5, 20, "sampling")
+        services.store.report_progress(made["id"], "execution", 5, 20, "sampling")
         running = client.get(f"/v1/videos/{made['id']}").json()
         assert (running["status"], running["progress"], running["phase"]) == ("in_progress", 25, "sampling")
         assert running["queue_position"] is None
