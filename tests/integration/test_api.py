@@ -232,8 +232,8 @@ class TestRetrieveAndList:
     def test_a_rare_match_is_found_over_several_pages(
         self, client: TestClient, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("service.jobs.store.MOST_SCANNED", 2)
-        monkeypatch.setattr("service.jobs.store.SCANNED_AT_ONCE", 2)
+        monkeypatch.setattr("service.jobs.reader.MAX_SCANNED", 2)
+        monkeypatch.setattr("service.jobs.reader.SCAN_BATCH", 2)
         rare = create(client, metadata={"a": "b"})["id"]
         for _ in range(4):
             create(client)

@@ -86,7 +86,7 @@ def test_a_client_that_reconnects_gets_the_current_state_only(
     with following(http, video_id) as events:
         seen = next(events)["id"]
     with following(http, video_id, after=seen) as events:
-        threading.Timer(0.2, services.store.progress, (video_id, "execution", 6, 20, "sampling")).start()
+        threading.Timer(0.2, services.store.report_progress, (video_id, "execution", 6, 20, "sampling")).start()
         assert next(events)["data"]["step"] == 6
     finished(video_id, b"mp4")
     with following(http, video_id, after=seen) as events:

@@ -282,7 +282,7 @@ def test_outage_of_redis_in_the_middle_changes_nothing(
     def away(*_: object) -> LeaseReply:
         raise RedisError
 
-    for name in ("ask", "beat", "progress"):
+    for name in ("check_lease", "renew_lease", "report_progress"):
         monkeypatch.setattr(services.store, name, away)
     assert run(services, job, ScriptedChild(STEP, None, STEP, Done(make_output(), {}, 1.0))) is True
     assert now(services, job).state is JobState.COMPLETED
