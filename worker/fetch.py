@@ -144,13 +144,13 @@ def _fetch_file(source: Source, revision: str, file: RemoteFile, target: Path, e
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{target.name}.part")
     try:
-        with part.open("ab") as stream:
-            if stream.tell() > file.size:
-                stream.truncate(0)
+        size = part.stat().st_size if part.exists() else 0
+        done = size if size <= file.size else 0
+        with part.open("ab" if done else "wb") as stream:
             http_get(
                 hf_hub_url(str(source.repo), file.path, revision=revision),
                 stream,
-                resume_size=stream.tell(),
+                resume_size=done,
                 headers=build_hf_headers(),
                 expected_size=file.size,
                 displayed_filename=file.path,

@@ -222,7 +222,7 @@ def test_pixels_do_not_depend_on_how_many_frames_are_decoded_together(
 
 
 def test_half_precision_decodes_to_the_same_picture(entry: ModelEntry) -> None:
-    """At 40 dB two pictures cannot be told apart."""
+    """At 40 dB two pictures look the same."""
     models = models_of(entry, Optimise())
     x = torch.randn(1, 4, 3, 8, 8, generator=Generator().manual_seed(2))
     expected = vae_decode.decode(models.vae, x).float()
