@@ -52,7 +52,7 @@ class Checkpoint:
             if _digest(tensors, metadata) != sha256:
                 raise ValueError("checksum mismatch")
             if metadata["fingerprint"] not in fingerprints:
-                raise ValueError("fingerprint mismatch: model, request or software version differ")
+                raise ValueError("checkpoint of another run: model, request or software version differ")
             latents = tensors[LATENTS]
             if tuple(latents.shape) != tuple(shape) or not latents.isfinite().all():
                 raise ValueError(f"its latents {tuple(latents.shape)} are not finite ones of {tuple(shape)}")

@@ -96,8 +96,8 @@ def main(first: Connection, second: Connection, parent: int, settings: Settings,
 def serve(
     first: Connection, second: Connection, parent: int, settings: Settings, load: Callable[[], VideoEngine]
 ) -> None:
-    """Work until the parent closes the first pipe. Jobs are sampled on the first; the second reports decoding and upload
-    of one job while the networks sample the next."""
+    """Work until the parent closes the first pipe. Jobs are sampled on the first; the second reports decoding and
+    upload     of one job while the networks sample the next."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     configure_logging(settings.log_format)
@@ -123,7 +123,7 @@ def serve(
 
 
 class ParentChannel:
-    """A pipe to the parent. Storage metrics from other threads are queued until the next `send`: a pipe has one writer."""
+    """A pipe to the parent. Storage metrics of other threads wait for the next `send`: a pipe has one writer."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection

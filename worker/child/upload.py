@@ -26,8 +26,8 @@ MEDIA_TYPES = {VIDEO: "video/mp4", THUMBNAIL: "image/webp", SHEET: "image/jpeg"}
 
 @dataclass(frozen=True)
 class Uploader:
-    """`on_wait` is called while waiting for an unavailable storage. An exception from it ends the wait; the files stay on
-    scratch for the next execution of the job."""
+    """`on_wait` is called while waiting for an unavailable storage. An exception from it ends the wait; the files stay
+    on scratch for the next execution of the job."""
 
     storage: VideoStorage
     scratch: Scratch

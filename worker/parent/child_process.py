@@ -88,7 +88,7 @@ class ChildProcess:
         return self._process.pid if self._process is not None and self._process.is_alive() else None
 
     def ensure(self, beat: Callable[[], None]) -> None:
-        """Start a child and load the models if none is running, calling `beat` meanwhile. Raises ChildDied on failure."""
+        """Start a child and load the models if none is running, calling `beat` meanwhile. Raises ChildDied."""
         if self._process is not None and self._process.is_alive():
             return
         self.kill()

@@ -82,7 +82,7 @@ class JobMonitor:
             self._renew_lease()
 
     def finish(self, channel: Channel) -> Done | Failed | StopReason:
-        """After `Sampled`, in the postprocessing thread; RQ and the heartbeat file stay with the main one. Raises ChildDied."""
+        """After `Sampled`, in the postprocessing thread: the main one has RQ and the heartbeat. Raises ChildDied."""
         self.on_beat, self.heartbeat_file = _do_nothing, HeartbeatFile()
         outcome = self._wait_for_outcome(channel, drain_after_s=FINISH_S)
         if isinstance(outcome, Sampled):

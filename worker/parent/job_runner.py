@@ -145,7 +145,7 @@ class Runner:
                 log.info("job %s requeued: worker shutting down", job.id)
                 self.store.requeue(job, execution_id, charged=False)
             case StopReason.TIMED_OUT:
-                text = f"The job exceeded the time limit of {self.settings.job_timeout_s} s."
+                text = f"The job took longer than {self.settings.job_timeout_s} s."
                 is_recorded = self.store.fail(job.id, execution_id, JobError(code="timeout", message=text))
                 self._delete_checkpoint(job, is_recorded)
             case StopReason.LOST:
