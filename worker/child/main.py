@@ -97,7 +97,7 @@ def serve(
     first: Connection, second: Connection, parent: int, settings: Settings, load: Callable[[], VideoEngine]
 ) -> None:
     """Work until the parent closes the first pipe. Jobs are sampled on the first; the second reports decoding and
-    upload     of one job while the networks sample the next."""
+    upload of one job while the networks sample the next."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     configure_logging(settings.log_format)

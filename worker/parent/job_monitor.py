@@ -13,7 +13,7 @@ from enum import StrEnum
 from redis.exceptions import RedisError
 
 from service.jobs.model import Job, Phase
-from service.jobs.store import JobStore, Verdict
+from service.jobs.store import JobStore, LeaseReply
 from service.process.heartbeat_file import HeartbeatFile
 from service.settings import Settings
 from worker.messages import Cancel, Done, Drain, Failed, Progress, Ready, Run, Sampled, Stopped
@@ -34,7 +34,7 @@ class StopReason(StrEnum):
     TIMED_OUT = "timed_out"
 
 
-STOP_REASONS = {Verdict.CANCEL: StopReason.CANCELLED, Verdict.LOST: StopReason.LOST}
+STOP_REASONS = {LeaseReply.CANCEL: StopReason.CANCELLED, LeaseReply.LOST: StopReason.LOST}
 
 
 def _do_nothing() -> None: ...
@@ -139,11 +139,11 @@ class JobMonitor:
         beats = now >= self._next_beat_at
         try:
             if progress is not None:
-                verdict = self.store.progress(*name, progress.step, progress.total, progress.phase)
+                lease = self.store.report_progress(*name, progress.step, progress.total, progress.phase)
             elif self._is_redis_away and not beats:
                 return
             else:
-                verdict = self.store.beat(*name) if beats else self.store.ask(*name)
+                lease = self.store.renew_lease(*name) if beats else self.store.check_lease(*name)
         except RedisError as e:
             # Not a reason to stop: the lease decides who owns the job once Redis is reachable again.
             log.warning("job %s: cannot renew the lease: %s", self.job.id, type(e).__name__)
@@ -153,5 +153,5 @@ class JobMonitor:
         if beats:
             self._next_beat_at = now + self.settings.beat_s
             self.on_beat()
-        if self._stop_reason in (None, StopReason.DRAINED) and verdict in STOP_REASONS:
-            self._stop_reason = STOP_REASONS[verdict]
+        if self._stop_reason in (None, StopReason.DRAINED) and lease in STOP_REASONS:
+            self._stop_reason = STOP_REASONS[lease]
