@@ -18,9 +18,9 @@ from service.errors import StorageError
 from service.jobs.model import Job, Phase
 from service.storage import FileStorage, StorageRetry, object_keys
 from tests.factories import make_generation, make_job
+from worker.child import main as child
 from worker.child.checkpoint_writer import CheckpointWriter
 from worker.child.engine import Engine
-from worker.child.main import main as child
 from worker.child.upload import Uploader
 from worker.messages import Cancel, Done, Drain, Failed, Order, Progress, Run, Sampled, Stopped
 from worker.scratch import Scratch
@@ -56,13 +56,15 @@ def run(
     parent, ours = pipe
     for order in orders:
         parent.send(order)
-    keeper = CheckpointWriter(storage, object_keys.checkpoint(job.id), every_s=3600)
+    checkpoint_writer = CheckpointWriter(storage, object_keys.checkpoint(job.id), every_s=3600)
     with tempfile.TemporaryDirectory() as scratch:
         delivery = Uploader(storage, Scratch(Path(scratch)), StorageRetry(0.0))
         parents_second, second = multiprocessing.Pipe()
         with parents_second, second:
-            finisher = child.Postprocessor(engine, child.Line(second), delivery)
-            answer = child._run(engine, delivery, keeper, finisher, child.Line(ours), Run(job, "e1", may_resume))
+            finisher = child.Postprocessor(engine, child.ParentChannel(second), delivery)
+            answer = child._run(
+                engine, delivery, checkpoint_writer, finisher, child.ParentChannel(ours), Run(job, "e1", may_resume)
+            )
             assert finisher.is_free(60)
             told = [*_all(parent), *_all(parents_second)]
     if isinstance(answer, Sampled):
@@ -70,9 +72,9 @@ def run(
     return answer, told
 
 
-def _all(line: Connection) -> Iterator[Any]:
-    while line.poll():
-        yield line.recv()
+def _all(channel: Connection) -> Iterator[Any]:
+    while channel.poll():
+        yield channel.recv()
 
 
 def test_finished_job_is_in_the_storage_before_it_is_said(
