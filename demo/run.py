@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from service.cli.client import VideoClient
-from service.cli.main import submit_and_wait
+from service.cli.main import submit_and_download
 from service.process.supervisor import Supervisor
 from service.settings import Settings
 from worker.child import video
@@ -25,9 +25,9 @@ def main() -> int:
             print(f"  queue (embedded Valkey), API and one worker are up on {service.url}", flush=True)
             client = VideoClient(service.url)
             body = {"model": "demo", "prompt": PROMPT, "seed": SEED}
-            mixed = submit_and_wait(client, body, OUTPUT, label="IV-mixed")
+            mixed = submit_and_download(client, body, OUTPUT, label="IV-mixed")
             plain_file = data / "ddim.mp4"
-            plain = submit_and_wait(client, {**body, "sampler": {"name": "ddim"}}, plain_file, label="plain DDIM")
+            plain = submit_and_download(client, {**body, "sampler": {"name": "ddim"}}, plain_file, label="plain DDIM")
         clips = [video.read_mp4(plain_file), video.read_mp4(OUTPUT)]
     video.write_mp4(video.side_by_side(clips, ["plain DDIM", "IV-mixed"]), COMPARISON, fps=int(mixed["fps"]))
     print(

@@ -17,12 +17,12 @@ ServiceError
 ├── NotAuthenticated
 ├── NotAllowed
 ├── IdempotencyKeyReused
-├── TooMany
+├── Throttled
 │   ├── RateLimited
 │   └── QueueFull
-├── NoVideo
+├── SyncRequestFailed
 ├── StorageError
-│   └── UnstorableFile
+│   └── PermanentStorageError
 └── ServiceUnavailable
 """
 
@@ -134,7 +134,7 @@ class IdempotencyKeyReused(ServiceError):
         super().__init__("This Idempotency-Key came with another request before; use a new key for a new video.")
 
 
-class TooMany(ServiceError):
+class Throttled(ServiceError):
     """Right, but not now."""
 
     def __init__(self, message: str, retry_after_s: int) -> None:
@@ -142,15 +142,15 @@ class TooMany(ServiceError):
         self.retry_after_s = retry_after_s
 
 
-class RateLimited(TooMany):
+class RateLimited(Throttled):
     code = "rate_limit_exceeded"
 
 
-class QueueFull(TooMany):
+class QueueFull(Throttled):
     code = "queue_full"
 
 
-class NoVideo(ServiceError):
+class SyncRequestFailed(ServiceError):
     """Somebody waited for the film of this job and it did not come; the reason is the job's own error code."""
 
     def __init__(self, video_id: str, reason: str, message: str) -> None:
@@ -165,7 +165,7 @@ class StorageError(ServiceError):
     code = "storage_error"
 
 
-class UnstorableFile(StorageError):
+class PermanentStorageError(StorageError):
     """The file, or the name it is to have, is not what it should be: trying again would end the same."""
 
 

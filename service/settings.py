@@ -187,7 +187,7 @@ class Settings(BaseSettings):
         return [name for name in needed if not getattr(self, name)]
 
     @property
-    def again_s(self) -> float:
+    def redis_retry_s(self) -> float:
         """Between two tries of a worker while Redis is away: well below the reaper's grace of half a beat, so that who
         has a job says so in time when Redis is back."""
         return self.beat_s / 10
@@ -196,7 +196,7 @@ class Settings(BaseSettings):
     def scratch_folder(self) -> Path:
         return self.scratch_dir or self.data_dir / "scratch"
 
-    def refuse_open_host(self) -> None:
+    def require_auth_on_public_host(self) -> None:
         """Raises ConfigurationError if strangers could use the GPU: reachable from outside and no authentication."""
         if self.auth == "off" and not self.allow_open and not self.is_loopback:
             raise ConfigurationError(

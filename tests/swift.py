@@ -20,7 +20,7 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from service.process.embedded_valkey import _KEEPER, free_port
+from service.process.embedded_valkey import RUN_UNTIL_STDIN_CLOSES, free_port
 from tests.certificates import Certificates
 
 START_TIMEOUT_S = 90.0
@@ -150,7 +150,13 @@ class SwiftServer:
         config.write_text((_COMMON + template).format(**facts))
         with (self.folder / f"{name}.log").open("wb") as log:
             command = [sys.executable, "-W", "ignore", str(BIN / f"swift-{program}-server"), str(config)]
-            kept = ["/bin/sh", "-c", _KEEPER, "keeper", *command]  # exits with this process, even if that is killed
+            kept = [
+                "/bin/sh",
+                "-c",
+                RUN_UNTIL_STDIN_CLOSES,
+                "keeper",
+                *command,
+            ]  # exits with this process, even if that is killed
             self._processes.append(
                 subprocess.Popen(kept, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True)
             )

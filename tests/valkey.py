@@ -13,7 +13,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
-from service.process.embedded_valkey import _configuration, find_binary, free_port
+from service.process.embedded_valkey import _configuration, find_valkey_binary, free_port
 
 
 class Valkey:
@@ -31,7 +31,7 @@ class Valkey:
         return f"redis://:secret@127.0.0.1:{self.port}/0"
 
     def start(self) -> None:
-        self._process = subprocess.Popen([find_binary(), str(self._config)], stdout=subprocess.DEVNULL)
+        self._process = subprocess.Popen([find_valkey_binary(), str(self._config)], stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + 20
         with Redis.from_url(self.url, retry=Retry(NoBackoff(), 0)) as redis:
             while time.monotonic() < deadline:

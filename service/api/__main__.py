@@ -1,4 +1,4 @@
-"""Serve the API: python -m service.api, configured by IVMIX_... variables."""
+"""Runs the API server: `python -m service.api`, configured by IVMIX_... variables."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def main() -> None:
     try:
         if settings.metrics_port is not None:
             operations = _config(create_operations_app(app), settings, settings.metrics_port)
-            sockets = [operations.bind_socket()]  # here, so that a taken port ends the process
+            sockets = [operations.bind_socket()]  # in this thread: a port in use must end the process
             thread = threading.Thread(target=uvicorn.Server(operations).run, args=(sockets,), daemon=True)
             thread.start()
         server = Server(_config(app, settings, settings.port))
         server.app = app
         server.run()
         if not server.started:
-            sys.exit(3)  # uvicorn's own code for a start that failed
+            sys.exit(3)  # uvicorn's exit code for a failed start
     finally:
         services.close()
 
@@ -48,19 +48,19 @@ def _config(app: FastAPI, settings: Settings, port: int) -> uvicorn.Config:
         host=settings.host,
         port=port,
         log_config=None,
-        access_log=False,  # status polls would be all of it
+        access_log=False,  # status polls would flood it
         server_header=False,
         timeout_graceful_shutdown=20,
     )
 
 
 class Server(uvicorn.Server):
-    """Tells the application that it is to stop, so that requests held open end by themselves."""
+    """Signals the application to stop, so that long-lived requests end before the graceful shutdown times out."""
 
     app: FastAPI
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self.app.state.held.stopping.set()
+        self.app.state.open_requests.stopping.set()
         super().handle_exit(sig, frame)
 
 

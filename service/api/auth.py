@@ -1,4 +1,4 @@
-"""Who is asking, from the key in the Authorization header. Knows nothing of what is asked for."""
+"""API key authentication: the Authorization header -> Principal with owner, scopes and limits."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends, Request
+from fastapi.security import HTTPBearer
 from starlette.concurrency import run_in_threadpool
 
 from service.api_keys import ApiKey, Scope
@@ -14,10 +15,19 @@ from service.errors import NotAllowed, NotAuthenticated
 from service.jobs.model import LOCAL
 from service.wiring import Services
 
+# For the OpenAPI description only; `get_principal` reads the header.
+API_KEY = HTTPBearer(scheme_name="ApiKey", description="A key made by `ivmix keys create`.", auto_error=False)
+
 
 @dataclass(frozen=True)
 class Principal:
-    """Whose videos are made and seen, and how much of it is allowed; None means no limit of its own."""
+    """The authenticated caller.
+
+    Attributes:
+        owner: owner of the videos that this caller creates.
+        requests_per_minute: limit for requests that create videos; None means no limit.
+        max_waiting: limit for queued videos; None means only the server's limit applies.
+    """
 
     owner: str
     scopes: frozenset[Scope]
@@ -25,26 +35,25 @@ class Principal:
     max_waiting: int | None
 
     @property
-    def sees(self) -> str | None:
-        """The owner whose videos are shown; None for all."""
+    def visible_owner(self) -> str | None:
+        """The owner whose videos this caller can see; None means every owner."""
         return None if Scope.ADMIN in self.scopes else self.owner
 
 
 ANONYMOUS_ADMIN = Principal(owner=LOCAL, scopes=frozenset(Scope), requests_per_minute=None, max_waiting=None)
 
 
-# Async, like every dependency that has nothing to wait for: a plain one would cost a hop to the thread pool. And flat,
-# because every dependency of a dependency costs a poll as much as its answer does; the contract tells of the key.
+# Async although it awaits nothing: FastAPI runs plain functions in its thread pool.
 async def get_services(request: Request) -> Services:
     return request.app.state.services
 
 
-Wired = Annotated[Services, Depends(get_services)]
+ServicesDep = Annotated[Services, Depends(get_services)]
 
 
 async def get_principal(request: Request) -> Principal:
-    """Raises NotAuthenticated."""
-    services: Services = request.app.state.services
+    """Raises NotAuthenticated if the API key is missing, unknown or revoked."""
+    services = await get_services(request)
     if services.settings.auth == "off":
         return ANONYMOUS_ADMIN
     scheme, _, secret = request.headers.get("authorization", "").partition(" ")
@@ -52,7 +61,7 @@ async def get_principal(request: Request) -> Principal:
         raise NotAuthenticated("Send an API key in the header 'Authorization: Bearer ...'.")
     key = services.keys.remembered(secret) or await run_in_threadpool(services.keys.find, secret)
     if key is None:
-        raise NotAuthenticated("This API key is not known here, or was revoked.")
+        raise NotAuthenticated("This API key is unknown or revoked.")
     return _principal(key, services)
 
 
@@ -65,8 +74,8 @@ def _principal(key: ApiKey, services: Services) -> Principal:
     )
 
 
-def allowed(scope: Scope) -> Callable[[Request], Awaitable[Principal]]:
-    """A dependency that lets in who has the scope; `admin` has all."""
+def require_scope(scope: Scope) -> Callable[[Request], Awaitable[Principal]]:
+    """A dependency that raises NotAllowed unless the caller has the scope; `admin` implies every scope."""
 
     async def check(request: Request) -> Principal:
         principal = await get_principal(request)
@@ -77,13 +86,13 @@ def allowed(scope: Scope) -> Callable[[Request], Awaitable[Principal]]:
     return check
 
 
-get_reader = allowed(Scope.READ)
+get_reader = require_scope(Scope.READ)
 Reader = Annotated[Principal, Depends(get_reader)]
-Writer = Annotated[Principal, Depends(allowed(Scope.WRITE))]
+Writer = Annotated[Principal, Depends(require_scope(Scope.WRITE))]
 
 
 async def get_webhook_owner(request: Request) -> str:
-    return (await allowed(Scope.WEBHOOKS)(request)).owner
+    return (await require_scope(Scope.WEBHOOKS)(request)).owner
 
 
 WebhookOwner = Annotated[str, Depends(get_webhook_owner)]

@@ -1,10 +1,9 @@
-"""Every error as {"error": {"message", "type", "param", "code"}}. The only place where errors meet HTTP."""
+"""Maps every exception to an HTTP status and the body {"error": {"message", "type", "param", "code"}}."""
 
 from __future__ import annotations
 
 import logging
 import re
-from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -20,11 +19,11 @@ from service.errors import (
     NotAllowed,
     NotAuthenticated,
     NotFound,
-    NoVideo,
     ServiceError,
     ServiceUnavailable,
     StorageError,
-    TooMany,
+    SyncRequestFailed,
+    Throttled,
     VideoNotDeletable,
     WebhookTestFailed,
 )
@@ -32,10 +31,13 @@ from service.errors import (
 log = logging.getLogger("ivmix.api")
 
 RETRY_AFTER_S = 2
-OUR_MISTAKE = "The service made a mistake; it is in the log under this x-request-id."
 
-# The most special class of an error that is in here decides; the rest of our own errors are our fault: 500.
-# Never 409 for what lasts: the SDKs repeat it (reference/api.md 1.8).
+INTERNAL_ERROR = "Internal error; quote this x-request-id."
+UNAVAILABLE = "Temporarily unavailable; try again."
+JOB_STORE_UNAVAILABLE = "The job store is unreachable; try again."
+
+# The nearest base class listed here decides; any other ServiceError is 500. Permanent errors are never 409: the OpenAI
+# SDKs retry that status.
 STATUS: dict[type[ServiceError], int] = {
     InvalidParameter: 400,
     VideoNotDeletable: 400,
@@ -44,16 +46,17 @@ STATUS: dict[type[ServiceError], int] = {
     NotAllowed: 403,
     NotFound: 404,
     IdempotencyKeyReused: 422,
-    TooMany: 429,
+    Throttled: 429,
     StorageError: 503,
     ServiceUnavailable: 503,
 }
 
-# Of a request that waited for a film which does not come, by the job's error code; else it is our fault: 500.
-NO_VIDEO = {"invalid_input": 400, "not_finite": 400, "cancelled": 400, "sync_timeout": 504, "start_timeout": 504}
+# POST /v1/videos/sync without a video, by the job's error code; every other code is 500.
+SYNC_STATUS = {"invalid_input": 400, "not_finite": 400, "cancelled": 400, "sync_timeout": 504, "start_timeout": 504}
 
 TYPE = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
+# Of errors that FastAPI and Starlette raise.
 CODE = {
     400: "invalid_body",
     404: "unsupported_endpoint",
@@ -63,18 +66,18 @@ CODE = {
     416: "range_not_satisfiable",
 }
 
-# Redis is away, or there but full or read-only. Its other complaints mean that we asked for nonsense.
-_REDIS_AWAY = (
+# Redis is unreachable, full or read-only. Any other Redis error is a bug of this service.
+_REDIS_UNAVAILABLE = (
     redis_errors.ConnectionError,
     redis_errors.TimeoutError,
     redis_errors.OutOfMemoryError,
     redis_errors.ReadOnlyError,
     redis_errors.MasterDownError,
 )
-_CANNOT_WRITE = ("MISCONF", "NOREPLICAS")  # a full disk, too few replicas: no class of their own
+_REDIS_CANNOT_WRITE = ("MISCONF", "NOREPLICAS")  # disk full, too few replicas: redis-py has no class for them
 
 
-class Problem(BaseModel):
+class ErrorDetail(BaseModel):
     message: str
     type: str
     param: str | None
@@ -82,135 +85,104 @@ class Problem(BaseModel):
 
 
 class ErrorBody(BaseModel):
-    """Sent with every status of 400 and above."""
+    """Body of every response with status 400 and above."""
 
-    error: Problem
-
-
-def _example(message: str, kind: str, code: str, param: str | None = None) -> dict[str, Any]:
-    return {"message": message, "type": kind, "param": param, "code": code}
+    error: ErrorDetail
 
 
-EXAMPLES: dict[int, dict[str, Any]] = {
-    400: _example(
-        "Invalid value: '720x1280'. Supported values are: 384x384.", "invalid_request_error", "invalid_value", "size"
-    ),
-    401: _example("This API key is not known here, or was revoked.", TYPE[401], "invalid_api_key"),
-    403: _example("This API key lacks the scope 'videos.write'.", TYPE[403], "insufficient_scope"),
-    404: _example("There is no video with the id 'video_0'.", "invalid_request_error", "video_not_found"),
-    413: _example("The body is larger than 65536 bytes.", "invalid_request_error", CODE[413]),
-    415: _example("Send the body as application/json or ...", "invalid_request_error", CODE[415]),
-    416: _example("The file has 41000 bytes.", "invalid_request_error", CODE[416]),
-    422: _example(IdempotencyKeyReused().message, "invalid_request_error", IdempotencyKeyReused.code),
-    429: _example(
-        "1000 videos wait already, the most that the server takes; try again later.", TYPE[429], "queue_full"
-    ),
-    500: _example(
-        "The service made a mistake; it is in the log under this x-request-id.", "server_error", "internal_error"
-    ),
-    503: _example("The job store does not answer; try again.", "server_error", ServiceUnavailable.code),
-    504: _example(
-        "The video 'video_0' is still running; ask for it at /v1/videos/video_0.", "server_error", "sync_timeout"
-    ),
-}
-
-
-def install(app: FastAPI) -> None:
+def add_error_handlers(app: FastAPI) -> None:
     for kind, handler in (
-        (ServiceError, _service_error),
-        (RequestValidationError, _invalid_request),
-        (HTTPException, _http_error),
-        (redis_errors.RedisError, _redis_error),
-        (Exception, _unexpected),
+        (ServiceError, _handle_service_error),
+        (RequestValidationError, _handle_validation_error),
+        (HTTPException, _handle_http_exception),
+        (redis_errors.RedisError, _handle_redis_error),
+        (Exception, _handle_unexpected),
     ):
         app.add_exception_handler(kind, handler)
 
 
-def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """For a route's documentation."""
-    return {status: {"model": ErrorBody, "description": HTTPStatus(status).phrase} for status in statuses}
+def error_body(status: int, message: str, code: str, param: str | None = None) -> ErrorBody:
+    kind = TYPE.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    return ErrorBody(error=ErrorDetail(message=message, type=kind, param=param, code=code))
 
 
-def problem(
+def error_response(
     status: int, message: str, *, code: str, param: str | None = None, headers: dict[str, str] | None = None
 ) -> JSONResponse:
-    kind = TYPE.get(status, "server_error" if status >= 500 else "invalid_request_error")
-    error = Problem(message=_sendable(message), type=kind, param=param and _sendable(param), code=code)
-    body = ErrorBody(error=error)
+    body = error_body(status, _encodable(message), code, param and _encodable(param))
     retry = {"retry-after": str(RETRY_AFTER_S)} if status == 503 else {}
     return JSONResponse(body.model_dump(), status, headers=retry | (headers or {}))
 
 
-def _sendable(text: str) -> str:
-    """JSON can bring in half characters (lone surrogates), which cannot be sent back."""
+def _encodable(text: str) -> str:
+    """Replaces lone surrogates, which JSON input can contain but UTF-8 cannot."""
     return text.encode(errors="replace").decode()
 
 
-def _service_error(request: Request, e: Exception) -> JSONResponse:
+def _handle_service_error(request: Request, e: Exception) -> JSONResponse:
     assert isinstance(e, ServiceError)
-    if isinstance(e, NoVideo):
-        headers = {"x-video-id": e.video_id, "x-should-retry": "false"}  # the SDKs would make another one
-        return problem(NO_VIDEO.get(e.reason, 500), e.message, code=e.reason, headers=headers)
+    if isinstance(e, SyncRequestFailed):
+        headers = {"x-video-id": e.video_id, "x-should-retry": "false"}  # a retry would create another video
+        return error_response(SYNC_STATUS.get(e.reason, 500), e.message, code=e.reason, headers=headers)
     status = next((STATUS[kind] for kind in type(e).__mro__ if kind in STATUS), 500)
     if status >= 500:
-        _log(request, e)  # what exactly the storage said is for the log only: it names hosts and buckets
-        return problem(status, "The service cannot do this just now; try again.", code=e.code)
+        _log(request, e)  # the details name hosts and buckets, so they go to the log only
+        return error_response(status, UNAVAILABLE, code=e.code)
     if isinstance(e, InvalidParameter):
-        return problem(status, e.message, code=e.reason, param=e.param)
-    return problem(status, e.message, code=e.code, headers=_headers(e))
+        return error_response(status, e.message, code=e.reason, param=e.param)
+    return error_response(status, e.message, code=e.code, headers=_headers(e))
 
 
 def _headers(e: ServiceError) -> dict[str, str]:
     match e:
         case NotAuthenticated():
             return {"www-authenticate": "Bearer"}
-        case TooMany():
+        case Throttled():
             return {"retry-after": str(e.retry_after_s)}
         case _:
             return {}
 
 
-def _invalid_request(_request: Request, e: Exception) -> JSONResponse:
-    """Parameters in the path or query; bodies are read by `bodies.py`."""
+def _handle_validation_error(_request: Request, e: Exception) -> JSONResponse:
+    """Path, query and header parameters; request bodies are validated in `parsing`."""
     assert isinstance(e, RequestValidationError)
     first: dict[str, Any] = e.errors()[0]
-    param = str(first["loc"][-1])
-    return problem(400, f"Invalid value for '{param}': {first['msg']}.", code="invalid_value", param=param)
+    param = str(first["loc"][1])  # ("query", name, ...)
+    return error_response(400, f"Invalid value for '{param}': {first['msg']}.", code="invalid_value", param=param)
 
 
-def _http_error(request: Request, e: Exception) -> JSONResponse:
+def _handle_http_exception(request: Request, e: Exception) -> JSONResponse:
     assert isinstance(e, HTTPException)
     message = {
-        404: f"There is nothing at {request.method} {request.url.path}.",
-        405: f"{request.method} is not possible at {request.url.path}.",
+        404: f"Unknown endpoint: {request.method} {request.url.path}.",
+        405: f"{request.url.path} does not support {request.method}.",
     }.get(e.status_code, e.detail)
     code = CODE.get(e.status_code, "invalid_request")
     headers = dict(e.headers or {})
     if e.status_code == 405:
-        headers |= _allowed(request)
-    return problem(e.status_code, message, code=code, headers=headers)
+        headers |= _allow_header(request)
+    return error_response(e.status_code, message, code=code, headers=headers)
 
 
-def _allowed(request: Request) -> dict[str, str]:
-    """The methods of all routes of this path; the router names those of the first one only."""
+def _allow_header(request: Request) -> dict[str, str]:
+    """The methods of every route with this path; Starlette names only those of the first one."""
     for template, operations in sorted(request.app.openapi()["paths"].items(), key=lambda path: path[0].count("{")):
         if re.fullmatch(re.sub(r"\{\w+\}", "[^/]+", template), request.url.path):
             return {"allow": ", ".join(method.upper() for method in operations)}
     return {}
 
 
-def _redis_error(request: Request, e: Exception) -> JSONResponse:
-    if not isinstance(e, _REDIS_AWAY) and not any(word in str(e) for word in _CANNOT_WRITE):
-        return _unexpected(request, e)
-    log.error("%s: the job store does not answer (%s)", _request_id(request), type(e).__name__)
-    return problem(503, "The job store does not answer; try again.", code=ServiceUnavailable.code)
+def _handle_redis_error(request: Request, e: Exception) -> JSONResponse:
+    if not isinstance(e, _REDIS_UNAVAILABLE) and not any(word in str(e) for word in _REDIS_CANNOT_WRITE):
+        return _handle_unexpected(request, e)
+    log.error("%s: the job store is unavailable (%s)", _request_id(request), type(e).__name__)
+    return error_response(503, JOB_STORE_UNAVAILABLE, code=ServiceUnavailable.code)
 
 
-def _unexpected(request: Request, e: Exception) -> JSONResponse:
+def _handle_unexpected(request: Request, e: Exception) -> JSONResponse:
     _log(request, e)
-    # Sent from outside our own middleware, which therefore cannot add the id.
-    headers = {"x-request-id": _request_id(request)}
-    return problem(500, OUR_MISTAKE, code=ServiceError.code, headers=headers)
+    # Starlette sends this response outside the middleware that adds the header.
+    return error_response(500, INTERNAL_ERROR, code=ServiceError.code, headers={"x-request-id": _request_id(request)})
 
 
 def _log(request: Request, e: Exception) -> None:

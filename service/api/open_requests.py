@@ -1,4 +1,4 @@
-"""Requests that are answered over a long time. Bounded, and they end when the process is told to stop."""
+"""Limit on long-lived requests (event streams, create-and-wait), and their end on shutdown."""
 
 from __future__ import annotations
 
@@ -10,25 +10,26 @@ from service.errors import RateLimited
 
 
 class OpenRequests:
-    def __init__(self, most: int) -> None:
-        self.stopping = Event()  # set by whoever runs the server
-        self._most, self._count, self._lock = most, 0, Lock()
+    def __init__(self, limit: int) -> None:
+        self.stopping = Event()  # set on shutdown; long-lived requests check it
+        self._limit, self._count, self._lock = limit, 0, Lock()
 
-    def enter(self) -> None:
-        """Raises RateLimited if too many are open; pairs with `leave`."""
+    def acquire(self) -> None:
+        """Raises RateLimited if too many are open; pairs with `release`."""
         with self._lock:
-            if self._count >= self._most:
-                raise RateLimited(f"This server holds {self._most} requests open already; poll instead.", 10)
+            if self._count >= self._limit:
+                message = f"Too many open streaming requests (limit {self._limit}). Poll the status instead."
+                raise RateLimited(message, 10)
             self._count += 1
 
-    def leave(self) -> None:
+    def release(self) -> None:
         with self._lock:
             self._count -= 1
 
     @contextmanager
     def slot(self) -> Generator[None]:
-        self.enter()
+        self.acquire()
         try:
             yield
         finally:
-            self.leave()
+            self.release()

@@ -1,4 +1,4 @@
-"""What comes in: three encodings of a request to one VideoRequest. Knows no job."""
+"""Parses request bodies (JSON, multipart, urlencoded) into a VideoRequest."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from service.catalog.model_entry import invalid_parameter
 from service.errors import InvalidParameter
 from service.jobs.model import Generation, VideoRequest
 
-Body = dict[str, Any]  # what a client sent, before anybody looked at it
+Body = dict[str, Any]  # not validated yet
 
 FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
 MAX_DEPTH = 4  # extra_body[sampler][interval][]
 
-# Some clients put everything beyond OpenAI's fields into one of these objects (SGLang's bench, vLLM-Omni).
+# SGLang's benchmark and vLLM-Omni put everything beyond OpenAI's fields into one of these objects.
 NESTED = ("extra_body", "extra_json", "extra_params")
 OBJECTS = ("sampler", "metadata", *NESTED)
 
-# Fields that other servers know, and the values that ask for nothing we lack.
+# Fields of other servers, with the values that have no effect here.
 _ONE = (1, "1", None)
 _OFF = (False, "false", "False", None)
 _ABSENT = (None, "")
@@ -46,7 +46,7 @@ NO_OPS: dict[str, tuple[Any, ...]] = {
 
 
 async def read_request(request: Request) -> VideoRequest:
-    """Raises InvalidParameter, or HTTPException 400, 413, 415 for a body that cannot be read at all."""
+    """Raises InvalidParameter, or HTTPException 400, 413 or 415 for a malformed body."""
     return parse(await read_body(request))
 
 
@@ -61,40 +61,43 @@ async def read_body(request: Request) -> Body:
 
 
 def parse(body: Body, source: Generation | None = None) -> VideoRequest:
-    """With a source, what the body leaves out is as it was there: a remix."""
+    """Validates a body; for a remix, `source` provides the fields that the body omits.
+
+    Raises InvalidParameter.
+    """
     body = _flatten({name: _object(name, value) for name, value in body.items()})
     for name in NO_OPS.keys() & body.keys():
         if body.pop(name) not in NO_OPS[name]:
             only = json.dumps(NO_OPS[name][0])
             message = f"This server supports '{name}' as {only} only; leave it out."
             raise InvalidParameter(name, message, "unsupported_parameter")
-    _refuse_truth(body)
+    _reject_booleans(body)
     absent = {name for name in VideoRequest.model_fields if body.get(name) is None}
     given = {name: value for name, value in body.items() if name not in absent}
-    if source is not None and "prompt" in given:  # a remix is about another prompt
-        given = _remixed(source, given)
+    if source is not None and "prompt" in given:  # without a prompt, validation below fails as it should
+        given = _merge_remix(source, given)
     try:
         return VideoRequest.model_validate(given)
     except ValidationError as e:
         raise invalid_parameter(e) from e
 
 
-def _refuse_truth(value: Any, param: str = "") -> None:
-    """None of our fields is a truth value, but pydantic would read one as the number 0 or 1."""
+def _reject_booleans(value: Any, param: str = "") -> None:
+    """No field is a boolean, but pydantic would accept one as the number 0 or 1."""
     if isinstance(value, bool):
-        raise InvalidParameter(param, f"Invalid value for '{param}': it is not a truth value.")
+        raise InvalidParameter(param, f"Invalid value for '{param}': booleans are not accepted.")
     inside: Iterable[tuple[Any, Any]] = ()
     if isinstance(value, dict):
         inside = cast(Body, value).items()
     elif isinstance(value, list):
         inside = enumerate(cast(list[Any], value))
     for name, part in inside:
-        _refuse_truth(part, f"{param}.{name}".lstrip("."))
+        _reject_booleans(part, f"{param}.{name}".lstrip("."))
 
 
-def _remixed(source: Generation, given: Body) -> Body:
-    """What is given, and of the source all that does not contradict it."""
-    if given.get("model", source.model) != source.model:  # another model has settings of its own
+def _merge_remix(source: Generation, given: Body) -> Body:
+    """The given fields, plus those of the source that do not contradict them."""
+    if given.get("model", source.model) != source.model:  # another model has other defaults
         return {"seed": source.seed} | given
     shared = set(VideoRequest.model_fields) - {"prompt", "width", "height", "sampler"}
     kept = source.model_dump(mode="json", include=shared)
@@ -121,7 +124,7 @@ def read_json(raw: bytes) -> Body:
     try:
         body = json.loads(raw)
     except (ValueError, RecursionError) as e:
-        raise HTTPException(400, "The body is not JSON.") from e
+        raise HTTPException(400, "The body is not valid JSON.") from e
     if not isinstance(body, dict):
         raise HTTPException(400, "The body is not a JSON object.")
     return cast(Body, body)
@@ -135,12 +138,15 @@ async def _read_form(request: Request, raw: bytes) -> Body:
         items = form.multi_items()
         for name, value in items:
             if isinstance(value, UploadFile):
-                raise InvalidParameter(name, f"This server takes no files ('{name}').", "unsupported_parameter")
-        return unbracket((name, str(value)) for name, value in items)
+                raise InvalidParameter(name, f"File uploads are not supported ('{name}').", "unsupported_parameter")
+        return parse_brackets((name, str(value)) for name, value in items)
 
 
-def unbracket(items: Iterable[tuple[str, str]]) -> Body:
-    """a=1, b[c]=2, d[]=3, d[]=4 -> {a: 1, b: {c: 2}, d: [3, 4]}: how the OpenAI SDKs send objects and lists."""
+def parse_brackets(items: Iterable[tuple[str, str]]) -> Body:
+    """Form keys of the OpenAI SDKs: a=1, b[c]=2, d[]=3, d[]=4 -> {a: 1, b: {c: 2}, d: [3, 4]}.
+
+    Unlike qs-style parsers, rejects contradicting keys instead of merging them. Raises InvalidParameter.
+    """
     body: Body = {}
     for name, value in items:
         path = [name.partition("[")[0], *re.findall(r"\[([^\[\]]*)\]", name)]
@@ -149,7 +155,7 @@ def unbracket(items: Iterable[tuple[str, str]]) -> Body:
         try:
             _insert(body, path, value, param=name)
         except (AttributeError, TypeError) as e:
-            raise InvalidParameter(name, f"'{name}' is given in two shapes.") from e
+            raise InvalidParameter(name, f"'{name}' is given both as a value and as an object or list.") from e
     return body
 
 
@@ -165,12 +171,12 @@ def _insert(body: Body, path: list[str], value: str, *, param: str) -> None:
 
 def _put(body: Body, name: str, value: Any, *, param: str) -> None:
     if name in body and body[name] != value:
-        raise InvalidParameter(param, f"'{param}' is given twice, with different values.")
+        raise InvalidParameter(param, f"'{param}' is given twice with different values.")
     body[name] = value
 
 
 def _object(name: str, value: Any) -> Any:
-    """Objects come as objects, as JSON text (vLLM-Omni, LiteLLM) or as Python text (aiperf); a sampler as its name."""
+    """Decodes an object sent as JSON text (vLLM-Omni, LiteLLM) or Python repr (aiperf), or a sampler sent by name."""
     if name not in OBJECTS or not isinstance(value, str) or not value:
         return value
     if name == "sampler" and not value.lstrip().startswith("{"):

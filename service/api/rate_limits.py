@@ -1,4 +1,4 @@
-"""How much one owner may ask for: requests per minute here, waiting videos in the store's own script."""
+"""Request rate limit per owner. The limit on queued videos is enforced by the store when it creates a job."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from service.jobs.store import Limits
 
 
 class RateLimiter:
-    """Counts in Redis, so that all API processes count together."""
+    """Counts in Redis, so that all API processes share one limit."""
 
     def __init__(self, redis: Redis) -> None:
         storage = RedisStorage("redis://", connection_pool=redis.connection_pool, key_prefix="ivm:rate")
         self._window = SlidingWindowCounterRateLimiter(storage)
 
     def check(self, principal: Principal) -> None:
-        """Count one request. Raises RateLimited with the time until there is room again."""
+        """Counts one request. Raises RateLimited, with the seconds until the next one is allowed."""
         if principal.requests_per_minute is None:
             return
         limit = RateLimitItemPerMinute(principal.requests_per_minute)
         if not self._window.hit(limit, principal.owner):
             wait_s = math.ceil(self._window.get_window_stats(limit, principal.owner).reset_time - time.time())
-            message = f"This API key may ask for {principal.requests_per_minute} new videos a minute."
+            message = f"Rate limit exceeded: {principal.requests_per_minute} new videos per minute for this API key."
             raise RateLimited(message, min(60, max(1, wait_s)))
 
 

@@ -1,4 +1,4 @@
-"""Response bodies of the API other than the video object itself. No HTTP here."""
+"""Response bodies of the API, except the video object and those of webhooks."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class DeletedVideo(ResponseModel):
 
 
 class Model(ResponseModel):
-    """OpenAI's four fields, then what the model can do; the defaults are those of a request that names nothing."""
+    """OpenAI's four fields, then the limits and defaults of the model."""
 
     id: str
     object: Literal["model"] = "model"
@@ -36,23 +36,23 @@ class Model(ResponseModel):
     owned_by: str = "ivmix"
     description: str
     family: str
-    sizes: list[str] = Field(description="the first one is the default")
+    sizes: list[str] = Field(description="The first one is the default")
     num_frames: Range
     fps: Range
     num_inference_steps: Range
     guidance_scale: Range
     negative_prompt: str
     sampler: SamplerSettings
-    samplers: list[str] = Field(default=list(USES), description="what `sampler.name` may be")
+    samplers: list[str] = Field(default=list(USES), description="Values of `sampler.name`")
     combinations: list[str] = Field(
-        default=list(COMBINATIONS), description="what `sampler.combination` may be; with R only if goback_first"
+        default=list(COMBINATIONS), description="Values of `sampler.combination`; those with R require `goback_first`"
     )
-    max_cost: float | None = Field(description="most network calls x pixels x frames of one video; null: no bound")
-    max_prompt_length: int = Field(description="characters")
+    max_cost: float | None = Field(description="Limit on network calls x pixels x frames of one video; null means none")
+    max_prompt_length: int = Field(description="In characters")
     max_prompt_tokens: int | None = Field(
-        description="what the text encoders read; a longer prompt is refused, not cut"
+        description="Limit of the text encoders; longer prompts are rejected, not truncated"
     )
-    can_draw: str | None
+    can_draw: str | None = Field(description="What the model was trained to draw; null if anything")
 
 
 class ModelList(ResponseModel):
@@ -64,7 +64,7 @@ class QueueWorker(ResponseModel):
     name: str
     state: str = Field(description="starting, idle, busy or suspended")
     last_seen_at: int | None
-    video_id: str | None = Field(description="what it works on; null if that is the video of another key")
+    video_id: str | None = Field(description="Its current video; null if idle or if the video belongs to another key")
     phase: Phase | None
     step: int | None
     total_steps: int | None
@@ -75,9 +75,11 @@ class ModelQueue(ResponseModel):
     queued: int
     running: int
     workers: list[QueueWorker]
-    videos_per_hour: float = Field(description="finished in the last hour")
-    seconds_per_video: float | None = Field(description="of work, mean of the last ones")
-    estimated_wait_s: float | None = Field(description="of a video asked for now; null without workers or experience")
+    videos_per_hour: float = Field(description="Completed in the last hour")
+    seconds_per_video: float | None = Field(description="Mean processing time of recent videos")
+    estimated_wait_s: float | None = Field(
+        description="Estimate for a new video; null without workers or recent videos"
+    )
 
 
 class QueueReport(ResponseModel):
@@ -85,26 +87,26 @@ class QueueReport(ResponseModel):
     data: list[ModelQueue]
 
 
-def model_queue(load: QueueStats, sees: str | None) -> ModelQueue:
-    """`sees` is the owner whose videos may be named; None for all."""
+def model_queue(stats: QueueStats, visible_owner: str | None) -> ModelQueue:
+    """`visible_owner`: whose video ids are shown; None means all."""
     return ModelQueue(
-        model=load.model,
-        queued=load.queued,
-        running=load.running,
-        workers=[_worker(worker, sees) for worker in load.workers],
-        videos_per_hour=load.videos_per_hour,
-        seconds_per_video=_rounded(load.seconds_per_video),
-        estimated_wait_s=_rounded(load.estimated_wait_s),
+        model=stats.model,
+        queued=stats.queued,
+        running=stats.running,
+        workers=[_worker(worker, visible_owner) for worker in stats.workers],
+        videos_per_hour=stats.videos_per_hour,
+        seconds_per_video=_rounded(stats.seconds_per_video),
+        estimated_wait_s=_rounded(stats.estimated_wait_s),
     )
 
 
-def _worker(load: WorkerStats, sees: str | None) -> QueueWorker:
-    job = load.job
+def _worker(stats: WorkerStats, visible_owner: str | None) -> QueueWorker:
+    job = stats.job
     return QueueWorker(
-        name=load.name,
-        state=load.state,
-        last_seen_at=unix_seconds(load.last_seen),
-        video_id=job.id if job and sees in (None, job.owner) else None,
+        name=stats.name,
+        state=stats.state,
+        last_seen_at=unix_seconds(stats.last_seen),
+        video_id=job.id if job and visible_owner in (None, job.owner) else None,
         phase=job.phase if job else None,
         step=job.step if job else None,
         total_steps=job.total_steps if job else None,

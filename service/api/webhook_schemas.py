@@ -1,5 +1,4 @@
-"""What comes in and goes out at /v1/webhook_..., and the payload of an event. PipeChannel shapes as in openai 3.54's
-`client.webhooks`; what is ours beyond that stands below a blank line."""
+"""Request and response bodies of /v1/webhook_...: shapes of `client.webhooks` in openai 3.54, then extensions."""
 
 from __future__ import annotations
 
@@ -22,46 +21,46 @@ from service.wire.video import ResponseModel
 M = TypeVar("M", bound=BaseModel)
 
 
-def _once_each(types: tuple[EventType, ...]) -> tuple[EventType, ...]:
+def _unique(types: tuple[EventType, ...]) -> tuple[EventType, ...]:
     return tuple(dict.fromkeys(types))
 
 
-Name = Annotated[str, Field(min_length=1, max_length=256, description="for people", examples=["orders"])]
+Name = Annotated[str, Field(min_length=1, max_length=256, description="A label", examples=["orders"])]
 Url = Annotated[
     str,
     Field(
         min_length=1,
         max_length=MAX_URL,
-        description="https, at a public address or one the operator allows",
+        description="An https URL with a public address, or one that the operator allows",
         examples=["https://app.example.com/hooks/video"],
     ),
 ]
 EventTypes = Annotated[
     tuple[EventType, ...],
     Field(min_length=1, max_length=16, examples=[list(EVENT_TYPES)]),
-    AfterValidator(_once_each),
+    AfterValidator(_unique),
 ]
 
 
-class NewEndpoint(FrozenModel):
+class CreateEndpointRequest(FrozenModel):
     name: Name
     url: Url
     event_types: EventTypes
 
 
-class EndpointChange(FrozenModel):
-    """What is left out stays as it is."""
+class UpdateEndpointRequest(FrozenModel):
+    """Omitted fields are not changed."""
 
     name: Name | None = None
     url: Url | None = None
     event_types: EventTypes | None = None
 
 
-class Rotation(FrozenModel):
+class RotateSecretRequest(FrozenModel):
     keep_old_secret_active_for_24_hours: StrictBool = False
 
 
-class TestRequest(FrozenModel):
+class TestEndpointRequest(FrozenModel):
     event_type: EventType
 
 
@@ -75,12 +74,12 @@ class WebhookEndpoint(ResponseModel):
     url: str
     signing_secret_hint: str
 
-    enabled: bool = Field(description="false after a receiver has answered 410; any update enables it again")
+    enabled: bool = Field(description="false after a receiver answered 410; any update enables it again")
     disabled_at: int | None
 
 
 class WebhookEndpointWithSecret(WebhookEndpoint):
-    signing_secret: str = Field(description="shown here and never again")
+    signing_secret: str = Field(description="Only returned here")
 
 
 class WebhookEndpointList(ResponseModel):
@@ -101,7 +100,7 @@ class WebhookEndpointTest(ResponseModel):
     object: Literal["webhook_endpoint.test"] = "webhook_endpoint.test"
     webhook_endpoint_id: str
     event_type: EventType
-    status_code: int = Field(description="what the receiver answered, whatever it was")
+    status_code: int = Field(description="HTTP status of the receiver, also if it is an error")
     success: Literal[True] = True
 
 
@@ -116,30 +115,32 @@ class WebhookCallbackSecret(ResponseModel):
 
 
 class WebhookAttempt(ResponseModel):
-    at: float = Field(description="unix seconds")
-    status_code: int | None = Field(description="null if there was no answer")
+    at: float = Field(description="Unix seconds")
+    status_code: int | None = Field(description="null if there was no response")
     error: str | None = Field(
-        description="null if delivered, else: bad_status, redirect, reply_too_large, timeout, no_connection, "
+        description="null if delivered, otherwise bad_status, redirect, reply_too_large, timeout, no_connection, "
         "connection_lost, tls_failed, not_http, name_not_resolved, refused_url, internal_error"
     )
     duration_s: float
 
 
 class WebhookDelivery(ResponseModel):
-    id: str = Field(description="the webhook-id header of every attempt: the key to drop duplicates by")
+    id: str = Field(description="Sent as the header webhook-id with every attempt; use it to drop duplicates")
     object: Literal["webhook_delivery"] = "webhook_delivery"
     event_id: str
     event_type: EventType
     video_id: str
-    webhook_endpoint_id: str | None = Field(description="null for a request's callback_url")
-    url: str | None = Field(description="a request's callback_url; null for an endpoint's")
+    webhook_endpoint_id: str | None = Field(description="null for the callback_url of a video")
+    url: str | None = Field(description="The callback_url of a video; null for an endpoint")
     status: State
     created_at: int
-    next_attempt_at: float | None = Field(description="unix seconds; null once it has ended")
+    next_attempt_at: float | None = Field(description="Unix seconds; null once delivered or failed")
     completed_at: int | None
-    error: str | None = Field(description="of the last attempt, or endpoint_deleted, endpoint_disabled, attempts_lost")
+    error: str | None = Field(
+        description="Error of the last attempt, or endpoint_deleted, endpoint_disabled, attempts_lost"
+    )
     attempt_count: int
-    attempts: list[WebhookAttempt] = Field(description="the newest ones, oldest first")
+    attempts: list[WebhookAttempt] = Field(description="The most recent attempts, oldest first")
 
 
 class WebhookDeliveryList(ResponseModel):
@@ -150,8 +151,8 @@ class WebhookDeliveryList(ResponseModel):
     has_more: bool
 
 
-def body_of(model: type[M]) -> Callable[[Request], Awaitable[M]]:
-    """A dependency that reads JSON. No body at all is the same as {}."""
+def read_json_body(model: type[M]) -> Callable[[Request], Awaitable[M]]:
+    """A dependency that validates a JSON body; an empty body is the same as {}."""
 
     async def read(request: Request) -> M:
         raw = await read_bytes(request, request.app.state.services.settings.max_body_bytes)
@@ -166,17 +167,11 @@ def body_of(model: type[M]) -> Callable[[Request], Awaitable[M]]:
     return read
 
 
-def described(model: type[BaseModel], *, required: bool = True) -> dict[str, Any]:
-    """The same for the contract, which cannot see into `body_of`."""
-    schema = model.model_json_schema()
-    return {"requestBody": {"required": required, "content": {"application/json": {"schema": schema}}}}
-
-
-def endpoint_answer(endpoint: Endpoint) -> WebhookEndpoint:
+def render_endpoint(endpoint: Endpoint) -> WebhookEndpoint:
     return WebhookEndpoint(**_fields(endpoint))
 
 
-def endpoint_with_secret(endpoint: Endpoint) -> WebhookEndpointWithSecret:
+def render_endpoint_with_secret(endpoint: Endpoint) -> WebhookEndpointWithSecret:
     return WebhookEndpointWithSecret(**_fields(endpoint), signing_secret=endpoint.secrets[0].value)
 
 
@@ -194,7 +189,7 @@ def _fields(endpoint: Endpoint) -> dict[str, Any]:
     }
 
 
-def delivery_answer(delivery: Delivery) -> WebhookDelivery:
+def render_delivery(delivery: Delivery) -> WebhookDelivery:
     return WebhookDelivery(
         id=delivery.id,
         event_id=delivery.event_id,

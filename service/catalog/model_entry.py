@@ -31,7 +31,7 @@ CLIP_PIECES = re.compile(r"'(?:s|t|re|ve|m|ll|d)|[^\W\d_]+|\d|(?:[^\w\s]|_)+", r
 
 
 class Range(FrozenModel):
-    """Inclusive bounds and the value used when a request names none."""
+    """Inclusive bounds, and the default."""
 
     default: int | float
     min: int | float

@@ -15,7 +15,7 @@ from rich.table import Table
 from service.api_keys import DEFAULT_SCOPES, KeyStore, Scope
 from service.cli.errors import user_errors
 from service.errors import ConfigurationError, ServiceUnavailable
-from service.process.embedded_valkey import EmbeddedValkey, running_url
+from service.process.embedded_valkey import EmbeddedValkey, running_server_url
 from service.settings import load_settings
 from service.wiring import open_redis
 
@@ -68,7 +68,7 @@ def _key_store() -> Generator[KeyStore]:
     """In the Redis of the settings, else in the embedded one: that of a running `ivmix up`, or started for a moment."""
     settings = load_settings()
     with ExitStack() as stack:
-        url = settings.redis_url or running_url(settings.data_dir)
+        url = settings.redis_url or running_server_url(settings.data_dir)
         redis = open_redis(url or stack.enter_context(EmbeddedValkey(settings.data_dir)))
         stack.callback(redis.close)
         try:

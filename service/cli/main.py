@@ -155,7 +155,7 @@ def submit(
     }
     body = {"prompt": prompt, **{name: value for name, value in given.items() if value is not None}}
     with user_errors():
-        video = submit_and_wait(VideoClient(url, api_key=api_key), body, output)
+        video = submit_and_download(VideoClient(url, api_key=api_key), body, output)
         facts = {
             "seed": video.get("seed"),
             "seconds of work": video.get("inference_time_s"),
@@ -184,7 +184,7 @@ def recover(
         typer.echo(f"{sum(counts.values())} videos in the storage: {summary}{' (dry run)' if rehearse else ''}")
 
 
-def submit_and_wait(client: VideoClient, body: dict[str, Any], output: Path, label: str = "") -> Video:
+def submit_and_download(client: VideoClient, body: dict[str, Any], output: Path, label: str = "") -> Video:
     """One job from request to file, with a progress bar. Raises RefusedError or VideoFailedError."""
     columns = (
         TextColumn("{task.description}"),

@@ -45,7 +45,7 @@ LEGAL: dict[JobState, frozenset[JobState]] = {
 
 
 class Phase(StrEnum):
-    """What a running job is busy with, in this order."""
+    """Stage of a running job, in this order."""
 
     ENCODING = "encoding"
     SAMPLING = "sampling"
@@ -54,42 +54,48 @@ class Phase(StrEnum):
 
 
 class Priority(StrEnum):
-    """Normal videos go before low ones that still wait."""
+    """Queued videos of normal priority run before those of low priority."""
 
     NORMAL = "normal"
     LOW = "low"
 
 
 class VideoRequest(FrozenModel):
-    """What a client may ask for. What is left out is filled in by the model (`ModelEntry.resolve`)."""
+    """A request for a video. Omitted fields take the defaults of the model."""
 
-    prompt: str = Field(min_length=1, max_length=32_000, description="what the video shows")
-    model: str | None = Field(default=None, description="a model id of GET /v1/models; the first one if left out")
-    seconds: float | None = Field(default=None, gt=0, le=3600, description="length; must agree with num_frames / fps")
+    prompt: str = Field(min_length=1, max_length=32_000, description="What the video shows")
+    model: str | None = Field(default=None, description="A model id of GET /v1/models; default: the first one")
+    seconds: float | None = Field(
+        default=None, gt=0, le=3600, description="Duration; must equal num_frames / fps if both are given"
+    )
     size: str | None = Field(default=None, pattern=r"^\d{1,5}x\d{1,5}$", description="WIDTHxHEIGHT in pixels")
-    width: int | None = Field(default=None, ge=1, description="alternative to size, with height")
-    height: int | None = Field(default=None, ge=1, description="alternative to size, with width")
+    width: int | None = Field(default=None, ge=1, description="Alternative to size, together with height")
+    height: int | None = Field(default=None, ge=1, description="Alternative to size, together with width")
     num_frames: int | None = Field(default=None, ge=1)
     fps: int | None = Field(default=None, ge=1)
     num_inference_steps: int | None = Field(default=None, ge=1)
     guidance_scale: float | None = None
     negative_prompt: str | None = Field(default=None, max_length=32_000)
-    seed: int | None = Field(default=None, ge=0, le=MAX_SEED, description="random if left out; always returned")
-    sampler: dict[str, Any] | None = Field(default=None, description="changes to the model's sampler settings")
-    metadata: Metadata = Field(default_factory=dict, max_length=16, description="returned as given; lists can filter")
+    seed: int | None = Field(default=None, ge=0, le=MAX_SEED, description="Random if omitted; always returned")
+    sampler: dict[str, Any] | None = Field(default=None, description="Overrides of the model's sampler settings")
+    metadata: Metadata = Field(
+        default_factory=dict, max_length=16, description="Returned unchanged; lists can be filtered by it"
+    )
     user: str | None = Field(default=None, max_length=256)
     callback_url: str | None = Field(
         default=None,
         min_length=1,
         max_length=2048,
-        description="where a signed webhook goes when the video has ended; alias: webhook_url",
+        description="Receives a signed webhook when the video has ended; alias: webhook_url",
     )
     callback_events: Annotated[tuple[EventType, ...], Field(min_length=1, max_length=2)] | None = Field(
-        default=None, description="which ends are told to callback_url; all if left out"
+        default=None, description="Event types sent to callback_url; default: all"
     )
-    priority: Priority = Field(default=Priority.NORMAL, description="low: after all normal ones that wait")
+    priority: Priority = Field(
+        default=Priority.NORMAL, description="low: runs after all queued videos of normal priority"
+    )
     start_timeout_s: float | None = Field(
-        default=None, gt=0, le=7 * 86400, description="give up if it has not started after so many seconds"
+        default=None, gt=0, le=7 * 86400, description="Fail if not started after this many seconds"
     )
 
     @model_validator(mode="before")

@@ -42,36 +42,40 @@ Move = tuple[str, int, int]  # model, from level, to level; equal levels are one
 
 
 class SamplerSettings(FrozenModel):
-    """The sampler of a clip. `iv-mixed` is the IV-Mixed Sampler (arXiv:2410.04171); the others are what it is compared
-    with: `ddim` (the video model alone), `zigzag` (Z-Sampling), `freeinit` (around `ddim`), `fused` (experimental).
-    A setting that the chosen sampler does not read must be left at the model's value."""
+    """Sampler and its settings. `iv-mixed` is the IV-Mixed Sampler (arXiv:2410.04171), `ddim` uses the video model only,
+    `zigzag` is Z-Sampling, `freeinit` is FreeInit around `ddim`, `fused` is experimental. A setting that the sampler
+    does not use can only have the model's value."""
 
     name: Literal["iv-mixed", "ddim", "zigzag", "freeinit", "fused"] = "iv-mixed"
     combination: str = Field(
         default="IV-IV",
-        description="iv-mixed: models that go back, dash, models that denoise; I (image), V (video), "
+        description="iv-mixed: models that invert, dash, models that denoise; I (image), V (video), "
         "before the dash also R (Gaussian noise)",
     )
     order: Literal["denoise_first", "goback_first"] = Field(
-        default="denoise_first", validate_default=True, description="iv-mixed: R needs goback_first"
+        default="denoise_first", validate_default=True, description="iv-mixed: R requires goback_first"
     )
     interval: tuple[float, float] = Field(
-        default=(0.0, 1.0), description="iv-mixed, zigzag, fused: part of the steps in which it is at work"
+        default=(0.0, 1.0),
+        description="iv-mixed, zigzag, fused: fraction of the steps, start to end, in which it is active",
     )
     image_guidance: tuple[Guidance, Guidance] = Field(
-        default=(4.0, 4.0), description="iv-mixed, fused: of the image model, at the first and the last step"
+        default=(4.0, 4.0), description="iv-mixed, fused: guidance scale of the image model at the first and last step"
     )
     video_guidance: tuple[Guidance, Guidance] = Field(
-        default=(4.0, 4.0), description="iv-mixed, fused: of the video model, at the first and the last step"
+        default=(4.0, 4.0), description="iv-mixed, fused: guidance scale of the video model at the first and last step"
     )
     rho: float = Field(
-        default=7.0, gt=0, le=100, description="iv-mixed, fused: bend of the guidance between first and last step"
+        default=7.0,
+        gt=0,
+        le=100,
+        description="iv-mixed, fused: exponent of the guidance schedule between first and last step",
     )
     image_every: int = Field(
-        default=1, ge=1, le=1000, description="iv-mixed: the image model takes part in every n-th step only"
+        default=1, ge=1, le=1000, description="iv-mixed: use the image model in every n-th step only"
     )
-    goback_guidance: Guidance = Field(default=0.0, description="zigzag: guidance of the way back")
-    iterations: int = Field(default=3, ge=1, le=10, description="freeinit: how many times the whole run is made")
+    goback_guidance: Guidance = Field(default=0.0, description="zigzag: guidance scale of the inversion")
+    iterations: int = Field(default=3, ge=1, le=10, description="freeinit: number of full sampling runs")
 
     @field_validator("combination")
     @classmethod

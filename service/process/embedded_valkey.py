@@ -33,7 +33,7 @@ PORT_ATTEMPTS = 5
 
 # The shell stands between us and the server to notice our end, however sudden: the pipe on its stdin then closes.
 # (PR_SET_PDEATHSIG looks at the thread that forked, not the process.)
-_KEEPER = """
+RUN_UNTIL_STDIN_CLOSES = """
 exec 3<&0 0</dev/null
 "$@" 3<&- & server=$!
 { read -r _ <&3; kill "$server"; } & watcher=$!
@@ -49,7 +49,7 @@ class EmbeddedValkey:
 
     def start(self) -> str:
         """The URL of the running server. Raises ConfigurationError (no binary, folder in use) or ServiceUnavailable."""
-        binary = find_binary()
+        binary = find_valkey_binary()
         try:
             self._dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as e:
@@ -94,7 +94,7 @@ class EmbeddedValkey:
         config.write_text(_configuration(self._dir, port, password))
         with self._log.open("wb") as log, os.fdopen(lock):
             self._keeper = subprocess.Popen(
-                ["/bin/sh", "-c", _KEEPER, "keeper", binary, str(config)],
+                ["/bin/sh", "-c", RUN_UNTIL_STDIN_CLOSES, "keeper", binary, str(config)],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
@@ -140,7 +140,7 @@ class EmbeddedValkey:
         return self._log.read_text(errors="replace")[-1000:].strip()
 
 
-def running_url(data_dir: Path) -> str | None:
+def running_server_url(data_dir: Path) -> str | None:
     """Of the server that somebody else, `ivmix up`, keeps running in this folder; None if there is none."""
     try:
         config = (data_dir.resolve() / "valkey" / "server.conf").read_text()
@@ -158,7 +158,7 @@ def running_url(data_dir: Path) -> str | None:
             return None
 
 
-def find_binary() -> str:
+def find_valkey_binary() -> str:
     """Raises ConfigurationError with the ways to get one."""
     named = os.environ.get("IVMIX_REDIS_SERVER")
     if named:

@@ -60,7 +60,7 @@ class Supervisor:
     def __enter__(self) -> Self:
         if "auth" not in self.settings.model_fields_set and self.settings.is_loopback:
             self.settings = self.settings.model_copy(update={"auth": "off"})  # one machine, one person
-        self.settings.refuse_open_host()
+        self.settings.require_auth_on_public_host()
         models = ModelRegistry.of(self.settings).ids()
         port = _usable_port(self.settings.host, self.settings.port)
         self.settings = self.settings.model_copy(update={"port": port})

@@ -10,9 +10,9 @@ patience   how long a storage that is away is waited for
 
 from __future__ import annotations
 
-from service.storage.base import Stored, VideoStorage, read, sha256_of
+from service.storage.base import StoredObject, VideoStorage, read, sha256_of
 from service.storage.file import FileStorage
 from service.storage.retry import StorageRetry
 from service.storage.s3 import S3Storage
 
-__all__ = ["FileStorage", "S3Storage", "StorageRetry", "Stored", "VideoStorage", "read", "sha256_of"]
+__all__ = ["FileStorage", "S3Storage", "StorageRetry", "StoredObject", "VideoStorage", "read", "sha256_of"]

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from service.errors import UnstorableFile
+from service.errors import PermanentStorageError
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredObject:
     key: str
     size_bytes: int
     modified_at: float  # unix seconds, by the storage's clock; some servers know whole seconds only
@@ -24,7 +24,7 @@ class VideoStorage(Protocol):
     def put(self, path: Path, *, key: str, media_type: str, sha256: str) -> None:
         """All of the file or nothing appears under the key; the same key again replaces it.
 
-        Raises UnstorableFile if the file is not what `sha256` (hex) says: another try would end the same.
+        Raises PermanentStorageError if the file is not what `sha256` (hex) says: another try would end the same.
         """
         ...
 
@@ -36,11 +36,11 @@ class VideoStorage(Protocol):
         """In bytes; None if there is nothing under the key."""
         ...
 
-    def holds(self, key: str, *, size_bytes: int, sha256: str) -> bool:
+    def matches(self, key: str, *, size_bytes: int, sha256: str) -> bool:
         """Whether exactly this lies under the key."""
         ...
 
-    def list(self, prefix: str) -> Iterator[Stored]:
+    def list(self, prefix: str) -> Iterator[StoredObject]:
         """Everything whose key begins so, sorted by key. What is being put right now is not there yet."""
         ...
 
@@ -72,11 +72,13 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def refuse_changed(path: Path, sha256: str) -> None:
-    """Raises UnstorableFile if the file is not (any more) what it was said to be."""
+def verify_sha256(path: Path, sha256: str) -> None:
+    """Raises PermanentStorageError if the file is not (any more) what it was said to be."""
     try:
         found = sha256_of(path)
     except OSError as e:
-        raise UnstorableFile(f"{path.name} cannot be read: {e.strerror}") from e
+        raise PermanentStorageError(f"{path.name} cannot be read: {e.strerror}") from e
     if found != sha256:
-        raise UnstorableFile(f"{path.name} changed on its way to the storage: sha256 {found} instead of {sha256}")
+        raise PermanentStorageError(
+            f"{path.name} changed on its way to the storage: sha256 {found} instead of {sha256}"
+        )

@@ -10,8 +10,8 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from service.errors import ConfigurationError, StorageError, UnstorableFile
-from service.storage.base import Stored, refuse_changed, sha256_of
+from service.errors import ConfigurationError, PermanentStorageError, StorageError
+from service.storage.base import StoredObject, sha256_of, verify_sha256
 
 CHUNK_BYTES = 256 * 1024
 PART = ".part-"  # what is being written; such a name is nobody's key
@@ -23,7 +23,7 @@ class FileStorage:
 
     def put(self, path: Path, *, key: str, media_type: str, sha256: str) -> None:  # noqa: ARG002  # files have no type
         target = self._path(key)
-        refuse_changed(path, sha256)
+        verify_sha256(path, sha256)
         with _as_storage_error(key):
             _make_folders(target.parent)
             part = target.parent / f"{PART}{secrets.token_hex(8)}"
@@ -54,11 +54,11 @@ class FileStorage:
             path = self._path(key)
             return path.stat().st_size if path.is_file() else None
 
-    def holds(self, key: str, *, size_bytes: int, sha256: str) -> bool:
+    def matches(self, key: str, *, size_bytes: int, sha256: str) -> bool:
         with _as_storage_error(key):
             return self.size(key) == size_bytes and sha256_of(self._path(key)) == sha256
 
-    def list(self, prefix: str) -> Iterator[Stored]:
+    def list(self, prefix: str) -> Iterator[StoredObject]:
         self._path(f"{prefix}x")
         folder = self._root / prefix.rpartition("/")[0]
         paths = (path for path in folder.rglob("*") if not path.name.startswith(PART) and path.is_file())
@@ -69,7 +69,7 @@ class FileStorage:
                 about = found[key].stat()
             except FileNotFoundError:  # deleted since
                 continue
-            yield Stored(key, about.st_size, about.st_mtime)
+            yield StoredObject(key, about.st_size, about.st_mtime)
 
     def url(self, key: str, *, filename: str, media_type: str) -> str | None:  # noqa: ARG002  # never one of our own
         return None
@@ -101,10 +101,10 @@ class FileStorage:
             ) from e
 
     def _path(self, key: str) -> Path:
-        """Raises UnstorableFile for a key that leads out of the root (.., absolute, a link)."""
+        """Raises PermanentStorageError for a key that leads out of the root (.., absolute, a link)."""
         path = self._root / key
         if not key or "\0" in key or not path.resolve().is_relative_to(self._root) or path.resolve() == self._root:
-            raise UnstorableFile(f"key {key!r} does not name a file inside the storage")
+            raise PermanentStorageError(f"key {key!r} does not name a file inside the storage")
         return path
 
 

@@ -79,7 +79,7 @@ class Manifest(_Readable):
 
     def is_complete(self, storage: VideoStorage) -> bool:
         """Whether every file it names lies in the storage, unchanged."""
-        return all(storage.holds(file.key, size_bytes=file.size_bytes, sha256=file.sha256) for file in self.files)
+        return all(storage.matches(file.key, size_bytes=file.size_bytes, sha256=file.sha256) for file in self.files)
 
 
 def manifests(storage: VideoStorage, job_id: str) -> Iterator[Manifest]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
-from service.errors import StorageError, UnstorableFile
+from service.errors import PermanentStorageError, StorageError
 
 log = logging.getLogger("ivmix.storage")
 
@@ -37,7 +37,7 @@ class StorageRetry:
             on_wait()
             try:
                 return act()
-            except UnstorableFile:
+            except PermanentStorageError:
                 raise
             except StorageError as e:
                 if self.now() + delay > deadline:

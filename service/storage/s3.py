@@ -14,7 +14,7 @@ from boto3.s3.transfer import TransferConfig
 from botocore.exceptions import BotoCoreError, ClientError
 
 from service.errors import StorageError
-from service.storage.base import Stored, refuse_changed
+from service.storage.base import StoredObject, verify_sha256
 from service.storage.etag import expected_etag
 from service.storage.s3_errors import explain
 
@@ -44,7 +44,7 @@ class S3Storage:
         )
 
     def put(self, path: Path, *, key: str, media_type: str, sha256: str) -> None:
-        refuse_changed(path, sha256)
+        verify_sha256(path, sha256)
         about = {"ContentType": media_type, "Metadata": {"sha256": sha256}}
         with _as_storage_error(key):
             self._client.upload_file(str(path), self._bucket, key, ExtraArgs=about, Config=self._transfer)
@@ -71,16 +71,16 @@ class S3Storage:
         head = self._head(key)
         return None if head is None else int(head["ContentLength"])
 
-    def holds(self, key: str, *, size_bytes: int, sha256: str) -> bool:
+    def matches(self, key: str, *, size_bytes: int, sha256: str) -> bool:
         head = self._head(key)
         return head is not None and (int(head["ContentLength"]), head["Metadata"].get("sha256")) == (size_bytes, sha256)
 
-    def list(self, prefix: str) -> Iterator[Stored]:
+    def list(self, prefix: str) -> Iterator[StoredObject]:
         pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=prefix)
         with _as_storage_error(prefix):
             for page in pages:
                 for item in page.get("Contents", ()):
-                    yield Stored(item["Key"], int(item["Size"]), item["LastModified"].timestamp())
+                    yield StoredObject(item["Key"], int(item["Size"]), item["LastModified"].timestamp())
 
     def url(self, key: str, *, filename: str, media_type: str) -> str | None:
         if not self._presign_seconds:

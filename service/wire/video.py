@@ -1,4 +1,4 @@
-"""What goes out: a job's record as a Video, and the other objects of the API. Knows no HTTP."""
+"""The Video object: a job as the API and webhooks show it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from service.storage import VideoStorage
 
 Status = Literal["queued", "in_progress", "completed", "failed"]
 
-# Clients loop until they see `completed` or `failed`: no other word may ever end a job (reference/api.md 1.3).
+# OpenAI clients poll until `completed` or `failed`, so a cancelled job must be `failed`.
 STATUS: dict[JobState, Status] = {
     JobState.QUEUED: "queued",
     JobState.RUNNING: "in_progress",
@@ -23,7 +23,7 @@ STATUS: dict[JobState, Status] = {
     JobState.CANCELLED: "failed",
 }
 
-# vLLM-Omni's bench adds up the keys that end in _gen_ms.
+# vLLM-Omni's benchmark sums the keys that end in _gen_ms.
 STAGES: dict[str, str] = {
     Phase.ENCODING: "text_encode_gen_ms",
     Phase.SAMPLING: "denoise_gen_ms",
@@ -31,14 +31,13 @@ STAGES: dict[str, str] = {
     Phase.UPLOADING: "upload_ms",
 }
 
-
 Variant = Literal["video", "thumbnail", "spritesheet"]
 
 _FILE_ENDINGS = {"video/mp4": ".mp4", "image/webp": ".webp", "image/jpeg": ".jpg"}
 
 
 class ResponseModel(BaseModel):
-    """Every key is always sent, so the contract calls every key required."""
+    """Every key is always sent, therefore every key is required in the OpenAPI description."""
 
     model_config = ConfigDict(from_attributes=True, json_schema_serialization_defaults_required=True)
 
@@ -49,7 +48,7 @@ class VideoError(ResponseModel):
 
 
 class Video(ResponseModel):
-    """One video on its way. Up to `error` as OpenAI's, every key always there; below it extensions."""
+    """OpenAI's Video object up to `error`, then extensions. Every key is always present."""
 
     id: str
     object: Literal["video"] = "video"
@@ -76,22 +75,22 @@ class Video(ResponseModel):
     negative_prompt: str
     sampler: SamplerSettings
     priority: Priority
-    queue_position: int | None = Field(description="how many videos are ahead; null in lists and once it has started")
+    queue_position: int | None = Field(description="Number of videos ahead; null in lists and once started")
     phase: Phase | None
-    step: int = Field(description="finished steps; `progress` is counted from them")
+    step: int = Field(description="Completed steps, from which `progress` is computed")
     total_steps: int
-    network_calls: dict[str, int] | None = Field(description="how often each network is called in the whole run")
+    network_calls: dict[str, int] | None = Field(description="Calls of each network in the whole run")
     attempt: int
     started_at: int | None
     cancelled_at: int | None
     queue_time_s: float | None
     inference_time_s: float | None
-    stage_durations: dict[str, float] = Field(description="milliseconds")
+    stage_durations: dict[str, float] = Field(description="Milliseconds per stage")
     peak_memory_mb: float | None
     media_type: str | None
-    url: str | None = Field(description="our own content address; only if the server knows its public one")
+    url: str | None = Field(description="URL of `/content`; null unless the server has a public base URL")
     download_url: str | None = Field(
-        description="where anybody can fetch the film for a while, without a key; null if this server stores it itself"
+        description="Temporary URL that needs no API key; null if the server stores files itself"
     )
     download_url_expires_at: int | None
     metadata: dict[str, str]
@@ -99,7 +98,7 @@ class Video(ResponseModel):
 
 
 class Renderer:
-    """Shows records as videos; knows what they have to know of this server."""
+    """Converts jobs to videos, with the URLs of this server."""
 
     def __init__(self, settings: Settings, storage: VideoStorage) -> None:
         self._storage = storage
@@ -107,31 +106,31 @@ class Renderer:
         self._presign_seconds = settings.presign_seconds
 
     def video(self, job: Job, *, queue_position: int | None = None) -> Video:
-        wanted = job.generation
+        generation = job.generation
         download_url = self._download_url(job)
         return Video(
             id=job.id,
-            model=wanted.model,
+            model=generation.model,
             status=STATUS[job.state],
             progress=job.progress,
             created_at=int(job.created_at),
             completed_at=unix_seconds(job.completed_at),
             expires_at=unix_seconds(job.expires_at),
-            prompt=wanted.prompt,
-            size=f"{wanted.width}x{wanted.height}",
-            seconds=f"{wanted.seconds:g}",
+            prompt=generation.prompt,
+            size=f"{generation.width}x{generation.height}",
+            seconds=f"{generation.seconds:g}",
             remixed_from_video_id=job.remixed_from,
             error=_error(job),
-            seed=wanted.seed,
-            fps=wanted.fps,
-            num_frames=wanted.num_frames,
-            duration_s=wanted.seconds,
-            width=wanted.width,
-            height=wanted.height,
-            num_inference_steps=wanted.num_inference_steps,
-            guidance_scale=wanted.guidance_scale,
-            negative_prompt=wanted.negative_prompt,
-            sampler=wanted.sampler,
+            seed=generation.seed,
+            fps=generation.fps,
+            num_frames=generation.num_frames,
+            duration_s=generation.seconds,
+            width=generation.width,
+            height=generation.height,
+            num_inference_steps=generation.num_inference_steps,
+            guidance_scale=generation.guidance_scale,
+            negative_prompt=generation.negative_prompt,
+            sampler=generation.sampler,
             priority=job.priority,
             queue_position=queue_position,
             phase=job.phase,

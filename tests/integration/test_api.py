@@ -1,4 +1,4 @@
-"""The API as its clients see it, on a real Valkey. `client` is in this process; `server` is reached over HTTP."""
+"""The HTTP API on a real Valkey. `client` runs it in this process; `server` is reached over HTTP."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from service.wiring import Services, open_redis, open_services
 from tests.conftest import serve
 from tests.factories import PROMPT, finish
 
-# OpenAI has closed its own video API; the format lives on, and its SDK still speaks it.
+# OpenAI has shut down its video API; its SDK still supports the format.
 pytestmark = pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")
 
 Finish = Callable[[str, bytes], None]
@@ -45,8 +45,8 @@ def create(client: TestClient, **body: Any) -> dict[str, Any]:
     return answer.json()
 
 
-def problem_of(answer: httpx2.Response, status: int) -> dict[str, Any]:
-    """The error of an answer; every one has the same four keys and an id."""
+def error_of(answer: httpx2.Response, status: int) -> dict[str, Any]:
+    """The error of a response; all have the same four keys and a request id."""
     assert answer.status_code == status, answer.text
     assert answer.headers["x-request-id"]
     assert set(answer.json()) == {"error"}
@@ -114,24 +114,24 @@ class TestCreate:
     def test_the_position_counts_those_ahead(self, client: TestClient) -> None:
         assert [create(client)["queue_position"] for _ in range(3)] == [0, 1, 2]
 
-    def test_a_prompt_from_outside_the_models_world_is_told_what_it_can_draw(self, client: TestClient) -> None:
-        error = problem_of(client.post("/v1/videos", json={"prompt": "a dragon over Paris"}), 400)
+    def test_a_prompt_with_unknown_words_is_refused_with_what_the_model_can_draw(self, client: TestClient) -> None:
+        error = error_of(client.post("/v1/videos", json={"prompt": "a dragon over Paris"}), 400)
         assert (error["type"], error["param"], error["code"]) == ("invalid_request_error", "prompt", "invalid_value")
         assert "'dragon'" in error["message"]
         assert "circle, square or triangle" in error["message"]
 
     def test_an_unknown_model_is_refused_with_the_known_ones(self, client: TestClient) -> None:
-        error = problem_of(client.post("/v1/videos", json={"prompt": PROMPT, "model": "sora-2"}), 400)
+        error = error_of(client.post("/v1/videos", json={"prompt": PROMPT, "model": "sora-2"}), 400)
         assert (error["param"], error["code"]) == ("model", "model_not_found")
         assert "demo" in error["message"]
 
     def test_an_unknown_field_is_refused_by_name(self, client: TestClient) -> None:
-        error = problem_of(client.post("/v1/videos", json={"prompt": PROMPT, "stepps": 3}), 400)
+        error = error_of(client.post("/v1/videos", json={"prompt": PROMPT, "stepps": 3}), 400)
         assert (error["param"], error["code"]) == ("stepps", "unknown_parameter")
 
     def test_a_file_is_refused_by_name(self, client: TestClient) -> None:
         files = {"input_reference": ("a.png", b"png"), "prompt": (None, PROMPT)}
-        error = problem_of(client.post("/v1/videos", files=files), 400)
+        error = error_of(client.post("/v1/videos", files=files), 400)
         assert (error["param"], error["code"]) == ("input_reference", "unsupported_parameter")
 
     @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ class TestCreate:
         self, client: TestClient, content: bytes, kind: str, status: int
     ) -> None:
         answer = client.post("/v1/videos", content=content, headers={"content-type": kind})
-        assert problem_of(answer, status)["type"] == "invalid_request_error"
+        assert error_of(answer, status)["type"] == "invalid_request_error"
 
     @pytest.mark.parametrize("declared", [True, False], ids=["with its length", "in pieces"])
     def test_a_large_body_is_refused(self, client: TestClient, settings: Settings, declared: bool) -> None:
@@ -167,7 +167,7 @@ class TestCreate:
         answer = client.post(
             "/v1/videos", content=body if declared else pieces, headers={"content-type": "application/json"}
         )
-        assert problem_of(answer, 413)["code"] == "body_too_large"
+        assert error_of(answer, 413)["code"] == "body_too_large"
 
 
 class TestRetrieveAndList:
@@ -178,28 +178,28 @@ class TestRetrieveAndList:
         running = client.get(f"/v1/videos/{made['id']}").json()
         assert (running["status"], running["progress"], running["phase"]) == ("in_progress", 25, "sampling")
         assert running["queue_position"] is None
-        finished(made["id"], b"film")
+        finished(made["id"], b"mp4")
         done = client.get(f"/v1/videos/{made['id']}").json()
         assert (done["status"], done["progress"], done["phase"]) == ("completed", 100, None)
         assert (done["inference_time_s"], done["peak_memory_mb"], done["media_type"]) == (2.0, 512, "video/mp4")
         assert done["stage_durations"]["denoise_gen_ms"] == 1500
         assert done["expires_at"] - done["completed_at"] == services.settings.retention_seconds
 
-    def test_a_failed_video_is_an_answer_not_an_error(self, client: TestClient, services: Services) -> None:
+    def test_a_failed_video_is_200(self, client: TestClient, services: Services) -> None:
         made = create(client)
         services.store.fail(made["id"], None, JobError(code="out_of_memory", message="Too large."))
         answer = client.get(f"/v1/videos/{made['id']}")
         assert answer.status_code == 200
         assert answer.json()["error"] == {"code": "out_of_memory", "message": "Too large."}
 
-    def test_the_client_is_told_when_to_ask_again(self, client: TestClient) -> None:
+    def test_the_response_has_the_poll_interval(self, client: TestClient) -> None:
         made = create(client)
         assert client.get(f"/v1/videos/{made['id']}").headers["openai-poll-after-ms"] == "1000"
 
     def test_an_unknown_video_is_404(self, client: TestClient) -> None:
         for path in ("/v1/videos/video_x", "/v1/videos/video_x/content"):
-            assert problem_of(client.get(path), 404)["code"] == "video_not_found"
-        assert problem_of(client.delete("/v1/videos/video_x"), 404)["code"] == "video_not_found"
+            assert error_of(client.get(path), 404)["code"] == "video_not_found"
+        assert error_of(client.delete("/v1/videos/video_x"), 404)["code"] == "video_not_found"
 
     def test_a_list_is_paged_newest_first(self, client: TestClient) -> None:
         ids = [create(client)["id"] for _ in range(3)]
@@ -227,9 +227,11 @@ class TestRetrieveAndList:
         assert listed(**of_b, status="queued")[0] == wanted[1:]
         assert listed(**of_b, status="failed")[0] == wanted[:1]
         assert listed(**of_b, **{"metadata[take]": "2"}) == ([], False, None)
-        assert problem_of(client.get("/v1/videos?status=cancelled"), 400)["param"] == "status"
+        assert error_of(client.get("/v1/videos?status=cancelled"), 400)["param"] == "status"
 
-    def test_a_rare_find_is_found_over_several_pages(self, client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_rare_match_is_found_over_several_pages(
+        self, client: TestClient, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr("service.jobs.store.MOST_SCANNED", 2)
         monkeypatch.setattr("service.jobs.store.SCANNED_AT_ONCE", 2)
         rare = create(client, metadata={"a": "b"})["id"]
@@ -251,25 +253,25 @@ class TestRetrieveAndList:
         ("query", "param"), [("limit=101", "limit"), ("limit=-1", "limit"), ("limit=x", "limit"), ("order=up", "order")]
     )
     def test_a_wrong_page_is_refused_by_name(self, client: TestClient, query: str, param: str) -> None:
-        error = problem_of(client.get(f"/v1/videos?{query}"), 400)
+        error = error_of(client.get(f"/v1/videos?{query}"), 400)
         assert (error["param"], error["code"]) == (param, "invalid_value")
 
 
 class TestDelete:
-    def test_a_finished_video_goes_with_its_files(
+    def test_a_finished_video_is_deleted_with_its_files(
         self, client: TestClient, settings: Settings, finished: Finish
     ) -> None:
         made = create(client)
-        finished(made["id"], b"film")
+        finished(made["id"], b"mp4")
         answer = client.delete(f"/v1/videos/{made['id']}")
         assert answer.json() == {"id": made["id"], "object": "video.deleted", "deleted": True}
         assert client.get(f"/v1/videos/{made['id']}").status_code == 404
         assert [path for path in settings.data_dir.rglob("*") if path.is_file()] == []
 
-    def test_a_video_on_its_way_is_not_deleted(self, client: TestClient, services: Services) -> None:
+    def test_a_video_that_has_not_ended_is_not_deleted(self, client: TestClient, services: Services) -> None:
         made = create(client)
         for _ in ("queued", "running"):
-            error = problem_of(client.delete(f"/v1/videos/{made['id']}"), 400)
+            error = error_of(client.delete(f"/v1/videos/{made['id']}"), 400)
             assert error["code"] == "video_not_deletable"
             assert "cancel it first" in error["message"]
             services.store.start(made["id"], "execution")
@@ -285,7 +287,7 @@ class TestContent:
         finished(made["id"], self.VIDEO)
         return f"/v1/videos/{made['id']}/content"
 
-    def test_the_whole_film(self, client: TestClient, path: str) -> None:
+    def test_the_whole_file(self, client: TestClient, path: str) -> None:
         answer = client.get(path, headers={"accept": "application/binary"})
         assert (answer.status_code, answer.content) == (200, self.VIDEO)
         assert answer.headers["content-type"] == "video/mp4"
@@ -304,66 +306,66 @@ class TestContent:
             ("bytes=2559-9999", slice(2559, 2560)),
         ],
     )
-    def test_a_part_of_the_film(self, client: TestClient, path: str, asked: str, expected: slice) -> None:
+    def test_a_range_of_the_file(self, client: TestClient, path: str, asked: str, expected: slice) -> None:
         answer = client.get(path, headers={"range": asked})
         assert (answer.status_code, answer.content) == (206, self.VIDEO[expected])
         assert answer.headers["content-range"] == f"bytes {expected.start}-{expected.stop - 1}/2560"
         assert answer.headers["content-length"] == str(expected.stop - expected.start)
 
     @pytest.mark.parametrize("asked", ["bytes=2560-", "bytes=5-4", "bytes=-0"])
-    def test_a_part_that_does_not_exist(self, client: TestClient, path: str, asked: str) -> None:
+    def test_a_range_outside_the_file_is_416(self, client: TestClient, path: str, asked: str) -> None:
         answer = client.get(path, headers={"range": asked})
-        assert problem_of(answer, 416)["code"] == "range_not_satisfiable"
+        assert error_of(answer, 416)["code"] == "range_not_satisfiable"
         assert answer.headers["content-range"] == "bytes */2560"
 
     @pytest.mark.parametrize(
         "asked", ["bytes=-", "bytes=a-b", "pages=1-2", "bytes=0-1,5-6", "bytes=" + "9" * 5000 + "-"]
     )
-    def test_a_range_we_do_not_understand_gets_the_whole_film(self, client: TestClient, path: str, asked: str) -> None:
+    def test_an_unsupported_range_gets_the_whole_file(self, client: TestClient, path: str, asked: str) -> None:
         assert client.get(path, headers={"range": asked}).content == self.VIDEO
 
-    def test_a_film_the_client_has_is_not_sent_again(self, client: TestClient, path: str) -> None:
+    def test_a_current_copy_is_not_sent_again(self, client: TestClient, path: str) -> None:
         etag = client.get(path).headers["etag"]
         answer = client.get(path, headers={"if-none-match": f'"other", {etag}'})
         assert (answer.status_code, answer.content) == (304, b"")
         assert client.get(path, headers={"if-none-match": '"other"'}).status_code == 200
 
-    def test_a_part_is_only_sent_of_the_film_that_was_meant(self, client: TestClient, path: str) -> None:
+    def test_if_range_with_another_etag_gets_the_whole_file(self, client: TestClient, path: str) -> None:
         etag = client.get(path).headers["etag"]
         assert client.get(path, headers={"range": "bytes=0-0", "if-range": etag}).status_code == 206
         assert client.get(path, headers={"range": "bytes=0-0", "if-range": '"old"'}).content == self.VIDEO
 
-    def test_head_is_get_without_the_bytes(self, client: TestClient, path: str) -> None:
+    def test_head_is_get_without_the_body(self, client: TestClient, path: str) -> None:
         head, get = client.head(path), client.get(path)
         assert head.content == b""
         same = ("content-length", "content-type", "etag", "accept-ranges")
         assert [head.headers[name] for name in same] == [get.headers[name] for name in same]
 
-    def test_the_thumbnail_is_a_picture_of_its_own(self, client: TestClient, path: str) -> None:
+    def test_the_thumbnail_is_a_separate_file(self, client: TestClient, path: str) -> None:
         answer = client.get(path, params={"variant": "thumbnail"})
         assert answer.content == b"thumbnail of " + self.VIDEO
         assert answer.headers["content-type"] == "image/webp"
         assert answer.headers["etag"] != client.get(path).headers["etag"]
 
     def test_a_variant_that_was_not_made_is_404(self, client: TestClient, path: str) -> None:
-        assert "spritesheet" in problem_of(client.get(path, params={"variant": "spritesheet"}), 404)["message"]
+        assert "spritesheet" in error_of(client.get(path, params={"variant": "spritesheet"}), 404)["message"]
 
     def test_an_unknown_variant_is_refused_by_name(self, client: TestClient, path: str) -> None:
-        assert problem_of(client.get(path, params={"variant": "gif"}), 400)["param"] == "variant"
+        assert error_of(client.get(path, params={"variant": "gif"}), 400)["param"] == "variant"
 
-    def test_a_video_on_its_way_is_not_ready(self, client: TestClient) -> None:
+    def test_a_video_that_has_not_ended_is_not_ready(self, client: TestClient) -> None:
         path = f"/v1/videos/{create(client)['id']}/content"
-        assert problem_of(client.get(path), 404)["code"] == "video_not_ready"
+        assert error_of(client.get(path), 404)["code"] == "video_not_ready"
 
-    def test_a_failed_video_has_no_film(self, client: TestClient, services: Services) -> None:
+    def test_a_failed_video_has_no_content(self, client: TestClient, services: Services) -> None:
         made = create(client)
         services.store.cancel(made["id"])
-        assert problem_of(client.get(f"/v1/videos/{made['id']}/content"), 404)["code"] == "video_failed"
+        assert error_of(client.get(f"/v1/videos/{made['id']}/content"), 404)["code"] == "video_failed"
 
-    def test_a_film_that_was_swept_away_has_expired(self, client: TestClient, path: str, settings: Settings) -> None:
+    def test_a_file_that_was_removed_has_expired(self, client: TestClient, path: str, settings: Settings) -> None:
         for file in settings.data_dir.rglob("*.mp4"):
             file.unlink()
-        assert problem_of(client.get(path), 404)["code"] == "video_expired"
+        assert error_of(client.get(path), 404)["code"] == "video_expired"
 
     def test_on_s3_the_client_is_sent_to_the_bucket(self, s3: Settings, tmp_path: Path) -> None:
         with services_for(s3) as services, serve(services) as url:
@@ -377,7 +379,7 @@ class TestContent:
 
 
 class TestModels:
-    def test_the_models_say_what_they_can_do(self, client: TestClient) -> None:
+    def test_models_list_their_limits(self, client: TestClient) -> None:
         listed = client.get("/v1/models").json()
         assert listed["object"] == "list"
         [model] = listed["data"]
@@ -391,13 +393,13 @@ class TestModels:
         assert "path" not in model
 
     def test_an_unknown_model_is_404(self, client: TestClient) -> None:
-        assert problem_of(client.get("/v1/models/sora-2"), 404)["code"] == "model_not_found"
+        assert error_of(client.get("/v1/models/sora-2"), 404)["code"] == "model_not_found"
 
 
-class TestEveryAnswer:
+class TestEveryResponse:
     @pytest.mark.parametrize("path", ["/", "/v1", "/v1/nothing", "/v1/videos/a/b/c", "/videos"])
-    def test_an_unknown_address_is_404_in_the_one_shape(self, client: TestClient, path: str) -> None:
-        assert problem_of(client.get(path), 404)["code"] == "unsupported_endpoint"
+    def test_an_unknown_path_is_404_with_the_error_body(self, client: TestClient, path: str) -> None:
+        assert error_of(client.get(path), 404)["code"] == "unsupported_endpoint"
 
     @pytest.mark.parametrize(
         ("method", "path"),
@@ -408,40 +410,40 @@ class TestEveryAnswer:
             ("GET", "/v1/videos/characters/char_1"),
         ],
     )
-    def test_what_openai_has_and_we_do_not_is_said_plainly(self, client: TestClient, method: str, path: str) -> None:
-        error = problem_of(client.request(method, path), 404)
+    def test_unsupported_openai_endpoints_are_404_with_a_code(self, client: TestClient, method: str, path: str) -> None:
+        error = error_of(client.request(method, path), 404)
         assert error["code"] == "unsupported_endpoint"
         assert path in error["message"]
 
     @pytest.mark.parametrize(("method", "path"), [("PUT", "/v1/videos"), ("PATCH", "/v1/videos/x"), ("POST", "/livez")])
-    def test_a_wrong_method_is_405_in_the_one_shape(self, client: TestClient, method: str, path: str) -> None:
+    def test_a_wrong_method_is_405_with_the_error_body(self, client: TestClient, method: str, path: str) -> None:
         answer = client.request(method, path)
-        assert problem_of(answer, 405)["code"] == "method_not_allowed"
+        assert error_of(answer, 405)["code"] == "method_not_allowed"
         assert answer.headers["allow"]
 
-    def test_our_own_mistake_is_500_in_the_one_shape_and_in_the_log(
+    def test_a_bug_is_500_with_the_error_body_and_logged(
         self, client: TestClient, services: Services, caplog: pytest.LogCaptureFixture
     ) -> None:
         made = create(client)
         services.redis.hset(f"ivm:job:{made['id']}", "state", '"dancing"')
         with caplog.at_level(logging.ERROR, "ivmix.api"):
             answer = client.get(f"/v1/videos/{made['id']}", headers={"x-request-id": "my-1"})
-        error = problem_of(answer, 500)
+        error = error_of(answer, 500)
         assert (error["type"], error["code"]) == ("server_error", "internal_error")
         assert "dancing" not in answer.text + caplog.text
         assert answer.headers["x-request-id"] == "my-1"
         assert "my-1" in caplog.text
         assert "ValidationError" in caplog.text
 
-    def test_the_clients_request_id_comes_back(self, client: TestClient) -> None:
+    def test_the_clients_request_id_is_echoed(self, client: TestClient) -> None:
         assert client.get("/livez", headers={"x-request-id": "my-1"}).headers["x-request-id"] == "my-1"
 
     @pytest.mark.parametrize("given", ["", "a b", "x" * 129, "a\tb"])
-    def test_an_insane_request_id_is_replaced(self, client: TestClient, given: str) -> None:
+    def test_an_invalid_request_id_is_replaced(self, client: TestClient, given: str) -> None:
         made = client.get("/livez", headers={"x-request-id": given}).headers["x-request-id"]
         assert re.fullmatch(r"req_[0-9a-f]{32}", made)
 
-    def test_the_contract_is_served(self, client: TestClient) -> None:
+    def test_the_openapi_description_is_served(self, client: TestClient) -> None:
         assert "VideoRequest" in client.get("/openapi.json").json()["components"]["schemas"]
 
 
@@ -454,7 +456,7 @@ class TestWithoutRedis:
             with services_for(settings.model_copy(update={"redis_url": url})) as services:
                 yield TestClient(create_app(services), raise_server_exceptions=False)
 
-    def test_every_endpoint_that_needs_it_asks_to_come_back(self, lonely: TestClient) -> None:
+    def test_every_endpoint_that_needs_redis_is_503_with_retry_after(self, lonely: TestClient) -> None:
         for answer in (
             lonely.post("/v1/videos", json={"prompt": PROMPT}),
             lonely.get("/v1/videos"),
@@ -462,14 +464,14 @@ class TestWithoutRedis:
             lonely.get("/v1/videos/video_x/content"),
             lonely.delete("/v1/videos/video_x"),
         ):
-            error = problem_of(answer, 503)
+            error = error_of(answer, 503)
             assert (error["type"], error["code"]) == ("server_error", "service_unavailable")
             assert int(answer.headers["retry-after"]) > 0
 
-    def test_it_lives_but_is_not_ready(self, lonely: TestClient) -> None:
+    def test_it_is_alive_but_not_ready(self, lonely: TestClient) -> None:
         assert lonely.get("/livez").status_code == 200
         answer = lonely.get("/readyz")
-        assert problem_of(answer, 503)["code"] == "service_unavailable"
+        assert error_of(answer, 503)["code"] == "service_unavailable"
         assert answer.headers["retry-after"]
 
     def test_a_server_that_hangs_is_not_ready_within_a_second(self, settings: Settings) -> None:
@@ -486,8 +488,8 @@ class TestWithoutRedis:
         made = create(client)
         services.redis.config_set("maxmemory", 1)
         try:
-            assert problem_of(client.get("/readyz"), 503)
-            assert problem_of(client.post("/v1/videos", json={"prompt": PROMPT}), 503)["code"] == "service_unavailable"
+            assert error_of(client.get("/readyz"), 503)
+            assert error_of(client.post("/v1/videos", json={"prompt": PROMPT}), 503)["code"] == "service_unavailable"
             assert client.get(f"/v1/videos/{made['id']}").status_code == 200
         finally:
             services.redis.config_set("maxmemory", 0)
@@ -514,7 +516,7 @@ def test_a_server_open_to_others_without_authentication_does_not_start(services:
 
 
 @pytest.mark.parametrize("url", ["localhost:6379", "redis://localhost:many"])
-def test_a_redis_url_that_is_none_is_refused_by_name(settings: Settings, url: str) -> None:
+def test_an_invalid_redis_url_is_refused_by_name(settings: Settings, url: str) -> None:
     with pytest.raises(ConfigurationError, match="IVMIX_REDIS_URL"):
         open_services(settings.model_copy(update={"redis_url": url}))
 
@@ -534,14 +536,14 @@ class TestWithTheOpenAiSdk:
     def api(self, server: str) -> openai.OpenAI:
         return openai.OpenAI(base_url=f"{server}/v1", api_key="none", max_retries=0)
 
-    def test_from_prompt_to_film(self, api: openai.OpenAI, finished: Finish) -> None:
+    def test_from_prompt_to_video(self, api: openai.OpenAI, finished: Finish) -> None:
         made = api.videos.create(prompt=PROMPT, model="demo", seconds="1", size="384x384")  # type: ignore[arg-type]
         assert (made.status, made.progress, made.seconds, made.size) == ("queued", 0, "1", "384x384")
-        finished(made.id, b"film")
+        finished(made.id, b"mp4")
         done = api.videos.poll(made.id)
         assert (done.status, done.progress) == ("completed", 100)
-        assert download_with_sdk(api, made.id) == b"film"
-        assert api.videos.download_content(made.id, variant="thumbnail").read() == b"thumbnail of film"
+        assert download_with_sdk(api, made.id) == b"mp4"
+        assert api.videos.download_content(made.id, variant="thumbnail").read() == b"thumbnail of mp4"
         assert api.videos.delete(made.id).deleted is True
         with pytest.raises(openai.NotFoundError) as raised:
             api.videos.retrieve(made.id)
@@ -560,7 +562,7 @@ class TestWithTheOpenAiSdk:
         ids = [create_with_sdk(api).id for _ in range(5)]
         assert [video.id for video in api.videos.list(limit=2, order="asc")] == ids
 
-    def test_a_refusal_arrives_with_its_parts(self, api: openai.OpenAI) -> None:
+    def test_an_error_arrives_with_all_its_fields(self, api: openai.OpenAI) -> None:
         with pytest.raises(openai.BadRequestError) as raised:
             api.videos.create(prompt=PROMPT, size="720x1280")
         error = raised.value
@@ -580,7 +582,7 @@ def download_with_sdk(api: openai.OpenAI, video_id: str) -> bytes:
     return api.videos.download_content(video_id).read()
 
 
-def test_the_module_serves_until_it_is_told_to_stop(settings: Settings) -> None:
+def test_the_module_serves_until_sigterm(settings: Settings) -> None:
     """`python -m service.api` as an operator starts it."""
     port = free_port()
     environment = os.environ | {
@@ -604,7 +606,7 @@ def test_the_module_serves_until_it_is_told_to_stop(settings: Settings) -> None:
         assert process.wait(10) in (0, -signal.SIGTERM)
 
 
-def test_the_module_says_in_one_line_what_is_missing() -> None:
+def test_the_module_prints_one_line_about_a_missing_setting() -> None:
     ran = subprocess.run([sys.executable, "-m", "service.api"], capture_output=True, text=True, check=False)
     assert ran.returncode == 1
     assert ran.stderr.strip().splitlines()[-1].startswith("ivmix: IVMIX_REDIS_URL is not set")

@@ -1,4 +1,4 @@
-"""Keys, scopes, ownership and limits, as clients meet them."""
+"""API keys, scopes, ownership, limits and idempotency over HTTP."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Keyed = Callable[..., dict[str, str]]
 
 @pytest.fixture
 def settings(valkey: str, tmp_path: Any) -> Settings:
-    return Settings(redis_url=valkey, data_dir=tmp_path)  # nothing said: keys are asked for
+    return Settings(redis_url=valkey, data_dir=tmp_path)  # API keys are required by default
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ OPERATIONS = [
 
 @pytest.mark.parametrize(("method", "path"), OPERATIONS)
 @pytest.mark.parametrize("given", [None, "Bearer wrong", "Bearer ", "Basic dTpw", "ivmix_x"])
-def test_nothing_is_done_without_a_key(client: TestClient, method: str, path: str, given: str | None) -> None:
+def test_every_endpoint_needs_a_key(client: TestClient, method: str, path: str, given: str | None) -> None:
     answer = client.request(method, path, headers={"authorization": given} if given else {})
     assert code_of(answer, 401) == "invalid_api_key"
     assert answer.json()["error"]["type"] == "authentication_error"
@@ -79,7 +79,7 @@ def test_a_key_with_the_default_scopes_makes_and_reads_videos(client: TestClient
     assert client.get(f"/v1/videos/{made['id']}", headers=headers).json()["id"] == made["id"]
 
 
-def test_a_key_does_only_what_its_scopes_say(client: TestClient, keyed: Keyed) -> None:
+def test_a_key_is_limited_to_its_scopes(client: TestClient, keyed: Keyed) -> None:
     reader, writer, hooks = (keyed(scopes=[scope]) for scope in (Scope.READ, Scope.WRITE, Scope.WEBHOOKS))
     made = create(client, writer).json()
     assert code_of(create(client, reader), 403) == "insufficient_scope"
@@ -91,9 +91,7 @@ def test_a_key_does_only_what_its_scopes_say(client: TestClient, keyed: Keyed) -
 @pytest.mark.parametrize(
     ("method", "path"), [operation for operation in OPERATIONS if "video_x" in operation[1]], ids=" ".join
 )
-def test_the_video_of_another_key_is_one_that_does_not_exist(
-    client: TestClient, keyed: Keyed, method: str, path: str
-) -> None:
+def test_the_video_of_another_key_is_404(client: TestClient, keyed: Keyed, method: str, path: str) -> None:
     mine, other = keyed(), keyed()
     made = create(client, mine).json()
     path = path.replace("video_x", made["id"])
@@ -117,7 +115,7 @@ def test_a_list_shows_the_videos_of_its_own_key(client: TestClient, keyed: Keyed
     assert listed(mine) == []
 
 
-def test_a_key_can_take_the_place_of_another(client: TestClient, services: Services) -> None:
+def test_a_key_can_replace_another(client: TestClient, services: Services) -> None:
     old, old_secret = services.keys.create("old")
     _, new_secret = services.keys.create("new", owner=old.owner)
     made = create(client, {"authorization": f"Bearer {old_secret}"}).json()
@@ -125,7 +123,7 @@ def test_a_key_can_take_the_place_of_another(client: TestClient, services: Servi
     assert answer.json()["id"] == made["id"]
 
 
-def test_a_revoked_key_ends_within_seconds(
+def test_a_revoked_key_is_refused_within_seconds(
     client: TestClient, services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(keys_module, "REMEMBERED_S", 0.0)
@@ -175,7 +173,7 @@ class TestKeyStore:
 
 
 class TestLimits:
-    def test_a_key_may_ask_so_often_and_is_told_when_again(self, client: TestClient, keyed: Keyed) -> None:
+    def test_a_key_over_its_rate_limit_is_429_with_retry_after(self, client: TestClient, keyed: Keyed) -> None:
         headers, other = keyed(requests_per_minute=3), keyed(requests_per_minute=3)
         with ThreadPoolExecutor(8) as pool:
             answers = list(pool.map(lambda _: create(client, headers), range(12)))
@@ -192,20 +190,20 @@ class TestLimits:
         polls = [client.get(f"/v1/videos/{made['id']}", headers=headers).status_code for _ in range(30)]
         assert set(polls) == {200}
 
-    def test_a_key_may_have_so_many_waiting(self, client: TestClient, keyed: Keyed, services: Services) -> None:
+    def test_queued_videos_per_key_are_limited(self, client: TestClient, keyed: Keyed, services: Services) -> None:
         headers, other = keyed(max_waiting=2), keyed()
         made = [create(client, headers).json()["id"] for _ in range(2)]
         refused = create(client, headers)
         assert code_of(refused, 429) == "queue_full"
         assert 0 < int(refused.headers["retry-after"]) <= 120
         assert create(client, other).status_code == 200
-        services.store.start(made[0], "e1")  # it does not wait any more
+        services.store.start(made[0], "e1")  # no longer queued
         assert create(client, headers).status_code == 200
         assert code_of(create(client, headers), 429) == "queue_full"
         client.post(f"/v1/videos/{made[1]}/cancel", headers=headers)
         assert create(client, headers).status_code == 200
 
-    def test_of_fifty_at_once_the_queue_takes_as_many_as_it_holds(self, settings: Settings) -> None:
+    def test_fifty_concurrent_requests_do_not_exceed_the_queue_limit(self, settings: Settings) -> None:
         bounded = settings.model_copy(update={"auth": "off", "max_waiting": 10})
         services = open_services(bounded)
         with TestClient(create_app(services)) as client, ThreadPoolExecutor(25) as pool:
@@ -220,7 +218,7 @@ class TestLimits:
 
 
 class TestIdempotency:
-    def test_twenty_at_once_with_one_key_make_one_video(
+    def test_twenty_concurrent_requests_with_one_key_create_one_video(
         self, client: TestClient, keyed: Keyed, services: Services
     ) -> None:
         headers = keyed() | {"idempotency-key": "one"}
@@ -261,8 +259,8 @@ class TestIdempotency:
         headers = keyed(max_waiting=1) | {"idempotency-key": "one"}
         assert create(client, headers).json()["id"] == create(client, headers).json()["id"]
 
-    def test_a_replay_asks_nobody_whether_it_may_be_made(self, services: Services, keyed: Keyed) -> None:
-        """Bug: the callback's name was looked up again, for up to 3 s, and a name that had gone refused the replay."""
+    def test_a_replay_is_not_validated_again(self, services: Services, keyed: Keyed) -> None:
+        """Regression: the host of the callback was resolved again, which took up to 3 s or failed the replay."""
         looked_up: list[str] = []
 
         def resolve(host: str, port: int) -> list[str]:
@@ -298,7 +296,7 @@ class TestIdempotency:
         assert 86_000 < services.redis.ttl(key) <= 86_400
 
     @pytest.mark.parametrize("given", ["", "x" * 256, "tab\there"])
-    def test_a_name_that_is_none_is_refused_by_name(self, client: TestClient, keyed: Keyed, given: str) -> None:
+    def test_an_invalid_idempotency_key_is_refused_by_name(self, client: TestClient, keyed: Keyed, given: str) -> None:
         answer = create(client, keyed() | {"idempotency-key": given})
         assert code_of(answer, 400) == "invalid_value"
         assert answer.json()["error"]["param"] == "Idempotency-Key"
@@ -317,8 +315,8 @@ class TestPriority:
         assert waiting == ["normal1", "normal4", "low0", "low2", "low3"]
 
 
-def test_a_created_job_said_twice_is_one(services: Services) -> None:
-    """The reply of the first may have been lost, then the client library asks again."""
+def test_creating_a_job_twice_creates_one(services: Services) -> None:
+    """redis-py repeats a command when its reply was lost."""
     queue = generate_queue(services.redis, "demo")
     job = Job.new(make_generation())
     assert services.store.create(job, queue) == services.store.create(job, queue) == job

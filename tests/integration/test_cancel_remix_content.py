@@ -1,4 +1,4 @@
-"""Cancel, remix and a start that comes too late, as clients meet them."""
+"""Cancel, remix and start timeout over HTTP."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class TestCancel:
         self, client: TestClient, finished: Callable[[str, bytes], None]
     ) -> None:
         cancelled, done = create(client)["id"], create(client)["id"]
-        finished(done, b"film")
+        finished(done, b"mp4")
         for video_id in (cancelled, done):
             first = client.post(f"/v1/videos/{video_id}/cancel").json()
             again = client.post(f"/v1/videos/{video_id}/cancel")
@@ -97,7 +97,7 @@ class TestRemix:
         made = self.remix(client, source, prompt=OTHER, sampler="ddim")
         assert (made["sampler"]["name"], made["sampler"]["rho"]) == ("ddim", 7)
 
-    def test_what_is_not_about_the_picture_is_not_inherited(self, client: TestClient) -> None:
+    def test_metadata_user_and_priority_are_not_inherited(self, client: TestClient) -> None:
         source = create(client, metadata={"a": "b"}, user="u", priority="low")
         made = self.remix(client, source, prompt=OTHER)
         assert (made["metadata"], made["user"], made["priority"]) == ({}, None, "normal")
@@ -128,7 +128,7 @@ class TestStartTimeout:
         assert (job.state, job.error and job.error.code) == (JobState.FAILED, "start_timeout")
         assert services.store.start(patient, "e1") is not None
 
-    def test_one_that_started_in_time_goes_on(self, client: TestClient, services: Services) -> None:
+    def test_a_video_that_started_in_time_continues(self, client: TestClient, services: Services) -> None:
         made = create(client, start_timeout_s=60)["id"]
         assert services.store.start(made, "e1") is not None
         services.redis.hset(job_key(made), "start_by", "1.0")  # long ago
@@ -137,13 +137,13 @@ class TestStartTimeout:
 
 def test_a_status_is_one_round_trip(client: TestClient, services: Services) -> None:
     made = create(client)["id"]
-    client.get(f"/v1/videos/{made}")  # the script is known to the server from here on
+    client.get(f"/v1/videos/{made}")  # loads the script into the server
     services.store.start(create(client)["id"], "e1")
 
     def commands() -> int:
         return sum(entry["calls"] for name, entry in services.redis.info("commandstats").items() if counted(name))
 
-    def counted(name: str) -> bool:  # what a script calls inside is no round trip
+    def counted(name: str) -> bool:  # commands inside a script are not round trips
         return name.removeprefix("cmdstat_") in ("evalsha", "eval", "script|load", "get", "multi", "exec")
 
     before, hashes = commands(), services.redis.info("commandstats")["cmdstat_hgetall"]["calls"]

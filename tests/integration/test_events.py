@@ -1,4 +1,4 @@
-"""Server-sent events, over a real connection."""
+"""Server-Sent Events over a real connection."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from service.api.routes import events as events_module
+from service.api.routes import event_stream
 from service.settings import Settings
 from service.wiring import Services, open_services
 from tests.conftest import serve
@@ -23,7 +23,7 @@ Event = dict[str, Any]
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(events_module, "LOOK_EVERY_S", 0.02)
+    monkeypatch.setattr(event_stream, "POLL_INTERVAL_S", 0.02)
 
 
 @pytest.fixture
@@ -71,14 +71,14 @@ def test_from_the_queue_to_the_end(
         for step in (5, 10):
             services.store.progress(video_id, "execution", step, 20, "sampling")
             assert next(events)["data"]["progress"] == step * 5
-        finished(video_id, b"film")
+        finished(video_id, b"mp4")
         last = next(events)
         assert (last["event"], last["data"]["progress"]) == ("video.completed", 100)
         assert list(events) == []
     assert last["data"] == http.get(f"/v1/videos/{video_id}").json()
 
 
-def test_a_client_that_comes_back_goes_on_where_it_was(
+def test_a_client_that_reconnects_gets_the_current_state_only(
     http: httpx2.Client, services: Services, video_id: str, finished: Callable[[str, bytes], None]
 ) -> None:
     services.store.start(video_id, "execution")
@@ -88,7 +88,7 @@ def test_a_client_that_comes_back_goes_on_where_it_was(
     with following(http, video_id, after=seen) as events:
         threading.Timer(0.2, services.store.progress, (video_id, "execution", 6, 20, "sampling")).start()
         assert next(events)["data"]["step"] == 6
-    finished(video_id, b"film")
+    finished(video_id, b"mp4")
     with following(http, video_id, after=seen) as events:
         last = next(events)
     assert last["event"] == "video.completed"
@@ -104,7 +104,7 @@ def test_a_cancelled_video_ends_as_failed(http: httpx2.Client, video_id: str) ->
 
 
 def test_a_silent_stream_is_kept_open(http: httpx2.Client, video_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(events_module, "PING_EVERY_S", 0.05)
+    monkeypatch.setattr(event_stream, "KEEPALIVE_INTERVAL_S", 0.05)
     with http.stream("GET", f"/v1/videos/{video_id}/events") as answer:
         assert any(line.startswith(":") for line in answer.iter_lines())
 
@@ -120,7 +120,7 @@ def test_a_deleted_video_ends_its_stream(http: httpx2.Client, services: Services
         assert list(events) == []
 
 
-def test_only_so_many_may_follow_and_a_place_gets_free(settings: Settings) -> None:
+def test_open_streams_are_limited_and_a_closed_one_frees_its_slot(settings: Settings) -> None:
     services = open_services(settings.model_copy(update={"max_held": 2}))
     with serve(services) as url, httpx2.Client(base_url=url, timeout=30, trust_env=False) as http:
         video_id = http.post("/v1/videos", json={"prompt": PROMPT}).json()["id"]

@@ -1,4 +1,4 @@
-"""What operators look at: the queue report, metrics, health on its own port, and pages of other origins."""
+"""Queue report, metrics, health on the metrics port, and CORS."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def figures(text: str) -> dict[tuple[str, ...], float]:
 
 
 class TestQueueReport:
-    def test_nothing_is_known_of_an_idle_queue_without_workers(self, client: TestClient) -> None:
+    def test_an_idle_queue_without_workers_has_no_estimates(self, client: TestClient) -> None:
         assert client.get("/v1/queue").json() == {
             "object": "queue",
             "data": [
@@ -104,7 +104,7 @@ class TestMetrics:
             client.get(f"/v1/videos/{first}")
         client.get("/v1/videos/video_x")
         client.get("/nowhere/at/all")
-        finished(first, b"film")
+        finished(first, b"mp4")
         shown = figures(client.get("/metrics").text)
         assert shown["ivmix_http_requests_total", "POST", "/v1/videos", "200"] == 2
         assert shown["ivmix_http_requests_total", "GET", "/v1/videos/{video_id}", "200"] == 3
@@ -118,12 +118,12 @@ class TestMetrics:
         assert shown["ivmix_workers", "demo", "idle"] == 0
         assert not any("video_" in part and "video_id" not in part for labels in shown for part in labels)
 
-    def test_two_applications_count_apart(self, services: Services) -> None:
+    def test_two_applications_have_separate_metrics(self, services: Services) -> None:
         first, second = TestClient(create_app(services)), TestClient(create_app(services))
         first.get("/livez")
         assert ("ivmix_http_requests_total", "GET", "/livez", "200") not in figures(second.get("/metrics").text)
 
-    def test_without_redis_the_rest_is_still_there(self, client: TestClient, services: Services) -> None:
+    def test_without_redis_the_other_metrics_remain(self, client: TestClient, services: Services) -> None:
         client.get("/livez")
         services.redis.connection_pool.disconnect()
         services.redis.connection_pool.connection_kwargs["port"] = 9
@@ -162,7 +162,7 @@ class TestPorts:
             "IVMIX_METRICS_PORT": str(free_port()),
         }
 
-    def test_metrics_and_health_have_a_port_of_their_own_without_a_key(self, environment: dict[str, str]) -> None:
+    def test_metrics_and_health_are_served_on_the_metrics_port_without_a_key(self, environment: dict[str, str]) -> None:
         public, own = (f"http://127.0.0.1:{environment[name]}" for name in ("IVMIX_PORT", "IVMIX_METRICS_PORT"))
         with api_process(environment), httpx2.Client(trust_env=False) as http:
             for url in (public, own):
@@ -174,15 +174,13 @@ class TestPorts:
             assert shown["ivmix_http_requests_total", "GET", "/v1/videos", "401"] == 1
             assert http.get(f"{own}/v1/videos").json()["error"]["code"] == "unsupported_endpoint"
 
-    def test_a_taken_port_ends_the_process(self, environment: dict[str, str]) -> None:
+    def test_a_port_in_use_ends_the_process(self, environment: dict[str, str]) -> None:
         with api_process(environment), httpx2.Client(trust_env=False) as http:
             wait_for(lambda: answers(http, f"http://127.0.0.1:{environment['IVMIX_METRICS_PORT']}/livez"), timeout_s=60)
             with api_process(environment | {"IVMIX_PORT": str(free_port())}) as second:
                 assert second.wait(60) != 0
 
-    def test_a_stop_does_not_wait_for_who_follows_a_video(
-        self, environment: dict[str, str], services: Services
-    ) -> None:
+    def test_shutdown_does_not_wait_for_open_streams(self, environment: dict[str, str], services: Services) -> None:
         url = f"http://127.0.0.1:{environment['IVMIX_PORT']}"
         with api_process(environment | {"IVMIX_AUTH": "off"}) as process, httpx2.Client(trust_env=False) as http:
             wait_for(lambda: answers(http, f"{url}/readyz"), timeout_s=60)
@@ -202,7 +200,7 @@ def answers(http: httpx2.Client, url: str) -> bool | None:
         return None
 
 
-class TestPagesOfOtherOrigins:
+class TestCors:
     DASHBOARD = "https://dash.example.com"
 
     @pytest.fixture
@@ -230,12 +228,12 @@ class TestPagesOfOtherOrigins:
         assert "access-control-allow-origin" not in answer.headers
 
     @pytest.mark.parametrize("origin", ["*", "dash.example.com", "https://dash.example.com/path"])
-    def test_what_is_no_origin_stops_the_start(self, origin: str) -> None:
+    def test_an_invalid_origin_prevents_the_start(self, origin: str) -> None:
         with pytest.raises(ValueError, match="cors_origins"):
             Settings(cors_origins=origin)
 
 
-def test_the_page_of_the_docs_needs_no_foreign_server(client: TestClient) -> None:
+def test_the_docs_page_needs_no_other_server(client: TestClient) -> None:
     page = client.get("/docs").text
     assert "https://" not in page
     for asset in ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png"):

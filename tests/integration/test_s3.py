@@ -164,7 +164,7 @@ class TestRefusal:
             lambda: put(away, tmp_path),
             lambda: away.size(KEY),
             lambda: away.open(KEY),
-            lambda: away.holds(KEY, size_bytes=3, sha256=""),
+            lambda: away.matches(KEY, size_bytes=3, sha256=""),
             lambda: list(away.list("")),
             lambda: away.delete(KEY),
             lambda: away.clean(older_than_s=0),

@@ -99,10 +99,10 @@ class TestEveryStorage:
     def test_only_the_very_same_bytes_are_held(self, storage: VideoStorage, tmp_path: Path) -> None:
         put(storage, tmp_path, b"abc")
         digest = sha256_of(tmp_path / "made.mp4")
-        assert storage.holds(KEY, size_bytes=3, sha256=digest)
-        assert not storage.holds(KEY, size_bytes=4, sha256=digest)
-        assert not storage.holds(KEY, size_bytes=3, sha256="0" * 64)
-        assert not storage.holds("videos/nothing", size_bytes=3, sha256=digest)
+        assert storage.matches(KEY, size_bytes=3, sha256=digest)
+        assert not storage.matches(KEY, size_bytes=4, sha256=digest)
+        assert not storage.matches(KEY, size_bytes=3, sha256="0" * 64)
+        assert not storage.matches("videos/nothing", size_bytes=3, sha256=digest)
 
     def test_everything_below_a_prefix_is_listed_in_order(self, storage: VideoStorage, tmp_path: Path) -> None:
         for key in ("videos/v10/e/a", "videos/v1/e/b", "videos/v1-x", "videos/v1/a", "other/v1/a"):
@@ -240,6 +240,6 @@ import sys
 from pathlib import Path
 from service.storage import FileStorage
 from service.storage import file as files
-files.refuse_changed = lambda path, sha256: None
+files.verify_sha256 = lambda path, sha256: None
 FileStorage(Path(sys.argv[1]) / "storage").put(Path(sys.argv[2]), key="videos/v/e/x", media_type="", sha256="")
 """

@@ -1,4 +1,4 @@
-"""Create and wait, over a real connection; the worker is played by what a worker tells the store."""
+"""POST /v1/videos/sync over a real connection; the tests write to the store as a worker does."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ def post(http: httpx2.Client, **headers: str) -> httpx2.Response:
     return http.post("/v1/videos/sync", json={"prompt": PROMPT}, headers=headers)
 
 
-def test_the_answer_is_the_film(http: httpx2.Client, finished: Finish, on_wait: Any) -> None:
-    on_wait(lambda video_id: finished(video_id, b"film"))
+def test_the_response_is_the_mp4(http: httpx2.Client, finished: Finish, on_wait: Any) -> None:
+    on_wait(lambda video_id: finished(video_id, b"mp4"))
     answer = post(http)
-    assert (answer.status_code, answer.content, answer.headers["content-type"]) == (200, b"film", "video/mp4")
+    assert (answer.status_code, answer.content, answer.headers["content-type"]) == (200, b"mp4", "video/mp4")
     shown = http.get(f"/v1/videos/{answer.headers['x-video-id']}").json()
     assert shown["status"] == "completed"
-    assert answer.headers["content-length"] == "4"
+    assert answer.headers["content-length"] == "3"
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_a_video_that_fails_is_an_error_that_no_client_repeats(
     assert answer.headers["x-video-id"].startswith("video_")
 
 
-def test_a_cancelled_video_is_said_to_be(http: httpx2.Client, services: Services, on_wait: Any) -> None:
+def test_a_cancelled_video_is_an_error_with_its_code(http: httpx2.Client, services: Services, on_wait: Any) -> None:
     on_wait(services.store.cancel)
     answer = post(http)
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "cancelled")
@@ -88,7 +88,7 @@ class TestBounds:
     def settings(self, settings: Settings) -> Settings:
         return settings.model_copy(update={"sync_timeout_s": 0.3})
 
-    def test_the_wait_has_an_end_and_the_video_goes_on(self, http: httpx2.Client, services: Services) -> None:
+    def test_after_the_timeout_the_video_continues(self, http: httpx2.Client, services: Services) -> None:
         answer = post(http)
         assert (answer.status_code, answer.json()["error"]["code"]) == (504, "sync_timeout")
         assert answer.headers["x-should-retry"] == "false"
@@ -97,7 +97,7 @@ class TestBounds:
         assert job.state is JobState.QUEUED
 
 
-def test_only_so_many_may_wait(http: httpx2.Client, server: str, finished: Finish, next_job: Any) -> None:
+def test_waiting_requests_are_limited(http: httpx2.Client, server: str, finished: Finish, next_job: Any) -> None:
     waiting: list[httpx2.Response] = []
     first = threading.Thread(
         target=lambda: waiting.append(httpx2.post(f"{server}/v1/videos/sync", json={"prompt": PROMPT}, timeout=60))
@@ -106,13 +106,13 @@ def test_only_so_many_may_wait(http: httpx2.Client, server: str, finished: Finis
     job = next_job()
     refused = post(http)
     assert (refused.status_code, refused.json()["error"]["code"]) == (429, "rate_limit_exceeded")
-    finished(job.id, b"film")
+    finished(job.id, b"mp4")
     first.join(30)
-    assert waiting[0].content == b"film"
+    assert waiting[0].content == b"mp4"
 
 
 @pytest.mark.parametrize(("key", "state"), [(None, JobState.CANCELLED), ("mine", JobState.QUEUED)])
-def test_a_client_that_goes_away_cancels_unless_it_may_come_back(
+def test_a_client_that_disconnects_cancels_unless_it_sent_an_idempotency_key(
     server: str, services: Services, key: str | None, state: JobState
 ) -> None:
     headers = {"idempotency-key": key} if key else {}
@@ -126,9 +126,11 @@ def test_a_client_that_goes_away_cancels_unless_it_may_come_back(
         assert services.store.get(job.id).state is state  # type: ignore[union-attr]
 
 
-def test_the_request_can_be_repeated_under_its_name(http: httpx2.Client, finished: Finish, on_wait: Any) -> None:
-    on_wait(lambda video_id: finished(video_id, b"film"))
+def test_the_request_can_be_repeated_with_its_idempotency_key(
+    http: httpx2.Client, finished: Finish, on_wait: Any
+) -> None:
+    on_wait(lambda video_id: finished(video_id, b"mp4"))
     first, again = post(http, **{"idempotency-key": "one"}), post(http, **{"idempotency-key": "one"})
     assert first.headers["x-video-id"] == again.headers["x-video-id"]
-    assert again.content == b"film"
+    assert again.content == b"mp4"
     assert again.headers["idempotent-replayed"] == "true"

@@ -43,7 +43,7 @@ def answer_of(response: httpx2.Response) -> dict[str, Any]:
     return response.json()
 
 
-def problem_of(response: httpx2.Response, expected: int) -> dict[str, Any]:
+def error_of(response: httpx2.Response, expected: int) -> dict[str, Any]:
     assert response.status_code == expected, response.text
     assert set(response.json()) == {"error"}
     assert set(response.json()["error"]) == {"message", "type", "param", "code"}
@@ -92,7 +92,7 @@ class TestEndpoints:
         empty = answer_of(client.get("/v1/webhook_endpoints"))
         assert empty == {"object": "list", "data": [], "first_id": None, "last_id": None, "has_more": False}
 
-    def test_what_is_changed_changes_and_the_rest_stays(self, client: TestClient, receiver: Receiver) -> None:
+    def test_an_update_changes_only_the_given_fields(self, client: TestClient, receiver: Receiver) -> None:
         made = register(client, receiver.url)
         made.pop("signing_secret")
         path = f"/v1/webhook_endpoints/{made['id']}"
@@ -108,11 +108,11 @@ class TestEndpoints:
         path = f"/v1/webhook_endpoints/{made['id']}"
         gone = answer_of(client.request("DELETE", path, headers={"content-type": "application/json"}))
         assert gone == {"id": made["id"], "object": "webhook_endpoint.deleted", "deleted": True}
-        assert problem_of(client.get(path), 404)["code"] == "webhook_endpoint_not_found"
-        assert problem_of(client.delete(path), 404)["code"] == "webhook_endpoint_not_found"
+        assert error_of(client.get(path), 404)["code"] == "webhook_endpoint_not_found"
+        assert error_of(client.delete(path), 404)["code"] == "webhook_endpoint_not_found"
 
     @pytest.mark.parametrize("answer", [204, 302, 410, 500])
-    def test_a_test_says_what_the_receiver_answered(self, client: TestClient, answer: int) -> None:
+    def test_a_test_returns_the_status_of_the_receiver(self, client: TestClient, answer: int) -> None:
         with Receiver(status(answer)) as receiver:
             made = register(client, receiver.url)
             path = f"/v1/webhook_endpoints/{made['id']}/test"
@@ -130,10 +130,10 @@ class TestEndpoints:
         assert json.loads(receiver.received[1].body)["data"]["error"]["message"] == "This is a test."
         assert answer_of(client.get(f"/v1/webhook_endpoints/{made['id']}"))["enabled"] is True
 
-    def test_a_test_without_an_answer_is_an_error_that_says_why(self, client: TestClient) -> None:
+    def test_a_test_without_a_response_is_an_error_with_the_reason(self, client: TestClient) -> None:
         with Receiver() as receiver:
             made = register(client, receiver.url)
-        error = problem_of(
+        error = error_of(
             client.post(f"/v1/webhook_endpoints/{made['id']}/test", json={"event_type": "video.failed"}), 400
         )
         assert (error["code"], "no_connection" in error["message"]) == ("webhook_test_failed", True)
@@ -155,11 +155,11 @@ class TestEndpoints:
             with pytest.raises(InvalidWebhookSignatureError):
                 receiver.received[0].event(made["signing_secret"])
 
-    def test_there_are_not_endlessly_many(self, client: TestClient, receiver: Receiver) -> None:
+    def test_endpoints_per_owner_are_limited(self, client: TestClient, receiver: Receiver) -> None:
         for _ in range(MAX_ENDPOINTS):
             register(client, receiver.url)
         body = {"name": "one more", "url": receiver.url, "event_types": BOTH}
-        assert problem_of(client.post("/v1/webhook_endpoints", json=body), 400)["code"] == "too_many_endpoints"
+        assert error_of(client.post("/v1/webhook_endpoints", json=body), 400)["code"] == "too_many_endpoints"
 
     def test_event_types_are_listed(self, client: TestClient) -> None:
         assert answer_of(client.get("/v1/webhook_event_types")) == {"object": "list", "data": BOTH}
@@ -182,39 +182,39 @@ class TestRefusals:
             ({"secret": "mine"}, "secret", "unknown_parameter"),
         ],
     )
-    def test_what_cannot_be_is_refused_by_name(
+    def test_invalid_fields_are_refused_by_name(
         self, client: TestClient, change: dict[str, Any], param: str, code: str
     ) -> None:
         body = {"name": "orders", "url": "http://127.0.0.1:1/", "event_types": BOTH} | change
-        error = problem_of(client.post("/v1/webhook_endpoints", json=body), 400)
+        error = error_of(client.post("/v1/webhook_endpoints", json=body), 400)
         assert (error["param"], error["code"]) == (param, code)
 
     @pytest.mark.parametrize("missing", ["name", "url", "event_types"])
-    def test_what_is_missing_is_named(self, client: TestClient, missing: str) -> None:
+    def test_a_missing_field_is_named(self, client: TestClient, missing: str) -> None:
         body = {"name": "orders", "url": "http://127.0.0.1:1/", "event_types": BOTH}
         del body[missing]
-        error = problem_of(client.post("/v1/webhook_endpoints", json=body), 400)
+        error = error_of(client.post("/v1/webhook_endpoints", json=body), 400)
         assert (error["param"], error["code"]) == (missing, "missing_required_parameter")
 
     def test_a_changed_url_is_checked_too(self, client: TestClient, receiver: Receiver) -> None:
         made = register(client, receiver.url)
         path = f"/v1/webhook_endpoints/{made['id']}"
-        assert problem_of(client.post(path, json={"url": "https://[fe80::1]/"}), 400)["param"] == "url"
+        assert error_of(client.post(path, json={"url": "https://[fe80::1]/"}), 400)["param"] == "url"
         assert answer_of(client.get(path))["url"] == receiver.url
 
-    def test_bodies_that_cannot_be_read_are_refused(self, client: TestClient) -> None:
+    def test_malformed_bodies_are_refused(self, client: TestClient) -> None:
         path = "/v1/webhook_endpoints"
         as_json = {"content-type": "application/json"}
-        assert problem_of(client.post(path, content=b"{", headers=as_json), 400)["code"] == "invalid_body"
-        assert problem_of(client.post(path, content=b"[]", headers=as_json), 400)["code"] == "invalid_body"
-        assert problem_of(client.post(path, content=b"a=b"), 415)["code"] == "unsupported_media_type"
+        assert error_of(client.post(path, content=b"{", headers=as_json), 400)["code"] == "invalid_body"
+        assert error_of(client.post(path, content=b"[]", headers=as_json), 400)["code"] == "invalid_body"
+        assert error_of(client.post(path, content=b"a=b"), 415)["code"] == "unsupported_media_type"
         huge = json.dumps({"name": "a" * 100_000}).encode()
-        assert problem_of(client.post(path, content=huge, headers=as_json), 413)["code"] == "body_too_large"
+        assert error_of(client.post(path, content=huge, headers=as_json), 413)["code"] == "body_too_large"
 
     @pytest.mark.parametrize("query", ["limit=0", "limit=101", "limit=x", "after=" + "a" * 65])
     @pytest.mark.parametrize("path", ["webhook_endpoints", "webhook_deliveries"])
-    def test_pages_have_bounds(self, client: TestClient, path: str, query: str) -> None:
-        assert problem_of(client.get(f"/v1/{path}?{query}"), 400)["param"] == query.partition("=")[0]
+    def test_page_parameters_are_validated(self, client: TestClient, path: str, query: str) -> None:
+        assert error_of(client.get(f"/v1/{path}?{query}"), 400)["param"] == query.partition("=")[0]
 
     @pytest.mark.parametrize(
         ("method", "path"),
@@ -228,16 +228,16 @@ class TestRefusals:
             ("POST", "webhook_deliveries/whd_1/redeliver"),
         ],
     )
-    def test_what_is_not_there_is_not_found(self, client: TestClient, method: str, path: str) -> None:
+    def test_unknown_ids_are_404(self, client: TestClient, method: str, path: str) -> None:
         body = {"event_type": "video.failed"} if path.endswith("/test") else {}
-        error = problem_of(client.request(method, f"/v1/{path}", json=body), 404)
+        error = error_of(client.request(method, f"/v1/{path}", json=body), 404)
         assert error["code"] in ("webhook_endpoint_not_found", "webhook_delivery_not_found")
 
 
 class TestCallbacks:
     @pytest.mark.parametrize("name", ["callback_url", "webhook_url"])
     @pytest.mark.parametrize("encoding", ["json", "data"])
-    def test_a_request_can_name_its_receiver(
+    def test_a_request_can_have_a_callback_url(
         self, client: TestClient, services: Services, receiver: Receiver, name: str, encoding: str
     ) -> None:
         video = answer_of(client.post("/v1/videos", **{encoding: {"prompt": PROMPT, name: f"{receiver.url}/mine"}}))  # type: ignore[arg-type]
@@ -256,15 +256,15 @@ class TestCallbacks:
             ("data", "video.failed"),
         ],
     )
-    def test_it_can_choose_which_ends_are_told(
+    def test_it_can_choose_its_event_types(
         self, client: TestClient, services: Services, receiver: Receiver, encoding: str, events: Any
     ) -> None:
         body = {"prompt": PROMPT, "callback_url": receiver.url, "callback_events": events}
-        told, silent = (answer_of(client.post("/v1/videos", **{encoding: body}))["id"] for _ in range(2))  # type: ignore[arg-type]
-        services.store.cancel(told)
+        cancelled, silent = (answer_of(client.post("/v1/videos", **{encoding: body}))["id"] for _ in range(2))  # type: ignore[arg-type]
+        services.store.cancel(cancelled)
         complete(services, silent)
         deliver(services)
-        assert [json.loads(got.body)["data"]["id"] for got in receiver.received] == [told]
+        assert [json.loads(got.body)["data"]["id"] for got in receiver.received] == [cancelled]
 
     @pytest.mark.parametrize(
         "change",
@@ -282,10 +282,10 @@ class TestCallbacks:
             {"callback_events": ["video.failed"]},
         ],
     )
-    def test_what_cannot_be_told_is_refused_before_there_is_a_job(
+    def test_an_invalid_callback_is_refused_before_a_job_is_created(
         self, client: TestClient, services: Services, change: dict[str, Any]
     ) -> None:
-        error = problem_of(client.post("/v1/videos", json={"prompt": PROMPT} | change), 400)
+        error = error_of(client.post("/v1/videos", json={"prompt": PROMPT} | change), 400)
         assert error["code"] == "invalid_value"
         assert services.store.list()[0] == []
 
@@ -299,9 +299,7 @@ class TestCallbacks:
 
 
 class TestDeliveries:
-    def test_the_log_shows_every_attempt_and_nothing_the_receiver_said(
-        self, client: TestClient, services: Services
-    ) -> None:
+    def test_the_log_shows_every_attempt_and_no_response_body(self, client: TestClient, services: Services) -> None:
         with Receiver(status(500, x_secret="internal")) as receiver:
             endpoint = register(client, f"{receiver.url}/hook")
             video = answer_of(client.post("/v1/videos", json={"prompt": PROMPT}))["id"]
@@ -347,7 +345,7 @@ class TestDeliveries:
         assert answer_of(client.get(f"/v1/webhook_deliveries/{done['id']}"))["attempt_count"] == 2
 
 
-def test_somebody_elses_things_are_not_there(services: Services, receiver: Receiver) -> None:
+def test_endpoints_and_deliveries_of_other_owners_are_404(services: Services, receiver: Receiver) -> None:
     app = create_app(services)
     with TestClient(app) as client:
         endpoint = register(client, receiver.url)
@@ -356,7 +354,7 @@ def test_somebody_elses_things_are_not_there(services: Services, receiver: Recei
         complete(services, video)
         deliver(services)
         (delivery,) = answer_of(client.get("/v1/webhook_deliveries"))["data"]
-        app.dependency_overrides[get_webhook_owner] = lambda: "somebody"
+        app.dependency_overrides[get_webhook_owner] = lambda: "other"
         assert answer_of(client.get("/v1/webhook_endpoints"))["data"] == []
         assert answer_of(client.get("/v1/webhook_deliveries"))["data"] == []
         assert answer_of(client.get(f"/v1/webhook_deliveries?video_id={video}"))["data"] == []
@@ -371,14 +369,14 @@ def test_somebody_elses_things_are_not_there(services: Services, receiver: Recei
             client.get(f"/v1/webhook_deliveries/{delivery['id']}"),
             client.post(f"/v1/webhook_deliveries/{delivery['id']}/redeliver"),
         ):
-            problem_of(answer, 404)
+            error_of(answer, 404)
     assert len(receiver.received) == 1
 
 
-def test_by_default_nothing_internal_and_nothing_unencrypted_may_be_told(valkey: str, tmp_path: Any) -> None:
+def test_by_default_internal_and_unencrypted_receivers_are_refused(valkey: str, tmp_path: Any) -> None:
     opened = open_services(Settings(redis_url=valkey, data_dir=tmp_path, auth="off"))
     with TestClient(create_app(opened)) as client:
         for url in ("http://93.184.216.34/", "https://127.0.0.1/", "http://127.0.0.1:9000/"):
             body = {"name": "orders", "url": url, "event_types": BOTH}
-            assert problem_of(client.post("/v1/webhook_endpoints", json=body), 400)["param"] == "url"
+            assert error_of(client.post("/v1/webhook_endpoints", json=body), 400)["param"] == "url"
     opened.close()

@@ -77,7 +77,7 @@ def waits_for_the_storage(services: Services, proxy: FaultyProxy, job_id: str) -
 
 def is_stored(services: Services, job: Job) -> bool:
     assert job.output is not None
-    return services.storage.holds(job.output.key, size_bytes=job.output.size_bytes, sha256=job.output.sha256)
+    return services.storage.matches(job.output.key, size_bytes=job.output.size_bytes, sha256=job.output.sha256)
 
 
 def on_scratch(services: Services, job_id: str) -> list[Path]:

@@ -23,14 +23,14 @@ import numpy as np
 
 from service.catalog.model_entry import ModelEntry
 from service.catalog.registry import ModelRegistry
-from service.errors import StorageError, UnstorableFile
+from service.errors import PermanentStorageError, StorageError
 from service.jobs.model import Generation, Phase
 from service.log_config import configure_logging, log_context
 from service.process.parent_watch import watch_parent
 from service.settings import Settings
 from service.storage import StorageRetry, VideoStorage, object_keys
 from service.storage.manifest import Manifest
-from service.storage.metrics import MeasuredStorage, StorageCall
+from service.storage.metrics import StorageCall, measured
 from service.wiring import open_storage
 from worker.child.checkpoint_writer import CheckpointWriter, State
 from worker.child.upload import Uploader
@@ -103,9 +103,9 @@ def serve(first: Connection, second: Connection, parent: int, settings: Settings
     watch_parent(parent, lambda: os._exit(71))  # a child whose parent was killed would hold the GPU for ever
     began = time.monotonic()
     engine, line, other = load(), ParentChannel(first), ParentChannel(second)
-    storage = MeasuredStorage(open_storage(settings), line.note)
+    storage = measured(open_storage(settings), line.note)
     delivery = _delivery(settings, storage)
-    finisher = Postprocessor(engine, other, _delivery(settings, MeasuredStorage(open_storage(settings), other.note)))
+    finisher = Postprocessor(engine, other, _delivery(settings, measured(open_storage(settings), other.note)))
     line.send(Ready(seconds=time.monotonic() - began))
     while True:
         try:
@@ -250,7 +250,7 @@ def _guarded(engine: Producer, keeper: CheckpointWriter, work: Callable[[], T]) 
         return answer
     except _StopAsked:
         return Stopped()
-    except UnstorableFile:
+    except PermanentStorageError:
         log.exception("the files on scratch were harmed")
         return Failed("internal_error", UNKNOWN, can_retry=True)
     except StorageError as e:

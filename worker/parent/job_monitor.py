@@ -147,7 +147,7 @@ class JobMonitor:
         except RedisError as e:
             # Nothing is concluded from an outage: who gets the job is decided when Redis is back.
             log.warning("%s: no beat: %s", self.job.id, type(e).__name__)
-            self._is_redis_away, self._next_beat = True, time.monotonic() + self.settings.again_s
+            self._is_redis_away, self._next_beat = True, time.monotonic() + self.settings.redis_retry_s
             return
         self._is_redis_away = False
         if beats:

@@ -166,7 +166,7 @@ class Runner:
                     raise
                 log.warning("the end of a job waits for Redis: %s", type(e).__name__)
                 self.heartbeat_file.beat()
-                time.sleep(settings.again_s)
+                time.sleep(settings.redis_retry_s)
 
     def _forget_checkpoint(self, job: Job, is_ours: bool) -> None:
         """As soon as the job is over; what stays behind here is the maintenance's to find."""

@@ -1,4 +1,4 @@
-"""Examples for the contract, made by the code that makes the real answers, so they cannot be wrong for long."""
+"""Examples of the OpenAPI description, made by the code that makes the real responses."""
 
 from __future__ import annotations
 
@@ -6,21 +6,34 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from service.api.schemas import DeletedVideo, Model, ModelList, QueueReport, VideoList, model_queue
+from service.api.webhook_schemas import (
+    DeletedWebhookEndpoint,
+    WebhookAttempt,
+    WebhookCallbackSecret,
+    WebhookDelivery,
+    WebhookDeliveryList,
+    WebhookEndpoint,
+    WebhookEndpointList,
+    WebhookEndpointTest,
+    WebhookEndpointWithSecret,
+    WebhookEventTypeList,
+)
 from service.catalog.model_entry import ModelEntry
 from service.catalog.registry import ModelRegistry
-from service.jobs.model import Job, JobState, Output, Phase, VideoRequest
+from service.jobs.model import EVENT_TYPES, Job, JobState, Output, Phase, VideoRequest
 from service.jobs.queue_stats import QueueStats, WorkerStats
 from service.settings import Settings
 from service.storage import FileStorage
-from service.wire.video import Renderer
-
-PROMPT = "a red circle moving left on a teal background"
+from service.webhooks.deliveries import State
+from service.wire.video import Renderer, Video
 
 REQUESTS: dict[str, dict[str, Any]] = {
-    "prompt only": {"prompt": PROMPT},
-    "with settings": {
-        "prompt": PROMPT,
+    "PromptOnly": {"prompt": "a red circle moving left on a teal background"},
+    "PromptAndSettings": {
+        "prompt": "a red circle moving left on a teal background",
         "model": "demo",
         "size": "384x384",
         "seconds": "1",
@@ -29,48 +42,18 @@ REQUESTS: dict[str, dict[str, Any]] = {
         "sampler": {"combination": "IV-IV", "interval": [0.3, 1.0]},
         "metadata": {"project": "shapes"},
     },
+    "RemixPrompt": {"prompt": "a blue square moving up on a pink background"},
+    "CreateWebhookEndpoint": {
+        "name": "my app",
+        "url": "https://app.example.com/hooks",
+        "event_types": ["video.completed", "video.failed"],
+    },
+    "UpdateWebhookEndpoint": {"url": "https://app.example.com/hooks/2"},
+    "RotateWebhookSecret": {"keep_old_secret_active_for_24_hours": True},
+    "TestWebhookEndpoint": {"event_type": "video.completed"},
 }
-REMIXES: dict[str, dict[str, Any]] = {"another prompt": {"prompt": "a blue square moving up on a pink background"}}
 
 _CREATED_AT = 1795392000.0  # 2026-11-23
-
-
-def answers() -> dict[str, Any]:
-    """Example bodies by operation id."""
-    queued, running, completed, failed = (_video(_job(state)) for state in _STATES)
-    entry = _demo()
-    running_job = _job(JobState.RUNNING)
-    at_work = WorkerStats(name="d41d8cd9", state="busy", last_seen=_CREATED_AT + 6, job=running_job)
-    load = QueueStats(
-        model="demo", queued=3, running=1, workers=(at_work,), videos_per_hour=412.0, seconds_per_video=8.5
-    )
-    return {
-        "create_video": {"queued": queued},
-        "remix_video": {"queued": queued | {"remixed_from_video_id": completed["id"]}},
-        "retrieve_video": {"in progress": running, "completed": completed, "failed": failed},
-        "cancel_video": {"failed": failed},
-        "list_videos": {
-            "a page": VideoList.model_validate(
-                {"data": [completed], "first_id": completed["id"], "last_id": completed["id"], "has_more": True}
-            ).model_dump(mode="json")
-        },
-        "delete_video": {"deleted": DeletedVideo(id=completed["id"]).model_dump(mode="json")},
-        "list_models": {"the demo": ModelList(data=[Model.model_validate(entry)]).model_dump(mode="json")},
-        "retrieve_model": {"the demo": Model.model_validate(entry).model_dump(mode="json")},
-        "report_queue": {"busy": QueueReport(data=[model_queue(load, None)]).model_dump(mode="json")},
-        "follow_video": {
-            "progress": {
-                "event": "video.progress",
-                "id": "running.1.5.sampling.-",
-                "retry": 2000,
-                "data": json.dumps(running),
-            }
-        },
-        "live": {"well": {"status": "ok"}},
-        "ready": {"well": {"status": "ok"}},
-    }
-
-
 _STATES: dict[JobState, dict[str, Any]] = {
     JobState.QUEUED: {},
     JobState.RUNNING: {"started_at": _CREATED_AT + 2, "attempt": 1, "step": 5, "phase": Phase.SAMPLING},
@@ -88,18 +71,99 @@ _STATES: dict[JobState, dict[str, Any]] = {
 }
 
 
-def _demo() -> ModelEntry:
+def examples() -> dict[str, Any]:
+    """Example bodies by their name under `components/examples`."""
+    bodies = _video_bodies() | _webhook_bodies()
+    return REQUESTS | {"Status": {"status": "ok"}, "ProgressEvent": _progress_event(bodies["VideoInProgress"])} | bodies
+
+
+def _video_bodies() -> dict[str, Any]:
+    queued, running, completed, cancelled = (_video(_job(state)) for state in _STATES)
+    entry = _demo_model()
+    model = Model.model_validate(entry)
+    worker = WorkerStats(name="d41d8cd9", state="busy", last_seen=_CREATED_AT + 6, job=_job(JobState.RUNNING))
+    stats = QueueStats(
+        model="demo", queued=3, running=1, workers=(worker,), videos_per_hour=412.0, seconds_per_video=8.5
+    )
+    return _dumped(
+        VideoQueued=queued,
+        VideoRemixed=queued.model_copy(update={"remixed_from_video_id": completed.id}),
+        VideoInProgress=running,
+        VideoCompleted=completed,
+        VideoCancelled=cancelled,
+        VideoList=VideoList(data=[completed], first_id=completed.id, last_id=completed.id, has_more=True),
+        DeletedVideo=DeletedVideo(id=completed.id),
+        Model=model,
+        ModelList=ModelList(data=[model]),
+        QueueReport=QueueReport(data=[model_queue(stats, None)]),
+    )
+
+
+def _webhook_bodies() -> dict[str, Any]:
+    at = int(_CREATED_AT)
+    secret = "whsec_" + "A" * 43 + "="
+    endpoint = WebhookEndpoint(
+        **REQUESTS["CreateWebhookEndpoint"],
+        id="whe_019ab0d8a8007c3e",
+        created_at=at,
+        updated_at=at,
+        signing_secret_hint=secret[-4:],
+        enabled=True,
+        disabled_at=None,
+    )
+    delivery = WebhookDelivery(
+        id="whd_019ab0d8a8007c3e",
+        event_id="evt_019ab0d8a8007c3e",
+        event_type="video.completed",
+        video_id="video_019ab0d8a8007c3e8f5d2b1c9e4a7f60",
+        webhook_endpoint_id=endpoint.id,
+        url=None,
+        status=State.DELIVERED,
+        created_at=at,
+        next_attempt_at=None,
+        completed_at=at + 1,
+        error=None,
+        attempt_count=1,
+        attempts=[WebhookAttempt(at=at + 1.0, status_code=204, error=None, duration_s=0.05)],
+    )
+    return _dumped(
+        WebhookEndpoint=endpoint,
+        WebhookEndpointWithSecret=WebhookEndpointWithSecret(**endpoint.model_dump(), signing_secret=secret),
+        WebhookEndpointList=WebhookEndpointList(
+            data=[endpoint], first_id=endpoint.id, last_id=endpoint.id, has_more=False
+        ),
+        DeletedWebhookEndpoint=DeletedWebhookEndpoint(id=endpoint.id),
+        WebhookEndpointTest=WebhookEndpointTest(
+            webhook_endpoint_id=endpoint.id, event_type="video.completed", status_code=204
+        ),
+        WebhookEventTypeList=WebhookEventTypeList(data=list(EVENT_TYPES)),
+        WebhookCallbackSecret=WebhookCallbackSecret(signing_secret=secret),
+        WebhookDelivery=delivery,
+        WebhookDeliveryList=WebhookDeliveryList(
+            data=[delivery], first_id=delivery.id, last_id=delivery.id, has_more=False
+        ),
+    )
+
+
+def _dumped(**bodies: BaseModel) -> dict[str, Any]:
+    return {name: body.model_dump(mode="json") for name, body in bodies.items()}
+
+
+def _progress_event(video: dict[str, Any]) -> dict[str, Any]:
+    return {"event": "video.progress", "id": "running.1.5.sampling.-", "retry": 2000, "data": json.dumps(video)}
+
+
+def _demo_model() -> ModelEntry:
     return ModelRegistry.load().get("demo")
 
 
 def _job(state: JobState) -> Job:
-    request = VideoRequest.model_validate(REQUESTS["with settings"])
-    job = Job.requested(request, _demo().resolve(request))
+    request = VideoRequest.model_validate(REQUESTS["PromptAndSettings"])
+    job = Job.requested(request, _demo_model().resolve(request))
     known = {"id": "video_019ab0d8a8007c3e8f5d2b1c9e4a7f60", "created_at": _CREATED_AT, "state": state}
     return job.model_copy(update=known | _STATES[state])
 
 
-def _video(job: Job) -> dict[str, Any]:
-    position = 0 if job.state is JobState.QUEUED else None
-    shown = Renderer(Settings.model_construct(), FileStorage(Path())).video(job, queue_position=position)
-    return shown.model_dump(mode="json")
+def _video(job: Job) -> Video:
+    renderer = Renderer(Settings.model_construct(), FileStorage(Path()))
+    return renderer.video(job, queue_position=0 if job.state is JobState.QUEUED else None)

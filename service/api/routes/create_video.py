@@ -1,21 +1,23 @@
-"""What makes a video: create, remix, and create-and-wait. One way from a request to a job for all three."""
+"""POST /v1/videos and remix. `submit_job`, the path from a request to a job, also serves create-and-wait."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Request, Response
+from pydantic import Field
+from pydantic.json_schema import SkipJsonSchema
 from redis.exceptions import RedisError
 from starlette.concurrency import run_in_threadpool
 
-from service.api.auth import Principal, Wired, Writer
-from service.api.errors import responses
-from service.api.parsing import parse, read_body, read_request
+from service.api.auth import Principal, ServicesDep, Writer
+from service.api.openapi.responses import errors, example_refs, ref, success
+from service.api.parsing import FORMS, parse, read_body, read_request
 from service.api.rate_limits import waiting_limits
-from service.api.routes.videos import POLL_AFTER_MS, find
+from service.api.routes.videos import POLL_AFTER_MS, get_job
 from service.catalog.model_entry import ModelEntry
 from service.errors import InvalidParameter, ModelNotFound
 from service.jobs.model import Job, VideoRequest
@@ -28,15 +30,23 @@ log = logging.getLogger("ivmix.api")
 router = APIRouter(prefix="/v1", tags=["videos"])
 
 IdempotencyKey = Annotated[
-    str | None,
+    Annotated[str, Field(pattern=r"^[ -~]{1,255}$")] | SkipJsonSchema[None],
     Header(
         alias="Idempotency-Key",
-        pattern=r"^[ -~]{1,255}$",
-        description="a name for this request: sent again within 24 hours, it brings the first one's video",
+        description="Identifies this request: repeated within 24 hours, it returns the video of the first one",
     ),
 ]
 
-REFUSALS = responses(400, 401, 403, 413, 415, 422, 429)
+CREATE_ERRORS = errors(400, 413, 415, 422, 429)
+
+
+def request_body(*examples: str) -> dict[str, Any]:
+    """The `openapi_extra=` of a route that reads a VideoRequest."""
+    schemas = {"application/json": "VideoRequest", **dict.fromkeys(FORMS, "VideoForm")}
+    content = {
+        kind: {"schema": ref("schemas", name), "examples": example_refs(examples)} for kind, name in schemas.items()
+    }
+    return {"requestBody": {"required": True, "content": content}}
 
 
 async def rate_limited(request: Request, writer: Writer) -> Principal:
@@ -45,89 +55,108 @@ async def rate_limited(request: Request, writer: Writer) -> Principal:
     return writer
 
 
-# Declared before the body, so a request over the limit is not read.
-Creator = Annotated[Principal, Depends(rate_limited)]
-Wanted = Annotated[VideoRequest, Depends(read_request)]
-
-
-@router.post("/videos", summary="Create a video", responses=REFUSALS)
-def create_video(
-    creator: Creator, wanted: Wanted, services: Wired, response: Response, idempotency_key: IdempotencyKey = None
-) -> Video:
-    job = submit(services, creator, wanted, idempotency_key, response)
-    return shown(services, job, response)
+# Declared before the body in the endpoints, so that the body of a rejected request is not read.
+RateLimitedWriter = Annotated[Principal, Depends(rate_limited)]
+RequestBody = Annotated[VideoRequest, Depends(read_request)]
 
 
 @router.post(
-    "/videos/{video_id}/remix", summary="The same again with another prompt", responses=REFUSALS | responses(404)
+    "/videos",
+    summary="Create a video",
+    responses=success("The queued video", "openai-poll-after-ms", "idempotent-replayed", examples=("VideoQueued",))
+    | CREATE_ERRORS,
+    openapi_extra=request_body("PromptOnly", "PromptAndSettings"),
 )
-async def remix_video(
-    creator: Creator,
-    video_id: str,
-    request: Request,
-    services: Wired,
+def create_video(
+    writer: RateLimitedWriter,
+    body: RequestBody,
+    services: ServicesDep,
     response: Response,
     idempotency_key: IdempotencyKey = None,
 ) -> Video:
-    """Settings and seed are those of the source, unless given; a source that was deleted cannot be remixed."""
-    source = await run_in_threadpool(find, services, creator, video_id)
-    wanted = parse(await read_body(request), source.generation)
+    job = submit_job(services, writer, body, idempotency_key, response)
+    return _render_created(services, job, response)
+
+
+@router.post(
+    "/videos/{video_id}/remix",
+    summary="Remix a video",
+    description="Creates a video with the settings and seed of another one, and a new prompt. Fields in the body "
+    "override the source. A deleted video cannot be remixed.",
+    responses=success("The queued video", "openai-poll-after-ms", "idempotent-replayed", examples=("VideoRemixed",))
+    | CREATE_ERRORS
+    | errors(404),
+    openapi_extra=request_body("RemixPrompt"),
+)
+async def remix_video(
+    writer: RateLimitedWriter,
+    video_id: str,
+    request: Request,
+    services: ServicesDep,
+    response: Response,
+    idempotency_key: IdempotencyKey = None,
+) -> Video:
+    source = await run_in_threadpool(get_job, services, writer, video_id)
+    body = parse(await read_body(request), source.generation)
 
     def remix() -> Video:
-        job = submit(services, creator, wanted, idempotency_key, response, remixed_from=source.id)
-        return shown(services, job, response)
+        job = submit_job(services, writer, body, idempotency_key, response, remixed_from=source.id)
+        return _render_created(services, job, response)
 
     return await run_in_threadpool(remix)
 
 
-def submit(
+def submit_job(
     services: Services,
-    creator: Principal,
-    wanted: VideoRequest,
+    principal: Principal,
+    body: VideoRequest,
     idempotency_key: str | None,
     response: Response,
     *,
     remixed_from: str | None = None,
 ) -> Job:
-    """Raises what the request did wrong, before anything is written; QueueFull; IdempotencyKeyReused."""
-    named = Idempotency(_bare(idempotency_key), _fingerprint(wanted, remixed_from)) if idempotency_key else None
-    # First: a repetition brings its video whatever the model offers and the receiver's name means by now.
-    if named and (before := services.store.find_repeated(creator.owner, named)):
+    """Creates and enqueues a job, or returns the job of an earlier request with the same idempotency key.
+
+    Raises InvalidParameter, QueueFull or IdempotencyKeyReused; nothing is written then.
+    """
+    idempotency = Idempotency(_unquoted(idempotency_key), _fingerprint(body, remixed_from)) if idempotency_key else None
+    # Before validation: a replay succeeds even if the model or the receiver would be rejected by now.
+    if idempotency and (earlier := services.store.find_repeated(principal.owner, idempotency)):
         response.headers["idempotent-replayed"] = "true"
-        return before
-    generation = _model(services, wanted.model).resolve(wanted)
-    if wanted.callback_url is not None:
-        services.webhooks.receivers.check(wanted.callback_url, "callback_url")
-    job = Job.requested(wanted, generation, owner=creator.owner, remixed_from=remixed_from)
+        return earlier
+    generation = _model(services, body.model).resolve(body)
+    if body.callback_url is not None:
+        services.webhooks.receivers.check(body.callback_url, "callback_url")
+    job = Job.requested(body, generation, owner=principal.owner, remixed_from=remixed_from)
     queue = generate_queue(services.redis, generation.model, job_timeout_s=services.settings.job_timeout_s)
-    limits = waiting_limits(creator, services.settings.max_waiting)
-    kept = services.store.create(job, queue, limits=limits, idempotency=named)
-    if kept.id == job.id:
+    limits = waiting_limits(principal, services.settings.max_waiting)
+    created = services.store.create(job, queue, limits=limits, idempotency=idempotency)
+    if created.id == job.id:
         log.info("%s created, model %s", job.id, generation.model)
     else:
         response.headers["idempotent-replayed"] = "true"
-    return kept
+    return created
 
 
-def shown(services: Services, job: Job, response: Response) -> Video:
+def _render_created(services: Services, job: Job, response: Response) -> Video:
     response.headers["openai-poll-after-ms"] = POLL_AFTER_MS
     renderer = Renderer(services.settings, services.storage)
     try:
         found = services.store.show(job.id)
-    except RedisError:  # the job is safe already: an error now would make clients send it again
+    except RedisError:  # the job exists: after an error, clients would create it again
         found = None
     job, position = found or (job, None)
     return renderer.video(job, queue_position=position)
 
 
-def _fingerprint(wanted: VideoRequest, remixed_from: str | None) -> str:
-    """Of what was meant, not of the bytes: a multipart body has another boundary each time."""
-    meant = json.dumps([wanted.model_dump(mode="json"), remixed_from], sort_keys=True)
-    return hashlib.sha256(meant.encode()).hexdigest()
+def _fingerprint(body: VideoRequest, remixed_from: str | None) -> str:
+    """Hash of the parsed request; raw multipart bodies differ in their boundary."""
+    parsed = json.dumps([body.model_dump(mode="json"), remixed_from], sort_keys=True)
+    return hashlib.sha256(parsed.encode()).hexdigest()
 
 
-def _bare(key: str) -> str:
-    """The draft RFC writes the key as a quoted string, most clients do not."""
+def _unquoted(key: str) -> str:
+    """The IETF draft quotes the key; most clients do not."""
     return key[1:-1] if len(key) > 2 and key[0] == key[-1] == '"' else key
 
 

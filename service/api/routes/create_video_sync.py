@@ -1,10 +1,9 @@
-"""POST /v1/videos/sync: create, wait, and answer with the film itself. For scripts; bounded in time and number."""
+"""POST /v1/videos/sync: create a video, wait, and respond with the MP4. Bounded in time and number."""
 
 from __future__ import annotations
 
 import logging
 import time
-from typing import Any
 
 import anyio
 from fastapi import APIRouter, Request, Response
@@ -12,81 +11,96 @@ from fastapi.responses import StreamingResponse
 from redis.exceptions import RedisError
 from starlette.concurrency import run_in_threadpool
 
-from service.api.auth import Wired
-from service.api.errors import responses
+from service.api.auth import ServicesDep
 from service.api.open_requests import OpenRequests
-from service.api.routes.create_video import REFUSALS, Creator, IdempotencyKey, Wanted, submit
-from service.errors import NoVideo, VideoExpired
+from service.api.openapi.responses import FILE, errors, success
+from service.api.routes.create_video import (
+    CREATE_ERRORS,
+    IdempotencyKey,
+    RateLimitedWriter,
+    RequestBody,
+    request_body,
+    submit_job,
+)
+from service.errors import SyncRequestFailed, VideoExpired
 from service.jobs.model import Job, JobState
 from service.wire.video import file_name
 from service.wiring import Services
 
-LOOK_EVERY_S = 0.25
+POLL_INTERVAL_S = 0.25
 
 log = logging.getLogger("ivmix.api")
 router = APIRouter(prefix="/v1", tags=["videos"])
-
-_VIDEO_RESPONSE: dict[int | str, dict[str, Any]] = {
-    200: {
-        "description": "The film",
-        "content": {"video/mp4": {"schema": {"type": "string", "format": "binary"}}},
-    }
-}
 
 
 @router.post(
     "/videos/sync",
     summary="Create a video and wait for it",
+    description="Responds with the MP4. If the client disconnects, the video is cancelled, unless the request has an "
+    "Idempotency-Key and can therefore be repeated. After `IVMIX_SYNC_TIMEOUT_S` seconds the response is 504 with the "
+    "id of the video, which continues to run.",
     response_class=Response,
-    responses=_VIDEO_RESPONSE | REFUSALS | responses(404, 504),
+    responses=success(
+        "The MP4", "x-video-id", "idempotent-replayed", "content-disposition", content={"video/mp4": FILE}
+    )
+    | CREATE_ERRORS
+    | errors(404)
+    | errors(400, 500, 504, prefix="Sync"),
+    openapi_extra=request_body("PromptOnly", "PromptAndSettings"),
 )
 async def create_video_sync(
-    request: Request, creator: Creator, wanted: Wanted, services: Wired, idempotency_key: IdempotencyKey = None
+    request: Request,
+    writer: RateLimitedWriter,
+    body: RequestBody,
+    services: ServicesDep,
+    idempotency_key: IdempotencyKey = None,
 ) -> Response:
-    """A client that goes away cancels its video, unless it named the request with an Idempotency-Key and so may come
-    back for it. After the server's `sync_timeout_s` the answer is 504 with the id, and the video goes on."""
-    held: OpenRequests = request.app.state.held
-    with held.slot():
-        told = Response()
-        job = await run_in_threadpool(submit, services, creator, wanted, idempotency_key, told)
-        job = await _ended(services, job, request, held, cancel_if_left=idempotency_key is None)
-    replayed = {name: value for name, value in told.headers.items() if name == "idempotent-replayed"}
+    open_requests: OpenRequests = request.app.state.open_requests
+    with open_requests.slot():
+        created = Response()  # receives the headers that `submit_job` sets
+        job = await run_in_threadpool(submit_job, services, writer, body, idempotency_key, created)
+        job = await _wait(services, job, request, open_requests, cancel_on_disconnect=idempotency_key is None)
+    replayed = {name: value for name, value in created.headers.items() if name == "idempotent-replayed"}
     return await run_in_threadpool(_video_response, services, job, {"x-video-id": job.id} | replayed)
 
 
-async def _ended(services: Services, job: Job, request: Request, held: OpenRequests, *, cancel_if_left: bool) -> Job:
-    """Raises NoVideo when it does not come in time."""
+async def _wait(
+    services: Services, job: Job, request: Request, open_requests: OpenRequests, *, cancel_on_disconnect: bool
+) -> Job:
+    """The job in its terminal state. Raises SyncRequestFailed if it does not end in time."""
     deadline = time.monotonic() + services.settings.sync_timeout_s
     while not job.state.is_terminal:
-        if time.monotonic() > deadline or held.stopping.is_set():
-            message = f"The video '{job.id}' is still {job.state}; ask for it at /v1/videos/{job.id}."
-            raise NoVideo(job.id, "sync_timeout", message)
-        if cancel_if_left and await request.is_disconnected():
-            log.info("%s cancelled: its client went away", job.id)
+        if time.monotonic() > deadline or open_requests.stopping.is_set():
+            message = f"The video '{job.id}' is still {job.state}; poll /v1/videos/{job.id}."
+            raise SyncRequestFailed(job.id, "sync_timeout", message)
+        if cancel_on_disconnect and await request.is_disconnected():
+            log.info("%s cancelled: its client disconnected", job.id)
             await run_in_threadpool(services.store.cancel, job.id)
-            raise NoVideo(job.id, "cancelled", "The client went away.")
-        await anyio.sleep(LOOK_EVERY_S)
+            raise SyncRequestFailed(job.id, "cancelled", "The client disconnected.")
+        await anyio.sleep(POLL_INTERVAL_S)
         try:
-            job = await run_in_threadpool(_look, services, job)
-        except RedisError:  # the next look may find it again
+            job = await run_in_threadpool(_reload, services, job)
+        except RedisError:  # try again until the deadline
             continue
     return job
 
 
-def _look(services: Services, job: Job) -> Job:
-    now = services.store.get(job.id)
-    if now is None:
-        raise NoVideo(job.id, "cancelled", f"The video '{job.id}' was deleted.")
-    return (services.store.get(job.id) or now) if services.store.give_up_overdue(now) else now
+def _reload(services: Services, job: Job) -> Job:
+    current = services.store.get(job.id)
+    if current is None:
+        raise SyncRequestFailed(job.id, "cancelled", f"The video '{job.id}' was deleted.")
+    return (services.store.get(job.id) or current) if services.store.give_up_overdue(current) else current
 
 
 def _video_response(services: Services, job: Job, headers: dict[str, str]) -> Response:
     if job.output is None:
         reason = "cancelled" if job.state is JobState.CANCELLED else job.error.code if job.error else "internal_error"
-        raise NoVideo(job.id, reason, job.error.message if job.error else f"The video '{job.id}' was cancelled.")
+        raise SyncRequestFailed(
+            job.id, reason, job.error.message if job.error else f"The video '{job.id}' was cancelled."
+        )
     size = services.storage.size(job.output.key)
     if size is None:
-        raise VideoExpired(f"The video of '{job.id}' is not stored any more.")
+        raise VideoExpired(f"The video '{job.id}' is no longer stored.")
     name = file_name(job, "video", job.output.media_type)
     headers |= {"content-length": str(size), "content-disposition": f'attachment; filename="{name}"'}
     return StreamingResponse(services.storage.open(job.output.key), 200, headers, job.output.media_type)

@@ -1,4 +1,4 @@
-"""GET /docs: the contract as a page. Its script and style come from a package, so it works without the internet."""
+"""GET /docs: Swagger UI. Its assets come from a Python package, so the page works offline."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fastapi.staticfiles import StaticFiles
 _ASSETS = "/docs/assets"
 
 
-def install(app: FastAPI) -> None:
+def add_docs(app: FastAPI) -> None:
     async def show_docs(request: Request) -> HTMLResponse:
         root = request.scope.get("root_path", "")
         return get_swagger_ui_html(

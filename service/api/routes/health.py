@@ -1,4 +1,4 @@
-"""Am I alive, and should traffic come to me. The storage is not asked: status polling must survive its outages."""
+"""Liveness and readiness probes. Storage is not probed: status polls must keep working during its outages."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from redis.exceptions import RedisError
 
-from service.api.errors import problem, responses
+from service.api.errors import error_response
+from service.api.openapi.responses import errors, success
 from service.errors import ServiceUnavailable
 from service.wiring import Services
 
@@ -17,17 +18,22 @@ log = logging.getLogger("ivmix.api")
 router = APIRouter(tags=["health"])
 
 
-@router.get("/livez", summary="The process answers")
+@router.get("/livez", summary="Liveness probe", responses=success("The process runs", examples=("Status",)))
 async def live() -> dict[str, str]:
     return {"status": "ok"}
 
 
-@router.get("/readyz", summary="Jobs can be taken", responses=responses(503), response_model=dict[str, str])
+@router.get(
+    "/readyz",
+    summary="Readiness probe",
+    responses=success("The job store accepts writes", examples=("Status",)) | errors(503),
+    response_model=dict[str, str],
+)
 def ready(request: Request) -> Any:
     services: Services = request.app.state.services
     try:
-        services.probe.set("ivm:ready", "1", ex=60)  # a write: a Redis with a full disk still answers PING
+        services.probe.set("ivm:ready", "1", ex=60)  # a Redis with a full disk still answers PING
     except RedisError as e:
         log.warning("not ready: %s", type(e).__name__)
-        return problem(503, "The job store cannot be written.", code=ServiceUnavailable.code)
+        return error_response(503, "The job store does not accept writes.", code=ServiceUnavailable.code)
     return JSONResponse({"status": "ok"})

@@ -1,22 +1,26 @@
-"""/v1/models: what this server can draw with, as the SDKs list it, and what each model can do."""
+"""GET /v1/models: the available models and their limits."""
 
 from __future__ import annotations
 
 from fastapi import APIRouter
 
-from service.api.auth import Reader, Wired
-from service.api.errors import responses
+from service.api.auth import Reader, ServicesDep
+from service.api.openapi.responses import errors, success
 from service.api.schemas import Model, ModelList
 
 router = APIRouter(prefix="/v1", tags=["models"])
 
 
-@router.get("/models", summary="Models and what they can do", responses=responses(401, 403))
-def list_models(_reader: Reader, services: Wired) -> ModelList:
+@router.get("/models", summary="List models", responses=success("All models", examples=("ModelList",)))
+def list_models(_reader: Reader, services: ServicesDep) -> ModelList:
     entries = (services.models.get(model) for model in services.models.ids())
     return ModelList(data=[Model.model_validate(entry) for entry in entries])
 
 
-@router.get("/models/{model}", summary="One model", responses=responses(401, 403, 404))
-def retrieve_model(model: str, _reader: Reader, services: Wired) -> Model:
+@router.get(
+    "/models/{model}",
+    summary="Retrieve a model",
+    responses=success("The model", examples=("Model",)) | errors(404),
+)
+def retrieve_model(model: str, _reader: Reader, services: ServicesDep) -> Model:
     return Model.model_validate(services.models.get(model))

@@ -1,18 +1,18 @@
-"""GET /v1/queue: how busy each model is, for dashboards and for deciding whether to wait."""
+"""GET /v1/queue: queue depth, workers and estimated wait per model."""
 
 from __future__ import annotations
 
 from fastapi import APIRouter
 
-from service.api.auth import Reader, Wired
-from service.api.errors import responses
+from service.api.auth import Reader, ServicesDep
+from service.api.openapi.responses import success
 from service.api.schemas import QueueReport, model_queue
 from service.jobs.queue_stats import queue_stats
 
 router = APIRouter(prefix="/v1", tags=["queue"])
 
 
-@router.get("/queue", summary="What waits, what runs, who works", responses=responses(401, 403))
-def report_queue(reader: Reader, services: Wired) -> QueueReport:
-    loads = (queue_stats(services.redis, services.store, model) for model in services.models.ids())
-    return QueueReport(data=[model_queue(load, reader.sees) for load in loads])
+@router.get("/queue", summary="Queue status", responses=success("One entry per model", examples=("QueueReport",)))
+def report_queue(reader: Reader, services: ServicesDep) -> QueueReport:
+    queues = (queue_stats(services.redis, services.store, model) for model in services.models.ids())
+    return QueueReport(data=[model_queue(stats, reader.visible_owner) for stats in queues])

@@ -1,4 +1,4 @@
-"""From what clients send to one request. The encodings as such are in integration/test_api.py."""
+"""Request parsing. The encodings as such are tested in integration/test_api.py."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.api.parsing import NO_OPS, parse, unbracket
+from service.api.parsing import NO_OPS, parse, parse_brackets
 from service.errors import InvalidParameter
 from tests.factories import PROMPT
 
@@ -23,7 +23,7 @@ def refused(body: dict[str, Any]) -> InvalidParameter:
 
 def test_brackets_become_objects_and_lists() -> None:
     form = [("a", "1"), ("b[c]", "2"), ("b[d][e]", "3"), ("f[]", "4"), ("f[]", "5"), ("g[h][]", "6")]
-    assert unbracket(form) == {"a": "1", "b": {"c": "2", "d": {"e": "3"}}, "f": ["4", "5"], "g": {"h": ["6"]}}
+    assert parse_brackets(form) == {"a": "1", "b": {"c": "2", "d": {"e": "3"}}, "f": ["4", "5"], "g": {"h": ["6"]}}
 
 
 @pytest.mark.parametrize(
@@ -40,13 +40,13 @@ def test_brackets_become_objects_and_lists() -> None:
 )
 def test_a_form_that_contradicts_itself_is_refused(form: list[tuple[str, str]]) -> None:
     with pytest.raises(InvalidParameter):
-        unbracket(form)
+        parse_brackets(form)
 
 
 @given(st.lists(st.tuples(st.text("ab[]", max_size=8), st.text(max_size=3)), max_size=6))
 def test_any_form_is_read_or_refused(form: list[tuple[str, str]]) -> None:
     with contextlib.suppress(InvalidParameter):
-        assert isinstance(unbracket(form), dict)
+        assert isinstance(parse_brackets(form), dict)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_any_form_is_read_or_refused(form: list[tuple[str, str]]) -> None:
     [{"name": "ddim", "rho": 3}, '{"name": "ddim", "rho": 3}', "{'name': 'ddim', 'rho': 3}"],
     ids=["object", "JSON text", "Python text"],
 )
-def test_objects_come_in_three_ways(sampler: object) -> None:
+def test_objects_can_be_sent_in_three_ways(sampler: object) -> None:
     assert parse({"prompt": PROMPT, "sampler": sampler}).sampler == {"name": "ddim", "rho": 3}
 
 

@@ -59,14 +59,14 @@ def test_secrets_are_not_in_the_text_of_the_settings() -> None:
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.com"])
 def test_a_host_that_others_reach_needs_authentication_or_a_promise(host: str) -> None:
     with pytest.raises(ConfigurationError, match="IVMIX_ALLOW_OPEN"):
-        Settings(host=host, auth="off").refuse_open_host()
-    Settings(host=host).refuse_open_host()
-    Settings(host=host, auth="off", allow_open=True).refuse_open_host()
+        Settings(host=host, auth="off").require_auth_on_public_host()
+    Settings(host=host).require_auth_on_public_host()
+    Settings(host=host, auth="off", allow_open=True).require_auth_on_public_host()
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
 def test_this_machine_needs_neither(host: str) -> None:
-    Settings(host=host, auth="off").refuse_open_host()
+    Settings(host=host, auth="off").require_auth_on_public_host()
 
 
 def test_lists_about_webhooks_are_joined_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:

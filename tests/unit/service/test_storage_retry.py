@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from service.errors import StorageError, UnstorableFile
+from service.errors import PermanentStorageError, StorageError
 from service.storage.retry import LOOK_S, StorageRetry
 
 
@@ -58,9 +58,9 @@ def test_budget_ends_the_waiting_with_the_storages_own_words(clock: Clock) -> No
 
 def test_broken_file_is_not_tried_again(clock: Clock) -> None:
     def put() -> None:
-        raise UnstorableFile("changed")
+        raise PermanentStorageError("changed")
 
-    with pytest.raises(UnstorableFile):
+    with pytest.raises(PermanentStorageError):
         StorageRetry(600, clock.now, clock.sleep).call(put)
     assert clock.now() == 0
 

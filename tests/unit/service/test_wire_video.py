@@ -1,4 +1,4 @@
-"""From a job's record to what clients see."""
+"""Jobs as the Video objects that clients get."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ def video(job: Job, **settings: str) -> Video:
         (JobState.CANCELLED, "failed"),
     ],
 )
-def test_clients_see_openais_four_words_only(state: JobState, status: str) -> None:
+def test_only_the_four_states_of_openai_are_shown(state: JobState, status: str) -> None:
     assert video(make_job(state=state)).status == status
 
 
-def test_a_cancelled_video_says_so_in_its_error() -> None:
+def test_a_cancelled_video_has_the_error_code_cancelled() -> None:
     shown = video(make_job(state=JobState.CANCELLED, completed_at=5.9))
     assert shown.error is not None
     assert shown.error.code == "cancelled"
     assert (shown.cancelled_at, shown.completed_at) == (5, 5)
 
 
-def test_a_failed_video_says_why() -> None:
+def test_a_failed_video_has_the_error_of_its_job() -> None:
     shown = video(make_job(state=JobState.FAILED, error=JobError(code="timeout", message="Too slow.")))
     assert shown.error is not None
     assert (shown.error.code, shown.error.message) == ("timeout", "Too slow.")
 
 
-def test_times_of_the_phases_are_shown_in_the_words_of_the_bench_clients() -> None:
+def test_stage_durations_use_the_keys_of_benchmark_clients() -> None:
     job = make_job(
         state=JobState.COMPLETED,
         created_at=100.0,
@@ -63,7 +63,7 @@ def test_times_of_the_phases_are_shown_in_the_words_of_the_bench_clients() -> No
     }
 
 
-def test_an_address_is_shown_only_when_the_public_one_is_known() -> None:
+def test_a_url_needs_a_public_base_url() -> None:
     job = make_job(state=JobState.COMPLETED, output=make_output())
     assert video(job).url is None
     assert video(job, public_base_url="https://v.example/").url == f"https://v.example/v1/videos/{job.id}/content"

@@ -1,0 +1,111 @@
+"""GET /v1/videos/{id}/content: a redirect to the storage, or the file itself with Range and ETag support."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from fastapi import APIRouter, HTTPException, Request
+from fastapi.responses import RedirectResponse, Response, StreamingResponse
+
+from service.api.auth import Reader, ServicesDep
+from service.api.openapi.responses import FILE, errors, success
+from service.api.routes.videos import get_job
+from service.errors import NotFound, VideoExpired, VideoFailed, VideoNotReady
+from service.jobs.model import Job, JobState, Output
+from service.storage import VideoStorage
+from service.wire.video import Variant, file_name
+
+router = APIRouter(prefix="/v1", tags=["videos"])
+
+_FILE_HEADERS = ("etag", "accept-ranges", "cache-control", "content-disposition")
+_CONTENT: dict[str, Any] = dict.fromkeys(("video/mp4", "image/webp", "image/jpeg"), FILE)
+
+
+@router.head("/videos/{video_id}/content", include_in_schema=False)
+@router.get(
+    "/videos/{video_id}/content",
+    summary="Download a video",
+    responses=success("The file", *_FILE_HEADERS, content=_CONTENT)
+    | success("Part of the file, for a Range request", *_FILE_HEADERS, "content-range", status=206, content=_CONTENT)
+    | success("The client's copy is current (If-None-Match)", *_FILE_HEADERS, status=304)
+    | success("The file is at the temporary URL in Location", "location", "cache-control", status=307)
+    | errors(400, 404, 416),
+    response_class=Response,
+)
+def download_video(
+    request: Request, video_id: str, reader: Reader, services: ServicesDep, variant: Variant = "video"
+) -> Response:
+    return _content(request, get_job(services, reader, video_id), variant, services.storage)
+
+
+def _content(request: Request, job: Job, variant: Variant, storage: VideoStorage) -> Response:
+    """Raises NotFound with a code for the reason."""
+    key, media_type = _file(_output(job), variant)
+    filename = file_name(job, variant, media_type)
+    url = storage.url(key, filename=filename, media_type=media_type)
+    if url is not None and request.method == "GET":
+        return RedirectResponse(url, 307, {"cache-control": "no-store"})
+    size = storage.size(key)
+    if size is None:
+        raise VideoExpired(f"The {variant} of '{job.id}' is no longer stored.")
+    assert job.output is not None
+    headers = {
+        "etag": f'"{job.output.sha256}-{variant}"',
+        "accept-ranges": "bytes",
+        "cache-control": "private, max-age=3600",
+        "content-disposition": f'inline; filename="{filename}"',
+        "content-type": media_type,
+    }
+    return _file_response(request, storage, key, size, headers)
+
+
+def _output(job: Job) -> Output:
+    if job.output is not None:
+        return job.output
+    if job.state in (JobState.FAILED, JobState.CANCELLED):
+        raise VideoFailed(f"The video '{job.id}' failed; see its error.")
+    raise VideoNotReady(f"The video '{job.id}' is not ready: {job.state}, {job.progress} %. Try again later.")
+
+
+def _file(output: Output, variant: Variant) -> tuple[str, str]:
+    """Storage key and media type."""
+    files = {
+        "video": (output.key, output.media_type),
+        "thumbnail": (output.thumbnail_key, "image/webp"),
+        "spritesheet": (output.spritesheet_key, "image/jpeg"),
+    }
+    key, media_type = files[variant]
+    if key is None:
+        raise NotFound(f"This video has no {variant}.")
+    return key, media_type
+
+
+def _file_response(request: Request, storage: VideoStorage, key: str, size: int, headers: dict[str, str]) -> Response:
+    if headers["etag"] in request.headers.get("if-none-match", ""):
+        return Response(None, 304, headers)
+    part = _parse_range(request, size, headers["etag"])
+    start, end = part or (0, size)
+    if part:
+        headers["content-range"] = f"bytes {start}-{end - 1}/{size}"
+    headers["content-length"] = str(end - start)
+    status = 206 if part else 200
+    if request.method == "HEAD":
+        return Response(None, status, headers)
+    return StreamingResponse(storage.open(key, start, end), status, headers)
+
+
+def _parse_range(request: Request, size: int, etag: str) -> tuple[int, int] | None:
+    """Start and exclusive end of a single-range request, None for the whole file (RFC 9110, 14.2).
+
+    Raises HTTPException 416 if the range is outside the file.
+    """
+    match = re.fullmatch(r"bytes=(\d{0,18})-(\d{0,18})", request.headers.get("range", "").replace(" ", ""))
+    if not match or match.groups() == ("", "") or request.headers.get("if-range", etag) != etag:
+        return None
+    first, last = match.groups()
+    start = int(first) if first else max(0, size - int(last))
+    end = min(size, int(last) + 1) if first and last else size
+    if start >= end:
+        raise HTTPException(416, f"The file has {size} bytes.", {"content-range": f"bytes */{size}"})
+    return start, end

@@ -1,0 +1,128 @@
+"""GET /v1/videos/{id}/events: the progress of a video as Server-Sent Events.
+
+Every event holds the whole video, so a client that reconnects with Last-Event-ID needs only the current state.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+import anyio
+from fastapi import APIRouter, Header, Request, Response
+from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
+from pydantic import Field
+from pydantic.json_schema import SkipJsonSchema
+from redis.exceptions import RedisError
+from starlette.concurrency import run_in_threadpool
+
+from service.api.auth import Principal, Reader, ServicesDep
+from service.api.open_requests import OpenRequests
+from service.api.openapi.responses import errors, example_refs, ref, success
+from service.api.routes.videos import get_job_and_position
+from service.errors import NotFound
+from service.jobs.model import Job, JobState
+from service.wire.video import Renderer
+from service.wiring import Services
+
+POLL_INTERVAL_S = 0.5
+KEEPALIVE_INTERVAL_S = 15.0  # many proxies close connections that are silent for a minute
+MAX_DURATION_S = 3600.0  # then the client reconnects, and its API key is checked again
+RETRY_MS = 2000
+
+router = APIRouter(prefix="/v1", tags=["videos"])
+
+_EVENT_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "required": ["event", "id", "retry", "data"],
+    "properties": {
+        "event": {"enum": ["video.progress", "video.completed", "video.failed"]},
+        "id": {"type": "string", "description": "Send it as Last-Event-ID when reconnecting"},
+        "retry": {"const": RETRY_MS},
+        "data": {
+            "type": "string",
+            "contentMediaType": "application/json",
+            "contentSchema": ref("schemas", "Video"),
+        },
+    },
+}
+_EVENT_STREAM = {"text/event-stream": {"schema": _EVENT_SCHEMA, "examples": example_refs(("ProgressEvent",))}}
+
+
+class StreamResponse(EventSourceResponse):
+    """Releases its slot in any case; a client that disconnects before the first byte never starts the generator."""
+
+    def __init__(self, content: AsyncIterator[bytes], open_requests: OpenRequests) -> None:
+        super().__init__(content, headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
+        self._open_requests = open_requests
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._open_requests.release()
+
+
+@router.get(
+    "/videos/{video_id}/events",
+    summary="Stream the progress of a video",
+    response_class=Response,
+    responses=success(
+        "Events until the video has ended; their `data` is the Video as JSON", "cache-control", content=_EVENT_STREAM
+    )
+    | success("The video has ended, and Last-Event-ID was its last event", status=204)
+    | errors(400, 404, 429),
+)
+async def follow_video(
+    request: Request,
+    video_id: str,
+    reader: Reader,
+    services: ServicesDep,
+    last_event_id: Annotated[
+        Annotated[str, Field(max_length=128)] | SkipJsonSchema[None], Header(alias="Last-Event-ID")
+    ] = None,
+) -> Response:
+    job, position = await run_in_threadpool(get_job_and_position, services, reader, video_id)
+    if job.state.is_terminal and event_id(job, position) == last_event_id:
+        return Response(status_code=204)  # an EventSource does not reconnect after it
+    open_requests: OpenRequests = request.app.state.open_requests
+    open_requests.acquire()
+    return StreamResponse(_events(services, reader, video_id, last_event_id, open_requests), open_requests)
+
+
+async def _events(
+    services: Services, reader: Principal, video_id: str, last_event_id: str | None, open_requests: OpenRequests
+) -> AsyncIterator[bytes]:
+    renderer = Renderer(services.settings, services.storage)
+    last_sent = time.monotonic()
+    end = last_sent + MAX_DURATION_S
+    while not open_requests.stopping.is_set() and time.monotonic() < end:
+        try:
+            job, position = await run_in_threadpool(get_job_and_position, services, reader, video_id)
+        except NotFound:
+            return  # deleted in the meantime
+        except RedisError:  # try again at the next interval
+            await anyio.sleep(POLL_INTERVAL_S)
+            continue
+        if (current := event_id(job, position)) != last_event_id:
+            last_event_id, last_sent = current, time.monotonic()
+            video = renderer.video(job, queue_position=position).model_dump_json()
+            yield format_sse_event(event=_event_name(job), data_str=video, id=current, retry=RETRY_MS)
+        elif time.monotonic() - last_sent > KEEPALIVE_INTERVAL_S:
+            last_sent = time.monotonic()
+            yield KEEPALIVE_COMMENT
+        if job.state.is_terminal:
+            return
+        await anyio.sleep(POLL_INTERVAL_S)
+
+
+def event_id(job: Job, position: int | None) -> str:
+    """Changes whenever the client would see something new."""
+    return f"{job.state}.{job.attempt}.{job.step}.{job.phase or '-'}.{'-' if position is None else position}"
+
+
+def _event_name(job: Job) -> str:
+    if not job.state.is_terminal:
+        return "video.progress"
+    return "video.completed" if job.state is JobState.COMPLETED else "video.failed"
