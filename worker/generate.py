@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import ValidationError
@@ -18,8 +18,9 @@ from service.errors import InvalidParameter, ServiceError
 from service.jobs.model import Generation, Phase, VideoRequest
 from service.jobs.sampling import USES
 from service.settings import load_settings
-from worker.child import video
-from worker.child.engine import Clip, Engine
+
+if TYPE_CHECKING:
+    from worker.child.engine import Clip, Engine
 
 SAMPLER = "Sampler; what is left out is the model's"
 
@@ -83,6 +84,10 @@ def generate(
     except ServiceError as e:
         typer.echo(f"ivmix: {e}", err=True)
         raise typer.Exit(1) from e
+    # torch and diffusers take seconds to import, which --help and refused options should not cost.
+    from worker.child import video
+    from worker.child.engine import Engine
+
     engine = Engine(entry)
     began = time.perf_counter()
     clips = [_generate(engine, generation) for generation in (*plain, mixed)]

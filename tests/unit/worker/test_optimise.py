@@ -45,12 +45,12 @@ def models_of(entry: ModelEntry, optimise: Optimise) -> Models:
     return load(entry.model_copy(update={"optimise": optimise}), "cpu")
 
 
-def clip(models: Models, *, guidance: float = 7.5, prompt: str = PROMPT, steps: int = 3) -> Tensor:
+def clip(models: Models, *, guidance: float = 7.5, prompt: str = PROMPT, steps: int = 2) -> Tensor:
     image, video = models.denoisers(prompt, NEGATIVE)
     return latents(models, image, video, guidance, steps)
 
 
-def plainly(models: Models, *, guidance: float = 7.5, prompt: str = PROMPT, steps: int = 3) -> Tensor:
+def plainly(models: Models, *, guidance: float = 7.5, prompt: str = PROMPT, steps: int = 2) -> Tensor:
     """Networks called as diffusers' pipelines call them."""
     cond, uncond = models.encode(prompt), models.encode(NEGATIVE)
     args = {"fps": 8} if models.entry.family == "videocrafter" else {}
@@ -105,9 +105,9 @@ def test_low_memory_changes_nothing_but_the_rounding(entry: ModelEntry) -> None:
     image, video = models.denoisers(PROMPT, NEGATIVE)
     image.halves_apart = video.halves_apart = True
     image.frames_at_once = 1
-    assert close(latents(models, image, video, 7.5, 3), plain_latents(entry))
+    assert close(latents(models, image, video, 7.5, 2), plain_latents(entry))
     known = len(models.text_keys)
-    latents(models, image, video, 7.5, 3)
+    latents(models, image, video, 7.5, 2)
     assert len(models.text_keys) == known
 
 
