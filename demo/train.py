@@ -37,7 +37,7 @@ from demo import networks, shapes
 from demo.fit import SEED, Group, Recipe, fit
 from demo.latents import FRAMES_KEPT, Latents, make_latents, noised, vivid_clips
 from demo.shapes import FRAMES, SIZE, Scenes
-from worker.networks import cpu_tuning as cpu
+from worker.networks import cpu_tuning
 
 VAE_CLIPS, VIVID_CLIPS = 1500, 3000
 TOGETHER = [["vae"], ["latents"], ["image", "footage"], ["motion"], ["vivid"], ["start"], ["export"]]
@@ -174,7 +174,7 @@ def train_motion(work: Path, recipe: Recipe, group: Group) -> None:
     spatial = UNet2DConditionModel.from_pretrained(work / ("footage_unet" if is_new else "video_unet"))
     adapter = _begin(networks.motion_adapter, work / "motion_adapter")
     model = networks.video_unet(spatial, adapter).train()
-    cpu.prepare(model)
+    cpu_tuning.tune_network(model)
     held_out = 64
     usable = len(data.clips) - held_out
     motion_of = data.scenes[:usable, 3]
@@ -249,7 +249,7 @@ def train_video(stage: str, work: Path, recipe: Recipe, group: Group) -> None:
     torch.manual_seed(SEED + 8)
     spatial = UNet2DConditionModel.from_pretrained(work / unet)
     model = networks.video_unet(spatial, MotionAdapter.from_pretrained(work / adapter)).train()
-    cpu.prepare(model)
+    cpu_tuning.tune_network(model)
 
     def loss_of(_step: int, batch: int) -> Tensor:
         plain = torch.rand(batch) < 0.3
@@ -323,7 +323,7 @@ def unpack(work: Path, source: Path) -> None:
 
 def _process(rank: int, stage: str, work: Path, steps: int | None, size: int, port: int) -> None:
     group = Group(rank, size, port)
-    cpu.tune(threads=1)  # tensors are so small that a second thread slows each process down
+    cpu_tuning.tune_process(threads=1)  # tensors are so small that a second thread slows each process down
     if stage == "latents":
         return make_latents(work, group)
     recipe = RECIPE[stage] if steps is None else RECIPE[stage]._replace(steps=steps)

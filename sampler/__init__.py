@@ -16,13 +16,13 @@ errors.py     what a caller can get wrong
 from sampler.denoisers import Denoiser, ImageDenoiser, VideoDenoiser
 from sampler.errors import IncompatibleInputs, InvalidSetting
 from sampler.freeinit import free_init_plan
-from sampler.latents import seeded_noise
 from sampler.loop import LatentsNotFinite, Step, sample
-from sampler.mixed import ddim_plan, fused_plan, mixed_plan, zigzag_plan
+from sampler.mixed_plans import ddim_plan, fused_plan, mixed_plan, zigzag_plan
 from sampler.moves import AnyMove, Call, FusedMove, Move, Renoise, Restart, SolverMove
-from sampler.official import official_plan
+from sampler.noise import seeded_noise
+from sampler.noise_schedule import NoiseSchedule
+from sampler.official_plans import official_plan
 from sampler.plan import Plan
-from sampler.schedule import NoiseSchedule
 
 # Names of version 0.1, still importable.
 BadSetting, DoesNotFit = InvalidSetting, IncompatibleInputs

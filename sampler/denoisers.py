@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sampler.errors import IncompatibleInputs, InvalidSetting
-from sampler.schedule import PredictionType
+from sampler.noise_schedule import PredictionType
 
 Half = Literal["uncond", "cond"]
 Halves = Literal["both", "uncond", "cond"]
@@ -34,7 +34,7 @@ class GuidedDenoiser(ABC):
     Args:
         unet: called as `unet(x, timestep, encoder_hidden_states=text)`; returns a tensor, a tuple or has `.sample`.
             Where both guidance halves are wanted, x and text hold the one without the prompt first. A network with a
-            true attribute `knows_halves` is given the texts of the halves as a tuple, unrepeated, and the timestep as
+            true attribute `native_cfg` is given the texts of the halves as a tuple, unrepeated, and the timestep as
             an integer; where there are two, x holds the same latents twice.
         cond, uncond: text embeddings (B, tokens, dim) of the prompts and of the negative prompts. Their dtype is the
             dtype the network is run in; latents and epsilon stay float32.
@@ -64,9 +64,9 @@ class GuidedDenoiser(ABC):
         self.unet = unet
         self.cond, self.uncond = cond, uncond
         self.prediction_type: PredictionType = prediction_type
-        self.halves_apart = False  # half the memory for the two guidance halves, in two calls
+        self.sequential_cfg = False  # half the memory for the two guidance halves, in two calls
         self.channels = _configured(unet, "in_channels")  # None: unknown
-        self.knows_halves = bool(getattr(unet, "knows_halves", False))
+        self.native_cfg = bool(getattr(unet, "native_cfg", False))
 
     def __call__(self, latents: Tensor, timestep: int, alpha: float, guidance: float, *, uncond: float = 1.0) -> Tensor:
         of_latents, parts = self.weights(alpha, guidance, uncond)
@@ -103,7 +103,7 @@ class GuidedDenoiser(ABC):
                 f"latents {tuple(like.shape)} must be (batch, channels, frames, height, width) "
                 f"with batch {self.cond.shape[0]}, one for each text embedding"
             )
-        if halves == "both" and self.halves_apart:
+        if halves == "both" and self.sequential_cfg:
             one, other = self.prepare(like, "uncond"), self.prepare(like, "cond")
             return lambda x, timestep: one(x, timestep) + other(x, timestep)
         count = COUNT[halves]
@@ -119,13 +119,13 @@ class GuidedDenoiser(ABC):
 
     def timestep(self, timestep: int, like: Tensor) -> int | Tensor:
         """As the network is to be told it. diffusers would upload an int and wait; a fill on the device waits not."""
-        if like.device.type == "cpu" or self.knows_halves:
+        if like.device.type == "cpu" or self.native_cfg:
             return timestep
         return torch.full((), timestep, dtype=torch.int64, device=like.device)
 
     def _text(self, texts: Texts, frames: int) -> Texts | Tensor:
         """As the network is to be given it, every text `frames` times over."""
-        if self.knows_halves:
+        if self.native_cfg:
             return texts
         return torch.cat(texts).repeat_interleave(frames, dim=0) if frames > 1 else torch.cat(texts)
 

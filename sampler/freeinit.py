@@ -9,8 +9,8 @@ from torch import Tensor
 
 from sampler.errors import InvalidSetting
 from sampler.moves import LowPass, Restart
+from sampler.noise_schedule import NoiseSchedule
 from sampler.plan import Plan
-from sampler.schedule import NoiseSchedule
 
 _DIMS = (-3, -2, -1)  # frames, height, width
 

@@ -111,7 +111,7 @@ def _remembered(plan: Plan, start: int) -> set[str]:
     """The names that a run from step `start` on needs in its memory."""
     moves = [move for step in plan.steps[start:] for move in step]
     solver = next((move for move in moves if isinstance(move, SolverMove)), None)
-    names = {"x0"} if solver is not None and solver.weights.x0 else set[str]()
+    names = {"x0"} if solver is not None and solver.coefficients.x0 else set[str]()
     return names | {"initial" for move in moves if isinstance(move, Restart)}
 
 

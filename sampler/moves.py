@@ -1,6 +1,6 @@
 """The kinds of moves a plan is made of: which networks to call, and the weights that carry x on. Data, no tensors.
 
-Letters: abar = cumulative alpha, x = sqrt(abar) x0 + sqrt(1 - abar) eps. Weights are float64, known before the run.
+Letters: abar = cumulative alpha, x = sqrt(abar) x0 + sqrt(1 - abar) eps. Coefficients are float64, made before the run.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Weights:
+class Coefficients:
     """x' = x * x + eps * (sum of the calls) + x0 * (the x0 of the solver step before) + noise * z, z ~ N(0, 1)."""
 
     x: float
@@ -49,18 +49,18 @@ class _Linear:
         return ()
 
     @cached_property  # `sample` asks for the calls of the whole plan first, so all weights are there before the loop
-    def weights(self) -> Weights:
+    def coefficients(self) -> Coefficients:
         raise NotImplementedError
 
     @cached_property
     def calls(self) -> tuple[Call, ...]:
         """The calls that are made: none where epsilon has no weight."""
-        return self.networks if self.weights.eps else ()
+        return self.networks if self.coefficients.eps else ()
 
     @cached_property
     def is_free(self) -> bool:
         """Whether nothing changes, so that no network need be called."""
-        return self.weights == Weights(1.0)
+        return self.coefficients == Coefficients(1.0)
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Move(_Linear):
         return (Call(self.model, self.timestep, self.src, self.guidance),)
 
     @cached_property
-    def weights(self) -> Weights:
+    def coefficients(self) -> Coefficients:
         return _along_epsilon(self.src, self.dst)
 
 
@@ -99,7 +99,7 @@ class FusedMove(_Linear):
         return self.parts
 
     @cached_property
-    def weights(self) -> Weights:
+    def coefficients(self) -> Coefficients:
         return _along_epsilon(self.src, self.dst)
 
 
@@ -120,9 +120,9 @@ class Renoise(_Linear):
             )
 
     @cached_property
-    def weights(self) -> Weights:
+    def coefficients(self) -> Coefficients:
         ratio = self.dst / self.src
-        return Weights(ratio**0.5, noise=(1 - ratio) ** 0.5)
+        return Coefficients(ratio**0.5, noise=(1 - ratio) ** 0.5)
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ class SolverMove(_Linear):
         return (Call(self.model, self.timestep, self.src, self.guidance),)
 
     @cached_property
-    def weights(self) -> Weights:
+    def coefficients(self) -> Coefficients:
         # lambda = log(1 / s) is half the log signal-to-noise, h = lambda_dst - lambda_src; r = exp(-h).
         s, s_dst = noise_to_signal(self.src), noise_to_signal(self.dst)
         r = s_dst / s
@@ -158,7 +158,7 @@ class SolverMove(_Linear):
             earlier = -0.5 * now * h / h_before
         now -= earlier
         stay = ((1 - self.dst) / (1 - self.src)) ** 0.5 * r
-        return Weights(  # x0 = (x - sqrt(1 - src) eps) / sqrt(src), written out
+        return Coefficients(  # x0 = (x - sqrt(1 - src) eps) / sqrt(src), written out
             x=stay + now / self.src**0.5,
             eps=-now * s,
             x0=earlier,
@@ -192,8 +192,8 @@ def noise_to_signal(alpha: float) -> float:
     return ((1 - alpha) / alpha) ** 0.5
 
 
-def _along_epsilon(src: float, dst: float) -> Weights:
+def _along_epsilon(src: float, dst: float) -> Coefficients:
     if src == dst:
-        return Weights(1.0)
+        return Coefficients(1.0)
     a = (dst / src) ** 0.5
-    return Weights(a, eps=(1 - dst) ** 0.5 - a * (1 - src) ** 0.5)
+    return Coefficients(a, eps=(1 - dst) ** 0.5 - a * (1 - src) ** 0.5)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from sampler.moves import AnyMove, Call
-from sampler.table import table
+from sampler.plan_table import table
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from torch import Generator, Tensor
 
 from sampler.denoisers import Denoiser, GuidedDenoiser, Halves, Predict, halves_of
 from sampler.freeinit import restart_latents
-from sampler.latents import fresh_noise
 from sampler.moves import AnyMove, Call, FusedMove, Move, Renoise, Restart, SolverMove
+from sampler.noise import fresh_noise
 
 Generators = Generator | Sequence[Generator] | None
 Advance = Callable[[Tensor], Tensor]
@@ -53,13 +53,13 @@ class Program:
         return partial(_written_out, move=move, models=self._models, generator=generator, memory=memory)
 
     def _folded(self, move: Move | FusedMove | Renoise) -> Advance:
-        a, terms = move.weights.x, list[Term]()
+        a, terms = move.coefficients.x, list[Term]()
         for call in move.calls:
             model = self._models[call.model]
             assert isinstance(model, GuidedDenoiser)
             of_latents, parts = model.weights(call.alpha, call.guidance, call.uncond)
-            a += move.weights.eps * of_latents
-            weights = tuple(move.weights.eps * weight for weight in parts.values())
+            a += move.coefficients.eps * of_latents
+            weights = tuple(move.coefficients.eps * weight for weight in parts.values())
             terms.append((self._predict(call.model, model, halves_of(parts)), self._timestep(call, model), weights))
         return _along(terms, a)
 
@@ -93,7 +93,7 @@ def _written_out(
 ) -> Tensor:
     """Any move but a restart; for models of one's own, moves that draw noise, and a solver that leaves its x0."""
     assert not isinstance(move, Restart)
-    weights = move.weights
+    weights = move.coefficients
     moved = weights.x * x
     if weights.x0:
         moved.add_(memory["x0"], alpha=weights.x0)

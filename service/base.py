@@ -1,4 +1,4 @@
-"""The base of our values: made once, checked while they are made, then trusted."""
+"""Base class of all records and values: immutable and validated when created."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ from pydantic import BaseModel, ConfigDict
 
 
 class FrozenModel(BaseModel):
-    # hide_input: a complaint goes to the log, a prompt does not
+    # hide_input: validation errors are logged, prompts must not be
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)

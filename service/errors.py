@@ -1,30 +1,4 @@
-"""What can go wrong in the service, as one tree. Knows nothing of HTTP; `api/problems.py` gives each class its status.
-
-ServiceError
-├── ConfigurationError
-├── InvalidParameter
-├── NotFound
-│   ├── VideoNotFound
-│   ├── VideoNotReady
-│   ├── VideoFailed
-│   ├── VideoExpired
-│   ├── ModelNotFound
-│   │   └── ModelNotFetched
-│   ├── WebhookEndpointNotFound
-│   └── WebhookDeliveryNotFound
-├── WebhookTestFailed
-├── VideoNotDeletable
-├── NotAuthenticated
-├── NotAllowed
-├── IdempotencyKeyReused
-├── Throttled
-│   ├── RateLimited
-│   └── QueueFull
-├── SyncRequestFailed
-├── StorageError
-│   └── PermanentStorageError
-└── ServiceUnavailable
-"""
+"""All errors of the service. `api/errors.py` maps each class to an HTTP status."""
 
 from __future__ import annotations
 
@@ -32,7 +6,7 @@ from typing import ClassVar
 
 
 class ServiceError(Exception):
-    """`message` is one sentence for the user; it never holds a prompt or a secret."""
+    """`message` is one sentence for the user. It never contains a prompt or a secret."""
 
     code: ClassVar[str] = "internal_error"
 
@@ -46,7 +20,7 @@ class ConfigurationError(ServiceError):
 
 
 class InvalidParameter(ServiceError):
-    """The client asked for something we cannot do; `param` is the field's name as it was sent."""
+    """The request is invalid. `param` is the field's name as the client sent it."""
 
     def __init__(self, param: str | None, message: str, reason: str = "invalid_value") -> None:
         super().__init__(message)
@@ -81,14 +55,15 @@ class ModelNotFound(NotFound):
     code = "model_not_found"
 
     def __init__(self, model: str, known: tuple[str, ...]) -> None:
-        super().__init__(f"There is no model '{model}'; this server has {', '.join(known)}.")
+        super().__init__(f"There is no model '{model}'; this server offers {', '.join(known)}.")
 
 
 class ModelNotFetched(ModelNotFound):
     def __init__(self, model: str) -> None:
-        NotFound.__init__(
-            self, f"The weights of model '{model}' are not on this server; `ivmix models fetch {model}` gets them."
+        message = (
+            f"The weights of model '{model}' are missing on this server; `ivmix models fetch {model}` downloads them."
         )
+        NotFound.__init__(self, message)
 
 
 class WebhookEndpointNotFound(NotFound):
@@ -103,12 +78,12 @@ class WebhookDeliveryNotFound(NotFound):
 
     def __init__(self, delivery_id: str) -> None:
         super().__init__(
-            f"There is no webhook delivery with the id '{delivery_id}'; they are kept for a few days only."
+            f"There is no webhook delivery with the id '{delivery_id}'; deliveries are kept for a few days only."
         )
 
 
 class WebhookTestFailed(ServiceError):
-    """The receiver could not be reached, or did not answer as an HTTP server does."""
+    """The receiver of a test event is unreachable or did not send a valid HTTP response."""
 
     code = "webhook_test_failed"
 
@@ -122,7 +97,7 @@ class NotAuthenticated(ServiceError):
 
 
 class NotAllowed(ServiceError):
-    """The key is a good one, but not for this."""
+    """The API key is valid but lacks a scope."""
 
     code = "insufficient_scope"
 
@@ -131,11 +106,11 @@ class IdempotencyKeyReused(ServiceError):
     code = "idempotency_key_reused"
 
     def __init__(self) -> None:
-        super().__init__("This Idempotency-Key came with another request before; use a new key for a new video.")
+        super().__init__("This Idempotency-Key was already used with a different request; use a new key per video.")
 
 
 class Throttled(ServiceError):
-    """Right, but not now."""
+    """The request is valid, but a limit is reached; it may succeed after `retry_after_s`."""
 
     def __init__(self, message: str, retry_after_s: int) -> None:
         super().__init__(message)
@@ -151,7 +126,7 @@ class QueueFull(Throttled):
 
 
 class SyncRequestFailed(ServiceError):
-    """Somebody waited for the film of this job and it did not come; the reason is the job's own error code."""
+    """A synchronous request ended without a video. `reason` is the error code of the job."""
 
     def __init__(self, video_id: str, reason: str, message: str) -> None:
         super().__init__(message)
@@ -160,16 +135,16 @@ class SyncRequestFailed(ServiceError):
 
 
 class StorageError(ServiceError):
-    """Reading or writing a finished video failed for a reason outside the job; worth another try."""
+    """A storage operation failed for a reason that may be temporary; retry it."""
 
     code = "storage_error"
 
 
 class PermanentStorageError(StorageError):
-    """The file, or the name it is to have, is not what it should be: trying again would end the same."""
+    """The file or the key is invalid; retrying cannot succeed."""
 
 
 class ServiceUnavailable(ServiceError):
-    """Something the service leans on does not answer; worth another try."""
+    """A dependency such as Redis is unreachable; retry later."""
 
     code = "service_unavailable"

@@ -1,7 +1,7 @@
-"""How every process logs: one line per event, JSON for machines or text for people, with the ids it is about.
+"""Logging of every process: one line per event to stderr, as JSON or text, with the ids that it is about.
 
-Modules log through the standard library and name no ids: whoever begins something binds them (`log_context`), and every
-line until its end carries them. What is secret is taken out here once more, should it ever get so far.
+Modules log through the standard library. `log_context` binds ids to all lines of a block, so messages need not repeat
+them. As a last defence, signed URLs, passwords and tokens are redacted here.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 from service.settings import LogFormat
 
-# Chatty, or a second voice on what we say ourselves.
+# Verbose libraries, or those that log events which our own lines cover.
 _QUIET = ("httpx2", "httpcore2", "boto3", "botocore", "s3transfer", "urllib3", "rq", "uvicorn")
 
 _SECRETS: tuple[tuple[re.Pattern[str], str], ...] = (
@@ -29,11 +29,11 @@ _SECRETS: tuple[tuple[re.Pattern[str], str], ...] = (
 
 
 def configure_logging(log_format: LogFormat, *, level: int = logging.INFO) -> None:
-    """For the whole process, to stderr."""
+    """Configure the root logger of this process."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         ProcessorFormatter(
-            foreign_pre_chain=_BEFORE, processors=[ProcessorFormatter.remove_processors_meta, _renderer(log_format)]
+            foreign_pre_chain=_PROCESSORS, processors=[ProcessorFormatter.remove_processors_meta, _renderer(log_format)]
         )
     )
     root = logging.getLogger()
@@ -45,7 +45,7 @@ def configure_logging(log_format: LogFormat, *, level: int = logging.INFO) -> No
 
 
 def log_context(**ids: str) -> AbstractContextManager[None]:
-    """Every line inside carries these: log_context(video_id=.., execution_id=..)."""
+    """Add ids to every line logged inside: `with log_context(video_id=..., execution_id=...)`."""
     return structlog.contextvars.bound_contextvars(**ids)
 
 
@@ -55,23 +55,23 @@ def _renderer(log_format: LogFormat) -> Processor:
     return structlog.processors.JSONRenderer()
 
 
-def _without_secrets(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+def _redact_secrets(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
     return {name: _redacted(value) for name, value in event.items()}
 
 
 def _redacted(value: Any) -> Any:
     if isinstance(value, str):
-        for pattern, instead in _SECRETS:
-            value = pattern.sub(instead, value)
+        for pattern, replacement in _SECRETS:
+            value = pattern.sub(replacement, value)
     return value
 
 
-_BEFORE: list[Processor] = [
+_PROCESSORS: list[Processor] = [
     structlog.contextvars.merge_contextvars,
     structlog.stdlib.add_log_level,
     structlog.stdlib.add_logger_name,
     structlog.processors.TimeStamper(fmt="iso", utc=True),
-    # A string: a structured traceback would have the local variables in it, and so prompts.
+    # As a string: structured tracebacks include local variables, and so prompts.
     structlog.processors.format_exc_info,
-    _without_secrets,
+    _redact_secrets,
 ]

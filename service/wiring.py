@@ -1,4 +1,4 @@
-"""Build the clients from the settings, once, in the only place that does."""
+"""Creates the clients of Redis, storage and webhooks from the settings."""
 
 from __future__ import annotations
 
@@ -24,24 +24,23 @@ from service.webhooks.endpoints import EndpointStore
 from service.webhooks.sender import Sender
 from service.webhooks.url_policy import UrlPolicy
 
+log = logging.getLogger("ivmix.storage")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Webhooks:
-    receivers: UrlPolicy
+    url_policy: UrlPolicy
     sender: Sender
     outbox: Outbox
     endpoints: EndpointStore
     deliveries: DeliveryStore
 
 
-log = logging.getLogger("ivmix.storage")
-
-
 @dataclass(frozen=True, kw_only=True)
 class Services:
     settings: Settings
     redis: Redis
-    probe: Redis  # the same server, asked for health: quick to give up
+    probe: Redis  # the same server with short timeouts, for health checks
     store: JobStore
     keys: KeyStore
     storage: VideoStorage
@@ -54,9 +53,9 @@ class Services:
 
 
 def open_services(settings: Settings) -> Services:
-    """Opens no connection yet; raises ConfigurationError if something is missing."""
+    """Create all clients without connecting yet. Raises ConfigurationError if a setting is missing."""
     if settings.redis_url is None:
-        raise ConfigurationError("IVMIX_REDIS_URL is not set; set it, or let `ivmix up` start a server")
+        raise ConfigurationError("IVMIX_REDIS_URL is not set; set it, or use `ivmix up`, which starts a server")
     redis = open_redis(settings.redis_url)
     return Services(
         settings=settings,
@@ -71,10 +70,10 @@ def open_services(settings: Settings) -> Services:
 
 
 def open_webhooks(settings: Settings, redis: Redis) -> Webhooks:
-    receivers = UrlPolicy(settings.webhook_allow, allow_http=settings.webhook_allow_http)
+    url_policy = UrlPolicy(settings.webhook_allow, allow_http=settings.webhook_allow_http)
     return Webhooks(
-        receivers=receivers,
-        sender=Sender(receivers, timeout_s=settings.webhook_timeout_s),
+        url_policy=url_policy,
+        sender=Sender(url_policy, timeout_s=settings.webhook_timeout_s),
         outbox=Outbox(redis),
         endpoints=EndpointStore(redis),
         deliveries=DeliveryStore(redis),
@@ -84,14 +83,20 @@ def open_webhooks(settings: Settings, redis: Redis) -> Webhooks:
 def open_redis(
     url: str, *, reply_timeout_s: float | None = 5.0, connect_timeout_s: float = 2.0, retries: int = 3
 ) -> Redis:
-    """A worker that waits for jobs (blocking pop) needs `reply_timeout_s=None`: RQ then sets one that fits."""
+    """
+    Args:
+        reply_timeout_s: None for workers: RQ then sets a timeout that fits its blocking pop.
+
+    Raises:
+        ConfigurationError: the URL is invalid.
+    """
     try:
         return Redis.from_url(  # pyright: ignore[reportUnknownMemberType]
             url,
             socket_connect_timeout=connect_timeout_s,
             socket_timeout=reply_timeout_s,
             health_check_interval=30,
-            # Within about a second: longer waits are the caller's to decide.
+            # About one second in total; callers decide about longer waits.
             retry=Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), retries),
         )
     except ValueError as e:
@@ -101,7 +106,7 @@ def open_redis(
 def open_storage(settings: Settings) -> VideoStorage:
     if settings.storage == "file":
         return FileStorage(settings.data_dir / "storage")
-    assert settings.s3_bucket is not None  # Settings refuses storage=s3 without it
+    assert settings.s3_bucket is not None  # Settings rejects storage=s3 without it
     public = settings.s3_public_endpoint_url
     return S3Storage(
         _s3_client(settings, settings.s3_endpoint_url),
@@ -112,19 +117,19 @@ def open_storage(settings: Settings) -> VideoStorage:
 
 
 def check_storage(storage: VideoStorage) -> None:
-    """Raises ConfigurationError if the storage refuses us. One that does not answer may do so later."""
+    """Raises ConfigurationError if the storage rejects requests. An unreachable storage is only logged."""
     try:
         storage.check()
     except StorageError as e:
-        log.warning("the storage does not answer: %s", e)
+        log.warning("the storage is unreachable: %s", e)
 
 
 def _s3_client(settings: Settings, endpoint_url: str | None) -> Any:  # boto3 has no types
-    """Raises ConfigurationError for an address that is none."""
+    """Raises ConfigurationError for an invalid URL."""
     try:
         return _boto3_client(settings, endpoint_url)
     except ValueError as e:
-        raise ConfigurationError(f"IVMIX_S3_ENDPOINT_URL, IVMIX_S3_PUBLIC_ENDPOINT_URL: {e}") from e
+        raise ConfigurationError(f"IVMIX_S3_ENDPOINT_URL or IVMIX_S3_PUBLIC_ENDPOINT_URL: {e}") from e
 
 
 def _boto3_client(settings: Settings, endpoint_url: str | None) -> Any:
@@ -138,14 +143,14 @@ def _boto3_client(settings: Settings, endpoint_url: str | None) -> Any:
         aws_secret_access_key=secret.get_secret_value() if secret else None,
         config=Config(
             signature_version="s3v4",
-            # signed bytes: what changes on the way is refused, over TLS too
+            # Sign the payload, so that the server rejects corrupted bytes, over TLS as well.
             s3={"addressing_style": settings.s3_addressing_style, "payload_signing_enabled": True},
-            # botocore >= 1.36 else adds trailers over https that other servers refuse (botocore#3277)
+            # By default botocore >= 1.36 sends checksum trailers over HTTPS, which many servers reject (botocore#3277).
             request_checksum_calculation=settings.s3_checksum,
             response_checksum_validation=settings.s3_checksum,
             connect_timeout=3,
             read_timeout=settings.s3_timeout_s,
-            retries={"mode": "standard", "total_max_attempts": 2},  # a worker has its own patience on top
+            retries={"mode": "standard", "total_max_attempts": 2},  # workers add StorageRetry
             tcp_keepalive=True,
         ),
     )

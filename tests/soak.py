@@ -82,7 +82,9 @@ def _run(part: str, what: str, command: list[str], logs: Path, environment: dict
     with log.open("w") as file:
         env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
         try:
-            code = subprocess.run([sys.executable, *command], env=env, stdout=file, stderr=file, timeout=limit_s).returncode
+            code = subprocess.run(
+                [sys.executable, *command], env=env, stdout=file, stderr=file, timeout=limit_s
+            ).returncode
         except subprocess.TimeoutExpired:
             code = -1
     seconds = time.monotonic() - began

@@ -109,7 +109,7 @@ def _workers(queues: list[QueueStats]) -> Metric:
     "/metrics",
     summary="Prometheus metrics",
     response_class=Response,
-    responses=success("Prometheus text format", content={"text/plain": {"schema": {"type": "string"}}}),
+    responses=success(description="Prometheus text format", content={"text/plain": {"schema": {"type": "string"}}}),
 )
 def show_metrics(request: Request) -> Response:
     metrics: Metrics = request.app.state.metrics

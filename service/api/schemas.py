@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 from pydantic import Field
 
@@ -12,13 +12,21 @@ from service.jobs.queue_stats import QueueStats, WorkerStats
 from service.jobs.sampling import COMBINATIONS, USES, SamplerSettings
 from service.wire.video import ResponseModel, Video, unix_seconds
 
+T = TypeVar("T")
 
-class VideoList(ResponseModel):
+
+class Page(ResponseModel, Generic[T]):
+    """One page of a list; pass `last_id` as `after` to get the next one."""
+
     object: Literal["list"] = "list"
-    data: list[Video]
+    data: list[T]
     first_id: str | None
     last_id: str | None
     has_more: bool
+
+
+class VideoList(Page[Video]):
+    pass
 
 
 class DeletedVideo(ResponseModel):

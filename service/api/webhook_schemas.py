@@ -9,6 +9,7 @@ from fastapi import HTTPException, Request
 from pydantic import AfterValidator, BaseModel, Field, StrictBool, ValidationError
 
 from service.api.parsing import read_bytes, read_json
+from service.api.schemas import Page
 from service.base import FrozenModel
 from service.catalog.model_entry import invalid_parameter
 from service.jobs.model import EVENT_TYPES, EventType
@@ -36,9 +37,7 @@ Url = Annotated[
     ),
 ]
 EventTypes = Annotated[
-    tuple[EventType, ...],
-    Field(min_length=1, max_length=16, examples=[list(EVENT_TYPES)]),
-    AfterValidator(_unique),
+    tuple[EventType, ...], Field(min_length=1, max_length=16, examples=[list(EVENT_TYPES)]), AfterValidator(_unique)
 ]
 
 
@@ -82,12 +81,8 @@ class WebhookEndpointWithSecret(WebhookEndpoint):
     signing_secret: str = Field(description="Only returned here")
 
 
-class WebhookEndpointList(ResponseModel):
-    object: Literal["list"] = "list"
-    data: list[WebhookEndpoint]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool
+class WebhookEndpointList(Page[WebhookEndpoint]):
+    pass
 
 
 class DeletedWebhookEndpoint(ResponseModel):
@@ -143,12 +138,8 @@ class WebhookDelivery(ResponseModel):
     attempts: list[WebhookAttempt] = Field(description="The most recent attempts, oldest first")
 
 
-class WebhookDeliveryList(ResponseModel):
-    object: Literal["list"] = "list"
-    data: list[WebhookDelivery]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool
+class WebhookDeliveryList(Page[WebhookDelivery]):
+    pass
 
 
 def read_json_body(model: type[M]) -> Callable[[Request], Awaitable[M]]:

@@ -1,4 +1,4 @@
-"""How commands complain: in one sentence about what the user can mend, with a traceback about everything else."""
+"""Error output of commands: one sentence for errors that the user can correct, a traceback for all others."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import typer
 
-from service.cli.client import RefusedError, VideoFailedError
+from service.cli.client import RequestError, VideoFailedError
 from service.errors import ServiceError
 
 
@@ -15,6 +15,6 @@ from service.errors import ServiceError
 def user_errors() -> Generator[None]:
     try:
         yield
-    except (ServiceError, RefusedError, VideoFailedError) as e:
+    except (ServiceError, RequestError, VideoFailedError) as e:
         typer.echo(f"ivmix: {e}", err=True)
         raise typer.Exit(1) from e

@@ -1,4 +1,4 @@
-"""`ivmix keys`: make, list and revoke API keys."""
+"""`ivmix keys`: create, list and revoke API keys."""
 
 from __future__ import annotations
 
@@ -19,22 +19,24 @@ from service.process.embedded_valkey import EmbeddedValkey, running_server_url
 from service.settings import load_settings
 from service.wiring import open_redis
 
-DEFAULT = ",".join(sorted(DEFAULT_SCOPES))
-
-keys = typer.Typer(help="API keys: who may use this server.", no_args_is_help=True)
+keys = typer.Typer(help="Manage API keys.", no_args_is_help=True)
 
 
 @keys.command("create")
 def create_key(
-    name: Annotated[str, typer.Option(help="For you, to know it again.")],
-    scopes: Annotated[str, typer.Option(help=f"Joined by commas: {', '.join(Scope)}.")] = ",".join(
+    name: Annotated[str, typer.Option(help="Label for this key.")],
+    scopes: Annotated[str, typer.Option(help=f"Comma-separated: {', '.join(Scope)}.")] = ",".join(
         sorted(DEFAULT_SCOPES)
     ),
-    owner: Annotated[str | None, typer.Option(help="Id of a key whose videos it shares, to replace that key.")] = None,
-    rpm: Annotated[int | None, typer.Option(min=1, help="New videos a minute [IVMIX_REQUESTS_PER_MINUTE].")] = None,
-    max_waiting: Annotated[int | None, typer.Option(min=1, help="Queued videos [IVMIX_MAX_WAITING_PER_KEY].")] = None,
+    owner: Annotated[str | None, typer.Option(help="Id of an existing key to replace: both share its videos.")] = None,
+    rpm: Annotated[
+        int | None, typer.Option(min=1, help="Limit of new videos per minute [IVMIX_REQUESTS_PER_MINUTE].")
+    ] = None,
+    max_waiting: Annotated[
+        int | None, typer.Option(min=1, help="Limit of queued videos [IVMIX_MAX_WAITING_PER_KEY].")
+    ] = None,
 ) -> None:
-    """Make a key and show it, this once."""
+    """Create a key and print it. It cannot be shown again."""
     with user_errors(), _key_store() as store:
         made, secret = store.create(
             name, scopes=_scopes(scopes), owner=owner, requests_per_minute=rpm, max_waiting=max_waiting
@@ -45,9 +47,9 @@ def create_key(
 
 @keys.command("list")
 def list_keys() -> None:
-    """All keys, without their secrets."""
+    """List all keys, without their secrets."""
     with user_errors(), _key_store() as store:
-        table = Table("id", "name", "scopes", "videos of", "made", "last used", "revoked", box=None)
+        table = Table("id", "name", "scopes", "owner", "created", "last used", "revoked", box=None)
         for key, used in store.list():
             times = (key.created_at, used, key.revoked_at)
             table.add_row(key.id, key.name, ",".join(sorted(key.scopes)), key.owner, *map(_day, times))
@@ -56,7 +58,7 @@ def list_keys() -> None:
 
 @keys.command("revoke")
 def revoke_key(key_id: str) -> None:
-    """End a key; running servers hear of it within seconds."""
+    """Revoke a key. Running servers reject it within seconds."""
     with user_errors(), _key_store() as store:
         if store.revoke(key_id) is None:
             raise ConfigurationError(f"there is no key '{key_id}'; `ivmix keys list` shows them")
@@ -65,7 +67,7 @@ def revoke_key(key_id: str) -> None:
 
 @contextmanager
 def _key_store() -> Generator[KeyStore]:
-    """In the Redis of the settings, else in the embedded one: that of a running `ivmix up`, or started for a moment."""
+    """Keys in IVMIX_REDIS_URL, else in the embedded server: that of a running `ivmix up`, or started temporarily."""
     settings = load_settings()
     with ExitStack() as stack:
         url = settings.redis_url or running_server_url(settings.data_dir)
@@ -74,14 +76,14 @@ def _key_store() -> Generator[KeyStore]:
         try:
             yield KeyStore(redis)
         except RedisError as e:
-            raise ServiceUnavailable(f"the job store does not answer: {e}") from e
+            raise ServiceUnavailable(f"Redis is unreachable: {e}") from e
 
 
 def _scopes(text: str) -> list[Scope]:
     try:
         return [Scope(name.strip()) for name in text.split(",")]
     except ValueError as e:
-        raise ConfigurationError(f"{e}; use some of {', '.join(Scope)}") from e
+        raise ConfigurationError(f"{e}; choose from {', '.join(Scope)}") from e
 
 
 def _day(at: float | None) -> str:

@@ -1,6 +1,6 @@
-"""The `ivmix` command. Every command is a thin entry to something that can be called without it.
+"""The commands of `ivmix`.
 
-What needs torch is started by dotted name, so that `ivmix api` works in an installation that has none.
+Modules that need torch are run by name, so that `ivmix api` works in an installation without torch.
 """
 
 from __future__ import annotations
@@ -35,21 +35,22 @@ app = typer.Typer(name="ivmix", help="Self-hosted text-to-video with the IV-Mixe
 app.add_typer(keys, name="keys")
 
 DEFAULT_URL = "http://127.0.0.1:8000"
-FACTS = {"seed": "seed", "inference_time_s": "seconds of work"}  # not every server says them
-WHO_MAY = {
-    "off": "authentication is off: whoever reaches this address may use it",
-    "keys": "clients need an API key: `ivmix keys create --name NAME` makes one",
+AUTH_NOTICES = {
+    "off": "authentication is off: everyone who can reach this address can use it",
+    "keys": "clients need an API key: `ivmix keys create --name NAME` creates one",
 }
 
 
 @app.command()
 def up(
-    host: Annotated[str | None, typer.Option(help="Address of the API [IVMIX_HOST, else 127.0.0.1].")] = None,
-    port: Annotated[int | None, typer.Option(help="Port of the API, 0 for a free one [IVMIX_PORT, else 8000].")] = None,
+    host: Annotated[str | None, typer.Option(help="Address of the API [IVMIX_HOST, default 127.0.0.1].")] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Port of the API; 0: any free port [IVMIX_PORT, default 8000].")
+    ] = None,
     data: Annotated[Path | None, typer.Option(help="Folder for the queue and the videos [IVMIX_DATA_DIR].")] = None,
-    workers: Annotated[int, typer.Option(min=0, help="Workers per model; one per GPU.")] = 1,
+    workers: Annotated[int, typer.Option(min=0, help="Workers per model: one per GPU.")] = 1,
 ) -> None:
-    """Everything on this machine: queue, API, webhooks and workers. Ctrl-C stops all of it."""
+    """Run everything on this machine: queue, API, webhooks and workers. Ctrl-C stops all of it."""
     with user_errors():
         given = {"host": host, "port": port, "data_dir": data.resolve() if data else None}
         settings = _settings_with({name: value for name, value in given.items() if value is not None})
@@ -58,7 +59,7 @@ def up(
 
         def ask_to_stop(_number: int, _frame: FrameType | None) -> None:
             stop.set()
-            if not started:  # nothing to tend yet: break off the start
+            if not started:  # interrupt the start
                 raise KeyboardInterrupt
 
         started = False
@@ -67,9 +68,9 @@ def up(
         try:
             with Supervisor(settings, workers) as supervisor:
                 started = True
-                typer.echo(f"ivmix is up on {supervisor.url}  (API description: {supervisor.url}/docs; Ctrl-C stops)")
-                typer.echo(WHO_MAY[supervisor.settings.auth])
-                supervisor.watch(stop.is_set)
+                typer.echo(f"ivmix is up on {supervisor.url}  (API documentation: {supervisor.url}/docs; Ctrl-C stops)")
+                typer.echo(AUTH_NOTICES[supervisor.settings.auth])
+                supervisor.run_until(stop.is_set)
                 typer.echo("stopping")
         except KeyboardInterrupt:
             typer.echo("stopped while starting")
@@ -77,44 +78,44 @@ def up(
 
 @app.command()
 def api() -> None:
-    """The HTTP API alone (settings from IVMIX_... variables)."""
+    """Run only the HTTP API. Settings come from IVMIX_ variables."""
     _run_module("service.api")
 
 
 @app.command()
 def webhooks() -> None:
-    """Deliver webhooks; one such process is enough, more share the work."""
+    """Run a webhook dispatcher. One is enough; several share the work."""
     _run_module("service.webhook_dispatcher")
 
 
 @app.command()
-def worker(model: Annotated[str | None, typer.Argument(help="Model id; the first one if left out.")] = None) -> None:
-    """One worker: one GPU, one model."""
+def worker(model: Annotated[str | None, typer.Argument(help="Model id; default: the first model.")] = None) -> None:
+    """Run a worker for one GPU and one model."""
     _run_module("worker", *([model] if model else []))
 
 
 @app.command()
 def maintenance() -> None:
-    """Brings lost jobs back and lets ended ones expire. Run one or more beside the workers; one of them leads."""
+    """Requeue lost jobs and delete expired ones. Run one or more; one of them is the leader."""
     _run_module("service.maintenance")
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
 def generate(context: typer.Context) -> None:
-    """A video without any server: the sampler as a library. `ivmix generate --help` shows its options."""
+    """Generate a video without a server, in this process. `ivmix generate --help` lists its options."""
     _run_module("worker.generate", *context.args)
 
 
-models_app = typer.Typer(help="The models that ivmix knows, and their weights.", no_args_is_help=True)
+models_app = typer.Typer(help="List models; download and verify weights.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
 
 
 @models_app.command("list")
 def list_models() -> None:
-    """Every model of the registry, and whether it is on this machine."""
+    """List all models of the registry, and whether their weights are on this machine."""
     with user_errors():
         registry = ModelRegistry.of(load_settings())
-        table = Table("model", "family", "here", "offered", "licence of the weights", box=None, pad_edge=False)
+        table = Table("model", "family", "weights here", "offered", "licence of the weights", box=None, pad_edge=False)
         for name, entry in registry.known.items():
             here, offered = ("no" if entry.missing else "yes"), ("yes" if name in registry.ids() else "no")
             table.add_row(name, entry.family, here, offered, entry.licence)
@@ -123,30 +124,30 @@ def list_models() -> None:
 
 @models_app.command()
 def fetch(name: str) -> None:
-    """Get a model's weights from a Hugging Face hub: pinned, checked, safetensors only. Goes on where it broke off."""
+    """Download a model's weights from a Hugging Face hub: pinned, verified, safetensors only. Resumes downloads."""
     _run_module("worker.fetch", name)
 
 
 @models_app.command()
 def verify(name: str) -> None:
-    """Check a model on this machine: sha256 of every file, names and shapes of every weight. Needs no GPU."""
+    """Verify a model on this machine: SHA-256 of every file, name and shape of every weight. Needs no GPU."""
     _run_module("worker.verify", name)
 
 
 @app.command()
 def submit(
     prompt: str,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the mp4.")] = Path("video.mp4"),
-    url: Annotated[str, typer.Option(help="The server.", envvar="IVMIX_URL")] = DEFAULT_URL,
+    output: Annotated[Path, typer.Option("--output", "-o", help="MP4 file to write.")] = Path("video.mp4"),
+    url: Annotated[str, typer.Option(help="URL of the server.", envvar="IVMIX_URL")] = DEFAULT_URL,
     api_key: Annotated[
-        str | None, typer.Option(help="Of a server that asks for one.", envvar="IVMIX_API_KEY", show_default=False)
+        str | None, typer.Option(help="API key, if required.", envvar="IVMIX_API_KEY", show_default=False)
     ] = None,
     model: Annotated[str | None, typer.Option(help="Model id.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Random if left out.")] = None,
-    steps: Annotated[int | None, typer.Option(help="num_inference_steps.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Default: random.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Number of inference steps.")] = None,
     sampler: Annotated[str | None, typer.Option(help="iv-mixed or ddim.")] = None,
 ) -> None:
-    """Send a prompt to a running server, wait, and download the video."""
+    """Send a prompt to a running server, wait for the video and download it."""
     given = {
         "model": model,
         "seed": seed,
@@ -156,36 +157,34 @@ def submit(
     body = {"prompt": prompt, **{name: value for name, value in given.items() if value is not None}}
     with user_errors():
         video = submit_and_download(VideoClient(url, api_key=api_key), body, output)
-        facts = {
-            "seed": video.get("seed"),
-            "seconds of work": video.get("inference_time_s"),
-        }  # not every server has them
+        # Other servers may not return these.
+        facts = {"seed": video.get("seed"), "seconds of inference": video.get("inference_time_s")}
         typer.echo(", ".join([str(output), *(f"{name} {value}" for name, value in facts.items() if value is not None)]))
 
 
 @app.command()
 def recover(
-    rehearse: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, write nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Report without writing anything.")] = False,
 ) -> None:
-    """After a loss of Redis: rebuild the records of the videos that lie in the storage."""
+    """Rebuild the records of stored videos after a loss of Redis."""
     with user_errors(), ExitStack() as stack:
         settings = load_settings()
-        if settings.redis_url is None:  # the server of `ivmix up`, which must not run now
+        if settings.redis_url is None:  # of `ivmix up`, which must not be running
             url = stack.enter_context(EmbeddedValkey(settings.data_dir))
             settings = settings.model_copy(update={"redis_url": url})
         services = stack.enter_context(closing(open_services(settings)))
         services.storage.check()
-        recovery = Recovery(services.store, services.storage, settings.retention_seconds, rehearse)
+        recovery = Recovery(services.store, services.storage, settings.retention_seconds, dry_run)
         counts = dict.fromkeys(Finding, 0)
         for job_id, finding in recovery.run():
             counts[finding] += 1
             typer.echo(f"{finding} {job_id}")
         summary = ", ".join(f"{count} {finding}" for finding, count in counts.items())
-        typer.echo(f"{sum(counts.values())} videos in the storage: {summary}{' (dry run)' if rehearse else ''}")
+        typer.echo(f"{sum(counts.values())} videos in the storage: {summary}{' (dry run)' if dry_run else ''}")
 
 
 def submit_and_download(client: VideoClient, body: dict[str, Any], output: Path, label: str = "") -> Video:
-    """One job from request to file, with a progress bar. Raises RefusedError or VideoFailedError."""
+    """Create a video, show its progress and download it. Raises RequestError or VideoFailedError."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -205,7 +204,7 @@ def submit_and_download(client: VideoClient, body: dict[str, Any], output: Path,
 
 
 def _settings_with(changes: dict[str, Any]) -> Settings:
-    """Command-line options win over the environment, and go through the same checks."""
+    """Command-line options override the environment and are validated in the same way."""
     for name, value in changes.items():
         os.environ[PREFIX + name.upper()] = str(value)
     return load_settings()

@@ -42,9 +42,9 @@ Move = tuple[str, int, int]  # model, from level, to level; equal levels are one
 
 
 class SamplerSettings(FrozenModel):
-    """Sampler and its settings. `iv-mixed` is the IV-Mixed Sampler (arXiv:2410.04171), `ddim` uses the video model only,
-    `zigzag` is Z-Sampling, `freeinit` is FreeInit around `ddim`, `fused` is experimental. A setting that the sampler
-    does not use can only have the model's value."""
+    """Sampler and its settings. `iv-mixed` is the IV-Mixed Sampler (arXiv:2410.04171), `ddim` uses only the video
+    model, `zigzag` is Z-Sampling, `freeinit` is FreeInit around `ddim`, `fused` is experimental. A setting that the
+    sampler does not use can only have the model's value."""
 
     name: Literal["iv-mixed", "ddim", "zigzag", "freeinit", "fused"] = "iv-mixed"
     combination: str = Field(

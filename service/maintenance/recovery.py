@@ -13,7 +13,7 @@ from itertools import groupby
 from service.jobs.model import Job
 from service.jobs.store import JobStore
 from service.storage import VideoStorage, object_keys
-from service.storage.manifest import is_key, manifests
+from service.storage.manifest import is_manifest_key, manifests
 
 
 class Finding(StrEnum):
@@ -36,7 +36,7 @@ class Recovery:
 
     def _finished(self) -> Iterator[str]:
         """Ids of the jobs of which some execution stored a manifest."""
-        keys = (stored.key for stored in self.storage.list(object_keys.VIDEOS) if is_key(stored.key))
+        keys = (stored.key for stored in self.storage.list(object_keys.VIDEOS) if is_manifest_key(stored.key))
         for job_id, _ in groupby(keys, key=lambda key: key.split("/")[1]):
             yield job_id
 

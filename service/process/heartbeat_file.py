@@ -1,6 +1,6 @@
-"""A sign of life on the disk: a file that a process touches while it goes round. A probe looks at how old it is.
+"""A file that a process touches periodically, for liveness probes of processes without an HTTP port.
 
-For processes without a port. A thread that answers HTTP would go on answering while the one that works hangs.
+The main loop touches it. An HTTP endpoint would keep responding from its own thread while the main loop hangs.
 """
 
 from __future__ import annotations
@@ -11,18 +11,23 @@ from service.errors import ConfigurationError
 
 
 class HeartbeatFile:
-    """Without a file it does nothing. Raises ConfigurationError if the file cannot be there."""
-
     def __init__(self, file: Path | None = None) -> None:
+        """
+        Args:
+            file: None disables the heartbeat.
+
+        Raises:
+            ConfigurationError: the file cannot be written.
+        """
         self._file = file
         if file is None:
             return
         if not file.parent.is_dir():
-            raise ConfigurationError(f"IVMIX_PULSE_FILE={file}: there is no folder {file.parent}; use another")
+            raise ConfigurationError(f"IVMIX_PULSE_FILE={file}: the folder {file.parent} does not exist; create it")
         try:
-            file.unlink(missing_ok=True)  # an earlier process' in the same container is no sign of our life
+            file.unlink(missing_ok=True)  # left by an earlier process in the same container
         except OSError as e:
-            raise ConfigurationError(f"IVMIX_PULSE_FILE={file}: {e.strerror}; use another") from e
+            raise ConfigurationError(f"IVMIX_PULSE_FILE={file}: {e.strerror}; use another path") from e
 
     def beat(self) -> None:
         if self._file is not None:

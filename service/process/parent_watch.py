@@ -1,4 +1,4 @@
-"""Noticing that the process that started us is gone, however suddenly. Knows nothing of what anybody does."""
+"""Detects the death of the parent process, however sudden."""
 
 from __future__ import annotations
 
@@ -8,25 +8,27 @@ import threading
 import time
 from collections.abc import Callable
 
-SUPERVISOR = "IVMIX_SUPERVISOR"  # its process id, set by the supervisor for what it starts
-LOOK_EVERY_S = 0.5
+SUPERVISOR = "IVMIX_SUPERVISOR"  # environment variable: the supervisor's process id, set for its children
+POLL_S = 0.5
 
 
-def watch_parent(parent: int, on_gone: Callable[[], object]) -> None:
-    """Call `on_gone` once, in a thread, when the process `parent`, which started us, has ended.
+def watch_parent(parent: int, on_exit: Callable[[], object]) -> None:
+    """Call `on_exit` once, in a background thread, after the parent process has exited.
 
-    The id is the caller's to know: it may have ended before we get to ask for it.
+    Args:
+        parent: The parent's process id. The caller passes it because the parent may exit before this function could
+            ask for it.
     """
 
     def watch() -> None:
         while os.getppid() == parent:
-            time.sleep(LOOK_EVERY_S)
-        on_gone()
+            time.sleep(POLL_S)
+        on_exit()
 
     threading.Thread(target=watch, name="parent-watch", daemon=True).start()
 
 
 def end_with_supervisor() -> None:
-    """Stop as on SIGTERM when a supervisor started us and is gone. Started by hand, a process lives on its own."""
+    """Send SIGTERM to this process when its supervisor exits. Does nothing in a process without a supervisor."""
     if supervisor := os.environ.get(SUPERVISOR):
         watch_parent(int(supervisor), lambda: os.kill(os.getpid(), signal.SIGTERM))

@@ -1,5 +1,5 @@
-"""All processes of one machine: embedded server, API, courier, maintenance, workers. Starts them, restarts what
-crashes, ends every one of them when it is told to, or when it is killed itself. Knows commands, not what they do."""
+"""Runs all processes of one machine for `ivmix up`: embedded Valkey, API, webhook dispatcher, maintenance, workers.
+Restarts crashed processes; all of them exit with the supervisor, even if it is killed."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from service.settings import PREFIX, Settings
 log = logging.getLogger("ivmix.up")
 
 READY_TIMEOUT_S = 60.0
-STOP_GRACE_S = 30.0  # a worker finishes one step and hands its job back
-RESTART_DELAYS_S = (0.5, 1.0, 2.0, 5.0, 10.0)  # between crashes; the last one repeats
-STEADY_S = 60.0  # running this long, a process counts as healthy again
+STOP_GRACE_S = 30.0  # time for a worker to finish a step and requeue its job
+RESTART_DELAYS_S = (0.5, 1.0, 2.0, 5.0, 10.0)  # after consecutive crashes; the last one repeats
+STABLE_S = 60.0  # a process that has run this long starts again with the first delay
 
 
 @dataclass
 class _Process:
     name: str
-    command: list[str]
+    module: list[str]  # with its arguments
     handle: subprocess.Popen[bytes] | None = None
     started: float = 0.0
     crashes: int = 0
@@ -44,7 +44,7 @@ class _Process:
 
 @dataclass
 class Supervisor:
-    """A context: entering starts everything and waits until the API answers, leaving stops everything."""
+    """A context manager: entering starts all processes and waits until the API is ready, leaving stops them."""
 
     settings: Settings
     workers: int = 1
@@ -59,12 +59,12 @@ class Supervisor:
 
     def __enter__(self) -> Self:
         if "auth" not in self.settings.model_fields_set and self.settings.is_loopback:
-            self.settings = self.settings.model_copy(update={"auth": "off"})  # one machine, one person
+            self.settings = self.settings.model_copy(update={"auth": "off"})  # a single user on a single machine
         self.settings.require_auth_on_public_host()
         models = ModelRegistry.of(self.settings).ids()
         port = _usable_port(self.settings.host, self.settings.port)
         self.settings = self.settings.model_copy(update={"port": port})
-        with self._stack:  # a failed start takes down what it had started
+        with self._stack:  # if the start fails, stop what was started
             url = self.settings.redis_url or self._stack.enter_context(EmbeddedValkey(self.settings.data_dir))
             self._stack.callback(self._stop_all)
             self._environment = {
@@ -76,12 +76,12 @@ class Supervisor:
                 PREFIX + "AUTH": self.settings.auth,
                 SUPERVISOR: str(os.getpid()),
             }
-            self._processes.append(_Process("api", [sys.executable, "-m", "service.api"]))
-            self._processes.append(_Process("webhooks", [sys.executable, "-m", "service.webhook_dispatcher"]))
-            self._processes.append(_Process("maintenance", [sys.executable, "-m", "service.maintenance"]))
-            for model in models:
-                for i in range(self.workers):
-                    self._processes.append(_Process(f"worker {model} {i}", [sys.executable, "-m", "worker", model]))
+            self._processes = [
+                _Process("api", ["service.api"]),
+                _Process("webhooks", ["service.webhook_dispatcher"]),
+                _Process("maintenance", ["service.maintenance"]),
+                *(_Process(f"worker {model} {i}", ["worker", model]) for model in models for i in range(self.workers)),
+            ]
             for process in self._processes:
                 self._launch(process)
             self._wait_until_ready()
@@ -91,27 +91,30 @@ class Supervisor:
     def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
         self._stack.close()
 
-    def watch(self, stopping: Callable[[], bool]) -> None:
-        """Restart what crashes until `stopping`."""
-        while not stopping():
-            self.tend()
+    def run_until(self, is_stopping: Callable[[], bool]) -> None:
+        """Restart crashed processes until `is_stopping` returns true."""
+        while not is_stopping():
+            self._restart_crashed()
             time.sleep(0.2)
 
-    def tend(self) -> None:
+    def _restart_crashed(self) -> None:
         now = time.monotonic()
         for process in self._processes:
             if process.handle is not None and (code := process.handle.poll()) is not None:
-                process.crashes = 0 if now - process.started > STEADY_S else process.crashes + 1
+                process.crashes = 0 if now - process.started > STABLE_S else process.crashes + 1
                 delay = RESTART_DELAYS_S[min(process.crashes, len(RESTART_DELAYS_S)) - 1] if process.crashes else 0.0
-                log.warning("%s ended with code %d; starting it again in %.1f s", process.name, code, delay)
+                log.warning("%s exited with code %d; restarting it in %.1f s", process.name, code, delay)
                 process.handle, process.restart_at = None, now + delay
             elif process.handle is None and now >= process.restart_at:
                 self._launch(process)
 
     def _launch(self, process: _Process) -> None:
-        # A session of its own: Ctrl-C in the terminal reaches the supervisor, which then ends the others in order.
+        # In a new session: Ctrl-C in the terminal reaches only the supervisor, which then stops the others in order.
         process.handle = subprocess.Popen(
-            process.command, env=dict(self._environment), stdin=subprocess.DEVNULL, start_new_session=True
+            [sys.executable, "-m", *process.module],
+            env=dict(self._environment),
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
         )
         process.started = time.monotonic()
 
@@ -120,14 +123,14 @@ class Supervisor:
         api = self._processes[0]
         while time.monotonic() < deadline:
             if api.handle is not None and (code := api.handle.poll()) is not None:
-                raise ServiceUnavailable(f"the API ended with code {code} while starting; its last lines say why")
+                raise ServiceUnavailable(f"the API exited with code {code} while starting; see its log output above")
             try:
                 if httpx2.get(f"{self.url}/readyz", timeout=2.0, trust_env=False).status_code == 200:
                     return
             except httpx2.HTTPError:
                 pass
             time.sleep(0.1)
-        raise ServiceUnavailable(f"the API does not answer on {self.url} after {READY_TIMEOUT_S:.0f} s")
+        raise ServiceUnavailable(f"the API at {self.url} was not ready after {READY_TIMEOUT_S:.0f} s")
 
     def _stop_all(self) -> None:
         running = [p.handle for p in self._processes if p.handle is not None and p.handle.poll() is None]
@@ -139,13 +142,13 @@ class Supervisor:
                 handle.wait(max(0.1, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
                 log.warning("process %d did not stop in time; killing it", handle.pid)
-                os.killpg(handle.pid, signal.SIGKILL)  # its whole session: a worker's child goes with it
+                os.killpg(handle.pid, signal.SIGKILL)  # the whole session, including a worker's child process
                 handle.wait()
         self._processes.clear()
 
 
 def _usable_port(host: str, port: int) -> int:
-    """`port`, or a free one for 0. Raises ConfigurationError if somebody listens there already."""
+    """`port`, or a free port if it is 0. Raises ConfigurationError if it is in use."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as s:
         s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -153,6 +156,6 @@ def _usable_port(host: str, port: int) -> int:
             s.bind((host, port))
         except OSError as e:
             raise ConfigurationError(
-                f"port {port} on {host} is taken ({e.strerror}); choose another with --port"
+                f"port {port} on {host} is in use ({e.strerror}); choose another with --port"
             ) from e
         return int(s.getsockname()[1])

@@ -1,12 +1,4 @@
-"""Finished videos as files or as S3 objects, behind one protocol. Knows keys and bytes; nothing of jobs.
-
-protocol   what every storage does
-files      a folder of this machine
-objects    a bucket of an S3 server
-refusals   what an S3 server's refusal means for the settings
-etag       what an S3 server should call a file that arrived whole
-patience   how long a storage that is away is waited for
-"""
+"""Stores finished videos as local files or S3 objects behind one protocol."""
 
 from __future__ import annotations
 

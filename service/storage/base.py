@@ -1,4 +1,4 @@
-"""What every storage does, and the few things that follow from it alone."""
+"""The storage protocol, and helpers that work with every implementation."""
 
 from __future__ import annotations
 
@@ -15,55 +15,63 @@ from service.errors import PermanentStorageError
 class StoredObject:
     key: str
     size_bytes: int
-    modified_at: float  # unix seconds, by the storage's clock; some servers know whole seconds only
+    modified_at: float  # Unix seconds by the storage's clock; some servers round to whole seconds
 
 
 class VideoStorage(Protocol):
-    """Every method raises StorageError when the storage does not do its part."""
+    """Every method raises StorageError if the storage cannot be reached or rejects the request."""
 
     def put(self, path: Path, *, key: str, media_type: str, sha256: str) -> None:
-        """All of the file or nothing appears under the key; the same key again replaces it.
+        """Store the file atomically under `key`, replacing any earlier object.
 
-        Raises PermanentStorageError if the file is not what `sha256` (hex) says: another try would end the same.
+        Args:
+            sha256: Expected checksum of the file, in hex.
+
+        Raises:
+            PermanentStorageError: the file is unreadable or does not match `sha256`, so retrying is useless.
         """
         ...
 
     def open(self, key: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
-        """The bytes start..end, `end` not included, in pieces. A missing key raises at the call, not later."""
+        """Read bytes `start` (inclusive) to `end` (exclusive) in chunks. Raises at once if the key does not exist."""
         ...
 
     def size(self, key: str) -> int | None:
-        """In bytes; None if there is nothing under the key."""
+        """Size in bytes, or None if the key does not exist."""
         ...
 
     def matches(self, key: str, *, size_bytes: int, sha256: str) -> bool:
-        """Whether exactly this lies under the key."""
+        """Whether the key exists with this size and checksum."""
         ...
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
-        """Everything whose key begins so, sorted by key. What is being put right now is not there yet."""
+        """Objects whose key starts with `prefix`, sorted by key. Uploads in progress are not included."""
         ...
 
     def url(self, key: str, *, filename: str, media_type: str) -> str | None:
-        """Where a browser can fetch it for a while without our help; None if we have to serve it ourselves."""
+        """A temporary download URL, or None if the API has to serve the bytes itself."""
         ...
 
     def delete(self, key: str) -> None:
-        """A key that is not there is fine."""
+        """Succeeds if the key does not exist."""
         ...
 
     def clean(self, *, older_than_s: float) -> int:
-        """Remove what puts left behind that were killed so long ago; how many they were."""
+        """Remove the remains of uploads that were interrupted this long ago. Returns how many were removed."""
         ...
 
     def check(self) -> None:
-        """Write, list and delete once. Raises ConfigurationError, which names the setting, if we are refused, and
-        StorageError if the storage does not answer, which may pass."""
+        """Write, list and delete a test object.
+
+        Raises:
+            ConfigurationError: the storage rejects the request; the message names the setting to correct.
+            StorageError: the storage is unreachable, which may be temporary.
+        """
         ...
 
 
 def read(storage: VideoStorage, key: str) -> bytes:
-    """The whole of something small."""
+    """The whole object in memory; for small objects."""
     return b"".join(storage.open(key))
 
 
@@ -73,12 +81,10 @@ def sha256_of(path: Path) -> str:
 
 
 def verify_sha256(path: Path, sha256: str) -> None:
-    """Raises PermanentStorageError if the file is not (any more) what it was said to be."""
+    """Raises PermanentStorageError if the file is unreadable or has another checksum."""
     try:
         found = sha256_of(path)
     except OSError as e:
         raise PermanentStorageError(f"{path.name} cannot be read: {e.strerror}") from e
     if found != sha256:
-        raise PermanentStorageError(
-            f"{path.name} changed on its way to the storage: sha256 {found} instead of {sha256}"
-        )
+        raise PermanentStorageError(f"{path.name} changed before it was stored: sha256 {found} instead of {sha256}")

@@ -1,7 +1,5 @@
-"""What lies beside every finished video: all that its record says, so that records can be rebuilt when Redis is lost.
-
-It is stored after the files it names, so a manifest in the storage means that an execution finished its work.
-"""
+"""The manifest stored next to every finished video: a copy of its job record, from which records are rebuilt after a
+loss of Redis. It is written after the files it names, so its presence proves that an execution finished."""
 
 from __future__ import annotations
 
@@ -18,16 +16,16 @@ from service.storage import VideoStorage, object_keys, read
 
 log = logging.getLogger("ivmix.storage")
 
-NAME = "manifest.json"
+FILE_NAME = "manifest.json"
 MEDIA_TYPE = "application/json"
 
 
-class _Readable(BaseModel):
-    # A later version may know more fields. hide_input: what is wrong goes to the log, a prompt does not.
+class _TolerantModel(BaseModel):
+    # extra: later versions may add fields. hide_input: validation errors are logged, prompts must not be.
     model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
 
 
-class StoredFile(_Readable):
+class StoredFile(_TolerantModel):
     key: str
     size_bytes: int
     sha256: str
@@ -38,8 +36,8 @@ class StoredFile(_Readable):
         return PurePosixPath(self.key).name
 
 
-class Manifest(_Readable):
-    """`job` is the record as it is when the video is completed, except for when it expires."""
+class Manifest(_TolerantModel):
+    """`job` is the record of the completed job, without its expiry time."""
 
     version: Literal[1] = 1
     job: Job
@@ -69,50 +67,52 @@ class Manifest(_Readable):
     @property
     def output(self) -> Output:
         if self.job.output is None:
-            raise ValueError(f"the manifest of {self.job.id} names no output")
+            raise ValueError(f"the manifest of {self.job.id} has no output")
         return self.job.output
 
     @property
     def key(self) -> str:
-        """Beside the video, wherever the execution that made it wrote."""
-        return str(PurePosixPath(self.output.key).with_name(NAME))
+        """Key of the manifest: next to the video, in the folder of the execution that made it."""
+        return str(PurePosixPath(self.output.key).with_name(FILE_NAME))
 
     def is_complete(self, storage: VideoStorage) -> bool:
-        """Whether every file it names lies in the storage, unchanged."""
+        """Whether every file that it names is stored, unchanged."""
         return all(storage.matches(file.key, size_bytes=file.size_bytes, sha256=file.sha256) for file in self.files)
 
 
 def manifests(storage: VideoStorage, job_id: str) -> Iterator[Manifest]:
-    """Of every execution of this job that finished, the earliest end first."""
+    """The manifests of all finished executions of this job, the earliest first."""
     found = [
-        manifest_at(storage, stored.key) for stored in storage.list(object_keys.videos(job_id)) if is_key(stored.key)
+        manifest_at(storage, stored.key)
+        for stored in storage.list(object_keys.videos(job_id))
+        if is_manifest_key(stored.key)
     ]
     yield from sorted(filter(None, found), key=lambda manifest: manifest.job.completed_at or 0)
 
 
 def manifest_at(storage: VideoStorage, key: str) -> Manifest | None:
-    """None, with a word in the log, for something that is no manifest of a video that lies there."""
+    """The manifest stored under `key`; None, with a log line, if it is invalid or belongs to another video."""
     try:
         manifest = Manifest.model_validate_json(read(storage, key))
         if manifest.key != key or not key.startswith(object_keys.videos(manifest.job.id)):
-            raise ValueError("it speaks of another place")
+            raise ValueError("it belongs to another key")
     except (ValidationError, ValueError) as e:
-        log.warning("%s is not used: %s", key, e)
+        log.warning("ignoring invalid manifest %s: %s", key, e)
         return None
     return manifest
 
 
-def is_key(key: str) -> bool:
-    return PurePosixPath(key).name == NAME
+def is_manifest_key(key: str) -> bool:
+    return PurePosixPath(key).name == FILE_NAME
 
 
 def delete_files(storage: VideoStorage, job_id: str, *, keep: str | None = None) -> None:
-    """Everything that any execution of this job stored, but what lies below `keep`.
+    """Delete everything that any execution of this job has stored, except keys that start with `keep`.
 
-    The manifests first: what is half gone must not come back.
+    Manifests go first: `ivmix recover` must not restore a half-deleted video.
     """
     keys = [stored.key for stored in storage.list(object_keys.videos(job_id))]
-    for key in sorted(keys, key=lambda key: not is_key(key)):
+    for key in sorted(keys, key=lambda key: not is_manifest_key(key)):
         if keep is None or not key.startswith(keep):
             storage.delete(key)
     storage.delete(object_keys.checkpoint(job_id))

@@ -1,4 +1,4 @@
-"""Where the files of a job lie in the storage. Knows names; nothing of what is in the files."""
+"""Object keys of a job's files in the storage."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ VIDEOS = "videos/"
 
 
 def videos(job_id: str) -> str:
-    """Everything that executions of this job ever stored lies below."""
+    """Prefix of everything that any execution of this job has stored."""
     return f"{VIDEOS}{job_id}/"
 
 
 def execution(job_id: str, execution_id: str) -> str:
-    """Each execution writes under its own name, the record points at the winner's."""
+    """Prefix of one execution's files. The job record points to the execution that won."""
     return f"{videos(job_id)}{execution_id}/"
 
 
 def checkpoint(job_id: str) -> str:
-    """One per job: whoever works on it, its latest state is worth most."""
+    """Key of the job's latest checkpoint, which all its executions share."""
     return f"checkpoints/{job_id}.safetensors"

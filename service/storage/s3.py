@@ -1,4 +1,4 @@
-"""A storage that is a bucket of an S3 server. What was put is looked at: an answer alone proves nothing."""
+"""Stores objects in an S3 bucket. Uploads are verified afterwards: not every server checks what it receives."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from botocore.exceptions import BotoCoreError, ClientError
 from service.errors import StorageError
 from service.storage.base import StoredObject, verify_sha256
 from service.storage.etag import expected_etag
-from service.storage.s3_errors import explain
+from service.storage.s3_errors import explain_s3_error
 
 CHUNK_BYTES = 256 * 1024
-PART_BYTES = 16 * 1024 * 1024  # from this size on a file is sent in parts of it; S3 wants 5 MiB at least
-PROBE = "ivmix-check"  # written and deleted when a process starts
+PART_BYTES = 16 * 1024 * 1024  # files of this size or more are uploaded in parts of it; S3 requires at least 5 MiB
+CHECK_KEY = "ivmix-check"  # written and deleted when a process starts
 
 
 class S3Storage:
@@ -33,7 +33,12 @@ class S3Storage:
         public_client: Any | None = None,
         part_bytes: int = PART_BYTES,
     ) -> None:
-        """`public_client` signs addresses for clients who reach the server by another name; 0 seconds: none at all."""
+        """
+        Args:
+            presign_seconds: Lifetime of download URLs. 0: no URLs, the API serves the bytes.
+            public_client: Signs download URLs, for clients that reach the server under another host name.
+            part_bytes: Size from which, and of which, uploads are split into parts.
+        """
         self._client = client
         self._public_client = public_client or client
         self._bucket = bucket
@@ -45,27 +50,27 @@ class S3Storage:
 
     def put(self, path: Path, *, key: str, media_type: str, sha256: str) -> None:
         verify_sha256(path, sha256)
-        about = {"ContentType": media_type, "Metadata": {"sha256": sha256}}
-        with _as_storage_error(key):
-            self._client.upload_file(str(path), self._bucket, key, ExtraArgs=about, Config=self._transfer)
-            fault = self._fault(path, key, sha256)
-            if fault:
-                self.delete(key)  # nothing rather than something wrong
-                raise StorageError(f"{key}: {fault}")
+        metadata = {"ContentType": media_type, "Metadata": {"sha256": sha256}}
+        with _storage_errors(key):
+            self._client.upload_file(str(path), self._bucket, key, ExtraArgs=metadata, Config=self._transfer)
+            problem = self._upload_problem(path, key, sha256)
+            if problem:
+                self.delete(key)  # a missing object is better than a wrong one
+                raise StorageError(f"{key}: {problem}")
 
     def open(self, key: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
         if end is not None and end <= start:
             return iter(())
-        part = f"bytes={start}-{'' if end is None else end - 1}"
-        asked = {"Range": part} if start or end is not None else {}
-        with _as_storage_error(key):
-            answer = self._client.get_object(Bucket=self._bucket, Key=key, **asked)
+        byte_range = f"bytes={start}-{'' if end is None else end - 1}"
+        options = {"Range": byte_range} if start or end is not None else {}
+        with _storage_errors(key):
+            response = self._client.get_object(Bucket=self._bucket, Key=key, **options)
 
-        def pieces() -> Iterator[bytes]:
-            with _as_storage_error(key), closing(answer["Body"]) as body:
+        def chunks() -> Iterator[bytes]:
+            with _storage_errors(key), closing(response["Body"]) as body:
                 yield from body.iter_chunks(CHUNK_BYTES)
 
-        return pieces()
+        return chunks()
 
     def size(self, key: str) -> int | None:
         head = self._head(key)
@@ -77,7 +82,7 @@ class S3Storage:
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
         pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=prefix)
-        with _as_storage_error(prefix):
+        with _storage_errors(prefix):
             for page in pages:
                 for item in page.get("Contents", ()):
                     yield StoredObject(item["Key"], int(item["Size"]), item["LastModified"].timestamp())
@@ -85,7 +90,7 @@ class S3Storage:
     def url(self, key: str, *, filename: str, media_type: str) -> str | None:
         if not self._presign_seconds:
             return None
-        with _as_storage_error(key):
+        with _storage_errors(key):
             return self._public_client.generate_presigned_url(
                 "get_object",
                 Params={
@@ -98,14 +103,14 @@ class S3Storage:
             )
 
     def delete(self, key: str) -> None:
-        with _as_storage_error(key):
+        with _storage_errors(key):
             self._client.delete_object(Bucket=self._bucket, Key=key)
 
     def clean(self, *, older_than_s: float) -> int:
-        """Uploads in parts that were never finished: invisible, but they cost space."""
+        """Abort unfinished multipart uploads: they are not listed, but they use space."""
         removed, oldest = 0, time.time() - older_than_s
         pages = self._client.get_paginator("list_multipart_uploads").paginate(Bucket=self._bucket)
-        with _as_storage_error(self._bucket):
+        with _storage_errors(self._bucket):
             for upload in (upload for page in pages for upload in page.get("Uploads", ())):
                 if upload["Initiated"].timestamp() <= oldest:
                     self._client.abort_multipart_upload(
@@ -116,49 +121,50 @@ class S3Storage:
 
     def check(self) -> None:
         try:
-            self._client.put_object(Bucket=self._bucket, Key=PROBE, Body=b"ivmix")
-            self._client.list_objects_v2(Bucket=self._bucket, Prefix=PROBE, MaxKeys=1)
-            self._client.delete_object(Bucket=self._bucket, Key=PROBE)
+            self._client.put_object(Bucket=self._bucket, Key=CHECK_KEY, Body=b"ivmix")
+            self._client.list_objects_v2(Bucket=self._bucket, Prefix=CHECK_KEY, MaxKeys=1)
+            self._client.delete_object(Bucket=self._bucket, Key=CHECK_KEY)
         except (BotoCoreError, ClientError) as e:
-            raise explain(e, bucket=self._bucket) from e
+            raise explain_s3_error(e, bucket=self._bucket) from e
 
-    def _fault(self, path: Path, key: str, sha256: str) -> str | None:
-        """What is wrong with what arrived."""
+    def _upload_problem(self, path: Path, key: str, sha256: str) -> str | None:
+        """What is wrong with the stored object, or None."""
         head, size = self._head(key), path.stat().st_size
         if head is None:
-            return "nothing arrived"
+            return "the object is missing after the upload"
         if int(head["ContentLength"]) != size:
-            return f"{head['ContentLength']} bytes arrived of {size}"
+            return f"only {head['ContentLength']} of {size} bytes were stored"
         if head["Metadata"].get("sha256") != sha256:
-            return "something else arrived, or its metadata got lost"
-        # Not every server checks what it gets (moto, rclone: neither CRC nor signature), but it does tell what it has.
+            return "the stored object has other metadata: it was overwritten, or the server drops metadata"
+        # Some servers (moto, rclone) check neither CRC nor signature, but their ETag reveals corrupt bytes.
         etag = head["ETag"].strip('"')
         if etag != expected_etag(path, part_bytes=self._part_bytes) and self._sha256(key) != sha256:
-            return "other bytes arrived than were sent"
+            return "the stored bytes differ from those sent"
         return None
 
     def _head(self, key: str) -> dict[str, Any] | None:
-        try:
-            return self._client.head_object(Bucket=self._bucket, Key=key)
-        except ClientError as e:
-            response: Any = e.response  # boto3 has no types
-            if response["ResponseMetadata"]["HTTPStatusCode"] == 404:
-                return None
-            raise StorageError(f"{key}: {e}") from e
-        except BotoCoreError as e:
-            raise StorageError(f"{key}: {e}") from e
+        with _storage_errors(key):
+            try:
+                return self._client.head_object(Bucket=self._bucket, Key=key)
+            except ClientError as e:
+                response: Any = e.response  # boto3 has no types
+                if response["ResponseMetadata"]["HTTPStatusCode"] == 404:
+                    return None
+                raise
 
     def _sha256(self, key: str) -> str:
         digest = hashlib.sha256()
-        for piece in self.open(key):
-            digest.update(piece)
+        for chunk in self.open(key):
+            digest.update(chunk)
         return digest.hexdigest()
 
 
 @contextmanager
-def _as_storage_error(key: str) -> Generator[None]:
+def _storage_errors(key: str) -> Generator[None]:
     try:
         yield
     except (OSError, Boto3Error, BotoCoreError, ClientError) as e:
-        reason = e.__context__ if isinstance(e, S3UploadFailedError) else None  # its own text is two long names
+        reason = (
+            e.__context__ if isinstance(e, S3UploadFailedError) else None
+        )  # its own text only repeats both file names
         raise StorageError(f"{key}: {reason or e}") from e

@@ -1,4 +1,4 @@
-"""What an S3 server's refusal means for the settings: which one is wrong, and the way out."""
+"""Explains why an S3 server rejected a request: which setting is wrong and how to correct it."""
 
 from __future__ import annotations
 
@@ -10,52 +10,51 @@ from botocore.exceptions import PartialCredentialsError as PartialCredentials
 from service.errors import ConfigurationError, StorageError
 
 _KEYS = "IVMIX_S3_ACCESS_KEY_ID and IVMIX_S3_SECRET_ACCESS_KEY"
-_WRONG_PAIR = f"{_KEYS} do not belong together, or not to this server: check the secret first"
 
-# The code of the server's answer -> what to do.
+# S3 error code -> what to do.
 _CODES = {
-    "SignatureDoesNotMatch": _WRONG_PAIR,
-    "InvalidAccessKeyId": "IVMIX_S3_ACCESS_KEY_ID is not known there",
-    "InvalidToken": f"{_KEYS} are not accepted there",
+    "SignatureDoesNotMatch": f"{_KEYS} do not belong together or to this server; check the secret first",
+    "InvalidAccessKeyId": "the server does not know IVMIX_S3_ACCESS_KEY_ID",
+    "InvalidToken": f"the server does not accept {_KEYS}",
     "ExpiredToken": "the credentials have expired; set new ones",
-    "AccessDenied": f"{_KEYS} are not allowed to list, write and delete in IVMIX_S3_BUCKET",
-    "AllAccessDisabled": "IVMIX_S3_BUCKET is closed",
-    "NoSuchBucket": "IVMIX_S3_BUCKET does not exist there; create it",
-    "InvalidBucketName": "IVMIX_S3_BUCKET is no name for a bucket",
-    "PermanentRedirect": "IVMIX_S3_REGION or IVMIX_S3_ENDPOINT_URL is not the bucket's",
-    "AuthorizationHeaderMalformed": "IVMIX_S3_REGION is not the bucket's",
-    "IllegalLocationConstraintException": "IVMIX_S3_REGION is not the bucket's",
+    "AccessDenied": f"{_KEYS} may not list, write and delete in IVMIX_S3_BUCKET; grant these permissions",
+    "AllAccessDisabled": "access to IVMIX_S3_BUCKET is disabled",
+    "NoSuchBucket": "IVMIX_S3_BUCKET does not exist on this server; create it",
+    "InvalidBucketName": "IVMIX_S3_BUCKET is not a valid bucket name",
+    "PermanentRedirect": "IVMIX_S3_REGION or IVMIX_S3_ENDPOINT_URL is not that of the bucket",
+    "AuthorizationHeaderMalformed": "IVMIX_S3_REGION is not the region of the bucket",
+    "IllegalLocationConstraintException": "IVMIX_S3_REGION is not the region of the bucket",
     "RequestTimeTooSkewed": "the clock of this machine is wrong",
-    "MissingContentLength": "the server does not take checksums as trailers: use IVMIX_S3_CHECKSUM=when_required",
-    "NotImplemented": "the server cannot do what is asked: try IVMIX_S3_CHECKSUM=when_required",
+    "MissingContentLength": "the server does not accept checksums in trailers; set IVMIX_S3_CHECKSUM=when_required",
+    "NotImplemented": "the server does not support the request; try IVMIX_S3_CHECKSUM=when_required",
 }
-# Where the code says nothing we know.
+# HTTP status -> what to do, for servers that send no known code.
 _STATUSES = {
-    401: f"{_KEYS} are not accepted",
-    403: f"{_KEYS} are not allowed to list, write and delete in IVMIX_S3_BUCKET",
-    404: "IVMIX_S3_BUCKET does not exist there; create it",
-    405: "IVMIX_S3_ENDPOINT_URL does not lead to an S3 server",
+    401: f"the server does not accept {_KEYS}",
+    403: _CODES["AccessDenied"],
+    404: _CODES["NoSuchBucket"],
+    405: "IVMIX_S3_ENDPOINT_URL is not the URL of an S3 server",
 }
 
 
-def explain(e: BotoCoreError | ClientError, *, bucket: str) -> ConfigurationError | StorageError:
-    """ConfigurationError if somebody has to change a setting; StorageError if it may pass by itself."""
+def explain_s3_error(e: BotoCoreError | ClientError, *, bucket: str) -> ConfigurationError | StorageError:
+    """ConfigurationError if a setting must be corrected, StorageError if the failure may be temporary."""
     reason, name = _reason(e)
     if reason is None:
         return StorageError(f"bucket {bucket}: {e}")
-    return ConfigurationError(f"the storage refuses us ({name}, bucket {bucket!r}): {reason}")
+    return ConfigurationError(f"S3 rejected the request ({name}, bucket {bucket!r}): {reason}")
 
 
 def _reason(e: BotoCoreError | ClientError) -> tuple[str | None, str]:
     if isinstance(e, ClientError):
-        answer = cast(Any, e).response  # boto3 has no types
-        code, status = answer["Error"].get("Code", ""), answer["ResponseMetadata"]["HTTPStatusCode"]
+        response = cast(Any, e).response  # boto3 has no types
+        code, status = response["Error"].get("Code", ""), response["ResponseMetadata"]["HTTPStatusCode"]
         return _CODES.get(code) or _STATUSES.get(status), code or str(status)
     name = type(e).__name__
     if isinstance(e, SSLError):
-        return f"IVMIX_S3_CA_FILE must hold the server's authority and IVMIX_S3_ENDPOINT_URL its name: {e}", name
+        return f"IVMIX_S3_CA_FILE must contain the server's CA, and IVMIX_S3_ENDPOINT_URL its host name: {e}", name
     if isinstance(e, NoCredentialsError | PartialCredentials):
         return f"there are no credentials; set {_KEYS}", name
     if isinstance(e, ParamValidationError):
-        return "IVMIX_S3_BUCKET is no name for a bucket", name
+        return _CODES["InvalidBucketName"], name
     return None, name

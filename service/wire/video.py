@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.jobs.model import Job, JobState, Phase, Priority
+from service.jobs.model import Generation, Job, JobState, Phase, Priority
 from service.jobs.sampling import SamplerSettings
 from service.settings import Settings
 from service.storage import VideoStorage
@@ -97,6 +97,9 @@ class Video(ResponseModel):
     user: str | None
 
 
+GENERATION_FIELDS = sorted(Video.model_fields.keys() & Generation.model_fields.keys())
+
+
 class Renderer:
     """Converts jobs to videos, with the URLs of this server."""
 
@@ -109,28 +112,18 @@ class Renderer:
         generation = job.generation
         download_url = self._download_url(job)
         return Video(
+            **{name: getattr(generation, name) for name in GENERATION_FIELDS},
             id=job.id,
-            model=generation.model,
             status=STATUS[job.state],
             progress=job.progress,
             created_at=int(job.created_at),
             completed_at=unix_seconds(job.completed_at),
             expires_at=unix_seconds(job.expires_at),
-            prompt=generation.prompt,
             size=f"{generation.width}x{generation.height}",
             seconds=f"{generation.seconds:g}",
             remixed_from_video_id=job.remixed_from,
             error=_error(job),
-            seed=generation.seed,
-            fps=generation.fps,
-            num_frames=generation.num_frames,
             duration_s=generation.seconds,
-            width=generation.width,
-            height=generation.height,
-            num_inference_steps=generation.num_inference_steps,
-            guidance_scale=generation.guidance_scale,
-            negative_prompt=generation.negative_prompt,
-            sampler=generation.sampler,
             priority=job.priority,
             queue_position=queue_position,
             phase=job.phase,

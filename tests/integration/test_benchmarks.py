@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
 import json
-import runpy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -23,12 +23,12 @@ def run(*command: str) -> str:
 def run_here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """Like `run`, but in this process, which has torch and diffusers loaded already."""
 
-    def run_module(module: str, *arguments: str) -> str:
+    def run_main(module: str, *arguments: str) -> str:
         monkeypatch.setattr(sys, "argv", [module, *arguments])
-        runpy.run_module(module, run_name="__main__")
+        importlib.import_module(module).main()
         return capsys.readouterr().out
 
-    return run_module
+    return run_main
 
 
 def test_quality_benchmark_prints_a_table_and_resumes(tmp_path: Path, run_here: Callable[..., str]) -> None:

@@ -158,7 +158,7 @@ def test_the_binary_can_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     program = tmp_path / "my-server"
     program.write_text("#!/bin/sh\n")
     monkeypatch.setenv("IVMIX_REDIS_SERVER", str(program))
-    with pytest.raises(ConfigurationError, match="not a program"):
+    with pytest.raises(ConfigurationError, match="not an executable"):
         find_valkey_binary()
     program.chmod(0o700)
     assert find_valkey_binary() == str(program)

@@ -35,7 +35,7 @@ def test_sampler_options_reach_the_sampler(tmp_path: Path) -> None:
     [
         (("--sampler", "ddim", "--rho", "3"), "Sampler 'ddim' has no rho; leave it out, or use iv-mixed, fused."),
         (("--combination", "R-I"), "use 'goback_first'"),
-        (("--model", "modelscope"), "`ivmix models fetch modelscope` gets them"),
+        (("--model", "modelscope"), "`ivmix models fetch modelscope` downloads them"),
         (("--size", "large"), "Invalid value for 'size'"),
     ],
     ids=str,

@@ -100,5 +100,5 @@ def test_pulse_of_an_earlier_process_is_no_sign_of_life(tmp_path: Path) -> None:
 
 
 def test_pulse_without_a_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=r"IVMIX_PULSE_FILE=.*there is no folder"):
+    with pytest.raises(ConfigurationError, match=r"IVMIX_PULSE_FILE=.*does not exist"):
         HeartbeatFile(tmp_path / "nowhere" / "heartbeat_file")

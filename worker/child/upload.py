@@ -14,7 +14,7 @@ from pathlib import Path
 from service.errors import StorageError
 from service.jobs.model import Generation, Job, Output
 from service.storage import StorageRetry, VideoStorage, object_keys, sha256_of
-from service.storage.manifest import MEDIA_TYPE, NAME, Manifest, StoredFile, manifests
+from service.storage.manifest import FILE_NAME, MEDIA_TYPE, Manifest, StoredFile, manifests
 from worker.child import video
 from worker.scratch import Scratch
 
@@ -63,7 +63,7 @@ class Uploader:
             files = _write(frames, folder, job.generation, object_keys.execution(job.id, execution_id))
             output = _output(files)
             manifest = Manifest.of(job, files, output, timings=timings, peak_memory_mb=peak_memory_mb)
-            (folder / NAME).write_text(manifest.model_dump_json())
+            (folder / FILE_NAME).write_text(manifest.model_dump_json())
         except OSError:
             self.scratch.discard(job.id, execution_id)  # a full disk: half a film helps nobody
             raise
@@ -72,7 +72,7 @@ class Uploader:
         return manifest
 
     def _store(self, folder: Path, manifest: Manifest, on_wait: Callable[[], None]) -> None:
-        path = folder / NAME
+        path = folder / FILE_NAME
         last = StoredFile(
             key=manifest.key, size_bytes=path.stat().st_size, sha256=sha256_of(path), media_type=MEDIA_TYPE
         )
@@ -116,7 +116,7 @@ def _output(files: tuple[StoredFile, ...]) -> Output:
 def _unharmed(folder: Path, generation: Generation) -> Manifest | None:
     """The manifest in the folder, if all its files are there as it says and it is of this very clip."""
     try:
-        manifest = Manifest.model_validate_json((folder / NAME).read_bytes())
+        manifest = Manifest.model_validate_json((folder / FILE_NAME).read_bytes())
         is_whole = all(sha256_of(folder / file.name) == file.sha256 for file in manifest.files)
     except (OSError, ValueError) as e:
         log.warning("%s is not used: %s", folder, e)

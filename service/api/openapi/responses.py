@@ -24,25 +24,22 @@ FILE: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
 
 
 def success(
-    description: str,
-    *headers: str,
+    *examples: str,
+    description: str = "Success",
+    headers: tuple[str, ...] = (),
     status: int = 200,
-    examples: tuple[str, ...] = (),
     content: dict[str, Any] | None = None,
 ) -> Responses:
-    """One response without an error.
+    """A response without an error.
 
     Args:
-        headers: names in `HEADERS`; x-request-id is added.
-        examples: names in `examples.EXAMPLES`, of the JSON body.
-        content: what to send instead of JSON, by media type.
+        examples: of the JSON body, by their name in `examples`.
+        headers: by their name in `HEADERS`; x-request-id is added.
+        content: what the response has instead of JSON, by media type.
     """
-    response: dict[str, Any] = {
-        "description": description,
-        "headers": {name: ref("headers", name) for name in ("x-request-id", *headers)},
-    }
+    response = {"description": description, "headers": header_refs("x-request-id", *headers)}
     if examples:
-        response["content"] = {"application/json": {"examples": example_refs(examples)}}
+        content = {"application/json": {"examples": example_refs(*examples)}}
     return {status: response if content is None else response | {"content": content}}
 
 
@@ -53,12 +50,16 @@ def errors(*statuses: int, prefix: str = "") -> Responses:
 
 def json_body(model: type[BaseModel], *examples: str, required: bool = True) -> dict[str, Any]:
     """The `openapi_extra=` of a route that reads a JSON body by itself."""
-    content = {"application/json": {"schema": model.model_json_schema(), "examples": example_refs(examples)}}
+    content = {"application/json": {"schema": model.model_json_schema(), "examples": example_refs(*examples)}}
     return {"requestBody": {"required": required, "content": content}}
 
 
-def example_refs(names: tuple[str, ...]) -> dict[str, Any]:
+def example_refs(*names: str) -> dict[str, Any]:
     return {name: ref("examples", name) for name in names}
+
+
+def header_refs(*names: str) -> dict[str, Any]:
+    return {name: ref("headers", name) for name in names}
 
 
 def ref(kind: str, name: str) -> dict[str, str]:
@@ -91,10 +92,9 @@ _HEADERS_BY_STATUS = {401: ["www-authenticate"], 416: ["content-range"], 429: ["
 def _error_response(status: int, message: str, code: str, param: str | None = None, *headers: str) -> dict[str, Any]:
     """As `errors.error_response` sends it."""
     example = error_body(status, message, code, param).model_dump()
-    names = ("x-request-id", *_HEADERS_BY_STATUS.get(status, ()), *headers)
     return {
         "description": HTTPStatus(status).phrase,
-        "headers": {name: ref("headers", name) for name in names},
+        "headers": header_refs("x-request-id", *_HEADERS_BY_STATUS.get(status, ()), *headers),
         "content": {"application/json": {"schema": ref("schemas", ErrorBody.__name__), "example": example}},
     }
 

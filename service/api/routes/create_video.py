@@ -44,7 +44,7 @@ def request_body(*examples: str) -> dict[str, Any]:
     """The `openapi_extra=` of a route that reads a VideoRequest."""
     schemas = {"application/json": "VideoRequest", **dict.fromkeys(FORMS, "VideoForm")}
     content = {
-        kind: {"schema": ref("schemas", name), "examples": example_refs(examples)} for kind, name in schemas.items()
+        kind: {"schema": ref("schemas", name), "examples": example_refs(*examples)} for kind, name in schemas.items()
     }
     return {"requestBody": {"required": True, "content": content}}
 
@@ -63,8 +63,7 @@ RequestBody = Annotated[VideoRequest, Depends(read_request)]
 @router.post(
     "/videos",
     summary="Create a video",
-    responses=success("The queued video", "openai-poll-after-ms", "idempotent-replayed", examples=("VideoQueued",))
-    | CREATE_ERRORS,
+    responses=success("VideoQueued", headers=("openai-poll-after-ms", "idempotent-replayed")) | CREATE_ERRORS,
     openapi_extra=request_body("PromptOnly", "PromptAndSettings"),
 )
 def create_video(
@@ -83,7 +82,7 @@ def create_video(
     summary="Remix a video",
     description="Creates a video with the settings and seed of another one, and a new prompt. Fields in the body "
     "override the source. A deleted video cannot be remixed.",
-    responses=success("The queued video", "openai-poll-after-ms", "idempotent-replayed", examples=("VideoRemixed",))
+    responses=success("VideoRemixed", headers=("openai-poll-after-ms", "idempotent-replayed"))
     | CREATE_ERRORS
     | errors(404),
     openapi_extra=request_body("RemixPrompt"),
@@ -126,7 +125,7 @@ def submit_job(
         return earlier
     generation = _model(services, body.model).resolve(body)
     if body.callback_url is not None:
-        services.webhooks.receivers.check(body.callback_url, "callback_url")
+        services.webhooks.url_policy.check(body.callback_url, "callback_url")
     job = Job.requested(body, generation, owner=principal.owner, remixed_from=remixed_from)
     queue = generate_queue(services.redis, generation.model, job_timeout_s=services.settings.job_timeout_s)
     limits = waiting_limits(principal, services.settings.max_waiting)

@@ -41,7 +41,9 @@ router = APIRouter(prefix="/v1", tags=["videos"])
     "id of the video, which continues to run.",
     response_class=Response,
     responses=success(
-        "The MP4", "x-video-id", "idempotent-replayed", "content-disposition", content={"video/mp4": FILE}
+        description="The MP4",
+        headers=("x-video-id", "idempotent-replayed", "content-disposition"),
+        content={"video/mp4": FILE},
     )
     | CREATE_ERRORS
     | errors(404)

@@ -20,19 +20,22 @@ router = APIRouter(prefix="/v1", tags=["videos"])
 
 _FILE_HEADERS = ("etag", "accept-ranges", "cache-control", "content-disposition")
 _CONTENT: dict[str, Any] = dict.fromkeys(("video/mp4", "image/webp", "image/jpeg"), FILE)
+_RESPONSES = (
+    success(description="The file", headers=_FILE_HEADERS, content=_CONTENT)
+    | success(
+        description="The part of the file that Range asks for",
+        headers=(*_FILE_HEADERS, "content-range"),
+        status=206,
+        content=_CONTENT,
+    )
+    | success(description="The client's copy is current (If-None-Match)", headers=_FILE_HEADERS, status=304)
+    | success(description="A temporary URL of the file", headers=("location", "cache-control"), status=307)
+    | errors(400, 404, 416)
+)
 
 
 @router.head("/videos/{video_id}/content", include_in_schema=False)
-@router.get(
-    "/videos/{video_id}/content",
-    summary="Download a video",
-    responses=success("The file", *_FILE_HEADERS, content=_CONTENT)
-    | success("Part of the file, for a Range request", *_FILE_HEADERS, "content-range", status=206, content=_CONTENT)
-    | success("The client's copy is current (If-None-Match)", *_FILE_HEADERS, status=304)
-    | success("The file is at the temporary URL in Location", "location", "cache-control", status=307)
-    | errors(400, 404, 416),
-    response_class=Response,
-)
+@router.get("/videos/{video_id}/content", summary="Download a video", responses=_RESPONSES, response_class=Response)
 def download_video(
     request: Request, video_id: str, reader: Reader, services: ServicesDep, variant: Variant = "video"
 ) -> Response:

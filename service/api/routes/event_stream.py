@@ -40,14 +40,10 @@ _EVENT_SCHEMA: dict[str, Any] = {
         "event": {"enum": ["video.progress", "video.completed", "video.failed"]},
         "id": {"type": "string", "description": "Send it as Last-Event-ID when reconnecting"},
         "retry": {"const": RETRY_MS},
-        "data": {
-            "type": "string",
-            "contentMediaType": "application/json",
-            "contentSchema": ref("schemas", "Video"),
-        },
+        "data": {"type": "string", "contentMediaType": "application/json", "contentSchema": ref("schemas", "Video")},
     },
 }
-_EVENT_STREAM = {"text/event-stream": {"schema": _EVENT_SCHEMA, "examples": example_refs(("ProgressEvent",))}}
+_EVENT_STREAM = {"text/event-stream": {"schema": _EVENT_SCHEMA, "examples": example_refs("ProgressEvent")}}
 
 
 class StreamResponse(EventSourceResponse):
@@ -69,9 +65,11 @@ class StreamResponse(EventSourceResponse):
     summary="Stream the progress of a video",
     response_class=Response,
     responses=success(
-        "Events until the video has ended; their `data` is the Video as JSON", "cache-control", content=_EVENT_STREAM
+        description="Events until the video has ended; their `data` is the Video as JSON",
+        headers=("cache-control",),
+        content=_EVENT_STREAM,
     )
-    | success("The video has ended, and Last-Event-ID was its last event", status=204)
+    | success(description="The video has ended, and Last-Event-ID was its last event", status=204)
     | errors(400, 404, 429),
 )
 async def follow_video(

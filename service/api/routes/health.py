@@ -18,16 +18,13 @@ log = logging.getLogger("ivmix.api")
 router = APIRouter(tags=["health"])
 
 
-@router.get("/livez", summary="Liveness probe", responses=success("The process runs", examples=("Status",)))
+@router.get("/livez", summary="Liveness probe", responses=success("Status"))
 async def live() -> dict[str, str]:
     return {"status": "ok"}
 
 
 @router.get(
-    "/readyz",
-    summary="Readiness probe",
-    responses=success("The job store accepts writes", examples=("Status",)) | errors(503),
-    response_model=dict[str, str],
+    "/readyz", summary="Readiness probe", responses=success("Status") | errors(503), response_model=dict[str, str]
 )
 def ready(request: Request) -> Any:
     services: Services = request.app.state.services

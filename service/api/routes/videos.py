@@ -55,9 +55,7 @@ def _visible(found: Shown | None, principal: Principal, video_id: str) -> Shown:
     "/videos/{video_id}",
     summary="Retrieve the status of a video",
     response_model=Video,
-    responses=success(
-        "The video", "openai-poll-after-ms", examples=("VideoInProgress", "VideoCompleted", "VideoCancelled")
-    )
+    responses=success("VideoInProgress", "VideoCompleted", "VideoCancelled", headers=("openai-poll-after-ms",))
     | errors(404),
 )
 async def retrieve_video(request: Request, video_id: str) -> Response:
@@ -93,7 +91,7 @@ _METADATA_PARAMETER: dict[str, Any] = {
 @router.get(
     "/videos",
     summary="List videos",
-    responses=success("A page of videos", examples=("VideoList",)) | errors(400),
+    responses=success("VideoList") | errors(400),
     openapi_extra={"parameters": [_METADATA_PARAMETER]},
 )
 def list_videos(
@@ -127,7 +125,7 @@ def list_videos(
     "/videos/{video_id}",
     summary="Delete a video",
     description="Deletes the record and the files of a video that has ended. Cancel a running video first.",
-    responses=success("The video was deleted", examples=("DeletedVideo",)) | errors(400, 404),
+    responses=success("DeletedVideo") | errors(400, 404),
 )
 def delete_video(video_id: str, writer: Writer, services: ServicesDep) -> DeletedVideo:
     job = get_job(services, writer, video_id)
@@ -147,7 +145,7 @@ def delete_video(video_id: str, writer: Writer, services: ServicesDep) -> Delete
     summary="Cancel a video",
     description="A queued video is cancelled immediately, a running one after its current step. Idempotent; a video "
     "that has ended is not changed.",
-    responses=success("The video", "openai-poll-after-ms", examples=("VideoCancelled",)) | errors(404),
+    responses=success("VideoCancelled", headers=("openai-poll-after-ms",)) | errors(404),
 )
 def cancel_video(video_id: str, writer: Writer, services: ServicesDep, response: Response) -> Video:
     job = services.store.cancel(get_job(services, writer, video_id).id)

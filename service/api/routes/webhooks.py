@@ -57,7 +57,7 @@ WebhooksDep = Annotated[Webhooks, Depends(get_webhooks)]
 @router.post(
     "/webhook_endpoints",
     summary="Register a webhook endpoint",
-    responses=success("The endpoint, with its signing secret", examples=("WebhookEndpointWithSecret",)) | _BODY_ERRORS,
+    responses=success("WebhookEndpointWithSecret") | _BODY_ERRORS,
     openapi_extra=json_body(CreateEndpointRequest, "CreateWebhookEndpoint"),
 )
 def create_webhook_endpoint(
@@ -65,15 +65,13 @@ def create_webhook_endpoint(
     webhooks: WebhooksDep,
     owner: WebhookOwner,
 ) -> WebhookEndpointWithSecret:
-    webhooks.receivers.check(body.url, "url")
+    webhooks.url_policy.check(body.url, "url")
     created = webhooks.endpoints.create(owner, name=body.name, url=body.url, event_types=body.event_types)
     return render_endpoint_with_secret(created)
 
 
 @router.get(
-    "/webhook_endpoints",
-    summary="List webhook endpoints",
-    responses=success("A page, newest first", examples=("WebhookEndpointList",)) | errors(400),
+    "/webhook_endpoints", summary="List webhook endpoints", responses=success("WebhookEndpointList") | errors(400)
 )
 def list_webhook_endpoints(
     webhooks: WebhooksDep, owner: WebhookOwner, limit: Limit = 20, after: After = None
@@ -89,7 +87,7 @@ def list_webhook_endpoints(
 @router.get(
     "/webhook_endpoints/{webhook_endpoint_id}",
     summary="Retrieve a webhook endpoint",
-    responses=success("The endpoint", examples=("WebhookEndpoint",)) | errors(404),
+    responses=success("WebhookEndpoint") | errors(404),
 )
 def retrieve_webhook_endpoint(webhook_endpoint_id: str, webhooks: WebhooksDep, owner: WebhookOwner) -> WebhookEndpoint:
     return render_endpoint(webhooks.endpoints.get(owner, webhook_endpoint_id))
@@ -99,7 +97,7 @@ def retrieve_webhook_endpoint(webhook_endpoint_id: str, webhooks: WebhooksDep, o
     "/webhook_endpoints/{webhook_endpoint_id}",
     summary="Update a webhook endpoint",
     description="Enables the endpoint again if it was disabled.",
-    responses=success("The updated endpoint", examples=("WebhookEndpoint",)) | _BODY_ERRORS | errors(404),
+    responses=success("WebhookEndpoint") | _BODY_ERRORS | errors(404),
     openapi_extra=json_body(UpdateEndpointRequest, "UpdateWebhookEndpoint", required=False),
 )
 def update_webhook_endpoint(
@@ -110,7 +108,7 @@ def update_webhook_endpoint(
 ) -> WebhookEndpoint:
     webhooks.endpoints.get(owner, webhook_endpoint_id)
     if body.url is not None:
-        webhooks.receivers.check(body.url, "url")
+        webhooks.url_policy.check(body.url, "url")
     changes = {name: value for name, value in body if value is not None}
     return render_endpoint(webhooks.endpoints.update(owner, webhook_endpoint_id, **changes))
 
@@ -118,7 +116,7 @@ def update_webhook_endpoint(
 @router.delete(
     "/webhook_endpoints/{webhook_endpoint_id}",
     summary="Delete a webhook endpoint",
-    responses=success("The endpoint was deleted", examples=("DeletedWebhookEndpoint",)) | errors(404),
+    responses=success("DeletedWebhookEndpoint") | errors(404),
 )
 def delete_webhook_endpoint(
     webhook_endpoint_id: str, webhooks: WebhooksDep, owner: WebhookOwner
@@ -135,9 +133,7 @@ _ROTATE_BODY = json_body(RotateSecretRequest, "RotateWebhookSecret", required=Fa
     "/webhook_endpoints/{webhook_endpoint_id}/rotate_secret",
     summary="Rotate a signing secret",
     description="If the old secret is kept active, events are signed with both secrets for 24 hours.",
-    responses=success("The endpoint, with its new secret", examples=("WebhookEndpointWithSecret",))
-    | _BODY_ERRORS
-    | errors(404),
+    responses=success("WebhookEndpointWithSecret") | _BODY_ERRORS | errors(404),
     openapi_extra=_ROTATE_BODY,
 )
 def rotate_webhook_secret(
@@ -151,7 +147,7 @@ def rotate_webhook_secret(
     "/webhook_endpoints/{webhook_endpoint_id}/test",
     summary="Send a test event",
     description="Sends one sample event immediately and returns the status of the receiver's response.",
-    responses=success("The receiver responded", examples=("WebhookEndpointTest",)) | _BODY_ERRORS | errors(404),
+    responses=success("WebhookEndpointTest") | _BODY_ERRORS | errors(404),
     openapi_extra=json_body(TestEndpointRequest, "TestWebhookEndpoint"),
 )
 def test_webhook_endpoint(
@@ -173,11 +169,7 @@ def test_webhook_endpoint(
     )
 
 
-@router.get(
-    "/webhook_event_types",
-    summary="List event types",
-    responses=success("All event types", examples=("WebhookEventTypeList",)),
-)
+@router.get("/webhook_event_types", summary="List event types", responses=success("WebhookEventTypeList"))
 def list_webhook_event_types(_owner: WebhookOwner) -> WebhookEventTypeList:
     return WebhookEventTypeList(data=list(EVENT_TYPES))
 
@@ -185,30 +177,28 @@ def list_webhook_event_types(_owner: WebhookOwner) -> WebhookEventTypeList:
 @router.get(
     "/webhook_callback_secret",
     summary="Retrieve the secret that signs requests to a callback_url",
-    responses=success("The secret", examples=("WebhookCallbackSecret",)),
+    responses=success("WebhookCallbackSecret"),
 )
 def retrieve_webhook_callback_secret(webhooks: WebhooksDep, owner: WebhookOwner) -> WebhookCallbackSecret:
-    return WebhookCallbackSecret(signing_secret=webhooks.endpoints.default_secrets(owner)[0].value)
+    return WebhookCallbackSecret(signing_secret=webhooks.endpoints.callback_secrets(owner)[0].value)
 
 
 @router.post(
     "/webhook_callback_secret/rotate_secret",
     summary="Rotate the secret that signs requests to a callback_url",
     description="If the old secret is kept active, events are signed with both secrets for 24 hours.",
-    responses=success("The new secret", examples=("WebhookCallbackSecret",)) | _BODY_ERRORS,
+    responses=success("WebhookCallbackSecret") | _BODY_ERRORS,
     openapi_extra=_ROTATE_BODY,
 )
 def rotate_webhook_callback_secret(
     body: _RotateBody, webhooks: WebhooksDep, owner: WebhookOwner
 ) -> WebhookCallbackSecret:
-    secrets = webhooks.endpoints.rotate_default(owner, keep_old=body.keep_old_secret_active_for_24_hours)
+    secrets = webhooks.endpoints.rotate_callback_secret(owner, keep_old=body.keep_old_secret_active_for_24_hours)
     return WebhookCallbackSecret(signing_secret=secrets[0].value)
 
 
 @router.get(
-    "/webhook_deliveries",
-    summary="List webhook deliveries",
-    responses=success("A page, newest first", examples=("WebhookDeliveryList",)) | errors(400),
+    "/webhook_deliveries", summary="List webhook deliveries", responses=success("WebhookDeliveryList") | errors(400)
 )
 def list_webhook_deliveries(
     webhooks: WebhooksDep,
@@ -228,7 +218,7 @@ def list_webhook_deliveries(
 @router.get(
     "/webhook_deliveries/{webhook_delivery_id}",
     summary="Retrieve a webhook delivery",
-    responses=success("The delivery and its attempts", examples=("WebhookDelivery",)) | errors(404),
+    responses=success("WebhookDelivery") | errors(404),
 )
 def retrieve_webhook_delivery(webhook_delivery_id: str, webhooks: WebhooksDep, owner: WebhookOwner) -> WebhookDelivery:
     return render_delivery(webhooks.deliveries.get(owner, webhook_delivery_id))
@@ -238,7 +228,7 @@ def retrieve_webhook_delivery(webhook_delivery_id: str, webhooks: WebhooksDep, o
     "/webhook_deliveries/{webhook_delivery_id}/redeliver",
     summary="Deliver an event again",
     description="The next attempt is made immediately, with the same webhook-id.",
-    responses=success("The delivery, pending again", examples=("WebhookDelivery",)) | errors(404),
+    responses=success("WebhookDelivery") | errors(404),
 )
 def redeliver_webhook(webhook_delivery_id: str, webhooks: WebhooksDep, owner: WebhookOwner) -> WebhookDelivery:
     return render_delivery(webhooks.deliveries.redeliver(owner, webhook_delivery_id))

@@ -6,9 +6,11 @@ import pytest
 
 from service.errors import ConfigurationError
 from service.settings import MODELS_FILE, Settings, load_settings
+from service.settings_reference import settings_reference
+from tests.containers import ROOT
 
 
-def test_without_any_variable_the_demo_runs_on_files_and_for_this_machine_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_defaults_are_file_storage_and_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", "/somewhere")
     settings = load_settings()
     assert (settings.storage, settings.host, settings.models, settings.models_file) == (
@@ -29,7 +31,7 @@ def test_variables_are_read_with_their_prefix(monkeypatch: pytest.MonkeyPatch) -
     assert settings.port == 9000
 
 
-def test_everything_that_s3_lacks_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_missing_s3_settings_are_reported_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IVMIX_STORAGE", "s3")
     monkeypatch.setenv("IVMIX_S3_ACCESS_KEY_ID", "key")
     with pytest.raises(ConfigurationError) as raised:
@@ -38,11 +40,11 @@ def test_everything_that_s3_lacks_is_said_at_once(monkeypatch: pytest.MonkeyPatc
     assert "IVMIX_S3_SECRET_ACCESS_KEY" in raised.value.message
 
 
-def test_s3_without_keys_is_fine_because_boto3_looks_for_them_itself() -> None:
+def test_s3_keys_are_optional_because_boto3_finds_credentials() -> None:
     assert Settings(storage="s3", s3_bucket="videos").s3_access_key_id is None
 
 
-def test_a_complaint_about_one_setting_does_not_print_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_about_one_setting_does_not_print_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IVMIX_S3_SECRET_ACCESS_KEY", "hush")
     monkeypatch.setenv("IVMIX_REDIS_URL", "redis://:hush@localhost")
     monkeypatch.setenv("IVMIX_PORT", "hush")
@@ -52,12 +54,12 @@ def test_a_complaint_about_one_setting_does_not_print_the_others(monkeypatch: py
     assert "hush" not in raised.value.message + str(raised.value.__cause__)
 
 
-def test_secrets_are_not_in_the_text_of_the_settings() -> None:
+def test_secrets_are_not_in_the_repr() -> None:
     assert "hush" not in repr(Settings(redis_url="redis://:hush@localhost", s3_secret_access_key="hush"))
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.com"])
-def test_a_host_that_others_reach_needs_authentication_or_a_promise(host: str) -> None:
+def test_public_host_needs_authentication_or_allow_open(host: str) -> None:
     with pytest.raises(ConfigurationError, match="IVMIX_ALLOW_OPEN"):
         Settings(host=host, auth="off").require_auth_on_public_host()
     Settings(host=host).require_auth_on_public_host()
@@ -65,11 +67,11 @@ def test_a_host_that_others_reach_needs_authentication_or_a_promise(host: str) -
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
-def test_this_machine_needs_neither(host: str) -> None:
+def test_loopback_host_needs_neither(host: str) -> None:
     Settings(host=host, auth="off").require_auth_on_public_host()
 
 
-def test_lists_about_webhooks_are_joined_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lists_are_comma_separated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IVMIX_WEBHOOK_ALLOW", "10.0.0.0/8, hooks.internal,.svc.cluster.local,fd12::/16")
     monkeypatch.setenv("IVMIX_WEBHOOK_RETRY_DELAYS_S", "0.5,60")
     settings = load_settings()
@@ -78,9 +80,9 @@ def test_lists_about_webhooks_are_joined_by_commas(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("entry", ["10.0.0.1/8", "https://hooks.internal", "a b", "*.internal", "10.0.0.0/33", "a..b"])
-def test_an_allow_list_that_means_nothing_is_refused_at_the_start(monkeypatch: pytest.MonkeyPatch, entry: str) -> None:
+def test_invalid_webhook_allow_entry_is_rejected(monkeypatch: pytest.MonkeyPatch, entry: str) -> None:
     monkeypatch.setenv("IVMIX_WEBHOOK_ALLOW", entry)
-    with pytest.raises(ConfigurationError, match=r"IVMIX_WEBHOOK_ALLOW: .*neither a network"):
+    with pytest.raises(ConfigurationError, match=r"IVMIX_WEBHOOK_ALLOW: .*is not a network"):
         load_settings()
 
 
@@ -94,7 +96,29 @@ def test_an_allow_list_that_means_nothing_is_refused_at_the_start(monkeypatch: p
         ("CONCURRENCY", "0"),
     ],
 )
-def test_numbers_about_webhooks_have_bounds(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+def test_webhook_numbers_have_bounds(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(f"IVMIX_WEBHOOK_{name}", value)
     with pytest.raises(ConfigurationError, match=f"IVMIX_WEBHOOK_{name}"):
         load_settings()
+
+
+def test_a_lease_must_outlast_two_failed_renewals(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IVMIX_LEASE_S", "20")
+    with pytest.raises(ConfigurationError, match=r"IVMIX_BEAT_S=10 is more than a third of IVMIX_LEASE_S=20"):
+        load_settings()
+
+
+@pytest.mark.parametrize("origin", ["https://dash.example.com/", "dash.example.com", "*"])
+def test_cors_origins_are_written_as_browsers_send_them(monkeypatch: pytest.MonkeyPatch, origin: str) -> None:
+    monkeypatch.setenv("IVMIX_CORS_ORIGINS", f"https://fine.example.com,{origin}")
+    with pytest.raises(ConfigurationError, match=r"IVMIX_CORS_ORIGINS: .*is not an origin"):
+        load_settings()
+
+
+def test_the_documentation_lists_every_setting_as_declared() -> None:
+    """`python -m service.settings_reference > docs/settings.md` renews it."""
+    assert (ROOT / "docs" / "settings.md").read_text() == settings_reference()
+
+
+def test_every_setting_is_explained() -> None:
+    assert [name for name, field in Settings.model_fields.items() if not field.description] == []

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from service.errors import PermanentStorageError, StorageError
-from service.storage.retry import LOOK_S, StorageRetry
+from service.storage.retry import ON_WAIT_EVERY_S, StorageRetry
 
 
 class Clock:
@@ -75,5 +75,5 @@ def test_who_waits_looks_up_often_and_may_leave(clock: Clock) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         StorageRetry(600, clock.now, clock.sleep).call(Storage(clock, back_at=10_000).put, on_wait=look)
-    assert max(clock.sleeps) <= LOOK_S
-    assert clock.now() <= 40 + 2 * LOOK_S
+    assert max(clock.sleeps) <= ON_WAIT_EVERY_S
+    assert clock.now() <= 40 + 2 * ON_WAIT_EVERY_S

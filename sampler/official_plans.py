@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sampler.errors import InvalidSetting
-from sampler.grid import Range, finite, scales
 from sampler.moves import AnyMove, ModelName, Move, SolverMove
+from sampler.noise_levels import Range, finite, scales
+from sampler.noise_schedule import NoiseSchedule
 from sampler.plan import Plan
-from sampler.schedule import NoiseSchedule
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from typing import Literal
 
 from sampler.errors import InvalidSetting
-from sampler.grid import Grid, Range, active_steps, finite, scales
 from sampler.moves import AnyMove, FusedMove, ModelName, Renoise
+from sampler.noise_levels import Grid, Range, active_steps, finite, scales
+from sampler.noise_schedule import NoiseSchedule
 from sampler.plan import Plan
-from sampler.schedule import NoiseSchedule
 
 Order = Literal["denoise_first", "goback_first"]
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from sampler.errors import InvalidSetting
 from sampler.moves import Call, ModelName, Move
-from sampler.schedule import NoiseSchedule
+from sampler.noise_schedule import NoiseSchedule
 
 Range = tuple[float, float]
 

