@@ -1,7 +1,7 @@
 """`python -m tests.soak [--minutes 30]` runs the long tests for a bounded time and prints a summary.
 
-Parts: faults (tests.faults with a new seed per run), fuzzing (Schemathesis), and the tests marked `slow` (resumed videos,
-generated code, scale simulation). `make test` runs a short share of each with fixed seeds.
+Parts: fault injection (tests.faults, a new seed per run), fuzzing (Schemathesis), and the tests marked `slow` (resumed
+videos, generated code, scale simulation). `make test` runs a short share of each with fixed seeds.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def _fuzzing(seed: int, logs: Path, budget_s: float) -> Iterator[Result]:
 
 
 def _slow_tests(seed: int, logs: Path, budget_s: float) -> Iterator[Result]:
-    """pytest stops after the first test that passes the deadline; each later run repeats them with the next seed."""
+    """Repeat them with new seeds until the time is over."""
     deadline = time.monotonic() + budget_s
     command = ["-m", "pytest", "-q", "-m", "slow and not gpu", "-p", "tests.stop_at_deadline"]
     while (left := deadline - time.monotonic()) > SHORTEST_S:
