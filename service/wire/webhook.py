@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from service.jobs.model import EventType, Generation, Job, JobError, JobState
-from service.jobs.sampling import SamplerSettings
+from service.jobs.sampler_settings import SamplerSettings
 from service.wire.video import Renderer, ResponseModel
 
 # Prompts can have 32,000 characters each, while receivers expect at most 20 kB; a presigned URL expires in minutes.

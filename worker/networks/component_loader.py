@@ -21,7 +21,7 @@ from sampler import NoiseSchedule
 from service.catalog.model_entry import ModelEntry
 from service.catalog.weight_files import PICKLE_SUFFIXES, Component
 from service.errors import ConfigurationError
-from service.jobs.sampling import Spacing
+from service.jobs.timestep_spacing import Spacing
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # huggingface_hub reads it when it is imported below
 
