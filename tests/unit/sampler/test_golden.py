@@ -59,8 +59,7 @@ def modelscope(golden: Golden) -> tuple[ImageDenoiser, VideoDenoiser]:
 
 
 def videocrafter(golden: Golden) -> tuple[ImageDenoiser, VideoDenoiser]:
-    unet = VideoCrafterUNet(golden.meta["vdm_config"]).eval()
-    unet.load_weights(golden.part("vdm"))
+    unet = golden.load(VideoCrafterUNet.from_config(golden.meta["vdm_config"]), "vdm")
     video = VideoDenoiser(unet, *golden.text("vdm_"), network_args={"fps": golden.meta["fps"]})
     return ImageDenoiser(golden.idm(), *golden.text("idm_")), video
 
