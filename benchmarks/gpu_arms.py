@@ -102,7 +102,7 @@ def _ours(name: str, what: str, networks: Pair, optimise: Optimise, backend: str
         return video(both, TIMESTEP, encoder_hidden_states=own.video_texts).sample
 
     def run(steps: int) -> Iterator[Tensor]:
-        cache.clear()  # every run is a job of its own
+        cache.clear()  # every run is a separate job
         denoisers = {
             "image": ImageDenoiser(image, own.image_texts[1], own.image_texts[0]),
             "video": VideoDenoiser(video, own.video_texts[1], own.video_texts[0]),

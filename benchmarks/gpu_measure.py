@@ -107,7 +107,7 @@ def _mark() -> torch.cuda.Event:
 
 
 def whole_clip(arm: Arm, networks: Pair, steps: int, device: torch.device) -> dict[str, float]:
-    """Wall time of a whole run, from noise to pixels on the host, and the memory it took beside its own weights."""
+    """Wall time of a whole run, from noise to pixels on the host, and the memory it took in addition to its weights."""
     on_gpu = device.type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(device)

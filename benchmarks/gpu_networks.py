@@ -52,7 +52,7 @@ class Pair:
     video_texts: tuple[Tensor, Tensor]
 
     def copy(self, dtype: torch.dtype | None = None) -> Pair:
-        """With UNets of its own, weights shared as they were; `dtype` also of the texts."""
+        """A copy with separate UNets that share weights as before; `dtype` also applies to the text embeddings."""
         image, video = copy.deepcopy((self.image, self.video))
         if dtype is None:
             return replace(self, image=image, video=video)

@@ -49,7 +49,7 @@ def test_quality_benchmark_prints_a_table_and_resumes(tmp_path: Path, run_here: 
     assert sheet.stat().st_size > 1000
 
 
-def test_api_load_prints_latencies_of_creating_and_polls_beside_a_bare_endpoint(tmp_path: Path) -> None:
+def test_api_load_prints_latencies_of_creating_and_polls_and_of_a_bare_endpoint(tmp_path: Path) -> None:
     result = tmp_path / "load.json"
     quick = ("--rates", "5", "10", "--seconds", "1", "--rounds", "1", "--connections", "2", "--json", str(result))
     printed = run("benchmarks.api_load", *quick)

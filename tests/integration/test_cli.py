@@ -86,7 +86,7 @@ def test_worker_without_redis_says_what_to_set(tmp_path: Path) -> None:
 
 
 class TestKeys:
-    def test_a_key_is_made_used_listed_and_revoked_beside_a_running_server(self, tmp_path: Path) -> None:
+    def test_a_key_is_made_used_listed_and_revoked_while_a_server_runs(self, tmp_path: Path) -> None:
         data = tmp_path / "data"
         with ivmix_up(data, "--workers", "0", IVMIX_AUTH="keys") as (_, url), httpx2.Client(base_url=url) as http:
             made = ivmix(

@@ -1,4 +1,4 @@
-"""The whole house at once: `ivmix up` with its own Valkey, a real worker and the demo models, used over HTTP."""
+"""The whole service: `ivmix up` with its embedded Valkey, a real worker and the demo models, used over HTTP."""
 
 from __future__ import annotations
 

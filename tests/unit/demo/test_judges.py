@@ -24,7 +24,7 @@ def test_judges_name_real_clips_rightly_sharp_or_degraded(judges: Judges, clips:
         assert min(scores[k] for k in ("shape", "color", "background", "motion")) >= 0.97, scores
 
 
-def test_judges_tell_sharp_from_degraded(judges: Judges, clips: tuple[Tensor, Tensor, Scenes]) -> None:
+def test_judges_distinguish_sharp_from_degraded(judges: Judges, clips: tuple[Tensor, Tensor, Scenes]) -> None:
     sharp, rough, scenes = clips
     good, bad = judges.score(sharp, scenes), judges.score(rough, scenes)
     assert good["frame_fd"] < 0.5 * bad["frame_fd"]
