@@ -1,6 +1,6 @@
-"""`python -m benchmarks.api_load`: what one API process carries, beside a bare FastAPI endpoint on the same machine.
+"""`python -m benchmarks.api_load`: load that one API process carries, compared with a bare FastAPI endpoint.
 
-Two servers, each a uvicorn process of its own: the API (real Valkey with `appendfsync always`, API keys on), and two
+Two servers, each a separate uvicorn process: the API (real Valkey with `appendfsync always`, API keys on), and two
 endpoints that answer with as many bytes and do nothing else, an `async def` and a `def`. This process is the load.
 Creating is open-loop: requests leave at their time whether or not earlier ones are back, and latency counts from that
 time. Polling is closed-loop over a few connections, the arms in turns. Prints a table; writes JSON with --json.

@@ -4,7 +4,7 @@ Arms: plain DDIM with as many steps and with as many network calls, one model al
 both orders, parts of the run, Gaussian re-noise, the fused surrogate, Z-Sampling and FreeInit. Each arm draws the same
 prompts from the same noise, once for each seed; the table gives the mean over the seeds and the spread (standard
 deviation) of it. Accuracies are by classifiers trained on the demo world (`demo/judges.py`), Frechet distances are to
-400 sharp clips of it. Prints the table as it grows, writes JSON (which a second call goes on from) and a contact sheet.
+400 sharp clips of it. Prints the table as it grows, writes JSON (a second call resumes from it) and a contact sheet.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def _begun(file: Path, settings: dict[str, int]) -> dict[str, Any]:
 
 
 class _Strips:
-    """The frames of two prompts of every arm, kept beside the JSON until the sheet is drawn."""
+    """The frames of two prompts of every arm, kept next to the JSON until the sheet is drawn."""
 
     def __init__(self, file: Path) -> None:
         self.file = file

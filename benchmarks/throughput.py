@@ -1,4 +1,4 @@
-"""`python -m benchmarks.throughput`: clips per hour of one worker of the demo pair, beside the bare engine.
+"""`python -m benchmarks.throughput`: clips per hour of one worker of the demo pair, compared with the bare engine.
 
 Two arms in turns: the whole service (queue, record, leases, a real worker with its child, file storage) with all jobs
 waiting from the start, and a plain loop over `Engine.generate` and the mp4 in this process, the same requests. Prints

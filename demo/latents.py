@@ -39,7 +39,7 @@ def make_latents(work: Path, group: Group) -> None:
 
 @torch.no_grad()
 def vivid_clips(work: Path, generator: Generator, n: int) -> tuple[Tensor, Tensor]:
-    """Latents (n, C, F, h, w) of degraded clips, each with a saturation of its own, and their scenes (n, 4)."""
+    """Latents (n, C, F, h, w) of degraded clips, each with its saturation, and their scenes (n, 4)."""
     model = AutoencoderKL.from_pretrained(work / "vae").eval()
     clips, rows = list[Tensor](), list[tuple[int, int, int, int]]()
     for begin in range(0, n, 20):

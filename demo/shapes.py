@@ -40,7 +40,7 @@ VOCABULARY = (
 
 RADIUS = (7.0, 9.5)  # px
 SPEED = (1.0, 1.6)  # px per frame
-# The middle of a track lies LEAD px from the middle of the picture in the direction of motion, give or take
+# The middle of a track is LEAD px from the middle of the picture in the direction of motion, give or take
 # CENTER_JITTER. Without the lead, neither the word "left" nor the frame number alone says anything about a position,
 # only their product does, and a video model takes very long to find that out.
 LEAD = 4.0

@@ -236,7 +236,7 @@ def train_video(stage: str, work: Path, recipe: Recipe, group: Group) -> None:
     """Stages vivid and start: the whole video model on clips of any saturation, still blurred and watermarked.
 
     Between its own calls the image model puts full colours into the latents. A video model that has only seen
-    washed-out ones answers at low noise with a colour of its own: purple turns blue on the last steps.
+    washed-out ones answers at low noise with a different colour: purple turns blue on the last steps.
 
     Start: even at the last timestep training latents hold a little of the clip, above all its mean, but sampling starts
     from noise alone (arXiv:2305.08891). A model that has not seen such noise reads a background out of it, pink for

@@ -22,7 +22,7 @@ WORDS = {
     r"some(body|one)": "the one who acts: a client, another worker",
     r"nobody|no one": "no client, no worker",
     r"whoever|whosoever": "the one who acts, or: any caller that",
-    r"told": "informed, notified, reported; of a webhook: delivered",
+    r"told(?! apart)": "informed, notified, reported; of a webhook: delivered",
     r"tells?(?! apart)": "reports, shows, informs",
     r"heard?s? of|hears": "learns of, receives",
     r"lies|lie|lay|lain": "is stored in, is in",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import ValidationError
@@ -19,8 +19,9 @@ from service.jobs.model import Generation, Phase
 from service.jobs.request import VideoRequest
 from service.jobs.sampler_settings import USES
 from service.settings import load_settings
-from worker.child import video
-from worker.child.engine import Clip, Engine
+
+if TYPE_CHECKING:
+    from worker.child.engine import Clip, Engine
 
 SAMPLER = "Sampler (default: the model's settings)"
 
@@ -88,6 +89,10 @@ def generate(
         name = "iv-mixed" if compare else sampler
         mixed = entry.resolve(_request(request, {**settings, "name": name}))
         plain = [entry.resolve(_request({**request, "seed": mixed.seed}, {"name": "ddim"}))] if compare else []
+        # --help and refused options answer without loading torch and diffusers, which takes seconds.
+        from worker.child import video
+        from worker.child.engine import Engine
+
         engine = Engine(entry)
         start = time.perf_counter()
         clips = [_generate(engine, generation) for generation in (*plain, mixed)]

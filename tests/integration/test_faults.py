@@ -148,7 +148,7 @@ def test_hanging_child_is_replaced(services: Services, environment: dict[str, st
 def test_child_that_lost_its_device_is_replaced(
     services: Services, environment: dict[str, str], submit: Callable[..., str]
 ) -> None:
-    """A CUDA context is of no use after a fault: every later job would fail in the same process."""
+    """After a fault a CUDA context is unusable: every later job in the same process would fail."""
     breaks, next_one = submit("fail@3"), submit()
     with worker({**environment, "IVMIX_MAX_ATTEMPTS": "1"}, FAKE) as process:
         before = child_of(process.pid)
@@ -366,7 +366,7 @@ def test_record_that_cannot_be_read_stops_no_worker(
     assert services.redis.hget(job_key(poisoned), "state") == b'"failed"'
 
 
-def test_nothing_of_an_ended_job_stays_in_rqs_books(
+def test_nothing_of_an_ended_job_stays_in_rqs_registries(
     services: Services, environment: dict[str, str], submit: Callable[..., str], queue: Queue
 ) -> None:
     job_id = submit()

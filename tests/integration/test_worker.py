@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import threading
@@ -87,34 +86,6 @@ def test_finished_files_are_in_the_storage_before_the_job_is_completed(
     assert job.peak_memory_mb > 50
 
 
-def test_job_whose_child_is_killed_is_done_by_the_next_child(
-    services: Services, environment: dict[str, str], submit: Callable[[int], str], child_of: Callable[[int], int]
-) -> None:
-    job_id = submit(60)
-    with worker(environment) as process:
-        reaches_step(services, job_id, 2)
-        os.kill(child_of(process.pid), signal.SIGKILL)
-        job = reaches(services, job_id, JobState.COMPLETED)
-        assert process.poll() is None, "the parent lives on"
-    assert job.attempt == 2
-
-
-def test_stopped_worker_gives_its_job_back_and_the_next_worker_takes_it(
-    services: Services, environment: dict[str, str], submit: Callable[[int], str], queue: Queue
-) -> None:
-    first, second = submit(LONG), submit(1)
-    with worker(environment) as process:
-        reaches_step(services, first, 1)
-        process.terminate()
-        assert process.wait(30) == 0
-    job = services.store.get(first)
-    assert job is not None
-    assert (job.state, job.error) == (JobState.QUEUED, None)
-    assert queue.job_ids == [first, second]  # at the front, where it was
-    with worker(environment):
-        reaches_step(services, first, 1)
-
-
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGKILL, -9)])
 def test_worker_that_ends_while_it_loads_takes_its_child_with_it(
     environment: dict[str, str], child_of: Callable[[int], int], number: signal.Signals, code: int
@@ -144,7 +115,7 @@ def test_function_that_is_not_ours_is_not_run(
 ) -> None:
     """Whoever can write to Redis must not choose what a GPU worker runs."""
     evil = queue.enqueue("os.mkdir", str(tmp_path / "owned"))
-    with worker(environment):
+    with worker(environment, "tests.fake_worker"):
         wait_for(lambda: evil.get_status(refresh=True) in ("failed", "finished") or None, timeout_s=180)
     assert not (tmp_path / "owned").exists()
 
@@ -160,7 +131,8 @@ def test_model_that_does_not_load_ends_the_worker_with_an_error(environment: dic
 def test_worker_ends_when_it_is_told_to_even_without_redis(tmp_path: Path) -> None:
     """Its supervisor is gone and so is the embedded server: RQ would wait for the server for ever."""
     server = EmbeddedValkey(tmp_path)
-    with worker({"IVMIX_REDIS_URL": server.start(), "IVMIX_DATA_DIR": str(tmp_path)}) as process:
+    environment = {"IVMIX_REDIS_URL": server.start(), "IVMIX_DATA_DIR": str(tmp_path)}
+    with worker(environment, "tests.fake_worker") as process:
         wait_for(lambda: "idle" in worker_states(server) or None, hint="for the worker to wait for jobs")
         server.stop()
         time.sleep(DEQUEUE_S + 2)
