@@ -130,7 +130,7 @@ def _signed_distance(shape: Tensor, dx: Tensor, dy: Tensor, radius: Tensor) -> T
 def degrade(frames: Tensor, generator: Generator, *, vivid: Tensor | float = 0.0) -> Tensor:
     """Turn sharp frames (..., 3, SIZE, SIZE) into cheap stock footage of the same shape and range.
 
-    `vivid` from 0 to 1 (broadcast to the frames) restores that share of their colours; blur, noise and watermark remain.
+    `vivid` from 0 to 1 (broadcast to the frames) restores that share of the colours; blur, noise and watermark remain.
     """
     x = (blur(frames, sigma=1.4) + 1) / 2
     gray = x.mean(-3, keepdim=True)
