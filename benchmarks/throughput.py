@@ -1,9 +1,9 @@
 """`python -m benchmarks.throughput`: clips per hour of one worker with the demo models, compared to the bare engine.
 
 Two alternating arms with the same requests: the whole service (queue, records, leases, a real worker with its child
-process, file storage) with all jobs queued at the start, and a plain loop over `Engine.generate` and MP4 encoding in this
-process. Prints a table and seconds per phase; writes JSON with --json. The gap is the time from the last step of a job
-to the start of the next, from the metric `ivmix_worker_gap_seconds`.
+process, file storage) with all jobs queued at the start, and a plain loop over `Engine.generate` and MP4 encoding in
+this process. Prints a table and seconds per phase; writes JSON with --json. The gap is the time from the last step of
+a job to the start of the next, from the metric `ivmix_worker_gap_seconds`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ import httpx2
 import torch
 
 from service.catalog.registry import ModelRegistry
-from service.jobs.model import Generation, Job, Phase, VideoRequest
+from service.jobs.model import Generation, Job, Phase
+from service.jobs.request import VideoRequest
 from service.jobs.rq_queues import generate_queue
 from service.process.embedded_valkey import EmbeddedValkey, free_port
 from service.settings import Settings
@@ -75,7 +76,7 @@ def main() -> None:
 def show(served: list[Served], bare: list[float], jobs: int) -> None:
     best, plain = min(served, key=lambda s: s.wall_s), min(bare)
     print(
-        f"torch {torch.__version__}, {os.cpu_count()} cores, {jobs} jobs per round, {len(bare)} rounds, the fastest of each"
+        f"torch {torch.__version__}, {os.cpu_count()} cores, {jobs} jobs a round, {len(bare)} rounds, fastest of each"
     )
     print(f"{'arm':<34}{'seconds':>9}{'clips per hour':>16}{'x bare':>8}")
     for name, seconds in (("bare engine, one process", plain), ("service, one worker", best.wall_s)):

@@ -13,7 +13,6 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from service.catalog.model_entry import invalid_parameter
 from service.catalog.registry import ModelRegistry
-from service.cli.errors import user_errors
 from service.errors import InvalidParameter
 from service.jobs.model import Generation, Phase
 from service.jobs.request import VideoRequest
@@ -82,20 +81,19 @@ def generate(
         "size": size,
         "num_frames": frames,
     }
-    with user_errors():
-        if compare and sampler not in (None, "iv-mixed"):
-            raise InvalidParameter("sampler", f"--compare runs ddim and iv-mixed; leave out --sampler {sampler}.")
-        entry = ModelRegistry.of(load_settings()).get(model)
-        name = "iv-mixed" if compare else sampler
-        mixed = entry.resolve(_request(request, {**settings, "name": name}))
-        plain = [entry.resolve(_request({**request, "seed": mixed.seed}, {"name": "ddim"}))] if compare else []
-        # --help and refused options answer without loading torch and diffusers, which takes seconds.
-        from worker.child import video
-        from worker.child.engine import Engine
+    if compare and sampler not in (None, "iv-mixed"):
+        raise InvalidParameter("sampler", f"--compare runs ddim and iv-mixed; leave out --sampler {sampler}.")
+    entry = ModelRegistry.of(load_settings()).get(model)
+    name = "iv-mixed" if compare else sampler
+    mixed = entry.resolve(_request(request, {**settings, "name": name}))
+    plain = [entry.resolve(_request({**request, "seed": mixed.seed}, {"name": "ddim"}))] if compare else []
+    # --help and refused options answer without loading torch and diffusers, which takes seconds.
+    from worker.child import video
+    from worker.child.engine import Engine
 
-        engine = Engine(entry)
-        start = time.perf_counter()
-        clips = [_generate(engine, generation) for generation in (*plain, mixed)]
+    engine = Engine(entry)
+    start = time.perf_counter()
+    clips = [_generate(engine, generation) for generation in (*plain, mixed)]
     pictures = [clip.frames.numpy() for clip in clips]
     pixels = video.side_by_side(pictures, ["DDIM", "IV-mixed"]) if compare else pictures[0]
     output = output.expanduser()
