@@ -13,9 +13,8 @@ from benchmarks.gpu_networks import Pair
 from benchmarks.released import SCHEDULER, released_loop
 from sampler import ImageDenoiser, NoiseSchedule, VideoDenoiser, official_plan, sample
 from service.catalog.model_entry import Optimise
-from worker.networks.optimise import Compiler, OptimisedNetwork, TextKeys
-from worker.networks.optimise.layout import channels_last
-from worker.networks.optimise.weights import resident_bytes
+from worker.networks.optimise import BlockCompiler, OptimisedNetwork, TextKVCache
+from worker.networks.optimise.weight_memory import channels_last, resident_bytes
 
 TIMESTEP = 500  # of the single calls that are compared
 
@@ -32,7 +31,7 @@ class Arm:
     run: Callable[[int], Iterator[Tensor]]
     calls: dict[str, OneCall]
     weights_bytes: int
-    compiler: Compiler | None = None
+    compiler: BlockCompiler | None = None
     steps_s: list[float] = field(default_factory=list)
     found: dict[str, Any] = field(default_factory=dict)
 
@@ -91,9 +90,9 @@ def _released(name: str, what: str, networks: Pair, image: Any, video: Any) -> A
 
 
 def _ours(name: str, what: str, networks: Pair, optimise: Optimise, backend: str | None) -> Arm:
-    own, keys = networks.copy(), TextKeys()
-    compiler = None if backend is None else Compiler(backend)
-    image, video = (OptimisedNetwork(unet, optimise, keys, compiler) for unet in (own.image, own.video))
+    own, cache = networks.copy(), TextKVCache()
+    compiler = None if backend is None else BlockCompiler(backend)
+    image, video = (OptimisedNetwork(unet, optimise, cache, compiler) for unet in (own.image, own.video))
     schedule = NoiseSchedule.from_config(SCHEDULER)
 
     def call_image(both: Tensor) -> Tensor:
@@ -103,7 +102,7 @@ def _ours(name: str, what: str, networks: Pair, optimise: Optimise, backend: str
         return video(both, TIMESTEP, encoder_hidden_states=own.video_texts).sample
 
     def run(steps: int) -> Iterator[Tensor]:
-        keys.forget()  # every run is a job of its own
+        cache.clear()  # every run is a job of its own
         denoisers = {
             "image": ImageDenoiser(image, own.image_texts[1], own.image_texts[0]),
             "video": VideoDenoiser(video, own.video_texts[1], own.video_texts[0]),

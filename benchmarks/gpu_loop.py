@@ -97,7 +97,7 @@ def _conclude(arm: Arm, work: float, roof_tflops: float) -> None:
     arm.found["tflops"] = work / arm.found["clip_s"] / 1e12
     arm.found["of_roof"] = arm.found["tflops"] / roof_tflops
     if arm.compiler is not None:
-        arm.found["fell_back_to_eager"] = arm.compiler.gave_up
+        arm.found["fell_back_to_eager"] = arm.compiler.has_failed
 
 
 def _ratios(arms: list[Arm]) -> dict[str, dict[str, float]]:

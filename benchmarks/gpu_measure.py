@@ -17,7 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.gpu_arms import Arm, exact
 from benchmarks.gpu_networks import CALLS, STEPS, Pair
 from benchmarks.roofs import wait
-from worker.networks.optimise import decode
+from worker.networks.optimise import vae_decode
 
 WARM_UP, GATE_STEPS = 2, 3
 GATE = 1.2  # times arm A's own error against float32
@@ -115,7 +115,7 @@ def whole_clip(arm: Arm, networks: Pair, steps: int, device: torch.device) -> di
     wait(device)
     began = time.perf_counter()
     made = list(arm.run(steps))  # latents are small
-    decode.decode(networks.vae, made[-1])
+    vae_decode.decode(networks.vae, made[-1])
     found = {"clip_s": time.perf_counter() - began, "weights_gb": arm.weights_bytes / 1e9}
     if on_gpu:
         found["peak_gb"] = (torch.cuda.max_memory_allocated(device) - before + arm.weights_bytes) / 1e9

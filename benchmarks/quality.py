@@ -1,10 +1,10 @@
 """`python -m benchmarks.quality`: the paper's ablations with the demo models, every sampler from the same noise.
 
 Arms: plain DDIM with as many steps and with as many network calls, each model alone, the six two-model combinations in
-both orders, parts of the run, Gaussian re-noise, the fused surrogate, Z-Sampling and FreeInit. Each arm samples the same
-prompts from the same noise for each seed; the table lists the mean and standard deviation over the seeds. Accuracies
-come from classifiers trained on demo clips (`demo/judges.py`); Frechet distances are to 400 sharp clips. Prints a table;
-writes JSON (from which a second call resumes) and a contact sheet.
+both orders, parts of the run, Gaussian re-noise, the fused surrogate, Z-Sampling and FreeInit. Each arm samples the
+same prompts from the same noise for each seed; the table lists the mean and standard deviation over the seeds.
+Accuracies come from classifiers trained on demo clips (`demo/judges.py`); Frechet distances are to 400 sharp clips.
+Prints a table; writes JSON (from which a second call resumes) and a contact sheet.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ log = logging.getLogger("ivmix.storage")
 
 @dataclass(frozen=True, kw_only=True)
 class Webhooks:
-    receivers: UrlPolicy
+    url_policy: UrlPolicy
     sender: Sender
     outbox: Outbox
     endpoints: EndpointStore
@@ -70,10 +70,10 @@ def open_services(settings: Settings) -> Services:
 
 
 def open_webhooks(settings: Settings, redis: Redis) -> Webhooks:
-    receivers = UrlPolicy(settings.webhook_allow, allow_http=settings.webhook_allow_http)
+    url_policy = UrlPolicy(settings.webhook_allow, allow_http=settings.webhook_allow_http)
     return Webhooks(
-        receivers=receivers,
-        sender=Sender(receivers, timeout_s=settings.webhook_timeout_s),
+        url_policy=url_policy,
+        sender=Sender(url_policy, timeout_s=settings.webhook_timeout_s),
         outbox=Outbox(redis),
         endpoints=EndpointStore(redis),
         deliveries=DeliveryStore(redis),

@@ -9,6 +9,10 @@ from typing import Any
 from service.jobs.model import Generation, Job, Output, Phase, VideoRequest
 from service.jobs.sampling import SamplerSettings
 from service.storage import sha256_of
+from service.webhook_dispatcher.attempt import AttemptRunner
+from service.webhook_dispatcher.fan_out import FanOut
+from service.webhook_dispatcher.metrics import DispatcherMetrics
+from service.wire.video import Renderer
 from service.wiring import Services
 
 PROMPT = "a red circle moving left on a teal background"
@@ -62,3 +66,17 @@ def finish(services: Services, job_id: str, content: bytes, *, scratch: Path) ->
     )
     timings = {Phase.ENCODING: 0.25, Phase.SAMPLING: 1.5, Phase.DECODING: 0.25}
     assert services.store.complete(job_id, "execution", output, timings, 512.0)
+
+
+def deliver_webhooks(services: Services, runner: AttemptRunner | None = None) -> None:
+    """Do what a dispatcher does, in this thread: empty the outbox, then make all attempts that are due."""
+    while FanOut(services.webhooks, Renderer(services.settings, services.storage)).run_once():
+        pass
+    attempt_due_webhooks(services, runner)
+
+
+def attempt_due_webhooks(services: Services, runner: AttemptRunner | None = None) -> None:
+    runner = runner or AttemptRunner(services.settings, services.webhooks, DispatcherMetrics())
+    while claimed := services.webhooks.deliveries.claim(8):
+        for delivery_id, attempts_made in claimed:
+            runner.run(delivery_id, attempts_made)

@@ -1,12 +1,11 @@
-"""`ivmix models fetch NAME`: a model's files from a Hugging Face hub: pinned, checked, safetensors only. No torch.
+"""`ivmix models fetch NAME`: download a model from a Hugging Face hub: pinned, verified, safetensors only. No torch.
 
-A file is written beside its place as `*.part`, goes on where it was broken off, is checked and then renamed; the model
-is there once the lock file says so, which is written last.
+A file is written as `*.part`, resumed if interrupted, verified and renamed. The lock file is written last and makes the
+model available.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,16 +19,26 @@ from huggingface_hub.utils import WeakFileLock, build_hf_headers  # pyright: ign
 
 from service.catalog.model_entry import ModelEntry
 from service.catalog.registry import ModelRegistry
-from service.catalog.weight_files import UNSAFE, Component, Lock, LockedFile, LockedSource, Source, digest, hub_folder
-from service.errors import ConfigurationError, ServiceError
+from service.catalog.weight_files import (
+    PICKLE_SUFFIXES,
+    Component,
+    LockedFile,
+    LockedSource,
+    LockFile,
+    Source,
+    file_sha256,
+    snapshot_dir,
+)
+from service.cli.errors import user_errors
+from service.errors import ConfigurationError
 from service.settings import Settings, load_settings
 
-Say = Callable[[str], None]
+Print = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """As the hub lists it; only files in large-file storage have a sha256 there."""
+    """A file in the hub's listing, which has the sha256 of LFS files only."""
 
     path: str
     size: int
@@ -37,100 +46,103 @@ class RemoteFile:
 
 
 @dataclass(frozen=True)
-class Listing:
+class RepoListing:
     revision: str
     files: dict[str, RemoteFile]
 
 
-def fetch(entry: ModelEntry, settings: Settings, say: Say) -> None:
-    """Raises ConfigurationError naming the repository, the file and what is wrong with it; what was right stays."""
+def fetch(entry: ModelEntry, settings: Settings, report: Print) -> None:
+    """Download what is missing. Raises ConfigurationError naming the repository and file; verified files are kept."""
     by_source: dict[str, list[Component]] = {}
-    for part in entry.parts.values():
-        if part.source.repo is not None:
-            by_source.setdefault(part.source.key, []).append(part)
+    for component in entry.all_components.values():
+        if component.source.repo is not None:
+            by_source.setdefault(component.source.lock_key, []).append(component)
     if not by_source:
-        say(f"{entry.id} has nothing to fetch: its files are in folders of this machine")
+        report(f"{entry.id} has nothing to fetch: its files are in local folders")
     settings.weights_dir.mkdir(parents=True, exist_ok=True)
-    with WeakFileLock(settings.weights_dir / ".fetching"):  # one at a time: two would write the same files
-        for parts in by_source.values():
-            lock = Lock.read(settings.weights_dir)
-            source = parts[0].source
-            locked = _fetch_source(source, parts, lock.sources.get(source.key), settings.weights_dir, say)
+    with WeakFileLock(settings.weights_dir / ".fetching"):  # two processes would write the same files
+        for components in by_source.values():
+            lock = LockFile.read(settings.weights_dir)
+            source = components[0].source
+            locked = lock.sources.get(source.lock_key)
+            locked = _fetch_source(source, components, locked, settings.weights_dir, report)
             lock.with_source(source, locked).write(settings.weights_dir)
 
 
 def _fetch_source(
-    source: Source, parts: Iterable[Component], locked: LockedSource | None, weights_dir: Path, say: Say
+    source: Source, components: Iterable[Component], locked: LockedSource | None, weights_dir: Path, report: Print
 ) -> LockedSource:
     listing = _listing(source, locked)
-    folder = hub_folder(weights_dir, str(source.repo), listing.revision)
+    folder = snapshot_dir(weights_dir, str(source.repo), listing.revision)
     known = {name: file.sha256 for name, file in locked.files.items()} if locked else {}
-    known |= source.pinned
-    files = [file for part in parts for file in _wanted(part, listing, source)]
-    say(f"{source.repo} at {listing.revision}: {len(files)} files, {sum(file.size for file in files) / 1e9:.2f} GB")
-    got: dict[str, LockedFile] = {}
+    known |= source.pinned_sha256
+    files = [file for component in components for file in _wanted_files(component, listing, source)]
+    report(f"{source.repo} at {listing.revision}: {len(files)} files, {sum(file.size for file in files) / 1e9:.2f} GB")
+    fetched: dict[str, LockedFile] = {}
     for file in files:
         sha256 = _fetch_file(source, listing.revision, file, folder / file.path, known.get(file.path) or file.sha256)
         if file.path not in known:
-            say(f"  {file.path}: sha256 {sha256}, written down as it came")
-        got[file.path] = LockedFile(sha256=sha256, size=file.size)
-    return LockedSource(revision=listing.revision, files=got)
+            report(f"  {file.path}: sha256 {sha256} recorded (trust on first use)")
+        fetched[file.path] = LockedFile(sha256=sha256, size=file.size)
+    return LockedSource(revision=listing.revision, files=fetched)
 
 
-def _listing(source: Source, locked: LockedSource | None) -> Listing:
-    """Of the pinned commit, else of the one that was taken before, else of the newest."""
+def _listing(source: Source, locked: LockedSource | None) -> RepoListing:
+    """Files at the pinned commit, else at the locked one, else at the newest."""
     wanted = source.revision if source.revision != "unpinned" else locked.revision if locked else None
     try:
         info = HfApi().model_info(str(source.repo), revision=wanted, files_metadata=True)
     except RevisionNotFoundError as e:
         raise ConfigurationError(
-            f"{source.repo} has no commit {wanted} any more; its history was rewritten. Look at what is there now, and "
-            "pin that in the models file if you trust it"
+            f"{source.repo} no longer has commit {wanted}; its history was rewritten. Pin another commit in "
+            "the models file if you trust it"
         ) from e
     except RepositoryNotFoundError as e:
         raise ConfigurationError(f"{source.repo} is not on the hub, or needs HF_TOKEN") from e
     except (HfHubHTTPError, httpx2.HTTPError, OSError) as e:
-        raise ConfigurationError(f"{source.repo}: the hub does not answer: {e}") from e
+        raise ConfigurationError(f"{source.repo}: the hub is unreachable: {e}") from e
     if info.sha is None or (wanted is not None and info.sha != wanted):
-        raise ConfigurationError(f"{source.repo}: asked for commit {wanted}, the hub gave {info.sha}")
+        raise ConfigurationError(f"{source.repo}: asked for commit {wanted}, the hub returned {info.sha}")
     files = (
         RemoteFile(file.rfilename, file.size or 0, file.lfs.sha256 if file.lfs else None)
         for file in info.siblings or ()
     )
-    return Listing(info.sha, {file.path: file for file in files})
+    return RepoListing(info.sha, {file.path: file for file in files})
 
 
-def _wanted(part: Component, listing: Listing, source: Source) -> list[RemoteFile]:
-    """The files of one component: those that the registry lists, else those its kind consists of."""
-    own = [file for name, file in listing.files.items() if part.has(name)]
+def _wanted_files(component: Component, listing: RepoListing, source: Source) -> list[RemoteFile]:
+    """The component's files that the registry lists, else those with the names of its kind."""
+    wanted = [file for name, file in listing.files.items() if component.has_file(name)]
     if isinstance(source.sha256, dict):
-        listed = [name for name in source.sha256 if part.has(name)]
-        if gone := [name for name in listed if name not in listing.files]:
-            raise ConfigurationError(f"{source.repo} at {listing.revision} has no {', '.join(gone)}")
-        own = [listing.files[name] for name in listed]
-    if part.has_weights and not any(file.path.endswith(".safetensors") for file in own):
-        here = [name for name in listing.files if name.rpartition("/")[0] == part.inside]
-        pickles = [name for name in here if name.endswith(UNSAFE)]
-        found = f"only pickles ({', '.join(pickles)}), which run code when they are loaded" if pickles else "no weights"
+        listed = [name for name in source.sha256 if component.has_file(name)]
+        if missing := [name for name in listed if name not in listing.files]:
+            raise ConfigurationError(f"{source.repo} at {listing.revision} has no {', '.join(missing)}")
+        wanted = [listing.files[name] for name in listed]
+    if component.has_weights and not any(file.path.endswith(".safetensors") for file in wanted):
+        inside = [name for name in listing.files if name.rpartition("/")[0] == component.inside]
+        pickles = [name for name in inside if name.endswith(PICKLE_SUFFIXES)]
+        found = f"only pickles ({', '.join(pickles)}), which run code when loaded" if pickles else "no weights"
         raise ConfigurationError(
-            f"{source.repo} at {listing.revision} has {found}, for {part.name}; ivmix takes safetensors only. Name "
-            "another revision or repository, or convert them and use a folder"
+            f"{source.repo} at {listing.revision} has {found} for {component.name}; ivmix loads safetensors only. "
+            "Name another revision or repository, or convert them and name the local folder"
         )
-    if not own:
-        raise ConfigurationError(f"{source.repo} at {listing.revision} has nothing for {part.name} in '{part.inside}'")
-    return own
+    if not wanted:
+        raise ConfigurationError(
+            f"{source.repo} at {listing.revision} has no files of {component.name} in '{component.inside}'"
+        )
+    return wanted
 
 
-def _fetch_file(source: Source, revision: str, file: RemoteFile, place: Path, expected: str | None) -> str:
-    """The sha256 of the file, which is in its place."""
-    if place.exists() and place.stat().st_size == file.size and expected in (None, found := digest(place)):
+def _fetch_file(source: Source, revision: str, file: RemoteFile, target: Path, expected: str | None) -> str:
+    """Download to `target` unless it is there already; returns its sha256."""
+    if target.exists() and target.stat().st_size == file.size and expected in (None, found := file_sha256(target)):
         return found
     if expected is not None and file.sha256 not in (None, expected):
         raise ConfigurationError(
-            f"{source.repo}: {file.path} at {revision} has sha256 {file.sha256}, must have {expected}; not fetched"
+            f"{source.repo}: {file.path} at {revision} has sha256 {file.sha256}, expected {expected}; not fetched"
         )
-    place.parent.mkdir(parents=True, exist_ok=True)
-    part = place.with_name(f"{place.name}.part")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f"{target.name}.part")
     try:
         with part.open("ab") as stream:
             if stream.tell() > file.size:
@@ -144,31 +156,32 @@ def _fetch_file(source: Source, revision: str, file: RemoteFile, place: Path, ex
                 displayed_filename=file.path,
             )
     except (HfHubHTTPError, httpx2.HTTPError, OSError) as e:
-        raise ConfigurationError(f"{source.repo}: {file.path} broke off ({e}); run it again to go on") from e
-    found = digest(part)
+        raise ConfigurationError(
+            f"{source.repo}: {file.path} was interrupted ({e}); run the command again to resume"
+        ) from e
+    found = file_sha256(part)
     if expected is not None and found != expected:
         part.unlink()
         raise ConfigurationError(
-            f"{source.repo}: {file.path} at {revision} has sha256 {found}, must have {expected}; it was thrown away"
+            f"{source.repo}: {file.path} at {revision} has sha256 {found}, expected {expected}; deleted"
         )
-    part.replace(place)
+    part.replace(target)
     return found
 
 
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
 def main(name: str) -> None:
-    try:
+    """Download a model's weights."""
+    with user_errors():
         settings = load_settings()
-        registry = ModelRegistry.of(settings)
-        fetch(registry.entry(name), settings, typer.echo)
-        left = ModelRegistry.of(settings).entry(name).missing
-    except ServiceError as e:
-        typer.echo(f"ivmix: {e}", err=True)
-        raise typer.Exit(1) from e
-    typer.echo(f"{name} is here" if not left else f"{name} lacks {', '.join(left)}")
-    if left:
-        raise typer.Exit(1)
+        fetch(ModelRegistry.of(settings).entry(name), settings, typer.echo)
+        if missing := ModelRegistry.of(settings).entry(name).missing:
+            raise ConfigurationError(f"{name} lacks {', '.join(missing)}, which no source provides")
+    typer.echo(f"{name} is ready")
 
 
 if __name__ == "__main__":
-    sys.argv[0] = "ivmix models fetch"
-    typer.run(main)
+    app(prog_name="ivmix models fetch")

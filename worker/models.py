@@ -1,4 +1,4 @@
-"""The public loader: `load("demo")` returns the networks of one model. Implementation in worker/networks/models.py."""
+"""The public model loader: `load("demo")` returns the networks of one model."""
 
 from worker.networks.models import IncompatibleModels, Models, default_device, load
 

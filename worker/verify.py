@@ -1,40 +1,40 @@
-"""`ivmix models verify NAME`: sha256 of every file, names and shapes of every weight, without loading them."""
+"""`ivmix models verify NAME`: check SHA-256, names and shapes of all weights without loading them."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 
 import typer
 
 from service.catalog.model_entry import ModelEntry
 from service.catalog.registry import ModelRegistry
-from service.errors import ServiceError
+from service.cli.errors import user_errors
 from service.settings import load_settings
-from worker.networks.components import check_files, check_shapes
+from worker.networks.component_loader import check_files, check_shapes
 
 
 def verify(entry: ModelEntry) -> Iterator[str]:
-    """One line for each component that is right. Raises ConfigurationError for the first thing that is not."""
+    """One line per valid component. Raises ConfigurationError for the first invalid one."""
     check_files(entry)
-    for name, part in entry.parts.items():
-        known = f"{len(part.sha256)} files with the right sha256" if part.sha256 else "no sha256 known"
-        if part.has_weights and not part.is_file:
+    for name, component in entry.all_components.items():
+        checks = [f"sha256 of {len(component.sha256)} files"] if component.sha256 else []
+        if component.has_weights and not component.is_file:
             check_shapes(entry, name)
-            known += ", weights fit the configuration"
-        yield f"{name}: {known}"
+            checks.append("names and shapes of all weights")
+        yield f"{name}: OK ({', '.join(checks) or 'present'})"
 
 
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
 def main(name: str) -> None:
-    try:
+    """Check a model on this machine."""
+    with user_errors():
         for line in verify(ModelRegistry.of(load_settings()).entry(name)):
             typer.echo(line)
-    except ServiceError as e:
-        typer.echo(f"ivmix: {e}", err=True)
-        raise typer.Exit(1) from e
-    typer.echo(f"{name} is as it must be")
+    typer.echo(f"{name}: OK")
 
 
 if __name__ == "__main__":
-    sys.argv[0] = "ivmix models verify"
-    typer.run(main)
+    app(prog_name="ivmix models verify")

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from asyncio import AbstractEventLoop, Future, Task
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 from weakref import WeakKeyDictionary
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
+from starlette.types import Receive, Scope, Send
 
 from service.jobs.store import Shown
 
@@ -78,10 +78,8 @@ class DirectRoute(APIRoute):
     The endpoint must be `async def endpoint(request, **path_params) -> Response`.
     """
 
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        endpoint = self.endpoint
-
-        async def handle(request: Request) -> Response:
-            return await endpoint(request, **request.path_params)
-
-        return handle
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] not in self.methods:
+            return await super().handle(scope, receive, send)
+        response: Response = await self.endpoint(Request(scope, receive), **scope["path_params"])
+        await response(scope, receive, send)

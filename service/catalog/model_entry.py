@@ -1,32 +1,26 @@
-"""What a model can do and what it is made of. Turns a request into a Generation, or says what to change."""
+"""A model of the registry: its components, limits and defaults. Resolves a request into a Generation."""
 
 from __future__ import annotations
 
+import logging
 import re
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import Field, JsonValue, ValidationError, model_validator
 
 from service.base import FrozenModel
-from service.catalog.weight_files import Component, in_folder
+from service.catalog.families import LORA, OPTIONAL_COMPONENTS, REQUIRED_COMPONENTS, Family
+from service.catalog.weight_files import Component
 from service.errors import InvalidParameter
 from service.jobs.model import Generation, VideoRequest
 from service.jobs.sampling import USES, SamplerSettings, Spacing
 
-# The components each family is made of, and those that may be left out: without image_unet the image model is the
-# video model's own base, without image_tokenizer and image_text_encoder it reads the video model's embeddings.
-NEEDED = {
-    "animatediff": ("tokenizer", "text_encoder", "vae", "unet", "motion_adapter", "scheduler"),
-    "modelscope": ("tokenizer", "text_encoder", "vae", "unet", "scheduler", "image_unet"),
-    "videocrafter": ("tokenizer", "text_encoder", "vae", "unet", "scheduler", "image_unet"),
-}
-OPTIONAL = ("image_unet", "image_scheduler", "image_tokenizer", "image_text_encoder")
-LORA = "lora"  # one file, for the image model; always named
+log = logging.getLogger("ivmix.models")
 
-# What CLIP's tokenizer splits a text into before it merges letters: every piece is one token or more.
+# How CLIP's tokenizer splits a text before it merges letters: every piece is at least one token.
 CLIP_PIECES = re.compile(r"'(?:s|t|re|ve|m|ll|d)|[^\W\d_]+|\d|(?:[^\w\s]|_)+", re.IGNORECASE)
 
 
@@ -38,9 +32,9 @@ class Range(FrozenModel):
     max: int | float
 
     @model_validator(mode="after")
-    def _is_a_range(self) -> Self:
+    def _check_order(self) -> Self:
         if not self.min <= self.default <= self.max:
-            raise ValueError(f"min={self.min:g}, default={self.default:g}, max={self.max:g} do not rise")
+            raise ValueError(f"min={self.min:g}, default={self.default:g}, max={self.max:g} must be in ascending order")
         return self
 
     def resolve(self, param: str, value: float | None) -> float:
@@ -51,41 +45,60 @@ class Range(FrozenModel):
         return value
 
 
-class Prompting(FrozenModel):
-    """A closed world: the words a model was trained on, and what to tell somebody who used another one."""
+class ClosedVocabulary(FrozenModel):
+    """The only words a model was trained on, and the hint that the error for any other word ends with."""
 
     vocabulary: frozenset[str]
     can_draw: str
 
+    def check(self, param: str, model: str, words: list[str]) -> None:
+        """Raises InvalidParameter naming the unknown words."""
+        if unknown := sorted(set(words) - self.vocabulary):
+            shown = ", ".join(f"'{word[:40]}'" for word in unknown[:10])
+            raise InvalidParameter(param, f"{param}: model '{model}' does not know {shown}. {self.can_draw}")
+
 
 class Optimise(FrozenModel):
-    """Short cuts in the networks that change results by rounding at most; each can be left out for one model."""
+    """Optimisations of the networks. Each changes results by rounding only and can be switched off per model."""
 
-    text_once: bool = Field(default=True, description="keys and values of the prompt once per job, not in every call")
-    halves_once: bool = Field(default=True, description="the guidance halves are one until they first see their texts")
-    time_table: bool = Field(default=True, description="time embeddings from a table")
-    channels_last: bool = Field(default=False, description="convolutions of both networks in that order of memory")
-    compile: bool = Field(default=False, description="torch.compile of the networks' blocks; costs time at first use")
+    cache_text_kv: bool = Field(default=True, description="compute cross-attention keys and values once per job")
+    cache_time_embeds: bool = Field(default=True, description="compute the embedding of a timestep once")
+    channels_last: bool = Field(default=False, description="store convolution weights channels-last")
+    compile: bool = Field(default=False, description="torch.compile the repeated blocks; slow at first use")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_old_names(cls, raw: object) -> object:
+        """Registry files written for version 0.1 stay valid."""
+        if not isinstance(raw, dict):
+            return raw
+        switches = dict(cast("dict[str, Any]", raw))
+        for old, new in {"text_once": "cache_text_kv", "time_table": "cache_time_embeds"}.items():
+            if old in switches:
+                switches.setdefault(new, switches.pop(old))
+        if switches.pop("halves_once", None) is not None:
+            log.warning("optimise.halves_once was removed and is ignored; delete it from the models file")
+        return switches
 
 
 class ModelEntry(FrozenModel):
     id: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")
-    family: Literal["animatediff", "modelscope", "videocrafter"]
-    path: Path | None = Field(default=None, description="folder of the components that `components` does not name")
+    family: Family
+    path: Path | None = Field(default=None, description="folder with the components that `components` does not name")
     components: dict[str, Component] = {}
     created: int
     description: str
-    licence: str = Field(description="of the weights, for whoever runs them; ivmix does not enforce it")
+    licence: str = Field(description="of the weights; shown, not enforced")
     dtype: Literal["float16", "bfloat16", "float32"] = Field(
-        default="float16", description="on a GPU; a CPU runs float32"
+        default="float16", description="on a GPU; a CPU always runs float32"
     )
     spacing: Spacing = Spacing()
-    video_schedule: dict[str, JsonValue] = Field(default={}, description="in place of the scheduler's own config")
-    image_schedule: dict[str, JsonValue] = Field(default={}, description="in place of the image_scheduler's own config")
+    video_schedule: dict[str, JsonValue] = Field(default={}, description="overrides of the scheduler's config")
+    image_schedule: dict[str, JsonValue] = Field(default={}, description="overrides of the image_scheduler's config")
     lora_scale: float = 1.0
     optimise: Optimise = Optimise()
     network_fps: int | None = Field(
-        default=None, ge=1, description="videocrafter: the frame rate its network is told; the clip's own if left out"
+        default=None, ge=1, description="videocrafter: frame rate that conditions the network; default: the clip's"
     )
     sizes: tuple[Annotated[str, Field(pattern=r"^[1-9]\d{0,4}x[1-9]\d{0,4}$")], ...] = Field(min_length=1)
     upscale: int = Field(default=1, ge=1)
@@ -96,22 +109,27 @@ class ModelEntry(FrozenModel):
     fps: Range
     num_inference_steps: Range
     guidance_scale: Range
-    max_cost: float | None = Field(default=None, gt=0, description="most network calls x pixels x frames of a clip")
+    max_cost: float | None = Field(default=None, gt=0, description="limit of network calls x pixels x frames of a clip")
     negative_prompt: str = ""
     sampler: SamplerSettings = SamplerSettings()
     max_prompt_length: int = 2000
-    max_prompt_tokens: int | None = Field(default=None, ge=1, description="what the text encoders read, 77 for CLIP")
-    prompt: Prompting | None = None
+    max_prompt_tokens: int | None = Field(default=None, ge=1, description="limit of the text encoders, 77 for CLIP")
+    prompt: ClosedVocabulary | None = None
 
     @model_validator(mode="after")
-    def _is_complete(self) -> Self:
-        known = {*NEEDED[self.family], *OPTIONAL, LORA}
+    def _check_components_and_steps(self) -> Self:
+        known = {*REQUIRED_COMPONENTS[self.family], *OPTIONAL_COMPONENTS, LORA}
         if unknown := set(self.components) - known:
-            raise ValueError(f"components {', '.join(sorted(unknown))}: {self.family} has {', '.join(sorted(known))}")
+            raise ValueError(
+                f"components has unknown {', '.join(sorted(unknown))}; {self.family} takes {', '.join(sorted(known))}"
+            )
         if LORA in self.components and not self.components[LORA].is_file:
             raise ValueError(f"components.{LORA} must name a .safetensors file, 'source/file.safetensors'")
-        if self.path is None and (missing := set(NEEDED[self.family]) - set(self.components)):
-            raise ValueError(f"components lack {', '.join(sorted(missing))}, and there is no path to look for them")
+        missing = set(REQUIRED_COMPONENTS[self.family]) - set(self.components)
+        if self.path is None and missing:
+            raise ValueError(
+                f"components lack {', '.join(sorted(missing))}, and the entry has no path; name them or add a path"
+            )
         if self.num_inference_steps.max > self.spacing.num_train_timesteps:
             raise ValueError(
                 f"num_inference_steps.max={self.num_inference_steps.max} is above "
@@ -120,27 +138,27 @@ class ModelEntry(FrozenModel):
         return self
 
     @property
-    def parts(self) -> dict[str, Component]:
-        """Every component, also those that have not been fetched; optional ones where there are any."""
-        parts = dict(self.components)
-        if self.path is not None:
-            names = NEEDED[self.family] + tuple(name for name in OPTIONAL if (self.path / name).exists())
-            parts = {name: in_folder(name, self.path) for name in names} | parts
-        return parts
+    def all_components(self) -> dict[str, Component]:
+        """The named components and those in `path`, fetched or not; optional ones only where they exist."""
+        if self.path is None:
+            return dict(self.components)
+        optional = (name for name in OPTIONAL_COMPONENTS if (self.path / name).exists())
+        names = (*REQUIRED_COMPONENTS[self.family], *optional)
+        return {name: Component.in_folder(name, self.path) for name in names} | self.components
 
     @property
     def missing(self) -> list[str]:
-        """The components that are not on this machine."""
-        return [name for name, part in self.parts.items() if not part.is_here]
+        """Names of the components that are not on this machine."""
+        return [name for name, component in self.all_components.items() if not component.is_available]
 
     @property
     def default_generation(self) -> Generation:
-        """What most jobs will ask for, whatever they draw."""
+        """A request with nothing but a prompt: what most jobs look like."""
         words = self.prompt.vocabulary if self.prompt else {"video"}
         return self.resolve(VideoRequest(prompt=min(words), seed=0))
 
     def resolve(self, request: VideoRequest) -> Generation:
-        """Fill in what was left open. Raises InvalidParameter for anything this model cannot do."""
+        """Fill in the defaults of this model. Raises InvalidParameter for anything it cannot do."""
         negative_prompt = self.negative_prompt if request.negative_prompt is None else request.negative_prompt
         self._check_text("prompt", request.prompt)
         self._check_text("negative_prompt", negative_prompt)
@@ -177,25 +195,28 @@ class ModelEntry(FrozenModel):
                 f"{param} has {len(text)} characters; model '{self.id}' reads at most {self.max_prompt_length}.",
                 "string_above_max_length",
             )
-        pieces = len(CLIP_PIECES.findall(text)) + 2  # and the marks of start and end
+        pieces = len(CLIP_PIECES.findall(text)) + 2  # start and end tokens
         if self.max_prompt_tokens is not None and pieces > self.max_prompt_tokens:
             raise InvalidParameter(
                 param,
-                f"{param} has {pieces} tokens or more; model '{self.id}' reads {self.max_prompt_tokens}. Shorten it.",
+                f"{param} has at least {pieces} tokens; model '{self.id}' reads {self.max_prompt_tokens}. Shorten it.",
                 "string_above_max_length",
             )
-        words = re.findall(r"[^\s,.;:!?'\"()-]+", text.lower())
-        if param == "prompt" and not words:
+        if param == "prompt" and not _words(text):
             raise InvalidParameter(param, f"prompt is empty. {self.can_draw or ''}".rstrip())
-        unknown = sorted(set(words) - self.prompt.vocabulary) if self.prompt else []
-        if unknown:
-            shown = ", ".join(f"'{word[:40]}'" for word in unknown[:10])
-            raise InvalidParameter(param, f"{param}: model '{self.id}' does not know {shown}. {self.can_draw}")
+        self.check_vocabulary(param, text)
+
+    def check_vocabulary(self, param: str, text: str) -> None:
+        """Raises InvalidParameter naming `param` and the words that a model with a closed vocabulary does not know."""
+        if self.prompt is not None:
+            self.prompt.check(param, self.id, _words(text))
 
     def _size(self, request: VideoRequest) -> tuple[int, int]:
         sides = (request.width, request.height)
         if (request.width is None) != (request.height is None):
-            raise InvalidParameter("width" if request.width is None else "height", "width and height go together.")
+            raise InvalidParameter(
+                "width" if request.width is None else "height", "width and height must be sent together."
+            )
         wanted = request.size or (f"{sides[0]}x{sides[1]}" if sides[0] else self.sizes[0])
         if wanted not in self.sizes:
             raise InvalidParameter(
@@ -204,11 +225,13 @@ class ModelEntry(FrozenModel):
             )
         width, height = map(int, wanted.split("x"))
         if sides[0] and sides != (width, height):
-            raise InvalidParameter("width", f"width and height say {sides[0]}x{sides[1]}, size says {wanted}.")
+            raise InvalidParameter(
+                "width", f"width and height are {sides[0]}x{sides[1]}, but size is {wanted}; send one."
+            )
         return width, height
 
     def _num_frames(self, request: VideoRequest, fps: int) -> int:
-        """`seconds` alone decides the frames; beside `num_frames` it has to agree."""
+        """`seconds` alone sets the number of frames; together with `num_frames` it must agree."""
         wanted = None if request.seconds is None else request.seconds * fps
         if wanted is None or request.num_frames is not None:
             num_frames = int(self.num_frames.resolve("num_frames", request.num_frames))
@@ -224,7 +247,7 @@ class ModelEntry(FrozenModel):
         return round(wanted)
 
     def _sampler(self, changes: Mapping[str, Any]) -> SamplerSettings:
-        """A setting that the chosen sampler does not read is refused, unless it says what the model says anyway."""
+        """Refuses a setting that the chosen sampler does not read, unless it equals the model's default."""
         given = {name: value for name, value in changes.items() if value is not None}
         try:
             chosen = SamplerSettings.model_validate(self.sampler.model_dump() | given)
@@ -238,7 +261,7 @@ class ModelEntry(FrozenModel):
         return chosen
 
     def _check_cost(self, generation: Generation) -> None:
-        """Names the first parameter that would be enough if it were at the model's default."""
+        """The error names the first parameter whose default would bring the cost below the limit."""
         most = self.max_cost
         if most is None or generation.cost <= most:
             return
@@ -253,17 +276,21 @@ class ModelEntry(FrozenModel):
         raise InvalidParameter(
             next(cheaper, "num_inference_steps"),
             f"This clip costs {generation.cost:.3g} (network calls x pixels x frames); model '{self.id}' takes "
-            f"{most:.3g} at most. Ask for fewer num_inference_steps or num_frames, a smaller size, or a sampler with "
+            f"at most {most:.3g}. Ask for fewer num_inference_steps or num_frames, a smaller size, or a sampler with "
             "fewer calls.",
         )
 
 
+def _words(text: str) -> list[str]:
+    return re.findall(r"[^\s,.;:!?'\"()-]+", text.lower())
+
+
 def _same(frames: float, whole: int) -> bool:
-    return abs(frames - whole) < 0.01  # `seconds` is sent with six digits
+    return abs(frames - whole) < 0.01  # clients send `seconds` with six digits
 
 
 def invalid_parameter(e: ValidationError, *, within: str = "") -> InvalidParameter:
-    """The first complaint of pydantic in our words; the rest comes when the client tries again."""
+    """The first error of pydantic as InvalidParameter; the client gets the next one when it tries again."""
     error = e.errors(include_url=False, include_input=False)[0]
     param = ".".join(filter(None, (within, *map(str, error["loc"])))) or None
     reason = {

@@ -1,8 +1,8 @@
-"""Where a model's files come from, where they are on this machine, and what they must be. Nothing is fetched here.
+"""Where a model's files come from, where they are stored, and their expected SHA-256. Fetches nothing.
 
-A hub source is pinned by a commit and by the sha256 of its files. Where the registry does not know them it says so
-("unpinned", "unknown"); `ivmix models fetch` then writes what it got into `models.lock.toml` beside the weights, and
-from then on that is what the files must be: trust on first use.
+A hub source is pinned by a commit and by the SHA-256 of its files. Where the registry has "unpinned" or "unknown",
+`ivmix models fetch` records what it got in `models.lock.toml` next to the weights (trust on first use), and later
+fetches and loads are checked against that.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from pydantic import Field, model_validator
 from service.base import FrozenModel
 from service.errors import ConfigurationError
 
-LOCK = "models.lock.toml"
-UNSAFE = (".bin", ".ckpt", ".pkl", ".pt", ".pth")  # pickles: loading one runs its code
+LOCK_FILE = "models.lock.toml"
+PICKLE_SUFFIXES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")  # loading a pickle runs its code
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
 
 _TOKENIZER = r"(vocab|tokenizer|tokenizer_config|special_tokens_map|added_tokens)\.json|merges\.txt"
 _CONFIG = r"config\.json"
-# Which files a component consists of; `{variant}` is ".fp16" or nothing.
-_FILES = {
+# Regular expressions of a component's file names; `{variant}` is ".fp16" or empty.
+_FILE_NAMES = {
     "tokenizer": _TOKENIZER,
     "scheduler": r"scheduler_config\.json",
     "text_encoder": _CONFIG + r"|model{variant}(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index{variant}\.json",
 }
-_NETWORK = (
+_NETWORK_FILE_NAMES = (
     _CONFIG
     + r"|diffusion_pytorch_model{variant}(-\d+-of-\d+)?\.safetensors"
     + r"|diffusion_pytorch_model\.safetensors\.index{variant}\.json"
@@ -43,9 +43,9 @@ _NETWORK = (
 
 
 class Source(FrozenModel):
-    """A folder on this machine, or a repository of a Hugging Face hub.
+    """A folder on this machine, or a repository on a Hugging Face hub.
 
-    `sha256` lists the files that are wanted, relative to the source; "unknown" stands for one, or for all of them.
+    `sha256` lists the wanted files, relative to the source. "unknown" replaces a hash, or the whole list.
     """
 
     folder: Path | None = None
@@ -55,19 +55,19 @@ class Source(FrozenModel):
     sha256: dict[str, Sha256 | Literal["unknown"]] | Literal["unknown"] = "unknown"
 
     @model_validator(mode="after")
-    def _is_one_thing(self) -> Self:
+    def _check_folder_or_repo(self) -> Self:
         if (self.folder is None) == (self.repo is None):
-            raise ValueError("a source has either folder or repo")
+            raise ValueError("a source needs either folder or repo")
         return self
 
     @property
-    def key(self) -> str:
-        """What the lock file calls it."""
+    def lock_key(self) -> str:
+        """Key of this source in the lock file."""
         return f"{self.repo}@{self.revision}"
 
     @property
-    def pinned(self) -> dict[str, Sha256]:
-        """The files whose content is known."""
+    def pinned_sha256(self) -> dict[str, Sha256]:
+        """SHA-256 by file, where the registry knows it."""
         files = {} if self.sha256 == "unknown" else self.sha256
         return {file: value for file, value in files.items() if value != "unknown"}
 
@@ -82,15 +82,15 @@ class LockedSource(FrozenModel):
     files: dict[str, LockedFile] = {}
 
 
-class Lock(FrozenModel):
-    """What was fetched, by the source's key."""
+class LockFile(FrozenModel):
+    """What was fetched, by `Source.lock_key`."""
 
     sources: dict[str, LockedSource] = {}
 
     @classmethod
-    def read(cls, weights_dir: Path) -> Lock:
-        """Empty where there is none. Raises ConfigurationError if it cannot be read."""
-        file = weights_dir / LOCK
+    def read(cls, weights_dir: Path) -> LockFile:
+        """An empty one if there is no file. Raises ConfigurationError if it cannot be read."""
+        file = weights_dir / LOCK_FILE
         try:
             return cls.model_validate(tomllib.loads(file.read_text()))
         except FileNotFoundError:
@@ -100,7 +100,7 @@ class Lock(FrozenModel):
 
     def write(self, weights_dir: Path) -> None:
         lines = [
-            "# What `ivmix models fetch` got. The files must stay so; `ivmix models verify` and every worker check."
+            "# Written by `ivmix models fetch`. `ivmix models verify` and every worker check the files against it."
         ]
         for key, source in sorted(self.sources.items()):
             lines += ["", f"[sources.{json.dumps(key)}]", f'revision = "{source.revision}"']
@@ -109,47 +109,75 @@ class Lock(FrozenModel):
                 f'{json.dumps(name)} = {{ sha256 = "{file.sha256}", size = {file.size} }}'
                 for name, file in sorted(source.files.items())
             ]
-        fresh = weights_dir / f".{LOCK}.{os.getpid()}"
-        fresh.write_text("\n".join(lines) + "\n")
-        fresh.replace(weights_dir / LOCK)
+        temporary = weights_dir / f".{LOCK_FILE}.{os.getpid()}"
+        temporary.write_text("\n".join(lines) + "\n")
+        temporary.replace(weights_dir / LOCK_FILE)
 
-    def with_source(self, source: Source, locked: LockedSource) -> Lock:
-        before = self.sources.get(source.key)
+    def with_source(self, source: Source, locked: LockedSource) -> LockFile:
+        """A copy with `locked` added; files locked before at the same revision stay."""
+        before = self.sources.get(source.lock_key)
         files = {**(before.files if before and before.revision == locked.revision else {}), **locked.files}
-        return Lock(sources={**self.sources, source.key: locked.model_copy(update={"files": files})})
+        return LockFile(sources={**self.sources, source.lock_key: locked.model_copy(update={"files": files})})
 
 
 class Component(FrozenModel):
-    """One part of a model: a folder in the diffusers layout, or one file (a LoRA), and what its files must be.
-
-    `path` is None while it has not been fetched. `sha256` and `sizes` name files relative to the source, `root`.
-    """
+    """One component of a model: a folder in the diffusers layout, or one file (a LoRA), with its expected files."""
 
     name: str
     source: Source
-    inside: str = Field(description="folder or file inside the source; empty for the source itself")
-    root: Path | None
-    sha256: dict[str, Sha256] = {}
-    sizes: dict[str, int] = {}
+    inside: str = Field(description="folder or file within the source; empty for the source itself")
+    root: Path | None = Field(description="folder of the source on this machine; None until it is fetched")
+    sha256: dict[str, Sha256] = Field(default={}, description="by file, relative to root")
+    sizes: dict[str, int] = Field(default={}, description="bytes by file, relative to root")
+
+    @classmethod
+    def in_folder(cls, name: str, folder: Path) -> Self:
+        """A component stored under its name in the model's folder."""
+        return cls(name=name, source=Source(folder=folder), inside=name, root=folder)
+
+    @classmethod
+    def locate(cls, name: str, place: str, sources: Mapping[str, Source], weights_dir: Path, lock: LockFile) -> Self:
+        """The component at `place`, "source" or "source/folder". Raises ValueError for an unknown source."""
+        source_name, _, inside = place.partition("/")
+        source = sources.get(source_name)
+        if source is None:
+            raise ValueError(
+                f"{name} = '{place}': there is no source '{source_name}', only {', '.join(sources) or 'none'}"
+            )
+        located = cls(name=name, source=source, inside=inside, root=source.folder)
+        sha256 = {file: value for file, value in source.pinned_sha256.items() if located.has_file(file)}
+        locked = lock.sources.get(source.lock_key) if source.repo else None
+        if source.repo is None or locked is None:
+            return located.model_copy(update={"sha256": sha256})
+        files = {file: value for file, value in locked.files.items() if located.has_file(file)}
+        return located.model_copy(
+            update={
+                "root": snapshot_dir(weights_dir, source.repo, locked.revision),
+                "sha256": {file: value.sha256 for file, value in files.items()} | sha256,  # the registry wins
+                "sizes": {file: value.size for file, value in files.items()},
+            }
+        )
 
     @property
     def path(self) -> Path | None:
         return None if self.root is None else self.root / self.inside
 
     @property
-    def is_here(self) -> bool:
-        """All there, by name and size; `check` reads the files."""
+    def is_available(self) -> bool:
+        """Whether all files are present with the fetched sizes; `verify` reads their content."""
         if self.root is None or self.path is None or not self.path.exists():
             return False
         was_fetched = self.source.repo is None or bool(self.sizes)
         return was_fetched and all(_size(self.root / name) == size for name, size in self.sizes.items())
 
-    def has(self, file: str) -> bool:
-        """Whether a file, named relative to the source, is one of this component's."""
+    def has_file(self, file: str) -> bool:
+        """Whether `file`, relative to the source, belongs to this component."""
         if self.is_file:
             return file == self.inside
         folder, _, name = file.rpartition("/")
-        return folder == self.inside and re.fullmatch(self._pattern, name) is not None
+        variant = rf"\.{self.source.variant}" if self.source.variant else ""
+        pattern = _FILE_NAMES.get(self.kind, _NETWORK_FILE_NAMES).replace("{variant}", variant)
+        return folder == self.inside and re.fullmatch(pattern, name) is not None
 
     @property
     def is_file(self) -> bool:
@@ -163,56 +191,22 @@ class Component(FrozenModel):
     def kind(self) -> str:
         return self.name.removeprefix("image_")
 
-    @property
-    def _pattern(self) -> str:
-        variant = rf"\.{self.source.variant}" if self.source.variant else ""
-        return _FILES.get(self.kind, _NETWORK).replace("{variant}", variant)
-
-    def check(self) -> None:
-        """Read every file whose sha256 is known. Raises ConfigurationError naming the first that is another."""
-        assert self.root is not None, "only what is here can be checked"
+    def verify(self) -> None:
+        """Read every file with a known SHA-256. Raises ConfigurationError naming the first that differs."""
+        assert self.root is not None, "only a component on this machine can be verified"
         for name, expected in self.sha256.items():
-            found = digest(self.root / name)
+            file = self.root / name
+            found = file_sha256(file)
             if found != expected:
-                raise ConfigurationError(
-                    f"{self.root / name} has sha256 {found}, must have {expected}; delete it and fetch the model again"
-                )
+                raise ConfigurationError(f"{file} has sha256 {found}, expected {expected}; delete it and fetch again")
 
 
-def locate(name: str, place: str, sources: Mapping[str, Source], weights_dir: Path, lock: Lock) -> Component:
-    """The component `name` at `place`, "source" or "source/folder". Raises ValueError for an unknown source."""
-    source_name, _, inside = place.partition("/")
-    source = sources.get(source_name)
-    if source is None:
-        raise ValueError(f"{name} = '{place}' names no source; there are {', '.join(sources) or 'none'}")
-    bare = Component(name=name, source=source, inside=inside, root=source.folder)
-    sha256 = {file: value for file, value in source.pinned.items() if bare.has(file)}
-    if source.repo is None:
-        return bare.model_copy(update={"sha256": sha256})
-    locked = lock.sources.get(source.key)
-    if locked is None:
-        return bare.model_copy(update={"sha256": sha256})
-    files = {file: value for file, value in locked.files.items() if bare.has(file)}
-    return bare.model_copy(
-        update={
-            "root": hub_folder(weights_dir, source.repo, locked.revision),
-            "sha256": {file: value.sha256 for file, value in files.items()} | sha256,  # the registry has the last word
-            "sizes": {file: value.size for file, value in files.items()},
-        }
-    )
-
-
-def in_folder(name: str, folder: Path) -> Component:
-    """A component of a model that lies in one folder, under its own name."""
-    return Component(name=name, source=Source(folder=folder), inside=name, root=folder)
-
-
-def hub_folder(weights_dir: Path, repo: str, revision: str) -> Path:
+def snapshot_dir(weights_dir: Path, repo: str, revision: str) -> Path:
     return weights_dir / repo.replace("/", "--") / revision
 
 
-def digest(file: Path) -> str:
-    """Its sha256. Raises ConfigurationError if it cannot be read."""
+def file_sha256(file: Path) -> str:
+    """Raises ConfigurationError if the file cannot be read."""
     try:
         with file.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()

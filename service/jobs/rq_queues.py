@@ -11,9 +11,6 @@ from rq.job import Job
 from rq.timeouts import BaseDeathPenalty
 
 GENERATE = "worker.tasks.generate"
-DELIVER = "service.webhook_dispatcher.tasks.deliver"
-
-WEBHOOKS = "webhooks"
 
 DELIVERED_TTL_S = 600  # RQ's own record of a job, kept after its end for somebody looking; ours is the truth
 
@@ -23,7 +20,7 @@ class TrustedJob(Job):
 
     @property
     def func(self) -> Any:
-        if self.func_name not in (GENERATE, DELIVER):
+        if self.func_name != GENERATE:
             raise PermissionError(f"{self.id}: {self.func_name} is not a function we run")
         return super().func
 
@@ -78,17 +75,6 @@ def send_generate(queue: Queue, job_id: str, *, pipeline: Pipeline | None = None
         failure_ttl=DELIVERED_TTL_S,
         at_front=at_front,
         pipeline=pipeline,
-    )
-
-
-def webhooks_queue(redis: Redis) -> Queue:
-    return Queue(WEBHOOKS, connection=redis, serializer="json", job_class=TrustedJob, default_timeout=60)
-
-
-def send_delivery(queue: Queue, delivery_id: str, attempts: int) -> None:
-    """May be sent twice: of two jobs for the same attempt one makes it. No RQ retry: our record has the schedule."""
-    queue.enqueue_call(  # pyright: ignore[reportUnknownMemberType]  # rq leaves list and dict items untyped
-        DELIVER, args=(delivery_id, attempts), result_ttl=0, failure_ttl=DELIVERED_TTL_S
     )
 
 

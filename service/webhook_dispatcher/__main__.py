@@ -1,4 +1,4 @@
-"""Deliver webhooks until SIGTERM: python -m service.webhook_dispatcher, configured by IVMIX_... variables."""
+"""Run a dispatcher until SIGTERM: `python -m service.webhook_dispatcher`, configured by IVMIX_ variables."""
 
 from __future__ import annotations
 

@@ -1,83 +1,73 @@
-"""The courier at work: one pump in this thread, workers in others. Needs services; knows no signals."""
+"""The dispatcher's loop: turn the outbox into deliveries, claim what is due, and make the attempts in threads."""
 
 from __future__ import annotations
 
 import logging
 import threading
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
-from redis import Redis
 from redis.exceptions import RedisError
 
-from service.jobs.rq_queues import webhooks_queue
 from service.process.heartbeat_file import HeartbeatFile
-from service.webhook_dispatcher import tasks
-from service.webhook_dispatcher.attempts import Attempts
+from service.webhook_dispatcher.attempt import AttemptRunner
+from service.webhook_dispatcher.fan_out import FanOut
 from service.webhook_dispatcher.metrics import DispatcherMetrics
-from service.webhook_dispatcher.pump import Pump
-from service.webhook_dispatcher.rq_workers import work
 from service.wire.video import Renderer
-from service.wiring import Services, open_redis
+from service.wiring import Services
 
 log = logging.getLogger("ivmix.webhooks")
 
 POLL_S = 0.5
-AWAY_S = 2.0  # between two tries while Redis does not answer
-STOP_GRACE_S = 5.0  # on top of the longest attempt
+REDIS_RETRY_S = 2.0
 
-
-def pump_of(services: Services) -> Pump:
-    webhooks = services.webhooks
-    return Pump(
-        outbox=webhooks.outbox,
-        endpoints=webhooks.endpoints,
-        deliveries=webhooks.deliveries,
-        queue=webhooks_queue(services.redis),
-        renderer=Renderer(services.settings, services.storage),
-    )
-
-
-def attempts_of(services: Services, metrics: DispatcherMetrics | None = None) -> Attempts:
-    settings, webhooks = services.settings, services.webhooks
-    return Attempts(
-        endpoints=webhooks.endpoints,
-        deliveries=webhooks.deliveries,
-        sender=webhooks.sender,
-        delays_s=settings.webhook_retry_delays_s,
-        timeout_s=settings.webhook_timeout_s,
-        share=max(1, settings.webhook_concurrency // 2),
-        metrics=metrics or DispatcherMetrics(),
-    )
+Attempts = set[Future[None]]
 
 
 def run(services: Services, stopping: threading.Event, metrics: DispatcherMetrics | None = None) -> None:
-    """Until `stopping`; attempts under way are finished, up to their timeout."""
-    settings = services.settings
-    tasks.install(attempts_of(services, metrics))
+    """Dispatch until `stopping` is set, then finish the attempts in progress.
 
-    def connect() -> Redis:
-        assert settings.redis_url is not None  # open_services refuses to go on without
-        return open_redis(settings.redis_url, reply_timeout_s=None)
+    At most as many deliveries are claimed as threads are idle, so each claimed one starts at once. A process that dies
+    loses nothing: its claims expire, and another dispatcher takes them.
 
-    workers = [
-        threading.Thread(target=work, args=(connect, stopping), name=f"webhooks-{i}", daemon=True)
-        for i in range(settings.webhook_concurrency)
-    ]
-    for thread in workers:
-        thread.start()
-    pump = pump_of(services)
+    Raises:
+        RuntimeError: a thread ended with something that no attempt may raise. The caller is to exit and be restarted.
+    """
+    settings, webhooks = services.settings, services.webhooks
+    fan_out = FanOut(webhooks, Renderer(settings, services.storage))
+    runner = AttemptRunner(settings, webhooks, metrics or DispatcherMetrics())
     heartbeat_file = HeartbeatFile(settings.pulse_file)
-    while not stopping.is_set():
-        heartbeat_file.beat()
-        has_died = not all(thread.is_alive() for thread in workers)
-        if has_died and not stopping.is_set():
-            stopping.set()
-            raise RuntimeError("a worker has ended by itself; the log says why")  # whoever started us starts us again
-        try:
-            moved = pump.once()
-        except RedisError as e:
-            log.error("Redis is away: %s", type(e).__name__)
-            stopping.wait(AWAY_S)
-        else:
-            stopping.wait(0 if moved else POLL_S)
-    for thread in workers:
-        thread.join(settings.webhook_timeout_s + STOP_GRACE_S)
+    in_progress: Attempts = set()
+    with ThreadPoolExecutor(settings.webhook_concurrency, thread_name_prefix="webhooks") as pool:
+        while not stopping.is_set():
+            heartbeat_file.beat()
+            try:
+                is_busy = fan_out.run_once() > 0
+                claimed = webhooks.deliveries.claim(settings.webhook_concurrency - len(in_progress))
+            except RedisError as e:
+                log.error("Redis is unreachable: %s", type(e).__name__)
+                stopping.wait(REDIS_RETRY_S)
+                continue
+            in_progress |= {pool.submit(_attempt, runner, *claim) for claim in claimed}
+            in_progress = _pause(in_progress, stopping, 0.0 if is_busy or claimed else POLL_S)
+
+
+def _attempt(runner: AttemptRunner, delivery_id: str, attempts_made: int) -> None:
+    """A failure concerns this delivery only: it becomes due again."""
+    try:
+        runner.run(delivery_id, attempts_made)
+    except RedisError as e:
+        log.error("%s: Redis is unreachable (%s); trying again later", delivery_id, type(e).__name__)
+    except Exception:
+        log.exception("%s: attempt failed with an internal error; trying again later", delivery_id)
+
+
+def _pause(in_progress: Attempts, stopping: threading.Event, timeout_s: float) -> Attempts:
+    """Wait until an attempt has ended, at most `timeout_s`; returns those still in progress."""
+    if not in_progress:
+        stopping.wait(timeout_s)
+        return in_progress
+    ended, in_progress = wait(in_progress, timeout_s, FIRST_COMPLETED)
+    for future in ended:
+        if error := future.exception():
+            raise RuntimeError("a webhook thread ended unexpectedly") from error
+    return in_progress

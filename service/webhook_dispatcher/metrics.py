@@ -1,7 +1,4 @@
-"""The figures of one courier for Prometheus. What waits is in Redis, so every API process shows that.
-
-Names and meanings of all figures are in README.md, "Logs and metrics"; a test holds the two equal.
-"""
+"""Prometheus metrics of one dispatcher. What waits is in Redis, so the API reports that."""
 
 from __future__ import annotations
 
@@ -14,26 +11,26 @@ BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 30.0)
 
 
 class DispatcherMetrics:
-    """One registry per courier: nothing global."""
+    """Has its own registry: nothing is global. docs/ explains each metric, and a test compares the two."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._attempts = Counter("ivmix_webhook_attempts", "POSTs to receivers", ("outcome",), registry=self.registry)
         self._seconds = Histogram(
-            "ivmix_webhook_attempt_seconds", "Until the reply", buckets=BUCKETS_S, registry=self.registry
+            "ivmix_webhook_attempt_seconds", "Time until the reply", buckets=BUCKETS_S, registry=self.registry
         )
         self._deliveries = Counter(
             "ivmix_webhook_deliveries", "Deliveries that have ended", ("result",), registry=self.registry
         )
         for state in (State.DELIVERED, State.FAILED):
-            self._deliveries.labels(state)  # there from the start: a rate needs the zero
+            self._deliveries.labels(state)  # exported from the start: a rate needs the zero
         ProcessCollector(registry=self.registry)
 
-    def attempt(self, outcome: Outcome) -> None:
+    def attempt_made(self, outcome: Outcome) -> None:
         self._attempts.labels(outcome.error or "delivered").inc()
         self._seconds.observe(outcome.duration_s)
 
-    def end(self, state: State) -> None:
-        """Nothing while it is pending: it is tried again."""
+    def delivery_ended(self, state: State) -> None:
+        """Counts nothing while the delivery is pending."""
         if state is not State.PENDING:
             self._deliveries.labels(state).inc()

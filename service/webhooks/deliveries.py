@@ -1,14 +1,15 @@
-"""One event on its way to one receiver: the record, the schedule, and the log of attempts. In Redis:
+"""Deliveries: one event on its way to one receiver, with its due time and its log of attempts. In Redis:
 
-ivm:webhook:delivery:{id}        a hash whose values are JSON, one per field of `Delivery`; goes away by itself
-ivm:webhook:due                  ids of what is pending, by the time (unix seconds) when somebody must look at them
-ivm:webhook:deliveries:{owner}   the ids of an owner, and
-ivm:webhook:of:{video}           those of a video, sorted by age
-ivm:webhook:busy:{host}          attempts under way, by the time when they must have ended
+ivm:webhook:delivery:{id}        a hash with one JSON value per field of `Delivery`; expires after KEEP_S
+ivm:webhook:due                  ids of pending deliveries, scored by their due time (unix seconds)
+ivm:webhook:deliveries:{owner}   an owner's ids, and
+ivm:webhook:of:{video}           a video's ids, both in order of creation
+ivm:webhook:busy:{host}          ids of attempts in progress, scored by the time when each counts as lost
+ivm:webhook:waiting:{host}       ids that found the host at its limit, scored by the time when they first did
 
-An id stays in `due` until its delivery has ended; whoever takes it up only moves its time. So a process that dies
-with a delivery in its hands loses nothing: the time comes, and another one takes it up. The number of attempts is the
-fence: of two that want to make attempt n, one makes it.
+An id stays in `due` until its delivery has ended; claiming a delivery or starting an attempt only moves its due time.
+So a process that dies loses nothing: the due time comes, and another process takes over. The number of attempts made is
+the fence: of several processes that want to make the same attempt, one does.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import json
 import random
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -27,69 +29,22 @@ from service.errors import WebhookDeliveryNotFound
 from service.ids import new_id
 from service.jobs.model import EventType
 from service.jobs.outbox import Command
-from service.webhooks.retry_policy import Next, State
+from service.webhooks.retry_policy import NextState, State
 from service.webhooks.sender import Outcome
 
 DUE = "ivm:webhook:due"
 KEEP_S = 8 * 86_400  # twice as long as the retries last
-MAX_OF_OWNER = 10_000
-MAX_LOGGED = 30  # attempts of one delivery; the newest stay
-CLAIM_S = 120  # from being handed to the queue to being taken from it
-GRACE_S = 30.0  # on top of the sender's own timeout, before an attempt counts as lost
-BUSY_S = 0.5  # when to come back to a host that has its share already; doubles each time, up to 32 s
+MAX_PER_OWNER = 10_000
+MAX_LOGGED_ATTEMPTS = 30  # per delivery; the newest are kept
+CLAIM_S = 120  # a claimed delivery becomes due again after this, unless an attempt was started
+GRACE_S = 30.0  # on top of the sender's timeout, before an attempt counts as lost
+POSTPONE_S = 0.5  # first wait for a host at its limit; doubles each time, up to 32 s
 
-# KEYS: due. ARGV: now, again, limit.
-_CLAIM = """
-local ids = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[1], 'LIMIT', 0, ARGV[3])
-for _, id in ipairs(ids) do redis.call('ZADD', KEYS[1], ARGV[2], id) end
-return ids
-"""
-
-# KEYS: record, due, busy. ARGV: id, attempts so far, pending, now, when it counts as lost, share of the host, seconds
-# until it may look again. Who finds the host busy comes back later and later: it has company.
-_TAKE = """
-local record = redis.call('HMGET', KEYS[1], 'state', 'attempts', 'taken_until', 'postponed')
-local state, attempts, taken, postponed = unpack(record)
-if state ~= ARGV[3] or attempts ~= ARGV[2] then return 'over' end
-if taken and taken ~= 'null' and tonumber(taken) > tonumber(ARGV[4]) then return 'over' end
-redis.call('ZREMRANGEBYSCORE', KEYS[3], '-inf', ARGV[4])
-if redis.call('ZCARD', KEYS[3]) >= tonumber(ARGV[6]) then
-  redis.call('ZADD', KEYS[2], tonumber(ARGV[4]) + tonumber(ARGV[7]) * 2 ^ math.min(postponed, 6), ARGV[1])
-  redis.call('HINCRBY', KEYS[1], 'postponed', 1)
-  return 'busy'
-end
-redis.call('ZADD', KEYS[3], ARGV[5], ARGV[1])
-redis.call('EXPIRE', KEYS[3], 3600)
-redis.call('HSET', KEYS[1], 'attempts', tonumber(attempts) + 1, 'taken_until', ARGV[5], 'postponed', 0)
-redis.call('ZADD', KEYS[2], ARGV[5], ARGV[1])
-return 'taken'
-"""
-
-# KEYS: record, due, busy. ARGV: id, attempts with this one, pending, when next ("" = ended), then fields and values.
-_FINISH = """
-redis.call('ZREM', KEYS[3], ARGV[1])
-local state, attempts = unpack(redis.call('HMGET', KEYS[1], 'state', 'attempts'))
-if state ~= ARGV[3] or attempts ~= ARGV[2] then return 0 end
-redis.call('HSET', KEYS[1], 'taken_until', 'null', unpack(ARGV, 5))
-if ARGV[4] == '' then redis.call('ZREM', KEYS[2], ARGV[1]) else redis.call('ZADD', KEYS[2], ARGV[4], ARGV[1]) end
-return 1
-"""
-
-# KEYS: record, due. ARGV: id, pending, now, seconds to keep. An attempt under way is left alone.
-_AGAIN = """
-local state, attempts, taken = unpack(redis.call('HMGET', KEYS[1], 'state', 'attempts', 'taken_until'))
-if not state then return 0 end
-if state == ARGV[2] and taken and taken ~= 'null' and tonumber(taken) > tonumber(ARGV[3]) then return 1 end
-redis.call('HSET', KEYS[1], 'state', ARGV[2], 'started_with', attempts, 'ended_at', 'null', 'error', 'null',
-  'next_attempt_at', ARGV[3], 'taken_until', 'null')
-redis.call('EXPIRE', KEYS[1], ARGV[4])
-redis.call('ZADD', KEYS[2], ARGV[3], ARGV[1])
-return 1
-"""
+_SCRIPTS = Path(__file__).parent / "scripts"
 
 
 class Attempt(FrozenModel):
-    """`at` is unix seconds. Of what a receiver says only the status is kept."""
+    """`at` is unix seconds. Of the receiver's reply only the status is kept."""
 
     at: float
     status_code: int | None
@@ -98,23 +53,23 @@ class Attempt(FrozenModel):
 
 
 class Delivery(FrozenModel):
-    """Its id is the webhook-id of every attempt. `url` is set for a request's callback, else the endpoint has it."""
+    """`id` is the webhook-id of every attempt. Times are unix seconds."""
 
     id: str
     event_id: str
     event_type: EventType
     video_id: str
     owner: str
-    endpoint_id: str | None = None
-    url: str | None = None
+    endpoint_id: str | None = None  # None for the callback of a single request
+    url: str | None = None  # of that callback; an endpoint's URL is read for every attempt
     body: str
     state: State = State.PENDING
     attempts: int = 0
-    started_with: int = 0  # attempts before the schedule began anew, by a redelivery
+    started_with: int = 0  # attempts made before the latest redelivery, which restarts the schedule
     created_at: float
     next_attempt_at: float | None = None
-    taken_until: float | None = None
-    postponed: int = 0
+    taken_until: float | None = None  # while an attempt is in progress: when it counts as lost
+    postponed: int = 0  # how often in a row the host was at its limit
     ended_at: float | None = None
     error: str | None = None
     log: tuple[Attempt, ...] = ()
@@ -125,8 +80,8 @@ def new_delivery(**fields: Any) -> Delivery:
     return Delivery(id=new_id("whd"), created_at=now, next_attempt_at=now, **fields)
 
 
-def commands_for(delivery: Delivery) -> list[Command]:
-    """What writes a new delivery, for a transaction of somebody else's."""
+def creation_commands(delivery: Delivery) -> list[Command]:
+    """The Redis commands that store a new delivery, to be run in the caller's transaction."""
     owner, video, record = owner_index(delivery.owner), video_index(delivery.video_id), key(delivery.id)
     fields = _encode(delivery.model_dump(mode="json"))
     return [
@@ -143,16 +98,16 @@ def commands_for(delivery: Delivery) -> list[Command]:
 class DeliveryStore:
     def __init__(self, redis: Redis) -> None:
         self._redis: Any = redis  # redis-py's types name every reply a command could have in any mode
-        self._claim_script = self._redis.register_script(_CLAIM)
-        self._take_script = self._redis.register_script(_TAKE)
-        self._finish_script = self._redis.register_script(_FINISH)
-        self._again_script = self._redis.register_script(_AGAIN)
+        self._claim_due, self._start_attempt, self._update, self._redeliver = (
+            self._redis.register_script((_SCRIPTS / f"{name}.lua").read_text())
+            for name in ("claim_due", "start_attempt", "update", "redeliver")
+        )
 
     def find(self, delivery_id: str) -> Delivery | None:
         return _decode(self._redis.hgetall(key(delivery_id)))
 
     def get(self, owner: str, delivery_id: str) -> Delivery:
-        """Raises WebhookDeliveryNotFound, for somebody else's too."""
+        """Raises WebhookDeliveryNotFound, also for another owner's delivery."""
         delivery = self.find(delivery_id)
         if delivery is None or delivery.owner != owner:
             raise WebhookDeliveryNotFound(delivery_id)
@@ -161,7 +116,7 @@ class DeliveryStore:
     def list(
         self, owner: str, *, video_id: str | None = None, limit: int = 20, after: str | None = None
     ) -> tuple[list[Delivery], bool]:
-        """One page, newest first, and whether more follow."""
+        """One page, newest first, and whether more follow. `after` is an id."""
         index = video_index(video_id) if video_id else owner_index(owner)
         start = f"({after}" if after else "+"
         ids = self._redis.zrange(index, start, "-", desc=True, bylex=True, offset=0, num=limit + 1)
@@ -173,52 +128,43 @@ class DeliveryStore:
         return [delivery for delivery in found if delivery.owner == owner], len(ids) > limit
 
     def pending(self) -> int:
-        """Of all owners: under way, or waiting for their time."""
+        """How many deliveries of all owners have not ended."""
         return self._redis.zcard(DUE)
 
     def claim(self, limit: int, *, now: float | None = None) -> list[tuple[str, int]]:
-        """What is due: ids, and how many attempts each has had. They are due again after CLAIM_S."""
+        """Claim due deliveries for CLAIM_S: their ids, and how many attempts each has had."""
         now = time.time() if now is None else now
-        ids = [found.decode() for found in self._claim_script([DUE], [now, now + CLAIM_S, limit])]
-        with self._redis.pipeline(transaction=False) as pipe:
-            for delivery_id in ids:
-                pipe.hget(key(delivery_id), "attempts")
-            counts = pipe.execute()
-        gone = [delivery_id for delivery_id, count in zip(ids, counts, strict=True) if count is None]
-        if gone:  # too old to be kept
-            self._redis.zrem(DUE, *gone)
-        return [(delivery_id, int(count)) for delivery_id, count in zip(ids, counts, strict=True) if count is not None]
+        reply = iter(self._claim_due([DUE], [now, now + CLAIM_S, limit, key("")]))
+        return [(delivery_id.decode(), int(attempts)) for delivery_id, attempts in zip(reply, reply, strict=True)]
 
-    def take(self, delivery: Delivery, url: str, *, timeout_s: float, share: int) -> bool:
-        """Begin the next attempt. False if it is somebody else's, or over, or the host has `share` under way."""
+    def start_attempt(self, delivery: Delivery, url: str, *, timeout_s: float, per_host_limit: int) -> bool:
+        """False if it has ended, another process makes this attempt, or the host has `per_host_limit` in progress."""
         now = time.time()
-        keys = [key(delivery.id), DUE, _busy(url)]
+        keys = [key(delivery.id), DUE, *_host_keys(url)]
         lost_at = now + timeout_s + GRACE_S
-        come_back_s = BUSY_S * random.uniform(1, 1.5)  # noqa: S311  # not for secrets
-        args = [delivery.id, delivery.attempts, json.dumps(State.PENDING), now, lost_at, share, come_back_s]
-        return self._take_script(keys, args) == b"taken"
+        postpone_s = POSTPONE_S * random.uniform(1, 1.5)  # noqa: S311  # not for secrets
+        args = [delivery.id, delivery.attempts, json.dumps(State.PENDING), now, lost_at, per_host_limit, postpone_s]
+        return bool(self._start_attempt(keys, args))
 
-    def finish(self, delivery: Delivery, url: str, outcome: Outcome, then: Next) -> bool:
-        """Write down what came of the attempt that `take` began on this record."""
-        now = time.time()
+    def finish_attempt(self, delivery: Delivery, url: str, outcome: Outcome, following: NextState) -> bool:
+        """Store the outcome of the attempt started on `delivery`. False if the attempt had counted as lost."""
         attempt = Attempt(
-            at=now - outcome.duration_s,
+            at=time.time() - outcome.duration_s,
             status_code=outcome.status_code,
             error=outcome.error,
             duration_s=outcome.duration_s,
         )
-        log = (*delivery.log, attempt)[-MAX_LOGGED:]
-        return self._settle(delivery, url, delivery.attempts + 1, then, log=log, error=outcome.error)
+        log = (*delivery.log, attempt)[-MAX_LOGGED_ATTEMPTS:]
+        finished = delivery.model_copy(update={"attempts": delivery.attempts + 1, "log": log})
+        return self._store(finished, url, following, error=outcome.error)
 
-    def give_up(self, delivery: Delivery, error: str) -> bool:
-        """End it without an attempt: there is nobody to tell any more."""
-        return self._settle(
-            delivery, delivery.url or "", delivery.attempts, Next(State.FAILED), log=delivery.log, error=error
-        )
+    def fail(self, delivery: Delivery, error: str) -> bool:
+        """End a delivery without another attempt."""
+        return self._store(delivery, delivery.url or "", NextState(State.FAILED), error=error)
 
     def trim(self, owner: str) -> None:
-        """Forget the oldest that have ended, beyond MAX_OF_OWNER."""
-        old = [found.decode() for found in self._redis.zrange(owner_index(owner), 0, -1 - MAX_OF_OWNER)]
+        """Delete the owner's oldest ended deliveries beyond MAX_PER_OWNER."""
+        old = [found.decode() for found in self._redis.zrange(owner_index(owner), 0, -1 - MAX_PER_OWNER)]
         ended = [found for found in old if (delivery := self.find(found)) is None or delivery.ended_at is not None]
         if ended:
             with self._redis.pipeline(transaction=True) as pipe:
@@ -227,26 +173,30 @@ class DeliveryStore:
                 pipe.execute()
 
     def redeliver(self, owner: str, delivery_id: str) -> Delivery:
-        """Due at once, with the whole schedule before it and the same webhook-id. Raises WebhookDeliveryNotFound."""
+        """Make it due now, under the same webhook-id and with the whole retry schedule ahead.
+
+        Raises:
+            WebhookDeliveryNotFound: also for another owner's delivery.
+        """
         self.get(owner, delivery_id)
         args = [delivery_id, json.dumps(State.PENDING), json.dumps(time.time()), KEEP_S]
-        self._again_script([key(delivery_id), DUE], args)
+        self._redeliver([key(delivery_id), DUE], args)
         return self.get(owner, delivery_id)
 
-    def _settle(
-        self, delivery: Delivery, url: str, attempts: int, then: Next, *, log: tuple[Attempt, ...], error: str | None
-    ) -> bool:
+    def _store(self, delivery: Delivery, url: str, following: NextState, *, error: str | None) -> bool:
+        """False if another attempt has been started since."""
+        now = time.time()
         fields = {
-            "state": then.state,
-            "next_attempt_at": then.at,
-            "ended_at": None if then.state is State.PENDING else time.time(),
+            "state": following.state,
+            "next_attempt_at": following.attempt_at,
+            "ended_at": None if following.state is State.PENDING else now,
             "error": error,
-            "log": [attempt.model_dump() for attempt in log],
+            "log": [attempt.model_dump() for attempt in delivery.log],
         }
         flat = [part for pair in _encode(fields).items() for part in pair]
-        due = "" if then.at is None else then.at
-        args = [delivery.id, attempts, json.dumps(State.PENDING), due, *flat]
-        return bool(self._finish_script([key(delivery.id), DUE, _busy(url)], args))
+        due = "" if following.attempt_at is None else following.attempt_at
+        args = [delivery.id, delivery.attempts, json.dumps(State.PENDING), now, due, *flat]
+        return bool(self._update([key(delivery.id), DUE, *_host_keys(url)], args))
 
 
 def key(delivery_id: str) -> str:
@@ -261,8 +211,9 @@ def video_index(video_id: str) -> str:
     return f"ivm:webhook:of:{video_id}"
 
 
-def _busy(url: str) -> str:
-    return f"ivm:webhook:busy:{urlsplit(url).netloc}"
+def _host_keys(url: str) -> tuple[str, str]:
+    host = urlsplit(url).netloc
+    return f"ivm:webhook:busy:{host}", f"ivm:webhook:waiting:{host}"
 
 
 def _encode(fields: Mapping[str, Any]) -> dict[str, str]:

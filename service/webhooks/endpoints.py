@@ -1,8 +1,8 @@
-"""The receivers that owners have registered, and the secret that signs callbacks of single requests. In Redis:
+"""Registered webhook endpoints, and the secrets that sign the callbacks of single requests. In Redis:
 
 ivm:webhook:endpoint:{id}       one endpoint, as JSON
-ivm:webhook:endpoints:{owner}   the ids of an owner, sorted by age
-ivm:webhook:secret:{owner}      the owner's default secrets, as JSON
+ivm:webhook:endpoints:{owner}   an owner's ids, in order of creation
+ivm:webhook:secret:{owner}      an owner's callback secrets, as JSON
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from service.jobs.model import EventType
 from service.jobs.outbox import LISTENERS
 from service.webhooks.signature import Secrets, active, new_secret, rotated
 
-MAX_ENDPOINTS = 50  # of one owner: every one gets every event
+MAX_ENDPOINTS = 50  # per owner; each event is delivered to every one
 KEEP_OLD_SECRET_S = 86_400.0
 
 _SECRETS = TypeAdapter(Secrets)
 
 
 class Endpoint(FrozenModel):
-    """Times are unix seconds. An endpoint is disabled when it has answered 410 Gone, until it is updated."""
+    """Times are unix seconds. A reply of 410 Gone disables an endpoint until it is updated."""
 
     id: str
     owner: str
@@ -47,7 +47,7 @@ class Endpoint(FrozenModel):
 
 
 class EndpointStore:
-    """Somebody else's endpoint is not found."""
+    """Another owner's endpoint counts as not found."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis: Any = redis  # redis-py's types name every reply a command could have in any mode
@@ -69,7 +69,7 @@ class EndpointStore:
             if pipe.zcard(_index(owner)) >= MAX_ENDPOINTS:
                 raise InvalidParameter(
                     None,
-                    f"There are {MAX_ENDPOINTS} webhook endpoints already; delete one first.",
+                    f"You already have {MAX_ENDPOINTS} webhook endpoints, the maximum; delete one first.",
                     "too_many_endpoints",
                 )
             pipe.multi()
@@ -91,7 +91,7 @@ class EndpointStore:
         return _decode(self._redis.get(_key(endpoint_id)))
 
     def list(self, owner: str, *, limit: int = 20, after: str | None = None) -> tuple[list[Endpoint], bool]:
-        """One page, newest first, and whether more follow. `after` is an id, which need not exist any more."""
+        """One page, newest first, and whether more follow. `after` is an id, also of a deleted endpoint."""
         start = f"({after}" if after else "+"
         ids = self._redis.zrange(_index(owner), start, "-", desc=True, bylex=True, offset=0, num=limit + 1)
         with self._redis.pipeline(transaction=False) as pipe:
@@ -101,18 +101,18 @@ class EndpointStore:
         return [endpoint for value in values if (endpoint := _decode(value))], len(ids) > limit
 
     def subscribed(self, owner: str, event_type: EventType) -> list[Endpoint]:
-        """The endpoints that an event of this owner goes to."""
+        """The enabled endpoints that receive this type of event."""
         endpoints, _ = self.list(owner, limit=MAX_ENDPOINTS)
         return [endpoint for endpoint in endpoints if endpoint.is_enabled and event_type in endpoint.event_types]
 
     def update(self, owner: str, endpoint_id: str, **changes: Any) -> Endpoint:
-        """A disabled endpoint is enabled again: whoever changes it is there again. Raises WebhookEndpointNotFound."""
+        """Change fields; a disabled endpoint is enabled again. Raises WebhookEndpointNotFound."""
         return self._change(
             owner, endpoint_id, lambda endpoint: endpoint.model_copy(update={**changes, "disabled_at": None})
         )
 
     def rotate(self, owner: str, endpoint_id: str, *, keep_old: bool) -> Endpoint:
-        """Raises WebhookEndpointNotFound."""
+        """Replace the secret; `keep_old` keeps the old one valid for a day. Raises WebhookEndpointNotFound."""
         return self._change(
             owner,
             endpoint_id,
@@ -140,14 +140,14 @@ class EndpointStore:
 
         self._redis.transaction(write, _index(owner))
 
-    def default_secrets(self, owner: str) -> Secrets:
-        """What signs the callbacks of this owner's requests; made when first asked for."""
+    def callback_secrets(self, owner: str) -> Secrets:
+        """The secrets that sign the callbacks of this owner's requests; created on first use."""
         self._redis.set(_secret_key(owner), _SECRETS.dump_json((new_secret(),)), nx=True)
         return active(_SECRETS.validate_json(self._redis.get(_secret_key(owner))), now=time.time())
 
-    def rotate_default(self, owner: str, *, keep_old: bool) -> Secrets:
+    def rotate_callback_secret(self, owner: str, *, keep_old: bool) -> Secrets:
         secrets: Secrets = ()
-        self.default_secrets(owner)
+        self.callback_secrets(owner)
 
         def write(pipe: Any) -> None:
             nonlocal secrets
@@ -159,7 +159,7 @@ class EndpointStore:
         return secrets
 
     def _change(self, owner: str, endpoint_id: str, change: Callable[[Endpoint], Endpoint]) -> Endpoint:
-        """`updated_at` tells of configuration and secrets; a change that changes nothing does not advance it."""
+        """`updated_at` advances only if something has changed."""
         changed: Endpoint | None = None
 
         def write(pipe: Any) -> None:

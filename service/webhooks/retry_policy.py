@@ -1,4 +1,4 @@
-"""What follows from an attempt: delivered, tried again later, or given up. A table and a clock that are passed in."""
+"""What follows from an attempt: delivered, retried later, or failed. Pure: clock and randomness are parameters."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from enum import StrEnum
 
 from service.webhooks.sender import Outcome
 
-JITTER = 0.2  # a delay is lengthened by up to this part of it, so that what failed together is not repeated together
+JITTER = 0.2  # a delay grows by up to this fraction, so that deliveries that failed together are not retried together
 MAX_RETRY_AFTER_S = 86_400.0
-HONOURED = (429, 502, 503, 504)  # whose Retry-After counts
-GONE = 410  # Standard Webhooks: the receiver wants nothing any more
+RETRY_AFTER_STATUSES = (429, 502, 503, 504)
+GONE = 410  # Standard Webhooks: the receiver wants no further events
 
 
 class State(StrEnum):
@@ -22,30 +22,36 @@ class State(StrEnum):
 
 
 @dataclass(frozen=True)
-class Next:
-    """`at` is unix seconds, for a delivery that is still pending."""
+class NextState:
+    """`attempt_at` is unix seconds; set only while the delivery is pending."""
 
     state: State
-    at: float | None = None
-    disable: bool = False
+    attempt_at: float | None = None
+    disable_endpoint: bool = False
 
 
-def after(
+def next_state(
     outcome: Outcome,
-    tried: int,
+    attempt_number: int,
     *,
     delays_s: Sequence[float],
     now: float,
-    chance: Callable[[], float] = random.random,
-) -> Next:
-    """`tried` counts this attempt too; delays_s[0] lies between the first and the second one."""
+    rng: Callable[[], float] = random.random,
+) -> NextState:
+    """The state after attempt `attempt_number`, counted from 1.
+
+    Args:
+        delays_s: delays_s[0] is the delay between the first attempt and the second.
+        now: unix seconds.
+        rng: returns a number between 0 and 1, the fraction of JITTER to apply.
+    """
     if outcome.is_delivered:
-        return Next(State.DELIVERED)
+        return NextState(State.DELIVERED)
     if outcome.status_code == GONE:
-        return Next(State.FAILED, disable=True)
-    if tried > len(delays_s):
-        return Next(State.FAILED)
-    delay = delays_s[tried - 1] * (1 + JITTER * chance())
-    if outcome.status_code in HONOURED and outcome.retry_after_s is not None:
+        return NextState(State.FAILED, disable_endpoint=True)
+    if attempt_number > len(delays_s):
+        return NextState(State.FAILED)
+    delay = delays_s[attempt_number - 1] * (1 + JITTER * rng())
+    if outcome.status_code in RETRY_AFTER_STATUSES and outcome.retry_after_s is not None:
         delay = max(delay, min(outcome.retry_after_s, MAX_RETRY_AFTER_S))
-    return Next(State.PENDING, now + delay)
+    return NextState(State.PENDING, now + delay)

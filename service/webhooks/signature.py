@@ -14,14 +14,14 @@ from service.base import FrozenModel
 
 PREFIX = "whsec_"
 KEY_BYTES = 32  # the specification allows 24 to 64
-MAX_SECRETS = 3  # of one receiver at one time: somebody who rotates in a loop must not make headers grow
+MAX_SECRETS = 3  # per receiver; bounds the signature header if secrets are rotated in a loop
 
 
 class SigningSecret(FrozenModel):
-    """`value` is whsec_ and standard, padded base64: OpenAI's verifier refuses other forms."""
+    """`value` is whsec_ and standard padded base64, the only form that OpenAI's verifier accepts."""
 
     value: str
-    expires_at: float | None = None  # unix seconds; None: does not expire
+    expires_at: float | None = None  # unix seconds; None if it does not expire
 
     @property
     def hint(self) -> str:
@@ -36,7 +36,7 @@ def new_secret() -> SigningSecret:
 
 
 def rotated(old: Secrets, *, keep_old_s: float, now: float) -> Secrets:
-    """A new secret in front. The old ones stay valid for `keep_old_s` seconds at most, with 0 not at all."""
+    """A new secret, followed by the old ones: they expire within `keep_old_s` seconds, or are dropped if that is 0."""
     until = now + keep_old_s
     kept = (
         secret.model_copy(update={"expires_at": min(secret.expires_at or until, until)})
@@ -46,13 +46,13 @@ def rotated(old: Secrets, *, keep_old_s: float, now: float) -> Secrets:
     return (new_secret(), *kept)[:MAX_SECRETS]
 
 
-def active(held: Secrets, *, now: float) -> Secrets:
-    return tuple(secret for secret in held if secret.expires_at is None or secret.expires_at > now)
+def active(all_secrets: Secrets, *, now: float) -> Secrets:
+    return tuple(secret for secret in all_secrets if secret.expires_at is None or secret.expires_at > now)
 
 
-def signed_headers(held: Secrets, *, webhook_id: str, timestamp: int, body: bytes) -> dict[str, str]:
-    """`timestamp` (unix seconds) is that of the attempt: receivers refuse what is more than five minutes off."""
-    signatures = (_sign(secret, webhook_id, timestamp, body) for secret in active(held, now=timestamp))
+def signed_headers(all_secrets: Secrets, *, webhook_id: str, timestamp: int, body: bytes) -> dict[str, str]:
+    """`timestamp` is the attempt's, in unix seconds: receivers reject one that is more than five minutes off."""
+    signatures = (_sign(secret, webhook_id, timestamp, body) for secret in active(all_secrets, now=timestamp))
     return {
         "webhook-id": webhook_id,
         "webhook-timestamp": str(timestamp),

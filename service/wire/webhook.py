@@ -1,4 +1,4 @@
-"""The body of a webhook, for the dispatcher that sends it and the API that documents and tests it."""
+"""The body of a webhook: the dispatcher sends it, the API documents it and sends test events."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from service.jobs.model import EventType, Generation, Job, JobError, JobState
 from service.jobs.sampling import SamplerSettings
 from service.wire.video import Renderer, ResponseModel
 
-# Prompts can be 32 000 characters each, and 20 kB is what receivers expect; a presigned address ends within minutes.
-UNTOLD = {"prompt", "negative_prompt", "download_url", "download_url_expires_at"}
+# Prompts can have 32,000 characters each, while receivers expect at most 20 kB; a presigned URL expires in minutes.
+OMITTED_FIELDS = {"prompt", "negative_prompt", "download_url", "download_url_expires_at"}
 
 
 class WebhookEvent(ResponseModel):
@@ -32,20 +32,20 @@ class WebhookEvent(ResponseModel):
 
 
 def payload(event_id: str, event_type: EventType, job: Job, renderer: Renderer) -> str:
-    """JSON, in ASCII. Without what would make it long, or stale by the time of a late attempt (see WebhookEvent)."""
+    """The body as ASCII JSON, without OMITTED_FIELDS: they would make it too long, or be stale in a late attempt."""
     ended_at = job.completed_at or time.time()
     event = WebhookEvent(
         id=event_id,
         created_at=int(ended_at),
         type=event_type,
         timestamp=datetime.fromtimestamp(ended_at, UTC),
-        data=renderer.video(job).model_dump(mode="json", exclude=UNTOLD),
+        data=renderer.video(job).model_dump(mode="json", exclude=OMITTED_FIELDS),
     )
     return json.dumps(event.model_dump(mode="json"), separators=(",", ":"))
 
 
 def sample_job(event_type: EventType, model: str) -> Job:
-    """An ended video that never was, for a test of an endpoint."""
+    """An invented job that has ended, for testing an endpoint."""
     generation = Generation(
         model=model,
         prompt="",

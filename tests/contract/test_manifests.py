@@ -15,7 +15,7 @@ from rq import Queue
 from rq.registry import StartedJobRegistry
 
 from service.jobs.rq_queues import generate_queue_name, queue_key
-from service.webhooks.addresses import NEVER, NOT_PUBLIC_V4, NOT_PUBLIC_V6, PUBLIC_V6, why_not
+from service.webhooks.addresses import ALWAYS_REFUSED, NOT_PUBLIC_V4, NOT_PUBLIC_V6, PUBLIC_V6, refusal_reason
 from tests.container_checks import problems
 from tests.containers import (
     DEPLOY,
@@ -227,7 +227,7 @@ def test_scaling_counts_the_lists_that_the_workers_use() -> None:
 
 def _edges() -> Iterator[str]:
     """Addresses on both sides of every border."""
-    for network in (*NEVER, *NOT_PUBLIC_V4, *NOT_PUBLIC_V6, PUBLIC_V6):
+    for network in (*ALWAYS_REFUSED, *NOT_PUBLIC_V4, *NOT_PUBLIC_V6, PUBLIC_V6):
         for address in (network[0], network[-1]):
             yield from {str(address), *(str(address + step) for step in (-1, 1) if _fits(address, step))}
     yield from ("8.8.8.8", "1.1.1.1", "2606:4700:4700::1111", "fd00::1", "::1")
@@ -247,7 +247,7 @@ def test_webhooks_reach_no_address_that_the_sender_would_refuse(overlay: str) ->
         for cidr, excepted in blocks
         if address in ipaddress.ip_network(cidr) and not any(address in ipaddress.ip_network(e) for e in excepted)
     }
-    assert {str(address) for address in opened if why_not(str(address))} == set()
+    assert {str(address) for address in opened if refusal_reason(str(address))} == set()
     assert {"8.8.8.8", "1.1.1.1", "2606:4700:4700::1111"} <= {str(address) for address in opened}
 
 

@@ -54,10 +54,10 @@ def shown(services: Services) -> Shown:
     worker.progress(run, Progress(Phase.SAMPLING, 1, 2))
     worker.finish(run, Done(make_output(), {Phase.SAMPLING: 1.0}, 1.0))
     services.store.note_finished("demo", 1.0)
-    courier = DispatcherMetrics()
-    courier.attempt(Outcome(200, None, 0.1))
-    courier.end(State.DELIVERED)
-    registries = (api.registry, worker.registry, courier.registry)
+    dispatcher = DispatcherMetrics()
+    dispatcher.attempt_made(Outcome(200, None, 0.1))
+    dispatcher.delivery_ended(State.DELIVERED)
+    registries = (api.registry, worker.registry, dispatcher.registry)
     return FOREIGN | {name: labels for registry in registries for name, labels in _figures(registry)}
 
 

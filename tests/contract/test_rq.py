@@ -11,7 +11,6 @@ from rq.timeouts import BaseDeathPenalty
 from rq.worker.base import BaseWorker
 
 from service.jobs.rq_queues import TrustedJob, queue_key
-from service.webhook_dispatcher.rq_workers import DeliveryWorker
 from worker.parent.rq_worker import GenerationWorker, StoppableQueue
 
 
@@ -42,7 +41,6 @@ def test_overridden_methods_have_the_signature_we_override(owner: type, name: st
 def test_every_override_still_exists_in_rq() -> None:
     for ours, theirs in (
         (GenerationWorker, SimpleWorker),
-        (DeliveryWorker, SimpleWorker),
         (StoppableQueue, Queue),
         (TrustedJob, Job),
     ):

@@ -267,7 +267,7 @@ class TestIdempotency:
             looked_up.append(host)
             return ["93.184.216.34"] if len(looked_up) == 1 else ["127.0.0.1"]
 
-        webhooks = replace(services.webhooks, receivers=UrlPolicy(resolve=resolve))
+        webhooks = replace(services.webhooks, url_policy=UrlPolicy(resolver=resolve))
         headers = keyed() | {"idempotency-key": "one"}
         with TestClient(create_app(replace(services, webhooks=webhooks))) as http:
             first, again = (create(http, headers, callback_url="https://app.example.com/") for _ in range(2))

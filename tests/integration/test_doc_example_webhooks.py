@@ -15,7 +15,8 @@ from service.process.embedded_valkey import free_port
 from service.settings import Settings
 from service.wiring import Services
 from tests.doc_examples import DOCS, example
-from tests.integration.test_webhook_api import answer_of, complete, deliver
+from tests.factories import deliver_webhooks
+from tests.integration.test_webhook_api import answer_of, complete
 from tests.processes import PROMPT, wait_for
 
 GUIDE = DOCS / "webhooks.md"
@@ -46,7 +47,7 @@ def test_the_receiver_is_short_and_prints_a_verified_event(server: str, services
             wait_for(lambda: answers(port))
             video = answer_of(http.post("/v1/videos", json={"prompt": PROMPT}))["id"]
             complete(services, video)
-            deliver(services)
+            deliver_webhooks(services)
             assert receiver.stdout is not None
             assert receiver.stdout.readline() == f"video.completed {video}\n"
             path = re.findall(r"/v1/\w+", listing)[0]

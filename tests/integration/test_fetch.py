@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from service.catalog.registry import ModelRegistry
-from service.catalog.weight_files import LOCK
+from service.catalog.weight_files import LOCK_FILE
 from service.errors import ConfigurationError, ModelNotFetched
 from service.jobs.model import VideoRequest
 from tests.fake_hub import Hub, serve_hub
@@ -72,7 +72,7 @@ class Machine:
         return ModelRegistry.load(self.registry_file, weights_dir=self.weights_dir)
 
     def file(self, name: str) -> Path:
-        root = self.registry().known["tiny"].parts["unet"].root
+        root = self.registry().known["tiny"].all_components["unet"].root
         assert root is not None
         return root / name
 
@@ -101,14 +101,14 @@ def test_pinned_model_is_fetched_verified_and_makes_a_clip(machine: Machine, hub
     with pytest.raises(ModelNotFetched, match="ivmix models fetch tiny"):
         machine.registry().get("tiny")
     code, said = machine.ivmix("fetch", "tiny")
-    assert (code, "tiny is here" in said) == (0, True), said
+    assert (code, "tiny is ready" in said) == (0, True), said
     names = {path.partition(f"/resolve/{revision}/")[2] for path, _ in hub.downloads()}
     assert BIG in names
     assert not [name for name in names if name.endswith((".bin", ".ckpt", ".md"))]
     assert machine.file(BIG).read_bytes() == files[BIG]
     code, said = machine.ivmix("verify", "tiny")
     assert code == 0, said
-    assert "unet: 2 files with the right sha256, weights fit the configuration" in said
+    assert "unet: OK (sha256 of 2 files, names and shapes of all weights)" in said
     import torch
 
     from worker.child.engine import Engine
@@ -125,8 +125,8 @@ def test_unpinned_model_is_trusted_once_and_then_held_to_what_came(
     machine.register('revision = "unpinned"', 'sha256 = "unknown"')
     code, said = machine.ivmix("fetch", "tiny")
     assert code == 0, said
-    assert f"{BIG}: sha256 {sha256(files[BIG])}, written down as it came" in said
-    lock = (machine.weights_dir / LOCK).read_text()
+    assert f"{BIG}: sha256 {sha256(files[BIG])} recorded (trust on first use)" in said
+    lock = (machine.weights_dir / LOCK_FILE).read_text()
     assert revision in lock
     assert sha256(files[BIG]) in lock
     hub.commit(REPO, {**files, BIG: b"something else"})
@@ -136,7 +136,7 @@ def test_unpinned_model_is_trusted_once_and_then_held_to_what_came(
     assert machine.file(BIG).read_bytes() == files[BIG]
 
 
-def test_one_unknown_file_among_pinned_ones_is_fetched_and_written_down(
+def test_one_unknown_file_among_pinned_ones_is_fetched_and_recorded(
     machine: Machine, hub: Hub, files: dict[str, bytes]
 ) -> None:
     config = "unet/config.json"
@@ -144,12 +144,12 @@ def test_one_unknown_file_among_pinned_ones_is_fetched_and_written_down(
     machine.register(f'revision = "{revision}"', pins(files, **{config: "unknown"}))
     code, said = machine.ivmix("fetch", "tiny")
     assert code == 0, said
-    assert [line.strip() for line in said.splitlines() if "written down" in line] == [
-        f"{config}: sha256 {sha256(files[config])}, written down as it came"
+    assert [line.strip() for line in said.splitlines() if "trust on first use" in line] == [
+        f"{config}: sha256 {sha256(files[config])} recorded (trust on first use)"
     ]
     machine.file(config).write_bytes(files[config].replace(b"{", b"[", 1))
     code, said = machine.ivmix("verify", "tiny")
-    assert (code, f"must have {sha256(files[config])}" in said) == (1, True), said
+    assert (code, f"expected {sha256(files[config])}" in said) == (1, True), said
 
 
 def test_file_that_is_not_what_the_registry_says_is_thrown_away(
@@ -157,11 +157,11 @@ def test_file_that_is_not_what_the_registry_says_is_thrown_away(
 ) -> None:
     """The hub tells the sha256 of weights itself, so a wrong one is not even fetched; a small file is read."""
     revision = hub.commit(REPO, files)
-    for name, said_of_it in ((BIG, "not fetched"), ("unet/config.json", "it was thrown away")):
+    for name, said_of_it in ((BIG, "not fetched"), ("unet/config.json", "deleted")):
         machine.register(f'revision = "{revision}"', pins(files, **{name: "0" * 64}))
         code, said = machine.ivmix("fetch", "tiny")
         assert code == 1
-        assert f"{name} at {revision} has sha256 {sha256(files[name])}, must have {'0' * 64}; {said_of_it}" in said
+        assert f"{name} at {revision} has sha256 {sha256(files[name])}, expected {'0' * 64}; {said_of_it}" in said
     assert not list(machine.weights_dir.rglob("unet/config.json*"))
     assert machine.registry().ids() == ()
 
@@ -171,7 +171,7 @@ def test_commit_that_is_gone_is_said(machine: Machine, hub: Hub, files: dict[str
     machine.register(f'revision = "{"a" * 40}"', pins(files))
     code, said = machine.ivmix("fetch", "tiny")
     assert code == 1
-    assert f"{REPO} has no commit {'a' * 40} any more" in said
+    assert f"{REPO} no longer has commit {'a' * 40}" in said
 
 
 def test_hub_that_gives_another_commit_is_not_believed(machine: Machine, hub: Hub, files: dict[str, bytes]) -> None:
@@ -180,7 +180,7 @@ def test_hub_that_gives_another_commit_is_not_believed(machine: Machine, hub: Hu
     hub.answers_with = revision
     code, said = machine.ivmix("fetch", "tiny")
     assert code == 1
-    assert f"asked for commit {'b' * 40}, the hub gave {revision}" in said
+    assert f"asked for commit {'b' * 40}, the hub returned {revision}" in said
 
 
 def test_repository_that_does_not_exist_is_said(machine: Machine) -> None:
@@ -240,10 +240,10 @@ def test_weights_that_changed_on_disk_are_found_by_verify_and_refused_by_the_wor
     file.write_bytes(data)
     code, said = machine.ivmix("verify", "tiny")
     assert code == 1
-    assert f"{file} has sha256 {sha256(bytes(data))}, must have {sha256(files[BIG])}" in said.replace("\n", " ")
+    assert f"{file} has sha256 {sha256(bytes(data))}, expected {sha256(files[BIG])}" in said.replace("\n", " ")
     from worker.networks.models import load
 
-    with pytest.raises(ConfigurationError, match="must have"):
+    with pytest.raises(ConfigurationError, match="expected"):
         load(machine.registry().get("tiny"), "cpu")
     file.unlink()
     assert machine.registry().ids() == ()

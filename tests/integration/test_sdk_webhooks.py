@@ -1,4 +1,4 @@
-"""Webhooks with released SDKs as they are: unwrap in all of them, endpoint management where they have it."""
+"""Webhooks with released OpenAI SDKs: unwrap in all of them, endpoint management in those that have it."""
 
 from __future__ import annotations
 
@@ -132,14 +132,14 @@ def receiver() -> Iterator[Receiver]:
 
 
 def script(folder: Path, text: str) -> str:
-    """Where node finds the package."""
+    """Write the script where node finds the package; returns its path."""
     file = folder / f"script-{zlib.crc32(text.encode()):x}.mjs"
     file.write_text(text)
     return str(file)
 
 
 def sent(server: str, receiver: Receiver) -> tuple[dict[str, Any], str]:
-    """A webhook as it really went over the wire, and the secret that signed it."""
+    """A webhook as it was sent over the wire, and the secret that signed it."""
     with httpx2.Client(base_url=server, timeout=60) as http:
         body = {"name": "test", "url": receiver.url, "event_types": ["video.completed"]}
         endpoint = http.post("/v1/webhook_endpoints", json=body).json()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,12 +14,9 @@ from openai import InvalidWebhookSignatureError
 from service.api.app import create_app
 from service.api.auth import get_webhook_owner
 from service.settings import Settings
-from service.webhook_dispatcher import tasks
-from service.webhook_dispatcher.dispatcher import attempts_of, pump_of
-from service.webhook_dispatcher.rq_workers import DeliveryWorker
 from service.webhooks.endpoints import MAX_ENDPOINTS
 from service.wiring import Services, open_services
-from tests.factories import PROMPT, make_output
+from tests.factories import PROMPT, deliver_webhooks, make_output
 from tests.webhook_receivers import Receiver, status
 
 BOTH = ["video.completed", "video.failed"]
@@ -59,12 +55,6 @@ def register(client: TestClient, url: str, **over: Any) -> dict[str, Any]:
 def complete(services: Services, video_id: str) -> None:
     assert services.store.start(video_id, "e1")
     assert services.store.complete(video_id, "e1", make_output(), {"sampling": 1.0}, None)
-
-
-def deliver(services: Services) -> None:
-    pump_of(services).once()
-    tasks.install(attempts_of(services))
-    DeliveryWorker(services.redis, threading.Event()).work(burst=True, logging_level="ERROR")
 
 
 class TestEndpoints:
@@ -242,7 +232,7 @@ class TestCallbacks:
     ) -> None:
         video = answer_of(client.post("/v1/videos", **{encoding: {"prompt": PROMPT, name: f"{receiver.url}/mine"}}))  # type: ignore[arg-type]
         complete(services, video["id"])
-        deliver(services)
+        deliver_webhooks(services)
         secret = answer_of(client.get("/v1/webhook_callback_secret"))["signing_secret"]
         (got,) = receiver.received
         assert (got.path, got.event(secret).data.id) == ("/mine", video["id"])
@@ -263,7 +253,7 @@ class TestCallbacks:
         cancelled, silent = (answer_of(client.post("/v1/videos", **{encoding: body}))["id"] for _ in range(2))  # type: ignore[arg-type]
         services.store.cancel(cancelled)
         complete(services, silent)
-        deliver(services)
+        deliver_webhooks(services)
         assert [json.loads(got.body)["data"]["id"] for got in receiver.received] == [cancelled]
 
     @pytest.mark.parametrize(
@@ -304,7 +294,7 @@ class TestDeliveries:
             endpoint = register(client, f"{receiver.url}/hook")
             video = answer_of(client.post("/v1/videos", json={"prompt": PROMPT}))["id"]
             complete(services, video)
-            deliver(services)
+            deliver_webhooks(services)
         (shown,) = answer_of(client.get(f"/v1/webhook_deliveries?video_id={video}"))["data"]
         assert (shown["object"], shown["status"], shown["video_id"]) == ("webhook_delivery", "pending", video)
         assert (shown["event_type"], shown["webhook_endpoint_id"]) == ("video.completed", endpoint["id"])
@@ -321,7 +311,7 @@ class TestDeliveries:
         register(client, receiver.url)
         for _ in range(3):
             complete(services, answer_of(client.post("/v1/videos", json={"prompt": PROMPT}))["id"])
-            deliver(services)
+            deliver_webhooks(services)
         everything = answer_of(client.get("/v1/webhook_deliveries"))["data"]
         ids = [delivery["id"] for delivery in everything]
         assert ids == sorted(ids, reverse=True)
@@ -335,12 +325,12 @@ class TestDeliveries:
     ) -> None:
         register(client, receiver.url)
         complete(services, answer_of(client.post("/v1/videos", json={"prompt": PROMPT}))["id"])
-        deliver(services)
+        deliver_webhooks(services)
         (done,) = answer_of(client.get("/v1/webhook_deliveries"))["data"]
         assert done["status"] == "delivered"
         again = answer_of(client.post(f"/v1/webhook_deliveries/{done['id']}/redeliver"))
         assert (again["status"], again["completed_at"]) == ("pending", None)
-        deliver(services)
+        deliver_webhooks(services)
         assert [got.headers["webhook-id"] for got in receiver.received] == [done["id"]] * 2
         assert answer_of(client.get(f"/v1/webhook_deliveries/{done['id']}"))["attempt_count"] == 2
 
@@ -352,7 +342,7 @@ def test_endpoints_and_deliveries_of_other_owners_are_404(services: Services, re
         secret = answer_of(client.get("/v1/webhook_callback_secret"))
         video = answer_of(client.post("/v1/videos", json={"prompt": PROMPT}))["id"]
         complete(services, video)
-        deliver(services)
+        deliver_webhooks(services)
         (delivery,) = answer_of(client.get("/v1/webhook_deliveries"))["data"]
         app.dependency_overrides[get_webhook_owner] = lambda: "other"
         assert answer_of(client.get("/v1/webhook_endpoints"))["data"] == []

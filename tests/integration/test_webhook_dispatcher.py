@@ -1,4 +1,4 @@
-"""The courier as a process of its own: `ivmix webhooks`, killed and stopped at the wrong moment."""
+"""The dispatcher as a separate process, `ivmix webhooks`: killed and stopped at the wrong moment."""
 
 from __future__ import annotations
 
@@ -9,21 +9,24 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from http.server import BaseHTTPRequestHandler
 
 import httpx2
 import pytest
 
 from service.jobs.outbox import OUTBOX
-from service.jobs.rq_queues import DELIVER, generate_queue, webhooks_queue
+from service.jobs.rq_queues import generate_queue
 from service.process.embedded_valkey import free_port
 from service.settings import Settings
-from service.webhook_dispatcher.dispatcher import run
+from service.webhook_dispatcher.attempt import AttemptRunner
+from service.webhook_dispatcher.dispatcher import POLL_S, run
 from service.webhooks.deliveries import DUE, Delivery
 from service.webhooks.retry_policy import State
-from service.wiring import Services
+from service.wiring import Services, open_services
 from tests.factories import make_job
 from tests.processes import PROMPT, clean_environment, ivmix_up, wait_for
+from tests.valkey import Valkey
 from tests.webhook_receivers import Receiver, raw, status
 
 
@@ -41,7 +44,7 @@ def environment(settings: Settings) -> dict[str, str]:
 
 
 @contextmanager
-def courier(environment: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+def dispatcher(environment: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
     process = subprocess.Popen(
         [sys.executable, "-m", "service.cli", "webhooks"],
         env={**clean_environment(), **environment},
@@ -71,7 +74,7 @@ def deliveries(services: Services) -> list[Delivery]:
 
 
 def let_time_pass(services: Services) -> None:
-    """So long that every attempt under way counts as lost."""
+    """Let every attempt in progress count as lost."""
     for delivery in deliveries(services):
         if delivery.state is State.PENDING:
             services.redis.hset(f"ivm:webhook:delivery:{delivery.id}", "taken_until", "1")
@@ -85,8 +88,8 @@ def all_delivered(services: Services, count: int) -> bool | None:
     return (len(states) == count and set(states) == {State.DELIVERED}) or None
 
 
-def test_webhooks_arrive_and_a_refused_one_comes_again(services: Services, environment: dict[str, str]) -> None:
-    with Receiver(status(500), status(503), status(204)) as receiver, courier(environment) as process:
+def test_webhooks_arrive_and_a_rejected_one_is_retried(services: Services, environment: dict[str, str]) -> None:
+    with Receiver(status(500), status(503), status(204)) as receiver, dispatcher(environment) as process:
         listen(services, receiver)
         end_a_job(services)
         receiver.wait(3)
@@ -96,7 +99,7 @@ def test_webhooks_arrive_and_a_refused_one_comes_again(services: Services, envir
         assert process.wait(120) == 0
 
 
-def test_a_courier_serves_its_figures(services: Services, environment: dict[str, str]) -> None:
+def test_a_dispatcher_serves_its_metrics(services: Services, environment: dict[str, str]) -> None:
     port = free_port()
 
     def delivered() -> bool:
@@ -106,13 +109,13 @@ def test_a_courier_serves_its_figures(services: Services, environment: dict[str,
             return False
         return 'ivmix_webhook_deliveries_total{result="delivered"} 1.0' in text
 
-    with Receiver() as receiver, courier(environment | {"IVMIX_WEBHOOK_METRICS_PORT": str(port)}):
+    with Receiver() as receiver, dispatcher(environment | {"IVMIX_WEBHOOK_METRICS_PORT": str(port)}):
         listen(services, receiver)
         end_a_job(services)
         wait_for(delivered, timeout_s=150)
 
 
-def test_what_ended_while_no_courier_ran_is_told_by_the_next_one(
+def test_what_ended_while_no_dispatcher_ran_is_delivered_by_the_next_one(
     services: Services, environment: dict[str, str]
 ) -> None:
     with Receiver() as receiver:
@@ -120,18 +123,16 @@ def test_what_ended_while_no_courier_ran_is_told_by_the_next_one(
         for _ in range(5):
             end_a_job(services)
         assert services.redis.xlen(OUTBOX) == 5
-        with courier(environment):
+        with dispatcher(environment):
             receiver.wait(5)
             wait_for(lambda: all_delivered(services, 5), timeout_s=120)
         assert len(receiver.received) == 5
 
 
-def test_a_courier_killed_in_the_middle_of_an_attempt_loses_nothing(
-    services: Services, environment: dict[str, str]
-) -> None:
+def test_a_dispatcher_killed_during_an_attempt_loses_nothing(services: Services, environment: dict[str, str]) -> None:
     with Receiver(raw(b"", pause_s=300), status(204)) as receiver:
         listen(services, receiver)
-        with courier(environment) as process:
+        with dispatcher(environment) as process:
             end_a_job(services)
             receiver.wait(1)
             os.killpg(process.pid, signal.SIGKILL)
@@ -141,13 +142,13 @@ def test_a_courier_killed_in_the_middle_of_an_attempt_loses_nothing(
         assert held.taken_until is not None
         assert services.redis.zscore(DUE, held.id) == pytest.approx(held.taken_until)
         let_time_pass(services)
-        with courier(environment):
+        with dispatcher(environment):
             receiver.wait(2)
             wait_for(lambda: all_delivered(services, 1), timeout_s=120)
         assert {got.headers["webhook-id"] for got in receiver.received} == {held.id}
 
 
-def test_couriers_killed_at_random_while_jobs_end_tell_every_end_at_least_once(
+def test_dispatchers_killed_at_random_while_jobs_end_deliver_every_event_at_least_once(
     services: Services, environment: dict[str, str]
 ) -> None:
     jobs = 12
@@ -162,14 +163,15 @@ def test_couriers_killed_at_random_while_jobs_end_tell_every_end_at_least_once(
         ending = threading.Thread(target=end_jobs)
         ending.start()
         for _ in range(2):
-            with courier(environment) as process:
+            with dispatcher(environment) as process:
                 seen = len(receiver.received)
                 receiver.wait(min(seen + 1, jobs))
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
+            let_time_pass(services)
         ending.join()
         let_time_pass(services)
-        with courier(environment):
+        with dispatcher(environment):
             wait_for(lambda: all_delivered(services, jobs), timeout_s=120)
         assert {got.headers["webhook-id"] for got in receiver.received} == {d.id for d in deliveries(services)}
 
@@ -178,41 +180,124 @@ def test_a_slow_receiver_does_not_delay_the_others(services: Services, environme
     slow_for_longer = environment | {"IVMIX_WEBHOOK_TIMEOUT_S": "30"}
     with Receiver(raw(b"", pause_s=300)) as slow, Receiver() as quick:
         listen(services, slow)
-        with courier(slow_for_longer):
+        with dispatcher(slow_for_longer):
             for _ in range(4):
                 end_a_job(services)
             slow.wait(1)
             listen(services, quick)
             end_a_job(services)
             quick.wait(1)
-            # Each of its attempts takes 30 s; without a share it would have got all three workers at once.
+            # Each of its attempts takes 30 s; without a limit per host they would occupy all three threads.
             assert len(slow.received) <= 2
 
 
-def test_a_name_that_is_not_ours_is_not_called(services: Services, environment: dict[str, str]) -> None:
-    queue = webhooks_queue(services.redis)
-    job = queue.enqueue("os.system", "exit 1")
-    with courier(environment), Receiver() as receiver:
+def test_no_more_is_claimed_than_can_start_at_once(services: Services, environment: dict[str, str]) -> None:
+    """What waits stays due, so that another dispatcher can take it, also if this one is killed."""
+    slow_for_longer = environment | {"IVMIX_WEBHOOK_TIMEOUT_S": "30"}
+    with ExitStack() as stack:
+        hosts = [stack.enter_context(Receiver(raw(b"", pause_s=300))) for _ in range(5)]
+        for host in hosts:
+            listen(services, host)
+        with dispatcher(slow_for_longer):
+            end_a_job(services)
+            wait_for(lambda: sum(len(host.received) for host in hosts) == 3 or None, timeout_s=120)
+            time.sleep(2 * POLL_S)
+            waiting = [delivery for delivery in deliveries(services) if delivery.attempts == 0]
+            assert len(waiting) == 2
+            for delivery in waiting:
+                assert services.redis.zscore(DUE, delivery.id) == pytest.approx(delivery.created_at)
+
+
+def test_a_stop_finishes_the_attempt_in_progress_and_starts_no_other(
+    services: Services, environment: dict[str, str]
+) -> None:
+    answer_now = threading.Event()
+
+    def late(handler: BaseHTTPRequestHandler) -> None:
+        answer_now.wait(60)
+        status(204)(handler)
+
+    with Receiver(late) as receiver, dispatcher(environment) as process:
         listen(services, receiver)
         end_a_job(services)
         receiver.wait(1)
-        wait_for(lambda: job.get_status(refresh=True) == "failed" or None, timeout_s=120)
-    result = job.latest_result()
-    assert result is not None
-    assert "not a function we run" in str(result.exc_string)
-    assert DELIVER not in str(result.exc_string)
+        process.send_signal(signal.SIGTERM)
+        time.sleep(2 * POLL_S)
+        end_a_job(services)
+        assert process.poll() is None
+        answer_now.set()
+        assert process.wait(120) == 0
+        (delivered,) = deliveries(services)
+        assert (delivered.state, len(receiver.received)) == (State.DELIVERED, 1)
+        assert services.redis.xlen(OUTBOX) == 1
 
 
-def test_a_courier_whose_workers_have_died_ends_instead_of_looking_busy(
+def test_a_dispatcher_survives_an_outage_of_redis(tmp_path, environment: dict[str, str]) -> None:
+    with Valkey(tmp_path / "valkey") as valkey, Receiver() as receiver:
+        services = open_services(Settings(redis_url=valkey.url, data_dir=tmp_path / "data", auth="off"))
+        listen(services, receiver)
+        with dispatcher(environment | {"IVMIX_REDIS_URL": valkey.url}) as process:
+            end_a_job(services)
+            receiver.wait(1)
+            wait_for(lambda: all_delivered(services, 1), timeout_s=120)
+            valkey.kill()
+            time.sleep(3)
+            assert process.poll() is None
+            valkey.start()
+            end_a_job(services)
+            receiver.wait(2)
+            wait_for(lambda: all_delivered(services, 2), timeout_s=120)
+        services.close()
+
+
+def test_a_stop_during_an_outage_of_redis_ends_the_process(tmp_path, environment: dict[str, str]) -> None:
+    with Valkey(tmp_path / "valkey") as valkey, Receiver() as receiver:
+        services = open_services(Settings(redis_url=valkey.url, data_dir=tmp_path / "data", auth="off"))
+        listen(services, receiver)
+        with dispatcher(environment | {"IVMIX_REDIS_URL": valkey.url}) as process:
+            end_a_job(services)
+            receiver.wait(1)
+            valkey.kill()
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 0
+        services.close()
+
+
+def test_an_attempt_that_fails_with_a_bug_concerns_only_its_own_delivery(
+    services: Services, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    stopping = threading.Event()
+
+    def fail(*_: object) -> None:
+        stopping.set()
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(AttemptRunner, "run", fail)
+    with Receiver() as receiver:
+        listen(services, receiver)
+        end_a_job(services)
+        run(services, stopping)
+    assert "attempt failed with an internal error" in caplog.text
+    assert deliveries(services)[0].state is State.PENDING
+
+
+def test_a_dispatcher_with_a_dead_thread_exits_with_the_reason(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.webhook_dispatcher.dispatcher.work", lambda *_: None)
-    with pytest.raises(RuntimeError, match="a worker has ended by itself"):
-        run(services, threading.Event())
+    def die(*_: object) -> None:
+        raise SystemExit(3)
+
+    monkeypatch.setattr(AttemptRunner, "run", die)
+    with Receiver() as receiver:
+        listen(services, receiver)
+        end_a_job(services)
+        with pytest.raises(RuntimeError, match="a webhook thread ended unexpectedly") as ended:
+            run(services, threading.Event())
+    assert isinstance(ended.value.__cause__, SystemExit)
 
 
 def test_ivmix_up_delivers_too(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A real video of the demo models, told to a real receiver by what one command started."""
+    """A real video of the demo models, announced to a real receiver by the processes that one command started."""
     monkeypatch.setattr(
         "tests.processes.clean_environment",
         lambda: {

@@ -1,4 +1,4 @@
-"""One POST to a receiver that may be hostile, over real sockets."""
+"""One POST to a possibly hostile receiver, over real sockets."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from service.webhooks.sender import MAX_REPLY_BYTES, Outcome, Sender
-from service.webhooks.url_policy import Unresolved, UrlPolicy
+from service.webhooks.url_policy import NameNotResolved, UrlPolicy
 from tests.webhook_receivers import Receiver, Respond, raw, status
 
 BODY = b'{"id":"evt_1"}'
@@ -24,8 +24,8 @@ OK = b"HTTP/1.1 200 OK\r\n"
 
 
 def sender(*, timeout_s: float = 20, resolve: object = None, tls: ssl.SSLContext | None = None) -> Sender:
-    receivers = UrlPolicy(("127.0.0.0/8",), allow_http=True, resolve=resolve)  # type: ignore[arg-type]
-    return Sender(receivers, timeout_s=timeout_s, ssl_context=tls)
+    url_policy = UrlPolicy(("127.0.0.0/8",), allow_http=True, resolver=resolve)  # type: ignore[arg-type]
+    return Sender(url_policy, timeout_s=timeout_s, ssl_context=tls)
 
 
 def send(answer: Respond, *, timeout_s: float = 20) -> tuple[Outcome, Receiver]:
@@ -81,8 +81,8 @@ DRIPS = {
 
 
 @pytest.mark.parametrize("drip", DRIPS.values(), ids=DRIPS.keys())
-def test_a_receiver_that_keeps_us_waiting_is_left_at_the_deadline(drip: Respond) -> None:
-    """Each byte would start an ordinary read timeout again."""
+def test_a_slow_reply_is_aborted_at_the_deadline(drip: Respond) -> None:
+    """Every byte would restart an ordinary read timeout."""
     outcome, receiver = send(drip, timeout_s=3.0)
     assert len(receiver.received) == 1
     assert not outcome.is_delivered
@@ -98,19 +98,19 @@ HUGE = {
 
 
 @pytest.mark.parametrize("huge", HUGE.values(), ids=HUGE.keys())
-def test_a_huge_reply_is_broken_off(huge: Respond) -> None:
+def test_a_huge_reply_is_aborted(huge: Respond) -> None:
     outcome, _ = send(huge)
     assert not outcome.is_delivered
     assert (outcome.status_code, outcome.error) == (200, "reply_too_large")
 
 
-def test_a_huge_head_is_broken_off() -> None:
+def test_a_huge_head_is_aborted() -> None:
     outcome, _ = send(raw(OK, *[b"x-a: " + b"b" * 8000 + b"\r\n"] * 100))
     assert not outcome.is_delivered
     assert outcome.error in ("reply_too_large", "not_http")
 
 
-def test_a_reply_of_a_usual_size_is_fine() -> None:
+def test_a_reply_of_ordinary_size_is_accepted() -> None:
     page = b"y" * (MAX_REPLY_BYTES // 2)
     outcome, _ = send(raw(OK + b"content-length: %d\r\n\r\n" % len(page), page))
     assert outcome.is_delivered
@@ -124,7 +124,7 @@ def test_a_receiver_that_hangs_up_is_named() -> None:
     assert send(raw())[0].error in ("connection_lost", "not_http")
 
 
-def test_nobody_there_is_named() -> None:
+def test_a_refused_connection_is_named() -> None:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         outcome = sender().post(f"http://127.0.0.1:{s.getsockname()[1]}/", BODY, {})
@@ -134,13 +134,13 @@ def test_nobody_there_is_named() -> None:
 @pytest.mark.parametrize(
     "url", ["http://10.0.0.1/", "http://169.254.169.254/latest/", "ftp://127.0.0.1/", "http://a@127.0.0.1/", "nonsense"]
 )
-def test_a_url_that_is_not_allowed_any_more_is_refused_without_a_connection(url: str) -> None:
+def test_a_url_that_is_no_longer_allowed_is_refused_without_a_connection(url: str) -> None:
     outcome = sender().post(url, BODY, {})
     assert (outcome.status_code, outcome.error) == (None, "refused_url")
 
 
-def test_a_name_is_looked_up_once_and_its_checked_address_is_connected_to() -> None:
-    """DNS rebinding: the second look-up would give another address."""
+def test_a_name_is_resolved_once_and_the_checked_address_is_connected_to() -> None:
+    """DNS rebinding: a second resolution would give another address."""
     asked: list[str] = []
 
     def rebind(host: str, port: int) -> list[str]:
@@ -154,14 +154,14 @@ def test_a_name_is_looked_up_once_and_its_checked_address_is_connected_to() -> N
     assert receiver.received[0].headers["host"] == f"rebind.example:{receiver.port}"
 
 
-def test_a_name_that_turned_private_after_it_was_named_is_refused() -> None:
-    """DNS rebinding, the other way: checked when it was public, private when something is sent."""
+def test_a_name_that_turned_private_after_registration_is_refused() -> None:
+    """DNS rebinding again: public when the URL was registered, private when a webhook is sent."""
     answers = iter([["93.184.216.34"], ["127.0.0.1"]])
-    receivers = UrlPolicy(allow_http=True, resolve=lambda host, port: next(answers))
+    url_policy = UrlPolicy(allow_http=True, resolver=lambda host, port: next(answers))
     with Receiver() as receiver:
         url = f"http://rebind.example:{receiver.port}/"
-        receivers.check(url, "url")
-        outcome = Sender(receivers).post(url, BODY, {})
+        url_policy.check(url, "url")
+        outcome = Sender(url_policy).post(url, BODY, {})
         assert outcome.error == "refused_url"
         assert receiver.received == []
 
@@ -181,20 +181,20 @@ def test_the_next_address_is_tried_when_one_does_not_answer() -> None:
 
 
 def test_a_resolver_without_an_answer_is_named() -> None:
-    def away(host: str, port: int) -> list[str]:
-        raise Unresolved("just now")
+    def unreachable(host: str, port: int) -> list[str]:
+        raise NameNotResolved("just now")
 
-    assert sender(resolve=away).post("http://app.example.com/", BODY, {}).error == "name_not_resolved"
+    assert sender(resolve=unreachable).post("http://app.example.com/", BODY, {}).error == "name_not_resolved"
 
 
-def test_a_mistake_of_ours_is_an_attempt_too() -> None:
+def test_a_bug_of_ours_counts_as_an_attempt() -> None:
     def broken(host: str, port: int) -> list[str]:
         raise ZeroDivisionError
 
     assert sender(resolve=broken).post("http://app.example.com/", BODY, {}).error == "internal_error"
 
 
-def test_a_proxy_of_the_environment_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environments_proxy_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     with Receiver() as proxy, Receiver() as receiver:
         monkeypatch.setenv("HTTP_PROXY", proxy.url)
         monkeypatch.setenv("http_proxy", proxy.url)
@@ -204,7 +204,7 @@ def test_a_proxy_of_the_environment_is_not_used(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.fixture
 def certificate(tmp_path: Path) -> Path:
-    """Of hooks.example, signed by itself: certificate and key in one file."""
+    """A self-signed certificate for hooks.example, with its key in the same file."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "hooks.example")])
     now = datetime.datetime.now(datetime.UTC)
@@ -262,7 +262,7 @@ def test_an_internal_authority_is_trusted_by_the_usual_variable(
         assert to.post(f"https://hooks.example:{receiver.port}/", BODY, {}).is_delivered
 
 
-def test_a_handshake_that_never_ends_is_left_at_the_deadline() -> None:
+def test_a_handshake_that_never_ends_is_aborted_at_the_deadline() -> None:
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()

@@ -1,9 +1,8 @@
-"""From the end of a job to a signed POST: real store, real Valkey, real receiver; the pump is turned by hand."""
+"""From the end of a job to a signed POST, with real store, Valkey and receiver; a test takes each step itself."""
 
 from __future__ import annotations
 
 import json
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,25 +12,27 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 from openai import InvalidWebhookSignatureError
+from rq import Queue
 
 from service.api.app import create_app
 from service.jobs.model import EVENT_TYPES, Callback, EventType, Job, JobError, JobState
 from service.jobs.outbox import KEEP_S, OUTBOX
-from service.jobs.rq_queues import generate_queue, webhooks_queue
+from service.jobs.queue_stats import queue_stats
+from service.jobs.rq_queues import generate_queue
+from service.maintenance.rq_housekeeping import RqHousekeeping
 from service.settings import Settings
-from service.webhook_dispatcher import tasks
-from service.webhook_dispatcher.attempts import Attempts
-from service.webhook_dispatcher.dispatcher import attempts_of, pump_of
-from service.webhook_dispatcher.pump import Pump
-from service.webhook_dispatcher.rq_workers import DeliveryWorker
-from service.webhooks.deliveries import CLAIM_S, DUE, MAX_LOGGED, Delivery, key
+from service.webhook_dispatcher.attempt import AttemptRunner
+from service.webhook_dispatcher.fan_out import EVENT_OF, FanOut
+from service.webhook_dispatcher.metrics import DispatcherMetrics
+from service.webhooks.deliveries import CLAIM_S, DUE, MAX_LOGGED_ATTEMPTS, Delivery, key
 from service.webhooks.endpoints import Endpoint
-from service.webhooks.retry_policy import State
+from service.webhooks.retry_policy import NextState, State
+from service.webhooks.sender import Outcome, Sender
 from service.webhooks.url_policy import UrlPolicy
 from service.wire.video import Renderer
-from service.wire.webhook import UNTOLD
+from service.wire.webhook import OMITTED_FIELDS
 from service.wiring import Services, open_services
-from tests.factories import PROMPT, make_job, make_output
+from tests.factories import PROMPT, attempt_due_webhooks, deliver_webhooks, make_job, make_output
 from tests.webhook_receivers import Receiver, raw, status
 
 ERROR = JobError(code="out_of_memory", message="Too large.")
@@ -54,19 +55,22 @@ def services(valkey: str, tmp_path: Any) -> Iterator[Services]:
 
 
 @pytest.fixture
-def pump(services: Services) -> Pump:
-    return pump_of(services)
-
-
-@pytest.fixture
-def attempts(services: Services) -> Attempts:
-    return attempts_of(services)
+def runner(services: Services) -> AttemptRunner:
+    return AttemptRunner(services.settings, services.webhooks, DispatcherMetrics())
 
 
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
     with Receiver() as opened:
         yield opened
+
+
+def with_sender(runner: AttemptRunner, sender: Sender) -> AttemptRunner:
+    return replace(runner, webhooks=replace(runner.webhooks, sender=sender))
+
+
+def with_delays(runner: AttemptRunner, delays_s: tuple[float, ...]) -> AttemptRunner:
+    return replace(runner, settings=runner.settings.model_copy(update={"webhook_retry_delays_s": delays_s}))
 
 
 def created(services: Services, **over: Any) -> Job:
@@ -86,10 +90,8 @@ def endpoint_at(
     return services.webhooks.endpoints.create(owner, name="test", url=url, event_types=types)
 
 
-def work(services: Services, attempts: Attempts) -> None:
-    """What a courier's worker does, by RQ's own way from queue to call, until the queue is empty."""
-    tasks.install(attempts)
-    DeliveryWorker(services.redis, threading.Event()).work(burst=True, logging_level="ERROR")
+def fan_out(services: Services) -> None:
+    FanOut(services.webhooks, Renderer(services.settings, services.storage)).run_once()
 
 
 def deliveries(services: Services, video_id: str | None = None, owner: str = "local") -> list[Delivery]:
@@ -106,18 +108,13 @@ def come_due(services: Services, delivery: Delivery) -> None:
     services.redis.zadd(DUE, {delivery.id: 0})
 
 
-def round_trip(services: Services, pump: Pump, attempts: Attempts) -> None:
-    pump.once()
-    work(services, attempts)
-
-
 class TestEvents:
-    def test_a_completed_video_is_told_with_a_signature_that_the_sdk_verifies(
-        self, services: Services, pump: Pump, attempts: Attempts, receiver: Receiver
+    def test_a_completed_video_is_announced_with_a_signature_that_the_sdk_verifies(
+        self, services: Services, runner: AttemptRunner, receiver: Receiver
     ) -> None:
         endpoint = endpoint_at(services, f"{receiver.url}/hook")
         job = completed(services, metadata={"order": "7"})
-        round_trip(services, pump, attempts)
+        deliver_webhooks(services, runner)
         (got,) = receiver.received
         event = got.event(endpoint.secrets[0].value)
         assert (event.type, event.data.id) == ("video.completed", job.id)
@@ -133,35 +130,35 @@ class TestEvents:
         assert (delivery.state, delivery.attempts, delivery.event_id) == (State.DELIVERED, 1, body["id"])
         assert (services.redis.zcard(DUE), services.redis.xlen(OUTBOX)) == (0, 0)
 
-    def test_the_video_in_an_event_is_the_one_of_the_api_without_its_prompts(
-        self, services: Services, pump: Pump, attempts: Attempts, receiver: Receiver
+    def test_an_event_contains_the_video_as_the_api_shows_it_without_its_prompts(
+        self, services: Services, runner: AttemptRunner, receiver: Receiver
     ) -> None:
         endpoint_at(services, receiver.url)
         job = completed(services)
-        round_trip(services, pump, attempts)
+        deliver_webhooks(services, runner)
         ended = services.store.get(job.id)
         assert ended is not None
         shown = Renderer(services.settings, services.storage).video(ended).model_dump(mode="json")
         assert json.loads(receiver.received[0].body)["data"] == {
-            name: value for name, value in shown.items() if name not in UNTOLD
+            name: value for name, value in shown.items() if name not in OMITTED_FIELDS
         }
         assert PROMPT.encode() not in receiver.received[0].body
 
-    def test_a_failed_video_is_told_with_its_error(
-        self, services: Services, pump: Pump, attempts: Attempts, receiver: Receiver
+    def test_the_event_of_a_failed_video_contains_its_error(
+        self, services: Services, runner: AttemptRunner, receiver: Receiver
     ) -> None:
         endpoint_at(services, receiver.url)
         job = created(services)
         services.store.start(job.id, "e1")
         assert services.store.fail(job.id, "e1", ERROR)
-        round_trip(services, pump, attempts)
+        deliver_webhooks(services, runner)
         body = json.loads(receiver.received[0].body)
         assert (body["type"], body["data"]["status"]) == ("video.failed", "failed")
         assert body["data"]["error"] == {"code": "out_of_memory", "message": "Too large."}
 
     @pytest.mark.parametrize("started", [False, True])
-    def test_a_cancelled_video_is_told_as_failed(
-        self, services: Services, pump: Pump, attempts: Attempts, receiver: Receiver, started: bool
+    def test_a_cancelled_video_is_announced_as_failed(
+        self, services: Services, runner: AttemptRunner, receiver: Receiver, started: bool
     ) -> None:
         endpoint_at(services, receiver.url)
         job = created(services)
@@ -171,78 +168,78 @@ class TestEvents:
         if started:
             assert services.redis.xlen(OUTBOX) == 0
             services.store.finish_cancel(job.id, "e1")
-        round_trip(services, pump, attempts)
+        deliver_webhooks(services, runner)
         body = json.loads(receiver.received[0].body)
         assert (body["type"], body["data"]["error"]["code"]) == ("video.failed", "cancelled")
 
-    def test_an_end_said_twice_is_one_event(self, services: Services, pump: Pump) -> None:
+    def test_a_job_that_is_ended_twice_is_one_event(self, services: Services) -> None:
         endpoint_at(services, "http://127.0.0.1:1/")
         job = completed(services)
         assert services.store.complete(job.id, "e1", make_output(), {}, None)
         services.store.fail(job.id, None, ERROR)
         services.store.cancel(job.id)
-        pump.empty_outbox()
+        fan_out(services)
         assert len(deliveries(services)) == 1
 
-    def test_whoever_deletes_the_video_at_once_is_still_told(
-        self, services: Services, pump: Pump, attempts: Attempts, receiver: Receiver
+    def test_the_event_of_a_video_that_is_deleted_at_once_is_still_delivered(
+        self, services: Services, runner: AttemptRunner, receiver: Receiver
     ) -> None:
         endpoint_at(services, receiver.url)
         job = completed(services)
         assert services.store.delete(job.id)
-        round_trip(services, pump, attempts)
+        deliver_webhooks(services, runner)
         assert json.loads(receiver.received[0].body)["data"]["id"] == job.id
 
-    def test_endpoints_get_what_they_asked_for_from_their_owner_only(
-        self, services: Services, pump: Pump, attempts: Attempts
+    def test_endpoints_get_the_events_they_subscribed_to_of_their_owner_only(
+        self, services: Services, runner: AttemptRunner
     ) -> None:
         with Receiver() as ends, Receiver() as failures, Receiver() as stranger:
             endpoint_at(services, ends.url, ("video.completed",))
             endpoint_at(services, failures.url, ("video.failed",))
-            endpoint_at(services, stranger.url, owner="somebody")
+            endpoint_at(services, stranger.url, owner="other")
             completed(services)
-            round_trip(services, pump, attempts)
+            deliver_webhooks(services, runner)
             assert [len(r.received) for r in (ends, failures, stranger)] == [1, 0, 0]
-            completed(services, owner="somebody")
-            round_trip(services, pump, attempts)
+            completed(services, owner="other")
+            deliver_webhooks(services, runner)
             assert [len(r.received) for r in (ends, failures, stranger)] == [1, 0, 1]
 
-    def test_every_endpoint_gets_a_webhook_id_of_its_own_and_the_same_event(
-        self, services: Services, pump: Pump, attempts: Attempts, receiver: Receiver
+    def test_every_endpoint_gets_the_same_event_under_a_separate_webhook_id(
+        self, services: Services, runner: AttemptRunner, receiver: Receiver
     ) -> None:
         for _ in range(3):
             endpoint_at(services, receiver.url)
         completed(services)
-        round_trip(services, pump, attempts)
+        deliver_webhooks(services, runner)
         assert len({got.headers["webhook-id"] for got in receiver.received}) == 3
         assert len({json.loads(got.body)["id"] for got in receiver.received}) == 1
 
-    def test_a_request_can_name_a_receiver_of_its_own(
-        self, services: Services, pump: Pump, attempts: Attempts, receiver: Receiver
+    def test_a_request_can_name_a_callback_url(
+        self, services: Services, runner: AttemptRunner, receiver: Receiver
     ) -> None:
         job = completed(services, callback=Callback(url=f"{receiver.url}/mine"))
         completed(services)
-        round_trip(services, pump, attempts)
+        deliver_webhooks(services, runner)
         (got,) = receiver.received
         assert got.path == "/mine"
-        secret = services.webhooks.endpoints.default_secrets("local")[0]
+        secret = services.webhooks.endpoints.callback_secrets("local")[0]
         assert got.event(secret.value).data.id == job.id
         assert (only(services).url, only(services).endpoint_id) == (f"{receiver.url}/mine", None)
 
-    def test_a_request_can_choose_which_ends_are_told(self, services: Services, pump: Pump) -> None:
+    def test_a_request_can_choose_the_events_of_its_callback(self, services: Services) -> None:
         completed(services, callback=Callback(url="http://127.0.0.1:1/", events=("video.failed",)))
-        pump.empty_outbox()
+        fan_out(services)
         assert deliveries(services) == []
         assert services.redis.xlen(OUTBOX) == 0
 
-    def test_where_nobody_listens_nothing_is_kept(self, services: Services) -> None:
+    def test_without_endpoint_and_callback_nothing_is_stored(self, services: Services) -> None:
         endpoint = endpoint_at(services, "http://127.0.0.1:1/")
         services.webhooks.endpoints.delete("local", endpoint.id)
         completed(services)
         services.store.cancel(created(services).id)
         assert services.redis.xlen(OUTBOX) == 0
 
-    def test_without_a_courier_the_outbox_forgets_what_is_too_old_to_tell(self, services: Services) -> None:
+    def test_without_a_dispatcher_the_outbox_drops_what_is_too_old(self, services: Services) -> None:
         endpoint_at(services, "http://127.0.0.1:1/")
         old_ms = int((time.time() - KEEP_S - 60) * 1000)
         for i in range(500):
@@ -251,40 +248,38 @@ class TestEvents:
         assert services.redis.xlen(OUTBOX) < 200
 
     @pytest.mark.parametrize("damaged", ['"video_x"', "garbage"])
-    def test_an_entry_that_cannot_be_read_does_not_stand_in_the_way(
-        self, services: Services, pump: Pump, damaged: str
-    ) -> None:
-        """The fault harness found that what is not even JSON ended every courier, again and again."""
+    def test_an_unreadable_entry_does_not_block_the_others(self, services: Services, damaged: str) -> None:
+        """Found by the fault tests: an entry that was not even JSON ended every dispatcher, repeatedly."""
         endpoint_at(services, "http://127.0.0.1:1/")
         services.redis.xadd(OUTBOX, {"id": damaged})
         completed(services)
-        pump.empty_outbox()
+        fan_out(services)
         assert len(deliveries(services)) == 1
 
 
 class TestRetries:
-    def test_what_a_receiver_refuses_comes_again_on_schedule_under_the_same_webhook_id(
-        self, services: Services, pump: Pump, attempts: Attempts
+    def test_a_rejected_delivery_is_retried_on_schedule_under_the_same_webhook_id(
+        self, services: Services, runner: AttemptRunner
     ) -> None:
         with Receiver(status(500), status(503, retry_after="4000"), status(200)) as receiver:
             endpoint = endpoint_at(services, receiver.url)
             completed(services)
             began = time.time()
-            round_trip(services, pump, attempts)
+            deliver_webhooks(services, runner)
             waiting = only(services)
             assert (waiting.state, waiting.attempts, waiting.error) == (State.PENDING, 1, "bad_status")
             assert waiting.next_attempt_at is not None
             assert began + 100 <= waiting.next_attempt_at <= time.time() + 120
             assert services.redis.zscore(DUE, waiting.id) == pytest.approx(waiting.next_attempt_at)
-            round_trip(services, pump, attempts)
+            deliver_webhooks(services, runner)
             assert len(receiver.received) == 1, "not before its time"
             come_due(services, waiting)
-            round_trip(services, pump, attempts)
+            deliver_webhooks(services, runner)
             second = only(services)
             assert second.next_attempt_at is not None
             assert began + 4000 <= second.next_attempt_at
             come_due(services, second)
-            round_trip(services, pump, attempts)
+            deliver_webhooks(services, runner)
             done = only(services)
             assert (done.state, done.attempts, done.next_attempt_at) == (State.DELIVERED, 3, None)
             assert [(a.status_code, a.error) for a in done.log] == [
@@ -297,167 +292,161 @@ class TestRetries:
             for got in receiver.received:
                 assert got.event(endpoint.secrets[0].value).type == "video.completed"
 
-    def test_every_attempt_is_signed_with_its_own_time(
-        self, services: Services, pump: Pump, attempts: Attempts, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_every_attempt_is_signed_with_its_own_time(self, services: Services, runner: AttemptRunner) -> None:
         with Receiver(status(500)) as receiver:
             endpoint_at(services, receiver.url)
             completed(services)
-            round_trip(services, pump, attempts)
+            deliver_webhooks(services, runner)
             first = int(receiver.received[0].headers["webhook-timestamp"])
             assert abs(first - time.time()) < 200
             while int(time.time()) == first:
                 time.sleep(0.05)
             come_due(services, only(services))
-            round_trip(services, pump, attempts)
+            deliver_webhooks(services, runner)
             assert int(receiver.received[1].headers["webhook-timestamp"]) > first
 
-    def test_after_the_last_attempt_it_has_failed_and_rests(
-        self, services: Services, pump: Pump, attempts: Attempts
-    ) -> None:
+    def test_after_the_last_attempt_a_delivery_has_failed(self, services: Services, runner: AttemptRunner) -> None:
         with Receiver(status(500)) as receiver:
             endpoint_at(services, receiver.url)
             completed(services)
             for _ in range(4):
-                round_trip(services, pump, attempts)
+                deliver_webhooks(services, runner)
                 come_due(services, only(services)) if only(services).state is State.PENDING else None
-            round_trip(services, pump, attempts)
+            deliver_webhooks(services, runner)
             failed = only(services)
             assert (failed.state, failed.attempts, len(receiver.received)) == (State.FAILED, 4, 4)
             assert failed.ended_at is not None
             assert services.redis.zcard(DUE) == 0
 
-    def test_gone_disables_the_endpoint_until_it_is_changed(
-        self, services: Services, pump: Pump, attempts: Attempts
-    ) -> None:
+    def test_gone_disables_the_endpoint_until_it_is_changed(self, services: Services, runner: AttemptRunner) -> None:
         with Receiver(status(410), status(204)) as receiver:
             endpoint = endpoint_at(services, receiver.url)
             completed(services)
-            round_trip(services, pump, attempts)
+            deliver_webhooks(services, runner)
             assert (only(services).state, only(services).attempts) == (State.FAILED, 1)
             disabled = services.webhooks.endpoints.get("local", endpoint.id)
             assert not disabled.is_enabled
             completed(services)
-            round_trip(services, pump, attempts)
+            deliver_webhooks(services, runner)
             assert len(receiver.received) == 1
             services.webhooks.endpoints.update("local", endpoint.id, name="again")
             completed(services)
-            round_trip(services, pump, attempts)
+            deliver_webhooks(services, runner)
             assert len(receiver.received) == 2
 
     def test_gone_ends_a_callback_without_touching_endpoints(
-        self, services: Services, pump: Pump, attempts: Attempts, receiver: Receiver
+        self, services: Services, runner: AttemptRunner, receiver: Receiver
     ) -> None:
         endpoint = endpoint_at(services, receiver.url)
         with Receiver(status(410)) as gone:
             completed(services, callback=Callback(url=gone.url))
-            round_trip(services, pump, attempts)
+            deliver_webhooks(services, runner)
         assert sorted(d.state for d in deliveries(services)) == [State.DELIVERED, State.FAILED]
         assert services.webhooks.endpoints.get("local", endpoint.id).is_enabled
 
     @pytest.mark.parametrize("change", ["delete", "disable"])
-    def test_what_waits_for_an_endpoint_that_is_gone_ends_without_an_attempt(
-        self, services: Services, pump: Pump, attempts: Attempts, change: str
+    def test_a_pending_delivery_to_a_deleted_or_disabled_endpoint_ends_without_an_attempt(
+        self, services: Services, runner: AttemptRunner, change: str
     ) -> None:
         with Receiver(status(500)) as receiver:
             endpoint = endpoint_at(services, receiver.url)
             completed(services)
-            round_trip(services, pump, attempts)
+            deliver_webhooks(services, runner)
             if change == "delete":
                 services.webhooks.endpoints.delete("local", endpoint.id)
             else:
                 services.webhooks.endpoints.disable(endpoint.id)
             come_due(services, only(services))
-            round_trip(services, pump, attempts)
+            deliver_webhooks(services, runner)
             ended = only(services)
             assert (ended.state, ended.attempts, ended.error) == (State.FAILED, 1, f"endpoint_{change}d")
             assert len(receiver.received) == 1
 
-    def test_a_corrected_url_is_used_for_what_is_pending(
-        self, services: Services, pump: Pump, attempts: Attempts, receiver: Receiver
+    def test_a_corrected_url_is_used_for_pending_deliveries(
+        self, services: Services, runner: AttemptRunner, receiver: Receiver
     ) -> None:
         with Receiver(status(404)) as wrong:
             endpoint = endpoint_at(services, wrong.url)
             completed(services)
-            round_trip(services, pump, attempts)
+            deliver_webhooks(services, runner)
             services.webhooks.endpoints.update("local", endpoint.id, url=receiver.url)
             come_due(services, only(services))
-            round_trip(services, pump, attempts)
+            deliver_webhooks(services, runner)
         assert (len(receiver.received), only(services).state) == (1, State.DELIVERED)
 
-    def test_a_url_that_is_not_allowed_any_more_is_refused_at_the_moment_of_sending(
-        self, services: Services, pump: Pump, attempts: Attempts, receiver: Receiver
+    def test_a_url_that_is_no_longer_allowed_is_refused_when_a_webhook_is_sent(
+        self, services: Services, runner: AttemptRunner, receiver: Receiver
     ) -> None:
-        """Checked when it was named, and again now: the name leads elsewhere, or the operator thought again."""
+        """It was allowed when it was registered; since then its addresses or the settings have changed."""
         endpoint_at(services, receiver.url)
         completed(services)
-        stricter = replace(attempts, sender=type(attempts.sender)(UrlPolicy(allow_http=True)))
-        round_trip(services, pump, stricter)
+        stricter = with_sender(runner, Sender(UrlPolicy(allow_http=True)))
+        deliver_webhooks(services, stricter)
         assert only(services).error == "refused_url"
         assert receiver.received == []
 
-    def test_a_slow_receiver_is_left_and_logged(self, services: Services, pump: Pump, attempts: Attempts) -> None:
+    def test_an_attempt_at_a_slow_receiver_is_aborted_and_logged(
+        self, services: Services, runner: AttemptRunner
+    ) -> None:
         with Receiver(raw(b"", pause_s=30)) as receiver:
             endpoint_at(services, receiver.url)
             completed(services)
-            quick = replace(attempts, sender=type(attempts.sender)(services.webhooks.receivers, timeout_s=1.0))
-            round_trip(services, pump, quick)
+            quick = with_sender(runner, Sender(services.webhooks.url_policy, timeout_s=1.0))
+            deliver_webhooks(services, quick)
             assert only(services).log[0].error == "timeout"
             assert only(services).state is State.PENDING
 
-    def test_the_log_of_attempts_is_bounded(self, services: Services, pump: Pump, attempts: Attempts) -> None:
+    def test_the_log_of_attempts_is_bounded(self, services: Services, runner: AttemptRunner) -> None:
         with Receiver(status(500)) as receiver:
             endpoint_at(services, receiver.url)
             completed(services)
-            pump.empty_outbox()
-            patient = replace(attempts, delays_s=(0,) * 100)
-            for number in range(MAX_LOGGED + 3):
-                patient.make(only(services).id, number)
-            assert len(receiver.received) == MAX_LOGGED + 3
-            assert len(only(services).log) == MAX_LOGGED
+            fan_out(services)
+            patient = with_delays(runner, (0,) * 100)
+            for number in range(MAX_LOGGED_ATTEMPTS + 3):
+                patient.run(only(services).id, number)
+            assert len(receiver.received) == MAX_LOGGED_ATTEMPTS + 3
+            assert len(only(services).log) == MAX_LOGGED_ATTEMPTS
 
 
 class TestRotation:
-    def test_both_secrets_sign_during_the_grace_time_and_the_new_one_alone_without(
-        self, services: Services, pump: Pump, attempts: Attempts, receiver: Receiver
+    def test_a_rotation_signs_with_both_secrets_or_with_the_new_one_only(
+        self, services: Services, runner: AttemptRunner, receiver: Receiver
     ) -> None:
         endpoints = services.webhooks.endpoints
         endpoint = endpoint_at(services, receiver.url)
         kept = endpoints.rotate("local", endpoint.id, keep_old=True)
         completed(services)
-        round_trip(services, pump, attempts)
+        deliver_webhooks(services, runner)
         for secret in (kept.secrets[0].value, endpoint.secrets[0].value):
             assert receiver.received[0].event(secret).type == "video.completed"
         dropped = endpoints.rotate("local", endpoint.id, keep_old=False)
         completed(services)
-        round_trip(services, pump, attempts)
+        deliver_webhooks(services, runner)
         assert receiver.received[1].event(dropped.secrets[0].value).type == "video.completed"
         for old in (kept, endpoint):
             with pytest.raises(InvalidWebhookSignatureError):
                 receiver.received[1].event(old.secrets[0].value)
 
-    def test_a_delivery_that_waits_is_signed_with_the_secrets_of_its_next_attempt(
-        self, services: Services, pump: Pump, attempts: Attempts
-    ) -> None:
+    def test_a_retry_is_signed_with_the_secrets_of_that_time(self, services: Services, runner: AttemptRunner) -> None:
         with Receiver(status(500), status(200)) as receiver:
             endpoint = endpoint_at(services, receiver.url)
             completed(services)
-            round_trip(services, pump, attempts)
+            deliver_webhooks(services, runner)
             fresh = services.webhooks.endpoints.rotate("local", endpoint.id, keep_old=False)
             come_due(services, only(services))
-            round_trip(services, pump, attempts)
+            deliver_webhooks(services, runner)
             assert receiver.received[1].event(fresh.secrets[0].value).type == "video.completed"
 
     def test_the_callback_secret_rotates_the_same_way(
-        self, services: Services, pump: Pump, attempts: Attempts, receiver: Receiver
+        self, services: Services, runner: AttemptRunner, receiver: Receiver
     ) -> None:
         endpoints = services.webhooks.endpoints
-        old = endpoints.default_secrets("local")[0].value
-        assert endpoints.default_secrets("local")[0].value == old
-        assert endpoints.default_secrets("somebody")[0].value != old
-        new = endpoints.rotate_default("local", keep_old=True)[0].value
+        old = endpoints.callback_secrets("local")[0].value
+        assert endpoints.callback_secrets("local")[0].value == old
+        assert endpoints.callback_secrets("other")[0].value != old
+        new = endpoints.rotate_callback_secret("local", keep_old=True)[0].value
         completed(services, callback=Callback(url=receiver.url))
-        round_trip(services, pump, attempts)
+        deliver_webhooks(services, runner)
         assert old != new
         for secret in (old, new):
             assert receiver.received[0].event(secret).type == "video.completed"
@@ -465,201 +454,235 @@ class TestRotation:
 
 class TestRedelivery:
     def test_a_delivered_webhook_can_be_delivered_again(
-        self, services: Services, pump: Pump, attempts: Attempts, receiver: Receiver
+        self, services: Services, runner: AttemptRunner, receiver: Receiver
     ) -> None:
         endpoint_at(services, receiver.url)
         completed(services)
-        round_trip(services, pump, attempts)
+        deliver_webhooks(services, runner)
         again = services.webhooks.deliveries.redeliver("local", only(services).id)
         assert (again.state, again.ended_at) == (State.PENDING, None)
-        round_trip(services, pump, attempts)
+        deliver_webhooks(services, runner)
         assert only(services).state is State.DELIVERED
         first, second = receiver.received
         assert first.headers["webhook-id"] == second.headers["webhook-id"]
         assert first.body == second.body
 
-    def test_a_redelivery_has_the_whole_schedule_before_it(
-        self, services: Services, pump: Pump, attempts: Attempts
-    ) -> None:
+    def test_a_redelivery_has_the_whole_retry_schedule_ahead(self, services: Services, runner: AttemptRunner) -> None:
         with Receiver(status(500)) as receiver:
             endpoint_at(services, receiver.url)
             completed(services)
-            pump.empty_outbox()
-            impatient = replace(attempts, delays_s=(0,))
+            fan_out(services)
+            impatient = with_delays(runner, (0,))
             for number in range(2):
-                impatient.make(only(services).id, number)
+                impatient.run(only(services).id, number)
             assert only(services).state is State.FAILED
             services.webhooks.deliveries.redeliver("local", only(services).id)
-            round_trip(services, pump, attempts)
+            deliver_webhooks(services, runner)
             waiting = only(services)
             assert (waiting.state, waiting.attempts, len(waiting.log)) == (State.PENDING, 3, 3)
             assert waiting.next_attempt_at == pytest.approx(time.time() + 110, abs=60)
             assert len(receiver.received) == 3
 
-    def test_one_that_is_under_way_is_left_alone(self, services: Services, pump: Pump) -> None:
+    def test_a_redelivery_does_not_touch_an_attempt_in_progress(self, services: Services) -> None:
         endpoint_at(services, "http://127.0.0.1:1/")
         completed(services)
-        pump.empty_outbox()
+        fan_out(services)
         store = services.webhooks.deliveries
-        assert store.take(only(services), "http://127.0.0.1:1/", timeout_s=20, share=1)
+        assert store.start_attempt(only(services), "http://127.0.0.1:1/", timeout_s=20, per_host_limit=1)
         taken = only(services)
         assert store.redeliver("local", taken.id) == taken
 
 
 class TestNothingIsLost:
-    def test_a_pump_that_dies_before_it_has_moved_anything(
-        self, services: Services, attempts: Attempts, receiver: Receiver
+    def test_when_a_dispatcher_dies_before_it_has_written_the_deliveries(
+        self, services: Services, receiver: Receiver
     ) -> None:
         endpoint_at(services, receiver.url)
         job = completed(services)
-        dying = replace(pump_of(services), outbox=DiesAtSettling(services.redis))
+        dying = replace(services.webhooks, outbox=DiesAtSettling(services.redis))
         with pytest.raises(KeyboardInterrupt):
-            dying.once()
+            fan_out(replace(services, webhooks=dying))
         assert deliveries(services) == []
-        round_trip(services, pump_of(services), attempts)
+        deliver_webhooks(services)
         assert json.loads(receiver.received[0].body)["data"]["id"] == job.id
 
-    def test_a_pump_that_dies_between_the_outbox_and_the_queue(
-        self, services: Services, attempts: Attempts, receiver: Receiver
+    def test_when_a_dispatcher_dies_between_the_outbox_and_the_claim(
+        self, services: Services, receiver: Receiver
     ) -> None:
         endpoint_at(services, receiver.url)
         completed(services)
-        pump_of(services).empty_outbox()  # and no further
+        fan_out(services)  # and no further
         assert services.redis.xlen(OUTBOX) == 0
-        assert webhooks_queue(services.redis).count == 0
-        round_trip(services, pump_of(services), attempts)
+        deliver_webhooks(services)
         assert len(receiver.received) == 1
 
-    def test_a_pump_that_dies_between_claiming_and_sending(
-        self, services: Services, pump: Pump, attempts: Attempts, receiver: Receiver
+    def test_when_a_dispatcher_dies_between_the_claim_and_the_attempt(
+        self, services: Services, receiver: Receiver
     ) -> None:
         endpoint_at(services, receiver.url)
         completed(services)
-        pump.empty_outbox()
+        fan_out(services)
         store = services.webhooks.deliveries
         now = time.time()
-        assert len(store.claim(10, now=now)) == 1  # and nobody sends it
+        assert len(store.claim(10, now=now)) == 1  # and no attempt follows
         assert store.claim(10, now=now + CLAIM_S - 1) == []
         assert store.claim(10, now=now + CLAIM_S + 1) == [(only(services).id, 0)]
         come_due(services, only(services))
-        round_trip(services, pump, attempts)
+        deliver_webhooks(services)
         assert len(receiver.received) == 1
 
-    def test_a_worker_that_dies_with_a_webhook_in_its_hands(
-        self, services: Services, pump: Pump, attempts: Attempts, receiver: Receiver
-    ) -> None:
+    def test_when_a_dispatcher_dies_during_an_attempt(self, services: Services, receiver: Receiver) -> None:
         endpoint_at(services, receiver.url)
         completed(services)
-        pump.once()
+        fan_out(services)
         store, waiting = services.webhooks.deliveries, only(services)
-        assert store.take(waiting, receiver.url, timeout_s=20, share=4)  # and then nothing more is heard of it
-        work(services, attempts)
-        assert receiver.received == [], "somebody has it"
-        lost_at = only(services).taken_until
-        assert lost_at is not None
-        assert services.redis.zscore(DUE, waiting.id) == pytest.approx(lost_at)
+        assert store.start_attempt(waiting, receiver.url, timeout_s=20, per_host_limit=4)  # and it never finishes
+        come_due(services, waiting)
+        deliver_webhooks(services)
+        assert receiver.received == [], "the attempt does not count as lost yet"
+        assert store.start_attempt(waiting, receiver.url, timeout_s=20, per_host_limit=4) is False
         services.redis.hset(key(waiting.id), "taken_until", json.dumps(time.time() - 1))
         come_due(services, waiting)
-        round_trip(services, pump, attempts)
+        deliver_webhooks(services)
         assert (len(receiver.received), only(services).attempts) == (1, 2)
 
-    def test_attempts_that_are_lost_one_after_the_other_come_to_an_end(
-        self, services: Services, pump: Pump, attempts: Attempts, receiver: Receiver
+    def test_an_attempt_moves_the_due_time_to_when_it_counts_as_lost(
+        self, services: Services, receiver: Receiver
     ) -> None:
         endpoint_at(services, receiver.url)
         completed(services)
-        pump.empty_outbox()
+        fan_out(services)
+        store, waiting = services.webhooks.deliveries, only(services)
+        assert store.start_attempt(waiting, receiver.url, timeout_s=20, per_host_limit=4)
+        lost_at = only(services).taken_until
+        assert lost_at is not None
+        assert lost_at > time.time() + 20
+        assert services.redis.zscore(DUE, waiting.id) == pytest.approx(lost_at)
+
+    def test_a_claim_that_has_expired_does_not_bring_a_later_attempt_forward(
+        self, services: Services, runner: AttemptRunner
+    ) -> None:
+        """A dispatcher is frozen after a claim; meanwhile another makes the attempt, and a retry is scheduled."""
+        with Receiver(status(500)) as receiver:
+            endpoint_at(services, receiver.url)
+            completed(services)
+            fan_out(services)
+            (expired,) = services.webhooks.deliveries.claim(1)
+            come_due(services, only(services))
+            deliver_webhooks(services)
+            runner.run(*expired)
+            assert (len(receiver.received), only(services).attempts) == (1, 1)
+
+    def test_deliveries_that_version_0_1_had_put_into_its_rq_queue_are_made(
+        self, services: Services, receiver: Receiver
+    ) -> None:
+        """0.1 claimed a delivery for two minutes and queued an RQ job for it, which nothing runs any more."""
+        endpoint_at(services, receiver.url)
+        completed(services)
+        fan_out(services)
+        (claimed,) = services.webhooks.deliveries.claim(1)
+        queue = Queue("webhooks", connection=services.redis, serializer="json")
+        queue.enqueue_call("service.tasks.deliver", args=claimed, result_ttl=0, failure_ttl=600)
+        deliver_webhooks(services)
+        assert receiver.received == []
+        come_due(services, only(services))
+        deliver_webhooks(services)
+        assert (len(receiver.received), only(services).state) == (1, State.DELIVERED)
+        housekeeping = RqHousekeeping(services.redis)
+        housekeeping.enqueue_scheduled()
+        housekeeping.clean()
+        stats = queue_stats(services.redis, services.store, "demo")
+        queue.delete(delete_jobs=True)
+        assert queue_stats(services.redis, services.store, "demo") == stats, "what 0.1 left behind changes nothing"
+
+    def test_a_delivery_whose_attempts_are_all_lost_fails(
+        self, services: Services, runner: AttemptRunner, receiver: Receiver
+    ) -> None:
+        endpoint_at(services, receiver.url)
+        completed(services)
+        fan_out(services)
         store = services.webhooks.deliveries
-        for _ in range(len(attempts.delays_s) + 1):
-            assert store.take(only(services), receiver.url, timeout_s=-60, share=4)
-        attempts.make(only(services).id, only(services).attempts)
+        for _ in range(len(runner.settings.webhook_retry_delays_s) + 1):
+            assert store.start_attempt(only(services), receiver.url, timeout_s=-60, per_host_limit=4)
+        runner.run(only(services).id, only(services).attempts)
         ended = only(services)
         assert (ended.state, ended.error, receiver.received) == (State.FAILED, "attempts_lost", [])
         assert services.redis.zcard(DUE) == 0
 
-    def test_a_lost_queue_is_filled_again_from_the_schedule(
-        self, services: Services, pump: Pump, attempts: Attempts, receiver: Receiver
-    ) -> None:
-        endpoint_at(services, receiver.url)
-        completed(services)
-        pump.once()
-        webhooks_queue(services.redis).empty()
-        come_due(services, only(services))
-        round_trip(services, pump, attempts)
-        assert len(receiver.received) == 1
-
-    def test_the_schedule_is_in_redis_so_a_restart_forgets_nothing(
-        self, services: Services, pump: Pump, attempts: Attempts, settings: Settings
+    def test_the_schedule_survives_a_restart(
+        self, services: Services, runner: AttemptRunner, settings: Settings
     ) -> None:
         with Receiver(status(500), status(200)) as receiver:
             endpoint_at(services, receiver.url)
             completed(services)
-            round_trip(services, pump, attempts)
+            deliver_webhooks(services, runner)
             come_due(services, only(services))
             fresh = open_services(services.settings)
-            round_trip(fresh, pump_of(fresh), attempts_of(fresh))
+            deliver_webhooks(fresh)
             fresh.close()
             assert only(services).state is State.DELIVERED
 
-    def test_of_many_pumps_one_makes_the_deliveries(self, services: Services) -> None:
+    def test_of_many_dispatchers_one_makes_the_deliveries(self, services: Services) -> None:
         endpoint_at(services, "http://127.0.0.1:1/")
         jobs = [completed(services) for _ in range(10)]
         with ThreadPoolExecutor(6) as pool:
-            list(pool.map(lambda _: pump_of(services).empty_outbox(), range(6)))
+            list(pool.map(lambda _: fan_out(services), range(6)))
         made = deliveries(services)
         assert sorted(d.video_id for d in made) == sorted(job.id for job in jobs)
 
-    def test_the_same_attempt_sent_to_many_workers_is_made_once(
-        self, services: Services, pump: Pump, attempts: Attempts, receiver: Receiver
+    def test_of_many_dispatchers_one_makes_the_attempt(
+        self, services: Services, runner: AttemptRunner, receiver: Receiver
     ) -> None:
         endpoint_at(services, receiver.url)
         completed(services)
-        pump.empty_outbox()
+        fan_out(services)
         delivery_id = only(services).id
         with ThreadPoolExecutor(8) as pool:
-            list(pool.map(lambda _: attempts.make(delivery_id, 0), range(8)))
+            list(pool.map(lambda _: runner.run(delivery_id, 0), range(8)))
         assert (len(receiver.received), only(services).attempts) == (1, 1)
 
-    def test_a_late_answer_of_a_lost_attempt_changes_nothing(self, services: Services, pump: Pump) -> None:
-        from service.webhooks.retry_policy import Next
-        from service.webhooks.sender import Outcome
-
+    def test_the_late_outcome_of_a_lost_attempt_changes_nothing(self, services: Services) -> None:
         endpoint_at(services, "http://127.0.0.1:1/")
         completed(services)
-        pump.empty_outbox()
+        fan_out(services)
         store, first = services.webhooks.deliveries, only(services)
-        assert store.take(first, "http://127.0.0.1:1/", timeout_s=-60, share=4)
+        assert store.start_attempt(first, "http://127.0.0.1:1/", timeout_s=-60, per_host_limit=4)
         second = only(services)
-        assert store.take(second, "http://127.0.0.1:1/", timeout_s=20, share=4)
+        assert store.start_attempt(second, "http://127.0.0.1:1/", timeout_s=20, per_host_limit=4)
         before = only(services)
-        assert not store.finish(first, "http://127.0.0.1:1/", Outcome(200, None, 0.1), Next(State.DELIVERED))
+        assert not store.finish_attempt(
+            first, "http://127.0.0.1:1/", Outcome(200, None, 0.1), NextState(State.DELIVERED)
+        )
         assert only(services) == before
-        assert store.finish(second, "http://127.0.0.1:1/", Outcome(200, None, 0.1), Next(State.DELIVERED))
+        assert store.finish_attempt(second, "http://127.0.0.1:1/", Outcome(200, None, 0.1), NextState(State.DELIVERED))
         assert only(services).state is State.DELIVERED
 
 
 class TestLoad:
-    def test_a_slow_host_gets_its_share_and_no_more(self, services: Services, pump: Pump, attempts: Attempts) -> None:
+    def test_a_slow_host_gets_no_more_attempts_than_its_limit(self, services: Services, runner: AttemptRunner) -> None:
         endpoint_at(services, "http://127.0.0.1:1/slow")
         for _ in range(3):
             completed(services)
-        pump.empty_outbox()
+        fan_out(services)
         store = services.webhooks.deliveries
         first, second, third = deliveries(services)
-        taken = [store.take(d, "http://127.0.0.1:1/slow", timeout_s=20, share=2) for d in (first, second, third)]
+        taken = [
+            store.start_attempt(d, "http://127.0.0.1:1/slow", timeout_s=20, per_host_limit=2)
+            for d in (first, second, third)
+        ]
         assert taken == [True, True, False]
-        assert store.take(third, "http://127.0.0.1:2/other", timeout_s=20, share=2)
+        assert store.start_attempt(third, "http://127.0.0.1:2/other", timeout_s=20, per_host_limit=2)
 
-    def test_who_finds_a_host_busy_comes_back_later_and_later_without_losing_an_attempt(
-        self, services: Services, pump: Pump
+    def test_a_delivery_that_finds_its_host_at_the_limit_waits_longer_each_time_and_loses_no_attempt(
+        self, services: Services
     ) -> None:
         endpoint_at(services, "http://127.0.0.1:1/")
         completed(services)
-        pump.empty_outbox()
+        fan_out(services)
         store, waiting = services.webhooks.deliveries, only(services)
         waits: list[float] = []
         for _ in range(9):
-            assert not store.take(waiting, "http://127.0.0.1:1/", timeout_s=20, share=0)
+            assert not store.start_attempt(waiting, "http://127.0.0.1:1/", timeout_s=20, per_host_limit=0)
             score = services.redis.zscore(DUE, waiting.id)
             waits.append(float(str(score)) - time.time())
         assert waits[0] < 2
@@ -667,41 +690,66 @@ class TestLoad:
         assert 20 < waits[-1] < 60
         assert only(services).attempts == 0
 
-    def test_the_queue_is_fed_in_small_bites(self, services: Services, pump: Pump) -> None:
-        from service.webhook_dispatcher.pump import WAITING
-
-        endpoint_at(services, "http://127.0.0.1:1/")
-        for _ in range(WAITING + 10):
-            services.store.cancel(created(services).id)
-        pump.once()
-        pump.once()
-        assert webhooks_queue(services.redis).count == WAITING
-
-    def test_the_log_of_an_owner_is_bounded_and_never_drops_what_is_pending(
-        self, services: Services, pump: Pump, monkeypatch: pytest.MonkeyPatch
+    def test_when_an_attempt_ends_the_delivery_that_waited_longest_for_the_host_is_due(
+        self, services: Services
     ) -> None:
-        monkeypatch.setattr("service.webhooks.deliveries.MAX_OF_OWNER", 2)
+        url = "http://127.0.0.1:1/"
+        endpoint_at(services, url)
+        for _ in range(3):
+            completed(services)
+        fan_out(services)
+        store = services.webhooks.deliveries
+        third, second, first = deliveries(services)
+        store.claim(3)
+        assert store.start_attempt(first, url, timeout_s=20, per_host_limit=1)
+        for waiting in (second, third, second):
+            assert not store.start_attempt(waiting, url, timeout_s=20, per_host_limit=1)
+        assert store.claim(3) == []
+        assert store.finish_attempt(first, url, Outcome(200, None, 0.1), NextState(State.DELIVERED))
+        assert store.claim(3) == [(second.id, 0)]
+
+    def test_a_retry_is_not_brought_forward_when_the_host_has_room_again(self, services: Services) -> None:
+        url = "http://127.0.0.1:1/"
+        endpoint_at(services, url)
+        for _ in range(2):
+            completed(services)
+        fan_out(services)
+        store = services.webhooks.deliveries
+        second, first = deliveries(services)
+        later = NextState(State.PENDING, time.time() + 99)
+        failed = Outcome(500, "bad_status", 0.1)
+        assert not store.start_attempt(first, url, timeout_s=20, per_host_limit=0)  # it waits, then gets its attempt
+        assert store.start_attempt(first, url, timeout_s=20, per_host_limit=2)
+        assert store.start_attempt(second, url, timeout_s=20, per_host_limit=2)
+        assert store.finish_attempt(first, url, failed, later)
+        assert store.finish_attempt(second, url, failed, later)
+        assert store.claim(3) == []
+
+    def test_an_owners_deliveries_are_bounded_and_pending_ones_never_dropped(
+        self, services: Services, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("service.webhooks.deliveries.MAX_PER_OWNER", 2)
         endpoint_at(services, "http://127.0.0.1:1/")
         for _ in range(4):
             completed(services)
-        pump.empty_outbox()
+        fan_out(services)
         assert len(deliveries(services)) == 4, "all pending"
         for delivery in deliveries(services):
-            services.webhooks.deliveries.give_up(delivery, "test")
+            services.webhooks.deliveries.fail(delivery, "test")
         services.webhooks.deliveries.trim("local")
         assert len(deliveries(services)) == 2
         assert len(services.redis.keys("ivm:webhook:delivery:*")) == 2
 
-    def test_records_go_away_by_themselves(self, services: Services, pump: Pump) -> None:
+    def test_records_expire(self, services: Services) -> None:
         endpoint_at(services, "http://127.0.0.1:1/")
         job = completed(services)
-        pump.empty_outbox()
+        fan_out(services)
         delivery = only(services)
         ttl = services.redis.ttl(key(delivery.id))
         assert 7 * 86_400 < int(str(ttl)) <= 8 * 86_400
         services.redis.delete(key(delivery.id))
         assert deliveries(services, job.id) == []
-        assert pump.send_due() == 0
+        assert services.webhooks.deliveries.claim(10) == []
         assert services.redis.zcard(DUE) == 0
 
 
@@ -718,9 +766,9 @@ class DiesAtSettling:
         raise KeyboardInterrupt
 
 
-class TestFigures:
-    def test_what_waits_and_what_came_of_it_is_counted(
-        self, services: Services, pump: Pump, attempts: Attempts
+class TestMetrics:
+    def test_pending_deliveries_attempts_and_results_are_counted(
+        self, services: Services, runner: AttemptRunner
     ) -> None:
         def waits() -> tuple[float, float]:
             with TestClient(create_app(services)) as http:
@@ -731,7 +779,7 @@ class TestFigures:
             return float(outbox), float(pending)
 
         def counted(name: str, **labels: str) -> float | None:
-            return attempts.metrics.registry.get_sample_value(f"ivmix_webhook_{name}", labels)
+            return runner.metrics.registry.get_sample_value(f"ivmix_webhook_{name}", labels)
 
         def ended() -> tuple[float | None, float | None]:
             return counted("deliveries_total", result="delivered"), counted("deliveries_total", result="failed")
@@ -740,22 +788,20 @@ class TestFigures:
             endpoint = endpoint_at(services, receiver.url)
             completed(services)
             assert waits() == (1, 0)
-            round_trip(services, pump, attempts)
+            deliver_webhooks(services, runner)
             assert waits() == (0, 1)
             assert ended() == (0, 0)
             come_due(services, only(services))
-            round_trip(services, pump, attempts)
+            deliver_webhooks(services, runner)
             assert waits() == (0, 0)
             completed(services)
-            pump.once()
+            fan_out(services)
             services.webhooks.endpoints.delete("local", endpoint.id)
-            work(services, attempts)
+            attempt_due_webhooks(services, runner)
         assert ended() == (1, 1)
         assert [counted("attempts_total", outcome=outcome) for outcome in ("bad_status", "delivered")] == [1, 1]
         assert counted("attempt_seconds_count") == 2
 
 
-def test_states_that_end_a_job_all_have_an_event() -> None:
-    from service.webhook_dispatcher.pump import EVENT_OF
-
+def test_every_terminal_state_has_an_event() -> None:
     assert set(EVENT_OF) == {state for state in JobState if state.is_terminal}

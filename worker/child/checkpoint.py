@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -41,7 +41,7 @@ class Checkpoint:
         save_file(tensors, path, {**metadata, "sha256": _digest(tensors, metadata)})
 
     @classmethod
-    def read(cls, path: Path, fingerprint: str, shape: Sequence[int], device: torch.device) -> Self | None:
+    def read(cls, path: Path, fingerprints: Collection[str], shape: Sequence[int], device: torch.device) -> Self | None:
         """None, with a word in the log, for a file that is damaged or that is the state of another run."""
         try:
             with safe_open(path, framework="pt") as file:
@@ -51,13 +51,13 @@ class Checkpoint:
             sha256 = metadata.pop("sha256")
             if _digest(tensors, metadata) != sha256:
                 raise ValueError("its checksum is wrong")
-            if metadata["fingerprint"] != fingerprint:
+            if metadata["fingerprint"] not in fingerprints:
                 raise ValueError("it is the state of another run: model, request or software differ")
             latents = tensors[LATENTS]
             if tuple(latents.shape) != tuple(shape) or not latents.isfinite().all():
                 raise ValueError(f"its latents {tuple(latents.shape)} are not finite ones of {tuple(shape)}")
             memory = {name.removeprefix(MEMORY): x.to(device) for name, x in tensors.items() if name.startswith(MEMORY)}
-            return cls(fingerprint, int(metadata["step"]), latents.to(device), memory, tensors[RNG])
+            return cls(metadata["fingerprint"], int(metadata["step"]), latents.to(device), memory, tensors[RNG])
         except (OSError, SafetensorError, KeyError, ValueError) as e:
             log.warning("checkpoint not used: %s", e)
             return None

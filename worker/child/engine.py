@@ -22,11 +22,11 @@ from torch import Tensor
 from sampler import NoiseSchedule, Plan, ddim_plan, free_init_plan, fused_plan, mixed_plan, sample, zigzag_plan
 from service.catalog.model_entry import ModelEntry
 from service.jobs.model import Generation, Phase
-from worker.child import fingerprint
 from worker.child.checkpoint import Checkpoint
 from worker.child.failures import failure_of
+from worker.child.fingerprint import run_fingerprint, run_fingerprints_0_1, weights_digest
 from worker.messages import Failed
-from worker.networks import cpu_tuning as cpu
+from worker.networks import cpu_tuning
 from worker.networks.models import Models, default_device, load
 
 log = logging.getLogger("ivmix.child")
@@ -70,9 +70,9 @@ class Engine:
     def __init__(self, entry: ModelEntry, device: torch.device | None = None) -> None:
         device = device or default_device()
         if device.type == "cpu":
-            cpu.tune(entry.cpu_threads)
+            cpu_tuning.tune_process(entry.cpu_threads)
         self.models: Models = load(entry, device)
-        self._networks = f"{fingerprint.of_networks(self.models)} {entry.optimise.model_dump_json()}"
+        self._weights = weights_digest(self.models)
         self._was_out_of_memory = False
 
     def generate(
@@ -126,7 +126,7 @@ class Engine:
     def _decode(self, sampled: Sampled, on_progress: OnProgress, *, at_once: int | None) -> Clip:
         on_progress(Phase.DECODING, sampled.steps, sampled.steps)
         with _timed(sampled.timings, Phase.DECODING):
-            frames = self.models.decode(sampled.latents, at_once=at_once)
+            frames = self.models.decode(sampled.latents, frames_per_call=at_once)
         return Clip(frames, sampled.timings)
 
     def warm_up(self, generation: Generation) -> None:
@@ -152,7 +152,8 @@ class Engine:
         low_memory: bool,
     ) -> Sampled:
         plan = self.plan(generation)
-        name = fingerprint.of_run(self._networks, generation, plan)
+        run = (self._weights, self.models.entry.optimise, generation, plan)
+        name = run_fingerprint(*run)
         device, shape = self.models.device, self.models.latents_shape(generation)
         total = len(plan)
         on_progress(Phase.ENCODING, 0, total)
@@ -168,7 +169,8 @@ class Engine:
             generator = torch.Generator().manual_seed(generation.seed)
             latents = torch.randn(shape, generator=generator).to(device)
             start, memory = 0, None
-            found = Checkpoint.read(begin, name, shape, device) if isinstance(begin, Path) else begin
+            accepted = {name, *run_fingerprints_0_1(*run)}
+            found = Checkpoint.read(begin, accepted, shape, device) if isinstance(begin, Path) else begin
             if found is not None:
                 start, latents, memory = found.step, found.latents, found.memory
                 generator.set_state(found.rng)

@@ -1,47 +1,57 @@
-"""What a checkpoint is the state of, in one line: only a run that would have come by that state may go on from it."""
+"""Fingerprint of a run, stored in its checkpoints: a run resumes only from a checkpoint with the same fingerprint."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from typing import Any
+import json
 
 import torch
-from torch import nn
 
 from sampler import Plan
+from service.catalog.model_entry import Optimise
 from service.jobs.model import Generation
+from worker.networks.models import Models
 
 
-def of_run(networks: str, generation: Generation, plan: Plan) -> str:
-    """`networks`: of_networks. The card's name is left out: another one of the fleet may go on."""
-    parts = ("2", torch.__version__, networks, generation.model_dump_json(), repr(plan))
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+def run_fingerprint(weights: str, optimise: Optimise, generation: Generation, plan: Plan) -> str:
+    """`weights`: from `weights_digest`. The name of the GPU is left out, so that a job may resume on another one."""
+    return _sha256("3", weights, optimise.model_dump_json(), generation.model_dump_json(), repr(plan))
+
+
+def run_fingerprints_0_1(weights: str, optimise: Optimise, generation: Generation, plan: Plan) -> set[str]:
+    """What version 0.1 computed for the same run, so that its checkpoints can still be resumed.
+
+    It had one switch more, halves_once; its value is unknown, so there is one fingerprint for each.
+    """
+    found: set[str] = set()
+    for halves_once in (True, False):
+        switches = {
+            "text_once": optimise.cache_text_kv,
+            "halves_once": halves_once,
+            "time_table": optimise.cache_time_embeds,
+            "channels_last": optimise.channels_last,
+            "compile": optimise.compile,
+        }
+        networks = f"{weights} {json.dumps(switches, separators=(',', ':'))}"
+        found.add(_sha256("2", networks, generation.model_dump_json(), repr(plan)))
+    return found
+
+
+def _sha256(version: str, *parts: str) -> str:
+    return hashlib.sha256("\n".join((version, torch.__version__, *parts)).encode()).hexdigest()
 
 
 @torch.no_grad()
-def of_networks(models: Any) -> str:  # Any: a loader's result, whatever its family holds
-    """Of every network that `models` holds, directly or in one of its parts: a few numbers of each weight.
-
-    Training changes all of them; reading them whole would cost seconds at every start.
-    """
+def weights_digest(models: Models) -> str:
+    """Names and shapes of all weights, and the first and last number of each: training changes all of them, and reading
+    the weights whole would take seconds at every start."""
+    encoders = (models.image_text_encoder.encoder, models.video_text_encoder.encoder)
+    unets = (models.image_unet, models.video_unet)
     digest = hashlib.sha256()
-    for network in _networks(models):
+    for network in (*encoders, models.vae, *unets, *unets):  # the UNets twice, as version 0.1 did
         digest.update(type(network).__name__.encode())
         for name, x in network.state_dict().items():
             digest.update(f"{name} {x.dtype} {tuple(x.shape)}".encode())
-        corners = [x[(end,) * x.ndim].double() for x in network.parameters() if x.numel() for end in (0, -1)]
-        digest.update(torch.stack(corners).cpu().numpy().tobytes())
+        ends = [x[(end,) * x.ndim].double() for x in network.parameters() if x.numel() for end in (0, -1)]
+        digest.update(torch.stack(ends).cpu().numpy().tobytes())
     return digest.hexdigest()
-
-
-def _networks(models: Any) -> Iterator[nn.Module]:
-    for part in _parts(models):
-        if isinstance(part, nn.Module):
-            yield part
-        else:
-            yield from (inner for inner in _parts(part) if isinstance(inner, nn.Module))
-
-
-def _parts(whole: Any) -> list[Any]:
-    return [getattr(whole, name) for name in getattr(whole, "__dict__", ())]

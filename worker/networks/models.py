@@ -1,7 +1,6 @@
-"""A model by name -> networks that encode, denoise and decode: what a worker keeps, and what a researcher starts from.
+"""Loads the networks of one model, and encodes, denoises and decodes with them.
 
-Families differ in the video model (a 2D UNet with motion modules, a 3D UNet, a 3D UNet that is told the frame rate);
-component names and what may be left out are in `service/catalog/model_entry.py`.
+The families differ in the video model: a 2D UNet with motion modules, a 3D UNet, or one conditioned on the frame rate.
 """
 
 # pyright: reportPrivateImportUsage=false, reportUnknownMemberType=false
@@ -17,92 +16,146 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from sampler import ImageDenoiser, NoiseSchedule, VideoDenoiser
-from service.catalog.model_entry import LORA, ModelEntry
+from sampler import ImageDenoiser, IncompatibleInputs, NoiseSchedule, VideoDenoiser
+from service.catalog.families import LORA
+from service.catalog.model_entry import ModelEntry
 from service.catalog.registry import ModelRegistry
-from service.errors import ConfigurationError
+from service.errors import ConfigurationError, InvalidParameter
 from service.jobs.model import Generation
 from service.settings import load_settings
-from worker.networks import cpu_tuning as cpu
-from worker.networks.components import Network, check_files, fuse_lora, network, schedule, text_reader
-from worker.networks.optimise import Compiler, OptimisedNetwork, TextKeys, decode
-from worker.networks.optimise.weights import resident_bytes, shared_bytes
-from worker.networks.text_encoder import Embeddings, TextReader
+from worker.networks import cpu_tuning
+from worker.networks.component_loader import (
+    Network,
+    check_files,
+    fuse_lora,
+    load_network,
+    load_schedule,
+    load_text_encoder,
+)
+from worker.networks.optimise import BlockCompiler, OptimisedNetwork, TextKVCache, vae_decode
+from worker.networks.optimise.weight_memory import channels_last, resident_bytes, shared_bytes
+from worker.networks.text_encoder import TextEmbeddings, TextEncoder
 
-from diffusers import UNetMotionModel  # isort: skip  # after worker.networks.components has said that nothing is to be fetched
+from diffusers import UNetMotionModel  # isort: skip  # after component_loader, which switches the hub client offline
 
 log = logging.getLogger("ivmix.child")
 
-# Latent pixels of a frame up to which attention by two matrix products is twice as fast as the CPU's flash kernel
-# (measured 2026-11, demo pair); at 64x64 it is many times slower and takes gigabytes.
-SHORT = 24 * 24
+# Largest latent pixels of a frame for `cpu_tuning.tune_network`: attention as matrix products is twice as fast at this
+# size (measured 2026-11, demo pair), but many times slower at 64x64, where it also takes gigabytes.
+MAX_TUNED_PIXELS = 24 * 24
 
 
 class IncompatibleModels(ConfigurationError):
     """Image model, video model, autoencoder and text encoders that cannot work together."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Models:
-    """Built once, used for every clip. The two text readers are one object where both models read the same."""
+    """The networks of one model on one device, as `load` returns them; used for any number of clips.
+
+    C is the number of latent channels, F of frames; h, w are latent pixels, H, W picture pixels. `image_unet` and
+    `video_unet` are diffusers' UNets for direct calls; the `optimised` ones are the same networks as `denoisers` calls
+    them. The two text encoders are one object if both UNets read the same embeddings.
+    """
 
     entry: ModelEntry
     device: torch.device
     dtype: torch.dtype
-    image_text: TextReader
-    video_text: TextReader
+    image_text_encoder: TextEncoder
+    video_text_encoder: TextEncoder
     vae: Network
     image_unet: Network
     video_unet: Network
     image_schedule: NoiseSchedule
     video_schedule: NoiseSchedule
-    image_calls: Network  # the same networks as the sampler calls them: with the entry's short cuts
-    video_calls: Network
-    text_keys: TextKeys = field(default_factory=TextKeys)
+    optimised_image_unet: Network
+    optimised_video_unet: Network
+    text_kv_cache: TextKVCache = field(default_factory=TextKVCache)
+
+    def __repr__(self) -> str:
+        entry, megabytes = self.entry, self.weights_bytes / 1e6
+        return (
+            f"Models({entry.id!r}, family={entry.family!r}, device={str(self.device)!r}, dtype={self.dtype})\n"
+            f"  {megabytes:.1f} MB; sizes {', '.join(entry.sizes)}; latents {self.latents_shape()} by default"
+        )
 
     def latents_shape(self, generation: Generation | None = None) -> tuple[int, int, int, int, int]:
-        """(1, C, F, h, w) of the clip that a generation asks for; None: of the model's default size and length."""
-        entry = self.entry
-        width, height = map(int, entry.sizes[0].split("x"))
-        frames = int(entry.num_frames.default)
+        """Shape (1, C, F, h, w) of the latents of a clip.
+
+        Args:
+            generation: the clip; None: one of the model's default size and number of frames.
+
+        Raises:
+            InvalidParameter: `num_frames` is more than the video model has positions for.
+        """
+        width, height = map(int, self.entry.sizes[0].split("x"))
+        frames = int(self.entry.num_frames.default)
         if generation is not None:
             width, height, frames = generation.width, generation.height, generation.num_frames
-        scale = self.latents_scale
+        most = getattr(self.video_unet.config, "motion_max_seq_length", None)
+        if most is not None and frames > most:
+            raise InvalidParameter(
+                "num_frames", f"num_frames={frames}: the video model of '{self.entry.id}' takes at most {most} frames."
+            )
+        scale = self.pixels_per_latent
         return 1, int(self.vae.config.latent_channels), frames, height // scale, width // scale
 
     @property
-    def largest_latents(self) -> int:
-        """Latent pixels of one frame of the model's largest size."""
-        scale = self.latents_scale
-        sides = (map(int, size.split("x")) for size in self.entry.sizes)
-        return max((width // scale) * (height // scale) for width, height in sides)
-
-    @property
-    def latents_scale(self) -> int:
-        """Picture pixels to one latent pixel, along a side."""
+    def pixels_per_latent(self) -> int:
+        """Picture pixels per latent pixel along one side, with the entry's `upscale`."""
         return self.entry.upscale * 2 ** (len(self.vae.config.block_out_channels) - 1)
 
-    def encode(self, texts: str | Sequence[str]) -> Embeddings:
-        """Raises PromptTooLong before anything is computed."""
+    def encode(self, texts: str | Sequence[str]) -> TextEmbeddings:
+        """Encode texts for both networks.
+
+        Args:
+            texts: one text or B texts.
+
+        Returns:
+            `image` and `video`, (B, tokens, dim) each in the networks' dtype. Slices select texts.
+
+        Raises:
+            InvalidParameter: a word is not in the vocabulary of a model with a closed one.
+            PromptTooLong: a text has more tokens than an encoder takes.
+        """
         texts = [texts] if isinstance(texts, str) else texts
-        ids = {id(reader): reader.token_ids(texts) for reader in (self.image_text, self.video_text)}
-        video = self.video_text.encode(ids[id(self.video_text)]).to(self.dtype)
-        if self.image_text is self.video_text:
-            return Embeddings(video, video)
-        return Embeddings(self.image_text.encode(ids[id(self.image_text)]).to(self.dtype), video)
+        for text in texts:
+            self.entry.check_vocabulary("prompt", text)
+        image, video = self.image_text_encoder, self.video_text_encoder
+        ids = {id(encoder): encoder.token_ids(texts) for encoder in (image, video)}
+        for_video = video.encode(ids[id(video)]).to(self.dtype)
+        for_image = for_video if image is video else image.encode(ids[id(image)]).to(self.dtype)
+        return TextEmbeddings(for_image, for_video)
 
     def denoisers(
-        self, prompt: str | Embeddings, negative: str | Embeddings = "", *, fps: int | None = None
+        self, prompt: str | TextEmbeddings, negative: str | TextEmbeddings = "", *, fps: int | None = None
     ) -> tuple[ImageDenoiser, VideoDenoiser]:
-        """`fps` is for a video model that is told the frame rate and has none of its own; None: the model's default."""
-        self.text_keys.forget()
-        cond, uncond = (text if isinstance(text, Embeddings) else self.encode(text) for text in (prompt, negative))
+        """Both networks with the texts of one job, as `sampler.sample` takes them.
+
+        The denoisers of an earlier call stay usable, but compute their keys and values again.
+
+        Args:
+            prompt, negative: texts, or their embeddings from `encode`, of the same batch size.
+            fps: frame rate in frames per second that conditions the network (family videocrafter only), unless the
+                entry has `network_fps`; None: the model's default.
+
+        Raises:
+            InvalidParameter, PromptTooLong: as `encode`.
+            IncompatibleInputs: embeddings of different shapes.
+        """
+        if isinstance(negative, str):
+            self.entry.check_vocabulary("negative_prompt", negative)
+        cond, uncond = (text if isinstance(text, TextEmbeddings) else self.encode(text) for text in (prompt, negative))
+        self.text_kv_cache.clear()
         return (
             ImageDenoiser(
-                self.image_calls, cond.image, uncond.image, prediction_type=self.image_schedule.prediction_type
+                self.optimised_image_unet,
+                cond.image,
+                uncond.image,
+                prediction_type=self.image_schedule.prediction_type,
             ),
             VideoDenoiser(
-                self.video_calls,
+                self.optimised_video_unet,
                 cond.video,
                 uncond.video,
                 prediction_type=self.video_schedule.prediction_type,
@@ -110,14 +163,30 @@ class Models:
             ),
         )
 
-    def decode(self, latents: Tensor, at_once: int | None = None) -> Tensor:
-        """Latents (1, C, F, h, w) -> frames (F, H, W, 3) uint8 on the CPU, enlarged by the entry's whole factor."""
-        return decode.decode(self.vae, latents, upscale=self.entry.upscale, at_once=at_once)
+    def decode(self, latents: Tensor, frames_per_call: int | None = None) -> Tensor:
+        """Decode the latents of one clip to pixels.
+
+        Args:
+            latents: (1, C, F, h, w), on the models' device.
+            frames_per_call: frames that the autoencoder decodes together; None: what fits in memory.
+
+        Returns:
+            Frames (F, H, W, 3) uint8 on the CPU, with the entry's `upscale` applied.
+
+        Raises:
+            IncompatibleInputs: `latents` has another shape, such as a batch of two clips.
+        """
+        channels = int(self.vae.config.latent_channels)
+        if latents.ndim != 5 or latents.shape[:2] != (1, channels):
+            raise IncompatibleInputs(
+                f"latents {tuple(latents.shape)} must be (1, {channels}, F, h, w); decode one clip at a time"
+            )
+        return vae_decode.decode(self.vae, latents, upscale=self.entry.upscale, frames_per_call=frames_per_call)
 
     @property
     def weights_bytes(self) -> int:
-        """What the networks hold in memory; weights that two of them share count once."""
-        encoders = (self.image_text.encoder, self.video_text.encoder)
+        """Memory of all weights in bytes; weights that two networks share count once."""
+        encoders = (self.image_text_encoder.encoder, self.video_text_encoder.encoder)
         return resident_bytes(self.image_unet, self.video_unet, self.vae, *encoders)
 
     def _network_args(self, fps: int | None) -> dict[str, Any]:
@@ -127,116 +196,135 @@ class Models:
 
 
 def load(model: ModelEntry | str, device: torch.device | str | None = None) -> Models:
-    """A model, by its entry or by its name in the registry; on the GPU if there is one.
+    """Load a model from files on this machine; nothing is fetched.
 
-    Raises ConfigurationError naming what is missing, unsafe, changed since it was fetched, or does not fit.
+    Args:
+        model: an id in the registry (IVMIX_MODELS_FILE), or an entry of it.
+        device: where the networks run; None: the GPU if there is one, else the CPU.
+
+    Returns:
+        The networks, in the entry's `dtype` on a GPU and in float32 on a CPU.
+
+    Raises:
+        ModelNotFound, ModelNotFetched: the registry has no such model, or its weights are not on this machine.
+        ConfigurationError: a file is missing, unsafe, or not the expected one (SHA-256, names, shapes).
+        IncompatibleModels: the components cannot work together.
     """
     entry = model if isinstance(model, ModelEntry) else ModelRegistry.of(load_settings()).get(model)
     device = default_device() if device is None else torch.device(device)
     dtype = getattr(torch, entry.dtype) if device.type == "cuda" else torch.float32
     check_files(entry)
-    image_unet, video_unet = unets(entry, dtype)
-    video_text = text_reader(entry, "", dtype)
-    image_text = text_reader(entry, "image_", dtype) if "image_text_encoder" in entry.parts else video_text
-    scheduler = entry.parts["scheduler"]
+    components = entry.all_components
+    image_unet, video_unet = load_unets(entry, dtype)
+    video_text = load_text_encoder(entry, "", dtype)
+    image_text = load_text_encoder(entry, "image_", dtype) if "image_text_encoder" in components else video_text
+    scheduler = components["scheduler"]
     models = Models(
         entry=entry,
         device=device,
         dtype=dtype,
-        image_text=image_text,
-        video_text=video_text,
-        vae=network(entry, "vae", dtype),
+        image_text_encoder=image_text,
+        video_text_encoder=video_text,
+        vae=load_network(entry, "vae", dtype),
         image_unet=image_unet,
         video_unet=video_unet,
-        image_schedule=schedule(entry.parts.get("image_scheduler", scheduler), entry.image_schedule, entry.spacing),
-        video_schedule=schedule(scheduler, entry.video_schedule, entry.spacing),
-        image_calls=image_unet,
-        video_calls=video_unet,
+        image_schedule=load_schedule(components.get("image_scheduler", scheduler), entry.image_schedule, entry.spacing),
+        video_schedule=load_schedule(scheduler, entry.video_schedule, entry.spacing),
+        optimised_image_unet=image_unet,
+        optimised_video_unet=video_unet,
     )
-    _check_fit(models)
-    for module in (video_text.encoder, image_text.encoder, models.vae, image_unet, video_unet):
+    _check_compatibility(models)
+    return _optimised(_on_device(models))
+
+
+def _on_device(models: Models) -> Models:
+    image, video, device = models.image_unet, models.video_unet, models.device
+    for module in (models.video_text_encoder.encoder, models.image_text_encoder.encoder, models.vae, image, video):
         module.to(device)
-    if device.type == "cpu" and models.largest_latents <= SHORT:
-        for unet in (image_unet, video_unet):
-            cpu.prepare(unet)
-    decode.prepare(models.vae)
+    sides = (map(int, size.split("x")) for size in models.entry.sizes)
+    largest = max(width * height for width, height in sides) / models.pixels_per_latent**2
+    if device.type == "cpu" and largest <= MAX_TUNED_PIXELS:
+        for unet in (image, video):
+            cpu_tuning.tune_network(unet)
+    channels_last(models.vae)
     log.info(
-        "weights of %s on %s: %.0f MB, of which both networks share %.0f MB",
-        entry.id,
+        "weights of %s on %s: %.0f MB, of which both UNets share %.0f MB",
+        models.entry.id,
         device,
         models.weights_bytes / 1e6,
-        shared_bytes(image_unet, video_unet) / 1e6,
+        shared_bytes(image, video) / 1e6,
     )
-    return _with_short_cuts(models)
+    return models
 
 
-def _with_short_cuts(models: Models) -> Models:
-    optimise, keys = models.entry.optimise, models.text_keys
-    compiler = Compiler(cache=load_settings().data_dir / "compiled") if optimise.compile else None
+def _optimised(models: Models) -> Models:
+    optimise, cache = models.entry.optimise, models.text_kv_cache
+    compiler = BlockCompiler(cache_dir=load_settings().data_dir / "compiled") if optimise.compile else None
     return replace(
         models,
-        image_calls=OptimisedNetwork(models.image_unet, optimise, keys, compiler),
-        video_calls=OptimisedNetwork(models.video_unet, optimise, keys, compiler),
+        optimised_image_unet=OptimisedNetwork(models.image_unet, optimise, cache, compiler),
+        optimised_video_unet=OptimisedNetwork(models.video_unet, optimise, cache, compiler),
     )
 
 
 def default_device() -> torch.device:
+    """The GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def unets(entry: ModelEntry, dtype: torch.dtype) -> tuple[Network, Network]:
-    """(image model, video model), on the CPU."""
-    base, video = None, network(entry, "unet", dtype)
+def load_unets(entry: ModelEntry, dtype: torch.dtype) -> tuple[Network, Network]:
+    """(image UNet, video UNet), on the CPU."""
+    base, video = None, load_network(entry, "unet", dtype)
     if entry.family == "animatediff":
-        base, video = _with_motion(video, network(entry, "motion_adapter", dtype), entry)
-    image = network(entry, "image_unet", dtype) if "image_unet" in entry.parts else base
-    if lora := entry.parts.get(LORA):
-        image = copy.deepcopy(image) if image is base else image  # the video model keeps the base as it is
+        base, video = _with_motion(video, load_network(entry, "motion_adapter", dtype), entry)
+    components = entry.all_components
+    image = load_network(entry, "image_unet", dtype) if "image_unet" in components else base
+    if lora := components.get(LORA):
+        image = copy.deepcopy(image) if image is base else image  # the video model keeps the base without the LoRA
         fuse_lora(image, lora, entry.lora_scale)
     return image, video
 
 
 def _with_motion(base: Network, adapter: Network, entry: ModelEntry) -> tuple[Network, Network]:
-    """The base and, around the very same weights, the video model: one copy in memory."""
+    """(base, video model with motion modules), with the base's weights in memory once."""
     longest = int(adapter.config.motion_max_seq_length)
     if entry.num_frames.max > longest:
         raise IncompatibleModels(
-            f"model {entry.id}: num_frames.max={entry.num_frames.max}, the motion adapter was made for {longest}"
+            f"model {entry.id}: num_frames.max={entry.num_frames.max}, but the motion adapter takes {longest} frames"
         )
     try:
-        with _quiet("diffusers"):  # it advises a setting of from_pretrained, which is not how a motion UNet is made
+        with _errors_only("diffusers"):  # it suggests a setting of from_pretrained, which does not make a motion UNet
             video = cast("Any", UNetMotionModel.from_unet2d(base, adapter))
     except RuntimeError as e:
         raise IncompatibleModels(f"model {entry.id}: the motion adapter does not fit the UNet: {e}") from e
     video.eval().requires_grad_(False)
-    inside = video.state_dict(keep_vars=True)
-    base.load_state_dict({name: inside[name] for name in base.state_dict()}, assign=True)
+    weights = video.state_dict(keep_vars=True)
+    base.load_state_dict({name: weights[name] for name in base.state_dict()}, assign=True)
     return base, video
 
 
-def _check_fit(models: Models) -> None:
-    image, video, channels = models.image_unet.config, models.video_unet.config, int(models.vae.config.latent_channels)
-    widths = {
-        "image model": (image.cross_attention_dim, models.image_text.width),
-        "video model": (video.cross_attention_dim, models.video_text.width),
-    }
-    for name, config in (("image model", image), ("video model", video)):
+def _check_compatibility(models: Models) -> None:
+    channels = int(models.vae.config.latent_channels)
+    networks = (
+        ("image model", models.image_unet.config, models.image_text_encoder),
+        ("video model", models.video_unet.config, models.video_text_encoder),
+    )
+    for name, config, encoder in networks:
         if (config.in_channels, config.out_channels) != (channels, channels):
             raise IncompatibleModels(
                 f"model {models.entry.id}: the {name} takes {config.in_channels} latent channels and returns "
                 f"{config.out_channels}, the autoencoder has {channels}; all three must share one latent space"
             )
-    for name, (expected, width) in widths.items():
-        if expected != width:
+        if config.cross_attention_dim != encoder.dim:
             raise IncompatibleModels(
-                f"model {models.entry.id}: the {name} reads embeddings {expected} wide, its text encoder gives "
-                f"{width}; name its own tokenizer and text encoder (image_tokenizer, image_text_encoder for the image "
-                "model)"
+                f"model {models.entry.id}: the {name} takes embeddings of dim {config.cross_attention_dim}, its text "
+                f"encoder returns {encoder.dim}; name a separate tokenizer and text encoder (image_tokenizer, "
+                "image_text_encoder for the image model)"
             )
 
 
 @contextmanager
-def _quiet(name: str) -> Generator[None]:
+def _errors_only(name: str) -> Generator[None]:
     logger = logging.getLogger(name)
     level = logger.level
     logger.setLevel(logging.ERROR)

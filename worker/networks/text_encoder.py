@@ -1,4 +1,4 @@
-"""A tokenizer and its text encoder: text -> embeddings. Nothing is cut off."""
+"""Tokenizer and text encoder: text -> embeddings. Texts are never truncated."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from torch import Tensor
 
 
 class PromptTooLong(ValueError):
-    """A text has more tokens than the encoder reads; the message has the numbers, not the text."""
+    """A text has more tokens than the encoder takes; the message contains the numbers, not the text."""
 
 
 @dataclass(frozen=True)
-class TextReader:
+class TextEncoder:
     tokenizer: Any  # transformers has no types for what from_pretrained returns
     encoder: Any
 
     def token_ids(self, texts: Sequence[str]) -> Tensor:
         """(B, tokens), padded. Raises PromptTooLong."""
-        limit = self.limit
+        limit = self.max_tokens
         for text in texts:
             if (count := len(self.tokenizer(text)["input_ids"])) > limit:
-                raise PromptTooLong(f"the text has {count} tokens, the text encoder reads {limit}; shorten it")
+                raise PromptTooLong(f"the text has {count} tokens, the text encoder takes {limit}; shorten it")
         return self.tokenizer(list(texts), padding="max_length", max_length=limit, return_tensors="pt").input_ids
 
     @torch.no_grad()
@@ -33,23 +33,23 @@ class TextReader:
         return self.encoder(token_ids.to(self.encoder.device))[0]
 
     @property
-    def limit(self) -> int:
-        """Tokens, with the marks of start and end: 77 for CLIP. Some tokenizers name a huge number."""
+    def max_tokens(self) -> int:
+        """With start and end token: 77 for CLIP. Some tokenizers have a huge model_max_length."""
         return min(int(self.tokenizer.model_max_length), int(self.encoder.config.max_position_embeddings))
 
     @property
-    def width(self) -> int:
+    def dim(self) -> int:
         return int(self.encoder.config.hidden_size)
 
 
 @dataclass(frozen=True)
-class Embeddings:
-    """The same texts as each network reads them, (B, tokens, dim) each; slices pick texts."""
+class TextEmbeddings:
+    """The same texts, encoded for each network: (B, tokens, dim) each. Slices select texts."""
 
     image: Tensor
     video: Tensor
 
-    def __getitem__(self, texts: slice) -> Embeddings:
+    def __getitem__(self, texts: slice) -> TextEmbeddings:
         image = self.image[texts]
-        # one tensor stays one, by which its keys and values are known to serve both networks
-        return Embeddings(image, image if self.video is self.image else self.video[texts])
+        # One tensor stays one object, by which TextKVCache knows that both networks have the same text.
+        return TextEmbeddings(image, image if self.video is self.image else self.video[texts])

@@ -125,7 +125,7 @@ def submit_job(
         return earlier
     generation = _model(services, body.model).resolve(body)
     if body.callback_url is not None:
-        services.webhooks.receivers.check(body.callback_url, "callback_url")
+        services.webhooks.url_policy.check(body.callback_url, "callback_url")
     job = Job.requested(body, generation, owner=principal.owner, remixed_from=remixed_from)
     queue = generate_queue(services.redis, generation.model, job_timeout_s=services.settings.job_timeout_s)
     limits = waiting_limits(principal, services.settings.max_waiting)

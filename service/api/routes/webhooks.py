@@ -65,7 +65,7 @@ def create_webhook_endpoint(
     webhooks: WebhooksDep,
     owner: WebhookOwner,
 ) -> WebhookEndpointWithSecret:
-    webhooks.receivers.check(body.url, "url")
+    webhooks.url_policy.check(body.url, "url")
     created = webhooks.endpoints.create(owner, name=body.name, url=body.url, event_types=body.event_types)
     return render_endpoint_with_secret(created)
 
@@ -108,7 +108,7 @@ def update_webhook_endpoint(
 ) -> WebhookEndpoint:
     webhooks.endpoints.get(owner, webhook_endpoint_id)
     if body.url is not None:
-        webhooks.receivers.check(body.url, "url")
+        webhooks.url_policy.check(body.url, "url")
     changes = {name: value for name, value in body if value is not None}
     return render_endpoint(webhooks.endpoints.update(owner, webhook_endpoint_id, **changes))
 
@@ -180,7 +180,7 @@ def list_webhook_event_types(_owner: WebhookOwner) -> WebhookEventTypeList:
     responses=success("WebhookCallbackSecret"),
 )
 def retrieve_webhook_callback_secret(webhooks: WebhooksDep, owner: WebhookOwner) -> WebhookCallbackSecret:
-    return WebhookCallbackSecret(signing_secret=webhooks.endpoints.default_secrets(owner)[0].value)
+    return WebhookCallbackSecret(signing_secret=webhooks.endpoints.callback_secrets(owner)[0].value)
 
 
 @router.post(
@@ -193,7 +193,7 @@ def retrieve_webhook_callback_secret(webhooks: WebhooksDep, owner: WebhookOwner)
 def rotate_webhook_callback_secret(
     body: _RotateBody, webhooks: WebhooksDep, owner: WebhookOwner
 ) -> WebhookCallbackSecret:
-    secrets = webhooks.endpoints.rotate_default(owner, keep_old=body.keep_old_secret_active_for_24_hours)
+    secrets = webhooks.endpoints.rotate_callback_secret(owner, keep_old=body.keep_old_secret_active_for_24_hours)
     return WebhookCallbackSecret(signing_secret=secrets[0].value)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from benchmarks.gpu_arms import Arm, ours, released
 from benchmarks.gpu_measure import Unsound, gate, one_step
 from benchmarks.gpu_networks import Family, Pair, flops, pair
-from worker.networks.optimise.weights import resident_bytes, shared_bytes
+from worker.networks.optimise.weight_memory import resident_bytes, shared_bytes
 
 CPU = torch.device("cpu")
 

@@ -10,9 +10,9 @@ import torch
 from diffusers import MotionAdapter, UNet2DConditionModel, UNet3DConditionModel, UNetMotionModel
 from safetensors import safe_open
 from torch import Generator, Tensor
+from worker.networks.videocrafter import VideoCrafterUNet
 
 from sampler import ImageDenoiser, NoiseSchedule, Plan, VideoDenoiser, official_plan, sample
-from worker.networks.videocrafter import VideoCrafterUNet
 
 DATA = Path(__file__).parents[2] / "data"
 CASES = {

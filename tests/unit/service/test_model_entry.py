@@ -95,7 +95,7 @@ def test_a_long_prompt_is_refused_with_its_length_and_the_limit() -> None:
     [
         ({"size": "720x1280"}, "size", "384x384"),
         ({"width": 512, "height": 512}, "width", "384x384"),
-        ({"width": 384}, "height", "go together"),
+        ({"width": 384}, "height", "must be sent together"),
         ({"size": "384x384", "width": 512, "height": 384}, "width", "384x384"),
         ({"num_frames": 9}, "num_frames", "8..8"),
         ({"fps": 25}, "fps", "1..24"),
@@ -164,7 +164,7 @@ def test_clip_that_costs_too_much_is_refused_with_what_would_help(
     request_: dict[str, object], max_cost: float, param: str
 ) -> None:
     """The parameter named is one that alone would be enough at the model's default, if there is one."""
-    with pytest.raises(InvalidParameter, match=r"costs .* takes .* at most\. Ask for fewer") as raised:
+    with pytest.raises(InvalidParameter, match=r"costs .* takes at most .* Ask for fewer") as raised:
         ANIMATEDIFF.model_copy(update={"max_cost": max_cost}).resolve(make_request(**request_))
     assert raised.value.param == param
 
@@ -192,7 +192,7 @@ def test_prompt_that_cannot_fit_the_text_encoder_is_refused_before_it_waits(word
     with pytest.raises(InvalidParameter) as raised:
         ANIMATEDIFF.resolve(make_request(prompt=prompt))
     assert (raised.value.param, raised.value.reason) == ("prompt", "string_above_max_length")
-    assert f"{words + 2} tokens or more" in raised.value.message
+    assert f"at least {words + 2} tokens" in raised.value.message
 
 
 def test_documentation_lists_the_switches_of_the_networks_with_their_defaults() -> None:

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from service.catalog.model_entry import NEEDED, OPTIONAL
+from service.catalog.families import OPTIONAL_COMPONENTS, REQUIRED_COMPONENTS
+from service.catalog.model_entry import Optimise
 from service.catalog.registry import ModelRegistry
-from service.catalog.weight_files import LOCK, Lock, LockedFile, LockedSource
+from service.catalog.weight_files import LOCK_FILE, LockedFile, LockedSource, LockFile
 from service.errors import ConfigurationError, ModelNotFetched, ModelNotFound
 from service.settings import MODELS_FILE, Settings
 
@@ -24,7 +25,7 @@ fps = { default = 8, min = 1, max = 24 }
 num_inference_steps = { default = 20, min = 1, max = 200 }
 guidance_scale = { default = 3, min = 0, max = 20 }
 """
-PARTS = NEEDED["modelscope"]
+PARTS = REQUIRED_COMPONENTS["modelscope"]
 
 
 def write(folder: Path, text: str) -> Path:
@@ -49,7 +50,7 @@ def put_weights(folder: Path, revision: str = "c" * 40) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(data)
     locked = {name: LockedFile(sha256="d" * 64, size=len(data)) for name, data in files.items()}
-    Lock(sources={"a/b@unpinned": LockedSource(revision=revision, files=locked)}).write(folder)
+    LockFile(sources={"a/b@unpinned": LockedSource(revision=revision, files=locked)}).write(folder)
 
 
 def test_demo_needs_no_fetch_and_is_the_default() -> None:
@@ -72,8 +73,8 @@ def test_the_papers_three_set_ups_are_known_and_say_how_to_get_them() -> None:
 @pytest.mark.parametrize("name", ["animatediff", "modelscope", "videocrafter2"])
 def test_shipped_entries_pin_every_commit_and_the_weights_that_are_known(name: str) -> None:
     entry = SHIPPED.known[name]
-    assert set(entry.parts) >= set(NEEDED[entry.family])
-    for part in entry.parts.values():
+    assert set(entry.all_components) >= set(REQUIRED_COMPONENTS[entry.family])
+    for part in entry.all_components.values():
         source = part.source
         assert source.repo is not None
         assert re.fullmatch(r"[0-9a-f]{40}", source.revision)
@@ -87,7 +88,7 @@ def test_named_models_are_offered_wherever_their_weights_are() -> None:
     registry = ModelRegistry.of(Settings(models=("modelscope", "demo")))
     assert registry.ids() == ("modelscope", "demo")
     assert registry.get().id == "modelscope"
-    with pytest.raises(ConfigurationError, match="there is no nothing; there are demo, animatediff"):
+    with pytest.raises(ConfigurationError, match="there is no nothing in the registry; it has demo, animatediff"):
         ModelRegistry.of(Settings(models=("nothing",)))
 
 
@@ -114,26 +115,26 @@ def test_model_is_offered_once_all_its_files_are_there(tmp_path: Path) -> None:
 def test_registrys_sha256_wins_over_the_lock_files(tmp_path: Path) -> None:
     file = hub_model(tmp_path, f'[sources.hub.sha256]\n"unet/config.json" = "{"e" * 64}"')
     put_weights(tmp_path)
-    parts = ModelRegistry.load(file, weights_dir=tmp_path).known["m"].parts
+    parts = ModelRegistry.load(file, weights_dir=tmp_path).known["m"].all_components
     assert parts["unet"].sha256 == {"unet/config.json": "e" * 64}
     assert parts["vae"].sha256 == {"vae/config.json": "d" * 64}
-    with pytest.raises(ConfigurationError, match=r"unet/config.json has sha256 \w{64}, must have e{64}"):
-        parts["unet"].check()
+    with pytest.raises(ConfigurationError, match=r"unet/config.json has sha256 \w{64}, expected e{64}"):
+        parts["unet"].verify()
 
 
 def test_lock_file_that_was_broken_is_named(tmp_path: Path) -> None:
     file = hub_model(tmp_path)
-    (tmp_path / LOCK).write_text("sources = 3")
-    with pytest.raises(ConfigurationError, match=rf"{LOCK} cannot be read"):
+    (tmp_path / LOCK_FILE).write_text("sources = 3")
+    with pytest.raises(ConfigurationError, match=rf"{LOCK_FILE} cannot be read"):
         ModelRegistry.load(file, weights_dir=tmp_path)
 
 
 def test_lock_survives_the_way_through_its_file(tmp_path: Path) -> None:
     put_weights(tmp_path)
-    lock = Lock.read(tmp_path)
+    lock = LockFile.read(tmp_path)
     lock.write(tmp_path)
-    assert Lock.read(tmp_path) == lock
-    assert not list(tmp_path.glob(f".{LOCK}*"))
+    assert LockFile.read(tmp_path) == lock
+    assert not list(tmp_path.glob(f".{LOCK_FILE}*"))
 
 
 def test_components_that_are_not_named_lie_in_the_models_own_folder(tmp_path: Path) -> None:
@@ -143,11 +144,11 @@ def test_components_that_are_not_named_lie_in_the_models_own_folder(tmp_path: Pa
     shutil.move(tmp_path / "weights" / "image_unet", tmp_path / "elsewhere")
     own = ('path = "weights"', 'components = { image_unet = "other" }', "[sources.other]", 'folder = "elsewhere"')
     entry = f"[models.m]{ENTRY}" + "\n".join(own)
-    parts = ModelRegistry.load(write(tmp_path, entry.replace("modelscope", "animatediff"))).get("m").parts
+    parts = ModelRegistry.load(write(tmp_path, entry.replace("modelscope", "animatediff"))).get("m").all_components
     assert parts["unet"].path == tmp_path / "weights" / "unet"
     assert parts["image_unet"].path == tmp_path / "elsewhere" / ""
     assert "image_text_encoder" not in parts
-    assert set(parts) <= {*NEEDED["animatediff"], *OPTIONAL}
+    assert set(parts) <= {*REQUIRED_COMPONENTS["animatediff"], *OPTIONAL_COMPONENTS}
 
 
 @pytest.mark.parametrize(
@@ -156,7 +157,7 @@ def test_components_that_are_not_named_lie_in_the_models_own_folder(tmp_path: Pa
         ("", "models"),
         ("models = ", "Invalid value"),
         (f"[models.m]{ENTRY}", "components lack image_unet, scheduler, text_encoder, tokenizer, unet, vae"),
-        (f'[models.m]{ENTRY}components = {{ unet = "nowhere/unet" }}', "names no source"),
+        (f'[models.m]{ENTRY}components = {{ unet = "nowhere/unet" }}', "there is no source"),
         (f'[models.m]{ENTRY}path = "."\ncomponents = {{ brain = "s" }}\n[sources.s]\nfolder = "."', "brain"),
         (f'[models.m]{ENTRY}path = "."\nsize = 3', "size"),
         (f'[models.m]{ENTRY}path = "."\ncomponents = {{ lora = "s" }}\n[sources.s]\nfolder = "."', "must name a .saf"),
@@ -180,7 +181,7 @@ def test_components_that_are_not_named_lie_in_the_models_own_folder(tmp_path: Pa
 def test_registry_that_contradicts_itself_stops_the_start_and_is_named(
     tmp_path: Path, text: str, complaint: str
 ) -> None:
-    with pytest.raises(ConfigurationError, match=r"model file .*models\.toml") as raised:
+    with pytest.raises(ConfigurationError, match=r"models file .*models\.toml") as raised:
         ModelRegistry.load(write(tmp_path, text))
     assert complaint in raised.value.message
 
@@ -199,3 +200,27 @@ def test_shipped_registry_with_one_thing_wrong_stops_the_start(tmp_path: Path, r
 def test_missing_registry_stops_the_start_and_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="nowhere"):
         ModelRegistry.load(tmp_path / "nowhere.toml")
+
+
+def test_switches_of_version_0_1_are_accepted_and_the_removed_one_is_ignored_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    switches = "optimise = { text_once = false, halves_once = false, time_table = false, compile = true }"
+    file = write(tmp_path, f'[models.m]{ENTRY}path = "."\n{switches}')
+    assert ModelRegistry.load(file).entry("m").optimise == Optimise(
+        cache_text_kv=False, cache_time_embeds=False, compile=True
+    )
+    assert [r.getMessage() for r in caplog.records] == [
+        "optimise.halves_once was removed and is ignored; delete it from the models file"
+    ]
+    with pytest.raises(ConfigurationError, match="text_twice"):
+        ModelRegistry.load(write(tmp_path, f'[models.m]{ENTRY}path = "."\noptimise = {{ text_twice = true }}'))
+
+
+def test_folders_may_begin_with_the_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    own = ('path = "~/weights"', 'components = { image_unet = "other" }', "[sources.other]", 'folder = "~/elsewhere"')
+    write(tmp_path, f"[models.m]{ENTRY}" + "\n".join(own))
+    entry = ModelRegistry.load(Path("~/models.toml")).entry("m")
+    assert entry.all_components["unet"].root == tmp_path / "weights"
+    assert entry.all_components["image_unet"].root == tmp_path / "elsewhere"

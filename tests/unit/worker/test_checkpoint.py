@@ -9,15 +9,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sampler import Plan, ddim_plan, free_init_plan, mixed_plan
+from sampler import NoiseSchedule, Plan, ddim_plan, free_init_plan, mixed_plan
+from service.catalog.model_entry import Optimise
 from service.jobs.model import Generation
 from tests.factories import make_generation
-from worker.child import fingerprint
 from worker.child.checkpoint import Checkpoint
 from worker.child.engine import Engine
+from worker.child.fingerprint import run_fingerprint, run_fingerprints_0_1, weights_digest
 
 SHAPE = (1, 4, 2, 3, 3)
 CPU = torch.device("cpu")
+VERSION_0_1 = Path(__file__).parents[2] / "data" / "checkpoint_0_1.safetensors"
 
 
 def make_checkpoint(**over: object) -> Checkpoint:
@@ -32,7 +34,7 @@ def make_checkpoint(**over: object) -> Checkpoint:
 
 
 def read(path: Path, name: str = "f") -> Checkpoint | None:
-    return Checkpoint.read(path, name, SHAPE, CPU)
+    return Checkpoint.read(path, {name}, SHAPE, CPU)
 
 
 def test_what_was_written_is_read(tmp_path: Path) -> None:
@@ -146,18 +148,46 @@ def test_state_of_another_request_is_ignored(engine: Engine, tmp_path: Path, cha
     assert torch.equal(engine.generate(other, resume=files[0]).frames, engine.generate(other).frames)
 
 
-def test_fingerprint_changes_with_any_weight_plan_and_request(engine: Engine) -> None:
+def test_fingerprint_changes_with_any_weight_plan_request_and_optimisation(engine: Engine) -> None:
     generation = make_generation(num_inference_steps=2)
-    plan, networks = engine.plan(generation), fingerprint.of_networks(engine.models)
-    names = [fingerprint.of_run(networks, generation, plan)]
-    names.append(fingerprint.of_run(networks, make_generation(num_inference_steps=2, seed=8), plan))
-    names.append(fingerprint.of_run(networks, generation, engine.plan(make_generation(num_inference_steps=3))))
+    plan, digest, optimise = engine.plan(generation), weights_digest(engine.models), Optimise()
+    names = [run_fingerprint(digest, optimise, generation, plan)]
+    names.append(run_fingerprint(digest, Optimise(cache_text_kv=False), generation, plan))
+    names.append(run_fingerprint(digest, optimise, make_generation(num_inference_steps=2, seed=8), plan))
+    names.append(run_fingerprint(digest, optimise, generation, engine.plan(make_generation(num_inference_steps=3))))
     models = engine.models
-    for network in (models.video_unet, models.image_unet, models.vae, models.video_text.encoder):
+    for network in (models.video_unet, models.image_unet, models.vae, models.video_text_encoder.encoder):
         weight = next(p for p in reversed(list(network.parameters())) if p.ndim == 1)
         before = weight[-1].item()
         weight[-1] += 1e-3
-        names.append(fingerprint.of_networks(engine.models))
+        names.append(weights_digest(engine.models))
         weight[-1] = before
     assert len(set(names)) == len(names)
-    assert fingerprint.of_networks(engine.models) == networks
+    assert weights_digest(engine.models) == digest
+
+
+# -- written by version 0.1
+
+
+def test_checkpoint_of_version_0_1_is_resumed(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`checkpoint_0_1.safetensors` is the state after step 2, written by version 0.1 with torch 2.13.0+cpu."""
+    generation = make_generation(num_frames=2, num_inference_steps=4)
+    steps: list[int] = []
+    frames = engine.generate(generation).frames
+    monkeypatch.setattr(torch, "__version__", "2.13.0+cpu")
+    resumed = engine.generate(generation, on_step=lambda c: steps.append(c.step), resume=VERSION_0_1).frames
+    assert steps == [3, 4]
+    assert (frames.int() - resumed.int()).abs().max() <= 2  # version 0.1 rounded differently
+    other = make_generation(num_frames=2, num_inference_steps=4, seed=8)
+    steps.clear()
+    engine.generate(other, on_step=lambda c: steps.append(c.step), resume=VERSION_0_1)
+    assert steps == [1, 2, 3, 4]
+
+
+def test_fingerprint_of_version_0_1_is_that_of_its_switches() -> None:
+    """A worker of version 0.1 ran with halves_once on or off; a switch that differs otherwise is another run."""
+    run = (make_generation(num_inference_steps=2), ddim_plan(NoiseSchedule.linear(1e-4, 0.02), 2, guidance=3))
+    default, other = (
+        run_fingerprints_0_1("weights", optimise, *run) for optimise in (Optimise(), Optimise(compile=True))
+    )
+    assert len(default | other) == 4

@@ -1,4 +1,4 @@
-"""Compiled blocks on tiny networks of the three families: the same latents, and no clip is lost where they fail.
+"""Compiled blocks on tiny networks of the three families: the same latents, and no clip fails where compiling does.
 
 Most run the backend "aot_eager": all of torch.compile but the generating of code, which takes a minute for a family.
 """
@@ -27,9 +27,9 @@ from service.catalog.model_entry import ModelEntry, Optimise
 from tests.tiny_models import save_model
 from tests.unit.worker.test_optimise import FAMILIES, FRAMES, NONE, clip, close, models_of, plainly
 from worker.networks.models import Models
-from worker.networks.optimise import Compiler, OptimisedNetwork, TextKeys
-from worker.networks.optimise.compiled import blocks
-from worker.networks.optimise.weights import resident_bytes, shared_bytes
+from worker.networks.optimise import BlockCompiler, OptimisedNetwork, TextKVCache
+from worker.networks.optimise.compile_blocks import CompiledBlocks
+from worker.networks.optimise.weight_memory import resident_bytes, shared_bytes
 
 # torch's own modules still use what it deprecates
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
@@ -40,12 +40,12 @@ OTHER = "a blue square moving up on a black background"
 
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What a compiler sets for its process ends with the test."""
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "noted, so that it is put back")
+    """Undo what a compiler sets for its process."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "so that monkeypatch restores it")
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
     torch._dynamo.reset()
     counters.clear()
-    names = ("recompile_limit", "accumulated_recompile_limit", "skip_nnmodule_hook_guards")
+    names = ("recompile_limit", "accumulated_recompile_limit")
     with dynamo.patch({name: getattr(dynamo, name) for name in names}):
         yield
     torch._dynamo.reset()
@@ -61,10 +61,10 @@ def animatediff(tmp_path: Path) -> ModelEntry:
     return save_model("animatediff", tmp_path / "model")
 
 
-def compiled(entry: ModelEntry, compiler: Compiler, optimise: Optimise = COMPILED) -> Models:
+def compiled(entry: ModelEntry, compiler: BlockCompiler, optimise: Optimise = COMPILED) -> Models:
     models = models_of(entry, NONE)
-    calls = [OptimisedNetwork(unet, optimise, models.text_keys, compiler) for unet in unets(models)]
-    return replace(models, image_calls=calls[0], video_calls=calls[1])
+    calls = [OptimisedNetwork(unet, optimise, models.text_kv_cache, compiler) for unet in unets(models)]
+    return replace(models, optimised_image_unet=calls[0], optimised_video_unet=calls[1])
 
 
 def unets(models: Models) -> tuple[Any, Any]:
@@ -76,10 +76,10 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 def test_latents_are_those_of_the_plain_path(entry: ModelEntry, caplog: pytest.LogCaptureFixture) -> None:
-    models = compiled(entry, Compiler("aot_eager"))
+    models = compiled(entry, BlockCompiler("aot_eager"))
     found = clip(models)
     assert close(found, plainly(models_of(entry, NONE)))
-    assert not counters["graph_break"]  # blocks are compiled in one piece, whatever hooks are in them
+    assert not counters["graph_break"]  # blocks are compiled in one piece
     graphs = counters["stats"]["unique_graphs"]
     assert graphs > 10
     assert torch.equal(clip(models), found)
@@ -88,9 +88,9 @@ def test_latents_are_those_of_the_plain_path(entry: ModelEntry, caplog: pytest.L
     assert not warnings(caplog)
 
 
-def test_compiling_needs_no_other_short_cut_and_plain_callers_do_not_see_it(animatediff: ModelEntry) -> None:
+def test_compiling_needs_no_other_optimisation_and_direct_callers_do_not_see_it(animatediff: ModelEntry) -> None:
     expected = plainly(models_of(animatediff, NONE), steps=2)
-    models = compiled(animatediff, Compiler("aot_eager"), NONE.model_copy(update={"compile": True}))
+    models = compiled(animatediff, BlockCompiler("aot_eager"), NONE.model_copy(update={"compile": True}))
     assert close(clip(models, steps=2), expected)
     graphs = counters["stats"]["unique_graphs"]
     assert graphs > 10
@@ -100,7 +100,7 @@ def test_compiling_needs_no_other_short_cut_and_plain_callers_do_not_see_it(anim
 
 @pytest.mark.slow
 def test_generated_code_gives_the_latents_of_the_plain_path(entry: ModelEntry, tmp_path: Path) -> None:
-    models = compiled(entry, Compiler(cache=tmp_path))
+    models = compiled(entry, BlockCompiler(cache_dir=tmp_path))
     assert close(clip(models), plainly(models_of(entry, NONE)))
     assert counters["inductor"]["fxgraph_cache_miss"] > 10
 
@@ -130,19 +130,18 @@ def guided(model: ImageDenoiser) -> Tensor:
 
 
 def test_generated_code_is_kept_for_the_next_process(tmp_path: Path) -> None:
-    """What a new process would find: nothing but the folder."""
+    """A new process has nothing but the folder."""
     expected, cache = frames(one_level()), tmp_path / "cache"
     for state in ("miss", "hit"):
         torch._dynamo.reset()
         counters.clear()
-        found = frames(OptimisedNetwork(one_level(), COMPILED, TextKeys(), Compiler(cache=cache)))
+        found = frames(OptimisedNetwork(one_level(), COMPILED, TextKVCache(), BlockCompiler(cache_dir=cache)))
         assert close(found, expected)
         assert {name for name in ("miss", "hit") if counters["inductor"][f"fxgraph_cache_{name}"]} == {state}
     assert any(cache.rglob("*"))
 
 
-def test_a_block_with_hooks_is_not_mistaken_for_its_twin() -> None:
-    """Two transformers of one shape in each of two networks; the first of each computes its halves once."""
+def test_blocks_of_one_shape_are_compiled_once_also_in_another_network() -> None:
     graphs, order = list[int](), list[int]()
 
     def noting(graph: Any, _inputs: Any) -> Callable[..., Any]:
@@ -155,13 +154,13 @@ def test_a_block_with_hooks_is_not_mistaken_for_its_twin() -> None:
 
         return run
 
-    compiler = Compiler(noting)
+    compiler = BlockCompiler(noting)
     for _ in ("image", "video"):
         unet = one_level(layers=2)
         expected = frames(unet)
-        assert close(frames(OptimisedNetwork(unet, COMPILED, TextKeys(), compiler)), expected)
-    # resnet, transformer, resnet, transformer, and three resnets on the way up, all alike; the same code twice
-    assert order == [0, 1, 2, 3, 4, 4, 4] * 2
+        assert close(frames(OptimisedNetwork(unet, COMPILED, TextKVCache(), compiler)), expected)
+    # two pairs of resnet and transformer, then three resnets with skip connections
+    assert order == [0, 1, 0, 1, 2, 2, 2] * 2
 
 
 def test_low_memory_mode_compiles_its_smaller_calls() -> None:
@@ -172,7 +171,7 @@ def test_low_memory_mode_compiles_its_smaller_calls() -> None:
         return guided(model)
 
     expected = answer(one_level())
-    found = answer(OptimisedNetwork(one_level(), COMPILED, TextKeys(), Compiler("aot_eager")))
+    found = answer(OptimisedNetwork(one_level(), COMPILED, TextKVCache(), BlockCompiler("aot_eager")))
     assert counters["stats"]["unique_graphs"] >= 6  # two frames, and the one that is left
     assert close(found, expected)
 
@@ -182,7 +181,7 @@ def test_every_family_has_its_blocks(family: str, tmp_path: Path) -> None:
     models = models_of(save_model(family, tmp_path / "model"), NONE)
     for unet in unets(models):
         inner = getattr(unet, "unet", unet)
-        found = list(blocks(inner))
+        found = [block for block, _ in CompiledBlocks(inner, BlockCompiler()).compiled]
         inside = {id(module) for block in found for module in block.modules()}
         assert len(inside) == sum(len(list(block.modules())) for block in found)  # none within another
         weights, covered = resident_bytes(inner), resident_bytes(*found)
@@ -199,13 +198,13 @@ def broken(_graph: Any, _inputs: Any) -> Callable[..., Any]:
 def test_where_compiling_fails_the_clip_comes_out_right_with_one_warning(
     entry: ModelEntry, caplog: pytest.LogCaptureFixture
 ) -> None:
-    compiler = Compiler(broken)
+    compiler = BlockCompiler(broken)
     optimise = COMPILED.model_copy(update={"channels_last": False})
     found = clip(compiled(entry, compiler, optimise))
-    assert torch.equal(found, clip(compiled(entry, Compiler(), Optimise())))
-    assert compiler.gave_up
+    assert torch.equal(found, clip(compiled(entry, BlockCompiler(), Optimise())))
+    assert compiler.has_failed
     (warning,) = warnings(caplog)
-    assert "going on without torch.compile" in warning
+    assert "continuing without torch.compile" in warning
     assert "this operator is not known here" in warning
 
 
@@ -213,7 +212,7 @@ def test_without_a_compiler_on_the_machine_the_clip_comes_out_right(
     animatediff: ModelEntry, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with inductor.patch({"cpp.cxx": ("no-such-compiler",)}):
-        found = clip(compiled(animatediff, Compiler(cache=tmp_path / "cache")))
+        found = clip(compiled(animatediff, BlockCompiler(cache_dir=tmp_path / "cache")))
     assert close(found, plainly(models_of(animatediff, NONE)))
     assert len(warnings(caplog)) == 1
 
@@ -230,7 +229,7 @@ def test_a_failure_long_after_the_first_call_is_survived_too(animatediff: ModelE
 
         return run
 
-    found = clip(compiled(animatediff, Compiler(fails_later)))
+    found = clip(compiled(animatediff, BlockCompiler(fails_later)))
     assert len(calls) == 31
     assert close(found, plainly(models_of(animatediff, NONE)))
 
@@ -242,16 +241,16 @@ def test_out_of_memory_is_left_to_the_engine(animatediff: ModelEntry) -> None:
 
         return run
 
-    compiler = Compiler(hungry)
+    compiler = BlockCompiler(hungry)
     with pytest.raises(torch.OutOfMemoryError):
         clip(compiled(animatediff, compiler))
-    assert not compiler.gave_up
+    assert not compiler.has_failed
 
 
 # -- switches --------------------------------------------------------------------------------------------------------
 
 
-def test_the_entry_switches_it_on_and_its_kernels_lie_in_the_data_folder(
+def test_the_entry_switches_it_on_and_its_kernels_are_stored_in_the_data_folder(
     animatediff: ModelEntry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("IVMIX_DATA_DIR", str(tmp_path / "data"))
@@ -263,14 +262,14 @@ def test_the_entry_switches_it_on_and_its_kernels_lie_in_the_data_folder(
 
 @pytest.mark.parametrize("own", [None, "own"])
 def test_kernels_go_to_the_given_folder_unless_the_operator_names_another(tmp_path: Path, own: str | None) -> None:
-    """In a process of its own. Bug: importing torch._dynamo sets the variable to torch's temporary folder, and so no
-    worker ever took the one that was given."""
+    """In a separate process. Bug: importing torch._dynamo sets the variable to torch's temporary folder, so that no
+    worker used the given one."""
     environment = {name: value for name, value in os.environ.items() if name != "TORCHINDUCTOR_CACHE_DIR"}
     if own is not None:
         environment["TORCHINDUCTOR_CACHE_DIR"] = str(tmp_path / own)
     program = (
-        "import os, pathlib, sys; import worker.networks.models; from worker.networks.optimise import Compiler; "
-        "Compiler(cache=pathlib.Path(sys.argv[1])); "
+        "import os, pathlib, sys; import worker.networks.models; from worker.networks.optimise import BlockCompiler; "
+        "BlockCompiler(cache_dir=pathlib.Path(sys.argv[1])); "
         "from torch._inductor.codecache import FxGraphCache; print(FxGraphCache._get_tmp_dir())"
     )
     command = [sys.executable, "-c", program, str(tmp_path / "given")]
@@ -282,13 +281,15 @@ def test_a_folder_that_cannot_be_made_is_no_reason_not_to_start(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").touch()
-    Compiler(cache=tmp_path / "file" / "compiled")
+    BlockCompiler(cache_dir=tmp_path / "file" / "compiled")
     assert "not kept" in warnings(caplog)[0]
     assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ
 
 
 def test_channels_last_keeps_weights_and_their_sharing(entry: ModelEntry, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worker.networks.models.SHORT", 0)  # else the CPU's own preparation has done it already
+    monkeypatch.setattr(
+        "worker.networks.models.MAX_TUNED_PIXELS", 0
+    )  # else the CPU's own preparation has done it already
     plain = models_of(entry, NONE)
     models = models_of(entry, NONE.model_copy(update={"channels_last": True}))
     shared = shared_bytes(*unets(plain))

@@ -16,8 +16,8 @@ from service.errors import ConfigurationError
 from service.jobs.model import VideoRequest
 from tests.tiny_models import Golden, save_model, save_text, save_unet, save_vae, write_entry
 from worker.child.engine import Engine
-from worker.networks.components import WeightsMismatch
-from worker.networks.models import IncompatibleModels, Models, load, unets
+from worker.networks.component_loader import WeightsMismatch
+from worker.networks.models import IncompatibleModels, Models, load, load_unets
 from worker.networks.text_encoder import PromptTooLong
 
 FAMILIES = ("animatediff", "modelscope", "videocrafter")
@@ -105,7 +105,7 @@ def test_half_precision_is_the_same_network_within_its_rounding(entry: ModelEntr
     fps = {"fps": 8} if entry.family == "videocrafter" else {}
     answers: list[Tensor] = []
     for dtype in (torch.float32, torch.bfloat16):
-        unet = unets(entry, dtype)[1]
+        unet = load_unets(entry, dtype)[1]
         assert {parameter.dtype for parameter in unet.parameters()} == {dtype}
         video = VideoDenoiser(unet, text.to(dtype), text.to(dtype), network_args=fps)
         with torch.no_grad():
@@ -126,14 +126,14 @@ def test_each_network_reads_the_embeddings_of_its_own_encoder(folder: Path) -> N
 def test_text_encoders_are_one_where_the_image_model_has_none_of_its_own(folder: Path) -> None:
     models = load(animatediff(folder, without=("image_tokenizer", "image_text_encoder")), "cpu")
     texts = models.encode(PROMPT)
-    assert models.image_text is models.video_text
+    assert models.image_text_encoder is models.video_text_encoder
     assert torch.equal(texts.image, texts.video)
 
 
 def test_prompt_that_one_encoder_cannot_read_whole_is_refused(folder: Path) -> None:
     models = load(save_model("modelscope", folder), "cpu")
-    models.image_text.tokenizer.model_max_length = 8
-    with pytest.raises(PromptTooLong, match="11 tokens, the text encoder reads 8"):
+    models.image_text_encoder.tokenizer.model_max_length = 8
+    with pytest.raises(PromptTooLong, match="11 tokens, the text encoder takes 8"):
         models.encode(PROMPT)
 
 
@@ -254,18 +254,18 @@ def test_image_model_without_an_encoder_of_its_width_is_refused(folder: Path) ->
     save_model("modelscope", folder)
     for name in ("image_tokenizer", "image_text_encoder"):
         shutil.rmtree(folder / name)
-    with pytest.raises(IncompatibleModels, match="image model reads embeddings 32 wide, its text encoder gives 16"):
+    with pytest.raises(IncompatibleModels, match="image model takes embeddings of dim 32, its text encoder returns 16"):
         load(write_entry(folder, "modelscope"), "cpu")
 
 
 def test_motion_adapter_made_for_fewer_frames_is_refused(folder: Path) -> None:
     entry = animatediff(folder)
     long = entry.model_copy(update={"num_frames": entry.num_frames.model_copy(update={"max": 64})})
-    with pytest.raises(IncompatibleModels, match=r"num_frames\.max=64, the motion adapter was made for 32"):
+    with pytest.raises(IncompatibleModels, match=r"num_frames\.max=64, but the motion adapter takes 32 frames"):
         load(long, "cpu")
 
 
-@pytest.mark.parametrize("change", ["lacks", "has besides", "has in another shape"])
+@pytest.mark.parametrize("change", ["lacks", "has unexpected", "has with another shape"])
 def test_weights_that_are_not_the_configurations_are_refused(folder: Path, change: str) -> None:
     """diffusers would fill a missing weight with random numbers and go on."""
     entry = save_model("modelscope", folder)
@@ -274,7 +274,7 @@ def test_weights_that_are_not_the_configurations_are_refused(folder: Path, chang
     match change:
         case "lacks":
             del weights["conv_in.bias"]
-        case "has besides":
+        case "has unexpected":
             weights["conv_extra.bias"] = torch.zeros(1)
         case _:
             weights["conv_in.bias"] = torch.zeros(3)
@@ -324,7 +324,7 @@ def test_schedule_of_the_entry_wins_over_the_schedulers_file(folder: Path) -> No
 
 def test_schedule_that_cannot_be_run_is_refused_with_its_file(folder: Path) -> None:
     entry = animatediff(folder).model_copy(update={"video_schedule": {"beta_schedule": "wavy"}})
-    with pytest.raises(ConfigurationError, match=r"scheduler_config.json, with the changes.*'wavy' is not supported"):
+    with pytest.raises(ConfigurationError, match=r"scheduler_config.json, with the overrides.*'wavy' is not supported"):
         load(entry, "cpu")
 
 
@@ -336,5 +336,5 @@ def test_tokenizer_and_encoder_of_two_models_are_refused(folder: Path) -> None:
     file = folder / "text_encoder" / "model.safetensors"
     kept = {name: value[:30].clone() if "token_embedding" in name else value for name, value in load_file(file).items()}
     save_file(kept, file, {"format": "pt"})
-    with pytest.raises(ConfigurationError, match="do not belong together"):
+    with pytest.raises(ConfigurationError, match="use the tokenizer that the encoder was trained with"):
         load(entry, "cpu")

@@ -1,4 +1,4 @@
-"""Every short cut by itself, and all of them, on tiny networks of the three families: the same latents, less work."""
+"""Each optimisation alone, and all of them, on tiny networks of the three families: the same latents, less work."""
 
 from __future__ import annotations
 
@@ -15,12 +15,11 @@ from sampler import ImageDenoiser, VideoDenoiser, mixed_plan, sample
 from service.catalog.model_entry import ModelEntry, Optimise
 from tests.tiny_models import save_model, write_entry
 from worker.networks.models import Models, load
-from worker.networks.optimise import OptimisedNetwork, TextKeys, decode
-from worker.networks.optimise.halves import before_text
-from worker.networks.optimise.weights import resident_bytes, shared_bytes
+from worker.networks.optimise import OptimisedNetwork, TextKVCache, vae_decode
+from worker.networks.optimise.weight_memory import resident_bytes, shared_bytes
 
 FAMILIES = ("animatediff", "modelscope", "videocrafter")
-SWITCHES = ("text_once", "halves_once", "time_table")
+SWITCHES = ("cache_text_kv", "cache_time_embeds")
 NONE = Optimise(**dict.fromkeys(SWITCHES, False))
 PROMPT, NEGATIVE = "a red circle moving left on a teal background", "low quality"
 FRAMES = 3
@@ -83,19 +82,19 @@ def test_latents_are_those_of_the_plain_path(entry: ModelEntry, name: str, guida
     if name == "none":
         assert torch.equal(found, expected)
     assert close(clip(models, guidance=guidance), found)  # tables and caches are warm now
-    assert torch.equal(plainly(models, guidance=guidance), expected)  # and whoever calls the UNets sees nothing of it
+    assert torch.equal(plainly(models, guidance=guidance), expected)  # direct calls of the UNets are unchanged
 
 
 def test_low_memory_changes_nothing_but_the_rounding(entry: ModelEntry) -> None:
-    """One guidance half and one frame at a time; a text still has its keys once."""
+    """One CFG branch and one frame at a time; a text still has its keys once."""
     models = models_of(entry, Optimise())
     image, video = models.denoisers(PROMPT, NEGATIVE)
     image.sequential_cfg = video.sequential_cfg = True
     image.frames_at_once = 1
     assert close(latents(models, image, video, 7.5, 3), plainly(models_of(entry, NONE)))
-    known = len(models.text_keys)
+    known = len(models.text_kv_cache)
     latents(models, image, video, 7.5, 3)
-    assert len(models.text_keys) == known
+    assert len(models.text_kv_cache) == known
 
 
 class Rows:
@@ -119,10 +118,10 @@ def test_a_text_is_projected_once_per_job_and_never_per_frame(entry: ModelEntry)
         projected = {name: calls for name, calls in seen.seen.items() if name.endswith("attn2.to_k") and 2 in calls}
         assert projected
         assert all(calls == [2] for calls in projected.values())
-    size = models.text_keys.size_bytes
+    size = models.text_kv_cache.size_bytes
     assert size > 0
     clip(models, prompt="a blue square")
-    assert models.text_keys.size_bytes == size  # the first job's are gone
+    assert models.text_kv_cache.size_bytes == size  # the first job's are gone
 
 
 def test_another_prompt_is_not_answered_from_the_first_ones_keys(entry: ModelEntry) -> None:
@@ -131,23 +130,6 @@ def test_another_prompt_is_not_answered_from_the_first_ones_keys(entry: ModelEnt
     other = clip(models, prompt="a blue square moving up on a black background")
     assert not close(other, first)
     assert close(other, plainly(models_of(entry, NONE), prompt="a blue square moving up on a black background"))
-
-
-def test_halves_are_computed_once_up_to_the_first_text(entry: ModelEntry) -> None:
-    models = models_of(entry, Optimise())
-    for unet in (models.image_unet, getattr(models.video_unet, "unet", models.video_unet)):
-        names = {module: name for name, module in unet.named_modules()}
-        once = [names[module] for module in before_text(unet)]
-        assert any(name.endswith("attn1") for name in once)
-        rows = Rows(unet)
-        clip(models, steps=2)
-        second = next(
-            name for name in names.values() if name.endswith("attn2") and "down_blocks.0.attentions.0" in name
-        )
-        shared = {name: set(rows.seen[name]) for name in once if name in rows.seen}
-        assert shared["conv_in"] == {FRAMES}
-        assert all(seen == {FRAMES} for name, seen in shared.items() if "norm" in name or "attn1" in name)
-        assert set(rows.seen[second]) == {2 * FRAMES}
 
 
 def test_a_timestep_is_embedded_once(entry: ModelEntry) -> None:
@@ -162,7 +144,7 @@ def test_a_timestep_is_embedded_once(entry: ModelEntry) -> None:
     assert len(embedded) == len(timesteps)  # the second job found them all
 
 
-def test_videocrafters_table_knows_the_frame_rate(tmp_path: Path) -> None:
+def test_videocrafters_embedding_cache_includes_the_frame_rate(tmp_path: Path) -> None:
     models = models_of(save_model("videocrafter", tmp_path / "model"), Optimise())
     plain = models_of(models.entry, NONE)
     for fps in (8, 24, 8):
@@ -189,7 +171,7 @@ def test_one_base_is_in_memory_once_and_said_so(
     assert shared_bytes(image, video) == resident_bytes(image)
     places = {parameter.untyped_storage().data_ptr() for parameter in video.parameters()}
     assert all(parameter.untyped_storage().data_ptr() in places for parameter in image.parameters())
-    assert models.weights_bytes == resident_bytes(video, models.vae, models.video_text.encoder)
+    assert models.weights_bytes == resident_bytes(video, models.vae, models.video_text_encoder.encoder)
     apart = models_of(entry, Optimise())
     assert shared_bytes(apart.image_unet, apart.video_unet) == 0
     assert apart.weights_bytes == sum(
@@ -198,8 +180,8 @@ def test_one_base_is_in_memory_once_and_said_so(
             apart.image_unet,
             apart.video_unet,
             apart.vae,
-            apart.image_text.encoder,
-            apart.video_text.encoder,
+            apart.image_text_encoder.encoder,
+            apart.video_text_encoder.encoder,
         )
     )
 
@@ -208,7 +190,7 @@ def test_one_cache_serves_both_networks_where_they_share_weights_and_text(one_ba
     models = models_of(one_base, Optimise())
     found = clip(models)
     crossings = sum(name.endswith("attn2.to_k") for name, _ in models.image_unet.named_modules())
-    assert len(models.text_keys) == crossings
+    assert len(models.text_kv_cache) == crossings
     assert close(found, plainly(models_of(one_base, NONE)))
 
 
@@ -218,21 +200,23 @@ def test_a_network_whose_cross_attention_does_more_is_left_as_it_is(entry: Model
         if getattr(module, "is_cross_attention", False):
             module.norm_cross = nn.Identity()
     processors = Counter(map(type, models.image_unet.attn_processors.values()))
-    OptimisedNetwork(models.image_unet, Optimise(), TextKeys())
+    OptimisedNetwork(models.image_unet, Optimise(), TextKVCache())
     assert Counter(map(type, models.image_unet.attn_processors.values())) == processors
 
 
 # -- decoding --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("at_once", [1, 2, 3, None])
+@pytest.mark.parametrize("frames_per_call", [1, 2, 3, None])
 @torch.no_grad()
-def test_pixels_do_not_depend_on_how_many_frames_are_decoded_together(entry: ModelEntry, at_once: int | None) -> None:
+def test_pixels_do_not_depend_on_how_many_frames_are_decoded_together(
+    entry: ModelEntry, frames_per_call: int | None
+) -> None:
     vae = models_of(entry, Optimise()).vae
     x = torch.randn(1, 4, 3, 8, 8, generator=Generator().manual_seed(2))
     frames = vae.decode(x[0].transpose(0, 1) / vae.config.scaling_factor).sample
     expected = ((frames.clamp(-1, 1) + 1) * 127.5).round().permute(0, 2, 3, 1)
-    found = decode.decode(vae, x, at_once=at_once)
+    found = vae_decode.decode(vae, x, frames_per_call=frames_per_call)
     assert (found.dtype, tuple(found.shape)) == (torch.uint8, (3, 32, 32, 3))
     assert (found.float() - expected).abs().max() <= 1  # a rounding of float32 next to the edge between two values
     assert (found.float() != expected).float().mean() < 0.01
@@ -242,8 +226,8 @@ def test_half_precision_decodes_to_the_same_picture(entry: ModelEntry) -> None:
     """At 40 dB two pictures cannot be told apart."""
     models = models_of(entry, Optimise())
     x = torch.randn(1, 4, 3, 8, 8, generator=Generator().manual_seed(2))
-    expected = decode.decode(models.vae, x).float()
-    found = decode.decode(models.vae.to(torch.bfloat16), x).float()
+    expected = vae_decode.decode(models.vae, x).float()
+    found = vae_decode.decode(models.vae.to(torch.bfloat16), x).float()
     assert -10 * torch.log10(((found - expected) / 255).square().mean()) >= 40
 
 

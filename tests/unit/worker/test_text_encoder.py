@@ -19,7 +19,7 @@ TEXTS: SearchStrategy[str] = st.one_of(st.text(max_size=60), st.lists(WORDS, max
 @given(text=TEXTS)
 def test_api_never_counts_more_tokens_than_the_tokenizer(engine: Engine, text: str) -> None:
     """What the API refuses for its length, the worker would have refused too."""
-    tokens = engine.models.video_text.tokenizer(text)["input_ids"]
+    tokens = engine.models.video_text_encoder.tokenizer(text)["input_ids"]
     assert len(CLIP_PIECES.findall(text)) + 2 <= len(tokens)
 
 
@@ -30,5 +30,5 @@ def test_job_with_a_prompt_that_is_too_long_fails_with_that_reason(engine: Engin
         engine.generate(generation)
     ended = engine.failure(caught.value)
     assert (ended.code, ended.can_retry) == ("prompt_too_long", False)
-    assert "the text has 32 tokens, the text encoder reads 16" in ended.message
+    assert "the text has 32 tokens, the text encoder takes 16" in ended.message
     assert "circle" not in ended.message

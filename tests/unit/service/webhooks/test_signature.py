@@ -25,7 +25,7 @@ def test_a_new_secret_is_padded_standard_base64_of_enough_bytes() -> None:
     assert len(set(secrets)) == 50
 
 
-def test_openais_verifier_takes_what_we_sign_and_nothing_else() -> None:
+def test_openais_verifier_accepts_what_we_sign_and_nothing_else() -> None:
     secret, other, now, body = new_secret(), new_secret(), int(time.time()), '{"id":"evt_1","type":"video.failed"}'
     headers = signed_headers((secret,), webhook_id="whd_1", timestamp=now, body=body.encode())
     webhooks = OpenAI(api_key="unused").webhooks
@@ -74,6 +74,6 @@ def test_rotating_in_a_loop_keeps_few_secrets() -> None:
     assert len(secrets) == MAX_SECRETS
 
 
-def test_the_hint_does_not_give_the_secret_away() -> None:
+def test_the_hint_does_not_reveal_the_secret() -> None:
     secret = new_secret()
     assert secret.hint == f"whsec_...{secret.value[-4:]}"

@@ -6,9 +6,16 @@ import time
 import pytest
 
 from service.errors import InvalidParameter
-from service.webhooks.url_policy import LOOK_UP_S, LOOK_UPS, Refused, Unresolved, UrlPolicy, system_resolver
+from service.webhooks.url_policy import (
+    CHECK_TIMEOUT_S,
+    MAX_CONCURRENT_CHECKS,
+    NameNotResolved,
+    UrlNotAllowed,
+    UrlPolicy,
+    system_resolver,
+)
 
-# What the system's resolver makes of unusual spellings, measured with glibc 2.36; the other names are made up.
+# How the system's resolver reads unusual spellings, as measured with glibc 2.36; the other names are invented.
 ADDRESSES = {
     "2130706433": ["127.0.0.1"],
     "0x7f000001": ["127.0.0.1"],
@@ -28,16 +35,16 @@ ADDRESSES = {
 }
 
 
-def look_up(host: str, port: int) -> list[str]:
+def resolve(host: str, port: int) -> list[str]:
     if host in ADDRESSES:
         return ADDRESSES[host]
     if host.replace(".", "").isdigit() or ":" in host:
         return [host]
-    raise Refused(f"there is no host {host}")
+    raise UrlNotAllowed(f"there is no host {host}")
 
 
-def receivers(*allow: str, allow_http: bool = False) -> UrlPolicy:
-    return UrlPolicy(allow, allow_http=allow_http, resolve=look_up)
+def url_policy(*allow: str, allow_http: bool = False) -> UrlPolicy:
+    return UrlPolicy(allow, allow_http=allow_http, resolver=resolve)
 
 
 HOSTILE = {
@@ -103,9 +110,9 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("url", HOSTILE.values(), ids=HOSTILE.keys())
-def test_a_hostile_url_is_refused_when_it_is_named(url: str) -> None:
-    with pytest.raises(InvalidParameter, match="'callback_url' cannot be a receiver of webhooks") as refused:
-        receivers().check(url, "callback_url")
+def test_a_hostile_url_is_refused_when_it_is_registered(url: str) -> None:
+    with pytest.raises(InvalidParameter, match="'callback_url' cannot receive webhooks") as refused:
+        url_policy().check(url, "callback_url")
     assert refused.value.param == "callback_url"
 
 
@@ -120,12 +127,12 @@ def test_a_hostile_url_is_refused_when_it_is_named(url: str) -> None:
         "https://app.example.com/a@b?c=d@e",
     ],
 )
-def test_an_honest_url_is_taken(url: str) -> None:
-    receivers().check(url, "url")
+def test_a_public_url_is_accepted(url: str) -> None:
+    url_policy().check(url, "url")
 
 
-def test_http_is_taken_only_where_the_operator_allows_it() -> None:
-    receivers(allow_http=True).check("http://app.example.com/hook", "url")
+def test_http_is_accepted_only_where_the_operator_allows_it() -> None:
+    url_policy(allow_http=True).check("http://app.example.com/hook", "url")
 
 
 @pytest.mark.parametrize(
@@ -139,11 +146,11 @@ def test_http_is_taken_only_where_the_operator_allows_it() -> None:
         ("127.0.0.0/8", "https://127.0.0.1:9000/"),
     ],
 )
-def test_the_operator_can_open_internal_receivers(allow: str, url: str) -> None:
+def test_the_operator_can_open_internal_urls(allow: str, url: str) -> None:
     ADDRESSES["intranet."] = ADDRESSES["INTRANET."] = ADDRESSES["intranet"]
-    receivers(allow).check(url, "url")
+    url_policy(allow).check(url, "url")
     with pytest.raises(InvalidParameter):
-        receivers("10.99.0.0/16", "other", ".example.org").check(url, "url")
+        url_policy("10.99.0.0/16", "other", ".example.org").check(url, "url")
 
 
 @pytest.mark.parametrize(
@@ -159,32 +166,32 @@ def test_the_operator_can_open_internal_receivers(allow: str, url: str) -> None:
 )
 def test_no_allow_list_opens_link_local(allow: str, url: str) -> None:
     with pytest.raises(InvalidParameter, match="link-local"):
-        receivers(allow).check(url, "url")
+        url_policy(allow).check(url, "url")
 
 
 def test_a_domain_opens_hosts_below_it_only() -> None:
     for url in ("https://evil-svc.cluster.local.example/", "https://intranet/"):
         with pytest.raises(InvalidParameter):
-            receivers(".svc.cluster.local").check(url, "url")
+            url_policy(".svc.cluster.local").check(url, "url")
 
 
-def test_the_refusal_does_not_say_what_an_internal_name_stands_for() -> None:
+def test_the_refusal_does_not_reveal_what_an_internal_name_resolves_to() -> None:
     with pytest.raises(InvalidParameter) as refused:
-        receivers().check("https://intranet/", "url")
+        url_policy().check("https://intranet/", "url")
     assert "192.168" not in refused.value.message
 
 
-def test_a_resolver_that_cannot_say_does_not_turn_clients_away() -> None:
-    def away(host: str, port: int) -> list[str]:
-        raise Unresolved("just now")
+def test_a_failing_resolver_does_not_reject_clients() -> None:
+    def unreachable(host: str, port: int) -> list[str]:
+        raise NameNotResolved("just now")
 
-    receiver = UrlPolicy(resolve=away)
-    receiver.check("https://app.example.com/", "url")
-    with pytest.raises(Unresolved):
-        receiver.locate("app.example.com", 443, timeout_s=1)
+    policy = UrlPolicy(resolver=unreachable)
+    policy.check("https://app.example.com/", "url")
+    with pytest.raises(NameNotResolved):
+        policy.resolve("app.example.com", 443, timeout_s=1)
 
 
-def test_a_resolver_that_hangs_is_left_behind() -> None:
+def test_a_hanging_resolver_is_abandoned() -> None:
     hanging = threading.Event()
 
     def hang(host: str, port: int) -> list[str]:
@@ -192,15 +199,16 @@ def test_a_resolver_that_hangs_is_left_behind() -> None:
         return ["127.0.0.1"]
 
     began = time.monotonic()
-    with pytest.raises(Unresolved):
-        UrlPolicy(resolve=hang).locate("app.example.com", 443, timeout_s=0.05)
-    assert time.monotonic() - began < LOOK_UP_S
+    with pytest.raises(NameNotResolved):
+        UrlPolicy(resolver=hang).resolve("app.example.com", 443, timeout_s=0.05)
+    assert time.monotonic() - began < CHECK_TIMEOUT_S
     hanging.set()
 
 
-def test_slow_names_take_a_few_threads_of_the_api_and_not_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever comes beyond them is not kept waiting: the name is looked up when something is sent."""
-    monkeypatch.setattr("service.webhooks.url_policy.LOOK_UP_S", 60.0)  # a slow machine must not give the places back
+def test_slow_names_occupy_only_a_few_threads_of_the_api(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond those, a URL passes at once: its name is resolved before every request anyway."""
+    # A slow machine must not free the slots early.
+    monkeypatch.setattr("service.webhooks.url_policy.CHECK_TIMEOUT_S", 60.0)
     answer, asked = threading.Event(), threading.Semaphore(0)
 
     def slow(host: str, port: int) -> list[str]:
@@ -208,30 +216,30 @@ def test_slow_names_take_a_few_threads_of_the_api_and_not_all(monkeypatch: pytes
         answer.wait(60)
         return ["127.0.0.1"]
 
-    receiver = UrlPolicy(resolve=slow)
+    policy = UrlPolicy(resolver=slow)
     refused: list[InvalidParameter] = []
 
-    def name_one() -> None:
+    def register() -> None:
         try:
-            receiver.check("https://slow.example/", "url")
+            policy.check("https://slow.example/", "url")
         except InvalidParameter as e:
             refused.append(e)
 
-    threads = [threading.Thread(target=name_one) for _ in range(LOOK_UPS)]
+    threads = [threading.Thread(target=register) for _ in range(MAX_CONCURRENT_CHECKS)]
     for thread in threads:
         thread.start()
     for _ in threads:
         assert asked.acquire(timeout=60)
-    receiver.check("https://slow.example/", "url")
-    assert not asked.acquire(blocking=False)  # nobody was asked for this one
+    policy.check("https://slow.example/", "url")
+    assert not asked.acquire(blocking=False)  # it was not resolved
     with pytest.raises(InvalidParameter):
-        receiver.check("http://slow.example/", "url")  # what needs no resolver is refused as ever
+        policy.check("http://slow.example/", "url")  # refused without the resolver
     answer.set()
     for thread in threads:
         thread.join(60)
-    assert len(refused) == LOOK_UPS
+    assert len(refused) == MAX_CONCURRENT_CHECKS
     with pytest.raises(InvalidParameter):
-        receiver.check("https://slow.example/", "url")  # there is room again
+        policy.check("https://slow.example/", "url")  # the slots are free again
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "2130706433", "0x7f000001", "127.1"])
@@ -241,5 +249,5 @@ def test_the_systems_resolver_knows_every_spelling_of_loopback(host: str) -> Non
 
 @pytest.mark.parametrize("host", ["a..b", "a" * 300])
 def test_the_systems_resolver_refuses_what_cannot_be_a_name(host: str) -> None:
-    with pytest.raises(Refused):
+    with pytest.raises(UrlNotAllowed):
         system_resolver(host, 443)

@@ -1,7 +1,6 @@
-"""One component of a model, from its files to a network. Safetensors only; nothing is fetched, no code is run.
+"""Loads one component of a model from its files: safetensors only; nothing is fetched and no code is run.
 
-Knows diffusers and transformers, which are typed in part only: their objects are `Network` here. diffusers gives random
-numbers to a weight that it does not find; here every name and shape is compared with the configuration first.
+diffusers initialises missing weights randomly, so names and shapes are compared with the configuration first.
 """
 
 # pyright: reportPrivateImportUsage=false, reportUnknownMemberType=false
@@ -20,25 +19,25 @@ from torch import Tensor
 
 from sampler import NoiseSchedule
 from service.catalog.model_entry import ModelEntry
-from service.catalog.weight_files import UNSAFE, Component
+from service.catalog.weight_files import PICKLE_SUFFIXES, Component
 from service.errors import ConfigurationError
 from service.jobs.sampling import Spacing
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read once, when huggingface_hub is imported below
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # huggingface_hub reads it when it is imported below
 
 from diffusers import AutoencoderKL, MotionAdapter, UNet2DConditionModel, UNet3DConditionModel
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
-from worker.networks.text_encoder import TextReader
-from worker.networks.videocrafter import VideoCrafterUNet
+from worker.networks.text_encoder import TextEncoder
+from worker.networks.videocrafter_unet import VideoCrafterUNet
 
-Network = Any
+Network = Any  # diffusers and transformers are only partly typed
 Shapes = dict[str, tuple[int, ...]]
 
-# What old checkpoints call a weight -> its name today.
-OLD_NAMES = (
+# Regular expression of a weight's name in old checkpoints -> its current name.
+RENAMED_WEIGHTS = (
     (r"^text_model\.", ""),
     (r"(\.attentions\.\d+)\.query\.", r"\1.to_q."),
     (r"(\.attentions\.\d+)\.key\.", r"\1.to_k."),
@@ -46,19 +45,19 @@ OLD_NAMES = (
     (r"(\.attentions\.\d+)\.proj_attn\.", r"\1.to_out.0."),
 )
 NOT_WEIGHTS = re.compile(r"\.position_ids$")
-SHOWN = 3  # names in a complaint
+MAX_NAMES_SHOWN = 3
 
 
 class WeightsMismatch(ConfigurationError):
-    """The safetensors of a component lack weights of its configuration, have others, or have them in other shapes."""
+    """Names or shapes of a component's weights differ from its configuration."""
 
 
-def network(entry: ModelEntry, name: str, dtype: torch.dtype) -> Network:
-    """A network on the CPU. Raises WeightsMismatch, or ConfigurationError for what cannot be read."""
-    component = entry.parts[name]
+def load_network(entry: ModelEntry, name: str, dtype: torch.dtype) -> Network:
+    """A network on the CPU. Raises WeightsMismatch, or ConfigurationError if a file cannot be read."""
+    component = entry.all_components[name]
     folder = _folder(component)
     check_shapes(entry, name)
-    kind: Network = _kind(entry, name)
+    kind: Network = _network_class(entry, name)
     if kind is VideoCrafterUNet:
         with torch.device("meta"):
             unet = VideoCrafterUNet(_config(folder))
@@ -74,33 +73,36 @@ def network(entry: ModelEntry, name: str, dtype: torch.dtype) -> Network:
     return loaded.eval().requires_grad_(False)
 
 
-def text_reader(entry: ModelEntry, prefix: str, dtype: torch.dtype) -> TextReader:
-    """Raises ConfigurationError if tokenizer and encoder do not belong together: then every prompt is noise."""
-    transformers_logging.disable_progress_bar()  # its bar for loading weights is noise in a log
-    folder = _folder(entry.parts[f"{prefix}tokenizer"])
+def load_text_encoder(entry: ModelEntry, prefix: str, dtype: torch.dtype) -> TextEncoder:
+    """Raises ConfigurationError if tokenizer and encoder do not match: every prompt would turn into noise."""
+    transformers_logging.disable_progress_bar()
+    folder = _folder(entry.all_components[f"{prefix}tokenizer"])
     kind: Network = CLIPTokenizer
     tokenizer = kind.from_pretrained(folder, local_files_only=True)
-    encoder = network(entry, f"{prefix}text_encoder", dtype)
+    encoder = load_network(entry, f"{prefix}text_encoder", dtype)
     if len(tokenizer) != encoder.config.vocab_size:
         raise ConfigurationError(
-            f"{folder}: the tokenizer has {len(tokenizer)} tokens, the text encoder {encoder.config.vocab_size}; "
-            "they do not belong together"
+            f"{folder}: the tokenizer has {len(tokenizer)} tokens, its text encoder {encoder.config.vocab_size}; "
+            "use the tokenizer that the encoder was trained with"
         )
-    return TextReader(tokenizer, encoder)
+    return TextEncoder(tokenizer, encoder)
 
 
-def schedule(component: Component, changes: Mapping[str, Any], spacing: Spacing) -> NoiseSchedule:
-    """The scheduler's config, with the model entry's changes."""
+def load_schedule(component: Component, overrides: Mapping[str, Any], spacing: Spacing) -> NoiseSchedule:
+    """The scheduler's config with the overrides of the model entry. Raises ConfigurationError."""
     file = _folder(component) / "scheduler_config.json"
-    config = {**_json(file), **changes, **spacing.model_dump()}
+    config = {**_json(file), **overrides, **spacing.model_dump()}
     try:
         return NoiseSchedule.from_config(config)
     except ValueError as e:
-        raise ConfigurationError(f"{file}, with the changes of the model entry: {e}") from e
+        raise ConfigurationError(f"{file}, with the overrides of the model entry: {e}") from e
 
 
 def fuse_lora(unet: Network, component: Component, scale: float) -> None:
-    """Add a LoRA, in diffusers' or kohya's naming, to the weights. Its part for a text encoder is left out."""
+    """Add a LoRA in diffusers' or kohya's naming to the weights. Weights for a text encoder are ignored.
+
+    Raises ConfigurationError if it does not fit the UNet.
+    """
     file = component.path
     assert file is not None
     mixin: Network = StableDiffusionLoraLoaderMixin
@@ -114,7 +116,7 @@ def fuse_lora(unet: Network, component: Component, scale: float) -> None:
         )
         weights = {name: value for name, value in weights.items() if name.startswith("unet.")}
         if not weights:
-            raise ValueError("it has no weights for a UNet")
+            raise ValueError("it has no UNet weights")
         mixin.load_lora_into_unet(weights, alphas, unet)
     except (KeyError, OSError, RuntimeError, SafetensorError, ValueError) as e:
         raise ConfigurationError(f"LoRA {file} does not fit the image model: {e}") from e
@@ -124,60 +126,61 @@ def fuse_lora(unet: Network, component: Component, scale: float) -> None:
 
 
 def check_files(entry: ModelEntry) -> None:
-    """Everything is here, nothing is a pickle, and what has a known sha256 has it. Raises ConfigurationError."""
+    """Raises ConfigurationError if a file is missing, is a pickle, or differs from its known SHA-256."""
     if missing := entry.missing:
         where = f"model folder {entry.path} lacks" if entry.path else f"model {entry.id} lacks"
-        raise ConfigurationError(f"{where} {', '.join(missing)}; `ivmix models fetch {entry.id}` gets what a hub has")
-    folders = {entry.path, *(part.path for part in entry.parts.values() if part.source.repo is None)} - {None}
-    for folder in sorted(folder for folder in folders if folder is not None and folder.is_dir()):
-        if unsafe := [str(f.relative_to(folder)) for f in sorted(folder.rglob("*")) if f.suffix in UNSAFE]:
-            raise ConfigurationError(f"model folder {folder} holds {', '.join(unsafe)}; only safetensors are loaded")
-    for part in entry.parts.values():
-        part.check()
+        raise ConfigurationError(f"{where} {', '.join(missing)}; `ivmix models fetch {entry.id}` downloads hub files")
+    components = entry.all_components.values()
+    local = {entry.path, *(component.path for component in components if component.source.repo is None)}
+    for folder in sorted(folder for folder in local if folder is not None and folder.is_dir()):
+        pickles = [str(f.relative_to(folder)) for f in sorted(folder.rglob("*")) if f.suffix in PICKLE_SUFFIXES]
+        if pickles:
+            raise ConfigurationError(f"model folder {folder} holds {', '.join(pickles)}; only safetensors are loaded")
+    for component in components:
+        component.verify()
 
 
 def check_shapes(entry: ModelEntry, name: str) -> None:
-    """Names and shapes of a component's weights against its configuration; reads headers, loads nothing."""
-    component = entry.parts[name]
-    expected, buffers = _expected(entry, name)
-    found = _headers(component)
-    wrong = {
+    """Compare a component's weights with its configuration, reading headers only. Raises WeightsMismatch."""
+    component = entry.all_components[name]
+    expected, buffers = _expected_shapes(entry, name)
+    found = _stored_shapes(component)
+    differences = {
         "lacks": sorted(set(expected) - set(found) - buffers),
-        "has besides": sorted(set(found) - set(expected)),
-        "has in another shape": sorted(k for k in set(found) & set(expected) if found[k] != expected[k]),
+        "has unexpected": sorted(set(found) - set(expected)),
+        "has with another shape": sorted(k for k in set(found) & set(expected) if found[k] != expected[k]),
     }
-    complaints = [f"{what} {_some(names)}" for what, names in wrong.items() if names]
-    if complaints:
-        raise WeightsMismatch(f"{component.path} does not fit its config.json: {'; '.join(complaints)}")
+    if errors := [f"{what} {_abbreviated(names)}" for what, names in differences.items() if names]:
+        raise WeightsMismatch(f"{component.path} does not fit its config.json: {'; '.join(errors)}")
 
 
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+def _abbreviated(names: list[str]) -> str:
+    more = f" and {len(names) - MAX_NAMES_SHOWN} more" if len(names) > MAX_NAMES_SHOWN else ""
+    return ", ".join(names[:MAX_NAMES_SHOWN]) + more
 
 
-def _expected(entry: ModelEntry, name: str) -> tuple[Shapes, set[str]]:
-    """Shapes by name, and the names that are computed where they are not stored."""
-    config = _config(_folder(entry.parts[name]))
+def _expected_shapes(entry: ModelEntry, name: str) -> tuple[Shapes, set[str]]:
+    """Shapes by name, and the names of buffers, which need not be stored."""
+    config = _config(_folder(entry.all_components[name]))
     with torch.device("meta"):
-        bare = _make(_kind(entry, name), config)
-    shapes = {key: tuple(value.shape) for key, value in bare.state_dict().items()}
-    return shapes, {key for key, _ in bare.named_buffers()}
+        empty = _from_config(_network_class(entry, name), config)
+    shapes = {key: tuple(value.shape) for key, value in empty.state_dict().items()}
+    return shapes, {key for key, _ in empty.named_buffers()}
 
 
-def _make(kind: Network, config: dict[str, Any]) -> Network:
+def _from_config(kind: Network, config: dict[str, Any]) -> Network:
     if kind is CLIPTextModel:
         return CLIPTextModel(CLIPTextConfig(**config))
     return VideoCrafterUNet(config) if kind is VideoCrafterUNet else kind.from_config(config)
 
 
-def _kind(entry: ModelEntry, name: str) -> Network:
+def _network_class(entry: ModelEntry, name: str) -> Network:
     video = {
         "animatediff": UNet2DConditionModel,
         "modelscope": UNet3DConditionModel,
         "videocrafter": VideoCrafterUNet,
     }
-    kinds: dict[str, Network] = {
+    classes: dict[str, Network] = {
         "text_encoder": CLIPTextModel,
         "image_text_encoder": CLIPTextModel,
         "vae": AutoencoderKL,
@@ -185,16 +188,16 @@ def _kind(entry: ModelEntry, name: str) -> Network:
         "motion_adapter": MotionAdapter,
         "image_unet": UNet2DConditionModel,
     }
-    return kinds[name]
+    return classes[name]
 
 
-def _headers(component: Component) -> Shapes:
+def _stored_shapes(component: Component) -> Shapes:
     shapes: Shapes = {}
     for file in _weight_files(component):
         try:
             with _open(file) as weights:
                 for key in weights.keys():  # noqa: SIM118  not a dict
-                    shapes[_todays_name(key)] = tuple(weights.get_slice(key).get_shape())
+                    shapes[_current_name(key)] = tuple(weights.get_slice(key).get_shape())
         except (OSError, SafetensorError) as e:
             raise ConfigurationError(f"{file} is not a safetensors file: {e}") from e
     return {key: shape for key, shape in shapes.items() if not NOT_WEIGHTS.search(key)}
@@ -208,12 +211,12 @@ def _tensors(component: Component) -> dict[str, Tensor]:
     return tensors
 
 
-def _open(file: Path) -> Any:  # safetensors has no types for what it opens
+def _open(file: Path) -> Any:  # safetensors has no types for it
     return safe_open(file, "pt")
 
 
-def _todays_name(name: str) -> str:
-    for old, new in OLD_NAMES:
+def _current_name(name: str) -> str:
+    for old, new in RENAMED_WEIGHTS:
         name = re.sub(old, new, name)
     return name
 
@@ -222,7 +225,7 @@ def _weight_files(component: Component) -> list[Path]:
     assert component.root is not None
     folder = _folder(component)
     names = sorted(file.relative_to(component.root).as_posix() for file in folder.glob("*.safetensors"))
-    if files := [component.root / name for name in names if component.has(name)]:
+    if files := [component.root / name for name in names if component.has_file(name)]:
         return files
     variant = f" of variant {component.source.variant}" if component.source.variant else ""
     raise ConfigurationError(f"{folder} has no safetensors{variant}; pickles (.bin, .ckpt) are not loaded")

@@ -1,0 +1,77 @@
+"""A UNet with the optimisations of its registry entry, called with the texts of both CFG branches."""
+
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from service.catalog.model_entry import Optimise
+from worker.networks.optimise.compile_blocks import BlockCompiler, CompiledBlocks
+from worker.networks.optimise.text_kv_cache import CachedTextAttentions, TextKVCache, Texts
+from worker.networks.optimise.time_embedding_cache import TimeEmbeddingCache
+from worker.networks.optimise.weight_memory import channels_last
+
+
+class OptimisedNetwork:
+    """Called as `network(x, timestep, encoder_hidden_states=texts)`, see `sampler.denoisers.GuidedDenoiser`.
+
+    The optimisations are active in these calls only: direct calls of the UNet give what they gave before.
+
+    Args:
+        network: one of diffusers' UNets, or VideoCrafterUNet.
+        optimise: which optimisations to use.
+        text_kv_cache: may be shared with another network; what both project equally is then projected once.
+        compiler: for `optimise.compile`; may be shared with another network.
+    """
+
+    native_cfg = True
+
+    def __init__(
+        self, network: Any, optimise: Optimise, text_kv_cache: TextKVCache, compiler: BlockCompiler | None = None
+    ) -> None:
+        self.network = network
+        unet = getattr(network, "unet", network)
+        self._timesteps = dict[int, Tensor]()
+        self._needs_text_per_frame = not hasattr(unet, "transformer_in")  # 3D UNets repeat the text themselves
+        self._attentions = CachedTextAttentions(unet, text_kv_cache) if optimise.cache_text_kv else None
+        if self._attentions is not None and not self._attentions.is_supported:
+            self._attentions = None
+        self._time_embeddings = TimeEmbeddingCache(network) if optimise.cache_time_embeds else None
+        if optimise.channels_last:
+            channels_last(unet)
+        self._blocks = CompiledBlocks(unet, compiler or BlockCompiler()) if optimise.compile else None
+
+    @property
+    def config(self) -> Any:
+        return self.network.config
+
+    def __call__(self, x: Tensor, timestep: int, *, encoder_hidden_states: Texts, **network_args: Any) -> Any:
+        text, timestep_tensor = self._text(encoder_hidden_states, x), self._timestep(timestep, x)
+        with ExitStack() as caches:
+            if self._attentions is not None:
+                caches.enter_context(self._attentions.active(encoder_hidden_states))
+            if self._time_embeddings is not None:
+                caches.enter_context(self._time_embeddings.active(timestep))
+
+            def call() -> Any:
+                return self.network(x, timestep_tensor, encoder_hidden_states=text, **network_args)
+
+            return self._blocks.run(call) if self._blocks is not None else call()
+
+    def _text(self, texts: Texts, x: Tensor) -> Tensor:
+        if self._attentions is not None:
+            return texts[0][:, :0]  # empty: every cross-attention has its keys and values already
+        text = torch.cat(texts)
+        if not self._needs_text_per_frame:
+            return text
+        frames = x.shape[2] if x.ndim == 5 else x.shape[0] // text.shape[0]
+        return text.repeat_interleave(frames, dim=0)
+
+    def _timestep(self, timestep: int, x: Tensor) -> Tensor:
+        if timestep not in self._timesteps:  # filled on the device: uploading a number would synchronise with it
+            self._timesteps[timestep] = torch.full((), timestep, dtype=torch.int64, device=x.device)
+        return self._timesteps[timestep]
