@@ -17,8 +17,9 @@ from pathlib import Path
 import torch
 
 from service.catalog.registry import ModelRegistry
-from service.jobs.model import Generation, VideoRequest
-from service.jobs.sampling import SamplerSettings
+from service.jobs.model import Generation
+from service.jobs.request import VideoRequest
+from service.jobs.sampler_settings import SamplerSettings
 from worker.child import video
 from worker.child.engine import Engine
 

@@ -21,11 +21,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from service.jobs.keys import INDEX, job_key, lease_key, owner_index
 from service.jobs.model import Generation, Job, JobState, Phase
 from service.jobs.queue_stats import queue_stats
 from service.jobs.rq_queues import generate_queue
-from service.jobs.sampling import SamplerSettings
-from service.jobs.store import INDEX, job_key, lease_key, owner_index
+from service.jobs.sampler_settings import SamplerSettings
 from service.process.embedded_valkey import EmbeddedValkey
 from service.settings import Settings
 from service.wiring import Services, open_services
@@ -216,7 +216,7 @@ def _cost_of_a_poll(services: Services, count: int = 200) -> Cost:
     assert store.restore(job.model_copy(update={"state": JobState.COMPLETED}))
     before = Cost.of(services.redis)
     for _ in range(count):
-        store.show(job.id)
+        store.get_with_position(job.id)
     cost = (Cost.of(services.redis) - before).over(count)
     assert store.delete(job.id) is not None
     return cost
@@ -247,7 +247,7 @@ def _poll_until_done(services: Services, jobs: Sequence[Job]) -> list[float]:
         time.sleep(max(0.0, due - time.perf_counter()))
         job_id = choose.choice(open_ids)
         began = time.perf_counter()
-        shown = services.store.show(job_id)
+        shown = services.store.get_with_position(job_id)
         latencies.append(time.perf_counter() - began)
         assert shown is not None
         if shown[0].state.is_terminal:

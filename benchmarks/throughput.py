@@ -27,7 +27,8 @@ import httpx2
 import torch
 
 from service.catalog.registry import ModelRegistry
-from service.jobs.model import Generation, Job, Phase, VideoRequest
+from service.jobs.model import Generation, Job, Phase
+from service.jobs.request import VideoRequest
 from service.jobs.rq_queues import generate_queue
 from service.process.embedded_valkey import EmbeddedValkey, free_port
 from service.settings import Settings

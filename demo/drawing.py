@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 from demo.shapes import Scenes
 from sampler import Plan, sample, seeded_noise
 from service.catalog.registry import ModelRegistry
-from service.jobs.model import VideoRequest
+from service.jobs.request import VideoRequest
 from worker.child.engine import Engine
 from worker.networks.models import Models
 

@@ -20,7 +20,7 @@ from demo.drawing import NOISE_SEED, demo_models, draw
 from demo.judges import Judges, footage
 from demo.shapes import Scenes
 from sampler import Plan, ddim_plan, mixed_plan
-from service.jobs.model import VideoRequest
+from service.jobs.request import VideoRequest
 from worker.networks.models import Models
 
 PROMPTS_SEED = 41

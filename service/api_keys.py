@@ -1,7 +1,6 @@
-"""API keys in Redis: who may do what. Knows hashes only; a key itself is shown once, when it is made.
+"""API keys in Redis: owner, scopes and limits of each key.
 
-The hash `ivm:keys` holds one JSON record per key under the SHA-256 of the key. That is enough, without salt or
-stretching: a key is 256 bits of chance, not a password somebody chose.
+Only the SHA-256 of a key is stored. A key is 256 random bits and so, unlike a password, needs no salt or stretching.
 """
 
 from __future__ import annotations
@@ -12,46 +11,47 @@ import time
 from collections.abc import Iterable
 from enum import StrEnum
 from threading import Lock
-from typing import Any
 
 from pydantic import Field
 from redis import Redis
 
 from service.base import FrozenModel
+from service.redis_scripts import UntypedRedis
 
-KEYS = "ivm:keys"
-LAST_USED = "ivm:keys:last_used"
-REMEMBERED_S = 5.0  # how late an API process hears that a key was revoked
-REMEMBERED = 10_000  # keys; more than that are looked up again
+KEYS = "ivm:keys"  # hash: SHA-256 of the key -> ApiKey as JSON
+LAST_USED = "ivm:keys:last_used"  # hash: key id -> unix seconds
+CACHE_S = 5.0  # a revoked key works for up to this long in other API processes
+CACHE_SIZE = 10_000  # keys
 
 
 class Scope(StrEnum):
     READ = "videos.read"
     WRITE = "videos.write"
     WEBHOOKS = "webhooks"
-    ADMIN = "admin"  # the videos of all keys
+    ADMIN = "admin"  # access to the videos of all keys
 
 
 DEFAULT_SCOPES = frozenset({Scope.READ, Scope.WRITE, Scope.WEBHOOKS})
 
 
 class ApiKey(FrozenModel):
-    """Times are unix seconds. `owner` is whose videos it makes and sees: its own id, or that of the key it replaces."""
+    """The stored record of a key. Times are unix seconds."""
 
-    id: str
-    owner: str
-    name: str = Field(min_length=1, max_length=100)
-    scopes: frozenset[Scope] = DEFAULT_SCOPES
-    created_at: float
-    revoked_at: float | None = None
+    id: str  #: public id, `key_` and 16 hex digits
+    owner: str  #: owner of the videos that the key creates and sees: the key's id, or that of the key it replaces
+    name: str = Field(min_length=1, max_length=100)  #: label for humans
+    scopes: frozenset[Scope] = DEFAULT_SCOPES  #: what the key may do
+    created_at: float  #: when the key was created
+    revoked_at: float | None = None  #: when the key was revoked
+    #: most requests per minute that create videos; None means the server's default
     requests_per_minute: int | None = Field(default=None, ge=1)
-    max_waiting: int | None = Field(default=None, ge=1)
+    max_waiting: int | None = Field(default=None, ge=1)  #: most queued videos; None means the server's default
 
 
 class KeyStore:
     def __init__(self, redis: Redis) -> None:
-        self._redis: Any = redis  # redis-py's types name every reply a command could have in any mode
-        self._remembered: dict[str, tuple[float, ApiKey]] = {}
+        self._redis: UntypedRedis = redis
+        self._cache: dict[str, tuple[float, ApiKey]] = {}
         self._lock = Lock()
 
     def create(
@@ -63,9 +63,13 @@ class KeyStore:
         requests_per_minute: int | None = None,
         max_waiting: int | None = None,
     ) -> tuple[ApiKey, str]:
-        """The record, and the key itself, which is nowhere else."""
+        """Create a key. Returns its record and the key itself, which is not stored and cannot be shown again.
+
+        Args:
+            owner: id of the key whose videos the new key shares; default: the new key's own id.
+        """
         key_id = f"key_{secrets.token_hex(8)}"
-        made = ApiKey(
+        record = ApiKey(
             id=key_id,
             owner=owner or key_id,
             name=name,
@@ -75,37 +79,37 @@ class KeyStore:
             max_waiting=max_waiting,
         )
         secret = f"ivmix_{secrets.token_urlsafe(32)}"
-        self._redis.hset(KEYS, _digest(secret), made.model_dump_json())
-        return made, secret
+        self._redis.hset(KEYS, _digest(secret), record.model_dump_json())
+        return record, secret
 
-    def remembered(self, secret: str) -> ApiKey | None:
-        """What was found lately, without asking Redis."""
-        until, key = self._remembered.get(_digest(secret), (0.0, None))
+    def find_cached(self, secret: str) -> ApiKey | None:
+        """Return a key that `find` returned within the last CACHE_S seconds, without a call to Redis."""
+        until, key = self._cache.get(_digest(secret), (0.0, None))
         return key if time.monotonic() < until else None
 
     def find(self, secret: str) -> ApiKey | None:
-        """None for an unknown or revoked key."""
+        """Look up a key and record its use. None if it is unknown or revoked."""
         digest = _digest(secret)
         found = self._redis.hget(KEYS, digest)
         key = ApiKey.model_validate_json(found) if found else None
         with self._lock:
-            self._remembered.pop(digest, None)
+            self._cache.pop(digest, None)
             if key is None or key.revoked_at is not None:
                 return None
-            while len(self._remembered) >= REMEMBERED:
-                self._remembered.pop(next(iter(self._remembered)))
-            self._remembered[digest] = (time.monotonic() + REMEMBERED_S, key)
+            while len(self._cache) >= CACHE_SIZE:
+                self._cache.pop(next(iter(self._cache)))
+            self._cache[digest] = (time.monotonic() + CACHE_S, key)
         self._redis.hset(LAST_USED, key.id, int(time.time()))
         return key
 
     def list(self) -> list[tuple[ApiKey, float | None]]:
-        """All keys, oldest first, and when each was last used."""
+        """Return all keys, oldest first, each with the unix time of its last use."""
         records, used = self._redis.hgetall(KEYS), self._redis.hgetall(LAST_USED)
         keys = sorted(map(ApiKey.model_validate_json, records.values()), key=lambda key: key.created_at)
         return [(key, float(used[key.id.encode()]) if key.id.encode() in used else None) for key in keys]
 
     def revoke(self, key_id: str) -> ApiKey | None:
-        """None if there is no such key; revoking twice is fine."""
+        """Revoke a key; None if there is no such key. Revoking it again keeps the first time."""
         for digest, record in self._redis.hgetall(KEYS).items():
             key = ApiKey.model_validate_json(record)
             if key.id == key_id:

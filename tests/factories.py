@@ -6,8 +6,9 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from service.jobs.model import Generation, Job, Output, Phase, VideoRequest
-from service.jobs.sampling import SamplerSettings
+from service.jobs.model import Generation, Job, Output, Phase
+from service.jobs.request import VideoRequest
+from service.jobs.sampler_settings import SamplerSettings
 from service.storage import sha256_of
 from service.webhook_dispatcher.attempt import AttemptRunner
 from service.webhook_dispatcher.fan_out import FanOut

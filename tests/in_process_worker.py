@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from service.jobs.model import Job, JobState, Phase
-from service.jobs.store import Verdict
+from service.jobs.store import LeaseReply
 from service.wiring import Services
 from tests.factories import finish
 
@@ -43,7 +43,7 @@ def _run(services: Services, job: Job, stop: threading.Event, step_s: float, ste
     services.redis.lrem(f"rq:queue:gpu-{job.generation.model}", 1, job.id)  # as RQ does when it hands a job out
     for step in range(1, steps + 1):
         stop.wait(step_s)
-        if services.store.progress(job.id, "execution", step, steps, Phase.SAMPLING) is not Verdict.CONTINUE:
+        if services.store.report_progress(job.id, "execution", step, steps, Phase.SAMPLING) is not LeaseReply.CONTINUE:
             services.store.finish_cancel(job.id, "execution")
             return
     finish(services, job.id, VIDEO, scratch=scratch)

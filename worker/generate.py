@@ -15,8 +15,9 @@ from service.catalog.model_entry import invalid_parameter
 from service.catalog.registry import ModelRegistry
 from service.cli.errors import user_errors
 from service.errors import InvalidParameter
-from service.jobs.model import Generation, Phase, VideoRequest
-from service.jobs.sampling import USES
+from service.jobs.model import Generation, Phase
+from service.jobs.request import VideoRequest
+from service.jobs.sampler_settings import USES
 from service.settings import load_settings
 from worker.child import video
 from worker.child.engine import Clip, Engine

@@ -59,7 +59,7 @@ def create_app(services: Services) -> FastAPI:
     app.state.rate_limiter = RateLimiter(services.redis)
     app.state.open_requests = OpenRequests(settings.max_held)
     app.state.metrics = Metrics(services)
-    app.state.polls = PollBatcher(services.store.show_many)
+    app.state.polls = PollBatcher(services.store.get_many_with_positions)
     modules = (videos, event_stream, download_video, create_video_sync, models, queue, webhooks)
     for router in (create_video.router, videos.polls, *(module.router for module in modules)):
         if settings.auth == "off":

@@ -59,7 +59,7 @@ async def get_principal(request: Request) -> Principal:
     scheme, _, secret = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not (secret := secret.strip()):
         raise NotAuthenticated("Send an API key in the header 'Authorization: Bearer ...'.")
-    key = services.keys.remembered(secret) or await run_in_threadpool(services.keys.find, secret)
+    key = services.keys.find_cached(secret) or await run_in_threadpool(services.keys.find, secret)
     if key is None:
         raise NotAuthenticated("This API key is unknown or revoked.")
     return _principal(key, services)

@@ -15,7 +15,8 @@ from starlette.types import Message
 
 from service.catalog.model_entry import invalid_parameter
 from service.errors import InvalidParameter
-from service.jobs.model import Generation, VideoRequest
+from service.jobs.model import Generation
+from service.jobs.request import VideoRequest
 
 Body = dict[str, Any]  # not validated yet
 

@@ -16,12 +16,12 @@ from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 from starlette.types import Receive, Scope, Send
 
-from service.jobs.store import Shown
+from service.jobs.reader import JobWithPosition
 
 BATCH_SIZE = 64  # bounds how long one script blocks Redis
 
-ReadMany = Callable[[Sequence[str]], Sequence[Shown | ValueError | None]]
-Pending = list[tuple[str, Future[Shown | None]]]
+ReadMany = Callable[[Sequence[str]], Sequence[JobWithPosition | ValueError | None]]
+Pending = list[tuple[str, Future[JobWithPosition | None]]]
 
 
 class PollBatcher:
@@ -37,10 +37,10 @@ class PollBatcher:
         # A server has one event loop; tests may run several at a time.
         self._loops: WeakKeyDictionary[AbstractEventLoop, tuple[Pending, Task[None]]] = WeakKeyDictionary()
 
-    async def read(self, video_id: str) -> Shown | None:
+    async def read(self, video_id: str) -> JobWithPosition | None:
         """Raises whatever `read_many` raised, or the ValueError it returned for this id."""
         loop = asyncio.get_running_loop()
-        future: Future[Shown | None] = loop.create_future()
+        future: Future[JobWithPosition | None] = loop.create_future()
         if loop in self._loops:
             self._loops[loop][0].append((video_id, future))
         else:
@@ -58,7 +58,7 @@ class PollBatcher:
             del self._loops[loop]
 
     async def _read_batch(self, batch: Pending) -> None:
-        results: Sequence[Shown | Exception | None]
+        results: Sequence[JobWithPosition | Exception | None]
         try:
             results = await run_in_threadpool(self._read_many, [video_id for video_id, _ in batch])
         except Exception as e:  # every waiting request gets it

@@ -12,7 +12,7 @@ from redis import Redis
 
 from service.api.auth import Principal
 from service.errors import RateLimited
-from service.jobs.store import Limits
+from service.jobs.store import QueueLimits
 
 
 class RateLimiter:
@@ -33,5 +33,5 @@ class RateLimiter:
             raise RateLimited(message, min(60, max(1, wait_s)))
 
 
-def waiting_limits(principal: Principal, max_waiting: int) -> Limits:
-    return Limits(queue=max_waiting, owner=principal.max_waiting or max_waiting)
+def waiting_limits(principal: Principal, max_waiting: int) -> QueueLimits:
+    return QueueLimits(per_queue=max_waiting, per_owner=principal.max_waiting or max_waiting)

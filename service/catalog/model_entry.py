@@ -15,8 +15,10 @@ from service.base import FrozenModel
 from service.catalog.families import LORA, OPTIONAL_COMPONENTS, REQUIRED_COMPONENTS, Family
 from service.catalog.weight_files import Component
 from service.errors import InvalidParameter
-from service.jobs.model import Generation, VideoRequest
-from service.jobs.sampling import USES, SamplerSettings, Spacing
+from service.jobs.model import Generation
+from service.jobs.request import VideoRequest
+from service.jobs.sampler_settings import USES, SamplerSettings
+from service.jobs.timestep_spacing import Spacing
 
 log = logging.getLogger("ivmix.models")
 

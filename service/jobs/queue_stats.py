@@ -1,4 +1,4 @@
-"""How busy each model is: what waits, what runs, who works, how fast. Reads RQ's books and ours; changes nothing."""
+"""Queue depth, workers, throughput and estimated waiting time of each model. Only reads."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rq.registry import StartedJobRegistry
 
 from service.jobs.model import Job
 from service.jobs.rq_queues import generate_queue
-from service.jobs.store import JobStore
+from service.jobs.store import KEPT_DURATIONS, JobStore
 
 HOUR_S = 3600.0
 
@@ -21,71 +21,75 @@ HOUR_S = 3600.0
 @dataclass(frozen=True)
 class WorkerStats:
     name: str
-    state: str  # RQ's word: starting, idle, busy, suspended
-    last_seen: float | None  # unix seconds
-    job: Job | None  # what it works on
+    state: str  # RQ's: starting, idle, busy, suspended
+    last_seen: float | None  # last heartbeat, unix seconds
+    job: Job | None  # the job it is running
 
 
 @dataclass(frozen=True)
 class QueueStats:
-    """`seconds_per_video` is the mean of the last ones; the wait is that of a video asked for now. None: not known."""
+    """State of one model's queue."""
 
     model: str
     queued: int
     running: int
     workers: tuple[WorkerStats, ...]
     videos_per_hour: float
-    seconds_per_video: float | None
+    seconds_per_video: float | None  # mean of the last videos; None if there are none
 
     @property
     def estimated_wait_s(self) -> float | None:
+        """Seconds until a video that is requested now would start; None without workers or completed videos."""
         if not self.workers or self.seconds_per_video is None:
             return None
-        ahead = self.queued + sum(1 - worker.job.progress / 100 for worker in self.workers if worker.job)
-        free = any(worker.job is None for worker in self.workers)
-        return 0.0 if free and not self.queued else ahead * self.seconds_per_video / len(self.workers)
+        videos_ahead = self.queued + sum(1 - worker.job.progress / 100 for worker in self.workers if worker.job)
+        has_idle_worker = any(worker.job is None for worker in self.workers)
+        if has_idle_worker and not self.queued:
+            return 0.0
+        return videos_ahead * self.seconds_per_video / len(self.workers)
 
 
 def queue_stats(redis: Redis, store: JobStore, model: str) -> QueueStats:
+    """Collect the state of one model's queue."""
     queue = generate_queue(redis, model)
-    finished = store.finished_lately(model)
+    durations = store.recent_durations(model)
     return QueueStats(
         model=model,
         queued=queue.count,
         running=_running(queue),
         workers=_workers(redis, store, queue),
-        videos_per_hour=round(_per_hour([at for at, _ in finished], time.time()), 2),
-        seconds_per_video=sum(seconds for _, seconds in finished) / len(finished) if finished else None,
+        videos_per_hour=round(_per_hour([completed_at for completed_at, _ in durations], time.time()), 2),
+        seconds_per_video=sum(seconds for _, seconds in durations) / len(durations) if durations else None,
     )
 
 
 def _running(queue: Queue) -> int:
     redis: Any = queue.connection
-    # The registry's own count would clean up first, which is not for a reader to do.
+    # The registry's own count would remove expired executions first, and reading should not write.
     return redis.zcard(StartedJobRegistry(queue=queue).key)
 
 
 def _workers(redis: Redis, store: JobStore, queue: Queue) -> tuple[WorkerStats, ...]:
-    kind: Any = Worker  # rq is typed in part
-    found: list[Any] = kind.all(connection=redis, queue=queue, serializer="json")
+    worker_class: Any = Worker  # rq is only partly typed
+    workers: list[Any] = worker_class.all(connection=redis, queue=queue, serializer="json")
     return tuple(
         WorkerStats(
             name=worker.name,
             state=str(worker.get_state()),
-            last_seen=_seconds(worker.last_heartbeat),
+            last_seen=_unix_seconds(worker.last_heartbeat),
             job=store.get(job_id) if (job_id := worker.get_current_job_id()) else None,
         )
-        for worker in sorted(found, key=lambda worker: worker.name)
+        for worker in sorted(workers, key=lambda worker: worker.name)
     )
 
 
-def _per_hour(finished: list[float], now: float) -> float:
-    """Of the last hour; of a shorter time if more were finished than the store remembers."""
-    lately = [at for at in finished if now - at < HOUR_S]
-    if len(lately) < len(finished) or len(lately) < JobStore.REMEMBERED:
-        return float(len(lately))
-    return len(lately) * HOUR_S / max(1.0, now - min(lately))
+def _per_hour(completions: list[float], now: float) -> float:
+    """Count the completions of the last hour; extrapolate if more happened than the store keeps."""
+    recent = [completed_at for completed_at in completions if now - completed_at < HOUR_S]
+    if len(recent) < len(completions) or len(recent) < KEPT_DURATIONS:
+        return float(len(recent))
+    return len(recent) * HOUR_S / max(1.0, now - min(recent))
 
 
-def _seconds(at: datetime | None) -> float | None:
+def _unix_seconds(at: datetime | None) -> float | None:
     return None if at is None else (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()

@@ -1,4 +1,4 @@
-"""The names RQ knows our work by, and the only place that sends it. Work travels as a dotted name and a job id."""
+"""RQ queues and entries. RQ only carries a function name and a job id to a worker; all state is in the job record."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from rq.timeouts import BaseDeathPenalty
 
 GENERATE = "worker.tasks.generate"
 
-DELIVERED_TTL_S = 600  # RQ's own record of a job, kept after its end for somebody looking; ours is the truth
+RQ_RECORD_TTL_S = 600  # how long RQ's record of an ended job is kept, for inspection only
 
 
 class TrustedJob(Job):
-    """Whoever can write to Redis could name any function and any callback; only ours are run."""
+    """Runs only our function, and no callbacks, because anyone who can write to Redis can name others."""
 
     @property
     def func(self) -> Any:
         if self.func_name != GENERATE:
-            raise PermissionError(f"{self.id}: {self.func_name} is not a function we run")
+            raise PermissionError(f"{self.id}: function {self.func_name} is not allowed, only {GENERATE}")
         return super().func
 
     @property
@@ -38,20 +38,25 @@ class TrustedJob(Job):
 
 
 class NoTimeout(BaseDeathPenalty):
-    """Our work watches the clock itself; an exception out of SIGALRM could hit any line."""
+    """Disables RQ's timeout, which raises from SIGALRM at any line; the job monitor enforces ours."""
 
     def setup_death_penalty(self) -> None: ...
     def cancel_death_penalty(self) -> None: ...
 
 
 def generate_queue_name(model: str) -> str:
-    """One queue per model, one queue per worker: RQ loses jobs that a multi-queue worker takes and drops (BLPOP)."""
+    """One queue per model and one queue per worker: with several, RQ uses BLPOP and loses jobs when a worker dies."""
     return f"gpu-{model}"
 
 
+def queue_key(model: str) -> str:
+    """Return the key of the Redis list of a model's queued job ids."""
+    return f"{Queue.redis_queue_namespace_prefix}{generate_queue_name(model)}"
+
+
 def all_queues(redis: Redis) -> list[Queue]:
-    """Every queue that was ever sent to."""
-    return Queue.all(redis, serializer="json")  # pyright: ignore[reportUnknownMemberType]  # rq is typed in part
+    """Return every queue that has ever been used."""
+    return Queue.all(redis, serializer="json")  # pyright: ignore[reportUnknownMemberType]  # rq is only partly typed
 
 
 def is_generate_queue(name: str) -> bool:
@@ -59,33 +64,28 @@ def is_generate_queue(name: str) -> bool:
 
 
 def generate_queue(redis: Redis, model: str, *, job_timeout_s: int = 1800) -> Queue:
-    """JSON, because with RQ's default (pickle) whoever can write to Redis runs code in the worker."""
+    """Return a model's queue. Entries are JSON: pickle, RQ's default, can run code when it is loaded."""
     if job_timeout_s <= 0:
-        raise ValueError(f"job_timeout_s={job_timeout_s}: a job without an end would hold a GPU for ever")
+        raise ValueError(f"job_timeout_s={job_timeout_s} must be positive, or a job could hold a GPU for ever")
     return Queue(generate_queue_name(model), connection=redis, serializer="json", default_timeout=job_timeout_s)
 
 
 def send_generate(queue: Queue, job_id: str, *, pipeline: Pipeline | None = None, at_front: bool = False) -> None:
-    """With a pipeline, part of its transaction. No RQ retry: whether a job runs again is decided by our record."""
+    """Enqueue a job, with a pipeline as part of its transaction. RQ never retries; the job record decides that."""
     queue.enqueue_call(  # pyright: ignore[reportUnknownMemberType]  # rq leaves list and dict items untyped
         GENERATE,
         args=(job_id,),
         job_id=job_id,
-        result_ttl=DELIVERED_TTL_S,
-        failure_ttl=DELIVERED_TTL_S,
+        result_ttl=RQ_RECORD_TTL_S,
+        failure_ttl=RQ_RECORD_TTL_S,
         at_front=at_front,
         pipeline=pipeline,
     )
 
 
 def recorded_generate(queue: Queue, job_id: str, *, at_front: bool = False) -> list[tuple[Any, ...]]:
-    """The Redis commands by which RQ would send the job, for a script that runs them after it has looked around."""
-    connection: Any = queue.connection  # redis-py leaves its pipelines untyped in part
+    """Return the Redis commands of `send_generate` without running them, for a script that does."""
+    connection: Any = queue.connection  # redis-py's pipelines are only partly typed
     recorder = connection.pipeline()
     send_generate(queue, job_id, pipeline=recorder, at_front=at_front)
     return [arguments for arguments, _options in recorder.command_stack]
-
-
-def queue_key(model: str) -> str:
-    """The Redis list of the ids that wait for this model."""
-    return f"{Queue.redis_queue_namespace_prefix}{generate_queue_name(model)}"

@@ -1,4 +1,4 @@
-"""Run the maintenance until SIGTERM: python -m service.maintenance, configured by IVMIX_... variables."""
+"""The maintenance process: `python -m service.maintenance`, configured by IVMIX_ variables; SIGTERM stops it."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from types import FrameType
 
 from service.errors import ServiceError
 from service.log_config import configure_logging
-from service.maintenance.leader import Duty, Maintenance
+from service.maintenance.leader import MaintenanceLeader, PeriodicTask
 from service.maintenance.lost_job_reaper import LostJobReaper
 from service.maintenance.retention import Retention
-from service.maintenance.rq_housekeeping import RqHousekeeping
+from service.maintenance.rq_housekeeping import clean_registries
 from service.process.heartbeat_file import HeartbeatFile
 from service.process.parent_watch import end_with_supervisor
 from service.settings import load_settings
 from service.wiring import Services, open_services
 
 
-def duties_of(services: Services) -> list[Duty]:
-    """All of them, the only list there is."""
+def periodic_tasks(services: Services) -> list[PeriodicTask]:
+    """Return all tasks of the maintenance."""
     settings = services.settings
     retention = Retention(
         services.redis,
@@ -33,29 +33,27 @@ def duties_of(services: Services) -> list[Duty]:
         services.redis,
         services.store,
         retention,
-        # A lost worker is noticed within lease_s + beat_s. At least two seconds: after an outage of Redis a worker
-        # comes back when its client library tries again.
+        # A lost worker is noticed within lease_s + beat_s. At least two seconds, because after an outage of Redis a
+        # worker renews its lease only with redis-py's next attempt.
         grace_s=max(settings.beat_s / 2, 2.0),
         max_attempts=settings.max_attempts,
     )
-    books = RqHousekeeping(services.redis)
     return [
-        Duty("lost jobs", settings.look_s, reaper.look),
-        Duty("ended jobs", settings.look_s * 5, retention.look),
-        Duty("uploads that were broken off", 3600.0, lambda: services.storage.clean(older_than_s=86400.0)),
-        Duty("scheduled RQ jobs", 1.0, books.enqueue_scheduled),
-        Duty("RQ's registries", 600.0, books.clean),
+        PeriodicTask("lost jobs", settings.look_s, reaper.run_once),
+        PeriodicTask("ended jobs", settings.look_s * 5, retention.run_once),
+        PeriodicTask("incomplete uploads", 3600.0, lambda: services.storage.clean(older_than_s=86400.0)),
+        PeriodicTask("RQ registries", 600.0, lambda: clean_registries(services.redis)),
     ]
 
 
 def main() -> int:
     stopping = threading.Event()
 
-    def ask_to_stop(_number: int, _frame: FrameType | None) -> None:
+    def request_stop(_number: int, _frame: FrameType | None) -> None:
         stopping.set()
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, ask_to_stop)
+        signal.signal(number, request_stop)
     end_with_supervisor()
     try:
         settings = load_settings()
@@ -64,7 +62,7 @@ def main() -> int:
         heartbeat_file = HeartbeatFile(settings.pulse_file)
     except ServiceError as e:
         sys.exit(f"ivmix: {e}")
-    Maintenance(services.redis, duties_of(services), heartbeat_file).run(stopping)
+    MaintenanceLeader(services.redis, periodic_tasks(services), heartbeat_file).run(stopping)
     services.close()
     return 0
 

@@ -1,8 +1,4 @@
-"""`ivmix maintenance`: what has to be done by somebody, once: lost jobs brought back, ended ones looked after.
-
-Any number of these processes may run; one leads, and another takes over within seconds. Every duty has its own thread,
-so that a storage that hangs does not keep lost jobs waiting, and is safe to run twice at a time.
-"""
+"""Runs periodic tasks in exactly one of any number of maintenance processes, elected by a lock in Redis."""
 
 from __future__ import annotations
 
@@ -21,77 +17,84 @@ from service.process.heartbeat_file import HeartbeatFile
 log = logging.getLogger("ivmix.maintenance")
 
 LEADER = "ivm:maintenance"
-LEADS_S = 15.0  # how long a leader that was killed stands in the way of the next
+LOCK_TTL_S = 15.0  # how long a killed leader blocks the next one
 RENEW_S = 5.0
 NO_HEARTBEAT_FILE = HeartbeatFile()
 
 
 @dataclass(frozen=True)
-class Duty:
+class PeriodicTask:
+    """`run` is called every `interval_s` seconds, and must tolerate two concurrent calls while the leader changes."""
+
     name: str
-    every_s: float
-    do: Callable[[], object]
+    interval_s: float
+    run: Callable[[], object]
 
 
-class Maintenance:
+class MaintenanceLeader:
+    """Runs the tasks while this process is the leader.
+
+    Each task has its own thread, so that a storage that hangs does not delay the requeuing of lost jobs.
+    """
+
     def __init__(
         self,
         redis: Redis,
-        duties: Sequence[Duty],
+        tasks: Sequence[PeriodicTask],
         heartbeat_file: HeartbeatFile = NO_HEARTBEAT_FILE,
         *,
-        leads_s: float = LEADS_S,
+        lock_ttl_s: float = LOCK_TTL_S,
         renew_s: float = RENEW_S,
     ) -> None:
-        self._redis, self._duties, self._heartbeat_file = redis, duties, heartbeat_file
-        self._leads_s, self._renew_s = leads_s, renew_s
+        self._redis, self._tasks, self._heartbeat_file = redis, tasks, heartbeat_file
+        self._lock_ttl_s, self._renew_s = lock_ttl_s, renew_s
         self._is_leading = threading.Event()
 
     def run(self, stopping: threading.Event) -> None:
-        """Until `stopping`; a duty under way is finished."""
+        """Run until `stopping` is set; tasks in progress are finished."""
         threads = [
-            threading.Thread(target=self._attend, args=(duty, stopping), name=duty.name) for duty in self._duties
+            threading.Thread(target=self._repeat, args=(task, stopping), name=task.name, daemon=True)
+            for task in self._tasks
         ]
         for thread in threads:
-            thread.daemon = True
             thread.start()
-        lock: Any = self._redis.lock(LEADER, timeout=self._leads_s, thread_local=False)
+        lock: Any = self._redis.lock(LEADER, timeout=self._lock_ttl_s, thread_local=False)
         while not stopping.is_set():
             self._heartbeat_file.beat()
-            self._lead(lock)
+            self._campaign(lock)
             stopping.wait(self._renew_s)
         for thread in threads:
             thread.join(self._renew_s)
         if self._is_leading.is_set():
             with suppress(LockError, RedisError):
-                lock.release()  # the next one need not wait
+                lock.release()  # another process can lead at once
 
-    def _lead(self, lock: Any) -> None:  # Any: redis-py types its lock for sync and async at once
-        led = self._is_leading.is_set()
+    def _campaign(self, lock: Any) -> None:  # Any: redis-py types its lock for sync and async at once
+        was_leading = self._is_leading.is_set()
         try:
-            leads = _renews(lock) or bool(lock.acquire(blocking=False))
+            is_leading = _renew(lock) or bool(lock.acquire(blocking=False))
         except RedisError as e:
-            log.warning("not leading: %s", type(e).__name__)
-            leads = False
-        if leads != led:
-            log.info("leading" if leads else "not leading any more")
-        (self._is_leading.set if leads else self._is_leading.clear)()
+            log.warning("cannot lead, Redis is unreachable: %s", type(e).__name__)
+            is_leading = False
+        if is_leading != was_leading:
+            log.info("leading" if is_leading else "no longer leading")
+        (self._is_leading.set if is_leading else self._is_leading.clear)()
 
-    def _attend(self, duty: Duty, stopping: threading.Event) -> None:
-        while not stopping.wait(duty.every_s):
+    def _repeat(self, task: PeriodicTask, stopping: threading.Event) -> None:
+        while not stopping.wait(task.interval_s):
             if not self._is_leading.is_set():
                 continue
             try:
-                duty.do()
+                task.run()
             except RedisError as e:
-                log.error("%s: Redis is away: %s", duty.name, type(e).__name__)
+                log.error("%s: Redis failed: %s", task.name, type(e).__name__)
             except Exception:
-                log.exception("%s failed; next try in %.0f s", duty.name, duty.every_s)
+                log.exception("%s failed; next attempt in %.0f s", task.name, task.interval_s)
 
 
-def _renews(lock: Any) -> bool:
-    """Whether we had it, and have it for longer now; also after an outage, before which we did."""
+def _renew(lock: Any) -> bool:
+    """Renew the lock if this process holds it, or held it before an outage and no other process has taken it."""
     try:
         return bool(lock.reacquire())
-    except LockError:  # it never was ours, or is not any more
+    except LockError:
         return False

@@ -1,8 +1,7 @@
-"""Finds accepted jobs that nobody has any more, and brings them back: running ones without a lease, waiting ones that
-are not in their queue. Reads the record and the queues; knows nothing of workers.
+"""Requeues lost jobs: running ones without a lease, and queued ones that are in no queue.
 
-What is seen missing once may be on its way; it has to stay missing for a while. So an outage of Redis costs no job that
-its worker still has: workers renew their leases as soon as Redis is back.
+A job must stay lost for a grace period before it is requeued. So an outage of Redis costs no job whose worker is alive,
+because workers renew their leases as soon as Redis is back.
 """
 
 from __future__ import annotations
@@ -10,41 +9,26 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from redis import Redis
 from redis.exceptions import RedisError
 
-from service.jobs.model import Job, JobError, JobState
-from service.jobs.rq_queues import all_queues, generate_queue, is_generate_queue, recorded_generate
-from service.jobs.store import ACTIVE, JobStore, job_key, lease_key
+from service.jobs.job_errors import RECORD_DAMAGED, WORKER_LOST
+from service.jobs.keys import ACTIVE, job_key, lease_key
+from service.jobs.model import JobState
+from service.jobs.rq_queues import all_queues, is_generate_queue
+from service.jobs.store import JobStore
 from service.maintenance.retention import Retention
+from service.redis_scripts import UntypedRedis
 
 log = logging.getLogger("ivmix.maintenance")
 
-LOST = JobError(code="worker_lost", message="The worker process died several times on this job.")
-DAMAGED = JobError(code="internal_error", message="The record of this job is damaged; the server's log says how.")
-
-# KEYS: record, queue, its list of jobs between taking and starting. ARGV: queued, id, then RQ's commands, each with its
-# length in front. A job that a killed worker had taken is in the third list for ever.
-_SEND_AGAIN = """
-if redis.call('HGET', KEYS[1], 'state') ~= ARGV[1] then return 0 end
-if redis.call('LPOS', KEYS[2], ARGV[2]) then return 0 end
-redis.call('LREM', KEYS[3], 0, ARGV[2])
-local i = 3
-while i <= #ARGV do
-  local length = tonumber(ARGV[i])
-  redis.call(unpack(ARGV, i + 1, i + length))
-  i = i + length + 1
-end
-return 1
-"""
-
 
 class OrphanedJob(NamedTuple):
-    """A job that nobody has, as it was seen; what has moved since is another one."""
+    """A job without a worker, as it was seen. Once its state or execution changes, it is a different orphan."""
 
     job_id: str
     state: JobState
@@ -52,6 +36,15 @@ class OrphanedJob(NamedTuple):
 
 
 class LostJobReaper:
+    """Finds orphaned jobs; several instances may run at the same time.
+
+    Args:
+        retention: takes over the ended jobs that the reaper finds.
+        grace_s: seconds for which a job must be orphaned before it is requeued.
+        max_attempts: executions after which a lost job fails instead.
+        clock: monotonic seconds.
+    """
+
     def __init__(
         self,
         redis: Redis,
@@ -62,102 +55,92 @@ class LostJobReaper:
         max_attempts: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._redis: Any = redis  # redis-py's types name every reply a command could have in any mode
+        self._redis: UntypedRedis = redis
         self._store, self._retention = store, retention
         self._grace_s, self._max_attempts, self._clock = grace_s, max_attempts, clock
-        self._since: dict[OrphanedJob, float] = {}
-        self._send_again_script = self._redis.register_script(_SEND_AGAIN)
+        self._orphaned_since: dict[OrphanedJob, float] = {}
 
-    def look(self) -> None:
-        """Bring back what has been missing for `grace_s`. Safe to run twice at a time."""
+    def run_once(self) -> None:
+        """Requeue the jobs that have been orphaned for `grace_s`."""
         try:
-            strays = self._strays()
             now = self._clock()
-            self._since = {stray: self._since.get(stray, now) for stray in strays}
-            for stray in [stray for stray, since in self._since.items() if now - since >= self._grace_s]:
-                self._bring_back(stray)
+            self._orphaned_since = {orphan: self._orphaned_since.get(orphan, now) for orphan in self._find_orphans()}
+            for orphan in [orphan for orphan, since in self._orphaned_since.items() if now - since >= self._grace_s]:
+                self._recover(orphan)
         except RedisError:
-            # Workers saw the outage too, and need time to say that they are there; also after one in which Redis could
-            # be read and not written (full).
-            self._since.clear()
+            # Workers could not renew their leases either and get the whole grace period again. This also holds if
+            # Redis could be read but not written (out of memory).
+            self._orphaned_since.clear()
             raise
 
-    def _strays(self) -> list[OrphanedJob]:
-        waiting = self._waiting()
+    def _find_orphans(self) -> list[OrphanedJob]:
+        """Check all active jobs; hand ended ones to retention and fail overdue ones on the way."""
+        queued_ids = self._queued_ids()
         ids = [member.decode() for member in self._redis.smembers(ACTIVE)]
         with self._redis.pipeline(transaction=False) as pipe:
             for job_id in ids:
                 pipe.hmget(job_key(job_id), "state", "execution_id", "start_by")
                 pipe.exists(lease_key(job_id))
-            answers = pipe.execute()
-        strays: list[OrphanedJob] = []
-        for job_id, (state, execution_id, start_by), is_held in zip(ids, answers[::2], answers[1::2], strict=True):
-            stray = OrphanedJob(job_id, _state(state), _name(execution_id))
-            if state is None or stray.state.is_terminal:
-                self._retention.begin(job_id)
-            elif stray.state is JobState.QUEUED and _is_past(start_by):
-                self._give_up(job_id)
-            elif not (is_held if stray.state is JobState.RUNNING else job_id in waiting):
-                strays.append(stray)
-        return strays
+            replies = pipe.execute()
+        orphans: list[OrphanedJob] = []
+        for job_id, (state, execution_id, start_by), has_lease in zip(ids, replies[::2], replies[1::2], strict=True):
+            job = OrphanedJob(job_id, _decode_state(state), _decode_execution_id(execution_id))
+            if state is None or job.state.is_terminal:
+                self._retention.take_over(job_id)
+            elif job.state is JobState.QUEUED and _is_past(start_by):
+                self._fail_overdue(job_id)
+            elif not (has_lease if job.state is JobState.RUNNING else job_id in queued_ids):
+                orphans.append(job)
+        return orphans
 
-    def _waiting(self) -> set[str]:
-        """The ids in all queues."""
+    def _queued_ids(self) -> set[str]:
         queues = [queue for queue in all_queues(self._redis) if is_generate_queue(queue.name)]
         return {job_id for queue in queues for job_id in queue.job_ids}
 
-    def _give_up(self, job_id: str) -> None:
-        """A job that waited longer than its client wanted to, whether or not anybody asks for it."""
-        with suppress(ValueError):  # a record that cannot be read is seen again, as a stray
+    def _fail_overdue(self, job_id: str) -> None:
+        with suppress(ValueError):  # a damaged record becomes an orphan in a later run
             job = self._store.get(job_id)
-            if job is not None and self._store.give_up_overdue(job):
-                log.warning("%s failed: no worker was free in time", job_id)
+            if job is not None and self._store.fail_if_overdue(job):
+                log.warning("%s failed: no worker was free within start_timeout_s", job_id)
 
-    def _bring_back(self, stray: OrphanedJob) -> None:
+    def _recover(self, orphan: OrphanedJob) -> None:
         try:
-            job = self._store.get(stray.job_id)
+            job = self._store.get(orphan.job_id)
         except ValueError:
-            log.exception("the record of %s cannot be read", stray.job_id)
-            if not self._store.fail(stray.job_id, None, DAMAGED):
-                self._redis.srem(ACTIVE, stray.job_id)  # there is no way on from the state it says
+            log.exception("the record of %s is damaged", orphan.job_id)
+            if not self._store.fail(orphan.job_id, None, RECORD_DAMAGED):
+                self._redis.srem(ACTIVE, orphan.job_id)  # no transition is possible from its damaged state
             return
-        if job is None or (job.state, job.execution_id) != stray[1:]:
+        if job is None or (job.state, job.execution_id) != (orphan.state, orphan.execution_id):
             return
-        if stray.execution_id is None:
-            if self._send_again(job):
+        if orphan.execution_id is None:
+            if self._store.send_again(job):
                 log.warning("%s was in no queue; sent again", job.id)
         elif job.attempt >= self._max_attempts and not job.cancel_requested:
-            if self._store.fail(job.id, stray.execution_id, LOST):
-                log.error("%s failed: its worker was lost, attempt %d", job.id, job.attempt)
-        elif self._store.requeue(job, stray.execution_id, unless_held=True):
-            log.warning("%s goes back to the queue: its worker was lost, attempt %d", job.id, job.attempt)
-
-    def _send_again(self, job: Job) -> bool:
-        queue = generate_queue(self._redis, job.generation.model)
-        keys = [job_key(job.id), queue.key, queue.intermediate_queue_key]
-        commands: Iterable[tuple[Any, ...]] = recorded_generate(queue, job.id, at_front=True)
-        sent = [part for command in commands for part in (len(command), *command)]
-        return bool(self._send_again_script(keys, [json.dumps(JobState.QUEUED), job.id, *sent]))
+            if self._store.fail(job.id, orphan.execution_id, WORKER_LOST):
+                log.error("%s failed: worker lost in attempt %d, the last one", job.id, job.attempt)
+        elif self._store.requeue(job, orphan.execution_id, unless_leased=True):
+            log.warning("%s requeued: worker lost in attempt %d", job.id, job.attempt)
 
 
 def _is_past(start_by: bytes | None) -> bool:
     try:
         return time.time() > json.loads(start_by or b"null")
-    except (ValueError, TypeError):  # none was said
+    except (ValueError, TypeError):  # no start_timeout_s was given
         return False
 
 
-def _name(value: bytes | None) -> str | None:
-    """Of an execution; what cannot be read is one that nobody has."""
+def _decode_execution_id(value: bytes | None) -> str | None:
+    """Return the id; a damaged value becomes an id that no execution has."""
     try:
-        name = json.loads(value or b"null")
+        execution_id = json.loads(value or b"null")
     except ValueError:
-        name = value
-    return name if name is None or isinstance(name, str) else repr(name)
+        execution_id = value
+    return execution_id if execution_id is None or isinstance(execution_id, str) else repr(execution_id)
 
 
-def _state(value: bytes | None) -> JobState:
-    """What cannot be read is taken for waiting, so that it is looked at more closely."""
+def _decode_state(value: bytes | None) -> JobState:
+    """Return the state; a damaged value counts as queued, so that the job is checked more closely."""
     try:
         return JobState(json.loads(value or b""))
     except ValueError:

@@ -1,6 +1,6 @@
-"""`ivmix recover`: rebuild the records of finished videos from what lies in the storage, when Redis was lost.
+"""`ivmix recover`: rebuilds the records of completed videos from their manifests in the storage, after Redis was lost.
 
-Changes no record that is there and no file; so it can be said again, and while the service runs.
+It changes no existing record and no file, so it can be repeated, also while the service runs.
 """
 
 from __future__ import annotations
@@ -18,38 +18,40 @@ from service.storage.manifest import is_manifest_key, manifests
 
 class Finding(StrEnum):
     REBUILT = "rebuilt"
-    KNOWN = "known"  # there is a record, whatever it says
-    INCOMPLETE = "incomplete"  # some of its files are missing or changed, or the manifest cannot be read
+    KNOWN = "known"  # there is a record, in whatever state
+    INCOMPLETE = "incomplete"  # files are missing or changed, or the manifest is damaged
 
 
 @dataclass(frozen=True)
 class Recovery:
+    """Rebuilds records; `retention_s` is the lifetime of a video in seconds after its completion."""
+
     store: JobStore
     storage: VideoStorage
     retention_s: float
-    is_rehearsal: bool = False  # look, but write nothing
+    dry_run: bool = False  # report findings, but write nothing
 
     def run(self) -> Iterator[tuple[str, Finding]]:
-        """One video after the other, in the order of their ids, dealt with before it is told. Raises StorageError."""
-        for job_id in self._finished():
-            yield job_id, self._look_at(job_id)
+        """Handle one video after the other, in the order of their ids, and yield each finding. Raises StorageError."""
+        for job_id in self._job_ids():
+            yield job_id, self._rebuild(job_id)
 
-    def _finished(self) -> Iterator[str]:
-        """Ids of the jobs of which some execution stored a manifest."""
+    def _job_ids(self) -> Iterator[str]:
+        """Yield the ids of all jobs with a manifest, which every execution stores last."""
         keys = (stored.key for stored in self.storage.list(object_keys.VIDEOS) if is_manifest_key(stored.key))
         for job_id, _ in groupby(keys, key=lambda key: key.split("/")[1]):
             yield job_id
 
-    def _look_at(self, job_id: str) -> Finding:
+    def _rebuild(self, job_id: str) -> Finding:
         if self.store.exists(job_id):
             return Finding.KNOWN
-        complete = (found for found in manifests(self.storage, job_id) if found.is_complete(self.storage))
+        complete = (manifest for manifest in manifests(self.storage, job_id) if manifest.is_complete(self.storage))
         manifest = next(complete, None)
         if manifest is None:
             return Finding.INCOMPLETE
-        if self.is_rehearsal or self.store.restore(self._record(manifest.job)):
+        if self.dry_run or self.store.restore(self._record(manifest.job)):
             return Finding.REBUILT
-        return Finding.KNOWN  # somebody else was quicker
+        return Finding.KNOWN  # another process restored it first
 
     def _record(self, job: Job) -> Job:
         return job.model_copy(update={"expires_at": (job.completed_at or job.created_at) + self.retention_s})

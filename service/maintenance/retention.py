@@ -1,8 +1,8 @@
-"""What happens to an ended job: its leftovers go at once, its record and its files go together when it expires.
+"""Cleans up after ended jobs: leftover files at once, record and files together when the job expires.
 
-The record goes first: a record without its file would promise a video that is gone, a file without its record is
-found again, because the job stays in the list of ended ones until everything of it is gone. Nothing here scans the
-storage, so videos whose records Redis lost stay where they are.
+The record is deleted first, because a record without its file would promise a video that is gone. The job stays in the
+list of ended jobs until all its files are deleted. Nothing here scans the storage, so videos whose records Redis lost
+stay available to `ivmix recover`.
 """
 
 from __future__ import annotations
@@ -12,24 +12,33 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import PurePosixPath
-from typing import Any
 
 from redis import Redis
 
 from service.errors import StorageError
+from service.jobs.keys import ACTIVE
 from service.jobs.model import Job
-from service.jobs.store import ACTIVE, JobStore
+from service.jobs.store import JobStore
+from service.redis_scripts import UntypedRedis
 from service.storage import VideoStorage
 from service.storage.manifest import delete_files
 
 log = logging.getLogger("ivmix.maintenance")
 
-ENDED = "ivm:ended"  # ids of ended jobs by the time they are to be looked after next
+ENDED = "ivm:ended"  # sorted set: ids of ended jobs, scored by the unix time of their next clean-up
 BATCH = 100
-AGAIN_S = 60.0  # after the storage failed
+RETRY_S = 60.0  # after a storage error
 
 
 class Retention:
+    """Cleans up ended jobs; several instances may run at the same time.
+
+    Args:
+        retention_s: lifetime of jobs whose record has no expiry time, in seconds after their end.
+        tidy_after_s: delay of the first clean-up, in which workers notice that their job has ended.
+        now: unix time.
+    """
+
     def __init__(
         self,
         redis: Redis,
@@ -40,35 +49,35 @@ class Retention:
         tidy_after_s: float,
         now: Callable[[], float] = time.time,
     ) -> None:
-        self._redis: Any = redis  # redis-py's types name every reply a command could have in any mode
+        self._redis: UntypedRedis = redis
         self._store, self._storage = store, storage
         self._retention_s, self._tidy_after_s, self._now = retention_s, tidy_after_s, now
 
-    def begin(self, job_id: str) -> None:
-        """Take over a job that has ended; its workers get a while to notice."""
+    def take_over(self, job_id: str) -> None:
+        """Move an ended job from the active jobs to the ended ones."""
         with self._redis.pipeline(transaction=True) as pipe:
             pipe.zadd(ENDED, {job_id: self._now() + self._tidy_after_s}, nx=True)
             pipe.srem(ACTIVE, job_id)
             pipe.execute()
 
-    def look(self) -> None:
-        """Look after every job whose time has come. Safe to run twice at a time."""
+    def run_once(self) -> None:
+        """Clean up every job that is due."""
         while due := self._redis.zrange(ENDED, "-inf", self._now(), byscore=True, offset=0, num=BATCH):
             for member in due:
                 try:
-                    self._look_after(member.decode())
+                    self._clean_up(member.decode())
                 except StorageError as e:
-                    log.error("%s: leftovers stay for now: %s", member.decode(), e)
-                    self._redis.zadd(ENDED, {member: self._now() + AGAIN_S}, xx=True)
+                    log.error("%s: deleting files failed, next attempt in %.0f s: %s", member.decode(), RETRY_S, e)
+                    self._redis.zadd(ENDED, {member: self._now() + RETRY_S}, xx=True)
 
-    def _look_after(self, job_id: str) -> None:
+    def _clean_up(self, job_id: str) -> None:
         job = self._read(job_id)
         expires_at = 0.0 if job is None else self._expires_at(job)
         if expires_at > self._now():
             delete_files(self._storage, job_id, keep=_winner(job))
             self._redis.zadd(ENDED, {job_id: expires_at}, xx=True)
             return
-        with suppress(ValueError):  # of a record that cannot be read: it is gone all the same
+        with suppress(ValueError):  # a damaged record is deleted too, but cannot be returned
             if self._store.delete(job_id) is not None:
                 log.info("%s expired", job_id)
         delete_files(self._storage, job_id)
@@ -78,7 +87,7 @@ class Retention:
         try:
             return self._store.get(job_id)
         except ValueError:
-            log.exception("the record of %s cannot be read", job_id)
+            log.exception("the record of %s is damaged", job_id)
             return None
 
     def _expires_at(self, job: Job) -> float:
@@ -86,5 +95,5 @@ class Retention:
 
 
 def _winner(job: Job | None) -> str | None:
-    """The folder that the record points into; executions that lost wrote into others."""
+    """Return the folder of the execution that completed the job; other executions wrote into other folders."""
     return f"{PurePosixPath(job.output.key).parent}/" if job is not None and job.output is not None else None

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.jobs.model import Generation, Job, JobState, Phase, Priority
-from service.jobs.sampling import SamplerSettings
+from service.jobs.sampler_settings import SamplerSettings
 from service.settings import Settings
 from service.storage import VideoStorage
 

@@ -53,7 +53,7 @@ def shown(services: Services) -> Shown:
     worker.begin(run)
     worker.progress(run, Progress(Phase.SAMPLING, 1, 2))
     worker.finish(run, Done(make_output(), {Phase.SAMPLING: 1.0}, 1.0))
-    services.store.note_finished("demo", 1.0)
+    services.store.record_duration("demo", 1.0)
     dispatcher = DispatcherMetrics()
     dispatcher.attempt_made(Outcome(200, None, 0.1))
     dispatcher.delivery_ended(State.DELIVERED)

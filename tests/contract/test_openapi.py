@@ -13,7 +13,8 @@ from jsonschema import Draft202012Validator, FormatChecker
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from service.api.openapi.__main__ import openapi_yaml
-from service.jobs.model import EVENT_TYPES, VideoRequest
+from service.jobs.model import EVENT_TYPES
+from service.jobs.request import VideoRequest
 
 FILE = Path(__file__).parents[2] / "openapi.yaml"
 

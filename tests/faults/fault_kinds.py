@@ -21,9 +21,9 @@ from typing import Any, NamedTuple
 from redis.exceptions import RedisError
 from rq import Worker
 
+from service.jobs.keys import ACTIVE, job_key
 from service.jobs.model import Callback, Job, JobState, Phase
 from service.jobs.rq_queues import generate_queue
-from service.jobs.store import ACTIVE, job_key
 from tests.factories import make_generation
 from tests.faults.cluster import DISPATCHERS, LEASE_S, MAINTENANCES, MODULES, WORKERS, Cluster, Process
 from tests.faults.receiver import Mode

@@ -11,7 +11,7 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
-from service.jobs.store import ACTIVE, job_key
+from service.jobs.keys import ACTIVE, job_key
 from tests.faults.cluster import Cluster
 from tests.faults.history import History
 

@@ -13,8 +13,8 @@ from typing import Any
 from redis.exceptions import RedisError
 
 from service.errors import StorageError
+from service.jobs.keys import ACTIVE, INDEX
 from service.jobs.outbox import OUTBOX
-from service.jobs.store import ACTIVE, INDEX
 from service.storage import read
 from service.storage.object_keys import VIDEOS
 from service.webhooks.deliveries import DUE

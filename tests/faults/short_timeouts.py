@@ -18,8 +18,8 @@ def shorten_timeouts() -> None:
     from service.webhooks import deliveries
 
     _defaults(wiring.open_redis)(reply_timeout_s=1.5, connect_timeout_s=1.0)
-    _defaults(maintenance.Maintenance.__init__)(leads_s=3.0, renew_s=1.0)
-    retention.AGAIN_S = 3.0
+    _defaults(maintenance.MaintenanceLeader.__init__)(lock_ttl_s=3.0, renew_s=1.0)
+    retention.RETRY_S = 3.0
     deliveries.CLAIM_S = 5.0  # type: ignore[assignment]
     deliveries.GRACE_S = 2.0
 

@@ -174,7 +174,7 @@ class TestRetrieveAndList:
     def test_status_follows_the_worker(self, client: TestClient, services: Services, finished: Finish) -> None:
         made = create(client)
         services.store.start(made["id"], "execution")
-        services.store.progress(made["id"], "execution", 5, 20, "sampling")
+        services.store.report_progress(made["id"], "execution", 5, 20, "sampling")
         running = client.get(f"/v1/videos/{made['id']}").json()
         assert (running["status"], running["progress"], running["phase"]) == ("in_progress", 25, "sampling")
         assert running["queue_position"] is None
@@ -232,8 +232,8 @@ class TestRetrieveAndList:
     def test_a_rare_match_is_found_over_several_pages(
         self, client: TestClient, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("service.jobs.store.MOST_SCANNED", 2)
-        monkeypatch.setattr("service.jobs.store.SCANNED_AT_ONCE", 2)
+        monkeypatch.setattr("service.jobs.reader.MAX_SCANNED", 2)
+        monkeypatch.setattr("service.jobs.reader.SCAN_BATCH", 2)
         rare = create(client, metadata={"a": "b"})["id"]
         for _ in range(4):
             create(client)

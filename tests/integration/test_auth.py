@@ -126,7 +126,7 @@ def test_a_key_can_replace_another(client: TestClient, services: Services) -> No
 def test_a_revoked_key_is_refused_within_seconds(
     client: TestClient, services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(keys_module, "REMEMBERED_S", 0.0)
+    monkeypatch.setattr(keys_module, "CACHE_S", 0.0)
     key, secret = services.keys.create("short")
     headers = {"authorization": f"Bearer {secret}"}
     assert client.get("/v1/videos", headers=headers).status_code == 200
@@ -151,12 +151,12 @@ class TestKeyStore:
 
     def test_a_key_is_remembered_for_a_while_and_forgotten_when_revoked(self, store: KeyStore) -> None:
         key, secret = store.create("a")
-        assert store.remembered(secret) is None
+        assert store.find_cached(secret) is None
         store.find(secret)
-        assert store.remembered(secret) == key
+        assert store.find_cached(secret) == key
         store.revoke(key.id)
         assert store.find(secret) is None
-        assert store.remembered(secret) is None
+        assert store.find_cached(secret) is None
 
     def test_all_keys_are_listed_with_their_last_use(self, store: KeyStore) -> None:
         (first, secret), (second, _) = store.create("a"), store.create("b", scopes=[Scope.READ], max_waiting=3)

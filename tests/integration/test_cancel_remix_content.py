@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from service.jobs.keys import job_key
 from service.jobs.model import JobState
 from service.jobs.rq_queues import generate_queue
-from service.jobs.store import job_key
 from service.settings import Settings
 from service.wiring import Services
 from tests.factories import PROMPT
@@ -40,7 +40,7 @@ class TestCancel:
         made = create(client)
         services.store.start(made["id"], "e1")
         assert client.post(f"/v1/videos/{made['id']}/cancel").json()["status"] == "in_progress"
-        assert services.store.progress(made["id"], "e1", 1, 20, "sampling") == "cancel"
+        assert services.store.report_progress(made["id"], "e1", 1, 20, "sampling") == "cancel"
         services.store.finish_cancel(made["id"], "e1")
         assert client.get(f"/v1/videos/{made['id']}").json()["error"]["code"] == "cancelled"
 

@@ -12,7 +12,7 @@ from demo.run import PROMPT, SEED
 from demo.shapes import BACKGROUNDS, COLORS, MOTIONS, SHAPES, Scenes
 from sampler import ddim_plan
 from service.catalog.registry import ModelRegistry
-from service.jobs.model import VideoRequest
+from service.jobs.request import VideoRequest
 from worker.child.engine import Engine
 
 SCENE = Scenes(

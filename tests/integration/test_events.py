@@ -69,7 +69,7 @@ def test_from_the_queue_to_the_end(
         services.store.start(video_id, "execution")
         assert next(events)["data"]["status"] == "in_progress"
         for step in (5, 10):
-            services.store.progress(video_id, "execution", step, 20, "sampling")
+            services.store.report_progress(video_id, "execution", step, 20, "sampling")
             assert next(events)["data"]["progress"] == step * 5
         finished(video_id, b"mp4")
         last = next(events)
@@ -82,11 +82,11 @@ def test_a_client_that_reconnects_gets_the_current_state_only(
     http: httpx2.Client, services: Services, video_id: str, finished: Callable[[str, bytes], None]
 ) -> None:
     services.store.start(video_id, "execution")
-    services.store.progress(video_id, "execution", 5, 20, "sampling")
+    services.store.report_progress(video_id, "execution", 5, 20, "sampling")
     with following(http, video_id) as events:
         seen = next(events)["id"]
     with following(http, video_id, after=seen) as events:
-        threading.Timer(0.2, services.store.progress, (video_id, "execution", 6, 20, "sampling")).start()
+        threading.Timer(0.2, services.store.report_progress, (video_id, "execution", 6, 20, "sampling")).start()
         assert next(events)["data"]["step"] == 6
     finished(video_id, b"mp4")
     with following(http, video_id, after=seen) as events:

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from rq import Queue
 
+from service.jobs.keys import job_key
 from service.jobs.model import Job, JobState, Phase
 from service.jobs.rq_queues import generate_queue, send_generate
-from service.jobs.store import job_key
 from service.settings import Settings
 from service.storage import object_keys
 from service.wiring import Services, open_services

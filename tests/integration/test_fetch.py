@@ -13,7 +13,7 @@ import pytest
 from service.catalog.registry import ModelRegistry
 from service.catalog.weight_files import LOCK_FILE
 from service.errors import ConfigurationError, ModelNotFetched
-from service.jobs.model import VideoRequest
+from service.jobs.request import VideoRequest
 from tests.fake_hub import Hub, serve_hub
 from tests.processes import clean_environment, wait_for
 from tests.tiny_models import ENTRY, save_model

@@ -11,9 +11,10 @@ from redis import Redis
 from redis.exceptions import RedisError
 from rq import Queue
 
-from service.jobs.model import LEGAL, Job, JobError, JobState, Phase
+from service.jobs.keys import INDEX, job_key, lease_key
+from service.jobs.model import ALLOWED_TRANSITIONS, Job, JobError, JobState, Phase
 from service.jobs.rq_queues import generate_queue
-from service.jobs.store import INDEX, JobStore, Verdict, job_key, lease_key
+from service.jobs.store import JobStore, LeaseReply
 from service.wiring import Services
 from tests.factories import make_job, make_output
 
@@ -62,7 +63,7 @@ def test_an_unknown_job_is_none_everywhere(store: JobStore) -> None:
     assert store.cancel("video_x") is None
     assert store.delete("video_x") is None
     assert not store.fail("video_x", None, ERROR)
-    assert store.progress("video_x", "e", 1, 2, Phase.SAMPLING) is Verdict.LOST
+    assert store.report_progress("video_x", "e", 1, 2, Phase.SAMPLING) is LeaseReply.LOST
 
 
 def test_the_way_of_a_job_from_queue_to_video(store: JobStore, queue: Queue) -> None:
@@ -71,7 +72,7 @@ def test_the_way_of_a_job_from_queue_to_video(store: JobStore, queue: Queue) -> 
     assert running is not None
     assert (running.state, running.attempt, running.execution_id) == (JobState.RUNNING, 1, "e1")
     assert running.started_at is not None
-    assert store.progress(job.id, "e1", 5, 20, Phase.SAMPLING) is Verdict.CONTINUE
+    assert store.report_progress(job.id, "e1", 5, 20, Phase.SAMPLING) is LeaseReply.CONTINUE
     shown = store.get(job.id)
     assert shown is not None
     assert (shown.progress, shown.phase) == (25, Phase.SAMPLING)
@@ -116,9 +117,12 @@ def test_a_running_job_has_a_lease_that_redis_ends_by_its_own_clock(services: Se
     store.start(job.id, "e1")
     assert services.redis.get(lease_key(job.id)) == b'"e1"'
     assert 25_000 < services.redis.pttl(lease_key(job.id)) <= 30_000
-    for renew in (lambda: store.beat(job.id, "e1"), lambda: store.progress(job.id, "e1", 1, 20, Phase.SAMPLING)):
+    for renew in (
+        lambda: store.renew_lease(job.id, "e1"),
+        lambda: store.report_progress(job.id, "e1", 1, 20, Phase.SAMPLING),
+    ):
         services.redis.pexpire(lease_key(job.id), 1000)
-        assert renew() is Verdict.CONTINUE
+        assert renew() is LeaseReply.CONTINUE
         assert services.redis.pttl(lease_key(job.id)) > 25_000
 
 
@@ -130,11 +134,11 @@ def test_a_lease_that_is_lost_comes_back_with_the_next_beat_unless_somebody_has_
     running = store.start(job.id, "e1")
     assert running is not None
     services.redis.delete(lease_key(job.id))
-    assert store.beat(job.id, "e1") is Verdict.CONTINUE
-    assert not store.requeue(running, "e1", unless_held=True)
+    assert store.renew_lease(job.id, "e1") is LeaseReply.CONTINUE
+    assert not store.requeue(running, "e1", unless_leased=True)
     services.redis.delete(lease_key(job.id))
-    assert store.requeue(running, "e1", unless_held=True)
-    assert store.beat(job.id, "e1") is Verdict.LOST
+    assert store.requeue(running, "e1", unless_leased=True)
+    assert store.renew_lease(job.id, "e1") is LeaseReply.LOST
     assert services.redis.exists(lease_key(job.id)) == 0
 
 
@@ -142,11 +146,11 @@ def test_asking_writes_nothing(store: JobStore, queue: Queue, services: Services
     job = created(store, queue)
     store.start(job.id, "e1")
     services.redis.delete(lease_key(job.id))
-    assert store.ask(job.id, "e1") is Verdict.CONTINUE
+    assert store.check_lease(job.id, "e1") is LeaseReply.CONTINUE
     assert services.redis.exists(lease_key(job.id)) == 0
     store.cancel(job.id)
-    assert store.ask(job.id, "e1") is Verdict.CANCEL
-    assert store.ask(job.id, "e2") is Verdict.LOST
+    assert store.check_lease(job.id, "e1") is LeaseReply.CANCEL
+    assert store.check_lease(job.id, "e2") is LeaseReply.LOST
 
 
 def test_a_worker_that_lost_its_job_changes_nothing(store: JobStore, queue: Queue) -> None:
@@ -156,10 +160,10 @@ def test_a_worker_that_lost_its_job_changes_nothing(store: JobStore, queue: Queu
     store.requeue(zombie, "zombie")
     store.start(job.id, "owner")
     before = store.get(job.id)
-    assert store.progress(job.id, "zombie", 19, 20, Phase.SAMPLING) is Verdict.LOST
+    assert store.report_progress(job.id, "zombie", 19, 20, Phase.SAMPLING) is LeaseReply.LOST
     assert not complete(store, job, "zombie")
     assert not store.fail(job.id, "zombie", ERROR)
-    assert store.beat(job.id, "zombie") is Verdict.LOST
+    assert store.renew_lease(job.id, "zombie") is LeaseReply.LOST
     assert not store.requeue(zombie, "zombie")
     assert not store.finish_cancel(job.id, "zombie")
     assert store.get(job.id) == before
@@ -170,7 +174,7 @@ def test_a_requeued_job_is_at_the_front_and_remembers_how_far_it_was(store: JobS
     queue.remove(job.id)  # as a worker does that takes it
     first = store.start(job.id, "e1")
     assert first is not None
-    store.progress(job.id, "e1", 7, 20, Phase.SAMPLING)
+    store.report_progress(job.id, "e1", 7, 20, Phase.SAMPLING)
     assert store.requeue(first, "e1")
     waiting = store.get(job.id)
     assert waiting is not None
@@ -189,7 +193,7 @@ def test_a_drain_is_not_charged_as_an_attempt(store: JobStore, queue: Queue) -> 
         running = store.start(job.id, execution)
         assert running is not None
         assert running.attempt == 1
-        store.requeue(running, execution, charged=False)
+        store.requeue(running, execution, counts_as_attempt=False)
 
 
 def test_a_job_that_is_to_stop_is_cancelled_where_it_would_be_requeued(store: JobStore, queue: Queue) -> None:
@@ -208,8 +212,8 @@ def test_a_job_that_is_to_stop_is_cancelled_where_it_would_be_requeued(store: Jo
 def test_progress_never_goes_back(store: JobStore, queue: Queue) -> None:
     job = created(store, queue)
     store.start(job.id, "e1")
-    store.progress(job.id, "e1", 12, 20, Phase.SAMPLING)
-    store.progress(job.id, "e1", 3, 20, Phase.SAMPLING)
+    store.report_progress(job.id, "e1", 12, 20, Phase.SAMPLING)
+    store.report_progress(job.id, "e1", 3, 20, Phase.SAMPLING)
     shown = store.get(job.id)
     assert shown is not None
     assert shown.step == 12
@@ -234,7 +238,7 @@ def test_a_running_job_is_asked_to_stop_and_then_says_it_did(store: JobStore, qu
     asked = store.cancel(job.id)
     assert asked is not None
     assert (asked.state, asked.cancel_requested) == (JobState.RUNNING, True)
-    assert store.progress(job.id, "e1", 1, 20, Phase.SAMPLING) is Verdict.CANCEL
+    assert store.report_progress(job.id, "e1", 1, 20, Phase.SAMPLING) is LeaseReply.CANCEL
     assert store.finish_cancel(job.id, "e1")
     stopped = store.get(job.id)
     assert stopped is not None
@@ -281,12 +285,12 @@ def test_one_record_that_is_damaged_does_not_hide_the_others(store: JobStore, qu
     damaged, sound = (store.create(make_job(), queue) for _ in range(2))
     services.redis.hset(job_key(damaged.id), "generation", "garbage")
     assert store.list()[0] == [sound]
-    assert store.search(lambda _: True, limit=10)[0] == [sound]
-    before, broken, after = store.show_many([sound.id, damaged.id, sound.id])
+    assert store.list_matching(lambda _: True, limit=10)[0] == [sound]
+    before, broken, after = store.get_many_with_positions([sound.id, damaged.id, sound.id])
     assert (before, after) == ((sound, 1), (sound, 1))
     assert isinstance(broken, ValueError)
     with pytest.raises(ValueError, match="validation error"):
-        store.show(damaged.id)
+        store.get_with_position(damaged.id)
 
 
 @pytest.mark.parametrize("order", ["asc", "desc"])
@@ -319,15 +323,15 @@ def test_a_page_of_nothing_is_empty(store: JobStore, queue: Queue) -> None:
 
 def test_the_position_counts_the_jobs_ahead(store: JobStore, queue: Queue) -> None:
     jobs = [created(store, queue) for _ in range(3)]
-    assert [store.show(job.id) for job in jobs] == [(jobs[0], 0), (jobs[1], 1), (jobs[2], 2)]
+    assert [store.get_with_position(job.id) for job in jobs] == [(jobs[0], 0), (jobs[1], 1), (jobs[2], 2)]
     store.cancel(jobs[0].id)
-    assert store.show(jobs[2].id) == (jobs[2], 1)
+    assert store.get_with_position(jobs[2].id) == (jobs[2], 1)
     queue.connection.lpop(queue.key)  # a worker has taken it, and not said so yet
-    assert store.show(jobs[1].id) == (jobs[1], 0)
+    assert store.get_with_position(jobs[1].id) == (jobs[1], 0)
     running = store.start(jobs[1].id, "e1")
     assert running is not None
-    assert store.show(running.id) == (running, None)
-    assert store.show("video_x") is None
+    assert store.get_with_position(running.id) == (running, None)
+    assert store.get_with_position("video_x") is None
 
 
 MOVES = st.lists(
@@ -352,7 +356,7 @@ def test_whatever_is_said_in_whatever_order_only_legal_moves_happen(
             case "start":
                 store.start(job.id, who)
             case "progress":
-                store.progress(job.id, who, random.randint(0, 20), 20, Phase.SAMPLING)
+                store.report_progress(job.id, who, random.randint(0, 20), 20, Phase.SAMPLING)
             case "complete":
                 complete(store, job, who)
             case "fail":
@@ -365,7 +369,7 @@ def test_whatever_is_said_in_whatever_order_only_legal_moves_happen(
                 store.finish_cancel(job.id, who)
         after = store.get(job.id)
         assert after is not None
-        assert after.state is before.state or after.state in LEGAL[before.state]
+        assert after.state is before.state or after.state in ALLOWED_TRANSITIONS[before.state]
         assert after.progress >= before.progress
         if before.state.is_terminal:
             assert after == before

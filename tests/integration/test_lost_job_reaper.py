@@ -9,9 +9,9 @@ import pytest
 from redis.exceptions import OutOfMemoryError, RedisError
 from rq import Queue
 
+from service.jobs.keys import ACTIVE, job_key, lease_key
 from service.jobs.model import Job, JobState
 from service.jobs.rq_queues import generate_queue
-from service.jobs.store import ACTIVE, job_key, lease_key
 from service.maintenance.lost_job_reaper import LostJobReaper
 from service.maintenance.retention import ENDED, Retention
 from service.wiring import Services
@@ -47,9 +47,9 @@ def job(services: Services, queue: Queue) -> Job:
 
 
 def looked(reaper: LostJobReaper, clock: Clock, seconds: float = 5) -> None:
-    reaper.look()
+    reaper.run_once()
     clock.now += seconds
-    reaper.look()
+    reaper.run_once()
 
 
 def now(services: Services, job: Job) -> Job:
@@ -94,9 +94,9 @@ def test_lease_that_is_missing_for_a_moment_costs_nothing(
     taken(services, queue, job)
     services.redis.delete(lease_key(job.id))
     looked(reaper, clock, 4.9)
-    services.store.beat(job.id, "e1")
+    services.store.renew_lease(job.id, "e1")
     clock.now += 1
-    reaper.look()
+    reaper.run_once()
     services.redis.delete(lease_key(job.id))
     looked(reaper, clock, 4.9)
     assert now(services, job).state is JobState.RUNNING
@@ -108,16 +108,16 @@ def test_worker_that_says_in_the_last_moment_that_it_is_there_keeps_its_job(
     """Between the reaper's look and its move."""
     taken(services, queue, job)
     services.redis.delete(lease_key(job.id))
-    reaper.look()
+    reaper.run_once()
     clock.now += 5
     get = services.store.get
 
     def beat_and_get(job_id: str) -> Job | None:
-        services.store.beat(job_id, "e1")
+        services.store.renew_lease(job_id, "e1")
         return get(job_id)
 
     monkeypatch.setattr(services.store, "get", beat_and_get)
-    reaper.look()
+    reaper.run_once()
     assert now(services, job).state is JobState.RUNNING
 
 
@@ -126,13 +126,13 @@ def test_after_an_outage_the_workers_get_their_time_again(
 ) -> None:
     taken(services, queue, job)
     services.redis.delete(lease_key(job.id))
-    reaper.look()
+    reaper.run_once()
     with monkeypatch.context() as away:
-        away.setattr(reaper, "_waiting", lambda: (_ for _ in ()).throw(RedisError()))
+        away.setattr(reaper, "_queued_ids", lambda: (_ for _ in ()).throw(RedisError()))
         with pytest.raises(RedisError):
-            reaper.look()
+            reaper.run_once()
     clock.now += 100
-    reaper.look()
+    reaper.run_once()
     assert now(services, job).state is JobState.RUNNING
 
 
@@ -142,15 +142,15 @@ def test_after_redis_was_full_the_workers_get_their_time_again(
     """It could be read all the while, so the leases were seen ending; no worker could renew one."""
     taken(services, queue, job)
     services.redis.delete(lease_key(job.id))
-    reaper.look()
+    reaper.run_once()
     services.redis.config_set("maxmemory", 1)
     try:
         clock.now += 100
         with pytest.raises(OutOfMemoryError):
-            reaper.look()
+            reaper.run_once()
     finally:
         services.redis.config_set("maxmemory", 0)
-    reaper.look()
+    reaper.run_once()
     assert now(services, job).state is JobState.RUNNING
 
 
@@ -252,7 +252,7 @@ def test_ended_job_is_handed_to_retention(services: Services, queue: Queue, reap
     services.store.complete(job.id, "e1", make_output(), {}, None)
     services.store.cancel(gone.id)
     services.store.delete(gone.id)
-    reaper.look()
+    reaper.run_once()
     assert services.redis.smembers(ACTIVE) == set()
     assert set(services.redis.zrange(ENDED, 0, -1)) == {job.id.encode(), gone.id.encode()}
 
@@ -265,8 +265,8 @@ def test_two_reapers_at_once_bring_a_job_back_once(
     taken(services, queue, job)
     services.redis.delete(lease_key(job.id))
     for each in (reaper, other):
-        each.look()
+        each.run_once()
     clock.now += 5
     for each in (reaper, other):
-        each.look()
+        each.run_once()
     assert queue.job_ids == [job.id]

@@ -7,28 +7,28 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 
 import pytest
 from redis import Redis
 from redis.exceptions import TimeoutError as RedisTimeout
 from redis.lock import Lock
-from rq import Queue
 
+from service.jobs.keys import lease_key
 from service.jobs.rq_queues import generate_queue
-from service.jobs.store import lease_key
-from service.maintenance.__main__ import duties_of
-from service.maintenance.leader import LEADER, Duty, Maintenance
-from service.maintenance.rq_housekeeping import RqHousekeeping
+from service.maintenance.__main__ import periodic_tasks
+from service.maintenance.leader import LEADER, MaintenanceLeader, PeriodicTask
+from service.maintenance.rq_housekeeping import clean_registries
 from service.wiring import Services
 from tests.factories import make_job
 from tests.processes import started, wait_for
 
 
 @contextmanager
-def running(redis: Redis, *duties: Duty, leads_s: float = 1.0, renew_s: float = 0.1) -> Iterator[threading.Event]:
+def running(
+    redis: Redis, *tasks: PeriodicTask, lock_ttl_s: float = 1.0, renew_s: float = 0.1
+) -> Iterator[threading.Event]:
     stopping = threading.Event()
-    maintenance = Maintenance(redis, duties, leads_s=leads_s, renew_s=renew_s)
+    maintenance = MaintenanceLeader(redis, tasks, lock_ttl_s=lock_ttl_s, renew_s=renew_s)
     thread = threading.Thread(target=maintenance.run, args=(stopping,))
     thread.start()
     try:
@@ -41,8 +41,8 @@ def running(redis: Redis, *duties: Duty, leads_s: float = 1.0, renew_s: float = 
 def test_of_two_one_leads_and_the_other_follows_at_once_when_it_stops(services: Services) -> None:
     done: list[str] = []
     with (
-        running(services.redis, Duty("first", 0.02, lambda: done.append("first"))) as stop_first,
-        running(services.redis, Duty("second", 0.02, lambda: done.append("second")), leads_s=60),
+        running(services.redis, PeriodicTask("first", 0.02, lambda: done.append("first"))) as stop_first,
+        running(services.redis, PeriodicTask("second", 0.02, lambda: done.append("second")), lock_ttl_s=60),
     ):
         wait_for(lambda: len(done) > 10)
         assert len(set(done)) == 1
@@ -54,7 +54,7 @@ def test_of_two_one_leads_and_the_other_follows_at_once_when_it_stops(services: 
 def test_leader_that_was_killed_is_followed_when_its_lead_ends(services: Services) -> None:
     services.redis.set(LEADER, "dead", px=2500)
     done: list[str] = []
-    with running(services.redis, Duty("duty", 0.02, lambda: done.append("done"))):
+    with running(services.redis, PeriodicTask("task", 0.02, lambda: done.append("done"))):
         time.sleep(0.2)
         assert done == []
         wait_for(lambda: bool(done) or None, timeout_s=10)
@@ -62,7 +62,7 @@ def test_leader_that_was_killed_is_followed_when_its_lead_ends(services: Service
 
 def test_leader_that_lost_its_lead_does_nothing_more(services: Services) -> None:
     done: list[float] = []
-    with running(services.redis, Duty("duty", 0.02, lambda: done.append(time.monotonic()))):
+    with running(services.redis, PeriodicTask("task", 0.02, lambda: done.append(time.monotonic()))):
         wait_for(lambda: bool(done) or None)
         services.redis.set(LEADER, "somebody else")
         time.sleep(0.5)
@@ -74,7 +74,7 @@ def test_leader_that_lost_its_lead_does_nothing_more(services: Services) -> None
 def test_leader_leads_again_as_soon_as_redis_is_back(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else one lost reply keeps everybody from looking after lost jobs for as long as the lead lasts."""
     done: list[float] = []
-    with running(services.redis, Duty("duty", 0.02, lambda: done.append(time.monotonic())), leads_s=60):
+    with running(services.redis, PeriodicTask("task", 0.02, lambda: done.append(time.monotonic())), lock_ttl_s=60):
         wait_for(lambda: bool(done) or None)
         with monkeypatch.context() as away:
             away.setattr(Lock, "do_reacquire", lambda *_: (_ for _ in ()).throw(RedisTimeout()))
@@ -91,12 +91,12 @@ def test_duty_that_fails_or_hangs_keeps_no_other_waiting(services: Services) -> 
         done.append("failed")
         raise RuntimeError
 
-    duties = (
-        Duty("hangs", 0.02, hanging.wait),
-        Duty("fails", 0.02, fails),
-        Duty("works", 0.02, lambda: done.append("ok")),
+    tasks = (
+        PeriodicTask("hangs", 0.02, hanging.wait),
+        PeriodicTask("fails", 0.02, fails),
+        PeriodicTask("works", 0.02, lambda: done.append("ok")),
     )
-    with running(services.redis, *duties):
+    with running(services.redis, *tasks):
         wait_for(lambda: (done.count("ok") > 3 and done.count("failed") > 3) or None)
         hanging.set()
 
@@ -122,17 +122,8 @@ def test_process_brings_a_lost_job_back_and_stops_when_told(services: Services) 
 
 
 def test_every_duty_of_a_real_process_runs(services: Services) -> None:
-    for duty in duties_of(services):
-        duty.do()
-
-
-def test_rq_jobs_whose_time_has_come_are_enqueued(services: Services) -> None:
-    queue = Queue("later", connection=services.redis, serializer="json")
-    queue.enqueue_in(timedelta(seconds=-1), "os.getpid", job_id="due")
-    queue.enqueue_in(timedelta(hours=1), "os.getpid", job_id="not_due")
-    Queue("other", connection=services.redis, serializer="json").enqueue("os.getpid")
-    RqHousekeeping(services.redis).enqueue_scheduled()
-    assert queue.job_ids == ["due"]
+    for task in periodic_tasks(services):
+        task.run()
 
 
 @pytest.mark.parametrize("age_s", [10, 10_000])
@@ -140,5 +131,5 @@ def test_executions_that_nobody_has_heard_of_for_long_are_struck_out(services: S
     queue = generate_queue(services.redis, "demo")
     queue.enqueue("os.getpid")
     services.redis.zadd(queue.started_job_registry.key, {"video_1:e1": time.time() - age_s})
-    RqHousekeeping(services.redis).clean()
+    clean_registries(services.redis)
     assert services.redis.zcard(queue.started_job_registry.key) == (1 if age_s < 3600 else 0)

@@ -44,7 +44,7 @@ def complete(services: Services, tmp_path: Path) -> Callable[..., Job]:
         created = services.store.create(make_job(**fields), generate_queue(services.redis, "demo"))
         job = services.store.start(created.id, execution_id)
         assert job is not None
-        services.store.progress(job.id, execution_id, job.total_steps, job.total_steps, Phase.UPLOADING)
+        services.store.report_progress(job.id, execution_id, job.total_steps, job.total_steps, Phase.UPLOADING)
         manifest = delivery.deliver(
             job, execution_id, FRAMES, timings={"sampling": 1.0}, peak_memory_mb=5.0, on_wait=lambda: None
         )

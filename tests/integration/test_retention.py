@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from service.errors import StorageError
+from service.jobs.keys import job_key
 from service.jobs.model import Job, JobError, JobState
 from service.jobs.rq_queues import generate_queue
-from service.jobs.store import job_key
-from service.maintenance.retention import AGAIN_S, ENDED, Retention
+from service.maintenance.retention import ENDED, RETRY_S, Retention
 from service.storage import object_keys, sha256_of
 from service.wiring import Services
 from tests.factories import finish, make_job
@@ -62,11 +62,11 @@ def test_leftovers_of_a_finished_job_go_and_its_files_stay(
     good = stored(services)
     put(services, f"{object_keys.execution(job.id, 'zombie')}video.mp4", tmp_path)
     put(services, object_keys.checkpoint(job.id), tmp_path)
-    retention.begin(job.id)
-    retention.look()
+    retention.take_over(job.id)
+    retention.run_once()
     assert len(stored(services)) == len(good) + 2, "its workers get a while"
     now.ahead = TIDY_S + 1
-    retention.look()
+    retention.run_once()
     assert stored(services) == good
     assert services.store.get(job.id) is not None
 
@@ -75,14 +75,14 @@ def test_expired_job_is_gone_with_all_its_files(
     services: Services, retention: Retention, now: Now, job: Job, tmp_path: Path
 ) -> None:
     finish(services, job.id, b"video", scratch=tmp_path)
-    retention.begin(job.id)
+    retention.take_over(job.id)
     for ahead in (TIDY_S + 1, 7 * DAY - 60):
         now.ahead = ahead
-        retention.look()
+        retention.run_once()
         assert services.store.get(job.id) is not None
         assert stored(services) != []
     now.ahead = 7 * DAY + 1
-    retention.look()
+    retention.run_once()
     assert services.store.get(job.id) is None
     assert stored(services) == []
     assert services.redis.zcard(ENDED) == 0
@@ -90,14 +90,14 @@ def test_expired_job_is_gone_with_all_its_files(
 
 def test_failed_job_expires_too(services: Services, retention: Retention, now: Now, job: Job) -> None:
     services.store.fail(job.id, None, JobError(code="timeout", message="Too slow."))
-    retention.begin(job.id)
+    retention.take_over(job.id)
     now.ahead = 7 * DAY - 60
-    retention.look()
+    retention.run_once()
     failed = services.store.get(job.id)
     assert failed is not None
     assert failed.state is JobState.FAILED
     now.ahead = 7 * DAY + 1
-    retention.look()
+    retention.run_once()
     assert services.store.get(job.id) is None
 
 
@@ -106,7 +106,7 @@ def test_storage_that_fails_is_asked_again_and_nothing_is_promised_meanwhile(
 ) -> None:
     """The record goes first: while the files cannot be deleted nobody is shown a video that is half gone."""
     finish(services, job.id, b"video", scratch=tmp_path)
-    retention.begin(job.id)
+    retention.take_over(job.id)
     now.ahead = 7 * DAY + 1
 
     def fails(key: str) -> None:
@@ -114,11 +114,11 @@ def test_storage_that_fails_is_asked_again_and_nothing_is_promised_meanwhile(
 
     with monkeypatch.context() as broken:
         broken.setattr(services.storage, "delete", fails)
-        retention.look()
+        retention.run_once()
         assert services.store.get(job.id) is None
         assert stored(services) != []
-    now.ahead += AGAIN_S + 1
-    retention.look()
+    now.ahead += RETRY_S + 1
+    retention.run_once()
     assert stored(services) == []
     assert services.redis.zcard(ENDED) == 0
 
@@ -128,9 +128,9 @@ def test_files_of_a_job_that_was_deleted_by_hand_go(
 ) -> None:
     finish(services, job.id, b"video", scratch=tmp_path)
     services.store.delete(job.id)
-    retention.begin(job.id)
+    retention.take_over(job.id)
     now.ahead = TIDY_S + 1
-    retention.look()
+    retention.run_once()
     assert stored(services) == []
 
 
@@ -140,7 +140,7 @@ def test_videos_whose_records_redis_lost_stay(
     """They are what `ivmix recover` builds records from."""
     key = put(services, f"{object_keys.execution('video_lost', 'e1')}video.mp4", tmp_path)
     now.ahead = 100 * DAY
-    retention.look()
+    retention.run_once()
     assert stored(services) == [key]
 
 
@@ -149,8 +149,8 @@ def test_record_that_cannot_be_read_goes_in_the_end(
 ) -> None:
     services.store.cancel(job.id)
     services.redis.hset(job_key(job.id), "generation", "garbage")
-    retention.begin(job.id)
+    retention.take_over(job.id)
     now.ahead = TIDY_S + 1
-    retention.look()
+    retention.run_once()
     assert not services.redis.exists(job_key(job.id))
     assert services.redis.zcard(ENDED) == 0

@@ -9,7 +9,7 @@ from redis import Redis
 from rq import Queue, SimpleWorker
 from rq.job import Job as RqJob
 
-from service.jobs.rq_queues import DELIVERED_TTL_S, GENERATE, generate_queue, queue_key, send_generate
+from service.jobs.rq_queues import GENERATE, RQ_RECORD_TTL_S, generate_queue, queue_key, send_generate
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def test_work_travels_as_a_name_and_an_id_in_json(queue: Queue) -> None:
 def test_rqs_job_has_our_id_our_timeout_and_goes_away_by_itself(queue: Queue) -> None:
     send_generate(queue, "video_1")
     job = RqJob.fetch("video_1", connection=queue.connection, serializer="json")
-    assert (job.timeout, job.result_ttl, job.failure_ttl) == (77, DELIVERED_TTL_S, DELIVERED_TTL_S)
+    assert (job.timeout, job.result_ttl, job.failure_ttl) == (77, RQ_RECORD_TTL_S, RQ_RECORD_TTL_S)
     assert job.retries_left is None
 
 

@@ -19,7 +19,7 @@ from service.jobs.model import EVENT_TYPES, Callback, EventType, Job, JobError, 
 from service.jobs.outbox import KEEP_S, OUTBOX
 from service.jobs.queue_stats import queue_stats
 from service.jobs.rq_queues import generate_queue
-from service.maintenance.rq_housekeeping import RqHousekeeping
+from service.maintenance.rq_housekeeping import clean_registries
 from service.settings import Settings
 from service.webhook_dispatcher.attempt import AttemptRunner
 from service.webhook_dispatcher.fan_out import EVENT_OF, FanOut
@@ -588,9 +588,7 @@ class TestNothingIsLost:
         come_due(services, only(services))
         deliver_webhooks(services)
         assert (len(receiver.received), only(services).state) == (1, State.DELIVERED)
-        housekeeping = RqHousekeeping(services.redis)
-        housekeeping.enqueue_scheduled()
-        housekeeping.clean()
+        clean_registries(services.redis)
         stats = queue_stats(services.redis, services.store, "demo")
         queue.delete(delete_jobs=True)
         assert queue_stats(services.redis, services.store, "demo") == stats, "what 0.1 left behind changes nothing"

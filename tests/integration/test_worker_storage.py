@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from service.jobs.keys import job_key
 from service.jobs.model import Job, JobState, Phase
 from service.jobs.rq_queues import generate_queue
-from service.jobs.store import job_key
 from service.settings import Settings
 from service.storage.manifest import Manifest
 from service.wiring import Services, open_services

@@ -13,7 +13,7 @@ from enum import StrEnum
 from redis.exceptions import RedisError
 
 from service.jobs.model import Job, Phase
-from service.jobs.store import JobStore, Verdict
+from service.jobs.store import JobStore, LeaseReply
 from service.process.heartbeat_file import HeartbeatFile
 from service.settings import Settings
 from worker.messages import Cancel, Done, Drain, Failed, Progress, Ready, Run, Sampled, Stopped
@@ -34,7 +34,7 @@ class Halt(StrEnum):
     TIMED_OUT = "timed_out"
 
 
-HALTS = {Verdict.CANCEL: Halt.CANCELLED, Verdict.LOST: Halt.LOST}
+HALTS = {LeaseReply.CANCEL: Halt.CANCELLED, LeaseReply.LOST: Halt.LOST}
 
 
 def _do_nothing() -> None: ...
@@ -139,11 +139,11 @@ class JobMonitor:
         beats = now >= self._next_beat
         try:
             if progress is not None:
-                verdict = self.store.progress(*name, progress.step, progress.total, progress.phase)
+                verdict = self.store.report_progress(*name, progress.step, progress.total, progress.phase)
             elif self._is_redis_away and not beats:
                 return
             else:
-                verdict = self.store.beat(*name) if beats else self.store.ask(*name)
+                verdict = self.store.renew_lease(*name) if beats else self.store.check_lease(*name)
         except RedisError as e:
             # Nothing is concluded from an outage: who gets the job is decided when Redis is back.
             log.warning("%s: no beat: %s", self.job.id, type(e).__name__)

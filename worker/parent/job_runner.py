@@ -14,6 +14,7 @@ from typing import TypeVar, assert_never
 from redis.exceptions import RedisError
 
 from service.errors import StorageError
+from service.jobs.job_errors import RECORD_DAMAGED, WORKER_LOST
 from service.jobs.model import Job, JobError
 from service.jobs.store import JobStore
 from service.log_config import log_context
@@ -29,8 +30,6 @@ from worker.scratch import Scratch
 log = logging.getLogger("ivmix.worker")
 
 T = TypeVar("T")
-
-DAMAGED = JobError(code="internal_error", message="The record of this job is damaged; the server's log says how.")
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,7 @@ class Runner:
             return self.store.start(job_id, execution_id)
         except ValueError:
             log.exception("the record of %s cannot be read", job_id)
-            self.store.fail(job_id, None, DAMAGED)
+            self.store.fail(job_id, None, RECORD_DAMAGED)
             return None
 
     def _outcome(self, watch: JobMonitor) -> Done | Failed | Halt | Sampled:
@@ -128,7 +127,7 @@ class Runner:
                 kept = self.store.complete(job.id, execution_id, output, timings, peak_memory_mb)
                 log.info("%s %s, %.1f s", job.id, "completed" if kept else "was lost", sum(timings.values()))
                 if kept:
-                    self.store.note_finished(job.generation.model, sum(timings.values()))
+                    self.store.record_duration(job.generation.model, sum(timings.values()))
                 else:
                     self.on_lost()
                 self._forget_checkpoint(job, kept)
@@ -142,7 +141,7 @@ class Runner:
                 self._forget_checkpoint(job, self.store.finish_cancel(job.id, execution_id))
             case Halt.DRAINED:
                 log.info("%s goes back to the queue: this worker is stopping", job.id)
-                self.store.requeue(job, execution_id, charged=False)
+                self.store.requeue(job, execution_id, counts_as_attempt=False)
             case Halt.TIMED_OUT:
                 text = f"The job took longer than {self.settings.job_timeout_s} s."
                 kept = self.store.fail(job.id, execution_id, JobError(code="timeout", message=text))
@@ -191,4 +190,4 @@ class Runner:
 
 def _died(job: Job, e: ChildDied) -> Failed:
     log.error("%s: %s", job.id, e)
-    return Failed("worker_lost", "The worker process died several times on this job.", can_retry=True)
+    return Failed(WORKER_LOST.code, WORKER_LOST.message, can_retry=True)

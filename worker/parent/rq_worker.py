@@ -21,7 +21,7 @@ from rq.exceptions import DequeueTimeout, StopRequested
 from rq.executions import Execution
 from rq.job import Job, JobStatus
 
-from service.jobs.rq_queues import DELIVERED_TTL_S, NoTimeout, TrustedJob, generate_queue
+from service.jobs.rq_queues import RQ_RECORD_TTL_S, NoTimeout, TrustedJob, generate_queue
 from service.process.heartbeat_file import HeartbeatFile
 
 log = logging.getLogger("ivmix.worker")
@@ -167,4 +167,4 @@ class GenerationWorker(SimpleWorker):
 
 def _close(job: Job, status: JobStatus, pipe: Pipeline) -> None:
     job.set_status(status, pipeline=pipe)
-    job.cleanup(DELIVERED_TTL_S, pipeline=pipe, remove_from_queue=False)
+    job.cleanup(RQ_RECORD_TTL_S, pipeline=pipe, remove_from_queue=False)

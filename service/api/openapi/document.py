@@ -10,8 +10,8 @@ from pydantic.json_schema import models_json_schema
 from service.api.errors import ErrorBody
 from service.api.openapi.examples import examples
 from service.api.openapi.responses import ERROR_RESPONSES, HEADERS, ref
-from service.jobs.model import VideoRequest
-from service.jobs.sampling import USES
+from service.jobs.request import VideoRequest
+from service.jobs.sampler_settings import USES
 
 DESCRIPTION = """\
 Any OpenAI video client works unmodified: set its base URL to this server's `/v1`. Fields beyond OpenAI's are

@@ -23,8 +23,9 @@ from service.api.webhook_schemas import (
 )
 from service.catalog.model_entry import ModelEntry
 from service.catalog.registry import ModelRegistry
-from service.jobs.model import EVENT_TYPES, Job, JobState, Output, Phase, VideoRequest
+from service.jobs.model import EVENT_TYPES, Job, JobState, Output, Phase
 from service.jobs.queue_stats import QueueStats, WorkerStats
+from service.jobs.request import VideoRequest
 from service.settings import Settings
 from service.storage import FileStorage
 from service.webhooks.deliveries import State
@@ -159,7 +160,7 @@ def _demo_model() -> ModelEntry:
 
 def _job(state: JobState) -> Job:
     request = VideoRequest.model_validate(REQUESTS["PromptAndSettings"])
-    job = Job.requested(request, _demo_model().resolve(request))
+    job = request.to_job(_demo_model().resolve(request))
     known = {"id": "video_019ab0d8a8007c3e8f5d2b1c9e4a7f60", "created_at": _CREATED_AT, "state": state}
     return job.model_copy(update=known | _STATES[state])
 

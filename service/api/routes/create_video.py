@@ -20,9 +20,10 @@ from service.api.rate_limits import waiting_limits
 from service.api.routes.videos import POLL_AFTER_MS, get_job
 from service.catalog.model_entry import ModelEntry
 from service.errors import InvalidParameter, ModelNotFound
-from service.jobs.model import Job, VideoRequest
+from service.jobs.model import Job
+from service.jobs.reader import Idempotency
+from service.jobs.request import VideoRequest
 from service.jobs.rq_queues import generate_queue
-from service.jobs.store import Idempotency
 from service.wire.video import Renderer, Video
 from service.wiring import Services
 
@@ -120,13 +121,13 @@ def submit_job(
     """
     idempotency = Idempotency(_unquoted(idempotency_key), _fingerprint(body, remixed_from)) if idempotency_key else None
     # Before validation: a replay succeeds even if the model or the receiver would be rejected by now.
-    if idempotency and (earlier := services.store.find_repeated(principal.owner, idempotency)):
+    if idempotency and (earlier := services.store.find_by_idempotency_key(principal.owner, idempotency)):
         response.headers["idempotent-replayed"] = "true"
         return earlier
     generation = _model(services, body.model).resolve(body)
     if body.callback_url is not None:
         services.webhooks.url_policy.check(body.callback_url, "callback_url")
-    job = Job.requested(body, generation, owner=principal.owner, remixed_from=remixed_from)
+    job = body.to_job(generation, owner=principal.owner, remixed_from=remixed_from)
     queue = generate_queue(services.redis, generation.model, job_timeout_s=services.settings.job_timeout_s)
     limits = waiting_limits(principal, services.settings.max_waiting)
     created = services.store.create(job, queue, limits=limits, idempotency=idempotency)
@@ -141,7 +142,7 @@ def _render_created(services: Services, job: Job, response: Response) -> Video:
     response.headers["openai-poll-after-ms"] = POLL_AFTER_MS
     renderer = Renderer(services.settings, services.storage)
     try:
-        found = services.store.show(job.id)
+        found = services.store.get_with_position(job.id)
     except RedisError:  # the job exists: after an error, clients would create it again
         found = None
     job, position = found or (job, None)

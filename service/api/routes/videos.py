@@ -19,7 +19,7 @@ from service.api.polls import DirectRoute, PollBatcher
 from service.api.schemas import DeletedVideo, VideoList
 from service.errors import StorageError, VideoNotDeletable, VideoNotFound
 from service.jobs.model import Job
-from service.jobs.store import Order, Shown
+from service.jobs.reader import JobWithPosition, Order
 from service.storage.manifest import delete_files
 from service.wire.video import STATUS, Renderer, Status, Video
 from service.wiring import Services
@@ -37,15 +37,15 @@ def get_job(services: Services, principal: Principal, video_id: str) -> Job:
     return get_job_and_position(services, principal, video_id)[0]
 
 
-def get_job_and_position(services: Services, principal: Principal, video_id: str) -> Shown:
+def get_job_and_position(services: Services, principal: Principal, video_id: str) -> JobWithPosition:
     """The job and its queue position. Fails a job whose start timeout has passed. Raises VideoNotFound."""
-    found = _visible(services.store.show(video_id), principal, video_id)
-    if services.store.give_up_overdue(found[0]):
+    found = _visible(services.store.get_with_position(video_id), principal, video_id)
+    if services.store.fail_if_overdue(found[0]):
         return get_job_and_position(services, principal, video_id)
     return found
 
 
-def _visible(found: Shown | None, principal: Principal, video_id: str) -> Shown:
+def _visible(found: JobWithPosition | None, principal: Principal, video_id: str) -> JobWithPosition:
     if found is None or principal.visible_owner not in (None, found[0].owner):
         raise VideoNotFound(video_id)
     return found
@@ -112,7 +112,7 @@ def list_videos(
         def matches(job: Job) -> bool:
             return status in (None, STATUS[job.state]) and metadata.items() <= job.metadata.items()
 
-        jobs, has_more, last_scanned = services.store.search(matches, **page)
+        jobs, has_more, last_scanned = services.store.list_matching(matches, **page)
     else:
         (jobs, has_more), last_scanned = services.store.list(**page), None
     renderer = Renderer(services.settings, services.storage)

@@ -8,8 +8,8 @@ import pytest
 from pydantic import ValidationError
 
 from service.ids import new_job_id
-from service.jobs.model import LEGAL, Job, JobState
-from service.jobs.sampling import SamplerSettings
+from service.jobs.model import ALLOWED_TRANSITIONS, Job, JobState
+from service.jobs.sampler_settings import SamplerSettings
 from tests.factories import make_generation, make_job
 
 
@@ -38,7 +38,7 @@ def test_an_id_is_a_uuid7_that_holds_the_time_of_its_making() -> None:
 def test_ended_jobs_go_nowhere() -> None:
     ended = {state for state in JobState if state.is_terminal}
     assert ended == {JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED}
-    assert all(not LEGAL[state] for state in ended)
+    assert all(not ALLOWED_TRANSITIONS[state] for state in ended)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from service.catalog.model_entry import Optimise
 from service.catalog.registry import ModelRegistry
 from service.errors import InvalidParameter
-from service.jobs.sampling import USES
+from service.jobs.sampler_settings import USES
 from tests.doc_examples import DOCS
 from tests.factories import PROMPT, make_request
 

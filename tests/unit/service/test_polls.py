@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import pytest
 
 from service.api.polls import BATCH_SIZE, PollBatcher
-from service.jobs.store import Shown
+from service.jobs.reader import JobWithPosition
 from tests.factories import make_job
 
 JOBS = {job.id: job for job in (make_job() for _ in range(3))}
@@ -24,14 +24,14 @@ class Store:
         if is_open:
             self.gate.set()
 
-    def show_many(self, ids: Sequence[str]) -> list[Shown | ValueError | None]:
+    def get_many_with_positions(self, ids: Sequence[str]) -> list[JobWithPosition | ValueError | None]:
         self.reads.append(list(ids))
         assert self.gate.wait(60)
         if "broken" in ids:
             raise ConnectionError("unreachable")
         return [self._show(video_id) for video_id in ids]
 
-    def _show(self, video_id: str) -> Shown | ValueError | None:
+    def _show(self, video_id: str) -> JobWithPosition | ValueError | None:
         if video_id == "damaged":
             return ValueError("the record cannot be read")
         return (JOBS[video_id], len(self.reads)) if video_id in JOBS else None
@@ -45,8 +45,8 @@ async def first_read(store: Store) -> None:
 def test_polls_that_arrive_during_a_read_share_the_next_one() -> None:
     store = Store(is_open=False)
 
-    async def poll() -> list[Shown | None]:
-        polls = PollBatcher(store.show_many)
+    async def poll() -> list[JobWithPosition | None]:
+        polls = PollBatcher(store.get_many_with_positions)
         first, *others = JOBS
         tasks = [asyncio.create_task(polls.read(first))]
         await first_read(store)
@@ -65,7 +65,7 @@ def test_batches_are_limited() -> None:
     store = Store(is_open=False)
 
     async def poll() -> None:
-        polls = PollBatcher(store.show_many)
+        polls = PollBatcher(store.get_many_with_positions)
         tasks = [asyncio.create_task(polls.read("video_x")) for _ in range(2 * BATCH_SIZE + 1)]
         await first_read(store)
         store.gate.set()
@@ -79,7 +79,7 @@ def test_a_failed_read_reaches_its_own_polls_and_the_next_read_works() -> None:
     store = Store()
 
     async def poll() -> list[object]:
-        polls = PollBatcher(store.show_many)
+        polls = PollBatcher(store.get_many_with_positions)
         together = await asyncio.gather(polls.read("broken"), polls.read("video_x"), return_exceptions=True)
         return [*together, await polls.read(next(iter(JOBS)))]
 
@@ -93,7 +93,7 @@ def test_a_damaged_record_affects_its_own_poll_only() -> None:
     store = Store()
 
     async def poll() -> list[object]:
-        polls = PollBatcher(store.show_many)
+        polls = PollBatcher(store.get_many_with_positions)
         return await asyncio.gather(*map(polls.read, (*JOBS, "damaged")), return_exceptions=True)
 
     *sound, damaged = asyncio.run(poll())
@@ -105,8 +105,8 @@ def test_a_damaged_record_affects_its_own_poll_only() -> None:
 def test_a_client_that_disconnects_does_not_affect_the_others() -> None:
     store = Store(is_open=False)
 
-    async def poll() -> Shown | None:
-        polls = PollBatcher(store.show_many)
+    async def poll() -> JobWithPosition | None:
+        polls = PollBatcher(store.get_many_with_positions)
         leaving, staying = (asyncio.create_task(polls.read(video_id)) for video_id in list(JOBS)[:2])
         await first_read(store)
         leaving.cancel()
@@ -120,7 +120,7 @@ def test_a_client_that_disconnects_does_not_affect_the_others() -> None:
 
 def test_every_event_loop_has_separate_batches() -> None:
     store = Store()
-    polls = PollBatcher(store.show_many)
+    polls = PollBatcher(store.get_many_with_positions)
     for _ in range(2):
         assert asyncio.run(polls.read("video_x")) is None
     assert len(store.reads) == 2

@@ -8,8 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sampler import Plan, Step, seeded_noise
-from service.jobs.model import Phase, VideoRequest
-from service.jobs.sampling import USES, SamplerSettings, Spacing
+from service.jobs.model import Phase
+from service.jobs.request import VideoRequest
+from service.jobs.sampler_settings import USES, SamplerSettings
+from service.jobs.timestep_spacing import Spacing
 from tests.factories import make_generation
 from worker.child.engine import Engine
 

@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 from sampler import ImageDenoiser, VideoDenoiser, official_plan, sample
 from service.catalog.model_entry import ModelEntry
 from service.errors import ConfigurationError
-from service.jobs.model import VideoRequest
+from service.jobs.request import VideoRequest
 from tests.tiny_models import Golden, save_model, save_text, save_unet, save_vae, write_entry
 from worker.child.engine import Engine
 from worker.networks.component_loader import WeightsMismatch

@@ -9,9 +9,10 @@ import pytest
 from redis.exceptions import RedisError
 from rq import Queue
 
+from service.jobs.keys import job_key, lease_key
 from service.jobs.model import Job, JobState, Phase
 from service.jobs.rq_queues import generate_queue
-from service.jobs.store import Verdict, job_key, lease_key
+from service.jobs.store import LeaseReply
 from service.storage import object_keys, sha256_of
 from service.wiring import Services
 from tests.factories import make_job, make_output
@@ -278,10 +279,10 @@ def test_lease_is_renewed_while_the_models_load_and_while_the_child_is_silent(se
 def test_outage_of_redis_in_the_middle_changes_nothing(
     services: Services, job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def away(*_: object) -> Verdict:
+    def away(*_: object) -> LeaseReply:
         raise RedisError
 
-    for name in ("ask", "beat", "progress"):
+    for name in ("check_lease", "renew_lease", "report_progress"):
         monkeypatch.setattr(services.store, name, away)
     assert run(services, job, ScriptedChild(STEP, None, STEP, Done(make_output(), {}, 1.0))) is True
     assert now(services, job).state is JobState.COMPLETED

@@ -10,9 +10,9 @@ import pytest
 from redis.exceptions import RedisError
 from rq import Queue
 
+from service.jobs.keys import lease_key
 from service.jobs.model import Job, JobState, Phase
 from service.jobs.rq_queues import generate_queue
-from service.jobs.store import lease_key
 from service.wiring import Services
 from tests.factories import make_job, make_output
 from tests.processes import wait_for

@@ -1,0 +1,40 @@
+"""Redis keys of jobs."""
+
+from __future__ import annotations
+
+INDEX = "ivm:jobs"  # sorted set of all job ids, with equal scores: they sort by id, that is by age
+ACTIVE = "ivm:active"  # ids of all jobs that have not ended, and of ended ones until retention takes them over
+
+
+def job_key(job_id: str) -> str:
+    """Return the key of a record: a hash with one JSON value per field of `Job`; None is null or absent."""
+    return f"ivm:job:{job_id}"
+
+
+def owner_index(owner: str) -> str:
+    """Return the key of the index of one owner's jobs, a sorted set like INDEX."""
+    return f"ivm:jobs:{owner}"
+
+
+def waiting_key(owner: str) -> str:
+    """Return the key of the set of one owner's queued jobs; `create` removes those that are no longer queued."""
+    return f"ivm:waiting:{owner}"
+
+
+def lease_key(job_id: str) -> str:
+    """Return the key of a running job's lease, which holds the execution id.
+
+    It expires by Redis' clock unless the worker renews it. Expiry alone changes no state: the lost-job reaper requeues
+    the job by the same compare-and-set as any other change.
+    """
+    return f"ivm:lease:{job_id}"
+
+
+def idempotency_key(owner: str, key: str) -> str:
+    """Return the key of the hash that holds the job id and the fingerprint of the first request with this key."""
+    return f"ivm:idem:{owner}:{key}"
+
+
+def durations_key(model: str) -> str:
+    """Return the key of the list of [completion in unix seconds, seconds spent] of a model's last videos."""
+    return f"ivm:finished:{model}"

@@ -1,0 +1,66 @@
+"""How often a sampling run calls each network, counted without torch.
+
+The worker runs the plan of package `sampler`; a test asserts that its calls equal this count.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+
+from service.jobs.sampler_settings import SamplerSettings
+from service.jobs.timestep_spacing import Spacing
+
+NETWORKS = {"I": "image", "V": "video"}
+CLEAN = -1  # the noise-free level; all others are named by their timestep
+
+Move = tuple[str, int, int]  # network, from level, to level; no call if both levels are the same
+
+
+def network_calls(sampler: SamplerSettings, steps: int, spacing: Spacing) -> dict[str, int]:
+    """Return {"image": n, "video": n} for a whole run. The two branches of guidance count as one call.
+
+    Args:
+        steps: denoising steps of one run.
+    """
+    return dict(_network_calls(sampler, steps, spacing))  # pyright: ignore[reportArgumentType]  # frozen models are hashable
+
+
+@lru_cache(maxsize=1024)  # every status response contains them
+def _network_calls(sampler: SamplerSettings, steps: int, spacing: Spacing) -> Mapping[str, int]:
+    levels = [*spacing.timesteps(steps), 0]
+    calls = Counter(model for model, src, dst in _moves(sampler, steps, spacing, levels) if src != dst)
+    runs = sampler.iterations if sampler.name == "freeinit" else 1
+    return {model: runs * calls[model] for model in ("image", "video")}
+
+
+def _moves(sampler: SamplerSettings, steps: int, spacing: Spacing, levels: list[int]) -> Iterator[Move]:
+    begin, end = (round(share * steps) for share in sampler.interval)
+    active = range(begin, end)
+    clean = CLEAN if spacing.set_alpha_to_one else 0
+    if sampler.name == "iv-mixed":
+        yield from _zigzags(sampler, steps, active, levels)
+    for i in range(steps):
+        src, dst = levels[i], clean if i == steps - 1 else levels[i + 1]
+        if sampler.name == "zigzag" and i in active and i < steps - 1:
+            yield "video", src, dst
+            yield "video", dst, src
+        if sampler.name == "fused" and i in active:
+            yield "image", src, dst
+        yield "video", src, dst
+
+
+def _zigzags(sampler: SamplerSettings, steps: int, active: range, levels: list[int]) -> Iterator[Move]:
+    """Yield the moves of all zig-zags (IV-Mixed Sampler): up to `width` levels away and back again."""
+    goback, _, denoise = sampler.combination.partition("-")
+    width = len(goback)
+    denoise_first = sampler.order == "denoise_first"
+    possible = range(min(steps - 1, steps - width + 1)) if denoise_first else range(width, steps)
+    for k, i in enumerate(i for i in active if i in possible):
+        away = [levels[i + n if denoise_first else i - n] for n in range(width + 1)]
+        first, second = (denoise, goback) if denoise_first else (goback, denoise)
+        for letters, path in ((first, away), (second, away[::-1])):
+            for letter, src, dst in zip(letters, path, path[1:], strict=False):
+                if letter in NETWORKS:  # R adds noise and calls no network
+                    yield NETWORKS[letter] if k % sampler.image_every == 0 else "video", src, dst

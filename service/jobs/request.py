@@ -1,0 +1,102 @@
+"""A client's request for a video, before the model's defaults are applied."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Self, cast
+
+from pydantic import Field, field_validator, model_validator
+
+from service.base import FrozenModel
+from service.jobs.model import EVENT_TYPES, Callback, EventType, Generation, Job, Priority
+
+MAX_SEED = 2**63 - 1
+
+Metadata = dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]]
+
+
+class VideoRequest(FrozenModel):
+    """A request for a video. Omitted fields take the defaults of the model."""
+
+    prompt: str = Field(min_length=1, max_length=32_000, description="What the video shows")
+    model: str | None = Field(default=None, description="A model id of GET /v1/models; default: the first one")
+    seconds: float | None = Field(
+        default=None, gt=0, le=3600, description="Duration; must equal num_frames / fps if both are given"
+    )
+    size: str | None = Field(default=None, pattern=r"^\d{1,5}x\d{1,5}$", description="WIDTHxHEIGHT in pixels")
+    width: int | None = Field(default=None, ge=1, description="Alternative to size, together with height")
+    height: int | None = Field(default=None, ge=1, description="Alternative to size, together with width")
+    num_frames: int | None = Field(default=None, ge=1)
+    fps: int | None = Field(default=None, ge=1)
+    num_inference_steps: int | None = Field(default=None, ge=1)
+    guidance_scale: float | None = None
+    negative_prompt: str | None = Field(default=None, max_length=32_000)
+    seed: int | None = Field(default=None, ge=0, le=MAX_SEED, description="Random if omitted; always returned")
+    sampler: dict[str, Any] | None = Field(default=None, description="Overrides of the model's sampler settings")
+    metadata: Metadata = Field(
+        default_factory=dict, max_length=16, description="Returned unchanged; lists can be filtered by it"
+    )
+    user: str | None = Field(default=None, max_length=256)
+    callback_url: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=2048,
+        description="Receives a signed webhook when the video has ended; alias: webhook_url",
+    )
+    callback_events: Annotated[tuple[EventType, ...], Field(min_length=1, max_length=2)] | None = Field(
+        default=None, description="Event types sent to callback_url; default: all"
+    )
+    priority: Priority = Field(
+        default=Priority.NORMAL, description="low: runs after all queued videos of normal priority"
+    )
+    start_timeout_s: float | None = Field(
+        default=None, gt=0, le=7 * 86400, description="Fail if not started after this many seconds"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _resolve_alias(cls, given: Any) -> Any:
+        """`webhook_url` is the name fal and ComfyUI use."""
+        if not isinstance(given, dict) or "webhook_url" not in given:
+            return cast(Any, given)
+        fields = dict(cast(dict[str, Any], given))
+        alias = fields.pop("webhook_url")
+        if fields.setdefault("callback_url", alias) != alias:
+            raise ValueError("callback_url and webhook_url are the same field, but differ")
+        return fields
+
+    @field_validator("callback_events", mode="before")
+    @classmethod
+    def _split_events(cls, value: object) -> object:
+        """Forms send a list as a[]=.., as JSON text or joined by commas."""
+        if not isinstance(value, str):
+            return value
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value.split(",")
+
+    @model_validator(mode="after")
+    def _events_need_a_url(self) -> Self:
+        if self.callback_events is not None and self.callback_url is None:
+            raise ValueError("callback_events is given without callback_url")
+        return self
+
+    @property
+    def callback(self) -> Callback | None:
+        if self.callback_url is None:
+            return None
+        return Callback(url=self.callback_url, events=self.callback_events or EVENT_TYPES)
+
+    def to_job(self, generation: Generation, **fields: Any) -> Job:
+        """Return a new queued job.
+
+        Args:
+            generation: this request with the model's defaults applied.
+            fields: more fields of the job, such as owner.
+        """
+        fields |= {"metadata": self.metadata, "user": self.user, "callback": self.callback, "priority": self.priority}
+        job = Job.new(generation, **fields)
+        if self.start_timeout_s is None:
+            return job
+        return job.model_copy(update={"start_by": job.created_at + self.start_timeout_s})

@@ -1,0 +1,98 @@
+"""The sampler settings that a client may change."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from service.base import FrozenModel
+
+Guidance = Annotated[float, Field(ge=0, le=100)]  # classifier-free guidance scale
+
+# Settings that each sampler uses, in addition to num_inference_steps and guidance_scale.
+USES: dict[str, frozenset[str]] = {
+    "iv-mixed": frozenset(
+        {"combination", "order", "interval", "image_guidance", "video_guidance", "rho", "image_every"}
+    ),
+    "ddim": frozenset(),
+    "zigzag": frozenset({"interval", "goback_guidance"}),
+    "freeinit": frozenset({"iterations"}),
+    "fused": frozenset({"interval", "image_guidance", "video_guidance", "rho"}),
+}
+
+# One or two letters before the dash and as many after it. Only the inversion, before the dash, can use R.
+COMBINATIONS = tuple(
+    f"{''.join(goback)}-{''.join(denoise)}"
+    for width in (1, 2)
+    for goback in product("IVR", repeat=width)
+    for denoise in product("IV", repeat=width)
+)
+
+
+class SamplerSettings(FrozenModel):
+    """Sampler and its settings. `iv-mixed` is the IV-Mixed Sampler (arXiv:2410.04171), `ddim` uses only the video
+    model, `zigzag` is Z-Sampling, `freeinit` is FreeInit around `ddim`, `fused` is experimental. A setting that the
+    sampler does not use can only have the model's value."""
+
+    name: Literal["iv-mixed", "ddim", "zigzag", "freeinit", "fused"] = "iv-mixed"
+    combination: str = Field(
+        default="IV-IV",
+        description="iv-mixed: models that invert, dash, models that denoise; I (image), V (video), "
+        "before the dash also R (Gaussian noise)",
+    )
+    order: Literal["denoise_first", "goback_first"] = Field(
+        default="denoise_first", validate_default=True, description="iv-mixed: R requires goback_first"
+    )
+    interval: tuple[float, float] = Field(
+        default=(0.0, 1.0),
+        description="iv-mixed, zigzag, fused: fraction of the steps, start to end, in which it is active",
+    )
+    image_guidance: tuple[Guidance, Guidance] = Field(
+        default=(4.0, 4.0), description="iv-mixed, fused: guidance scale of the image model at the first and last step"
+    )
+    video_guidance: tuple[Guidance, Guidance] = Field(
+        default=(4.0, 4.0), description="iv-mixed, fused: guidance scale of the video model at the first and last step"
+    )
+    rho: float = Field(
+        default=7.0,
+        gt=0,
+        le=100,
+        description="iv-mixed, fused: exponent of the guidance schedule between first and last step",
+    )
+    image_every: int = Field(
+        default=1, ge=1, le=1000, description="iv-mixed: use the image model in every n-th step only"
+    )
+    goback_guidance: Guidance = Field(default=0.0, description="zigzag: guidance scale of the inversion")
+    iterations: int = Field(default=3, ge=1, le=10, description="freeinit: number of full sampling runs")
+
+    @field_validator("combination")
+    @classmethod
+    def _is_a_combination(cls, combination: str) -> str:
+        if combination not in COMBINATIONS:
+            raise ValueError(
+                f"combination '{combination}' is not of the form IV-IV: one or two letters I (image), V (video) or "
+                "R (Gaussian noise), a dash, then as many letters I or V"
+            )
+        return combination
+
+    @field_validator("order")
+    @classmethod
+    def _fits_the_combination(cls, order: str, info: ValidationInfo) -> str:
+        combination = info.data.get("combination", "")
+        if "R" in combination and order != "goback_first":
+            raise ValueError(f"order '{order}' does not work with combination '{combination}'; use 'goback_first'")
+        return order
+
+    @field_validator("interval")
+    @classmethod
+    def _is_ordered(cls, interval: tuple[float, float]) -> tuple[float, float]:
+        if not 0 <= interval[0] <= interval[1] <= 1:
+            raise ValueError(f"interval {interval} must be [start, end] with 0 <= start <= end <= 1")
+        return interval
+
+    @property
+    def used(self) -> dict[str, object]:
+        """Values of the settings that the chosen sampler uses."""
+        return self.model_dump(include=set(USES[self.name]))

@@ -1,0 +1,33 @@
+"""The training timesteps that a sampling run visits."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from service.base import FrozenModel
+
+
+class Spacing(FrozenModel):
+    """Timestep spacing of a scheduler. Field names are those of diffusers' scheduler configs, the defaults those of
+    Stable Diffusion."""
+
+    timestep_spacing: Literal["linspace", "leading", "trailing"] = "leading"
+    steps_offset: int = Field(default=1, ge=0)
+    set_alpha_to_one: bool = False
+    num_train_timesteps: int = Field(default=1000, ge=1)
+
+    def timesteps(self, steps: int) -> list[int]:
+        """Return the timesteps of a run, noisiest first (arXiv:2305.08891, Table 2)."""
+        count = self.num_train_timesteps
+        match self.timestep_spacing:
+            case "linspace":
+                gap = (count - 1) / max(steps - 1, 1)
+                ladder = [round(i * gap) for i in reversed(range(steps))]
+            case "leading":
+                ladder = [i * (count // steps) + self.steps_offset for i in reversed(range(steps))]
+            case "trailing":
+                gap = count - (count - count / steps)  # as numpy.arange rounds it
+                ladder = [round(count - i * gap) - 1 for i in range(steps)]
+        return [min(t, count - 1) for t in ladder]
