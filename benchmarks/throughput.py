@@ -2,8 +2,8 @@
 
 Two alternating arms with the same requests: the whole service (queue, records, leases, a real worker with its child
 process, file storage) with all jobs queued at the start, and a plain loop over `Engine.generate` and MP4 encoding in
-this process. Prints a table and seconds per phase; writes JSON with --json. The gap is the time from the last step of
-a job to the start of the next, from the metric `ivmix_worker_gap_seconds`.
+this process. Prints a table and seconds per phase; writes JSON with --json. The gap is the time from the last step of a
+job to the start of the next, from the metric `ivmix_worker_gap_seconds`.
 """
 
 from __future__ import annotations
@@ -75,9 +75,7 @@ def main() -> None:
 
 def show(served: list[Served], bare: list[float], jobs: int) -> None:
     best, plain = min(served, key=lambda s: s.wall_s), min(bare)
-    print(
-        f"torch {torch.__version__}, {os.cpu_count()} cores, {jobs} jobs a round, {len(bare)} rounds, fastest of each"
-    )
+    print(f"torch {torch.__version__}, {os.cpu_count()} cores, {len(bare)} rounds of {jobs} jobs, fastest of each")
     print(f"{'arm':<34}{'seconds':>9}{'clips per hour':>16}{'x bare':>8}")
     for name, seconds in (("bare engine, one process", plain), ("service, one worker", best.wall_s)):
         print(f"{name:<34}{seconds:>9.2f}{3600 * jobs / seconds:>16.0f}{plain / seconds:>8.2f}")

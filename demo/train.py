@@ -38,7 +38,7 @@ from demo import networks, shapes
 from demo.fit import SEED, Group, Recipe, fit
 from demo.latents import FRAMES_KEPT, Latents, make_latents, noised, vivid_clips
 from demo.shapes import FRAMES, SIZE, Scenes
-from worker.networks import cpu_tuning as cpu
+from worker.networks import cpu_tuning
 
 VAE_CLIPS, VIVID_CLIPS = 1500, 3000
 TIMESTEPS = 1000
@@ -183,7 +183,7 @@ def train_motion(name: str, work: Path, recipe: Recipe, group: Group) -> None:
     is_new = not (work / "motion_adapter").exists()
     spatial = UNet2DConditionModel.from_pretrained(work / ("footage_unet" if is_new else "video_unet"))
     model = networks.video_unet(spatial, _begin(networks.motion_adapter, work / "motion_adapter")).train()
-    cpu.prepare(model)
+    cpu_tuning.tune_network(model)
     motion_of = data.scenes[:-HELD_OUT, 3]
 
     def loss_of(step: int, batch: int) -> Tensor:
@@ -242,7 +242,7 @@ def train_video(name: str, work: Path, recipe: Recipe, group: Group) -> None:
     spatial = UNet2DConditionModel.from_pretrained(work / f"{before or 'video'}_unet")
     adapter = MotionAdapter.from_pretrained(work / f"{before or 'motion'}_adapter")
     model = networks.video_unet(spatial, adapter).train()
-    cpu.prepare(model)
+    cpu_tuning.tune_network(model)
 
     def loss_of(_step: int, batch: int) -> Tensor:
         is_plain = torch.rand(batch) < 0.3
@@ -326,7 +326,7 @@ IN_PARALLEL = [["vae"], ["latents"], ["image", "footage"], ["motion"], ["vivid"]
 
 def _process(rank: int, name: str, work: Path, steps: int | None, size: int, port: int) -> None:
     group = Group(rank, size, port)
-    cpu.tune(threads=1)  # tensors are so small that a second thread slows each process down
+    cpu_tuning.tune_process(threads=1)  # tensors are so small that a second thread slows each process down
     if name == "latents":
         return make_latents(work, group)
     stage = STAGES[name]

@@ -21,9 +21,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from service.catalog.registry import ModelRegistry
-from service.cli.client import RequestError, Video, VideoClient, VideoFailedError
+from service.cli.client import Video, VideoClient
+from service.cli.errors import user_errors
 from service.cli.keys import keys
-from service.errors import ServiceError
 from service.log_config import configure_logging
 from service.maintenance.recovery import Finding, Recovery
 from service.process.embedded_valkey import EmbeddedValkey
@@ -213,8 +213,5 @@ def _run_module(name: str, *arguments: str) -> None:
 
 
 def main() -> None:
-    """Run a command. Errors that the user can correct are printed in one line, all others with a traceback."""
-    try:
+    with user_errors():
         app()
-    except (ServiceError, RequestError, VideoFailedError) as e:
-        sys.exit(f"ivmix: {e}")
