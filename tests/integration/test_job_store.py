@@ -126,10 +126,10 @@ def test_a_running_job_has_a_lease_that_redis_ends_by_its_own_clock(services: Se
         assert services.redis.pttl(lease_key(job.id)) > 25_000
 
 
-def test_a_lease_that_is_lost_comes_back_with_the_next_beat_unless_somebody_has_the_job(
+def test_a_lease_that_is_lost_comes_back_with_the_next_renewal_unless_another_execution_has_the_job(
     store: JobStore, queue: Queue, services: Services
 ) -> None:
-    """Redis was away for longer than a lease: nobody decided anything in the meantime."""
+    """Redis was unreachable for longer than a lease: nothing was decided in the meantime."""
     job = created(store, queue)
     running = store.start(job.id, "e1")
     assert running is not None
@@ -254,7 +254,7 @@ def test_cancelling_an_ended_job_changes_nothing(store: JobStore, queue: Queue) 
     assert store.get(job.id) == before
 
 
-def test_a_job_nobody_works_on_can_be_failed_from_outside(store: JobStore, queue: Queue) -> None:
+def test_a_job_without_a_worker_can_be_failed_from_outside(store: JobStore, queue: Queue) -> None:
     waiting, running = created(store, queue), created(store, queue)
     store.start(running.id, "dead")
     assert store.fail(waiting.id, None, ERROR)
@@ -278,7 +278,7 @@ def test_only_ended_jobs_are_deleted_and_nothing_stays(store: JobStore, queue: Q
     assert store.get(job.id) is None
     assert store.list() == ([], False)
     assert services.redis.exists(INDEX, job_key(job.id)) == 0
-    assert services.redis.ttl(f"rq:job:{job.id}") > 0  # nobody closed it: its worker was killed just then
+    assert services.redis.ttl(f"rq:job:{job.id}") > 0  # not closed: its worker was killed just then
 
 
 def test_one_record_that_is_damaged_does_not_hide_the_others(store: JobStore, queue: Queue, services: Services) -> None:

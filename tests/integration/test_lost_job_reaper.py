@@ -1,4 +1,4 @@
-"""Jobs that nobody has are found and brought back, whatever lost them; jobs that somebody has are left alone."""
+"""Orphaned jobs are found and requeued, whatever lost them; jobs that a worker holds are left alone."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_after_redis_was_full_the_workers_get_their_time_again(
 def test_clock_of_the_machine_decides_nothing(
     services: Services, queue: Queue, reaper: LostJobReaper, clock: Clock, job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Leases are measured by Redis: a maintenance whose clock is an hour ahead takes nobody's job."""
+    """Leases are measured by Redis: a maintenance whose clock is an hour ahead takes no job."""
     taken(services, queue, job)
     real = time.time
     monkeypatch.setattr(time, "time", lambda: real() + 3600)
@@ -226,7 +226,7 @@ def test_record_that_cannot_be_read_fails_and_stands_in_nobodys_way(
 def test_execution_that_cannot_be_read_stands_in_nobodys_way(
     services: Services, queue: Queue, reaper: LostJobReaper, clock: Clock, job: Job, execution_id: str
 ) -> None:
-    """The fault harness found it: the maintenance looked after no job at all any more."""
+    """The fault harness found it: the maintenance processed no job at all any more."""
     lost = services.store.create(make_job(), queue)
     for each in (job, lost):
         taken(services, queue, each)

@@ -64,7 +64,7 @@ def test_leader_that_lost_its_lead_does_nothing_more(services: Services) -> None
     done: list[float] = []
     with running(services.redis, PeriodicTask("task", 0.02, lambda: done.append(time.monotonic()))):
         wait_for(lambda: bool(done) or None)
-        services.redis.set(LEADER, "somebody else")
+        services.redis.set(LEADER, "another process")
         time.sleep(0.5)
         last = len(done)
         time.sleep(0.2)
@@ -72,7 +72,7 @@ def test_leader_that_lost_its_lead_does_nothing_more(services: Services) -> None
 
 
 def test_leader_leads_again_as_soon_as_redis_is_back(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else one lost reply keeps everybody from looking after lost jobs for as long as the lead lasts."""
+    """Otherwise one lost reply keeps every process from requeueing lost jobs for as long as the lead lasts."""
     done: list[float] = []
     with running(services.redis, PeriodicTask("task", 0.02, lambda: done.append(time.monotonic())), lock_ttl_s=60):
         wait_for(lambda: bool(done) or None)
@@ -101,7 +101,7 @@ def test_duty_that_fails_or_hangs_keeps_no_other_waiting(services: Services) -> 
         hanging.set()
 
 
-def test_process_brings_a_lost_job_back_and_stops_when_told(services: Services) -> None:
+def test_process_brings_a_lost_job_back_and_stops_on_sigterm(services: Services) -> None:
     queue = generate_queue(services.redis, "demo")
     job = services.store.create(make_job(), queue)
     queue.empty()
@@ -127,7 +127,7 @@ def test_every_duty_of_a_real_process_runs(services: Services) -> None:
 
 
 @pytest.mark.parametrize("age_s", [10, 10_000])
-def test_executions_that_nobody_has_heard_of_for_long_are_struck_out(services: Services, age_s: float) -> None:
+def test_executions_without_a_recent_heartbeat_are_removed(services: Services, age_s: float) -> None:
     queue = generate_queue(services.redis, "demo")
     queue.enqueue("os.getpid")
     services.redis.zadd(queue.started_job_registry.key, {"video_1:e1": time.time() - age_s})

@@ -104,7 +104,7 @@ def test_failed_job_expires_too(services: Services, retention: Retention, now: N
 def test_storage_that_fails_is_asked_again_and_nothing_is_promised_meanwhile(
     services: Services, retention: Retention, now: Now, job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The record goes first: while the files cannot be deleted nobody is shown a video that is half gone."""
+    """The record goes first: while the files cannot be deleted no client sees a video that is half deleted."""
     finish(services, job.id, b"video", scratch=tmp_path)
     retention.take_over(job.id)
     now.ahead = 7 * DAY + 1

@@ -74,7 +74,7 @@ def test_latest_state_is_saved_when_the_work_stops(storage: Slow, tmp_path: Path
     assert stored_state(storage, tmp_path) == "3"
 
 
-def test_states_that_come_while_one_is_on_its_way_wait_for_nobody(storage: Slow, tmp_path: Path) -> None:
+def test_states_that_come_while_one_is_on_its_way_do_not_wait(storage: Slow, tmp_path: Path) -> None:
     checkpoint_writer = CheckpointWriter(storage, KEY, every_s=0)
     began = time.monotonic()
     for name in map(str, range(100)):

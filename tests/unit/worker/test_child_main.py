@@ -66,10 +66,10 @@ def run(
                 engine, delivery, checkpoint_writer, finisher, child.ParentChannel(ours), Run(job, "e1", may_resume)
             )
             assert finisher.is_free(60)
-            told = [*_all(parent), *_all(parents_second)]
+            messages = [*_all(parent), *_all(parents_second)]
     if isinstance(answer, Sampled):
-        answer = told.pop()
-    return answer, told
+        answer = messages.pop()
+    return answer, messages
 
 
 def _all(channel: Connection) -> Iterator[Any]:
@@ -80,10 +80,10 @@ def _all(channel: Connection) -> Iterator[Any]:
 def test_finished_job_is_in_the_storage_before_it_is_said(
     engine: Engine, storage: FileStorage, pipe: tuple[Connection, Connection], job: Job
 ) -> None:
-    answer, told = run(engine, storage, pipe, job, Cancel("another"), Drain("another"))
+    answer, messages = run(engine, storage, pipe, job, Cancel("another"), Drain("another"))
     assert isinstance(answer, Done)
     assert storage.size(answer.output.key) == answer.output.size_bytes
-    assert told[-1] == Progress(Phase.UPLOADING, STEPS, STEPS)
+    assert messages[-1] == Progress(Phase.UPLOADING, STEPS, STEPS)
     assert set(answer.timings) == {Phase.ENCODING, Phase.SAMPLING, Phase.DECODING, Phase.UPLOADING}
     assert storage.size(object_keys.checkpoint(job.id)) is None
 
@@ -114,19 +114,19 @@ def test_drained_job_leaves_its_state_and_the_next_run_does_the_rest(
     finally:
         del engine.sample
     assert storage.size(object_keys.checkpoint(job.id))
-    resumed, told = run(engine, storage, pipe, job, may_resume=True)
+    resumed, messages = run(engine, storage, pipe, job, may_resume=True)
     assert isinstance(resumed, Done)
     assert isinstance(undisturbed, Done)
     assert resumed.output.sha256 == undisturbed.output.sha256
-    assert [p.step for p in told if p.phase is Phase.SAMPLING] == [2, 3]
+    assert [p.step for p in messages if p.phase is Phase.SAMPLING] == [2, 3]
 
 
 def test_cancelled_job_leaves_nothing(
     engine: Engine, storage: FileStorage, pipe: tuple[Connection, Connection], job: Job
 ) -> None:
-    answer, told = run(engine, storage, pipe, job, Cancel("e1"))
+    answer, messages = run(engine, storage, pipe, job, Cancel("e1"))
     assert answer == Stopped()
-    assert len(told) == 1
+    assert len(messages) == 1
     assert list(storage.list("")) == []
 
 

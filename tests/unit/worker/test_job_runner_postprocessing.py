@@ -162,7 +162,7 @@ def test_child_of_a_hanging_job_is_given_time_to_finish_the_one_before(
     assert (child.kills, parent.state(first)) == (1, JobState.COMPLETED)
 
 
-def test_drain_and_cancel_are_told_on_the_second_line(parent: Parent, new_job: Callable[[], Job]) -> None:
+def test_drain_and_cancel_are_sent_on_the_second_channel(parent: Parent, new_job: Callable[[], Job]) -> None:
     drained, cancelled = new_job(), new_job()
     channel = HeldLine(after_stop=Stopped())
     parent.run(drained, sampled(channel))

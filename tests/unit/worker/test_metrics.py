@@ -50,7 +50,7 @@ def test_every_execution_is_counted_once_by_its_end(last: Message, outcome: str)
     assert value(metrics, "ivmix_worker_busy") == 0
 
 
-def test_a_child_that_dies_and_one_that_has_to_be_killed_are_told_apart() -> None:
+def test_a_child_that_dies_and_one_that_has_to_be_killed_are_distinguished() -> None:
     metrics = WorkerMetrics()
     with pytest.raises(ChildDied):
         run(metrics, ChildDied("exit code -9"))
