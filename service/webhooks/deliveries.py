@@ -17,8 +17,6 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -29,6 +27,8 @@ from service.errors import WebhookDeliveryNotFound
 from service.ids import new_id
 from service.jobs.model import EventType
 from service.jobs.outbox import Command
+from service.redis_records import decode_record, encode_fields, read_page, read_records
+from service.redis_scripts import UntypedRedis, load_script
 from service.webhooks.retry_policy import NextState, State
 from service.webhooks.sender import Outcome
 
@@ -39,8 +39,6 @@ MAX_LOGGED_ATTEMPTS = 30  # per delivery; the newest are kept
 CLAIM_S = 120  # a claimed delivery becomes due again after this, unless an attempt was started
 GRACE_S = 30.0  # on top of the sender's timeout, before an attempt counts as lost
 POSTPONE_S = 0.5  # first wait for a host at its limit; doubles each time, up to 32 s
-
-_SCRIPTS = Path(__file__).parent / "scripts"
 
 
 class Attempt(FrozenModel):
@@ -83,9 +81,8 @@ def new_delivery(**fields: Any) -> Delivery:
 def creation_commands(delivery: Delivery) -> list[Command]:
     """The Redis commands that store a new delivery, to be run in the caller's transaction."""
     owner, video, record = owner_index(delivery.owner), video_index(delivery.video_id), key(delivery.id)
-    fields = _encode(delivery.model_dump(mode="json"))
     return [
-        ["HSET", record, *(part for pair in fields.items() for part in pair)],
+        ["HSET", record, *encode_fields(delivery.model_dump(mode="json"))],
         ["EXPIRE", record, str(KEEP_S)],
         ["ZADD", owner, "0", delivery.id],
         ["EXPIRE", owner, str(KEEP_S)],
@@ -97,14 +94,14 @@ def creation_commands(delivery: Delivery) -> list[Command]:
 
 class DeliveryStore:
     def __init__(self, redis: Redis) -> None:
-        self._redis: Any = redis  # redis-py's types name every reply a command could have in any mode
+        self._redis: UntypedRedis = redis
         self._claim_due, self._start_attempt, self._update, self._redeliver = (
-            self._redis.register_script((_SCRIPTS / f"{name}.lua").read_text())
+            load_script(redis, "service.webhooks", name)
             for name in ("claim_due", "start_attempt", "update", "redeliver")
         )
 
     def find(self, delivery_id: str) -> Delivery | None:
-        return _decode(self._redis.hgetall(key(delivery_id)))
+        return decode_record(Delivery, self._redis.hgetall(key(delivery_id)))
 
     def get(self, owner: str, delivery_id: str) -> Delivery:
         """Raises WebhookDeliveryNotFound, also for another owner's delivery."""
@@ -118,14 +115,9 @@ class DeliveryStore:
     ) -> tuple[list[Delivery], bool]:
         """One page, newest first, and whether more follow. `after` is an id."""
         index = video_index(video_id) if video_id else owner_index(owner)
-        start = f"({after}" if after else "+"
-        ids = self._redis.zrange(index, start, "-", desc=True, bylex=True, offset=0, num=limit + 1)
-        with self._redis.pipeline(transaction=False) as pipe:
-            for found in ids[:limit]:
-                pipe.hgetall(key(found.decode()))
-            records = pipe.execute()
-        found = [delivery for record in records if (delivery := _decode(record))]
-        return [delivery for delivery in found if delivery.owner == owner], len(ids) > limit
+        ids, has_more = read_page(self._redis, index, limit=limit, after=after)
+        found = [decode_record(Delivery, record) for record in read_records(self._redis, map(key, ids))]
+        return [delivery for delivery in found if delivery is not None and delivery.owner == owner], has_more
 
     def pending(self) -> int:
         """How many deliveries of all owners have not ended."""
@@ -193,9 +185,8 @@ class DeliveryStore:
             "error": error,
             "log": [attempt.model_dump() for attempt in delivery.log],
         }
-        flat = [part for pair in _encode(fields).items() for part in pair]
         due = "" if following.attempt_at is None else following.attempt_at
-        args = [delivery.id, delivery.attempts, json.dumps(State.PENDING), now, due, *flat]
+        args = [delivery.id, delivery.attempts, json.dumps(State.PENDING), now, due, *encode_fields(fields)]
         return bool(self._update([key(delivery.id), DUE, *_host_keys(url)], args))
 
 
@@ -214,13 +205,3 @@ def video_index(video_id: str) -> str:
 def _host_keys(url: str) -> tuple[str, str]:
     host = urlsplit(url).netloc
     return f"ivm:webhook:busy:{host}", f"ivm:webhook:waiting:{host}"
-
-
-def _encode(fields: Mapping[str, Any]) -> dict[str, str]:
-    return {name: json.dumps(value) for name, value in fields.items()}
-
-
-def _decode(record: Mapping[bytes, bytes]) -> Delivery | None:
-    if not record:
-        return None
-    return Delivery.model_validate({name.decode(): json.loads(value) for name, value in record.items()})

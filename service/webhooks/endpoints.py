@@ -20,6 +20,8 @@ from service.errors import InvalidParameter, WebhookEndpointNotFound
 from service.ids import new_id
 from service.jobs.model import EventType
 from service.jobs.outbox import LISTENERS
+from service.redis_records import read_page
+from service.redis_scripts import UntypedRedis
 from service.webhooks.signature import Secrets, active, new_secret, rotated
 
 MAX_ENDPOINTS = 50  # per owner; each event is delivered to every one
@@ -50,7 +52,7 @@ class EndpointStore:
     """Another owner's endpoint counts as not found."""
 
     def __init__(self, redis: Redis) -> None:
-        self._redis: Any = redis  # redis-py's types name every reply a command could have in any mode
+        self._redis: UntypedRedis = redis
 
     def create(self, owner: str, *, name: str, url: str, event_types: tuple[EventType, ...]) -> Endpoint:
         now = time.time()
@@ -92,13 +94,9 @@ class EndpointStore:
 
     def list(self, owner: str, *, limit: int = 20, after: str | None = None) -> tuple[list[Endpoint], bool]:
         """One page, newest first, and whether more follow. `after` is an id, also of a deleted endpoint."""
-        start = f"({after}" if after else "+"
-        ids = self._redis.zrange(_index(owner), start, "-", desc=True, bylex=True, offset=0, num=limit + 1)
-        with self._redis.pipeline(transaction=False) as pipe:
-            for found in ids[:limit]:
-                pipe.get(_key(found.decode()))
-            values = pipe.execute()
-        return [endpoint for value in values if (endpoint := _decode(value))], len(ids) > limit
+        ids, has_more = read_page(self._redis, _index(owner), limit=limit, after=after)
+        values = self._redis.mget(map(_key, ids)) if ids else ()
+        return [endpoint for value in values if (endpoint := _decode(value))], has_more
 
     def subscribed(self, owner: str, event_type: EventType) -> list[Endpoint]:
         """The enabled endpoints that receive this type of event."""
@@ -146,24 +144,21 @@ class EndpointStore:
         return active(_SECRETS.validate_json(self._redis.get(_secret_key(owner))), now=time.time())
 
     def rotate_callback_secret(self, owner: str, *, keep_old: bool) -> Secrets:
-        secrets: Secrets = ()
+        """Replace the callback secret; `keep_old` keeps the old one valid for a day."""
         self.callback_secrets(owner)
 
-        def write(pipe: Any) -> None:
-            nonlocal secrets
+        def write(pipe: Any) -> Secrets:
             secrets = _rotated(_SECRETS.validate_json(pipe.get(_secret_key(owner))), keep_old)
             pipe.multi()
             pipe.set(_secret_key(owner), _SECRETS.dump_json(secrets))
+            return secrets
 
-        self._redis.transaction(write, _secret_key(owner))
-        return secrets
+        return self._redis.transaction(write, _secret_key(owner), value_from_callable=True)
 
     def _change(self, owner: str, endpoint_id: str, change: Callable[[Endpoint], Endpoint]) -> Endpoint:
         """`updated_at` advances only if something has changed."""
-        changed: Endpoint | None = None
 
-        def write(pipe: Any) -> None:
-            nonlocal changed
+        def write(pipe: Any) -> Endpoint:
             found = _decode(pipe.get(_key(endpoint_id)))
             if found is None or found.owner != owner:
                 raise WebhookEndpointNotFound(endpoint_id)
@@ -172,10 +167,9 @@ class EndpointStore:
                 changed = changed.model_copy(update={"updated_at": time.time()})
             pipe.multi()
             pipe.set(_key(endpoint_id), changed.model_dump_json())
+            return changed
 
-        self._redis.transaction(write, _key(endpoint_id))
-        assert changed is not None
-        return changed
+        return self._redis.transaction(write, _key(endpoint_id), value_from_callable=True)
 
 
 def _rotated(secrets: Secrets, keep_old: bool) -> Secrets:

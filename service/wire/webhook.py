@@ -18,16 +18,16 @@ OMITTED_FIELDS = {"prompt", "negative_prompt", "download_url", "download_url_exp
 
 
 class WebhookEvent(ResponseModel):
-    """The body of a webhook. At least once, in no order: drop duplicates by the header webhook-id."""
+    """The body of a webhook. Events arrive at least once and in any order; drop duplicates by the webhook-id header."""
 
     id: str
     object: Literal["event"] = "event"
-    created_at: int = Field(description="unix seconds of the video's end")
+    created_at: int = Field(description="Unix seconds when the video ended")
     type: EventType
     timestamp: datetime
     data: dict[str, Any] = Field(
-        description="the video as GET /v1/videos/{video_id} shows it, without prompt, negative_prompt and "
-        "download_url; a cancelled one has status failed and error.code cancelled"
+        description="The video as in GET /v1/videos/{video_id}, without prompt, negative_prompt and download_url. "
+        "A cancelled video has status failed and error.code cancelled."
     )
 
 

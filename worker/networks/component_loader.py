@@ -7,15 +7,16 @@ diffusers initialises missing weights randomly, so names and shapes are compared
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from sampler import NoiseSchedule
 from service.catalog.model_entry import ModelEntry
@@ -52,17 +53,25 @@ class WeightsMismatch(ConfigurationError):
     """Names or shapes of a component's weights differ from its configuration."""
 
 
+@contextmanager
+def errors_only(name: str) -> Generator[None]:
+    """Suppress the warnings of a logger."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+@errors_only("diffusers")  # it warns of VideoCrafter's fps_cond
 def load_network(entry: ModelEntry, name: str, dtype: torch.dtype) -> Network:
     """A network on the CPU. Raises WeightsMismatch, or ConfigurationError if a file cannot be read."""
     component = entry.all_components[name]
     folder = _folder(component)
     check_shapes(entry, name)
     kind: Network = _network_class(entry, name)
-    if kind is VideoCrafterUNet:
-        with torch.device("meta"):
-            unet = VideoCrafterUNet(_config(folder))
-        unet.load_weights({key: value.to(dtype) for key, value in _tensors(component).items()})
-        return unet.eval().requires_grad_(False)
     settings: dict[str, Any] = {
         "use_safetensors": True,
         "local_files_only": True,
@@ -159,6 +168,7 @@ def _abbreviated(names: list[str]) -> str:
     return ", ".join(names[:MAX_NAMES_SHOWN]) + more
 
 
+@errors_only("diffusers")
 def _expected_shapes(entry: ModelEntry, name: str) -> tuple[Shapes, set[str]]:
     """Shapes by name, and the names of buffers, which need not be stored."""
     config = _config(_folder(entry.all_components[name]))
@@ -169,9 +179,7 @@ def _expected_shapes(entry: ModelEntry, name: str) -> tuple[Shapes, set[str]]:
 
 
 def _from_config(kind: Network, config: dict[str, Any]) -> Network:
-    if kind is CLIPTextModel:
-        return CLIPTextModel(CLIPTextConfig(**config))
-    return VideoCrafterUNet(config) if kind is VideoCrafterUNet else kind.from_config(config)
+    return CLIPTextModel(CLIPTextConfig(**config)) if kind is CLIPTextModel else kind.from_config(config)
 
 
 def _network_class(entry: ModelEntry, name: str) -> Network:
@@ -201,14 +209,6 @@ def _stored_shapes(component: Component) -> Shapes:
         except (OSError, SafetensorError) as e:
             raise ConfigurationError(f"{file} is not a safetensors file: {e}") from e
     return {key: shape for key, shape in shapes.items() if not NOT_WEIGHTS.search(key)}
-
-
-def _tensors(component: Component) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = {}
-    for file in _weight_files(component):
-        with _open(file) as weights:
-            tensors |= {key: weights.get_tensor(key) for key in weights.keys()}  # noqa: SIM118
-    return tensors
 
 
 def _open(file: Path) -> Any:  # safetensors has no types for it

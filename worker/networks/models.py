@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -27,6 +26,7 @@ from worker.networks import cpu_tuning
 from worker.networks.component_loader import (
     Network,
     check_files,
+    errors_only,
     fuse_lora,
     load_network,
     load_schedule,
@@ -70,7 +70,7 @@ class Models:
     video_schedule: NoiseSchedule
     optimised_image_unet: Network
     optimised_video_unet: Network
-    text_kv_cache: TextKVCache = field(default_factory=TextKVCache)
+    text_kv_cache: TextKVCache
 
     def __repr__(self) -> str:
         entry, megabytes = self.entry, self.weights_bytes / 1e6
@@ -97,13 +97,8 @@ class Models:
             raise InvalidParameter(
                 "num_frames", f"num_frames={frames}: the video model of '{self.entry.id}' takes at most {most} frames."
             )
-        scale = self.pixels_per_latent
+        scale = _pixels_per_latent(self.entry, self.vae)
         return 1, int(self.vae.config.latent_channels), frames, height // scale, width // scale
-
-    @property
-    def pixels_per_latent(self) -> int:
-        """Picture pixels per latent pixel along one side, with the entry's `upscale`."""
-        return self.entry.upscale * 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     def encode(self, texts: str | Sequence[str]) -> TextEmbeddings:
         """Encode texts for both networks.
@@ -216,55 +211,52 @@ def load(model: ModelEntry | str, device: torch.device | str | None = None) -> M
     check_files(entry)
     components = entry.all_components
     image_unet, video_unet = load_unets(entry, dtype)
+    vae, components = load_network(entry, "vae", dtype), entry.all_components
     video_text = load_text_encoder(entry, "", dtype)
     image_text = load_text_encoder(entry, "image_", dtype) if "image_text_encoder" in components else video_text
+    _check_compatibility(entry, vae, (image_unet, image_text), (video_unet, video_text))
+    for module in (video_text.encoder, image_text.encoder, vae, image_unet, video_unet):
+        module.to(device)
+    channels_last(vae)
+    text_kv_cache = TextKVCache()
+    optimised = _optimised(entry, device, vae, (image_unet, video_unet), text_kv_cache)
     scheduler = components["scheduler"]
+    image_scheduler = components.get("image_scheduler", scheduler)
     models = Models(
         entry=entry,
         device=device,
         dtype=dtype,
         image_text_encoder=image_text,
         video_text_encoder=video_text,
-        vae=load_network(entry, "vae", dtype),
+        vae=vae,
         image_unet=image_unet,
         video_unet=video_unet,
-        image_schedule=load_schedule(components.get("image_scheduler", scheduler), entry.image_schedule, entry.spacing),
+        image_schedule=load_schedule(image_scheduler, entry.image_schedule, entry.spacing),
         video_schedule=load_schedule(scheduler, entry.video_schedule, entry.spacing),
-        optimised_image_unet=image_unet,
-        optimised_video_unet=video_unet,
+        optimised_image_unet=optimised[0],
+        optimised_video_unet=optimised[1],
+        text_kv_cache=text_kv_cache,
     )
-    _check_compatibility(models)
-    return _optimised(_on_device(models))
-
-
-def _on_device(models: Models) -> Models:
-    image, video, device = models.image_unet, models.video_unet, models.device
-    for module in (models.video_text_encoder.encoder, models.image_text_encoder.encoder, models.vae, image, video):
-        module.to(device)
-    sides = (map(int, size.split("x")) for size in models.entry.sizes)
-    largest = max(width * height for width, height in sides) / models.pixels_per_latent**2
-    if device.type == "cpu" and largest <= MAX_TUNED_PIXELS:
-        for unet in (image, video):
-            cpu_tuning.tune_network(unet)
-    channels_last(models.vae)
-    log.info(
-        "weights of %s on %s: %.0f MB, of which both UNets share %.0f MB",
-        models.entry.id,
-        device,
-        models.weights_bytes / 1e6,
-        shared_bytes(image, video) / 1e6,
-    )
+    shared = shared_bytes(image_unet, video_unet) / 1e6
+    log.info("%s on %s: %.0f MB, %.0f MB shared by both UNets", entry.id, device, models.weights_bytes / 1e6, shared)
     return models
 
 
-def _optimised(models: Models) -> Models:
-    optimise, cache = models.entry.optimise, models.text_kv_cache
-    compiler = BlockCompiler(cache_dir=load_settings().data_dir / "compiled") if optimise.compile else None
-    return replace(
-        models,
-        optimised_image_unet=OptimisedNetwork(models.image_unet, optimise, cache, compiler),
-        optimised_video_unet=OptimisedNetwork(models.video_unet, optimise, cache, compiler),
-    )
+def _optimised(
+    entry: ModelEntry, device: torch.device, vae: Network, unets: tuple[Network, Network], cache: TextKVCache
+) -> list[OptimisedNetwork]:
+    sides = (map(int, size.split("x")) for size in entry.sizes)
+    largest = max(width * height for width, height in sides) / _pixels_per_latent(entry, vae) ** 2
+    if device.type == "cpu" and largest <= MAX_TUNED_PIXELS:
+        for unet in unets:
+            cpu_tuning.tune_network(unet)
+    compiler = BlockCompiler(cache_dir=load_settings().data_dir / "compiled") if entry.optimise.compile else None
+    return [OptimisedNetwork(unet, entry.optimise, cache, compiler) for unet in unets]
+
+
+def _pixels_per_latent(entry: ModelEntry, vae: Network) -> int:
+    """Picture pixels per latent pixel along one side, with the entry's `upscale`."""
+    return entry.upscale * 2 ** (len(vae.config.block_out_channels) - 1)
 
 
 def default_device() -> torch.device:
@@ -293,7 +285,7 @@ def _with_motion(base: Network, adapter: Network, entry: ModelEntry) -> tuple[Ne
             f"model {entry.id}: num_frames.max={entry.num_frames.max}, but the motion adapter takes {longest} frames"
         )
     try:
-        with _errors_only("diffusers"):  # it suggests a setting of from_pretrained, which does not make a motion UNet
+        with errors_only("diffusers"):  # it suggests a setting of from_pretrained, which does not make a motion UNet
             video = cast("Any", UNetMotionModel.from_unet2d(base, adapter))
     except RuntimeError as e:
         raise IncompatibleModels(f"model {entry.id}: the motion adapter does not fit the UNet: {e}") from e
@@ -303,32 +295,20 @@ def _with_motion(base: Network, adapter: Network, entry: ModelEntry) -> tuple[Ne
     return base, video
 
 
-def _check_compatibility(models: Models) -> None:
-    channels = int(models.vae.config.latent_channels)
-    networks = (
-        ("image model", models.image_unet.config, models.image_text_encoder),
-        ("video model", models.video_unet.config, models.video_text_encoder),
-    )
-    for name, config, encoder in networks:
+def _check_compatibility(
+    entry: ModelEntry, vae: Network, image: tuple[Network, TextEncoder], video: tuple[Network, TextEncoder]
+) -> None:
+    channels = int(vae.config.latent_channels)
+    for name, (unet, encoder) in {"image model": image, "video model": video}.items():
+        config = unet.config
         if (config.in_channels, config.out_channels) != (channels, channels):
             raise IncompatibleModels(
-                f"model {models.entry.id}: the {name} takes {config.in_channels} latent channels and returns "
+                f"model {entry.id}: the {name} takes {config.in_channels} latent channels and returns "
                 f"{config.out_channels}, the autoencoder has {channels}; all three must share one latent space"
             )
         if config.cross_attention_dim != encoder.dim:
             raise IncompatibleModels(
-                f"model {models.entry.id}: the {name} takes embeddings of dim {config.cross_attention_dim}, its text "
-                f"encoder returns {encoder.dim}; name a separate tokenizer and text encoder (image_tokenizer, "
+                f"model {entry.id}: the {name} takes embeddings of dim {config.cross_attention_dim}, its text encoder "
+                f"returns {encoder.dim}; name a separate tokenizer and text encoder (image_tokenizer, "
                 "image_text_encoder for the image model)"
             )
-
-
-@contextmanager
-def _errors_only(name: str) -> Generator[None]:
-    logger = logging.getLogger(name)
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

@@ -10,9 +10,9 @@ import torch
 from diffusers import MotionAdapter, UNet2DConditionModel, UNet3DConditionModel, UNetMotionModel
 from safetensors import safe_open
 from torch import Generator, Tensor
-from worker.networks.videocrafter import VideoCrafterUNet
 
 from sampler import ImageDenoiser, NoiseSchedule, Plan, VideoDenoiser, official_plan, sample
+from worker.networks.videocrafter_unet import VideoCrafterUNet
 
 DATA = Path(__file__).parents[2] / "data"
 CASES = {
@@ -59,8 +59,7 @@ def modelscope(golden: Golden) -> tuple[ImageDenoiser, VideoDenoiser]:
 
 
 def videocrafter(golden: Golden) -> tuple[ImageDenoiser, VideoDenoiser]:
-    unet = VideoCrafterUNet(golden.meta["vdm_config"]).eval()
-    unet.load_weights(golden.part("vdm"))
+    unet = golden.load(VideoCrafterUNet.from_config(golden.meta["vdm_config"]), "vdm")
     video = VideoDenoiser(unet, *golden.text("vdm_"), network_args={"fps": golden.meta["fps"]})
     return ImageDenoiser(golden.idm(), *golden.text("idm_")), video
 

@@ -180,11 +180,10 @@ def test_low_memory_mode_compiles_its_smaller_calls() -> None:
 def test_every_family_has_its_blocks(family: str, tmp_path: Path) -> None:
     models = models_of(save_model(family, tmp_path / "model"), NONE)
     for unet in unets(models):
-        inner = getattr(unet, "unet", unet)
-        found = [block for block, _ in CompiledBlocks(inner, BlockCompiler()).compiled]
+        found = [block for block, _ in CompiledBlocks(unet, BlockCompiler()).compiled]
         inside = {id(module) for block in found for module in block.modules()}
         assert len(inside) == sum(len(list(block.modules())) for block in found)  # none within another
-        weights, covered = resident_bytes(inner), resident_bytes(*found)
+        weights, covered = resident_bytes(unet), resident_bytes(*found)
         assert covered > 0.6 * weights
 
 

@@ -134,8 +134,7 @@ def test_another_prompt_is_not_answered_from_the_first_ones_keys(entry: ModelEnt
 
 def test_a_timestep_is_embedded_once(entry: ModelEntry) -> None:
     models = models_of(entry, Optimise())
-    unet = getattr(models.video_unet, "unet", models.video_unet)
-    rows = Rows(unet)
+    rows = Rows(models.video_unet)
     clip(models, steps=3)
     embedded = rows.seen["time_embedding.linear_1"]
     timesteps = set(models.video_schedule.timesteps(3))
@@ -164,9 +163,9 @@ def test_one_base_is_in_memory_once_and_said_so(
 ) -> None:
     with caplog.at_level("INFO", "ivmix.child"):
         models = models_of(one_base, Optimise())
-    (line,) = (r.getMessage() for r in caplog.records if "weights of" in r.getMessage())
+    (line,) = (r.getMessage() for r in caplog.records if "shared by both UNets" in r.getMessage())
     assert f"{models.weights_bytes / 1e6:.0f} MB" in line
-    assert f"share {resident_bytes(models.image_unet) / 1e6:.0f} MB" in line
+    assert f"{resident_bytes(models.image_unet) / 1e6:.0f} MB shared" in line
     image, video = models.image_unet, models.video_unet
     assert shared_bytes(image, video) == resident_bytes(image)
     places = {parameter.untyped_storage().data_ptr() for parameter in video.parameters()}

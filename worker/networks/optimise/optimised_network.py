@@ -3,7 +3,7 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from service.catalog.model_entry import Optimise
 from worker.networks.optimise.compile_blocks import BlockCompiler, CompiledBlocks
-from worker.networks.optimise.text_kv_cache import CachedTextAttentions, TextKVCache, Texts
+from worker.networks.optimise.text_kv_cache import TextKVCache, Texts, cached_text, replace_text_attentions
 from worker.networks.optimise.time_embedding_cache import TimeEmbeddingCache
 from worker.networks.optimise.weight_memory import channels_last
 
@@ -34,16 +34,14 @@ class OptimisedNetwork:
         self, network: Any, optimise: Optimise, text_kv_cache: TextKVCache, compiler: BlockCompiler | None = None
     ) -> None:
         self.network = network
-        unet = getattr(network, "unet", network)
         self._timesteps = dict[int, Tensor]()
-        self._needs_text_per_frame = not hasattr(unet, "transformer_in")  # 3D UNets repeat the text themselves
-        self._attentions = CachedTextAttentions(unet, text_kv_cache) if optimise.cache_text_kv else None
-        if self._attentions is not None and not self._attentions.is_supported:
-            self._attentions = None
+        self._needs_text_per_frame = not hasattr(network, "transformer_in")  # 3D UNets repeat the text themselves
+        self._text_kv_cache = text_kv_cache
+        self._text_attentions = replace_text_attentions(network) if optimise.cache_text_kv else []
         self._time_embeddings = TimeEmbeddingCache(network) if optimise.cache_time_embeds else None
         if optimise.channels_last:
-            channels_last(unet)
-        self._blocks = CompiledBlocks(unet, compiler or BlockCompiler()) if optimise.compile else None
+            channels_last(network)
+        self._blocks = CompiledBlocks(network, compiler or BlockCompiler()) if optimise.compile else None
 
     @property
     def config(self) -> Any:
@@ -51,19 +49,16 @@ class OptimisedNetwork:
 
     def __call__(self, x: Tensor, timestep: int, *, encoder_hidden_states: Texts, **network_args: Any) -> Any:
         text, timestep_tensor = self._text(encoder_hidden_states, x), self._timestep(timestep, x)
-        with ExitStack() as caches:
-            if self._attentions is not None:
-                caches.enter_context(self._attentions.active(encoder_hidden_states))
-            if self._time_embeddings is not None:
-                caches.enter_context(self._time_embeddings.active(timestep))
 
-            def call() -> Any:
-                return self.network(x, timestep_tensor, encoder_hidden_states=text, **network_args)
+        def call() -> Any:
+            return self.network(x, timestep_tensor, encoder_hidden_states=text, **network_args)
 
-            return self._blocks.run(call) if self._blocks is not None else call()
+        cached_time = self._time_embeddings.active(timestep) if self._time_embeddings else nullcontext()
+        with cached_text(self._text_attentions, self._text_kv_cache, encoder_hidden_states), cached_time:
+            return self._blocks.run(call) if self._blocks else call()
 
     def _text(self, texts: Texts, x: Tensor) -> Tensor:
-        if self._attentions is not None:
+        if self._text_attentions:
             return texts[0][:, :0]  # empty: every cross-attention has its keys and values already
         text = torch.cat(texts)
         if not self._needs_text_per_frame:

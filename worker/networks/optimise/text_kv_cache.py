@@ -57,7 +57,7 @@ class CachedTextAttention:
     """
 
     def __init__(self, attn: Any) -> None:
-        self.replaced = attn.processor
+        self.attn, self.replaced = attn, attn.processor
         self.key_value: tuple[Tensor, Tensor] | None = None
         self.uses_matmul = isinstance(self.replaced, AttnProcessor)  # see cpu_tuning
         attn.set_processor(self)
@@ -84,33 +84,28 @@ class CachedTextAttention:
         return attn.to_out[0](attended) / attn.rescale_output_factor  # to_out[1] is a dropout, used in training only
 
 
-class CachedTextAttentions:
-    """All cross-attentions of one UNet. `is_supported` is False, and nothing is replaced, if one has other parts."""
+def replace_text_attentions(unet: Any) -> list[CachedTextAttention]:
+    """Replace the processor of every cross-attention; of none, if one has parts that are not computed here."""
+    found = [
+        module
+        for name, module in unet.named_modules()
+        if isinstance(module, Attention) and name.endswith(".attn2") and module.is_cross_attention
+    ]
+    if any(getattr(attn, part, None) for attn in found for part in UNSUPPORTED_PARTS):
+        return []
+    return [CachedTextAttention(attn) for attn in found]
 
-    def __init__(self, unet: Any, cache: TextKVCache) -> None:
-        found = [
-            module
-            for name, module in unet.named_modules()
-            if isinstance(module, Attention) and name.endswith(".attn2") and module.is_cross_attention
-        ]
-        self.is_supported = bool(found) and not any(
-            getattr(attn, part, None) for attn in found for part in UNSUPPORTED_PARTS
-        )
-        self._cache = cache
-        self._pairs: Sequence[tuple[Any, CachedTextAttention]] = (
-            [(attn, CachedTextAttention(attn)) for attn in found] if self.is_supported else ()
-        )
 
-    @contextmanager
-    def active(self, texts: Texts) -> Generator[None]:
-        """Use the cached keys and values of `texts` in every call of the UNet inside."""
-        for attn, processor in self._pairs:
-            processor.key_value = self._cache.get(attn, texts)
-        try:
-            yield
-        finally:
-            for _, processor in self._pairs:
-                processor.key_value = None
+@contextmanager
+def cached_text(attentions: Sequence[CachedTextAttention], cache: TextKVCache, texts: Texts) -> Generator[None]:
+    """Use the cached keys and values of `texts` in every call of the UNet inside."""
+    for attention in attentions:
+        attention.key_value = cache.get(attention.attn, texts)
+    try:
+        yield
+    finally:
+        for attention in attentions:
+            attention.key_value = None
 
 
 def _split_heads(x: Tensor, heads: int) -> Tensor:

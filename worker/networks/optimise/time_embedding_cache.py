@@ -17,8 +17,7 @@ class TimeEmbeddingCache:
 
     def __init__(self, network: Any) -> None:  # Any: diffusers' UNets share no type
         self._timestep: int | None = None
-        unet = getattr(network, "unet", network)
-        for module in (unet.time_proj, unet.time_embedding):
+        for module in (network.time_proj, network.time_embedding):
             _cache(module, lambda: self._timestep)
         if hasattr(network, "fps_embedding"):
             for module in (network.fps_proj, network.fps_embedding):
