@@ -9,7 +9,7 @@ from redis import Redis
 from rq import Queue, SimpleWorker
 from rq.job import Job as RqJob
 
-from service.jobs.rq_queues import GENERATE, RQ_RECORD_TTL_S, generate_queue, queue_key, send_generate
+from service.jobs.rq_queues import GENERATE, RQ_RECORD_TTL_S, TrustedJob, generate_queue, queue_key, send_generate
 
 
 @pytest.fixture
@@ -71,6 +71,18 @@ def test_a_worker_of_rq_reads_what_was_sent(queue: Queue, monkeypatch: pytest.Mo
     send_generate(queue, "video_1")
     SimpleWorker([queue], connection=queue.connection, serializer="json").work(burst=True)
     assert noted == ["video_1"]
+
+
+def test_a_job_that_names_another_function_is_not_run(queue: Queue) -> None:
+    """Anyone who can write to Redis could enqueue one."""
+    noted.clear()
+    job = queue.enqueue("tests.integration.test_rq_queues.note", "video_1")
+    SimpleWorker([queue], connection=queue.connection, serializer="json", job_class=TrustedJob).work(burst=True)
+    assert noted == []
+    assert job.get_status(refresh=True) == "failed"
+    result = job.latest_result()
+    assert result is not None
+    assert "is not allowed" in str(result.exc_string)
 
 
 noted: list[str] = []
