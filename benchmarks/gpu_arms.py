@@ -1,4 +1,4 @@
-"""The arms of `gpu_loop`: one loop on one pair of networks each. A new one is a function and a line in ARMS."""
+"""The arms of `gpu_loop`: one loop on one pair of networks each. To add one, write a function and list it in ARMS."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from service.catalog.model_entry import Optimise
 from worker.networks.optimise import BlockCompiler, OptimisedNetwork, TextKVCache
 from worker.networks.optimise.weight_memory import channels_last, resident_bytes
 
-TIMESTEP = 500  # of the single calls that are compared
+TIMESTEP = 500  # of the single network calls that are compared
 
-# Latents of both guidance halves, (2, C, F, h, w) in the networks' dtype -> what the network says, of that shape.
+# Latents of both CFG branches, (2, C, F, h, w) in the networks' dtype -> the network's output of that shape.
 OneCall = Callable[[Tensor], Tensor]
 
 
 @dataclass
 class Arm:
-    """`run` takes the steps of the whole run and yields the latents after each; `calls` are for the gate."""
+    """`run` takes the number of steps and yields the latents after each; `calls` are single calls for the gate."""
 
     name: str
     what: str
@@ -33,7 +33,7 @@ class Arm:
     weights_bytes: int
     compiler: BlockCompiler | None = None
     steps_s: list[float] = field(default_factory=list)
-    found: dict[str, Any] = field(default_factory=dict)
+    results: dict[str, Any] = field(default_factory=dict)
 
 
 def released(networks: Pair, _backend: str) -> Arm:
@@ -41,7 +41,7 @@ def released(networks: Pair, _backend: str) -> Arm:
 
 
 def released_compiled(networks: Pair, backend: str) -> Arm:
-    """What a competent user does first."""
+    """What an experienced user tries first."""
     own = networks.copy()
     for unet in (own.image, own.video):
         channels_last(unet)
@@ -59,12 +59,11 @@ def ours_compiled(networks: Pair, backend: str) -> Arm:
     )
 
 
-# Room for C (fp8) and D (approximate), which have to be written on a card that can run them.
 ARMS: dict[str, Callable[[Pair, str], Arm]] = {"A": released, "A'": released_compiled, "B": ours, "B'": ours_compiled}
 
 
 def exact(networks: Pair) -> Arm:
-    """What all arms are compared with: the released loop in float32."""
+    """The reference of the gate: the released loop in float32."""
     own = networks.copy(torch.float32)
     return _released("float32", "released loop in float32", own, own.image, own.video)
 
@@ -102,7 +101,7 @@ def _ours(name: str, what: str, networks: Pair, optimise: Optimise, backend: str
         return video(both, TIMESTEP, encoder_hidden_states=own.video_texts).sample
 
     def run(steps: int) -> Iterator[Tensor]:
-        cache.clear()  # every run is a job of its own
+        cache.clear()  # every run is a separate job
         denoisers = {
             "image": ImageDenoiser(image, own.image_texts[1], own.image_texts[0]),
             "video": VideoDenoiser(video, own.video_texts[1], own.video_texts[0]),

@@ -1,11 +1,12 @@
-"""`python -m benchmarks.gpu_loop`: seconds per clip of the released loop and of ours, against what the card can do.
+"""`python -m benchmarks.gpu_loop`: seconds per clip of the released loop and of ours, relative to the card's peak.
 
-One process, random weights of full size (SD 1.5 with a motion adapter; or --family modelscope), 16 frames of 512x512,
-50 steps, half precision. First the roofs, then a gate of correctness, then the arms, interleaved A B B A:
-  A    the released loop on diffusers' networks, eager     B    ours, exact: sampler and short cuts of the networks
+One process, full-size networks with random weights (SD 1.5 with a motion adapter; or --family modelscope), 16 frames of
+512x512, 50 steps, half precision. It measures the peak rates, checks that all arms compute the same, then times the
+arms, interleaved A B B A:
+  A    the released loop on diffusers' networks, eager     B    our sampler and optimised networks, exact
   A'   the same, compiled whole, channels_last             B'   the same with compiled blocks, channels_last
---seconds bounds it (480 are meant for an H200): when 60 % of them are gone, no further round of timing begins.
---smoke goes the same way with tiny networks, on a CPU too and without generating code; its figures mean nothing.
+--seconds limits the run (480 suit an H200): after 60 % of them no further timing round starts.
+--smoke runs the same steps with tiny networks, on a CPU too and without code generation; its figures mean nothing.
 """
 
 from __future__ import annotations
@@ -26,16 +27,16 @@ from benchmarks.gpu_arms import ARMS, Arm
 from benchmarks.gpu_networks import STEPS, Family, flops, pair
 from benchmarks.roofs import matrix_roof, roofs
 
-TIMED, ROUNDS = 10, 3  # outer steps of a turn, and rounds of two turns for every arm
+TIMED, ROUNDS = 10, 3  # outer steps of a turn; rounds of two turns for every arm
 SMOKE_STEPS, SMOKE_TIMED, SMOKE_ROUNDS = 4, 1, 1
-TIMING_SHARE = 0.6  # of the seconds; whole clips and profiles need the rest
+TIMING_SHARE = 0.6  # of --seconds; whole clips and profiles need the rest
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--smoke", action="store_true", help="tiny networks, few steps")
     parser.add_argument("--family", choices=("animatediff", "modelscope"), default="animatediff")
-    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS), help="A is always among them")
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS), help="A always runs")
     parser.add_argument("--seconds", type=float, default=480.0)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -43,7 +44,7 @@ def main() -> None:
     if device.type == "cpu" and not arguments.smoke:
         parser.error("full size needs a CUDA device; --smoke runs on a CPU")
     if arguments.smoke:
-        torch.set_num_threads(1)  # tensors so small that a second thread only waits
+        torch.set_num_threads(1)  # the tensors are too small for a second thread
     names = [name for name in ARMS if name == "A" or name in arguments.arms]
     result = measure(arguments.family, device, names, seconds=arguments.seconds, smoke=arguments.smoke)
     report(result)
@@ -60,9 +61,9 @@ def measure(family: Family, device: torch.device, names: list[str], *, seconds: 
     networks = pair(family, size, device, dtype)
     arms = [ARMS[name](networks, "eager" if smoke else "inductor") for name in names]
     for arm in arms:
-        arm.found["first_step_s"] = gpu_measure.first_step_s(arm, device)
+        arm.results["first_step_s"] = gpu_measure.first_step_s(arm, device)
     for name, errors in gpu_measure.gate(networks, arms).items():
-        next(arm for arm in arms if arm.name == name).found["relative_error"] = errors
+        next(arm for arm in arms if arm.name == name).results["relative_error"] = errors
     turns = 0
     while turns < 2 * rounds and (not turns or time.monotonic() - began < TIMING_SHARE * seconds):
         for arm in (*arms, *reversed(arms)):
@@ -70,8 +71,8 @@ def measure(family: Family, device: torch.device, names: list[str], *, seconds: 
         turns += 2
     work = flops(family, size, steps)
     for arm in arms:
-        arm.found |= gpu_measure.whole_clip(arm, networks, steps, device)
-        arm.found |= gpu_measure.one_step(arm, device)
+        arm.results |= gpu_measure.whole_clip(arm, networks, steps, device)
+        arm.results |= gpu_measure.one_step(arm, device)
         _conclude(arm, work, matrix_roof(roof, dtype))
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
@@ -82,30 +83,30 @@ def measure(family: Family, device: torch.device, names: list[str], *, seconds: 
         "steps": steps,
         "turns": turns,
         "tflop_per_clip": work / 1e12,
-        "gate": "passed",  # else there is no result
+        "gate": "passed",  # otherwise there is no result
         "roofs": roof,
         "ratios": _ratios(arms),
-        "arms": {arm.name: {"what": arm.what, **arm.found} for arm in arms},
+        "arms": {arm.name: {"what": arm.what, **arm.results} for arm in arms},
         "wall_s": time.monotonic() - began,
     }
 
 
 def _conclude(arm: Arm, work: float, roof_tflops: float) -> None:
     median = statistics.median(arm.steps_s)
-    arm.found["step_s"] = {"median": median, "fastest": min(arm.steps_s), "count": len(arm.steps_s)}
-    arm.found["compile_s"] = max(0.0, arm.found["first_step_s"] - median)
-    arm.found["tflops"] = work / arm.found["clip_s"] / 1e12
-    arm.found["of_roof"] = arm.found["tflops"] / roof_tflops
+    arm.results["step_s"] = {"median": median, "fastest": min(arm.steps_s), "count": len(arm.steps_s)}
+    arm.results["compile_s"] = max(0.0, arm.results["first_step_s"] - median)
+    arm.results["tflops"] = work / arm.results["clip_s"] / 1e12
+    arm.results["of_roof"] = arm.results["tflops"] / roof_tflops
     if arm.compiler is not None:
-        arm.found["fell_back_to_eager"] = arm.compiler.has_failed
+        arm.results["fell_back_to_eager"] = arm.compiler.has_failed
 
 
 def _ratios(arms: list[Arm]) -> dict[str, dict[str, float]]:
-    """How many times as long the first takes: for an outer step (medians), and for a whole clip."""
+    """Time of the first arm divided by that of the second: of an outer step (medians) and of a whole clip."""
     return {
         f"{slow.name}/{fast.name}": {
-            "step": slow.found["step_s"]["median"] / fast.found["step_s"]["median"],
-            "clip": slow.found["clip_s"] / fast.found["clip_s"],
+            "step": slow.results["step_s"]["median"] / fast.results["step_s"]["median"],
+            "clip": slow.results["clip_s"] / fast.results["clip_s"],
         }
         for index, slow in enumerate(arms)
         for fast in arms[index + 1 :]

@@ -1,4 +1,4 @@
-"""What `gpu_loop` measures of one arm: its error, its steps, a whole clip, its kernels, its waits for the device."""
+"""Measurements of one arm of `gpu_loop`: error, step times, a whole clip, kernels, host-device syncs."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from benchmarks.roofs import wait
 from worker.networks.optimise import vae_decode
 
 WARM_UP, GATE_STEPS = 2, 3
-GATE = 1.2  # times arm A's own error against float32
-FLOOR = 1e-5  # relative: where A is float32 itself, the others may still round differently
+GATE = 1.2  # times arm A's error against float32
+FLOOR = 1e-5  # relative; allowed even if A is float32 itself, for different rounding
 SOUND = (0.1, 10.0)  # standard deviation of the latents after every step
-# Kernels by the first match in their name; on a CPU, operators.
+# Kinds of kernels (on a CPU: operators) by the first match in their name.
 KINDS = (
     ("attention", r"attention|flash|fmha|sdpa|softmax|bmm"),
     ("convolution", r"conv|fprop|implicit|im2col"),
@@ -35,14 +35,14 @@ KINDS = (
 
 
 class Unsound(SystemExit):
-    """Nothing is timed of networks or arms that compute something else."""
+    """An arm computes something else than the reference, so timing it would mean nothing."""
 
 
 @torch.no_grad()
 def gate(networks: Pair, arms: list[Arm]) -> dict[str, dict[str, float]]:
-    """Relative L2 distances to float32, by arm: of one call of each network and after three outer steps.
+    """Relative L2 distances to float32 by arm: of one call of each network, and after three outer steps.
 
-    Raises Unsound if an arm's is more than 1.2 times that of the first arm, which is the released loop.
+    Raises Unsound if an arm's distance is more than 1.2 times that of the first arm, which is the released loop.
     """
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
@@ -71,7 +71,7 @@ def _distance(found: Tensor, expected: Tensor) -> float:
 
 
 def check_sound(arm: Arm, run: Iterator[Tensor]) -> list[Tensor]:
-    """The latents after every step, looked at when all are there: asking would make the loop wait."""
+    """The latents after every step, checked after the run: a check in between would make the loop wait."""
     made = list(run)
     for index, latents in enumerate(made):
         spread = float(latents.float().std())
@@ -81,7 +81,7 @@ def check_sound(arm: Arm, run: Iterator[Tensor]) -> list[Tensor]:
 
 
 def first_step_s(arm: Arm, device: torch.device) -> float:
-    """The very first: with compiling, choosing of kernels, filling of tables."""
+    """Seconds of the very first step, including compilation, kernel selection and caches."""
     wait(device)
     began = time.perf_counter()
     next(arm.run(STEPS))
@@ -90,7 +90,7 @@ def first_step_s(arm: Arm, device: torch.device) -> float:
 
 
 def step_seconds(run: Iterator[Tensor], count: int, device: torch.device) -> list[float]:
-    """Of `count` steps after the warm-up; on a GPU by its own clock."""
+    """Seconds of each of `count` steps after the warm-up; on a GPU measured by CUDA events."""
     list(islice(run, WARM_UP))
     if device.type == "cpu":
         marks = [time.perf_counter(), *(time.perf_counter() for _ in islice(run, count))]
@@ -107,7 +107,7 @@ def _mark() -> torch.cuda.Event:
 
 
 def whole_clip(arm: Arm, networks: Pair, steps: int, device: torch.device) -> dict[str, float]:
-    """Wall time of a whole run, from noise to pixels on the host, and the memory it took beside its own weights."""
+    """Wall time of a whole run, from noise to pixels on the host, and its memory."""
     on_gpu = device.type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(device)
@@ -124,7 +124,7 @@ def whole_clip(arm: Arm, networks: Pair, steps: int, device: torch.device) -> di
 
 
 def one_step(arm: Arm, device: torch.device) -> dict[str, Any]:
-    """Of one outer step in the middle of a run: milliseconds by kind of kernel, launches, waits of the host."""
+    """Profile of one outer step within a run: milliseconds by kind of kernel, launches, host-device syncs."""
     run, on_gpu = _warm(arm), device.type == "cuda"
     with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]) as seen:
         next(run)
@@ -140,13 +140,13 @@ def one_step(arm: Arm, device: torch.device) -> dict[str, Any]:
     return {
         "kernel_ms": {kind: spent_us / 1000 for kind, spent_us in kinds.most_common()},
         "kernels_per_call": launches / sum(CALLS.values()),
-        # A CPU has nothing to wait for: there it is how often a tensor is asked for a number, which would be a wait.
+        # On a CPU: how often a tensor is read as a Python number, each of which would be a sync on a GPU.
         "host_waits_per_step": _waits(arm) if on_gpu else asked,
     }
 
 
 def _waits(arm: Arm) -> int:
-    """As torch itself warns of them."""
+    """Host-device syncs of one step, counted by torch's own warnings."""
     run = _warm(arm)
     torch.cuda.set_sync_debug_mode("warn")
     try:

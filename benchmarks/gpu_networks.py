@@ -1,4 +1,4 @@
-"""Networks of full or tiny size with random weights, from their configurations alone: what a speed benchmark runs."""
+"""Full-size or tiny networks with random weights for speed benchmarks; only their configurations are needed."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ Size = Literal["full", "tiny"]
 STEPS = 50
 CALLS = {"image": 2, "video": 3}  # of an outer step of the released loop
 
-# Layers that end a residual branch; made smaller, so that activations stay of order one through all blocks.
+# Layers at the end of a residual branch; scaled down, so that activations stay of order one through all blocks.
 BORN_ZERO = "conv4.3.weight"
 BRANCH_ENDS = ("conv2.weight", "to_out.0.weight", "ff.net.2.weight", "proj_out.weight", BORN_ZERO)
 BRANCH_SCALE = 0.5
-# Latents that a network predicts nothing for grow 14.6 times in a run, 1 / sqrt(abar of the first step). So it starts
-# small and what the networks say is small too: no step leaves the range in which half precision is exact enough.
+# With a prediction of 0 latents grow 14.6 times in a run, 1 / sqrt(abar of the first step). The start and the
+# predictions are small, so that every step stays in the range in which half precision is accurate enough.
 START_SCALE, ANSWER_SCALE = 0.5, 0.1
 
 LEVELS: dict[Size, dict[str, Any]] = {
@@ -33,7 +33,7 @@ LEVELS: dict[Size, dict[str, Any]] = {
 }
 LATENTS = {"full": (1, 4, 16, 64, 64), "tiny": (1, 4, 2, 8, 8)}
 TOKENS = {"full": 77, "tiny": 7}
-WIDTHS: dict[Size, dict[str, int]] = {  # of embeddings; AnimateDiff's two models read the same
+WIDTHS: dict[Size, dict[str, int]] = {  # of text embeddings; AnimateDiff's two models use the same
     "full": {"image": 768, "modelscope": 1024},
     "tiny": {"image": 16, "modelscope": 24},
 }
@@ -41,7 +41,7 @@ WIDTHS: dict[Size, dict[str, int]] = {  # of embeddings; AnimateDiff's two model
 
 @dataclass(frozen=True)
 class Pair:
-    """Where the family shares weights, `video` holds those of `image`. Texts are (without prompt, with prompt)."""
+    """If the family shares weights, `video` holds those of `image`. Texts are (negative prompt, prompt)."""
 
     family: Family
     image: Any
@@ -52,7 +52,7 @@ class Pair:
     video_texts: tuple[Tensor, Tensor]
 
     def copy(self, dtype: torch.dtype | None = None) -> Pair:
-        """With UNets of its own, weights shared as they were; `dtype` also of the texts."""
+        """With copies of the UNets that share weights as the originals do; `dtype` also applies to the texts."""
         image, video = copy.deepcopy((self.image, self.video))
         if dtype is None:
             return replace(self, image=image, video=video)
@@ -102,7 +102,7 @@ def pair(family: Family, size: Size, device: torch.device, dtype: torch.dtype) -
 
 
 def flops(family: Family, size: Size, steps: int = STEPS) -> float:
-    """Of a clip as the released loop computes it, zero-weight calls too, and of its decoding; on no device at all."""
+    """FLOPs of a clip as the released loop computes it, with zero-weight calls and decoding. Uses no memory."""
     meta = pair(family, size, torch.device("meta"), torch.float32)
     frames = LATENTS[size][2]
     both, t = torch.cat([meta.latents, meta.latents]), torch.zeros((), dtype=torch.int64, device="meta")
@@ -130,7 +130,7 @@ def _unet(kind: Any, size: Size, width: int) -> Any:
         end = "3D" if kind is UNet3DConditionModel else "2D"
         config["down_block_types"] = (f"CrossAttnDownBlock{end}", f"DownBlock{end}")
         config["up_block_types"] = (f"UpBlock{end}", f"CrossAttnUpBlock{end}")
-        config["attention_head_dim"] = 8 if end == "3D" else 2  # heads in 2D, whose config misnames them
+        config["attention_head_dim"] = 8 if end == "3D" else 2  # in 2D the number of heads: the config misnames it
     return kind(**config)
 
 
@@ -160,7 +160,7 @@ def _decoder(size: Size) -> dict[str, Any]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without diffusers' advice on settings of from_pretrained."""
+    """Silences diffusers' advice on from_pretrained."""
     level = diffusers_logging.get_verbosity()
     diffusers_logging.set_verbosity_error()
     try:

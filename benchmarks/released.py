@@ -1,8 +1,8 @@
-"""The paper's loops as they were released, line by line, on diffusers' schedulers: what ours is timed against.
+"""The paper's released loops, transcribed line by line on diffusers' schedulers: the baseline of all timings.
 
-Our transcription of what the AnimateDiff and ModelScope files do (github xie-lab-ml/IV-mixed-Sampler, commit 54a7d5e),
-with two corrections that they need today: embeddings are repeated for every frame where diffusers 0.31 moved that out
-of the network, and the schedulers are made once.
+Source: the AnimateDiff and ModelScope files of github xie-lab-ml/IV-mixed-Sampler, commit 54a7d5e. Two corrections are
+needed today: embeddings are repeated for every frame, which diffusers 0.31 moved out of the network, and the schedulers
+are created once.
 """
 
 from __future__ import annotations
@@ -36,44 +36,47 @@ def released_loop(
     *,
     family: Literal["animatediff", "modelscope"] = "animatediff",
 ) -> Iterator[Tensor]:
-    """Latents (1, C, F, h, w) in the networks' dtype after every step; texts are [negative, prompt], (2, tokens, dim).
+    """Yields the latents (1, C, F, h, w), in the networks' dtype, after every step.
 
-    ModelScope's frames are of 64x64 latents here, so that the released resizing to that size changes nothing.
+    Args:
+        latents: start noise.
+        image_text, video_text: [negative, prompt], (2, tokens, dim).
+        family: ModelScope needs latents of 64x64 pixels, so that the released resizing to that size changes nothing.
     """
     scheduler = DDIMScheduler(**SCHEDULER)
     inverse = DDIMInverseScheduler(**BETAS, clip_sample=False, set_alpha_to_one=False)
-    for made in (scheduler, inverse):
-        made.set_timesteps(steps, device=latents.device)
+    for each in (scheduler, inverse):
+        each.set_timesteps(steps, device=latents.device)
     frames = latents.shape[2]
     image_text = image_text.repeat_interleave(frames, dim=0)
-    if family == "animatediff":  # a 3D network repeats by itself
+    if family == "animatediff":  # UNet3DConditionModel repeats the text itself
         video_text = video_text.repeat_interleave(frames, dim=0)
     gap = scheduler.config.num_train_timesteps // steps
 
-    def predict(which: str, x: Tensor, t: Tensor, guidance: float) -> Tensor:
+    def guided_epsilon(model: str, x: Tensor, t: Tensor, guidance: float) -> Tensor:
         both = scheduler.scale_model_input(torch.cat([x] * 2), t)
-        if which == "image":
+        if model == "image":
             folded = both.permute(0, 2, 1, 3, 4).flatten(0, 1)
             noise = image_unet(folded, t, encoder_hidden_states=image_text).sample
             noise = noise.reshape(2, frames, *noise.shape[1:]).permute(0, 2, 1, 3, 4)
         else:
             noise = video_unet(both, t, encoder_hidden_states=video_text).sample
-        without, with_prompt = noise.chunk(2)
-        return without + guidance * (with_prompt - without)
+        uncond, cond = noise.chunk(2)
+        return uncond + guidance * (cond - uncond)
 
     for t in scheduler.timesteps:
         before = t - gap if t - gap > 0 else t - t
         twice_before = t - 2 * gap if t - 2 * gap > 0 else t - t
         first, second = (before, t) if family == "animatediff" else (t, before)
         x = latents
-        noise = predict("image", x, first, ZIGZAG_GUIDANCE)
+        noise = guided_epsilon("image", x, first, ZIGZAG_GUIDANCE)
         x = scheduler.step(noise, first, x).prev_sample
-        noise = predict("video", x, second, ZIGZAG_GUIDANCE)
+        noise = guided_epsilon("video", x, second, ZIGZAG_GUIDANCE)
         x = scheduler.step(noise, second, x).prev_sample
-        noise = predict("image", x, twice_before, -ZIGZAG_GUIDANCE)
+        noise = guided_epsilon("image", x, twice_before, -ZIGZAG_GUIDANCE)
         x = inverse.step(noise, before, x).prev_sample
-        noise = predict("video", x, before, -ZIGZAG_GUIDANCE)
+        noise = guided_epsilon("video", x, before, -ZIGZAG_GUIDANCE)
         x = inverse.step(noise, t, x).prev_sample
-        noise = predict("video", x, t, GUIDANCE)
+        noise = guided_epsilon("video", x, t, GUIDANCE)
         latents = scheduler.step(noise, t, x).prev_sample
         yield latents

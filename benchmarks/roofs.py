@@ -1,4 +1,4 @@
-"""What a device can do at most, measured: matrix products, convolution, attention, and copying."""
+"""Measured peak rates of a device: matrix product, convolution, attention and copy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HEAD_WIDTH = 40  # of Stable Diffusion's first level
 
 
 def roofs(device: torch.device, dtype: torch.dtype, *, small: bool) -> dict[str, float]:
-    """TFLOP/s, and GB/s read and written. Of random numbers: zeros draw less power, and so read too much."""
+    """TFLOP/s, and GB/s read and written. Measured on random numbers: zeros draw less power and give too high rates."""
     size = SMALL if small else LARGE
     n, c, side, images, heads = (size[name] for name in ("matrix", "channels", "side", "images", "heads"))
 
@@ -42,12 +42,12 @@ def roofs(device: torch.device, dtype: torch.dtype, *, small: bool) -> dict[str,
 
 
 def matrix_roof(measured: dict[str, Any], dtype: torch.dtype) -> float:
-    """TFLOP/s that percentages are of."""
+    """The TFLOP/s that count as 100 %."""
     return measured[f"matrix_{_name(dtype)}_tflops"]
 
 
 def seconds(work: Callable[[], object], device: torch.device, rounds: int = 5, times: int = 10) -> float:
-    """Of one run, in the fastest round of `times` runs."""
+    """Seconds of one run, from the fastest of `rounds` rounds of `times` runs."""
     work()
     best = float("inf")
     for _ in range(rounds):

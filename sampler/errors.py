@@ -1,16 +1,11 @@
-"""What a caller can get wrong, as types; the message names what it is, its value, and the way out.
-
-ValueError
-├── InvalidSetting   a schedule, a plan or a denoiser cannot be made with this value
-└── IncompatibleInputs   latents, networks, embeddings and plan are each possible, but not together
-"""
+"""The errors a caller can cause. Each message names the parameter, its value and the way out."""
 
 from __future__ import annotations
 
 
 class InvalidSetting(ValueError):
-    """A value that a schedule, a plan or a denoiser cannot be made with."""
+    """A schedule, plan or denoiser cannot be made with this value."""
 
 
 class IncompatibleInputs(ValueError):
-    """Latents, networks, embeddings or plan that cannot be run together."""
+    """Latents, networks, embeddings and plan are each valid, but cannot be run together."""

@@ -1,78 +1,73 @@
-"""Whether the latents are still numbers, found out without making the device wait. Knows moves by number only."""
+"""NaN detection: finds the first move that left NaN or infinity in the latents, without making the host wait."""
 
 from __future__ import annotations
 
-import ctypes
 import math
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
-# Steps that may be under way on a GPU before the host waits for the oldest: so much later than it happened is NaN
-# noticed, progress told and a cancel obeyed, while the device always has the next steps in its queue.
-AHEAD = 2
+# Steps that may be queued on a GPU before the host waits for the oldest. NaN detection, progress and cancellation lag
+# by at most this many steps; the device always has its next work queued.
+MAX_STEPS_AHEAD = 2
 
 
-@dataclass(frozen=True)
-class Trouble:
-    """`number` is of the move of step `index` that first left NaN or infinity."""
+class NotFinite(NamedTuple):
+    """`step` counts from 0; `number` counts the moves of that step from 1."""
 
-    index: int
+    step: int
     number: int
 
 
-class _Asked(NamedTuple):
+class _Pending(NamedTuple):
     step: int
-    after: Sequence[tuple[int, Tensor]]  # latents after each move, by its number
-    flag: int  # its place in host memory
-    event: torch.cuda.Event | None  # None: the flag can be read now
+    after: Sequence[tuple[int, Tensor]]  # (number of the move, latents after it)
+    total: Tensor  # on the host; valid once `event` has completed
+    event: torch.cuda.Event | None  # None on a CPU
 
 
 class FiniteCheck:
-    """Told the latents after each move of a step; says, on a GPU up to AHEAD steps later, where they went wrong.
+    """Checks the latents of each step; on a GPU the result arrives up to MAX_STEPS_AHEAD steps later.
 
-    The flag of a step is the sum of its last latents: one kernel, and NaN or infinity if any of them is (finite ones
-    are too small for their sum to overflow). It is copied to the host beside the work and read there straight from
-    memory: `.item()` would wait for all that was queued.
+    A step is checked by the sum of its last latents: one kernel, and NaN or infinity if any element is. (Finite
+    latents are too small for their sum to overflow.) The sum is copied to pinned host memory asynchronously.
     """
 
     def __init__(self, like: Tensor, steps: int) -> None:
         self._on_gpu = like.device.type == "cuda"
-        flags = torch.zeros(steps, device=like.device)
-        self._host = torch.zeros(steps, pin_memory=True) if self._on_gpu else flags.cpu()
-        self._flags, self._copies = flags.unbind(), None if self._host is flags else self._host.unbind()
-        self._values = (ctypes.c_float * steps).from_address(self._host.data_ptr())
-        self._asked: deque[_Asked] = deque()
-        self._count = 0
+        self._totals = iter(torch.zeros(steps, pin_memory=self._on_gpu).unbind())
+        self._pending: deque[_Pending] = deque()
 
-    def tell(self, index: int, after: Sequence[tuple[int, Tensor]], *, is_last: bool) -> Trouble | None:
-        """After the last step everything is waited for, so that nobody takes what is broken for done."""
+    def check(self, step: int, after: Sequence[tuple[int, Tensor]], *, is_last: bool) -> NotFinite | None:
+        """Queue the check of `step`, then report the first failed check that has completed.
+
+        Args:
+            after: the number of each move and the latents after it; empty if the step changed nothing.
+            is_last: wait for all pending checks, so that a broken run is never reported as done.
+        """
         if after:
-            self._asked.append(self._ask(index, after))
-        while self._asked:
-            first = self._asked[0]
-            if first.event is not None and not first.event.query():
-                if len(self._asked) <= AHEAD and not is_last:
+            self._pending.append(self._start(step, after))
+        while self._pending:
+            oldest = self._pending[0]
+            if oldest.event is not None and not oldest.event.query():
+                if len(self._pending) <= MAX_STEPS_AHEAD and not is_last:
                     return None
-                first.event.synchronize()
-            self._asked.popleft()
-            if not math.isfinite(self._values[first.flag]):
-                number = next(number for number, x in first.after if not torch.isfinite(x).all())
-                return Trouble(first.step, number)
+                oldest.event.synchronize()
+            self._pending.popleft()
+            total = cast("float", oldest.total.tolist())  # pyright: ignore[reportUnknownMemberType]
+            if not math.isfinite(total):
+                return NotFinite(oldest.step, next(n for n, x in oldest.after if not torch.isfinite(x).all()))
         return None
 
-    def _ask(self, index: int, after: Sequence[tuple[int, Tensor]]) -> _Asked:
-        flag = self._count
-        self._count += 1
-        torch.sum(after[-1][1], dim=None, out=self._flags[flag])  # what is not finite stays so in later moves
+    def _start(self, step: int, after: Sequence[tuple[int, Tensor]]) -> _Pending:
+        _, latents = after[-1]  # NaN and infinity survive all later moves
+        total = next(self._totals)
+        total.copy_(latents.sum(), non_blocking=self._on_gpu)
         event = None
-        if self._copies is not None:
-            self._copies[flag].copy_(self._flags[flag], non_blocking=self._on_gpu)
         if self._on_gpu:
             event = torch.cuda.Event()
             event.record()
-        return _Asked(index, after, flag, event)
+        return _Pending(step, after, total, event)

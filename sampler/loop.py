@@ -1,27 +1,33 @@
-"""The loop: a generator over a plan. The caller owns progress, cancelling and saving by simply iterating."""
+"""The sampling loop: applies the moves of a plan to the latents and yields after every step."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 
 import torch
 from torch import Tensor
 
-from sampler.denoisers import Denoiser
 from sampler.errors import IncompatibleInputs, InvalidSetting
 from sampler.finite_check import FiniteCheck
-from sampler.moves import AnyMove, Restart, SolverMove
+from sampler.freeinit import restart_latents
+from sampler.guidance import Denoiser, GuidedDenoiser
+from sampler.moves import AnyMove, Call, Restart, SolverMove
+from sampler.noise import Generators, fresh_noise
 from sampler.plan import Plan
-from sampler.program import Generators, Program
 
 
 @dataclass(frozen=True)
 class Step:
-    """State after a whole step: `index` of `total` (0-based), latents (B, C, F, h, w) float32.
+    """The state after one step.
 
-    `memory` is what the rest of the run needs beside the latents, by name, each of their shape: "x0" of a multistep
-    solver, "initial" noise of FreeInit; empty for all other plans. Save it with the latents to resume.
+    Args:
+        index: the step, from 0.
+        total: number of steps of the plan.
+        latents: (B, C, F, h, w) float32.
+        memory: further tensors of the shape of the latents that the rest of the run needs: "x0" for the multistep
+            solver, "initial" noise for FreeInit; empty for all other plans. Save it with the latents to resume.
     """
 
     index: int
@@ -31,7 +37,13 @@ class Step:
 
 
 class LatentsNotFinite(ArithmeticError):
-    """A move left NaN or infinity in the latents. `step` is 0-based, `number` counts the moves of the step from 1."""
+    """A move left NaN or infinity in the latents.
+
+    Attributes:
+        step: the step, from 0.
+        number: the move within the step, from 1.
+        move: that move.
+    """
 
     def __init__(self, step: int, number: int, move: AnyMove) -> None:
         self.step, self.number, self.move = step, number, move
@@ -54,76 +66,107 @@ def sample(
     start: int = 0,
     memory: Mapping[str, Tensor] | None = None,
 ) -> Iterator[Step]:
-    """Run `plan` from noise (B, C, F, h, w); yields after every step, so stopping the iteration stops the work.
+    """Run `plan` from start noise; a generator, so the caller controls progress, cancellation and checkpoints.
 
     Args:
-        generator: for plans that draw noise (R, VideoCrafter's solver, FreeInit), or one for each clip of the batch;
-            None is torch's global generator. Other plans draw nothing.
-        start: resumes: the number of steps that are already in `latents`.
-        memory: resumes: `Step.memory` of the last step done; the generator must be in the state it then had.
+        latents: start noise (B, C, F, h, w), or the latents of the last finished step; computed in float32.
+        plan: what to run, from one of the plan functions.
+        image, video: the models that the plan calls.
+        generator: for plans that draw noise (R, VideoCrafter's solver, FreeInit): one, or one for each clip of the
+            batch, which makes a batch equal its clips run alone. None: torch's global generator.
+        start: number of steps already done, to resume.
+        memory: `Step.memory` of the last finished step, to resume. The generator must be in the state it had then.
 
-    Raises IncompatibleInputs at once if a model that the plan calls is missing, or if latents, models and plan do not
-    fit; InvalidSetting for a `start` outside the plan; LatentsNotFinite after a step that went wrong: at once on a CPU,
-    up to two steps later on a GPU, which nothing here waits for, and before the last step is yielded in any case.
+    Yields:
+        The state after each step. Resuming from any of them gives the same bytes as an uninterrupted run.
+
+    Raises:
+        IncompatibleInputs: at once, if a model that the plan calls is missing, or if latents, models, generators and
+            plan do not fit together.
+        InvalidSetting: at once, if `start` is outside the plan.
+        LatentsNotFinite: a move left NaN or infinity; on a CPU right after its step, on a GPU up to two steps later
+            (the loop never waits for a GPU), in any case before the last step is yielded.
     """
-    models: dict[str, Denoiser | None] = {"image": image, "video": video}
-    used = [name for name, calls in plan.calls.items() if calls]
-    for name in used:
-        if models[name] is None:
-            raise IncompatibleInputs(f"the plan calls the {name} model {plan.calls[name]} times: pass {name}=...")
-    _check_latents(latents, {name: models[name] for name in used})
+    models = {name: model for name, model in (("image", image), ("video", video)) if model is not None}
+    for name, count in plan.calls.items():
+        if count and name not in models:
+            raise IncompatibleInputs(f"the plan calls the {name} model {count} times: pass {name}=...")
+    if latents.ndim != 5:
+        raise IncompatibleInputs(f"latents {tuple(latents.shape)} must be (batch, channels, frames, height, width)")
+    if not latents.isfinite().all():
+        raise IncompatibleInputs("latents contain NaN or infinity before the first move; start from finite noise")
     if isinstance(generator, Sequence) and len(generator) != len(latents):
         raise IncompatibleInputs(
             f"{len(generator)} generators for a batch of {len(latents)}; give one for each clip, or one"
         )
-    if not 0 <= start <= len(plan):
-        raise InvalidSetting(f"start={start} is outside 0..{len(plan)}, the steps of the plan")
+    if start not in range(len(plan) + 1):
+        raise InvalidSetting(f"start={start!r} is outside 0..{len(plan)}, the steps of the plan")
     x = latents.float()
-    kept = {"initial": x} if start == 0 else dict(memory or {})
-    needed = _remembered(plan, start)
-    kept = {name: tensor for name, tensor in kept.items() if name in needed}
-    if missing := needed - set(kept):
-        raise IncompatibleInputs(
-            f"start={start} needs memory[{missing.pop()!r}]: pass memory=step.memory of the last step that was done"
-        )
-    return _run(x, plan, {name: model for name, model in models.items() if model is not None}, generator, start, kept)
+    prepared = {name: _prepared(models[name], x) for name, count in plan.calls.items() if count}
+    return _run(x, plan, prepared, generator, start, _initial_memory(x, plan, start, memory or {}))
 
 
 @torch.no_grad()
 def _run(
-    x: Tensor, plan: Plan, models: dict[str, Denoiser], generator: Generators, start: int, memory: dict[str, Tensor]
+    x: Tensor,
+    plan: Plan,
+    models: Mapping[str, Denoiser],
+    generator: Generators,
+    start: int,
+    memory: dict[str, Tensor],
 ) -> Iterator[Step]:
-    """Nothing here waits for the device, but for the watch when the host is steps ahead of it."""
-    steps = Program(x, models, generator, memory).of(plan.steps[start:])
-    watch, total = FiniteCheck(x, len(steps)), len(plan)
-    for index, moves in enumerate(steps, start):
+    finite, total = FiniteCheck(x, len(plan) - start), len(plan)
+    for index, moves in enumerate(plan.steps[start:], start):
         after: list[tuple[int, Tensor]] = []
-        for number, advance in moves:
-            x = advance(x)
-            after.append((number, x))
-        if trouble := watch.tell(index, after, is_last=index == total - 1):
-            move = plan.steps[trouble.index][trouble.number - 1]
-            raise LatentsNotFinite(trouble.index, trouble.number, move)
+        for number, move in enumerate(moves, 1):
+            if not move.is_free:
+                x = _apply(move, x, models, generator, memory)
+                after.append((number, x))
+        if failed := finite.check(index, after, is_last=index == total - 1):
+            raise LatentsNotFinite(failed.step, failed.number, plan.steps[failed.step][failed.number - 1])
         yield Step(index, total, x, dict(memory))
 
 
-def _remembered(plan: Plan, start: int) -> set[str]:
-    """The names that a run from step `start` on needs in its memory."""
+def _apply(
+    move: AnyMove, x: Tensor, models: Mapping[str, Denoiser], generator: Generators, memory: dict[str, Tensor]
+) -> Tensor:
+    """The latents after `move`; `memory` is read and updated by the moves that need it."""
+    if isinstance(move, Restart):
+        return restart_latents(x, memory["initial"], fresh_noise(x, generator), move)
+    c = move.coefficients
+    moved = c.x * x
+    if c.x0:
+        moved += c.x0 * memory["x0"]
+    if c.noise:
+        moved += c.noise * fresh_noise(x, generator, by_frame=move.draws_by_frame)
+    if move.calls:
+        eps = reduce(torch.add, [_epsilon(models[call.model], x, call) for call in move.calls])
+        moved += c.eps * eps
+        if isinstance(move, SolverMove):
+            memory["x0"] = (x - (1 - move.src) ** 0.5 * eps) / move.src**0.5
+    return moved
+
+
+def _epsilon(model: Denoiser, x: Tensor, call: Call) -> Tensor:
+    if call.uncond == 1:  # so that custom denoisers need `uncond` for fused plans only
+        return model(x, call.timestep, call.alpha, call.guidance)
+    return model(x, call.timestep, call.alpha, call.guidance, uncond=call.uncond)
+
+
+@torch.no_grad()
+def _prepared(model: Denoiser, x: Tensor) -> Denoiser:
+    return model.prepare(x) if isinstance(model, GuidedDenoiser) else model
+
+
+def _initial_memory(x: Tensor, plan: Plan, start: int, memory: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What the run from `start` on needs of the steps before it."""
     moves = [move for step in plan.steps[start:] for move in step]
     solver = next((move for move in moves if isinstance(move, SolverMove)), None)
-    names = {"x0"} if solver is not None and solver.coefficients.x0 else set[str]()
-    return names | {"initial" for move in moves if isinstance(move, Restart)}
-
-
-def _check_latents(latents: Tensor, models: Mapping[str, Denoiser | None]) -> None:
-    if latents.ndim != 5:
-        raise IncompatibleInputs(f"latents {tuple(latents.shape)} must be (batch, channels, frames, height, width)")
-    for name, model in models.items():
-        channels = getattr(model, "channels", None)  # a denoiser of one's own need not say
-        if channels not in (None, latents.shape[1]):
-            raise IncompatibleInputs(
-                f"the {name} model works on {channels} latent channels, the latents {tuple(latents.shape)} have "
-                f"{latents.shape[1]}; image model, video model and latents must share one latent space"
-            )
-    if not latents.isfinite().all():
-        raise IncompatibleInputs("latents hold NaN or infinity before the first move; start from finite noise")
+    needed = {"x0"} if solver is not None and solver.coefficients.x0 else set[str]()
+    needed |= {"initial" for move in moves if isinstance(move, Restart)}
+    known = {"initial": x} if start == 0 else memory
+    if missing := needed - set(known):
+        raise IncompatibleInputs(
+            f"start={start} needs memory[{missing.pop()!r}]: pass memory=step.memory of the last finished step"
+        )
+    return {name: known[name] for name in needed}

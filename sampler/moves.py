@@ -1,6 +1,7 @@
-"""The kinds of moves a plan is made of: which networks to call, and the weights that carry x on. Data, no tensors.
+"""The kinds of moves a plan consists of: which networks to call, and the coefficients of the update. No tensors.
 
-Letters: abar = cumulative alpha, x = sqrt(abar) x0 + sqrt(1 - abar) eps. Coefficients are float64, made before the run.
+Notation: abar = cumulative alpha product, x = sqrt(abar) x0 + sqrt(1 - abar) eps. Coefficients are float64 and are
+computed before the loop. The fields of the moves are part of every checkpoint's fingerprint through `repr`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,15 @@ LowPass = Literal["butterworth", "gaussian", "ideal"]
 
 @dataclass(frozen=True)
 class Call:
-    """One network call, uncond * eps_u + guidance * (eps_c - eps_u), for latents at noise level `alpha`."""
+    """One network call: uncond * eps_u + guidance * (eps_c - eps_u).
+
+    Args:
+        model: which of the two models.
+        timestep: the timestep of that model's own schedule.
+        alpha: noise level of the latents, abar in (0, 1].
+        guidance: classifier-free guidance scale, any finite number.
+        uncond: weight of the unconditional epsilon.
+    """
 
     model: ModelName
     timestep: int
@@ -29,7 +38,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Coefficients:
-    """x' = x * x + eps * (sum of the calls) + x0 * (the x0 of the solver step before) + noise * z, z ~ N(0, 1)."""
+    """x' = x * x + eps * (sum of the calls) + x0 * (x0 of the previous solver step) + noise * z, z ~ N(0, 1)."""
 
     x: float
     eps: float = 0.0
@@ -37,40 +46,33 @@ class Coefficients:
     noise: float = 0.0
 
 
-class _Linear:
-    """A move that weighs x, epsilon, an earlier x0 and noise; subclasses say which networks and which weights."""
+class _LinearMove:
+    """A move whose result is a weighted sum; subclasses give the network calls and the coefficients."""
 
-    draws_by_frame: ClassVar[bool] = False  # noise as (B*F, C, h, w) rather than (B, C, F, h, w)
-    leaves_x0: ClassVar[bool] = False  # whether a later move may weigh this move's x0
+    draws_by_frame: ClassVar[bool] = False  # noise is drawn as (B*F, C, h, w) rather than (B, C, F, h, w)
 
     @property
     def networks(self) -> tuple[Call, ...]:
-        """The calls as the algorithm writes them."""
+        """The calls as the algorithm states them."""
         return ()
 
-    @cached_property  # `sample` asks for the calls of the whole plan first, so all weights are there before the loop
+    @cached_property
     def coefficients(self) -> Coefficients:
         raise NotImplementedError
 
     @cached_property
     def calls(self) -> tuple[Call, ...]:
-        """The calls that are made: none where epsilon has no weight."""
+        """The calls that are made: none if the coefficient of epsilon is 0."""
         return self.networks if self.coefficients.eps else ()
 
     @cached_property
     def is_free(self) -> bool:
-        """Whether nothing changes, so that no network need be called."""
+        """Whether the move changes nothing and can be skipped."""
         return self.coefficients == Coefficients(1.0)
 
 
 @dataclass(frozen=True)
-class Move(_Linear):
-    """Evaluate `model` at `timestep` and carry x from noise level `src` to `dst` (cumulative alphas).
-
-    eps = eps_uncond + guidance * (eps_cond - eps_uncond); a go-back move carries a negative guidance. Towards less
-    noise this is DDIM with eta = 0 (arXiv:2010.02502 Eq. 12), towards more noise the same formula is DDIM inversion.
-    """
-
+class _OneCallMove(_LinearMove):
     model: ModelName
     timestep: int
     src: float
@@ -81,14 +83,33 @@ class Move(_Linear):
     def networks(self) -> tuple[Call, ...]:
         return (Call(self.model, self.timestep, self.src, self.guidance),)
 
+
+@dataclass(frozen=True)
+class Move(_OneCallMove):
+    """Deterministic DDIM move of one model: denoising if `dst` is less noisy than `src`, inversion if it is noisier.
+
+    x' = sqrt(dst) x0 + sqrt(1 - dst) eps with x0 = (x - sqrt(1 - src) eps) / sqrt(src) (arXiv:2010.02502 Eq. 12 with
+    eta = 0), evaluated at `src` in both directions, with eps = eps_u + guidance * (eps_c - eps_u).
+
+    Args:
+        model, timestep: what is called.
+        src, dst: abar before and after, in (0, 1].
+        guidance: classifier-free guidance scale; negative for the go-back moves of the paper.
+    """
+
     @cached_property
     def coefficients(self) -> Coefficients:
-        return _along_epsilon(self.src, self.dst)
+        return _ddim(self.src, self.dst)
 
 
 @dataclass(frozen=True)
-class FusedMove(_Linear):
-    """Like Move, along the sum of several calls at the same x; one of them has the whole unconditional part."""
+class FusedMove(_LinearMove):
+    """DDIM move like `Move` along the sum of several calls at the same x.
+
+    Args:
+        parts: the calls; their `uncond` weights sum to 1.
+        src, dst: abar before and after, in (0, 1].
+    """
 
     parts: tuple[Call, ...]
     src: float
@@ -100,14 +121,20 @@ class FusedMove(_Linear):
 
     @cached_property
     def coefficients(self) -> Coefficients:
-        return _along_epsilon(self.src, self.dst)
+        return _ddim(self.src, self.dst)
 
 
 @dataclass(frozen=True)
-class Renoise(_Linear):
-    """Go back from `src` to the noisier `dst` by Gaussian noise, the forward process itself: no network call.
+class Renoise(_LinearMove):
+    """Go-back move "R" of the paper: the forward process, x' = sqrt(dst / src) x + sqrt(1 - dst / src) z.
 
-    Raises InvalidSetting if `dst` is less noisy.
+    Makes no network call and draws z ~ N(0, 1) from the run's generator (arXiv:2006.11239 Eq. 2).
+
+    Args:
+        src, dst: abar before and after, 0 < dst <= src.
+
+    Raises:
+        InvalidSetting: `dst` is less noisy than `src`.
     """
 
     src: float
@@ -115,9 +142,7 @@ class Renoise(_Linear):
 
     def __post_init__(self) -> None:
         if not 0 < self.dst <= self.src:
-            raise InvalidSetting(
-                f"noise cannot lead from src={self.src} to dst={self.dst}: dst must be the noisier level"
-            )
+            raise InvalidSetting(f"Renoise from src={self.src} to dst={self.dst}: dst must be the noisier level")
 
     @cached_property
     def coefficients(self) -> Coefficients:
@@ -126,52 +151,50 @@ class Renoise(_Linear):
 
 
 @dataclass(frozen=True)
-class SolverMove(_Linear):
-    """One step of SDE-DPM-Solver++ (arXiv:2211.01095 App. F, as diffusers' "sde-dpmsolver++" with "midpoint").
+class SolverMove(_OneCallMove):
+    """One step of SDE-DPM-Solver++ (arXiv:2211.01095 App. F; diffusers' "sde-dpmsolver++" with "midpoint").
 
-    before: noise level of the solver step whose x0 is the second point (2M); None for a first-order step.
+    Args:
+        model, timestep, src, dst, guidance: as in `Move`; `dst` is less noisy than `src`.
+        before: abar of the previous solver step, whose x0 is the second point (2M). None: a first-order step.
     """
 
-    model: ModelName
-    timestep: int
-    src: float
-    dst: float
-    guidance: float
     before: float | None = None
 
-    draws_by_frame: ClassVar[bool] = True  # diffusers hands its scheduler frames as a batch
-    leaves_x0: ClassVar[bool] = True
-
-    @property
-    def networks(self) -> tuple[Call, ...]:
-        return (Call(self.model, self.timestep, self.src, self.guidance),)
+    draws_by_frame: ClassVar[bool] = True  # diffusers gives its scheduler frames as a batch
 
     @cached_property
     def coefficients(self) -> Coefficients:
-        # lambda = log(1 / s) is half the log signal-to-noise, h = lambda_dst - lambda_src; r = exp(-h).
-        s, s_dst = noise_to_signal(self.src), noise_to_signal(self.dst)
+        # lambda = log(1 / s) is half the log signal-to-noise ratio, h = lambda_dst - lambda_src, r = exp(-h).
+        s, s_dst = _noise_to_signal(self.src), _noise_to_signal(self.dst)
         r = s_dst / s
-        now = self.dst**0.5 * (1 - r * r)  # weight of x0, before the second point takes a share
-        earlier = 0.0
+        current = self.dst**0.5 * (1 - r * r)  # coefficient of this step's x0 at first order
+        previous = 0.0
         if self.before is not None:
-            h, h_before = -math.log(r), math.log(noise_to_signal(self.before) / s)
-            earlier = -0.5 * now * h / h_before
-        now -= earlier
-        stay = ((1 - self.dst) / (1 - self.src)) ** 0.5 * r
-        return Coefficients(  # x0 = (x - sqrt(1 - src) eps) / sqrt(src), written out
-            x=stay + now / self.src**0.5,
-            eps=-now * s,
-            x0=earlier,
+            h, h_before = -math.log(r), math.log(_noise_to_signal(self.before) / s)
+            previous = -0.5 * current * h / h_before
+        current -= previous
+        x = ((1 - self.dst) / (1 - self.src)) ** 0.5 * r
+        return Coefficients(  # with x0 = (x - sqrt(1 - src) eps) / sqrt(src) inserted
+            x=x + current / self.src**0.5,
+            eps=-current * s,
+            x0=previous,
             noise=((1 - self.dst) * (1 - r * r)) ** 0.5,
         )
 
 
 @dataclass(frozen=True)
 class Restart:
-    """FreeInit (arXiv:2312.07537): from a finished clip to new start noise, without a network call.
+    """FreeInit (arXiv:2312.07537): new start noise from a finished clip; makes no network call.
 
-    The clip is taken back to level `dst` with the noise the run began with; of that the low frequencies are kept, the
-    high ones come from fresh noise. Cutoffs are fractions of the Nyquist frequency; `order` is Butterworth's.
+    The clip is noised to level `dst` with the run's initial noise. Its low frequencies are kept; the high frequencies
+    come from fresh noise of the run's generator.
+
+    Args:
+        dst: abar of the start of a run.
+        method: shape of the low-pass filter.
+        order: order of the Butterworth filter; ignored by the others.
+        spatial_cutoff, temporal_cutoff: fractions of the Nyquist frequency, in (0, 1].
     """
 
     dst: float
@@ -188,12 +211,12 @@ class Restart:
 AnyMove = Move | FusedMove | Renoise | SolverMove | Restart
 
 
-def noise_to_signal(alpha: float) -> float:
+def _noise_to_signal(alpha: float) -> float:
     return ((1 - alpha) / alpha) ** 0.5
 
 
-def _along_epsilon(src: float, dst: float) -> Coefficients:
+def _ddim(src: float, dst: float) -> Coefficients:
     if src == dst:
         return Coefficients(1.0)
-    a = (dst / src) ** 0.5
-    return Coefficients(a, eps=(1 - dst) ** 0.5 - a * (1 - src) ** 0.5)
+    x = (dst / src) ** 0.5
+    return Coefficients(x, eps=(1 - dst) ** 0.5 - x * (1 - src) ** 0.5)

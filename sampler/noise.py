@@ -1,4 +1,4 @@
-"""Noise: where a run starts, and what it draws on its way. It depends on the seed alone, never on the device."""
+"""Gaussian noise: the start of a run and what its moves draw. On a CPU generator it depends on the seed alone."""
 
 from __future__ import annotations
 
@@ -9,14 +9,24 @@ from torch import Generator, Tensor
 
 from sampler.errors import IncompatibleInputs
 
+Generators = Generator | Sequence[Generator] | None  # None: torch's global generator
+
 
 def seeded_noise(
     shape: Sequence[int], seed: int | Sequence[int], *, device: torch.device | str | None = None
 ) -> Tensor:
-    """Standard normal latents (B, C, F, h, w) float32, drawn on the CPU: one seed, one start, on any card.
+    """Standard normal start latents, drawn on the CPU: one seed gives the same noise on every device.
 
-    A sequence of seeds gives each clip of the batch its own, so a batch equals its clips run alone.
-    Raises IncompatibleInputs if there are not as many seeds as clips.
+    Args:
+        shape: (batch, channels, frames, height, width) of the latents.
+        seed: one integer for the whole batch, or one for each clip; then a batch equals its clips run alone.
+        device: where the result is moved to. None: it stays on the CPU.
+
+    Returns:
+        Latents of `shape`, float32.
+
+    Raises:
+        IncompatibleInputs: the number of seeds is not the batch size.
     """
     if isinstance(seed, int):
         return torch.randn(tuple(shape), generator=Generator().manual_seed(seed)).to(device)
@@ -28,17 +38,16 @@ def seeded_noise(
     return torch.stack(clips).to(device)
 
 
-def fresh_noise(
-    like: Tensor, generator: Generator | Sequence[Generator] | None = None, *, by_frame: bool = False
-) -> Tensor:
-    """Standard normal noise of the shape (B, C, F, h, w) and on the device of `like`, float32.
+def fresh_noise(like: Tensor, generator: Generators = None, *, by_frame: bool = False) -> Tensor:
+    """Standard normal noise (B, C, F, h, w) float32 with the shape and device of `like`.
 
-    Drawn on the generator's device; a CPU generator gives the same noise on every card. One generator for each clip
-    makes a batch equal its clips run alone; None is torch's global one. by_frame: the numbers are drawn in the order
-    (B*F, C, h, w), as diffusers does for a scheduler that is handed frames.
+    Args:
+        generator: draws on its own device, so a CPU generator gives the same noise everywhere. One for each clip makes
+            a batch equal its clips run alone.
+        by_frame: draw in the order (B*F, C, h, w), as diffusers does for a scheduler that is given frames as a batch.
     """
     if isinstance(generator, Sequence):
-        clips = [fresh_noise(like[i : i + 1], own, by_frame=by_frame) for i, own in enumerate(generator)]
+        clips = [fresh_noise(like[i : i + 1], one, by_frame=by_frame) for i, one in enumerate(generator)]
         return torch.cat(clips)
     b, c, f, h, w = like.shape
     device = like.device if generator is None else generator.device

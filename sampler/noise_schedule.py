@@ -1,6 +1,7 @@
-"""Noise schedules: the cumulative alphas a network was trained with, and the timesteps a run visits.
+"""Noise schedules: the noise level of each timestep a network was trained with, and the timestep spacing of a run.
 
-Letters: abar = cumulative alpha, x_t = sqrt(abar) x_0 + sqrt(1 - abar) eps, noise-to-signal s^2 = (1 - abar) / abar.
+Notation: abar = cumulative alpha product, x_t = sqrt(abar) x_0 + sqrt(1 - abar) eps (arXiv:2006.11239 Eq. 4),
+noise-to-signal ratio s = sqrt((1 - abar) / abar).
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import bisect
 import itertools
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, Literal, Self, cast, get_args
 
@@ -17,17 +18,27 @@ import torch
 from torch import Tensor
 
 from sampler.errors import InvalidSetting
+from sampler.validation import finite_number, one_of, whole_number
 
 TimestepSpacing = Literal["linspace", "leading", "trailing"]
 PredictionType = Literal["epsilon", "v_prediction"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class NoiseSchedule:
-    """The variance-preserving schedule of one network; defaults are Stable Diffusion's scheduler config.
+    """The variance-preserving noise schedule of one network; defaults are Stable Diffusion's scheduler config.
 
-    `alphas_cumprod` are Python floats, timestep 0 first. They carry float32 values, as diffusers computes them: a
-    network was trained at exactly these levels.
+    Args:
+        alphas_cumprod: abar of each timestep as Python floats, timestep 0 first, strictly decreasing in (0, 1]. They
+            carry float32 values, as diffusers computes them: a network was trained at exactly these levels.
+        timestep_spacing: how a run chooses its timesteps: "linspace", "leading" or "trailing" (arXiv:2305.08891
+            Table 2).
+        steps_offset: added to the timesteps of "leading".
+        set_alpha_to_one: whether the last step ends at abar = 1 instead of that of timestep 0.
+        prediction_type: what the network predicts, "epsilon" or "v_prediction".
+
+    Raises:
+        InvalidSetting: names the field, its value and what is allowed.
     """
 
     alphas_cumprod: tuple[float, ...]
@@ -37,38 +48,64 @@ class NoiseSchedule:
     prediction_type: PredictionType = "epsilon"
 
     def __post_init__(self) -> None:
-        if not all(
-            0 < low < high <= 1 for high, low in zip(self.alphas_cumprod, self.alphas_cumprod[1:], strict=False)
-        ):
+        descending = all(high > low for high, low in itertools.pairwise(self.alphas_cumprod))
+        if not descending or not self.alphas_cumprod or self.alphas_cumprod[0] > 1 or self.alphas_cumprod[-1] <= 0:
             raise InvalidSetting(
-                "alphas_cumprod must fall strictly and stay in (0, 1]; a schedule rescaled to zero terminal SNR "
+                "alphas_cumprod must decrease strictly and stay in (0, 1]; a schedule rescaled to zero terminal SNR "
                 "ends at 0 and cannot be inverted: use the network's schedule without rescale_betas_zero_snr"
             )
-        _one_of("timestep_spacing", self.timestep_spacing, get_args(TimestepSpacing))
-        _one_of("prediction_type", self.prediction_type, get_args(PredictionType))
+        one_of("timestep_spacing", self.timestep_spacing, get_args(TimestepSpacing))
+        one_of("prediction_type", self.prediction_type, get_args(PredictionType))
+
+    def __repr__(self) -> str:
+        others = ", ".join(f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if f.name != "alphas_cumprod")
+        ends = f"{self.alphas_cumprod[0]:.4g}..{self.alphas_cumprod[-1]:.4g}"
+        return f"NoiseSchedule(<{len(self)} timesteps, alphas_cumprod {ends}>, {others})"
 
     @classmethod
     def scaled_linear(cls, beta_start: float, beta_end: float, steps: int = 1000, **settings: Any) -> Self:
-        """Betas whose square roots are evenly spaced (Stable Diffusion)."""
+        """Betas whose square roots are evenly spaced (arXiv:2112.10752; Stable Diffusion).
+
+        Args:
+            beta_start, beta_end: first and last beta, in (0, 1).
+            steps: number of timesteps.
+            settings: the other fields of the schedule.
+        """
+        _check_betas(beta_start, beta_end, steps)
         return cls(
             _cumulate(torch.linspace(beta_start**0.5, beta_end**0.5, steps, dtype=torch.float32) ** 2), **settings
         )
 
     @classmethod
     def linear(cls, beta_start: float, beta_end: float, steps: int = 1000, **settings: Any) -> Self:
-        """Evenly spaced betas (DDPM; AnimateDiff's motion modules)."""
+        """Evenly spaced betas (arXiv:2006.11239 Sec. 4; AnimateDiff's motion modules). Args as in `scaled_linear`."""
+        _check_betas(beta_start, beta_end, steps)
         return cls(_cumulate(torch.linspace(beta_start, beta_end, steps, dtype=torch.float32)), **settings)
 
     @classmethod
     def squaredcos(cls, steps: int = 1000, **settings: Any) -> Self:
-        """abar follows a squared cosine, betas are capped at 0.999 (arXiv:2102.09672 Eq. 17; "squaredcos_cap_v2")."""
+        """abar follows a squared cosine, betas are capped at 0.999 (arXiv:2102.09672 Eq. 17; "squaredcos_cap_v2").
+
+        Args:
+            steps: number of timesteps.
+            settings: the other fields of the schedule.
+        """
+        whole_number("steps", steps)
         abar = [math.cos((i / steps + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(steps + 1)]
         betas = [min(1 - low / high, 0.999) for high, low in itertools.pairwise(abar)]
         return cls(_cumulate(torch.tensor(betas, dtype=torch.float32)), **settings)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """From a diffusers scheduler config (the JSON or `scheduler.config`); absent keys as in DDIMScheduler."""
+        """From a diffusers scheduler config.
+
+        Args:
+            config: `scheduler.config`, or the contents of a scheduler_config.json. Missing keys have the defaults of
+                `DDIMScheduler`.
+
+        Raises:
+            InvalidSetting: the config has a feature that is not supported; the message names it.
+        """
         if config.get("rescale_betas_zero_snr"):
             raise InvalidSetting(
                 "rescale_betas_zero_snr=True is not supported: its last level holds no signal, so nothing can be "
@@ -83,7 +120,7 @@ class NoiseSchedule:
             "scaled_linear": partial(cls.scaled_linear, *betas),
             "squaredcos_cap_v2": cls.squaredcos,
         }
-        _one_of("beta_schedule", beta_schedule, tuple(make))
+        one_of("beta_schedule", beta_schedule, tuple(make))
         return make[beta_schedule](
             steps=config.get("num_train_timesteps", 1000),
             timestep_spacing=config.get("timestep_spacing", "leading"),
@@ -93,36 +130,58 @@ class NoiseSchedule:
         )
 
     def __len__(self) -> int:
+        """Number of timesteps the network was trained with."""
         return len(self.alphas_cumprod)
 
     @property
     def final_alpha(self) -> float:
-        """abar after the last step: 1 (no noise left), or that of timestep 0 as Stable Diffusion's configs say."""
+        """abar after the last step of a run: 1 (no noise left) or that of timestep 0, see `set_alpha_to_one`."""
         return 1.0 if self.set_alpha_to_one else self.alphas_cumprod[0]
 
     def timesteps(self, steps: int, spacing: TimestepSpacing | None = None) -> tuple[int, ...]:
-        """The timesteps of a run, noisiest first (arXiv:2305.08891 Table 2; the same integers as diffusers)."""
-        count, n = len(self), steps
-        if not 1 <= n <= count:
-            raise InvalidSetting(f"steps={n} is outside 1..{count}, the timesteps this network was trained with")
+        """The timesteps of a run (arXiv:2305.08891 Table 2; the same integers as diffusers).
+
+        Args:
+            steps: how many, from 1 to the length of the schedule.
+            spacing: None: `timestep_spacing`.
+
+        Returns:
+            Timesteps in 0..len - 1, noisiest first.
+
+        Raises:
+            InvalidSetting: `steps` is outside that range.
+        """
+        count = len(self)
+        n = whole_number("steps", steps, ", the timesteps this network was trained with", most=count)
         match spacing or self.timestep_spacing:
             case "linspace":
                 gap = (count - 1) / max(n - 1, 1)
-                ladder = [round(i * gap) for i in reversed(range(n))]
+                timesteps = [round(i * gap) for i in reversed(range(n))]
             case "leading":
-                ladder = [i * (count // n) + self.steps_offset for i in reversed(range(n))]
+                timesteps = [i * (count // n) + self.steps_offset for i in reversed(range(n))]
             case "trailing":
                 gap = count - (count - count / n)  # as numpy.arange rounds it
-                ladder = [round(count - i * gap) - 1 for i in range(n)]
-        return tuple(min(t, count - 1) for t in ladder)
+                timesteps = [round(count - i * gap) - 1 for i in range(n)]
+        return tuple(min(t, count - 1) for t in timesteps)
 
     def nearest_timestep(self, alpha: float) -> int:
-        """The timestep whose noise-to-signal is nearest to that of `alpha`, in log; clamped to this schedule's ends."""
-        log_s = [_log_noise_to_signal(a) for a in self.alphas_cumprod]  # rises with t
+        """The timestep with the noise-to-signal ratio nearest to that of abar `alpha` in (0, 1], compared in log.
+
+        Noise levels outside this schedule give its first or last timestep.
+        """
+        log_s = [_log_noise_to_signal(a) for a in self.alphas_cumprod]  # increases with t
         target = _log_noise_to_signal(alpha)
         above = bisect.bisect_left(log_s, target)
         near = [t for t in (above - 1, above) if 0 <= t < len(self)]
         return min(near, key=lambda t: abs(log_s[t] - target))
+
+
+def check_schedule(name: str, value: Any) -> None:  # Any: what a caller passed is checked
+    if not isinstance(value, NoiseSchedule):
+        raise InvalidSetting(
+            f"{name}={value!r} must be a NoiseSchedule; from a diffusers scheduler: "
+            "NoiseSchedule.from_config(scheduler.config)"
+        )
 
 
 def _log_noise_to_signal(alpha: float) -> float:
@@ -133,6 +192,8 @@ def _cumulate(betas: Tensor) -> tuple[float, ...]:
     return tuple(cast("list[float]", torch.cumprod(1.0 - betas, dim=0).tolist()))  # pyright: ignore[reportUnknownMemberType]
 
 
-def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise InvalidSetting(f"{name}={value!r} is not supported; use one of {', '.join(map(repr, allowed))}")
+def _check_betas(beta_start: Any, beta_end: Any, steps: Any) -> None:  # Any: what a caller passed is checked
+    whole_number("steps", steps)
+    for name, beta in (("beta_start", beta_start), ("beta_end", beta_end)):
+        if not 0 < finite_number(name, beta) < 1:
+            raise InvalidSetting(f"{name}={beta!r} must be in (0, 1)")

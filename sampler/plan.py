@@ -1,4 +1,4 @@
-"""A plan: what a run will do, as data. Knows no tensors and no networks; mixed.py and official.py make plans."""
+"""A plan: every move of a run as data, without tensors or networks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ from sampler.plan_table import table
 
 @dataclass(frozen=True)
 class Plan:
-    """The steps of a run, each a tuple of moves; `print(plan)` shows every distinct kind of step."""
+    """Every move of a run; `print(plan)` shows a table with one row for each distinct kind of step.
+
+    `repr(plan)` is part of every checkpoint's fingerprint and must not change.
+
+    Args:
+        steps: the moves of each step, in order. `len(plan)` and iteration go over the steps.
+    """
 
     steps: tuple[tuple[AnyMove, ...], ...]
 
@@ -27,12 +33,12 @@ class Plan:
 
     @property
     def calls(self) -> dict[str, int]:
-        """The network calls of the run, per model; two guidance halves count as one call."""
+        """Network calls of the run by model; the two CFG branches of a call count once."""
         return _count(call for step in self.steps for move in step for call in move.calls)
 
     @property
     def nominal_calls(self) -> dict[str, int]:
-        """The calls as the algorithm writes them: also those whose epsilon has no weight, which are not made."""
+        """Like `calls`, with those that are skipped because the coefficient of epsilon is 0."""
         return _count(call for step in self.steps for move in step for call in move.networks)
 
 

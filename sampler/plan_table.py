@@ -1,8 +1,8 @@
-"""How a plan reads in print: one row for each distinct kind of step, in the paper's letters.
+"""The printed form of a plan: one row for each distinct kind of step, in the paper's letters.
 
-D_I, D_V  denoise with the image or the video model      R       go back by Gaussian noise
-N_I, N_V  go back (DDIM inversion) with that model       S_V     a step of the multistep SDE solver
-D_V+I     denoise along a sum of both models             FreeInit   new start noise, low frequencies kept
+D_I, D_V  denoise with the image or the video model      R         go back by Gaussian noise
+N_I, N_V  go back (DDIM inversion) with that model       S_V       step of the multistep SDE solver
+D_V+I     denoise along the sum of both models           FreeInit  new start noise, low frequencies kept
 A move in brackets changes nothing, so its network is not called.
 """
 
@@ -19,11 +19,11 @@ HEAD = ("steps", "count", "kind", "moves", "guidance", "calls a step")
 
 
 def table(steps: Sequence[Sequence[AnyMove]]) -> str:
-    """One row for each distinct sequence of symbols, in order of first appearance, and a last row of sums."""
+    """One row for each distinct sequence of symbols, in order of first appearance, then the totals."""
     kinds: dict[tuple[str, ...], list[int]] = {}
     for i, moves in enumerate(steps):
         kinds.setdefault(tuple(_symbol(move) for move in moves), []).append(i)
-    rows = [HEAD, *(_row(symbols, places, steps) for symbols, places in kinds.items())]
+    rows = [HEAD, *(_row(symbols, indices, steps) for symbols, indices in kinds.items())]
     rows.append(("total", str(len(steps)), "", "", "", _calls(move for moves in steps for move in moves)))
     widths = [max(len(row[k]) for row in rows) for k in range(len(HEAD))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
@@ -32,12 +32,12 @@ def table(steps: Sequence[Sequence[AnyMove]]) -> str:
     return "\n".join(lines)
 
 
-def _row(symbols: tuple[str, ...], places: list[int], steps: Sequence[Sequence[AnyMove]]) -> tuple[str, ...]:
-    example = steps[places[0]]
-    guidance = [_span([_guidance(steps[i][k]) for i in places]) for k in range(len(symbols))]
+def _row(symbols: tuple[str, ...], indices: list[int], steps: Sequence[Sequence[AnyMove]]) -> tuple[str, ...]:
+    example = steps[indices[0]]
+    guidance = [_span([_guidance(steps[i][k]) for i in indices]) for k in range(len(symbols))]
     return (
-        _ranges(places),
-        str(len(places)),
+        _ranges(indices),
+        str(len(indices)),
         _kind(example),
         " ".join(symbols),
         " ".join(g for g in guidance if g),
@@ -79,7 +79,7 @@ def _guidance(move: AnyMove) -> tuple[float, ...]:
 
 
 def _span(scales: list[tuple[float, ...]]) -> str:
-    """'+4', or '+6..+2' from the first to the last step of this kind; '' for a move without network."""
+    """'+4', or '+6..+2' for the first and the last step of this kind; '' for a move without network call."""
     first, last = ("&".join(f"{g:+.3g}" for g in scales[k]) for k in (0, -1))
     return first if first == last else f"{first}..{last}"
 
@@ -89,10 +89,10 @@ def _calls(moves: Iterable[AnyMove]) -> str:
     return " + ".join(f"{count[letter]} {letter}" for letter in "IV" if count[letter]) or "none"
 
 
-def _ranges(places: list[int], most: int = 3) -> str:
-    """0-based step indices: '0-48', or '0, 2, 4, .. 48' where there are more than `most` runs."""
+def _ranges(indices: list[int], most: int = 3) -> str:
+    """Step indices from 0: '0-48', or '0, 2, 4, .. 48' for more than `most` ranges."""
     runs = [
-        [i for _, i in run] for _, run in groupby(enumerate(places), key=lambda pair: pair[1] - pair[0])
+        [i for _, i in run] for _, run in groupby(enumerate(indices), key=lambda pair: pair[1] - pair[0])
     ]  # consecutive indices keep their distance to their rank
     words = [f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs]
     return ", ".join(words if len(words) <= most else [*words[:most], f".. {words[-1]}"])

@@ -74,12 +74,13 @@ def test_scale_simulation_counts_what_queue_and_workers_cost(tmp_path: Path) -> 
     assert len(printed.splitlines()) == 10
 
 
-def test_the_loop_costs_less_than_the_released_one(tmp_path: Path) -> None:
+def test_the_loop_costs_at_most_half_of_the_released_one(tmp_path: Path) -> None:
     """A ratio of two fastest steps in one process, so that a busy machine matters little."""
     out = tmp_path / "overhead.json"
     run("benchmarks.overhead", "--rounds", "20", "--json", str(out))
     found = json.loads(out.read_text())
-    assert 0 < found["us_per_outer_step"] < found["reference_us_per_outer_step"]
+    assert found["us_per_outer_step"] > 0
+    assert found["ratio"] == found["us_per_outer_step"] / found["reference_us_per_outer_step"] <= 0.5
 
 
 def test_the_gpu_benchmark_goes_its_whole_way_on_a_cpu(tmp_path: Path) -> None:

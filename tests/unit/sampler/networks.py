@@ -1,4 +1,4 @@
-"""Toy networks whose answer is known in closed form; they record how they were called."""
+"""Toy networks with a closed-form output; they record how they were called."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Constant:
 
 
 class Smooth:
-    """A nonlinear network that sees neighbouring pixels, the timestep and the text; with `mixing` also other frames."""
+    """A nonlinear network of neighbouring pixels, timestep and text; with `mixing` also of other frames."""
 
     def __init__(self, phase: float, *, mixing: bool = False) -> None:
         self.phase, self.mixing = phase, mixing

@@ -1,4 +1,4 @@
-"""What a zig-zag does, by theory (algorithm reference 2.3), on a 2-D Gaussian mixture whose scores are exact.
+"""What a zig-zag does to first order, on a 2-D Gaussian mixture whose scores are exact.
 
 With y = x / sqrt(abar), s = noise-to-signal and D the width of one level, going back along eps_N and denoising along
 eps_D leaves, to first order in D: delta y = D (sum of eps_N - sum of eps_D), eps_N = u - w d, eps_D = u + w d.

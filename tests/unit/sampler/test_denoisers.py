@@ -8,11 +8,12 @@ from sampler import (
     InvalidSetting,
     NoiseSchedule,
     VideoDenoiser,
+    ddim_plan,
     mixed_plan,
     sample,
     seeded_noise,
 )
-from tests.unit.sampler.networks import Constant, texts
+from tests.unit.sampler.networks import Constant, Smooth, texts
 
 SMALL = {
     "sample_size": 8,
@@ -49,7 +50,7 @@ def test_v_prediction_becomes_epsilon() -> None:
     torch.testing.assert_close(eps, 0.8 * torch.full_like(x, 0.5) + 0.6 * x)
 
 
-def test_real_motion_unet_gets_its_text_once_a_frame() -> None:
+def test_real_motion_unet_gets_its_text_once_per_frame() -> None:
     adapter = MotionAdapter(
         block_out_channels=(8, 16), motion_layers_per_block=1, motion_norm_num_groups=4, motion_num_attention_heads=2
     )
@@ -82,7 +83,7 @@ def test_image_denoiser_is_the_network_on_each_frame_with_its_own_text() -> None
     torch.testing.assert_close(eps[1, :, 2], u + 4.0 * (c - u), atol=1e-5, rtol=1e-5)
 
 
-def test_network_runs_in_the_dtype_of_its_text_and_epsilon_comes_back_in_float32() -> None:
+def test_network_runs_in_the_dtype_of_its_text_and_epsilon_is_float32() -> None:
     seen: list[torch.dtype] = []
 
     def network(x: torch.Tensor, timestep: int, encoder_hidden_states: torch.Tensor) -> torch.Tensor:
@@ -92,6 +93,67 @@ def test_network_runs_in_the_dtype_of_its_text_and_epsilon_comes_back_in_float32
     cond, uncond = (text.half() for text in texts())
     eps = VideoDenoiser(network, cond, uncond)(seeded_noise((1, 4, 2, 4, 4), 0), 10, 0.5, 4.0)
     assert (seen, eps.dtype) == ([torch.float16], torch.float32)
+
+
+@pytest.mark.parametrize("supported", [8, 16])
+def test_more_frames_than_the_motion_modules_support_are_refused_before_any_call(supported: int) -> None:
+    adapter = MotionAdapter(
+        block_out_channels=(8, 16),
+        motion_layers_per_block=1,
+        motion_norm_num_groups=4,
+        motion_num_attention_heads=2,
+        motion_max_seq_length=supported,
+    )
+    video = VideoDenoiser(UNetMotionModel.from_unet2d(small_unet(), adapter), *[torch.ones(1, 5, 8)] * 2)
+    plan = ddim_plan(NoiseSchedule.scaled_linear(0.00085, 0.012), 2)
+    assert len(list(sample(seeded_noise((1, 4, supported, 8, 8), 0), plan, video=video))) == 2
+    for frames in (supported + 1, 2 * supported):
+        x = seeded_noise((1, 4, frames, 8, 8), 0)
+        complaint = rf"supports at most {supported} frames, the latents .* have {frames};"
+        with pytest.raises(IncompatibleInputs, match=complaint):
+            sample(x, plan, video=video)
+        with pytest.raises(IncompatibleInputs, match=complaint):
+            video(x, 500, 0.5, 4.0)
+
+
+def test_a_network_without_a_known_limit_takes_any_number_of_frames() -> None:
+    x = seeded_noise((1, 4, 100, 4, 4), 0)
+    assert VideoDenoiser(Constant(0.0), *texts())(x, 10, 0.5, 4.0).shape == x.shape
+
+
+@pytest.mark.parametrize("guidance", [0.0, 1.0, 4.0])
+@pytest.mark.parametrize("frames_at_once", [None, 1, 2, 5])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_low_memory_modes_give_the_same_epsilon_in_smaller_calls(
+    batch: int, frames_at_once: int | None, guidance: float
+) -> None:
+    cond, uncond = torch.rand(batch, 3, 2), torch.rand(batch, 3, 2)
+    x, seen = seeded_noise((batch, 4, 3, 4, 4), 0), list[int]()
+    network = Smooth(0.1)
+
+    def recorded(x: torch.Tensor, timestep: int, encoder_hidden_states: torch.Tensor) -> torch.Tensor:
+        seen.append(len(x))
+        return network(x, timestep, encoder_hidden_states)
+
+    for kind in (ImageDenoiser, VideoDenoiser):
+        expected = kind(network, cond, uncond)(x, 500, 0.5, guidance)
+        model = kind(recorded, cond, uncond)
+        model.sequential_cfg = True
+        if isinstance(model, ImageDenoiser):
+            model.frames_at_once = frames_at_once
+        torch.testing.assert_close(model(x, 500, 0.5, guidance), expected)
+        most = batch if kind is VideoDenoiser else min(3, frames_at_once) if frames_at_once else batch * 3
+        assert max(seen) == most
+        seen.clear()
+
+
+def test_denoisers_and_schedules_are_printed_in_a_line() -> None:
+    image = ImageDenoiser(small_unet(), *[torch.ones(1, 5, 8)] * 2)
+    assert repr(image) == "ImageDenoiser(UNet2DConditionModel, text=(1, 5, 8), prediction_type='epsilon')"
+    assert repr(NoiseSchedule.scaled_linear(0.00085, 0.012)) == (
+        "NoiseSchedule(<1000 timesteps, alphas_cumprod 0.9991..0.00466>, timestep_spacing='leading', "
+        "steps_offset=1, set_alpha_to_one=False, prediction_type='epsilon')"
+    )
 
 
 def test_embeddings_that_do_not_fit_are_refused() -> None:
@@ -110,7 +172,7 @@ def test_seeded_noise_depends_on_the_seed_alone() -> None:
         seeded_noise(shape, [3])
 
 
-def test_uncond_weight_scales_the_unconditional_half_and_its_v_term() -> None:
+def test_uncond_weight_scales_the_unconditional_branch_and_its_v_term() -> None:
     x = seeded_noise((1, 4, 2, 4, 4), 0)
     for uncond, expected in ((0.0, 2.0 * 4), (0.5, 0.5 + 2.0 * 4)):
         eps = VideoDenoiser(Constant(1.0, 3.0), *texts())(x, 10, 0.64, 4.0, uncond=uncond)
@@ -137,7 +199,7 @@ def test_resized_image_model_sees_nearest_neighbours_and_gives_epsilon_at_the_cl
         ImageDenoiser(network, *texts(), resize=(0, 8))
 
 
-def test_more_network_arguments_are_handed_on_in_every_call() -> None:
+def test_network_arguments_are_passed_in_every_call() -> None:
     seen: list[int] = []
 
     def network(x: torch.Tensor, timestep: int, encoder_hidden_states: torch.Tensor, fps: int) -> torch.Tensor:
@@ -161,7 +223,7 @@ def test_network_that_returns_another_shape_is_refused() -> None:
     def learned_variance(x: torch.Tensor, timestep: int, encoder_hidden_states: torch.Tensor) -> torch.Tensor:
         return torch.cat([x, x], dim=1)
 
-    with pytest.raises(IncompatibleInputs, match=r"returned \(1, 8, 2, 4, 4\) for latents \(1, 4, 2, 4, 4\)"):
+    with pytest.raises(IncompatibleInputs, match=r"returned \(2, 8, 2, 4, 4\) for an input of \(2, 4, 2, 4, 4\)"):
         VideoDenoiser(learned_variance, *texts())(seeded_noise((1, 4, 2, 4, 4), 0), 10, 0.5, 4.0)
 
 

@@ -1,4 +1,4 @@
-"""The loop never asks a tensor for a number: on a GPU every such question waits for all that is queued."""
+"""The loop never reads a tensor as a Python number: on a GPU each such read waits for all queued work."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks.overhead import Null
 from benchmarks.released import released_loop
 from sampler import ImageDenoiser, LatentsNotFinite, Move, Plan, VideoDenoiser, ddim_plan, sample, seeded_noise
-from sampler.finite_check import AHEAD
+from sampler.finite_check import MAX_STEPS_AHEAD
 from tests.unit.sampler.networks import Smooth, texts
 from tests.unit.sampler.test_loop import PLANS, SD, SHAPE
 
-ASKS = {"item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__", "__array__", "__contains__"}
+READS = {"item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__", "__array__", "__contains__"}
 
 
-class Asked(Tensor):
-    """Counts the questions put to it and to all that is computed from it."""
+class Watched(Tensor):
+    """Counts how often it, or anything computed from it, is read as a Python number."""
 
-    asked: Counter[str] = Counter()
+    reads: Counter[str] = Counter()
 
     @classmethod
     def __torch_function__(
         cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         name = getattr(func, "__name__", "")
-        if name in ASKS:
-            cls.asked[name] += 1
+        if name in READS:
+            cls.reads[name] += 1
         return super().__torch_function__(func, types, args, kwargs or {})
 
 
-class Reads(TorchDispatchMode):
-    """Counts the operators that turn what is on a device into a Python number."""
+class CountReads(TorchDispatchMode):
+    """Counts the operators that read a tensor as a Python number."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,20 +59,20 @@ def run(plan: Plan, x: Tensor) -> Iterator[Tensor]:
 
 
 @pytest.mark.parametrize("name", PLANS)
-def test_no_number_is_asked_of_a_tensor_within_the_loop(name: str) -> None:
-    steps = run(PLANS[name], seeded_noise(SHAPE, 26).as_subclass(Asked))  # `sample` itself has looked at the start
-    Asked.asked.clear()
-    with Reads() as reads:
+def test_the_loop_reads_no_tensor_as_a_number(name: str) -> None:
+    steps = run(PLANS[name], seeded_noise(SHAPE, 26).as_subclass(Watched))  # `sample` itself has checked the start
+    Watched.reads.clear()
+    with CountReads() as reads:
         made = list(steps)
-    assert isinstance(made[-1], Asked)  # so that every tensor on the way was watched
-    assert not Asked.asked
+    assert isinstance(made[-1], Watched)  # so every intermediate tensor was watched
+    assert not Watched.reads
     assert not reads.count
 
 
-def test_the_released_loop_asks_for_dozens() -> None:
-    """So the counting counts."""
+def test_the_released_loop_reads_dozens() -> None:
+    """Proves that the counting works."""
     text = torch.cat(texts())
-    with Reads() as reads:
+    with CountReads() as reads:
         list(released_loop(seeded_noise(SHAPE, 26), Null(), Null(), text, text, 5))
     assert reads.count.total() > 5 * 10
 
@@ -92,7 +92,7 @@ def test_nothing_waits_for_a_gpu(name: str) -> None:
 
 
 @pytest.mark.gpu
-def test_not_a_number_on_a_gpu_is_noticed_two_steps_later_at_most() -> None:
+def test_nan_on_a_gpu_is_detected_at_most_two_steps_later() -> None:
     class Fails(Smooth):
         def __call__(self, x: Tensor, timestep: int, encoder_hidden_states: Tensor) -> Tensor:
             return super().__call__(x, timestep, encoder_hidden_states) / (0.0 if timestep < 500 else 1.0)
@@ -104,4 +104,4 @@ def test_not_a_number_on_a_gpu_is_noticed_two_steps_later_at_most() -> None:
     with pytest.raises(LatentsNotFinite, match=f"after move 1 of step {first}") as caught:
         seen.extend(step.index for step in run)
     assert caught.value.step == first
-    assert len(seen) <= first + AHEAD
+    assert len(seen) <= first + MAX_STEPS_AHEAD

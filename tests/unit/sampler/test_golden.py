@@ -1,4 +1,4 @@
-"""The released loops of three families, reproduced; tests/data/README.md says where the expected latents come from."""
+"""Reproduces the released loops of three families; tests/data/README.md names the source of the expected latents."""
 
 import json
 from collections.abc import Callable

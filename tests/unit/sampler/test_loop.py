@@ -48,7 +48,7 @@ def last(
     return list(sample(latents, plan, **denoisers, **settings))[-1].latents  # type: ignore[arg-type]
 
 
-# One of every kind; the second half draws noise.
+# One plan of each kind; the second half of them draws noise.
 PLANS: dict[str, Plan] = {
     "ddim": ddim_plan(SD, 6),
     **{f"mixed {c}": mixed_plan(SD, 6, combination=c) for c in ("I-I", "IV-IV", "VI-VI", "II-VV", "VV-VV")},
@@ -74,7 +74,7 @@ levels = st.floats(0.005, 0.999)
 def test_there_and_back_along_one_epsilon_is_the_identity(src: float, dst: float) -> None:
     plan = Plan(((Move("video", 500, src, dst, 0.0), Move("video", 500, dst, src, 0.0)),))
     x = seeded_noise(SHAPE, 1)
-    # float32 rounding, enlarged by the way through the noisier level
+    # float32 rounding, amplified by the noisier level in between
     torch.testing.assert_close(last(x, plan, None, Constant(0.3)), x, atol=1e-4, rtol=1e-4)
 
 
@@ -88,7 +88,7 @@ def test_nested_combinations_are_the_identity_for_any_two_constant_models(i: int
 
 @given(i=st.integers(0, 47))
 def test_iv_iv_leaves_exactly_kappa_times_the_difference_of_two_constant_models(i: int) -> None:
-    """Algorithm reference 2.3: delta y = (D1 - D2) (e_V - e_I), y = x / sqrt(abar), D the steps in noise-to-signal."""
+    """delta y = (D1 - D2) (e_V - e_I), y = x / sqrt(abar), D1, D2 the level widths in noise-to-signal."""
     plan = zigzag(mixed_plan(SD, 50, image_guidance=(0, 0), video_guidance=(0, 0)), i)
     a = [plan.steps[0][0].src, plan.steps[0][1].src, plan.steps[0][1].dst]
     s0, s1, s2 = [((1 - v) / v) ** 0.5 for v in a]
@@ -99,7 +99,7 @@ def test_iv_iv_leaves_exactly_kappa_times_the_difference_of_two_constant_models(
 
 
 def test_a_zigzag_injects_both_guidances_and_wrong_signs_inject_none() -> None:
-    """Algorithm reference 2.3 to first order: delta y = -D (w_D + w_N) d for each model, d = eps_c - eps_u."""
+    """To first order: delta y = -D (w_D + w_N) d for each model, d = eps_c - eps_u."""
     plan = zigzag(mixed_plan(SD, 1000, image_guidance=(4, 4), video_guidance=(2, 2)), 500)
     a0, a1 = plan.steps[0][0].src, plan.steps[0][0].dst
     width = ((1 - a0) / a0) ** 0.5 - ((1 - a1) / a1) ** 0.5
@@ -200,14 +200,14 @@ def test_networks_are_called_as_often_as_the_plan_says() -> None:
     plan = mixed_plan(SD, 12, interval=(0.25, 0.75))
     last(seeded_noise(SHAPE, 9), plan, image, video)
     assert {"image": len(image.calls), "video": len(video.calls)} == plan.calls
-    assert {shape for shape, _ in image.calls} == {(6, 4, 4, 4)}  # two guidance halves of three frames
+    assert {shape for shape, _ in image.calls} == {(6, 4, 4, 4)}  # two CFG branches of three frames
     assert {shape for shape, _ in video.calls} == {(2, 4, 3, 4, 4)}
 
 
 @settings(max_examples=20)
 @given(interval=st.tuples(st.floats(0, 1), st.floats(0, 1)).map(sorted))
 def test_k_zigzags_cost_2k_image_and_2k_video_calls_on_top_of_the_ordinary_steps(interval: list[float]) -> None:
-    """Algorithm reference 4.5, check 4: V = 50 + 2K, I = 2K; planned and made."""
+    """V = 50 + 2K, I = 2K; planned and made."""
     image, video, plan = Constant(0.1), Constant(0.2), mixed_plan(SD, 50, interval=(interval[0], interval[1]))
     k = len([i for i in range(50) if round(50 * interval[0]) <= i < round(50 * interval[1]) and i < 49])
     last(seeded_noise(SHAPE, 9), plan, image, video)
@@ -255,7 +255,7 @@ def test_stopping_the_iteration_stops_the_work_and_grad_mode_is_left_alone() -> 
     assert len(network.calls) == 1
 
 
-def test_missing_model_is_said_before_any_work() -> None:
+def test_missing_model_is_named_before_any_work() -> None:
     with pytest.raises(IncompatibleInputs, match=r"calls the image model .* times: pass image="):
         sample(seeded_noise(SHAPE, 12), mixed_plan(SD, 10), video=VideoDenoiser(Constant(0.0), *texts()))
 
@@ -273,7 +273,7 @@ def test_empty_interval_is_plain_ddim_bit_for_bit() -> None:
 
 
 class Linear:
-    """eps = k x for the uncond half, k (1 + shift) x for the cond half: every move is a closed-form scaling."""
+    """eps_u = k x and eps_c = k (1 + shift) x: every move is a closed-form scaling."""
 
     def __init__(self, k: float, shift: float) -> None:
         self.k, self.shift = k, shift
@@ -348,14 +348,14 @@ def test_fused_step_is_ddim_along_the_written_out_sum() -> None:
     torch.testing.assert_close(last(x, Plan((plan.steps[5],)), image, video), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_a_denoiser_of_ones_own_is_any_callable_of_four() -> None:
+def test_a_custom_denoiser_is_any_callable_of_four() -> None:
     plan, x = mixed_plan(SD, 4), seeded_noise(SHAPE, 22)
     network: Any = lambda latents, timestep, alpha, guidance: 0.1 * latents  # noqa: E731
     assert list(sample(x, plan, image=network, video=network))[-1].latents.isfinite().all()
 
 
 class FailsAt:
-    """Not a number from the n-th call on, in one pixel."""
+    """NaN or infinity in one pixel from the n-th call on."""
 
     def __init__(self, n: int, value: float) -> None:
         self.n, self.value = n, value
@@ -369,7 +369,7 @@ class FailsAt:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_not_a_number_stops_the_run_and_names_step_and_move(value: float) -> None:
+def test_nan_stops_the_run_and_names_step_and_move(value: float) -> None:
     """The video model's 8th call: three of each of the steps 0 and 1, then the second of step 2, its fourth move."""
     plan, seen = mixed_plan(SD, 6), []
     cond, uncond = texts()
@@ -381,7 +381,7 @@ def test_not_a_number_stops_the_run_and_names_step_and_move(value: float) -> Non
         seen.extend(step.index for step in sample(seeded_noise(SHAPE, 23), plan, **models))
     assert seen == [0, 1]
     assert (caught.value.step, caught.value.number, caught.value.move) == (2, 4, plan.steps[2][3])
-    again = pickle.loads(pickle.dumps(caught.value))  # it crosses from the worker's child to its parent
+    again = pickle.loads(pickle.dumps(caught.value))  # the worker's child process sends it to the parent
     assert (str(again), again.move) == (str(caught.value), caught.value.move)
 
 

@@ -1,5 +1,5 @@
-"""official_plan against a second, independent transcription of the released loops: the table of the algorithm
-reference 3.1, run on diffusers' own schedulers with toy networks. The golden files check the same against the code."""
+"""official_plan against a second, independent transcription of the released loops on diffusers' schedulers, with toy
+networks. The golden files check the same against the released code itself."""
 
 from collections.abc import Callable
 from typing import Any
@@ -41,7 +41,7 @@ def run(plan: Plan, x: Tensor, image: object, video: object, generator: Generato
 
 
 def transcribed(family: str, x: Tensor, steps: int, zz: int, generator: Generator) -> Tensor:
-    """Algorithm reference 3.1, row by row."""
+    """The released loop, line by line."""
     cond, uncond = texts()
     ddim, inverse = DDIMScheduler(**CONFIG), DDIMInverseScheduler(**{**CONFIG, "timestep_spacing": "leading"})
     solver = DPMSolverMultistepScheduler(**BETAS, algorithm_type="sde-dpmsolver++")
@@ -97,7 +97,7 @@ def test_released_videocrafter_loop_with_its_stochastic_solver(steps: int, zz: i
 
 
 def test_animatediff_step_is_the_table_with_swapped_timesteps() -> None:
-    """Algorithm reference 3.1: t = 958, p = 938, q = 918; the two denoising moves have each other's timesteps."""
+    """t = 958, p = 938, q = 918; the two denoising moves have each other's timesteps."""
     moves = official_plan("animatediff", SD, 50).steps[2]
     a = SD.alphas_cumprod
     assert moves == (
@@ -118,7 +118,7 @@ def test_modelscope_step_is_the_table_with_each_move_at_its_own_timestep() -> No
 
 @pytest.mark.parametrize(
     ("family", "nominal", "made"),
-    [  # linspace timesteps end at 0 and 20, where 7 of 250 calls have no effect (algorithm reference 3.4)
+    [  # linspace timesteps end at 0 and 20, where 7 of 250 calls have no effect
         ("animatediff", {"image": 100, "video": 150}, {"image": 96, "video": 147}),
         ("modelscope", {"image": 100, "video": 150}, {"image": 97, "video": 146}),
         ("videocrafter", {"image": 68, "video": 182}, {"image": 67, "video": 181}),  # zz = 3
@@ -175,7 +175,19 @@ def test_the_stand_in_has_the_video_guidance_in_animatediff() -> None:
         (lambda: official_plan("modelscope", SD, 10, zz=3), "zz=3.*no such parameter"),
         (lambda: official_plan("modelscope", SD, 10, image_guidance=(6, 2)), "image_guidance.*ignores"),
         (lambda: official_plan("videocrafter", SD, 10, video_guidance=(6, 2)), "video_guidance.*ignores"),
-        (lambda: official_plan("videocrafter", SD, 1000), r"steps=1000 is outside 1\.\.999"),
+        (lambda: official_plan("videocrafter", SD, 1000), r"steps=1000 must be a whole number in 1\.\.999"),
+        (lambda: official_plan("videocrafter", SD, "50"), "steps='50' must be a whole number"),
+        (lambda: official_plan("animatediff", SD, interval=3), "interval=3 must be two step indices"),
+        (
+            lambda: official_plan("animatediff", SD, interval=(0, 9, 3)),
+            r"interval=\(0, 9, 3\) must be two step indices",
+        ),
+        (lambda: official_plan("animatediff", SD, image_guidance="4"), "image_guidance='4' must be one guidance scale"),
+        (lambda: official_plan("modelscope", SD, video_guidance=6), "video_guidance=6: the released modelscope code"),
+        (lambda: official_plan("animatediff", SD, zz="3"), "zz='3' must be a whole number"),
+        (lambda: official_plan("animatediff", SD, guidance="7"), "guidance='7' must be a finite number"),
+        (lambda: official_plan(None, SD), "family=None is not supported"),
+        (lambda: official_plan("animatediff", CONFIG), r"NoiseSchedule\.from_config"),
     ],
 )
 def test_bad_setting_names_value_and_way_out(make: Callable[[], Plan], complaint: str) -> None:

@@ -1,5 +1,7 @@
+import hashlib
 import itertools
 import math
+from functools import partial
 from typing import Any
 
 import pytest
@@ -23,6 +25,14 @@ from sampler import (
 )
 
 SD = NoiseSchedule.scaled_linear(0.00085, 0.012)
+PRINTED = [
+    "f774105ed3a35373",
+    "1df81f0b34c8ebe4",
+    "80dac4553378e9a1",
+    "fbb0aa69a9b88c1a",
+    "ae6047d1d31a8d15",
+    "366d7a8738b2604c",
+]
 ORDERS = st.sampled_from(["denoise_first", "goback_first"])
 COMBINATIONS = st.sampled_from(["I-I", "V-V", "IV-IV", "IV-VI", "VI-IV", "VI-VI", "II-VV", "VV-II", "II-II", "VV-VV"])
 
@@ -90,8 +100,8 @@ def test_first_half_of_fifty_steps_is_steps_1_to_25() -> None:
     assert active == list(range(25))
 
 
-def test_dynamic_guidance_has_the_values_of_the_algorithm_reference() -> None:
-    """Section 2.4: (6 -> 2, rho 7) at i = 0, 12, 24, 37, 49 is 6, 4.66, 3.58, 2.66, 2."""
+def test_dynamic_guidance_has_the_values_of_the_released_formula() -> None:
+    """Computed by hand: (6 -> 2, rho 7) at i = 0, 12, 24, 37, 49 is 6, 4.66, 3.58, 2.66, 2."""
     plan = mixed_plan(SD, 50, order="goback_first", image_guidance=(6, 2), rho=7.0)
     scales = {i: next((abs(m.guidance) for m in plan.steps[i] if m.model == "image"), None) for i in (12, 24, 37, 49)}
     assert scales == {i: pytest.approx(v, abs=0.005) for i, v in ((12, 4.66), (24, 3.58), (37, 2.66), (49, 2.0))}
@@ -118,8 +128,8 @@ def test_clean_end_with_alpha_one_is_reached_by_the_ordinary_step_only() -> None
     assert all(m.src < 1 and m.dst < 1 for moves in plan for m in moves[:-1])
 
 
-@pytest.mark.parametrize("combination", ["", "IV", "IV-I", "IX-IV", "IVI-IVI", "iv-iv", "IV-IV-"])
-def test_unknown_combination_says_what_to_write(combination: str) -> None:
+@pytest.mark.parametrize("combination", ["", "IV", "IV-I", "IX-IV", "IVI-IVI", "iv-iv", "IV-IV-", 4, None])
+def test_unknown_combination_says_what_to_write(combination: Any) -> None:
     with pytest.raises(InvalidSetting, match=r"combination=.*for example 'IV-IV'"):
         mixed_plan(SD, 10, combination=combination)
 
@@ -139,11 +149,59 @@ def test_unknown_combination_says_what_to_write(combination: str) -> None:
         ({"image_every": 0}, "image_every=0"),
         ({"image_every": 0.5}, r"image_every=0\.5"),
         ({"steps": 0}, "steps=0"),
+        ({"steps": "50"}, "steps='50' must be a whole number"),
+        ({"image_guidance": "4"}, "image_guidance='4' must be one guidance scale, or two"),
+        ({"image_guidance": (4, 4, 4)}, r"image_guidance=\(4, 4, 4\) must be one guidance scale, or two"),
+        ({"video_guidance": None}, "video_guidance=None must be one guidance scale, or two"),
+        ({"video_guidance": ("4", "2")}, r"video_guidance=\('4', '2'\) must be one guidance scale, or two"),
+        ({"video_guidance": True}, "video_guidance=True must be one guidance scale, or two"),
+        ({"video_guidance": -1}, "video_guidance=-1 must be one .* at least 0"),
+        ({"video_guidance": math.inf}, "video_guidance=inf must be one .* finite"),
+        ({"guidance": "7.5"}, "guidance='7.5' must be a finite number"),
+        ({"guidance": (7, 5)}, r"guidance=\(7, 5\) must be a finite number"),
+        ({"rho": "7"}, "rho='7' must be a finite number"),
+        ({"rho": None}, "rho=None must be a finite number"),
+        ({"interval": 0.5}, "interval=0.5 must be two fractions"),
+        ({"interval": (0, 0.5, 1)}, r"interval=\(0, 0.5, 1\) must be two fractions"),
+        ({"interval": "01"}, "interval='01' must be two fractions"),
+        ({"order": 3}, "order=3 is not supported"),
+        ({"order": ["goback_first"]}, "order=.* is not supported"),
+        ({"image_every": "2"}, "image_every='2' must be a whole number"),
+        ({"image_schedule": {"beta_start": 0.1}}, "image_schedule=.* must be a NoiseSchedule"),
     ],
 )
 def test_bad_setting_is_named(settings: dict[str, object], complaint: str) -> None:
     with pytest.raises(InvalidSetting, match=complaint):
         mixed_plan(SD, **{"steps": 10, **settings})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", [4, 4.0, 0, 2.5])
+def test_one_guidance_scale_is_both_ends(value: float) -> None:
+    one, two = (
+        {"image_guidance": value, "video_guidance": value},
+        {"image_guidance": (value, value), "video_guidance": [value] * 2},
+    )
+    for make in (mixed_plan, fused_plan, partial(official_plan, "animatediff")):
+        assert repr(make(SD, steps=9, **one)) == repr(make(SD, steps=9, **two))
+
+
+def test_a_scheduler_in_place_of_a_schedule_is_refused_with_the_way_out() -> None:
+    for make in (mixed_plan, ddim_plan, fused_plan, zigzag_plan):
+        with pytest.raises(InvalidSetting, match=r"schedule='ddim' must be a NoiseSchedule; .*from_config"):
+            make("ddim")  # type: ignore[arg-type]
+
+
+def test_printed_form_of_a_plan_is_unchanged_since_the_first_checkpoints() -> None:
+    """A checkpoint's fingerprint hashes it: a change would orphan every checkpoint of a running fleet."""
+    plans = (
+        ddim_plan(SD, 10),
+        mixed_plan(SD, 10),
+        fused_plan(SD, 5),
+        zigzag_plan(SD, 7),
+        official_plan("videocrafter", SD, 7),
+        free_init_plan(mixed_plan(SD, 6, combination="RR-VV", order="goback_first"), SD),
+    )
+    assert [hashlib.sha256(repr(plan).encode()).hexdigest()[:16] for plan in plans] == PRINTED
 
 
 def test_gaussian_noise_takes_the_place_of_inversion() -> None:
@@ -155,7 +213,7 @@ def test_gaussian_noise_takes_the_place_of_inversion() -> None:
 
 @pytest.mark.parametrize(
     ("combination", "image", "video"),
-    [  # algorithm reference section 5; goback_first leaves out the steps that have nothing above them
+    [  # goback_first skips the first steps, which have no levels above them
         ("R-I", 49, 50),
         ("R-V", 0, 50 + 49),
         ("RR-II", 2 * 48, 50),
@@ -200,7 +258,7 @@ def test_z_sampling_denoises_goes_back_unguided_and_denoises_again() -> None:
 
 
 def test_fused_step_has_the_guidance_of_a_whole_zigzag_in_two_calls() -> None:
-    """Algorithm reference 2.3: eps_u^V + (w0 + w_D^V + w_N^V) d^V + (w_D^I + w_N^I) d^I."""
+    """eps_u^V + (w0 + w_D^V + w_N^V) d^V + (w_D^I + w_N^I) d^I, with w_D = w_N of each model."""
     plan = fused_plan(SD, 50, image_guidance=(4, 4), video_guidance=(3, 3), guidance=7.5, interval=(0, 0.5))
     t, a = SD.timesteps(50), [SD.alphas_cumprod[t] for t in SD.timesteps(50)]
     parts = (Call("video", t[10], a[10], 13.5), Call("image", t[10], a[10], 8.0, uncond=0.0))
@@ -227,6 +285,11 @@ def test_free_init_repeats_the_plan_and_restarts_in_between() -> None:
         (fused_plan, {"rho": 0}, "rho=0"),
         (ddim_plan, {"guidance": math.nan}, "guidance=nan"),
         (ddim_plan, {"steps": 0}, "steps=0"),
+        (ddim_plan, {"guidance": "7"}, "guidance='7'"),
+        (zigzag_plan, {"steps": "50"}, "steps='50'"),
+        (zigzag_plan, {"interval": 1}, "interval=1 must be two fractions"),
+        (fused_plan, {"image_guidance": (1, 2, 3)}, r"image_guidance=\(1, 2, 3\)"),
+        (fused_plan, {"video_guidance": "4"}, "video_guidance='4'"),
     ],
 )
 def test_bad_setting_of_a_comparator_is_named(make: Any, settings: dict[str, object], complaint: str) -> None:
@@ -242,6 +305,10 @@ def test_bad_setting_of_a_comparator_is_named(make: Any, settings: dict[str, obj
         ({"order": 0}, "order=0"),
         ({"spatial_cutoff": 0.0}, "spatial_cutoff=0.0"),
         ({"temporal_cutoff": math.nan}, "temporal_cutoff=nan"),
+        ({"temporal_cutoff": "1"}, "temporal_cutoff='1'"),
+        ({"iterations": "3"}, "iterations='3'"),
+        ({"iterations": 2.5}, "iterations=2.5"),
+        ({"order": None}, "order=None"),
     ],
 )
 def test_bad_setting_of_free_init_is_named(settings: dict[str, object], complaint: str) -> None:

@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -38,14 +39,32 @@ def test_timesteps_never_rise_and_stay_inside() -> None:
             assert 0 <= ladder[-1] <= ladder[0] <= 999
 
 
-@pytest.mark.parametrize("n", [0, -1, 1001])
-def test_impossible_step_count_names_value_and_range(n: int) -> None:
-    with pytest.raises(InvalidSetting, match=rf"steps={n} is outside 1\.\.1000"):
+@pytest.mark.parametrize("n", [0, -1, 1001, 2.5, "50", None, True, math.nan])
+def test_impossible_step_count_names_value_and_range(n: Any) -> None:
+    with pytest.raises(InvalidSetting, match=rf"steps={n!r} must be a whole number in 1\.\.1000"):
         SD.timesteps(n)
 
 
+@pytest.mark.parametrize(
+    ("make", "complaint"),
+    [
+        (lambda: NoiseSchedule.linear("0.1", 0.2), "beta_start='0.1' must be a finite number"),
+        (lambda: NoiseSchedule.scaled_linear(0.1, 1.5), r"beta_end=1\.5 must be in \(0, 1\)"),
+        (lambda: NoiseSchedule.scaled_linear(0.1, 0.2, "1000"), "steps='1000' must be a whole number"),
+        (lambda: NoiseSchedule.squaredcos(0), "steps=0 must be a whole number"),
+        (lambda: NoiseSchedule.from_config({"num_train_timesteps": None}), "steps=None must be a whole number"),
+        (lambda: NoiseSchedule(()), "alphas_cumprod must decrease"),
+        (lambda: NoiseSchedule((1.5, 0.5)), "alphas_cumprod must decrease"),
+        (lambda: NoiseSchedule((0.5, 0.5)), "alphas_cumprod must decrease"),
+    ],
+)
+def test_impossible_schedule_names_value_and_range(make: Any, complaint: str) -> None:
+    with pytest.raises(InvalidSetting, match=complaint):
+        make()
+
+
 def test_equal_noise_to_signal_map_of_animatediff_to_stable_diffusion() -> None:
-    """Check values of the algorithm reference 4.3, made with numpy."""
+    """Values computed independently with numpy."""
     table = {20: 21, 100: 121, 200: 250, 300: 374, 400: 490, 500: 600, 600: 705, 700: 805, 800: 901, 900: 994}
     assert {t: SD.nearest_timestep(ANIMATEDIFF.alphas_cumprod[t]) for t in table} == table
 
@@ -77,10 +96,7 @@ def test_unknown_words_are_refused() -> None:
 
 
 def test_noise_to_signal_of_the_two_schedules() -> None:
-    """At t = 500 it is 1.62 (scaled linear) and 2.285 (linear); worked out by hand with numpy in float64.
-
-    The algorithm reference 3.6 A3 prints 2.29 for the second, which is the value at t = 501.
-    """
+    """At t = 500 it is 1.62 (scaled linear) and 2.285 (linear), computed with numpy in float64."""
 
     def s(schedule: NoiseSchedule, t: int) -> float:
         a = schedule.alphas_cumprod[t]

@@ -1,0 +1,98 @@
+"""Samplers that IV-Mixed is compared with: plain DDIM, Z-Sampling and the fused step."""
+
+from __future__ import annotations
+
+from sampler.level_grid import LevelGrid
+from sampler.moves import AnyMove, FusedMove
+from sampler.noise_schedule import NoiseSchedule
+from sampler.plan import Plan
+from sampler.validation import Guidance, Range, active_steps, finite_number, guidance_ramp
+
+
+def ddim_plan(schedule: NoiseSchedule, steps: int = 50, *, guidance: float = 7.5) -> Plan:
+    """DDIM with the video model alone (arXiv:2010.02502 Eq. 12, eta = 0): one call a step.
+
+    Args:
+        schedule: noise schedule of the video model; steps go between adjacent timesteps of it.
+        steps: from 1 to the number of timesteps in `schedule`.
+        guidance: classifier-free guidance scale; any finite number.
+
+    Raises:
+        InvalidSetting: names the parameter, its value and what is allowed.
+    """
+    grid = LevelGrid(schedule, steps)
+    finite_number("guidance", guidance)
+    return Plan(tuple((grid.ordinary_step(i, guidance),) for i in range(grid.steps)))
+
+
+def zigzag_plan(
+    schedule: NoiseSchedule,
+    steps: int = 50,
+    *,
+    guidance: float = 5.5,
+    goback_guidance: float = 0.0,
+    interval: Range = (0.0, 1.0),
+) -> Plan:
+    """Z-Sampling (arXiv:2412.10891) with the video model: denoise, go back, denoise again; 3 calls a step.
+
+    Args:
+        schedule: noise schedule of the video model.
+        steps: from 1 to the number of timesteps in `schedule`.
+        guidance: scale of the denoising moves; the default is the paper's.
+        goback_guidance: scale of the go-back move, used with its sign as given (`mixed_plan` negates its scales).
+            The gap between the two scales is what the method adds.
+        interval: the part of the run with zig-zags, as two fractions of the steps. The last step never has one:
+            below it is only the clean end.
+
+    Raises:
+        InvalidSetting: names the parameter, its value and what is allowed.
+    """
+    grid = LevelGrid(schedule, steps)
+    finite_number("guidance", guidance)
+    finite_number("goback_guidance", goback_guidance)
+    active = active_steps(interval, grid.steps)
+
+    def moves(i: int) -> tuple[AnyMove, ...]:
+        ordinary = grid.ordinary_step(i, guidance)
+        if i not in active or i == grid.steps - 1:
+            return (ordinary,)
+        return grid.move("video", i, i + 1, guidance), grid.move("video", i + 1, i, goback_guidance), ordinary
+
+    return Plan(tuple(moves(i) for i in range(grid.steps)))
+
+
+def fused_plan(
+    schedule: NoiseSchedule,
+    steps: int = 50,
+    *,
+    interval: Range = (0.0, 1.0),
+    image_guidance: Guidance = (4, 4),
+    video_guidance: Guidance = (4, 4),
+    rho: float = 7.0,
+    guidance: float = 7.5,
+    image_schedule: NoiseSchedule | None = None,
+) -> Plan:
+    """Experimental, not in the paper: the first-order effect of an IV-IV zig-zag in 2 calls a step instead of 5.
+
+    eps = eps_u^V + (guidance + 2 video_guidance) d^V + 2 image_guidance d^I, with d = eps_c - eps_u of each model,
+    because a zig-zag applies each guidance twice. It overshoots more than the zig-zag.
+
+    Args: as in `mixed_plan`.
+
+    Raises:
+        InvalidSetting: names the parameter, its value and what is allowed.
+    """
+    grid = LevelGrid(schedule, steps, image_schedule)
+    active = active_steps(interval, grid.steps)
+    finite_number("guidance", guidance)
+    image = guidance_ramp("image_guidance", image_guidance, rho, grid.steps)
+    video = guidance_ramp("video_guidance", video_guidance, rho, grid.steps)
+
+    def fused(i: int) -> FusedMove:
+        parts = (
+            grid.call("video", i, guidance + 2 * video[i]),
+            grid.call("image", i, 2 * image[i], uncond=0.0),
+        )
+        return FusedMove(parts, grid.alphas[i], grid.alpha_after(i))
+
+    return Plan(tuple((fused(i) if i in active else grid.ordinary_step(i, guidance),) for i in range(grid.steps)))

@@ -1,0 +1,211 @@
+"""Classifier-free guidance (arXiv:2207.12598) and the conversion of a network's prediction to epsilon."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal, Protocol, get_args
+
+import torch
+from torch import Tensor
+
+from sampler.errors import IncompatibleInputs
+from sampler.noise_schedule import PredictionType
+from sampler.validation import one_of
+
+Branch = Literal["uncond", "cond"]
+Texts = tuple[Tensor, ...]  # of each CFG branch, (B, tokens, dim)
+Text = Texts | Tensor  # as a network takes it
+
+
+class Denoiser(Protocol):
+    """What `sample` needs of a model; any callable with this signature works."""
+
+    def __call__(self, latents: Tensor, timestep: int, alpha: float, guidance: float, *, uncond: float = 1.0) -> Tensor:
+        """Guided epsilon: uncond * eps_u + guidance * (eps_c - eps_u).
+
+        Args:
+            latents: (B, C, F, h, w) float32.
+            timestep: the timestep that belongs to the noise level of the latents.
+            alpha: that noise level, abar in (0, 1].
+            guidance: classifier-free guidance scale, any finite number.
+            uncond: weight of the unconditional epsilon; only passed if it is not 1, which only `fused_plan` needs.
+
+        Returns:
+            Epsilon, shape of the latents, float32.
+        """
+        ...
+
+
+class GuidedDenoiser(ABC):
+    """Classifier-free guidance on one diffusers-style network; subclasses define the layout of its input.
+
+    Args:
+        unet: called as `unet(x, timestep, encoder_hidden_states=text)`; returns a tensor, a tuple or an object with
+            `.sample`, in the shape of x. If both CFG branches are needed, x and text hold the unconditional rows
+            first. A network with a true attribute `native_cfg` gets the texts of the branches as a tuple of
+            (B, tokens, dim), not repeated for frames, and the timestep always as an integer.
+        cond, uncond: text embeddings (B, tokens, dim) of the prompts and the negative prompts. The network runs in
+            their dtype; latents and epsilon stay float32.
+        prediction_type: what the network was trained to predict, "epsilon" or "v_prediction".
+
+    Attributes:
+        sequential_cfg: call the network for one CFG branch at a time, which halves its memory. Default False.
+
+    Raises:
+        IncompatibleInputs: the embeddings differ in shape, or their width is not that of the network's
+            cross-attention (if its diffusers config states it).
+        InvalidSetting: unknown `prediction_type`.
+    """
+
+    kind: ClassVar[str]
+
+    def __init__(
+        self, unet: Any, cond: Tensor, uncond: Tensor, *, prediction_type: PredictionType = "epsilon"
+    ) -> None:  # Any: diffusers' UNets share no type, and this package must not import diffusers
+        if cond.shape != uncond.shape or cond.ndim != 3:
+            raise IncompatibleInputs(
+                f"cond {tuple(cond.shape)} and uncond {tuple(uncond.shape)} must both be (batch, tokens, dim) and equal"
+            )
+        width = configured(unet, "cross_attention_dim")
+        if width not in (None, cond.shape[-1]):
+            raise IncompatibleInputs(
+                f"cond {tuple(cond.shape)} is {cond.shape[-1]} wide, the network's cross-attention takes {width}; "
+                "each network needs the embeddings of the text encoder it was trained with"
+            )
+        one_of("prediction_type", prediction_type, get_args(PredictionType))
+        self.unet = unet
+        self.cond, self.uncond = cond, uncond
+        self.prediction_type: PredictionType = prediction_type
+        self.sequential_cfg = False
+        self.channels = configured(unet, "in_channels")  # None: unknown
+        self.max_frames: int | None = None  # None: unlimited or unknown
+        self.native_cfg = bool(getattr(unet, "native_cfg", False))
+
+    def __repr__(self) -> str:
+        text, network = tuple(self.cond.shape), type(self.unet).__name__
+        return f"{type(self).__name__}({network}, text={text}, prediction_type={self.prediction_type!r})"
+
+    def __call__(self, latents: Tensor, timestep: int, alpha: float, guidance: float, *, uncond: float = 1.0) -> Tensor:
+        """See `Denoiser`. Raises IncompatibleInputs if latents, text and the network's output do not fit together."""
+        return self.prepare(latents)(latents, timestep, alpha, guidance, uncond=uncond)
+
+    def prepare(self, latents: Tensor) -> Denoiser:
+        """This denoiser for latents of one shape and device; makes input buffer, texts and timesteps only once.
+
+        Raises IncompatibleInputs if the latents do not fit the embeddings or the network.
+        """
+        if latents.ndim != 5 or latents.shape[0] != self.cond.shape[0]:
+            raise IncompatibleInputs(
+                f"latents {tuple(latents.shape)} must be (batch, channels, frames, height, width) "
+                f"with batch {self.cond.shape[0]}, one for each text embedding"
+            )
+        if self.channels not in (None, latents.shape[1]):
+            raise IncompatibleInputs(
+                f"the {self.kind} model works on {self.channels} latent channels, the latents {tuple(latents.shape)} "
+                f"have {latents.shape[1]}; image model, video model and latents must share one latent space"
+            )
+        if self.max_frames is not None and latents.shape[2] > self.max_frames:
+            raise IncompatibleInputs(
+                f"the {self.kind} model supports at most {self.max_frames} frames, the latents "
+                f"{tuple(latents.shape)} have {latents.shape[2]}; sample fewer frames"
+            )
+        return _PreparedDenoiser(self, latents)
+
+    def network_inputs(self, x: Tensor, texts: Texts, frames: int) -> list[tuple[Tensor, Text]]:
+        """(input, text) of each network call; x holds the rows of all CFG branches, in the order of `texts`."""
+        repeats = self.text_repeats(frames)
+        if self.sequential_cfg:
+            return [(rows, self.text((text,), repeats)) for rows, text in zip(x.chunk(len(texts)), texts, strict=True)]
+        return [(x, self.text(texts, repeats))]
+
+    def text(self, texts: Texts, repeats: int) -> Text:
+        """Text in the form that the network takes."""
+        if self.native_cfg:
+            return texts
+        return torch.cat(texts).repeat_interleave(repeats, dim=0) if repeats > 1 else torch.cat(texts)
+
+    @abstractmethod
+    def input_shape(self, latents: Tensor) -> tuple[int, ...]:
+        """Shape of the network's input for one CFG branch, rows first."""
+
+    @abstractmethod
+    def as_clips(self, x: Tensor, latents: Tensor) -> Tensor:
+        """Network input or output of n CFG branches, viewed as (n, B, C, F, h, w)."""
+
+    @abstractmethod
+    def text_repeats(self, frames: int) -> int:
+        """Network input rows for each clip, if the text must be repeated for them; else 1."""
+
+    @abstractmethod
+    def predict(self, x: Tensor, timestep: int | Tensor, text: Text) -> Tensor:
+        """One network call; returns the shape of x."""
+
+
+class _PreparedDenoiser:
+    """A `GuidedDenoiser` for latents of one shape."""
+
+    def __init__(self, model: GuidedDenoiser, latents: Tensor) -> None:
+        self._model, self._latents = model, latents
+        self._rows, *shape = model.input_shape(latents)
+        self._x = torch.empty((2 * self._rows, *shape), dtype=model.cond.dtype, device=latents.device)
+        self._x_as_clips = model.as_clips(self._x, latents)
+        self._inputs: dict[tuple[Branch, ...], list[tuple[Tensor, Text]]] = {}
+        self._timesteps: dict[int, int | Tensor] = {}
+
+    def __call__(self, latents: Tensor, timestep: int, alpha: float, guidance: float, *, uncond: float = 1.0) -> Tensor:
+        if guidance == 0:
+            (out_u,) = self._predict(latents, timestep, ("uncond",))
+            out = uncond * out_u
+        elif guidance == uncond:
+            (out_c,) = self._predict(latents, timestep, ("cond",))
+            out = guidance * out_c
+        else:
+            out_u, out_c = self._predict(latents, timestep, ("uncond", "cond"))
+            out = uncond * out_u + guidance * (out_c - out_u)
+        if self._model.prediction_type == "epsilon":
+            return out
+        # eps = sqrt(abar) v + sqrt(1 - abar) x (arXiv:2202.00512 App. D); linear, so guidance on v is the same.
+        return alpha**0.5 * out + uncond * (1 - alpha) ** 0.5 * latents
+
+    def _predict(self, latents: Tensor, timestep: int, branches: tuple[Branch, ...]) -> Sequence[Tensor]:
+        """The network's prediction for each CFG branch, (B, C, F, h, w) float32."""
+        self._x_as_clips.copy_(latents)  # to both branches, in the network's dtype and layout
+        if branches not in self._inputs:
+            self._inputs[branches] = self._inputs_for(branches)
+        if timestep not in self._timesteps:
+            self._timesteps[timestep] = self._as_network_timestep(timestep)
+        t = self._timesteps[timestep]
+        outputs = [self._model.predict(x, t, text) for x, text in self._inputs[branches]]
+        output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+        return self._model.as_clips(output, self._latents).float().unbind()
+
+    def _inputs_for(self, branches: tuple[Branch, ...]) -> list[tuple[Tensor, Text]]:
+        by_branch = {"uncond": self._model.uncond, "cond": self._model.cond}
+        texts = tuple(by_branch[branch] for branch in branches)
+        return self._model.network_inputs(self._x[: len(texts) * self._rows], texts, self._latents.shape[2])
+
+    def _as_network_timestep(self, timestep: int) -> int | Tensor:
+        device = self._latents.device
+        if device.type == "cpu" or self._model.native_cfg:
+            return timestep
+        # diffusers would upload an integer and wait for it; filling a tensor on the device does not block.
+        return torch.full((), timestep, dtype=torch.int64, device=device)
+
+
+def network_output(output: Any, x: Tensor) -> Tensor:  # Any: diffusers' networks return different types
+    """The tensor in a network's output. Raises IncompatibleInputs if its shape is not that of the input x."""
+    if not isinstance(output, Tensor):
+        output = output.sample if hasattr(output, "sample") else output[0]
+    if output.shape != x.shape:
+        raise IncompatibleInputs(
+            f"the network returned {tuple(output.shape)} for an input of {tuple(x.shape)}; networks that also predict "
+            "a variance, or take extra channels, are not supported"
+        )
+    return output
+
+
+def configured(unet: Any, key: str) -> int | None:
+    """An integer of the network's diffusers config; None if it has none."""
+    value = getattr(getattr(unet, "config", None), key, None)
+    return value if isinstance(value, int) else None

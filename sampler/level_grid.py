@@ -1,0 +1,50 @@
+"""The grid of noise levels that one run visits, and the moves between adjacent levels of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sampler.moves import Call, ModelName, Move
+from sampler.noise_schedule import NoiseSchedule, check_schedule
+
+
+class LevelGrid:
+    """The levels 0 .. `steps` of a run, noisiest first; level `steps` is the clean end.
+
+    Args:
+        schedule: noise schedule of the video model; its timesteps are the grid.
+        steps: number of ordinary steps.
+        image_schedule: noise schedule of the image model, which is called at the timestep of equal noise-to-signal.
+            None: the same schedule.
+
+    Raises:
+        InvalidSetting: `schedule` cannot be run in `steps` steps.
+    """
+
+    def __init__(self, schedule: NoiseSchedule, steps: int, image_schedule: NoiseSchedule | None = None) -> None:
+        check_schedule("schedule", schedule)
+        timesteps = schedule.timesteps(steps)
+        self.steps = len(timesteps)
+        # No network can be evaluated at abar = 1. A zig-zag that reaches the clean end turns at timestep 0 instead, as
+        # with set_alpha_to_one=False.
+        self.alphas = [*(schedule.alphas_cumprod[t] for t in timesteps), schedule.alphas_cumprod[0]]
+        self.final_alpha = schedule.final_alpha
+        video = image = [*timesteps, 0]
+        if image_schedule is not None:
+            check_schedule("image_schedule", image_schedule)
+            image = [image_schedule.nearest_timestep(alpha) for alpha in self.alphas]
+        self.timesteps: dict[ModelName, Sequence[int]] = {"video": video, "image": image}
+
+    def move(self, model: ModelName, src: int, dst: int, guidance: float) -> Move:
+        """From level `src` to level `dst`."""
+        return Move(model, self.timesteps[model][src], self.alphas[src], self.alphas[dst], guidance)
+
+    def call(self, model: ModelName, level: int, guidance: float, *, uncond: float = 1.0) -> Call:
+        return Call(model, self.timesteps[model][level], self.alphas[level], guidance, uncond)
+
+    def ordinary_step(self, i: int, guidance: float) -> Move:
+        return Move("video", self.timesteps["video"][i], self.alphas[i], self.alpha_after(i), guidance)
+
+    def alpha_after(self, i: int) -> float:
+        """abar after the ordinary step `i`."""
+        return self.final_alpha if i == self.steps - 1 else self.alphas[i + 1]

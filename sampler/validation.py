@@ -1,0 +1,75 @@
+"""Checks of plan settings: each returns the valid value or raises InvalidSetting naming parameter, value and range."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from numbers import Real
+from typing import Any, TypeGuard
+
+from sampler.errors import InvalidSetting
+
+Range = tuple[float, float]
+Guidance = float | Range  # one scale for the whole run, or the scales of its first and last step
+
+
+def finite_number(name: str, value: Any) -> float:  # Any, here and below: what a caller passed is what is checked
+    if not _is_number(value) or not math.isfinite(value):
+        raise InvalidSetting(f"{name}={value!r} must be a finite number")
+    return value
+
+
+def whole_number(name: str, value: Any, hint: str = "", *, most: float = math.inf) -> int:
+    """A whole number in 1..most; a float without a fraction is accepted."""
+    if not _is_number(value) or not math.isfinite(value) or not 1 <= value <= most or value != int(value):
+        allowed = "of at least 1" if most == math.inf else f"in 1..{most}"
+        raise InvalidSetting(f"{name}={value!r} must be a whole number {allowed}{hint}")
+    return int(value)
+
+
+def one_of(name: str, value: Any, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise InvalidSetting(f"{name}={value!r} is not supported; use one of {', '.join(map(repr, allowed))}")
+
+
+def pair_of_numbers(name: str, value: Any, meaning: str) -> tuple[Any, Any]:
+    """Two numbers, each possibly NaN or infinite."""
+    if not isinstance(value, list | tuple) or len(value) != 2 or not all(map(_is_number, value)):  # pyright: ignore[reportUnknownArgumentType]
+        raise InvalidSetting(f"{name}={value!r} must be {meaning}")
+    return value[0], value[1]  # pyright: ignore[reportUnknownVariableType]
+
+
+def guidance_range(name: str, value: Any) -> Range:
+    """(first, last) guidance scale of a run; a single number is both."""
+    meaning = "one guidance scale, or two: those of the first and the last step"
+    first, last = (value, value) if _is_number(value) else pair_of_numbers(name, value, meaning)
+    if not (0 <= first < math.inf and 0 <= last < math.inf):
+        raise InvalidSetting(f"{name}={value!r} must be {meaning}; each finite and at least 0")
+    return first, last
+
+
+def guidance_ramp(name: str, value: Any, rho: Any, steps: int) -> list[float]:
+    """The guidance scale of each of `steps` steps, with the spacing of arXiv:2206.00364 Eq. 5 between both ends.
+
+    The released code calls it "dynamic CFG scale". `rho` = 1 is a straight line.
+    """
+    first, last = guidance_range(name, value)
+    if finite_number("rho", rho) <= 0:
+        raise InvalidSetting(f"rho={rho!r} must be greater than 0 (1: a straight line)")
+    if steps == 1 or first == last:
+        return [first] * steps
+    start, end = first ** (1 / rho), last ** (1 / rho)
+    return [(start + i / (steps - 1) * (end - start)) ** rho for i in range(steps)]
+
+
+def active_steps(interval: Any, steps: int) -> range:
+    """The steps that `interval` covers: two fractions of the run."""
+    meaning = "two fractions of the run with 0 <= begin <= end <= 1"
+    begin, end = pair_of_numbers("interval", interval, meaning)
+    if not 0 <= begin <= end <= 1:
+        raise InvalidSetting(f"interval={interval!r} must be {meaning}")
+    return range(round(begin * steps), round(end * steps))
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return not isinstance(value, bool) and isinstance(value, Real)
