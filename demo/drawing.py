@@ -1,4 +1,4 @@
-"""Draws the demo pair's clips for an evaluation: many prompts and samplers, the same noise for each, on all cores."""
+"""Generates clips of the demo models for an evaluation: many prompts and samplers, the same noise, all cores."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from service.jobs.request import VideoRequest
 from worker.child.engine import Engine
 from worker.networks.models import Models
 
-BATCH = 10  # clips at once: twice as quick a clip as one by one
-NOISE_SEED = 1000  # of the first clip; the next has the next
+BATCH = 10  # clips per batch; half the time per clip of single clips
+NOISE_SEED = 1000  # seed of the first clip; clip i has seed 1000 + i
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """Clips (n, FRAMES, 3, 48, 48) in [-1, 1] at the networks' own size, and seconds of CPU time for each."""
+    """Clips (n, FRAMES, 3, 48, 48) in [-1, 1] at the size of the networks, and CPU seconds per clip."""
 
     clips: Tensor
     seconds: float
@@ -73,7 +73,7 @@ def _start() -> None:
 
 @torch.no_grad()
 def _draw(plan: Plan, captions: Sequence[str], first_seed: int) -> tuple[NDArray[np.float32], float]:
-    """A numpy array goes through the pool's pipe; a tensor would take a file handle of shared memory each."""
+    """Returns numpy arrays because each tensor sent through the pool would need a shared-memory file handle."""
     assert _models is not None
     began = time.thread_time()
     entry = _models.entry
@@ -82,7 +82,7 @@ def _draw(plan: Plan, captions: Sequence[str], first_seed: int) -> tuple[NDArray
     _, *shape = _models.latents_shape(entry.resolve(VideoRequest(prompt=captions[0])))
     seeds = [first_seed + i for i in range(len(captions))]
     latents = seeded_noise((len(captions), *shape), seeds)
-    fresh = [Generator().manual_seed(-1 - seed) for seed in seeds]  # for plans that draw noise on their way
+    fresh = [Generator().manual_seed(-1 - seed) for seed in seeds]  # for plans that add noise while sampling
     for step in sample(latents, plan, image=image, video=video, generator=fresh):
         latents = step.latents
     frames = _models.vae.decode(latents.transpose(1, 2).flatten(0, 1) / _models.vae.config.scaling_factor).sample
