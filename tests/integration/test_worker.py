@@ -1,4 +1,4 @@
-"""A real worker process with the demo models, and what happens to its job when something is killed or told to stop."""
+"""A real worker process with the demo models: its jobs, cancellation, shutdown, and a model that does not load."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_running_job_is_cancelled_between_two_steps_and_the_models_stay(
 def test_function_that_is_not_ours_is_not_run(
     services: Services, environment: dict[str, str], queue: Queue, tmp_path: Path
 ) -> None:
-    """Whoever can write to Redis must not choose what a GPU worker runs."""
+    """Write access to Redis must not allow choosing what a GPU worker runs."""
     evil = queue.enqueue("os.mkdir", str(tmp_path / "owned"))
     with worker(environment, "tests.fake_worker"):
         wait_for(lambda: evil.get_status(refresh=True) in ("failed", "finished") or None, timeout_s=180)
@@ -128,8 +128,8 @@ def test_model_that_does_not_load_ends_the_worker_with_an_error(environment: dic
         assert process.wait(60) == 1
 
 
-def test_worker_ends_when_it_is_told_to_even_without_redis(tmp_path: Path) -> None:
-    """Its supervisor is gone and so is the embedded server: RQ would wait for the server for ever."""
+def test_worker_stops_on_sigterm_even_without_redis(tmp_path: Path) -> None:
+    """Its supervisor and the embedded server have ended: RQ alone would wait for the server forever."""
     server = EmbeddedValkey(tmp_path)
     environment = {"IVMIX_REDIS_URL": server.start(), "IVMIX_DATA_DIR": str(tmp_path)}
     with worker(environment, "tests.fake_worker") as process:
@@ -147,7 +147,9 @@ def worker_states(server: EmbeddedValkey) -> list[str]:
         return [redis.hget(key, "state") or "" for key in redis.keys("rq:worker:*") if redis.type(key) == "hash"]
 
 
-def test_between_two_jobs_rqs_books_are_written_once(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_between_two_jobs_rqs_worker_record_is_written_once(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Every write waits for the disk, and the networks for it: RQ alone writes eleven times."""
     worker = GenerationWorker(services.redis, "demo", threading.Event())
     now = time.monotonic()

@@ -28,11 +28,11 @@ def test_same_seed_gives_the_same_frames_and_another_seed_others(engine: Engine)
     assert not torch.equal(first, other)
 
 
-def test_progress_is_told_phase_by_phase_and_step_by_step(engine: Engine) -> None:
-    told: list[tuple[Phase, int, int]] = []
-    clip = engine.generate(make_generation(num_inference_steps=STEPS), lambda *progress: told.append(progress))
+def test_progress_is_reported_phase_by_phase_and_step_by_step(engine: Engine) -> None:
+    reported: list[tuple[Phase, int, int]] = []
+    clip = engine.generate(make_generation(num_inference_steps=STEPS), lambda *progress: reported.append(progress))
     sampling = [(Phase.SAMPLING, i, STEPS) for i in range(STEPS + 1)]
-    assert told == [(Phase.ENCODING, 0, STEPS), *sampling, (Phase.DECODING, STEPS, STEPS)]
+    assert reported == [(Phase.ENCODING, 0, STEPS), *sampling, (Phase.DECODING, STEPS, STEPS)]
     assert set(clip.timings) == {Phase.ENCODING, Phase.SAMPLING, Phase.DECODING}
     assert all(seconds > 0 for seconds in clip.timings.values())
 
