@@ -39,7 +39,15 @@ def demo_models() -> Models:
 def draw(
     plans: Mapping[str, Plan], scenes: Scenes, *, first_seed: int = NOISE_SEED, processes: int = 1
 ) -> Iterator[tuple[str, Drawn]]:
+<<<<<<< HEAD
     """Yield (name, clips) plan by plan. Clip i of every plan starts from the noise of seed first_seed + i."""
+=======
+    """Yield the clips of each plan as they are done. Clip i of every plan starts from the noise of first_seed + i.
+
+    Args:
+        processes: Worker processes with one thread each; with 1, this process draws.
+    """
+>>>>>>> main
     captions = scenes.captions()
     parts = [slice(i, i + BATCH) for i in range(0, len(captions), BATCH)]
     with ProcessPoolExecutor(processes, get_context("spawn"), initializer=_start) as pool:
@@ -52,7 +60,17 @@ def draw(
             yield name, Drawn(torch.cat([torch.from_numpy(c) for c in clips]), sum(seconds) / len(captions))
 
 
+<<<<<<< HEAD
 _models: Models | None = None  # of the worker process
+=======
+def _executor(processes: int) -> Executor:
+    if processes == 1:  # a thread instead of a process saves seconds of imports
+        return ThreadPoolExecutor(1, initializer=_start)
+    return ProcessPoolExecutor(processes, get_context("spawn"), initializer=_start)
+
+
+_models: Models | None = None  # of this process
+>>>>>>> main
 
 
 def _start() -> None:

@@ -20,14 +20,18 @@ EXCEPT = {"LICENSE", "tests/wording.py", "tests/unit/test_wording.py"}
 WORDS = {
     r"films?": "video",
     r"some(body|one)": "the one who acts: a client, another worker",
-    r"nobody|no one": "no client, no worker",
+    r"nobody": "no client, no worker",
     r"whoever|whosoever": "the one who acts, or: any caller that",
     r"told(?! apart)": "informed, notified, reported; of a webhook: delivered",
+<<<<<<< HEAD
     r"tells?(?! apart|\()": "reports, shows, informs",
+=======
+    r"tells(?! apart)": "reports, shows, informs",
+>>>>>>> main
     r"heard?s? of|hears": "learns of, receives",
     r"lies|lie|lay|lain": "is stored in, is in",
     r"as it must be|as they must be": "valid, expected",
-    r"of (its|one's|their|our|his) own": "own, separate",
+    r"of (its|one's|their|our|his) own(?=[^\w\s])": "own, separate",
     r"at hand": "available",
     r"go(es)? on where|went on where|goes on from": "resumes",
     r"look(s|ed|ing)? after": "manages, follows",

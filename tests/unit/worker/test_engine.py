@@ -195,7 +195,7 @@ def test_prompt_decides_the_video(engine: Engine) -> None:
 
 
 def test_text_that_the_encoder_cannot_read_whole_is_refused(engine: Engine) -> None:
-    with pytest.raises(ValueError, match=r"the text has \d+ tokens, the text encoder reads 16"):
+    with pytest.raises(ValueError, match=r"the text has \d+ tokens, the text encoder takes 16"):
         engine.models.encode("a red circle " * 10)
 
 
