@@ -23,11 +23,7 @@ WORDS = {
     r"nobody": "no client, no worker",
     r"whoever|whosoever": "the one who acts, or: any caller that",
     r"told(?! apart)": "informed, notified, reported; of a webhook: delivered",
-<<<<<<< HEAD
-    r"tells?(?! apart|\()": "reports, shows, informs",
-=======
     r"tells(?! apart)": "reports, shows, informs",
->>>>>>> main
     r"heard?s? of|hears": "learns of, receives",
     r"lies|lie|lay|lain": "is stored in, is in",
     r"as it must be|as they must be": "valid, expected",

@@ -126,17 +126,10 @@ def test_a_running_job_has_a_lease_that_expires_by_the_clock_of_redis(services: 
         assert services.redis.pttl(lease_key(job.id)) > 25_000
 
 
-<<<<<<< HEAD
-def test_a_lease_that_is_lost_comes_back_with_the_next_renewal_unless_another_execution_has_the_job(
-    store: JobStore, queue: Queue, services: Services
-) -> None:
-    """Redis was unreachable for longer than a lease: nothing was decided in the meantime."""
-=======
 def test_an_expired_lease_is_renewed_unless_another_execution_has_the_job(
     store: JobStore, queue: Queue, services: Services
 ) -> None:
     """Redis was unreachable for longer than a lease, and nothing was decided in the meantime."""
->>>>>>> main
     job = created(store, queue)
     running = store.start(job.id, "e1")
     assert running is not None
@@ -285,11 +278,7 @@ def test_only_ended_jobs_are_deleted_and_nothing_is_left(store: JobStore, queue:
     assert store.get(job.id) is None
     assert store.list() == ([], False)
     assert services.redis.exists(INDEX, job_key(job.id)) == 0
-<<<<<<< HEAD
-    assert services.redis.ttl(f"rq:job:{job.id}") > 0  # not closed: its worker was killed just then
-=======
     assert services.redis.ttl(f"rq:job:{job.id}") > 0  # its worker was killed before it could close it
->>>>>>> main
 
 
 def test_a_damaged_record_does_not_hide_the_others(store: JobStore, queue: Queue, services: Services) -> None:

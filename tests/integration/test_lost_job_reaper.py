@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""Orphaned jobs are found and requeued, whatever lost them; jobs that a worker holds are left alone."""
-=======
 """Orphaned jobs are requeued, whatever the reason; jobs with a worker or in a queue are left alone."""
->>>>>>> main
 
 from __future__ import annotations
 
@@ -161,11 +157,7 @@ def test_after_redis_was_full_the_grace_period_starts_again(
 def test_the_local_clock_does_not_matter(
     services: Services, queue: Queue, reaper: LostJobReaper, clock: Clock, job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-<<<<<<< HEAD
-    """Leases are measured by Redis: a maintenance whose clock is an hour ahead takes no job."""
-=======
     """Leases are measured by Redis: a maintenance process whose clock is an hour ahead requeues no job."""
->>>>>>> main
     taken(services, queue, job)
     real = time.time
     monkeypatch.setattr(time, "time", lambda: real() + 3600)
@@ -234,11 +226,7 @@ def test_damaged_record_fails_and_blocks_no_other(
 def test_damaged_execution_id_blocks_no_other_job(
     services: Services, queue: Queue, reaper: LostJobReaper, clock: Clock, job: Job, execution_id: str
 ) -> None:
-<<<<<<< HEAD
-    """The fault harness found it: the maintenance processed no job at all any more."""
-=======
     """Found by the fault harness: no job at all was requeued any more."""
->>>>>>> main
     lost = services.store.create(make_job(), queue)
     for each in (job, lost):
         taken(services, queue, each)

@@ -71,13 +71,8 @@ def test_a_leader_that_lost_its_lock_runs_no_task(services: Services) -> None:
         assert len(done) == last
 
 
-<<<<<<< HEAD
-def test_leader_leads_again_as_soon_as_redis_is_back(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Otherwise one lost reply keeps every process from requeueing lost jobs for as long as the lead lasts."""
-=======
 def test_a_leader_leads_again_as_soon_as_redis_is_back(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise one lost reply would stop all requeuing until the lock expires."""
->>>>>>> main
     done: list[float] = []
     with running(services.redis, PeriodicTask("task", 0.02, lambda: done.append(time.monotonic())), lock_ttl_s=60):
         wait_for(lambda: bool(done) or None)
@@ -106,11 +101,7 @@ def test_a_task_that_fails_or_hangs_delays_no_other(services: Services) -> None:
         hanging.set()
 
 
-<<<<<<< HEAD
-def test_process_brings_a_lost_job_back_and_stops_on_sigterm(services: Services) -> None:
-=======
 def test_the_process_requeues_a_lost_job_and_stops_on_sigterm(services: Services) -> None:
->>>>>>> main
     queue = generate_queue(services.redis, "demo")
     job = services.store.create(make_job(), queue)
     queue.empty()
@@ -136,11 +127,7 @@ def test_every_task_of_the_process_runs(services: Services) -> None:
 
 
 @pytest.mark.parametrize("age_s", [10, 10_000])
-<<<<<<< HEAD
-def test_executions_without_a_recent_heartbeat_are_removed(services: Services, age_s: float) -> None:
-=======
 def test_executions_without_a_heartbeat_for_an_hour_are_removed(services: Services, age_s: float) -> None:
->>>>>>> main
     queue = generate_queue(services.redis, "demo")
     queue.enqueue("os.getpid")
     services.redis.zadd(queue.started_job_registry.key, {"video_1:e1": time.time() - age_s})

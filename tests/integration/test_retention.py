@@ -104,11 +104,7 @@ def test_failed_job_expires_too(services: Services, retention: Retention, now: N
 def test_a_failing_storage_is_retried_and_no_record_promises_the_video_meanwhile(
     services: Services, retention: Retention, now: Now, job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-<<<<<<< HEAD
-    """The record goes first: while the files cannot be deleted no client sees a video that is half deleted."""
-=======
     """The record is deleted first, so that no partly deleted video is shown while the storage fails."""
->>>>>>> main
     finish(services, job.id, b"video", scratch=tmp_path)
     retention.take_over(job.id)
     now.ahead = 7 * DAY + 1

@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""A real worker process with the demo models, and what happens to its job when something is killed or stopped."""
-=======
 """A real worker process with the demo models: its jobs, cancellation, shutdown, and a model that does not load."""
->>>>>>> main
 
 from __future__ import annotations
 
@@ -117,11 +113,7 @@ def test_running_job_is_cancelled_between_two_steps_and_the_models_stay(
 def test_function_that_is_not_ours_is_not_run(
     services: Services, environment: dict[str, str], queue: Queue, tmp_path: Path
 ) -> None:
-<<<<<<< HEAD
-    """Anyone who can write to Redis must not choose what a GPU worker runs."""
-=======
     """Write access to Redis must not allow choosing what a GPU worker runs."""
->>>>>>> main
     evil = queue.enqueue("os.mkdir", str(tmp_path / "owned"))
     with worker(environment, "tests.fake_worker"):
         wait_for(lambda: evil.get_status(refresh=True) in ("failed", "finished") or None, timeout_s=180)
@@ -136,13 +128,8 @@ def test_model_that_does_not_load_ends_the_worker_with_an_error(environment: dic
         assert process.wait(60) == 1
 
 
-<<<<<<< HEAD
-def test_worker_ends_on_sigterm_even_without_redis(tmp_path: Path) -> None:
-    """Its supervisor is gone and so is the embedded server: RQ would wait for the server forever."""
-=======
 def test_worker_stops_on_sigterm_even_without_redis(tmp_path: Path) -> None:
     """Its supervisor and the embedded server have ended: RQ alone would wait for the server forever."""
->>>>>>> main
     server = EmbeddedValkey(tmp_path)
     environment = {"IVMIX_REDIS_URL": server.start(), "IVMIX_DATA_DIR": str(tmp_path)}
     with worker(environment, "tests.fake_worker") as process:
@@ -160,13 +147,9 @@ def worker_states(server: EmbeddedValkey) -> list[str]:
         return [redis.hget(key, "state") or "" for key in redis.keys("rq:worker:*") if redis.type(key) == "hash"]
 
 
-<<<<<<< HEAD
-def test_between_two_jobs_rqs_registries_are_written_once(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
-=======
 def test_between_two_jobs_rqs_worker_record_is_written_once(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
->>>>>>> main
     """Every write waits for the disk, and the networks for it: RQ alone writes eleven times."""
     worker = GenerationWorker(services.redis, "demo", threading.Event())
     now = time.monotonic()
