@@ -1,9 +1,9 @@
-"""`python -m benchmarks.api_load`: what one API process carries, beside a bare FastAPI endpoint on the same machine.
+"""`python -m benchmarks.api_load`: the load that one API process sustains, compared to bare FastAPI endpoints.
 
-Two servers, each a uvicorn process of its own: the API (real Valkey with `appendfsync always`, API keys on), and two
-endpoints that answer with as many bytes and do nothing else, an `async def` and a `def`. This process is the load.
-Creating is open-loop: requests leave at their time whether or not earlier ones are back, and latency counts from that
-time. Polling is closed-loop over a few connections, the arms in turns. Prints a table; writes JSON with --json.
+Two separate uvicorn processes: the API (real Valkey with `appendfsync always`, API keys on), and two endpoints, `async
+def` and `def`, that only return as many bytes. This process generates the load. Creating is open-loop: requests are
+sent on schedule whether or not earlier ones have finished, and latency counts from the scheduled time. Polling is
+closed-loop over a few connections, alternating between the arms. Prints a table; writes JSON with --json.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rates", type=int, nargs="+", default=[50, 100], help="new videos per second")
     parser.add_argument("--seconds", type=float, default=10.0, help="per rate and per round of polling")
-    parser.add_argument("--connections", type=int, default=16, help="of the polling clients")
-    parser.add_argument("--rounds", type=int, default=3, help="of polling, the arms in turns")
+    parser.add_argument("--connections", type=int, default=16, help="number of polling connections")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of polling, alternating between the arms")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     with ExitStack() as stack:
@@ -66,8 +66,9 @@ def main() -> None:
 
 
 def polling(arms: dict[str, tuple[int, int, bytes]], arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Per arm the requests per second and the milliseconds of CPU that one costs the server, each the best of its
-    rounds: others on the machine only ever make it worse. The CPU figure is the steadier one."""
+    """Requests per second, and milliseconds of server CPU per request, of each arm.
+
+    Both are the best of all rounds, because other load on the machine only makes them worse. CPU time varies less."""
     best = {name: {"per_second": 0.0, "cpu_ms": math.inf} for name in arms}
     for _ in range(arguments.rounds):
         for name, (port, pid, raw) in arms.items():
@@ -107,7 +108,7 @@ def report(
     return "\n".join(lines)
 
 
-# --- the load: a client so small that the server is what is measured
+# --- the load: a minimal client, so that the server is the bottleneck
 
 
 def request(method: str, path: str, key: str = "", body: str = "") -> bytes:
@@ -131,8 +132,8 @@ class Connection:
         await self._writer.wait_closed()
 
     async def _ask(self, raw: bytes) -> int:
-        """The status of the answer, all of which has arrived."""
-        if self._reader.at_eof():  # idle for longer than the server keeps a connection; a client opens another
+        """Send a request, read the whole response and return its status."""
+        if self._reader.at_eof():  # the server has closed the idle connection; reconnect
             self._writer.close()
             self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port)
         self._writer.write(raw)
@@ -142,7 +143,7 @@ class Connection:
 
 
 async def closed_loop(port: int, raw: bytes, connections: int, seconds: float) -> tuple[int, float]:
-    """How many requests were answered, and in how many seconds."""
+    """Number of completed requests, and the seconds they took."""
     end = time.perf_counter() + seconds
     done = 0
 
@@ -160,10 +161,10 @@ async def closed_loop(port: int, raw: bytes, connections: int, seconds: float) -
 
 
 async def open_loop(port: int, raw: bytes, rate: int, seconds: float) -> list[float]:
-    """Seconds from the time a request should have left to its answer, of those that were accepted."""
+    """Seconds from the scheduled time to the response, of accepted requests."""
     idle: asyncio.LifoQueue[Callable[[bytes], Awaitable[int]]] = asyncio.LifoQueue()
     latencies: list[float] = []
-    async with _connections(port, 64) as connections:
+    async with _ConnectionPool(port, 64) as connections:
         for connection in connections:
             idle.put_nowait(connection)
 
@@ -183,7 +184,7 @@ async def open_loop(port: int, raw: bytes, rate: int, seconds: float) -> list[fl
     return latencies
 
 
-class _connections:  # noqa: N801  # reads as a verb where it is used
+class _ConnectionPool:
     def __init__(self, port: int, count: int) -> None:
         self._all = [Connection(port) for _ in range(count)]
 
@@ -200,7 +201,7 @@ class _connections:  # noqa: N801  # reads as a verb where it is used
 
 @contextmanager
 def api_process(redis_url: str, data: Path) -> Iterator[tuple[int, int]]:
-    """Its port and its process id."""
+    """The port and process id of the API."""
     port = free_port()
     settings = {"REDIS_URL": redis_url, "DATA_DIR": str(data), "PORT": str(port), "MAX_WAITING": "1000000"}
     environment = {name: value for name, value in os.environ.items() if not name.startswith("IVMIX_")}
@@ -219,7 +220,7 @@ def bare_process(size: int) -> Iterator[tuple[int, int]]:
 
 @contextmanager
 def _process(command: list[str], environment: dict[str, str], port: int, path: str) -> Iterator[int]:
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)  # its log of every video
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)  # one log line per video
     try:
         deadline = time.monotonic() + 60
         while True:

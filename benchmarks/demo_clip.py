@@ -1,7 +1,7 @@
-"""`python -m benchmarks.demo_clip`: seconds per clip of the demo pair, encode to mp4, models already loaded.
+"""`python -m benchmarks.demo_clip`: seconds per clip of the demo models, from prompt to MP4, with models loaded.
 
-Three arms, interleaved: the demo's default, plain DDIM with as many steps, and 50 steps of IV-IV on the whole run (the
-paper's setting). Prints the fastest and the median of each and the ratio to plain DDIM; writes JSON with --json.
+Three interleaved arms: the demo's default, plain DDIM with as many steps, and 50 steps of IV-IV throughout (the paper's
+setting). Prints the fastest and the median of each and the ratio to plain DDIM; writes JSON with --json.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PROMPT = "a red circle moving right on a teal background"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--threads", type=int, help="in place of the model entry's")
+    parser.add_argument("--threads", type=int, help="instead of the model entry's")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     entry = ModelRegistry.load().get("demo")

@@ -1,10 +1,10 @@
-"""`python -m benchmarks.quality`: the paper's ablations on the demo world, every sampler from the same noise.
+"""`python -m benchmarks.quality`: the paper's ablations with the demo models, every sampler from the same noise.
 
-Arms: plain DDIM with as many steps and with as many network calls, one model alone, the six two-model combinations in
-both orders, parts of the run, Gaussian re-noise, the fused surrogate, Z-Sampling and FreeInit. Each arm draws the same
-prompts from the same noise, once for each seed; the table gives the mean over the seeds and the spread (standard
-deviation) of it. Accuracies are by classifiers trained on the demo world (`demo/judges.py`), Frechet distances are to
-400 sharp clips of it. Prints the table as it grows, writes JSON (which a second call goes on from) and a contact sheet.
+Arms: plain DDIM with as many steps and with as many network calls, each model alone, the six two-model combinations in
+both orders, parts of the run, Gaussian re-noise, the fused surrogate, Z-Sampling and FreeInit. Each arm samples the
+same prompts from the same noise for each seed; the table lists the mean and standard deviation over the seeds.
+Accuracies come from classifiers trained on demo clips (`demo/judges.py`); Frechet distances are to 400 sharp clips.
+Prints a table; writes JSON (from which a second call resumes) and a contact sheet.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from sampler import Plan, ddim_plan, free_init_plan, fused_plan, mixed_plan, zig
 from worker.networks.models import Models
 
 PAIRS = ("IV-IV", "IV-VI", "VI-IV", "VI-VI", "II-VV", "VV-II")
-# column: heading; every one is a key of Judges.score
+# key of Judges.score: column heading
 COLUMNS = {
     "frame_fd": "frame FD",
     "video_fd": "video FD",
@@ -45,18 +45,18 @@ COLUMNS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prompts", type=int, default=20, help="for each seed")
+    parser.add_argument("--prompts", type=int, default=20, help="prompts per seed")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--processes", type=int, default=2, help="one thread each")
-    parser.add_argument("--arms", default="", help="only the arms whose name has this in it")
+    parser.add_argument("--arms", default="", help="only arms whose name contains this")
     parser.add_argument("--json", type=Path, default=Path("benchmarks/.out/quality.json"))
     parser.add_argument("--sheet", type=Path, default=Path("benchmarks/.out/quality.png"))
     arguments = parser.parse_args()
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     plans = {name: p for name, p in arms(demo_models(), arguments.steps).items() if arguments.arms in name}
-    result = _begun(arguments.json, {"prompts": arguments.prompts, "steps": arguments.steps})
+    result = _earlier_results(arguments.json, {"prompts": arguments.prompts, "steps": arguments.steps})
     strips = _Strips(arguments.json.with_suffix(".npz"))
     judges = Judges()
     scenes = Scenes.random(arguments.prompts, Generator().manual_seed(PROMPTS_SEED))
@@ -77,7 +77,7 @@ def main() -> None:
 
 
 def arms(models: Models, steps: int) -> dict[str, Plan]:
-    """Every sampler with the guidance of the model's entry, on the whole run where nothing else is said."""
+    """Every sampler, with the guidance of the model entry and, unless named otherwise, throughout the run."""
     schedule, default = models.video_schedule, default_settings(models)
     guidance = default["guidance"]
     whole = default | {"steps": steps, "interval": (0.0, 1.0)}
@@ -107,7 +107,7 @@ def arms(models: Models, steps: int) -> dict[str, Plan]:
 
 
 def table(rows: Mapping[str, list[dict[str, float]]], calls: Mapping[str, Mapping[str, int]]) -> str:
-    """Mean and spread over the seeds of every arm."""
+    """Mean and standard deviation over the seeds of every arm."""
     width = max(map(len, rows))
     lines = [f"{'arm':<{width}} {'I calls':>8}{'V calls':>8}" + "".join(f"{c:>16}" for c in COLUMNS.values())]
     for name, seeds in rows.items():
@@ -122,14 +122,14 @@ def _mean_and_spread(values: list[float]) -> str:
     return f"{statistics.mean(values):.3f}{spread}"
 
 
-def _begun(file: Path, settings: dict[str, int]) -> dict[str, Any]:
-    """What an earlier call with the same settings has left; a call with others begins anew."""
+def _earlier_results(file: Path, settings: dict[str, int]) -> dict[str, Any]:
+    """The results of an earlier call with the same settings; empty if the settings differ."""
     found = json.loads(file.read_text()) if file.exists() else {}
     return found if found.get("settings") == settings else {"settings": settings, "arms": {}, "calls": {}}
 
 
 class _Strips:
-    """The frames of two prompts of every arm, kept beside the JSON until the sheet is drawn."""
+    """The frames of two prompts of every arm, saved next to the JSON until the contact sheet is drawn."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -141,7 +141,7 @@ class _Strips:
         np.savez_compressed(self.file, **self.frames)  # pyright: ignore[reportArgumentType]  # its stub wants a bool
 
     def draw(self, names: list[str], path: Path) -> None:
-        """One row an arm, its name on the left, the first two prompts side by side."""
+        """One row per arm: its name on the left, then the first two prompts."""
         margin, (height, width, _) = 220, self.frames[names[0]].shape
         picture = Image.new("RGB", (margin + width, height * len(names)), "white")
         pen = ImageDraw.Draw(picture)

@@ -24,7 +24,7 @@ from worker.messages import Done, Message, Order, Progress, Run, Sampled, Stoppe
 
 @dataclass
 class ReplayedLine:
-    """Time goes by as for a process of its own: what the parent does between two messages does not make it later."""
+    """Time passes as in a separate process: work of the parent between two messages does not delay it."""
 
     coming: deque[tuple[float, Message]] = field(default_factory=deque[tuple[float, Message]])
 

@@ -80,7 +80,7 @@ def main() -> None:
 
 
 def measured(workers: int, jobs_per_worker: int, script: Mapping[str, Any], idle_s: float) -> Round:
-    """With a server, and so a record, of its own."""
+    """With a separate server and record."""
     with tempfile.TemporaryDirectory() as folder, EmbeddedValkey(Path(folder)) as url:
         settings = Settings(redis_url=url, data_dir=Path(folder), auth="off")
         services = open_services(settings)
@@ -210,7 +210,7 @@ def _memory(redis: Any, jobs: Sequence[Job]) -> float:
 
 
 def _cost_of_a_poll(services: Services, count: int = 200) -> Cost:
-    """Of a record as the polling client sees it, while nobody works."""
+    """Of a record as the polling client sees it, while no worker runs."""
     store = services.store
     job = _job()
     assert store.restore(job.model_copy(update={"state": JobState.COMPLETED}))

@@ -1,9 +1,9 @@
-"""`python -m benchmarks.throughput`: clips per hour of one worker of the demo pair, beside the bare engine.
+"""`python -m benchmarks.throughput`: clips per hour of one worker with the demo models, compared to the bare engine.
 
-Two arms in turns: the whole service (queue, record, leases, a real worker with its child, file storage) with all jobs
-waiting from the start, and a plain loop over `Engine.generate` and the mp4 in this process, the same requests. Prints
-a table and seconds per phase; writes JSON with --json. The gap is between the last step of one job and the start of
-the next, from the worker's own `ivmix_worker_gap_seconds`.
+Two alternating arms with the same requests: the whole service (queue, records, leases, a real worker with its child
+process, file storage) with all jobs queued at the start, and a plain loop over `Engine.generate` and MP4 encoding in
+this process. Prints a table and seconds per phase; writes JSON with --json. The gap is the time from the last step of a
+job to the start of the next, from the metric `ivmix_worker_gap_seconds`.
 """
 
 from __future__ import annotations
@@ -42,20 +42,20 @@ PHASES = (Phase.ENCODING, Phase.SAMPLING, Phase.DECODING, Phase.UPLOADING)
 
 @dataclass
 class Served:
-    """Seconds; `wall_s` from the start of the first job to the end of the last, `gaps_s` all of them together."""
+    """`wall_s` is from the start of the first job to the end of the last; `gaps_s` is the sum of all gaps."""
 
     jobs: int
     wall_s: float
     gaps: int
     gaps_s: float
-    phases_s: dict[str, float]  # median of a job
+    phases_s: dict[str, float]  # median over the jobs
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--jobs", type=int, default=8, help="of a round")
+    parser.add_argument("--jobs", type=int, default=8, help="jobs per round")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--steps", type=int, help="in place of the model's default")
+    parser.add_argument("--steps", type=int, help="instead of the model's default")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     entry = ModelRegistry.load().get("demo")
@@ -75,9 +75,7 @@ def main() -> None:
 
 def show(served: list[Served], bare: list[float], jobs: int) -> None:
     best, plain = min(served, key=lambda s: s.wall_s), min(bare)
-    print(
-        f"torch {torch.__version__}, {os.cpu_count()} cores, {jobs} jobs a round, {len(bare)} rounds, fastest of each"
-    )
+    print(f"torch {torch.__version__}, {os.cpu_count()} cores, {len(bare)} rounds of {jobs} jobs, fastest of each")
     print(f"{'arm':<34}{'seconds':>9}{'clips per hour':>16}{'x bare':>8}")
     for name, seconds in (("bare engine, one process", plain), ("service, one worker", best.wall_s)):
         print(f"{name:<34}{seconds:>9.2f}{3600 * jobs / seconds:>16.0f}{plain / seconds:>8.2f}")
@@ -100,7 +98,7 @@ def loop(engine: Engine, wanted: list[Generation]) -> float:
 def serve(services: Services, metrics_url: str, wanted: list[Generation]) -> Served:
     queue = generate_queue(services.redis, wanted[0].model)
     sent = [services.store.create(Job.new(wanted[0]), queue).id]
-    _reaches(services, sent[0], lambda job: job.step > 0)  # the pause before the first job is no gap
+    _reaches(services, sent[0], lambda job: job.step > 0)  # the pause before the first job does not count as a gap
     before = _gaps(metrics_url)
     sent += [services.store.create(Job.new(generation), queue).id for generation in wanted[1:]]
     done = [_reaches(services, job_id, lambda job: job.state.is_terminal) for job_id in sent]
@@ -114,7 +112,7 @@ def serve(services: Services, metrics_url: str, wanted: list[Generation]) -> Ser
 
 @contextmanager
 def worker_of(folder: Path) -> Iterator[tuple[Services, str]]:
-    """A server, a real worker process with its models loaded, and where the worker's figures are."""
+    """A Valkey server and a real worker process. Yields the services and the URL of the worker's metrics."""
     server = EmbeddedValkey(folder)
     url, port = server.start(), free_port()
     settings = {"REDIS_URL": url, "DATA_DIR": str(folder), "WORKER_METRICS_PORT": str(port)}
@@ -138,11 +136,11 @@ def _reaches(services: Services, job_id: str, is_there: Callable[[Job], bool], *
         if job is not None and (is_there(job) or job.state.is_terminal):
             return job
         time.sleep(0.05)
-    sys.exit(f"{job_id}: nothing after {within_s:.0f} s; is the machine that busy?")
+    sys.exit(f"{job_id}: no progress after {within_s:.0f} s; is the machine overloaded?")
 
 
 def _gaps(metrics_url: str) -> tuple[float, float]:
-    """How many there were so far, and their seconds."""
+    """Number of gaps so far, and the sum of their seconds."""
     text = httpx2.get(metrics_url, trust_env=False, timeout=10).text
     found = dict(re.findall(r"^ivmix_worker_gap_seconds_(count|sum) (\S+)", text, re.MULTILINE))
     return float(found["count"]), float(found["sum"])

@@ -1,10 +1,10 @@
-"""Draw the demo pair's clips for an evaluation: many prompts, many samplers, the same noise for each, all cores."""
+"""Generates clips of the demo models for an evaluation: many prompts and samplers, the same noise, all cores."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 
@@ -20,13 +20,13 @@ from service.jobs.request import VideoRequest
 from worker.child.engine import Engine
 from worker.networks.models import Models
 
-BATCH = 10  # clips at once: twice as quick a clip as one by one
-NOISE_SEED = 1000  # of the first clip; the next has the next
+BATCH = 10  # clips per batch; half the time per clip of single clips
+NOISE_SEED = 1000  # seed of the first clip; clip i has seed 1000 + i
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """Clips (n, FRAMES, 3, 48, 48) in [-1, 1] at the networks' own size, and seconds of CPU time for each."""
+    """Clips (n, FRAMES, 3, 48, 48) in [-1, 1] at the size of the networks, and CPU seconds per clip."""
 
     clips: Tensor
     seconds: float
@@ -39,10 +39,14 @@ def demo_models() -> Models:
 def draw(
     plans: Mapping[str, Plan], scenes: Scenes, *, first_seed: int = NOISE_SEED, processes: int = 1
 ) -> Iterator[tuple[str, Drawn]]:
-    """One after another, as they are done: clip i of every plan starts from the noise of seed first_seed + i."""
+    """Yield the clips of each plan as they are done. Clip i of every plan starts from the noise of first_seed + i.
+
+    Args:
+        processes: Worker processes with one thread each; with 1, this process draws.
+    """
     captions = scenes.captions()
     parts = [slice(i, i + BATCH) for i in range(0, len(captions), BATCH)]
-    with ProcessPoolExecutor(processes, get_context("spawn"), initializer=_start) as pool:
+    with _executor(processes) as pool:
         waiting = {
             name: [pool.submit(_draw, plan, captions[part], first_seed + part.start) for part in parts]
             for name, plan in plans.items()
@@ -52,29 +56,35 @@ def draw(
             yield name, Drawn(torch.cat([torch.from_numpy(c) for c in clips]), sum(seconds) / len(captions))
 
 
+def _executor(processes: int) -> Executor:
+    if processes == 1:  # a thread instead of a process saves seconds of imports
+        return ThreadPoolExecutor(1, initializer=_start)
+    return ProcessPoolExecutor(processes, get_context("spawn"), initializer=_start)
+
+
 _models: Models | None = None  # of this process
 
 
 def _start() -> None:
     global _models
     torch.set_num_threads(1)
-    _models = demo_models()
+    _models = _models or demo_models()
 
 
 @torch.no_grad()
 def _draw(plan: Plan, captions: Sequence[str], first_seed: int) -> tuple[NDArray[np.float32], float]:
-    """A numpy array goes through the pool's pipe; a tensor would take a file handle of shared memory each."""
+    """Returns numpy arrays because each tensor sent through the pool would need a shared-memory file handle."""
     assert _models is not None
-    began = time.process_time()
+    began = time.thread_time()
     entry = _models.entry
     negative = _models.encode([entry.negative_prompt] * len(captions))
     image, video = _models.denoisers(_models.encode(captions), negative)
     _, *shape = _models.latents_shape(entry.resolve(VideoRequest(prompt=captions[0])))
     seeds = [first_seed + i for i in range(len(captions))]
     latents = seeded_noise((len(captions), *shape), seeds)
-    fresh = [Generator().manual_seed(-1 - seed) for seed in seeds]  # for plans that draw noise on their way
+    fresh = [Generator().manual_seed(-1 - seed) for seed in seeds]  # for plans that add noise while sampling
     for step in sample(latents, plan, image=image, video=video, generator=fresh):
         latents = step.latents
     frames = _models.vae.decode(latents.transpose(1, 2).flatten(0, 1) / _models.vae.config.scaling_factor).sample
     clips = frames.clamp(-1, 1).unflatten(0, (len(captions), -1))
-    return clips.numpy(), time.process_time() - began
+    return clips.numpy(), time.thread_time() - began

@@ -1,7 +1,7 @@
-"""`python -m demo.evaluate`: prompt accuracy, watermark and Frechet distances of the demo pair, sampler by sampler.
+"""`python -m demo.evaluate`: prompt accuracy, watermark and Frechet distances of the demo models, per sampler.
 
-All samplers see the same prompts and the same noise. Plain DDIM comes twice: with as many steps, and with as many
-network calls as IV-mixed ("compute-matched"). Prints a table, writes JSON and a contact sheet.
+All samplers use the same prompts and noise. Plain DDIM runs twice: with as many steps as IV-mixed, and with as many
+network calls ("compute-matched"). Prints a table; writes JSON and a contact sheet.
 """
 
 from __future__ import annotations
@@ -34,14 +34,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--prompts-seed", type=int, default=PROMPTS_SEED)
-    parser.add_argument("--noise-seed", type=int, default=NOISE_SEED, help="of the first prompt; the next has the next")
+    parser.add_argument(
+        "--noise-seed",
+        type=int,
+        default=NOISE_SEED,
+        help="seed of the first prompt, incremented for each further prompt",
+    )
     parser.add_argument("--processes", type=int, default=2, help="one thread each")
     parser.add_argument("--json", type=Path, default=Path("demo/.work/evaluation.json"))
     parser.add_argument("--sheet", type=Path, default=Path("demo/.work/evaluation.png"))
     parser.add_argument(
-        "--variant", type=json.loads, action="append", default=[], help="changes to IV-mixed's settings to try, as JSON"
+        "--variant",
+        type=json.loads,
+        action="append",
+        default=[],
+        help="JSON object of IV-mixed settings to evaluate in addition; repeatable",
     )
-    parser.add_argument("--only-variants", action="store_true", help="leave out the standard rows")
+    parser.add_argument("--only-variants", action="store_true", help="omit the standard rows")
     arguments = parser.parse_args()
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
@@ -63,7 +72,7 @@ def main() -> None:
 
 
 def default_settings(models: Models) -> dict[str, Any]:
-    """The model entry's sampler settings as `mixed_plan` takes them."""
+    """The sampler settings of the model entry as arguments of `mixed_plan`."""
     default = models.entry.resolve(VideoRequest(prompt="a circle"))
     return {
         **default.sampler.used,
@@ -98,7 +107,7 @@ def table(rows: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def sheet(groups: Sequence[Tensor], path: Path) -> None:
-    """Rows are prompts, groups of columns are samplers: the first prompts, not picked."""
+    """Write a contact sheet: a row per prompt, a group of columns per sampler. The first prompts, not selected."""
     pixels = torch.cat([torch.cat(list(g.transpose(0, 1)), dim=-1) for g in groups], dim=-1)  # (n, 3, H, groups*F*W)
     picture = torch.cat(list(pixels), dim=-2)
     array = ((picture + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()

@@ -1,7 +1,4 @@
-"""The training loop that all stages of `demo/train.py` share: data-parallel, averaged weights, resumable.
-
-Knows nothing of pictures or networks.
-"""
+"""The training loop shared by all stages of `demo/train.py`: data-parallel, averaged weights, resumable."""
 
 from __future__ import annotations
 
@@ -25,7 +22,7 @@ class Recipe(NamedTuple):
 
 
 class Group:
-    """Data-parallel processes over gloo; one process is a group of one."""
+    """Data-parallel processes connected by gloo; a single process is a group of size 1."""
 
     def __init__(self, rank: int, size: int, port: int) -> None:
         self.rank, self.size = rank, size
@@ -59,55 +56,77 @@ def fit(
     work: Path,
     probe: Callable[[], str] | None = None,
 ) -> None:
-    """Minimise `loss_of(step, batch)` and leave the averaged weights (EMA) in `model`.
+    """Minimise `loss_of(step, batch)` and leave the averaged weights (EMA) in `model`. Resumed runs continue exactly.
 
-    `groups` are (learning-rate factor, parameters). Constant rate, then a linear decay over the last 40 % of `steps`.
-    Every process draws from a seed made of stage, step and rank, so a resumed run goes on as if never stopped.
+    `groups` are (learning-rate factor, parameters). `probe` returns a line for the log at every checkpoint.
     """
-    steps, batch, rate = recipe
-    rates = [{"params": list(ps), "factor": factor} for factor, ps in groups]
-    params = [p for r in rates for p in r["params"]]
-    optimizer = torch.optim.AdamW(rates, weight_decay=1e-3, foreach=True)
+    parts = [{"params": list(ps), "factor": factor} for factor, ps in groups]
+    optimizer = torch.optim.AdamW(parts, weight_decay=1e-3, foreach=True)
+    params = [p for part in parts for p in part["params"]]
     average = [p.detach().clone() for p in params]
-    file, start, smooth = work / f"{stage}.ckpt", 0, None
-    if file.exists():
-        saved = torch.load(file, weights_only=True)
-        model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        average, start = saved["average"], saved["step"]
-        group.say(f"{stage}: going on from step {start}")
-    began = time.monotonic()
-    for step in range(start, steps):
+    checkpoint = _Checkpoint(work / f"{stage}.ckpt", model, optimizer)
+    start, smooth, began = checkpoint.load(average), None, time.monotonic()
+    group.say(f"{stage}: starting at step {start}")
+    for step in range(start, recipe.steps):
         torch.manual_seed((SEED + sum(map(ord, stage)) * 1_000_003 + step) * 64 + group.rank)
-        decay = min(1.0, max(0.02, (1 - step / steps) / 0.4))
         for g in optimizer.param_groups:
-            g["lr"] = rate * g["factor"] * min(1.0, (step + 1) / 50) * decay
-        loss = loss_of(step, batch)
-        optimizer.zero_grad()
-        loss.backward()
-        group.average_gradients(params)
-        nn.utils.clip_grad_norm_(params, 1.0)
-        optimizer.step()
-        keep = min(0.998, (1 + step) / (20 + step))
-        torch._foreach_lerp_(average, [p.detach() for p in params], 1 - keep)
+            g["lr"] = recipe.rate * g["factor"] * _schedule(step, recipe.steps)
+        loss = loss_of(step, recipe.batch)
+        _descend(loss, optimizer, params, group)
+        torch._foreach_lerp_(average, [p.detach() for p in params], 1 - min(0.998, (1 + step) / (20 + step)))
         smooth = loss.item() if smooth is None else 0.98 * smooth + 0.02 * loss.item()
         done = step + 1
         if done % 50 == 0:
             pace = (time.monotonic() - began) / (done - start)
-            group.say(
-                f"{stage} {done}/{steps} loss {smooth:.4f} {pace:.2f} s/step, {pace * (steps - done) / 60:.0f} min"
-            )
-        if done % CHECKPOINT_EVERY == 0 or done == steps:
+            group.say(f"{stage} {done}/{recipe.steps} loss {smooth:.4f} {pace:.2f} s/step")
+        if done % CHECKPOINT_EVERY == 0 or done == recipe.steps:
             if group.rank == 0:
-                state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-                torch.save({**state, "average": average, "step": done}, file.with_suffix(".tmp"))
-                file.with_suffix(".tmp").rename(file)
+                checkpoint.save(average, done)
             if probe is not None:
-                live = [p.detach().clone() for p in params]
-                _copy(average, params)
-                group.say(f"{stage} {done}: {probe()}")
-                _copy(live, params)
+                group.say(f"{stage} {done}: {_probe_average(probe, average, params)}")
     _copy(average, params)
+
+
+def _schedule(step: int, steps: int) -> float:
+    """Factor of the learning rate: 50 steps of warm-up, constant, then linear decay over the last 40 %."""
+    return min(1.0, (step + 1) / 50) * min(1.0, max(0.02, (1 - step / steps) / 0.4))
+
+
+def _descend(loss: Tensor, optimizer: torch.optim.Optimizer, params: list[nn.Parameter], group: Group) -> None:
+    optimizer.zero_grad()
+    loss.backward()
+    group.average_gradients(params)
+    nn.utils.clip_grad_norm_(params, 1.0)
+    optimizer.step()
+
+
+class _Checkpoint:
+    def __init__(self, file: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self._file, self._model, self._optimizer = file, model, optimizer
+
+    def load(self, average: list[Tensor]) -> int:
+        """Restore model, optimizer and `average`. Returns the next step: 0 without a checkpoint."""
+        if not self._file.exists():
+            return 0
+        saved = torch.load(self._file, weights_only=True)
+        self._model.load_state_dict(saved["model"])
+        self._optimizer.load_state_dict(saved["optimizer"])
+        average[:] = saved["average"]
+        return saved["step"]
+
+    def save(self, average: list[Tensor], step: int) -> None:
+        state = {"model": self._model.state_dict(), "optimizer": self._optimizer.state_dict()}
+        partial = self._file.with_suffix(".tmp")
+        torch.save({**state, "average": average, "step": step}, partial)
+        partial.rename(self._file)
+
+
+def _probe_average(probe: Callable[[], str], average: list[Tensor], params: list[nn.Parameter]) -> str:
+    live = [p.detach().clone() for p in params]
+    _copy(average, params)
+    text = probe()
+    _copy(live, params)
+    return text
 
 
 @torch.no_grad()

@@ -1,8 +1,8 @@
-"""Judges of demo clips: small classifiers trained on the true world, a tracker and a watermark detector.
+"""Metrics of demo clips: small classifiers trained on rendered clips, a tracker and a watermark detector.
 
-The classifiers also give the features for the two Frechet distances, as Inception and I3D do for real video. They are
-trained on sharp and degraded footage alike: they see through the degradation when they name a shape, and they also
-name the degradation, so that their features notice picture quality.
+The classifiers also provide the features of the two Frechet distances, as Inception and I3D do for real video. They are
+trained on sharp and degraded clips: they recognise shapes in both, and classify the degradation too, so that their
+features depend on picture quality.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def train(steps: tuple[int, int] = (700, 350), weights: Path = WEIGHTS) -> None:
 
 
 class Judges:
-    """Scores clips (n, FRAMES, 3, 48, 48) in [-1, 1] against the scenes that their prompts name."""
+    """Scores clips (n, FRAMES, 3, 48, 48) in [-1, 1] against the scenes of their prompts."""
 
     def __init__(self, weights: Path = WEIGHTS) -> None:
         saved = load_file(weights)
@@ -122,7 +122,7 @@ class Judges:
 
     @torch.no_grad()
     def score(self, clips: Tensor, scenes: Scenes) -> dict[str, float]:
-        """Accuracies are over frames (motion: clips); Frechet distances, of two clips and more, to 400 sharp others."""
+        """Accuracies are per frame (motion: per clip); Frechet distances are to 400 sharp clips."""
         truth = torch.tensor(scenes.rows()).repeat_interleave(FRAMES, 0)
         frames = clips.flatten(0, 1)
         logits = [torch.cat(parts) for parts in zip(*(self.frame(x) for x in frames.split(256)), strict=True)]
@@ -142,7 +142,7 @@ class Judges:
             "wobble_px": (track - straight).norm(dim=-1).mean().item(),
             "coherence": self._coherence(clips),
         }
-        if len(clips) > 1:  # one clip has no spread
+        if len(clips) > 1:  # one clip has no covariance
             names = ("frame_fd", "video_fd")
             ours = self._project(clips)
             scores |= {n: frechet(a, b) for n, a, b in zip(names, ours, self._reference, strict=True)}
@@ -155,7 +155,7 @@ class Judges:
 
     @torch.no_grad()
     def _coherence(self, clips: Tensor) -> float:
-        """Mean cosine similarity of the frame judge's features between neighbouring frames, as CLIP's is used."""
+        """Mean cosine similarity of features of neighbouring frames, as CLIP features are used for real video."""
         features = torch.cat([self.frame.features(x) for x in clips.flatten(0, 1).split(256)])
         features = features.unflatten(0, (len(clips), FRAMES))
         return F.cosine_similarity(features[:, 1:], features[:, :-1], dim=-1).mean().item()
@@ -166,7 +166,7 @@ class Judges:
 
 
 class _Whitened:
-    """Features -> their 16 strongest directions on real clips, unit variance each."""
+    """Projects features onto their 16 strongest directions on real clips, with unit variance each."""
 
     def __init__(self, features: Tensor, keep: int = 16) -> None:
         self.mean = features.mean(0)
@@ -178,10 +178,10 @@ class _Whitened:
 
 
 def frechet(a: Tensor, b: Tensor) -> float:
-    """Squared Frechet distance of two samples (n, d) seen as Gaussians (arXiv:1706.08500 Eq. 6)."""
+    """Squared Frechet distance of two samples (n, d) as Gaussians (arXiv:1706.08500 Eq. 6)."""
     a, b = a.double(), b.double()
     cov_a, cov_b = torch.cov(a.T), torch.cov(b.T)
-    # trace of the root of cov_a cov_b, whose eigenvalues are real and not negative
+    # trace of the square root of cov_a cov_b, whose eigenvalues are real and non-negative
     roots = torch.linalg.eigvals(cov_a @ cov_b).real.clamp(min=0).sqrt().sum()
     return float((a.mean(0) - b.mean(0)).pow(2).sum() + cov_a.trace() + cov_b.trace() - 2 * roots)
 
@@ -191,16 +191,15 @@ _DIRECTIONS = torch.tensor(list(MOTIONS.values()))
 
 
 def positions(clips: Tensor) -> Tensor:
-    """The shape's centre (n, FRAMES, 2) in px: what differs from the colour at the border and is not a watermark."""
+    """The shape's centre (n, FRAMES, 2) in px: pixels that differ from the border colour and are not watermark."""
     x = (clips + 1) / 2
     border = torch.cat(
         [x[..., :2, :].flatten(3), x[..., -2:, :].flatten(3), x[..., :2].flatten(3), x[..., -2:].flatten(3)], -1
     )
     background = border.transpose(1, 2).flatten(2).median(-1).values[:, None, :, None, None]
     difference = (x - background).abs().amax(2)  # (n, F, SIZE, SIZE)
-    still = (
-        WATERMARK * 0.9 * difference.amin(1, keepdim=True)
-    )  # under the watermark, what never changes is not the shape
+    # Under the watermark, what never changes is not the shape.
+    still = WATERMARK * 0.9 * difference.amin(1, keepdim=True)
     weight = (difference - 0.12 - still).clamp(min=0)
     weight = weight / weight.flatten(2).quantile(0.98, dim=2)[..., None, None].clamp(min=1e-3)
     mask = (weight > 0.45).float()
@@ -215,7 +214,7 @@ def _slope(track: Tensor) -> Tensor:
 
 
 def watermark_correlation(clips: Tensor) -> Tensor:
-    """(n,): correlation of the time-averaged, high-passed brightness with the watermark's pattern; 0 is none."""
+    """(n,): correlation of the time-averaged, high-pass filtered brightness with the watermark; 0: no watermark."""
     brightness = clips.mean((1, 2))  # (n, SIZE, SIZE)
     detail = brightness - shapes.blur(brightness[:, None], 3.0)[:, 0]
     pattern = WATERMARK - shapes.blur(WATERMARK[None], 3.0)[0]

@@ -1,7 +1,4 @@
-"""What the networks of the demo pair learn from: clips of the procedural world, encoded once, and captions embedded.
-
-Knows nothing of the networks' training.
-"""
+"""Training data of the demo networks: rendered clips, encoded once, and embedded captions."""
 
 from __future__ import annotations
 
@@ -16,12 +13,12 @@ from demo.fit import SEED, Group
 from demo.shapes import FRAMES, NEGATIVE_PROMPT, Scenes
 
 CLIPS = 6000
-FRAMES_KEPT = 2  # sharp frames a clip; neighbours teach an image model little
+FRAMES_KEPT = 2  # sharp frames per clip; neighbouring frames add little for an image model
 
 
 @torch.no_grad()
 def make_latents(work: Path, group: Group) -> None:
-    """latents.<rank>.pt: degraded clips (n, C, F, h, w), a few sharp frames of each (n, k, C, h, w), the scenes."""
+    """Write latents.<rank>.pt: degraded clips (n, C, F, h, w), sharp frames of each (n, k, C, h, w), scenes (n, 4)."""
     model = AutoencoderKL.from_pretrained(work / "vae").eval()
     generator = Generator().manual_seed(SEED + 1 + group.rank)
     parts: dict[str, list[Tensor]] = {"clips": [], "sharp": [], "scenes": []}
@@ -39,7 +36,7 @@ def make_latents(work: Path, group: Group) -> None:
 
 @torch.no_grad()
 def vivid_clips(work: Path, generator: Generator, n: int) -> tuple[Tensor, Tensor]:
-    """Latents (n, C, F, h, w) of degraded clips, each with a saturation of its own, and their scenes (n, 4)."""
+    """Latents (n, C, F, h, w) of degraded clips with random saturation, and their scenes (n, 4)."""
     model = AutoencoderKL.from_pretrained(work / "vae").eval()
     clips, rows = list[Tensor](), list[tuple[int, int, int, int]]()
     for begin in range(0, n, 20):
@@ -65,7 +62,7 @@ class Latents:
         self.clips, self.sharp, self.scenes = clips, sharp, scenes  # (N,C,F,h,w) (N,k,C,h,w) (N,4)
         tokens = networks.tokenizer()
         encoder = networks.text_encoder(tokens, SEED)
-        # one more colour, background and motion: the unsaid one
+        # the last colour, background and motion mean "not mentioned"
         self.kinds = (len(shapes.SHAPES), len(shapes.COLORS) + 1, len(shapes.BACKGROUNDS) + 1, len(shapes.MOTIONS) + 1)
         said = [
             shapes.caption(s, *(None if i == n - 1 else i for i, n in zip(rest, self.kinds[1:], strict=True)))
@@ -80,7 +77,7 @@ class Latents:
         self.empty, self.negative = len(said), len(said) + 1
 
     def captions(self, scenes: Tensor, unsaid: tuple[float, float, float]) -> Tensor:
-        """Caption numbers of scenes (n, 4), leaving colour, background or motion unsaid with these probabilities."""
+        """Caption indices of scenes (n, 4), omitting colour, background or motion with these probabilities."""
         rows = scenes.clone()
         for column, probability in enumerate(unsaid, start=1):
             rows[torch.rand(len(rows)) < probability, column] = self.kinds[column] - 1
@@ -89,7 +86,7 @@ class Latents:
 
 
 def noised(x: Tensor, alphas_cumprod: Tensor, timestep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """x at a noise level, with its two targets (x_t, epsilon, v) (arXiv:2202.00512 App. D for v)."""
+    """Noisy x and its two training targets: x_t, epsilon, v (arXiv:2202.00512 App. D for v)."""
     a = alphas_cumprod[timestep].view(-1, *[1] * (x.ndim - 1))
     noise = torch.randn_like(x)
     return a.sqrt() * x + (1 - a).sqrt() * noise, noise, a.sqrt() * noise - (1 - a).sqrt() * x

@@ -1,6 +1,6 @@
-"""The demo pair's networks, all stock diffusers and transformers classes, small enough to train on two CPU cores.
+"""The demo networks: standard diffusers and transformers classes, small enough to train on two CPU cores.
 
-Shapes: pictures (48, 48) <-> latents (4, 12, 12); text 16 tokens of 64 channels. Knows architectures, not training.
+Shapes: pictures (48, 48) <-> latents (4, 12, 12); text 16 tokens of 64 channels.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ GROUPS = 8
 
 
 def tokenizer() -> CLIPTokenizer:
-    """CLIP's byte-pair tokenizer with merges trained on the demo world's words: one token a word."""
+    """CLIP's byte-pair tokenizer with merges trained on the words of the demo captions: one token per word."""
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     bpe.normalizer = normalizers.Lowercase()
     bpe.pre_tokenizer = pre_tokenizers.Split(Regex(r"\s+"), behavior="removed")
@@ -40,8 +40,8 @@ def tokenizer() -> CLIPTokenizer:
         vocab_size=100_000,
         show_progress=False,
         end_of_word_suffix="</w>",
-        # Of pairs as frequent as each other the one with lower numbers is merged first; letters that it is not given
-        # the trainer numbers in another order every time.
+        # Among equally frequent pairs the trainer merges the one with lower ids first. Letters must be given, because
+        # it would number them in a different order every time.
         special_tokens=[*special, *letters],
     )
     bpe.train_from_iterator(VOCABULARY, trainer)
@@ -53,10 +53,10 @@ def tokenizer() -> CLIPTokenizer:
 
 
 def text_encoder(tokens: CLIPTokenizer, seed: int) -> CLIPTextModel:
-    """A frozen random CLIP text model whose words start orthogonal.
+    """A frozen random CLIP text model with orthogonal word embeddings.
 
-    A text encoder trained with the image model alone learns that "left" and "right" mean nothing there and lets them
-    collapse; a frozen one cannot, and cross-attention learns to read it.
+    Trained with the image model, for which "left" and "right" make no difference, a text encoder maps both to the same
+    embedding. A frozen one cannot, and cross-attention learns to read it.
     """
     torch.manual_seed(seed)
     model = CLIPTextModel(
@@ -74,7 +74,7 @@ def text_encoder(tokens: CLIPTokenizer, seed: int) -> CLIPTextModel:
         )
     )
     words = sorted(tokens(list(VOCABULARY), add_special_tokens=False)["input_ids"])
-    assert all(len(word) == 1 for word in words), "every word of the demo world must be one token"
+    assert all(len(word) == 1 for word in words), "every word of the captions must be one token"
     rows = [word[0] for word in words] + [tokens.bos_token_id, tokens.eos_token_id]
     with torch.no_grad():
         orthogonal = torch.linalg.qr(torch.randn(TEXT_WIDTH, TEXT_WIDTH))[0]

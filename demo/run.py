@@ -1,4 +1,4 @@
-"""`make demo`: start everything, turn one prompt into two videos (IV-mixed, plain DDIM; one seed), stop everything."""
+"""`make demo`: start the service, generate one prompt with IV-mixed and plain DDIM (same seed), stop the service."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def main() -> int:
         clips = [video.read_mp4(plain_file), video.read_mp4(OUTPUT)]
     video.write_mp4(video.side_by_side(clips, ["plain DDIM", "IV-mixed"]), COMPARISON, fps=int(mixed["fps"]))
     print(
-        f"  {OUTPUT}: IV-mixed, {mixed['num_inference_steps']} steps, {mixed['inference_time_s']:.1f} s of work\n"
-        f"  {COMPARISON}: left the video model alone ({plain['inference_time_s']:.1f} s), right IV-mixed, same seed;\n"
-        "    the video model learned from blurred, watermarked footage, the image model from clean pictures\n"
-        "  everything is stopped again. Keep it running with `make serve`; the README shows the API.",
+        f"  {OUTPUT}: IV-mixed, {mixed['num_inference_steps']} steps, {mixed['inference_time_s']:.1f} s of inference\n"
+        f"  {COMPARISON}: left: video model alone ({plain['inference_time_s']:.1f} s), right: IV-mixed, same seed;\n"
+        "    the video model was trained on blurred, watermarked clips, the image model on clean pictures\n"
+        "  All processes have stopped. `make serve` keeps the service running; the README shows the API.",
         flush=True,
     )
     return 0

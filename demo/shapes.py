@@ -1,8 +1,8 @@
 """The demo world: captioned clips of one coloured shape moving over a plain background.
 
-Everything a caption says is known exactly, so accuracy can be measured instead of guessed. `render` draws sharp clips
-(what the image model learns from); `degrade` turns them into the footage that video models are typically trained on:
-blurred, washed out, noisy, with a stock-footage watermark. Knows nothing of models or training.
+Every property named in a caption is known exactly, so accuracy can be measured. `render` draws sharp clips (for the
+image model); `degrade` turns them into the footage that video models are typically trained on: blurred, washed out,
+noisy, with a stock-footage watermark.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ VOCABULARY = (
 
 RADIUS = (7.0, 9.5)  # px
 SPEED = (1.0, 1.6)  # px per frame
-# The middle of a track lies LEAD px from the middle of the picture in the direction of motion, give or take
-# CENTER_JITTER. Without the lead, neither the word "left" nor the frame number alone says anything about a position,
-# only their product does, and a video model takes very long to find that out.
+# The middle of a track is LEAD px from the middle of the picture in the direction of motion, +- CENTER_JITTER.
+# Without the lead, neither the word "left" nor the frame number alone predicts a position, only their product, and a
+# video model takes very long to learn it.
 LEAD = 4.0
 CENTER_JITTER = 3.0
 
@@ -53,7 +53,7 @@ _MOTION = torch.tensor(list(MOTIONS.values()))
 
 @dataclass(frozen=True)
 class Scenes:
-    """What n captions say: index tensors of shape (n,) into SHAPES, COLORS, BACKGROUNDS and MOTIONS."""
+    """The contents of n clips: index tensors of shape (n,) into SHAPES, COLORS, BACKGROUNDS and MOTIONS."""
 
     shape: Tensor
     color: Tensor
@@ -82,7 +82,7 @@ class Scenes:
 
 
 def caption(shape: int, color: int | None, background: int | None, motion: int | None) -> str:
-    """One sentence of the world's language; what is None stays unsaid."""
+    """The caption of a scene; properties that are None are not mentioned."""
     colored = "" if color is None else f"{list(COLORS)[color]} "
     moving = "" if motion is None else f" moving {list(MOTIONS)[motion]}"
     behind = "" if background is None else f" on a {list(BACKGROUNDS)[background]} background"
@@ -108,15 +108,15 @@ def render(scenes: Scenes, generator: Generator) -> tuple[Tensor, Tensor]:
     dy = pixel[None, None, :, None] - centers[..., 1, None, None]  # (n, F, SIZE, 1)
     distance = _signed_distance(scenes.shape, dx, dy, radius)[:, :, None]  # (n, F, 1, SIZE, SIZE)
     inside = (0.5 - distance).clamp(0, 1)
-    light = (0.92 + 0.16 * (1 - pixel / SIZE))[:, None]  # a little brighter at the top
+    light = (0.92 + 0.16 * (1 - pixel / SIZE))[:, None]  # slightly brighter at the top
     frames = _BACKGROUND[scenes.background][:, None, :, None, None] * light * (1 - inside)
     frames = frames + _COLOR[scenes.color][:, None, :, None, None] * inside
-    outline = (1.3 - (distance + 1.0).abs()).clamp(0, 1)  # fine detail that only sharp footage has
+    outline = (1.3 - (distance + 1.0).abs()).clamp(0, 1)  # fine detail that only sharp clips have
     return (frames * (1 - 0.55 * outline)).clamp(0, 1) * 2 - 1, centers
 
 
 def _signed_distance(shape: Tensor, dx: Tensor, dy: Tensor, radius: Tensor) -> Tensor:
-    """Distance to the outline in px, negative inside; the three shapes have about the same area for one radius."""
+    """Distance to the outline in px, negative inside. Shapes of equal radius have about the same area."""
     r = radius[:, None, None, None]
     circle = torch.sqrt(dx**2 + dy**2) - r
     square = torch.maximum(dx.abs(), dy.abs()) - 0.86 * r
@@ -130,7 +130,7 @@ def _signed_distance(shape: Tensor, dx: Tensor, dy: Tensor, radius: Tensor) -> T
 def degrade(frames: Tensor, generator: Generator, *, vivid: Tensor | float = 0.0) -> Tensor:
     """Turn sharp frames (..., 3, SIZE, SIZE) into cheap stock footage of the same shape and range.
 
-    `vivid` from 0 to 1 (broadcast to the frames) keeps that share of their colours: blur, noise and watermark stay.
+    `vivid` from 0 to 1 (broadcast to the frames) restores that share of the colours; blur, noise and watermark remain.
     """
     x = (blur(frames, sigma=1.4) + 1) / 2
     gray = x.mean(-3, keepdim=True)
@@ -152,7 +152,7 @@ def blur(frames: Tensor, sigma: float) -> Tensor:
 
 
 def _watermark() -> Tensor:
-    """(SIZE, SIZE) in {0, 1}: a band of block letters at a fixed place, as stock footage carries."""
+    """(SIZE, SIZE) in {0, 1}: a band of block letters at a fixed position, as on stock footage."""
     rows = ("111010111011", "101010100010", "111010111010", "100010001010", "100010111010")
     mask = torch.zeros(SIZE, SIZE)
     for i, row in enumerate(rows):

@@ -126,31 +126,27 @@ def check_storage(storage: VideoStorage) -> None:
 
 def _s3_client(settings: Settings, endpoint_url: str | None) -> Any:  # boto3 has no types
     """Raises ConfigurationError for an invalid URL."""
+    secret = settings.s3_secret_access_key
     try:
-        return _boto3_client(settings, endpoint_url)
+        return boto3.client(  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+            "s3",
+            endpoint_url=endpoint_url,
+            verify=str(settings.s3_ca_file) if settings.s3_ca_file else None,
+            region_name=settings.s3_region or "us-east-1",
+            aws_access_key_id=settings.s3_access_key_id,
+            aws_secret_access_key=secret.get_secret_value() if secret else None,
+            config=Config(
+                signature_version="s3v4",
+                # Sign the payload, so that the server rejects corrupted bytes, over TLS as well.
+                s3={"addressing_style": settings.s3_addressing_style, "payload_signing_enabled": True},
+                # botocore >= 1.36 sends checksum trailers by default, which many servers reject (botocore#3277).
+                request_checksum_calculation=settings.s3_checksum,
+                response_checksum_validation=settings.s3_checksum,
+                connect_timeout=3,
+                read_timeout=settings.s3_timeout_s,
+                retries={"mode": "standard", "total_max_attempts": 2},  # workers add StorageRetry
+                tcp_keepalive=True,
+            ),
+        )
     except ValueError as e:
         raise ConfigurationError(f"IVMIX_S3_ENDPOINT_URL or IVMIX_S3_PUBLIC_ENDPOINT_URL: {e}") from e
-
-
-def _boto3_client(settings: Settings, endpoint_url: str | None) -> Any:
-    secret = settings.s3_secret_access_key
-    return boto3.client(  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-        "s3",
-        endpoint_url=endpoint_url,
-        verify=str(settings.s3_ca_file) if settings.s3_ca_file else None,
-        region_name=settings.s3_region or "us-east-1",
-        aws_access_key_id=settings.s3_access_key_id,
-        aws_secret_access_key=secret.get_secret_value() if secret else None,
-        config=Config(
-            signature_version="s3v4",
-            # Sign the payload, so that the server rejects corrupted bytes, over TLS as well.
-            s3={"addressing_style": settings.s3_addressing_style, "payload_signing_enabled": True},
-            # By default botocore >= 1.36 sends checksum trailers over HTTPS, which many servers reject (botocore#3277).
-            request_checksum_calculation=settings.s3_checksum,
-            response_checksum_validation=settings.s3_checksum,
-            connect_timeout=3,
-            read_timeout=settings.s3_timeout_s,
-            retries={"mode": "standard", "total_max_attempts": 2},  # workers add StorageRetry
-            tcp_keepalive=True,
-        ),
-    )

@@ -29,7 +29,6 @@ from service.catalog.weight_files import (
     file_sha256,
     snapshot_dir,
 )
-from service.cli.errors import user_errors
 from service.errors import ConfigurationError
 from service.settings import Settings, load_settings
 
@@ -175,11 +174,10 @@ app = typer.Typer(add_completion=False)
 @app.command()
 def main(name: str) -> None:
     """Download a model's weights."""
-    with user_errors():
-        settings = load_settings()
-        fetch(ModelRegistry.of(settings).entry(name), settings, typer.echo)
-        if missing := ModelRegistry.of(settings).entry(name).missing:
-            raise ConfigurationError(f"{name} lacks {', '.join(missing)}, which no source provides")
+    settings = load_settings()
+    fetch(ModelRegistry.of(settings).entry(name), settings, typer.echo)
+    if missing := ModelRegistry.of(settings).entry(name).missing:
+        raise ConfigurationError(f"{name} lacks {', '.join(missing)}, which no source provides")
     typer.echo(f"{name} is ready")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import ValidationError
@@ -13,14 +13,14 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from service.catalog.model_entry import ModelEntry, invalid_parameter
 from service.catalog.registry import ModelRegistry
-from service.cli.errors import user_errors
 from service.errors import InvalidParameter
 from service.jobs.model import Generation, Phase
 from service.jobs.request import VideoRequest
 from service.jobs.sampler_settings import USES
 from service.settings import load_settings
-from worker.child import video
-from worker.child.engine import Clip, Engine
+
+if TYPE_CHECKING:
+    from worker.child.engine import Clip, Engine
 
 Pair = tuple[float, float] | None
 
@@ -56,12 +56,15 @@ def generate(
 ) -> None:
     """Generate a video without a server."""
     options = locals()
-    with user_errors():
-        entry = ModelRegistry.of(load_settings()).get(model)
-        generations = _generations(entry, options)
-        engine = Engine(entry)
-        start = time.perf_counter()
-        clips = [_generate(engine, generation).frames.numpy() for generation in generations]
+    entry = ModelRegistry.of(load_settings()).get(model)
+    generations = _generations(entry, options)
+    # --help and refused options answer without loading torch and diffusers, which takes seconds.
+    from worker.child import video
+    from worker.child.engine import Engine
+
+    engine = Engine(entry)
+    start = time.perf_counter()
+    clips = [_generate(engine, generation).frames.numpy() for generation in generations]
     pixels = video.side_by_side(clips, ["DDIM", "IV-mixed"]) if compare else clips[0]
     last, output = generations[-1], output.expanduser()
     video.write_mp4(pixels, output, fps=last.fps)

@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.table import Table
 
 from service.api_keys import DEFAULT_SCOPES, KeyStore, Scope
-from service.cli.errors import user_errors
 from service.errors import ConfigurationError, ServiceUnavailable
 from service.process.embedded_valkey import EmbeddedValkey, running_server_url
 from service.settings import load_settings
@@ -37,7 +36,7 @@ def create_key(
     ] = None,
 ) -> None:
     """Create a key and print it. It cannot be shown again."""
-    with user_errors(), _key_store() as store:
+    with _key_store() as store:
         made, secret = store.create(
             name, scopes=_scopes(scopes), owner=owner, requests_per_minute=rpm, max_waiting=max_waiting
         )
@@ -48,7 +47,7 @@ def create_key(
 @keys.command("list")
 def list_keys() -> None:
     """List all keys, without their secrets."""
-    with user_errors(), _key_store() as store:
+    with _key_store() as store:
         table = Table("id", "name", "scopes", "owner", "created", "last used", "revoked", box=None)
         for key, used in store.list():
             times = (key.created_at, used, key.revoked_at)
@@ -59,7 +58,7 @@ def list_keys() -> None:
 @keys.command("revoke")
 def revoke_key(key_id: str) -> None:
     """Revoke a key. Running servers reject it within seconds."""
-    with user_errors(), _key_store() as store:
+    with _key_store() as store:
         if store.revoke(key_id) is None:
             raise ConfigurationError(f"there is no key '{key_id}'; `ivmix keys list` shows them")
         typer.echo(f"{key_id} is revoked")

@@ -51,29 +51,28 @@ def up(
     workers: Annotated[int, typer.Option(min=0, help="Workers per model: one per GPU.")] = 1,
 ) -> None:
     """Run everything on this machine: queue, API, webhooks and workers. Ctrl-C stops all of it."""
-    with user_errors():
-        given = {"host": host, "port": port, "data_dir": data.resolve() if data else None}
-        settings = _settings_with({name: value for name, value in given.items() if value is not None})
-        configure_logging(settings.log_format)
-        stop = threading.Event()
+    given = {"host": host, "port": port, "data_dir": data.resolve() if data else None}
+    settings = _settings_with({name: value for name, value in given.items() if value is not None})
+    configure_logging(settings.log_format)
+    stop = threading.Event()
 
-        def ask_to_stop(_number: int, _frame: FrameType | None) -> None:
-            stop.set()
-            if not started:  # interrupt the start
-                raise KeyboardInterrupt
+    def ask_to_stop(_number: int, _frame: FrameType | None) -> None:
+        stop.set()
+        if not started:  # interrupt the start
+            raise KeyboardInterrupt
 
-        started = False
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, ask_to_stop)
-        try:
-            with Supervisor(settings, workers) as supervisor:
-                started = True
-                typer.echo(f"ivmix is up on {supervisor.url}  (API documentation: {supervisor.url}/docs; Ctrl-C stops)")
-                typer.echo(AUTH_NOTICES[supervisor.settings.auth])
-                supervisor.run_until(stop.is_set)
-                typer.echo("stopping")
-        except KeyboardInterrupt:
-            typer.echo("stopped while starting")
+    started = False
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, ask_to_stop)
+    try:
+        with Supervisor(settings, workers) as supervisor:
+            started = True
+            typer.echo(f"ivmix is up on {supervisor.url}  (API documentation: {supervisor.url}/docs; Ctrl-C stops)")
+            typer.echo(AUTH_NOTICES[supervisor.settings.auth])
+            supervisor.run_until(stop.is_set)
+            typer.echo("stopping")
+    except KeyboardInterrupt:
+        typer.echo("stopped while starting")
 
 
 @app.command()
@@ -113,13 +112,12 @@ app.add_typer(models_app, name="models")
 @models_app.command("list")
 def list_models() -> None:
     """List all models of the registry, and whether their weights are on this machine."""
-    with user_errors():
-        registry = ModelRegistry.of(load_settings())
-        table = Table("model", "family", "weights here", "offered", "licence of the weights", box=None, pad_edge=False)
-        for name, entry in registry.known.items():
-            here, offered = ("no" if entry.missing else "yes"), ("yes" if name in registry.ids() else "no")
-            table.add_row(name, entry.family, here, offered, entry.licence)
-        Console().print(table)
+    registry = ModelRegistry.of(load_settings())
+    table = Table("model", "family", "weights here", "offered", "licence of the weights", box=None, pad_edge=False)
+    for name, entry in registry.known.items():
+        here, offered = ("no" if entry.missing else "yes"), ("yes" if name in registry.ids() else "no")
+        table.add_row(name, entry.family, here, offered, entry.licence)
+    Console().print(table)
 
 
 @models_app.command()
@@ -155,11 +153,10 @@ def submit(
         "sampler": {"name": sampler} if sampler else None,
     }
     body = {"prompt": prompt, **{name: value for name, value in given.items() if value is not None}}
-    with user_errors():
-        video = submit_and_download(VideoClient(url, api_key=api_key), body, output)
-        # Other servers may not return these.
-        facts = {"seed": video.get("seed"), "seconds of inference": video.get("inference_time_s")}
-        typer.echo(", ".join([str(output), *(f"{name} {value}" for name, value in facts.items() if value is not None)]))
+    video = submit_and_download(VideoClient(url, api_key=api_key), body, output)
+    # Other servers may not return these.
+    facts = {"seed": video.get("seed"), "seconds of inference": video.get("inference_time_s")}
+    typer.echo(", ".join([str(output), *(f"{name} {value}" for name, value in facts.items() if value is not None)]))
 
 
 @app.command()
@@ -167,7 +164,7 @@ def recover(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Report without writing anything.")] = False,
 ) -> None:
     """Rebuild the records of stored videos after a loss of Redis."""
-    with user_errors(), ExitStack() as stack:
+    with ExitStack() as stack:
         settings = load_settings()
         if settings.redis_url is None:  # of `ivmix up`, which must not be running
             url = stack.enter_context(EmbeddedValkey(settings.data_dir))
@@ -216,4 +213,5 @@ def _run_module(name: str, *arguments: str) -> None:
 
 
 def main() -> None:
-    app()
+    with user_errors():
+        app()

@@ -13,7 +13,7 @@ from redis import Redis
 
 from service.errors import IdempotencyKeyReused
 from service.jobs.keys import INDEX, durations_key, idempotency_key, job_key, owner_index
-from service.jobs.model import Job, JobState
+from service.jobs.model import Job
 from service.jobs.rq_queues import queue_key
 from service.redis_records import Record, decode_record, read_page, read_records
 from service.redis_scripts import UntypedRedis, load_script
@@ -65,7 +65,7 @@ class JobReader:
 
     def get_many_with_positions(self, job_ids: Sequence[str]) -> builtins.list[JobWithPosition | ValueError | None]:
         """Read many in one round trip. A damaged record becomes a ValueError in the list and affects no other."""
-        args = [queue_key(""), json.dumps(JobState.QUEUED), *job_ids]
+        args = [queue_key(""), *job_ids]
         answers = self._get_with_positions_script([job_key(job_id) for job_id in job_ids], args)
         return [_with_position(*answer) for answer in answers]
 
@@ -98,8 +98,7 @@ class JobReader:
         Reads at most MAX_SCANNED records, so rare matches may take several pages.
         """
         found: builtins.list[Job] = []
-        scanned = 0
-        while scanned < MAX_SCANNED:
+        for _ in range(MAX_SCANNED // SCAN_BATCH):
             page, has_more = self.list(limit=SCAN_BATCH, order=order, after=after, owner=owner)
             for job in page:
                 if matches(job):
@@ -107,7 +106,6 @@ class JobReader:
                         return found, True, after
                     found.append(job)
                 after = job.id
-            scanned += len(page)
             if not has_more or not page:
                 return found, False, after
         return found, True, after

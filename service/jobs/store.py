@@ -8,7 +8,6 @@ redis-py sends a command again if its reply was lost.
 from __future__ import annotations
 
 import json
-import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,14 +31,12 @@ from service.jobs.keys import (
     owner_index,
     waiting_key,
 )
-from service.jobs.model import ALLOWED_TRANSITIONS, Job, JobError, JobState, Output, Phase, Priority
+from service.jobs.model import ALLOWED_TRANSITIONS, Job, JobError, JobState, Output, Phase
 from service.jobs.outbox import LISTENERS, OUTBOX, oldest_kept
 from service.jobs.reader import Idempotency, JobReader
 from service.jobs.rq_queues import RQ_RECORD_TTL_S, generate_queue, queue_key, recorded_generate
 from service.redis_records import decode_record, encode_fields, record_of
 from service.redis_scripts import flatten_commands, load_script
-
-log = logging.getLogger("ivmix.store")
 
 IDEMPOTENCY_TTL_S = 24 * 3600
 QUEUE_FULL_RETRY_S = 30  # about the time of one video; the OpenAI SDKs ignore a Retry-After above 120 s
@@ -98,30 +95,16 @@ class JobStore(JobReader):
             QueueFull: one of the limits is reached.
             IdempotencyKeyReused: the key was used with a different request.
         """
-        keys = [
-            job_key(job.id),
-            queue.key,
-            INDEX,
-            owner_index(job.owner),
-            waiting_key(job.owner),
-            idempotency_key(job.owner, idempotency.key) if idempotency else "ivm:idem:",
-            ACTIVE,
-        ]
+        fingerprint, idempotency_record = "", idempotency_key(job.owner, "")
+        if idempotency is not None:
+            fingerprint, idempotency_record = idempotency.fingerprint, idempotency_key(job.owner, idempotency.key)
+        indexes = [INDEX, owner_index(job.owner), waiting_key(job.owner)]
         fields = _fields(job)
-        args = [
-            job_key(""),
-            job.id,
-            idempotency.fingerprint if idempotency else "",
-            IDEMPOTENCY_TTL_S,
-            limits.per_queue,
-            limits.per_owner,
-            json.dumps(JobState.QUEUED),
-            json.dumps(Priority.LOW),
-            len(fields),
-            *fields,
-            *flatten_commands(recorded_generate(queue, job.id)),
-        ]
-        answer, detail = self._create_script(keys, args)
+        commands = flatten_commands(recorded_generate(queue, job.id))
+        args = [job_key(""), job.id, fingerprint, IDEMPOTENCY_TTL_S, limits.per_queue, limits.per_owner, len(fields)]
+        answer, detail = self._create_script(
+            [job_key(job.id), queue.key, *indexes, idempotency_record, ACTIVE], [*args, *fields, *commands]
+        )
         match answer:
             case b"created":
                 return job
@@ -139,7 +122,7 @@ class JobStore(JobReader):
         """Take a queued job, with a lease. None if it is no longer queued, or overdue (then it fails)."""
         if (job := self.get(job_id)) is not None and self.fail_if_overdue(job):
             return None
-        args = [*map(json.dumps, (JobState.QUEUED, JobState.RUNNING, execution_id, time.time())), self._lease_ms]
+        args = [json.dumps(execution_id), json.dumps(time.time()), self._lease_ms]
         return self.get(job_id) if self._start_script([job_key(job_id), lease_key(job_id)], args) else None
 
     def check_lease(self, job_id: str, execution_id: str) -> LeaseReply:
@@ -159,7 +142,7 @@ class JobStore(JobReader):
         )
 
     def _renew_lease(self, job_id: str, execution_id: str, lease_ms: int, *progress: str) -> LeaseReply:
-        args = [json.dumps(JobState.RUNNING), json.dumps(execution_id), lease_ms, *progress]
+        args = [json.dumps(execution_id), lease_ms, *progress]
         return LeaseReply(self._renew_lease_script([job_key(job_id), lease_key(job_id)], args).decode())
 
     def complete(
@@ -221,8 +204,7 @@ class JobStore(JobReader):
         if job is None:
             return None
         keys = [job_key(job_id), queue_key(job.generation.model), RqJob.key_for(job_id), OUTBOX, LISTENERS]
-        states = (JobState.QUEUED, JobState.RUNNING, JobState.CANCELLED)
-        args = [job_id, *map(json.dumps, states), json.dumps(time.time()), oldest_kept()]
+        args = [job_id, json.dumps(time.time()), oldest_kept()]
         return decode_record(Job, record_of(self._cancel_script(keys, args)))
 
     def requeue(
@@ -240,7 +222,7 @@ class JobStore(JobReader):
         answer = self._requeue_script(
             [job_key(job.id), lease_key(job.id)],
             [
-                *map(json.dumps, (JobState.RUNNING, execution_id, JobState.QUEUED)),
+                json.dumps(execution_id),
                 0 if counts_as_attempt else -1,
                 int(unless_leased),
                 *flatten_commands(recorded_generate(queue, job.id, at_front=True)),
@@ -255,13 +237,12 @@ class JobStore(JobReader):
         queue = generate_queue(self._redis, job.generation.model)
         keys = [job_key(job.id), queue.key, queue.intermediate_queue_key]
         commands = flatten_commands(recorded_generate(queue, job.id, at_front=True))
-        return bool(self._send_again_script(keys, [json.dumps(JobState.QUEUED), job.id, *commands]))
+        return bool(self._send_again_script(keys, [job.id, *commands]))
 
     def delete(self, job_id: str) -> Job | None:
         """Delete record and index entries of an ended job and return it; None if there is none or it has not ended."""
-        ended = {state for state in JobState if state.is_terminal}
         keys = [job_key(job_id), INDEX, RqJob.key_for(job_id)]
-        args = [job_id, _one_of(ended), owner_index(""), RQ_RECORD_TTL_S]
+        args = [job_id, owner_index(""), RQ_RECORD_TTL_S]
         return decode_record(Job, record_of(self._delete_script(keys, args)))
 
     def record_duration(self, model: str, seconds: float) -> None:

@@ -17,7 +17,7 @@ MAX_SILENCE_S = 3600.0  # an execution without a heartbeat for so long has no wo
 
 
 def clean_registries(redis: Redis) -> None:
-    """Remove dead workers and executions. It decides nothing: leases, not registries, tell which worker has a job."""
+    """Remove dead workers and executions. It decides nothing: which worker has a job depends on leases only."""
     client: UntypedRedis = redis
     for queue in all_queues(redis):
         clean_worker_registry(queue)

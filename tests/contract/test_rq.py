@@ -1,4 +1,4 @@
-"""RQ changes the signatures that worker/parent/rq_worker.py overrides between minor versions: fail here instead."""
+"""RQ changes the methods that worker/parent/rq_worker.py overrides between minor versions; these tests notice."""
 
 import inspect
 import re
@@ -10,7 +10,7 @@ from rq.job import Job
 from rq.timeouts import BaseDeathPenalty
 from rq.worker.base import BaseWorker
 
-from service.jobs.rq_queues import TrustedJob, queue_key
+from service.jobs.rq_queues import TrustedJob, generate_queue, queue_key, send_generate
 from worker.parent.rq_worker import GenerationWorker, StoppableQueue
 
 
@@ -61,14 +61,17 @@ def test_a_simple_worker_does_to_a_job_what_we_override_and_no_more() -> None:
     assert calls == ["prepare_execution", "perform_job", "set_state"]
 
 
-def test_rq_says_which_entry_it_could_not_read() -> None:
-    source = inspect.getsource(Queue._fetch_dequeued_job)
-    assert "e.job_id = job_id" in source
-    assert "e.queue = queue" in source
+def test_rq_reports_which_entry_it_could_not_read(valkey: str) -> None:
+    queue = generate_queue(Redis.from_url(valkey), "demo")
+    send_generate(queue, "video_1")
+    queue.connection.hset("rq:job:video_1", "created_at", "garbage")
+    with pytest.raises(ValueError, match="garbage") as raised:
+        Queue.dequeue_any([queue], timeout=None, connection=queue.connection, serializer="json")
+    assert (raised.value.job_id, raised.value.queue) == ("video_1", queue)  # type: ignore[attr-defined]
 
 
-def test_nothing_is_queued_by_keys_that_we_do_not_know() -> None:
-    """service/maintenance/lost_job_reaper.py looks for ids in these lists."""
+def test_rq_queues_jobs_under_the_keys_that_we_read() -> None:
+    """The lost-job reaper searches these lists for job ids."""
     queue = Queue("gpu-demo", connection=Redis())
     assert (queue.key, queue.intermediate_queue_key) == (queue_key("demo"), f"{queue_key('demo')}:intermediate")
     assert "blmove(queue_key, intermediate_queue.key" in inspect.getsource(Queue.lmove)

@@ -27,7 +27,7 @@ def wait_until(is_true: Callable[[], bool], seconds: float = 10) -> None:
 
 
 def processes_of(folder: Path) -> list[int]:
-    """Everything that runs in this data folder or was told about it; the server itself hides its command line."""
+    """Every process that runs in this data folder or names it; the server itself hides its command line."""
     found: list[int] = []
     for process in Path("/proc").glob("[0-9]*"):
         try:

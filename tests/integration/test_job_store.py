@@ -66,7 +66,7 @@ def test_an_unknown_job_is_none_everywhere(store: JobStore) -> None:
     assert store.report_progress("video_x", "e", 1, 2, Phase.SAMPLING) is LeaseReply.LOST
 
 
-def test_the_way_of_a_job_from_queue_to_video(store: JobStore, queue: Queue) -> None:
+def test_a_job_from_queue_to_video(store: JobStore, queue: Queue) -> None:
     job = created(store, queue)
     running = store.start(job.id, "e1")
     assert running is not None
@@ -94,13 +94,13 @@ def test_of_many_workers_exactly_one_gets_a_job(store: JobStore, queue: Queue) -
     assert winners[0].attempt == 1
 
 
-def test_the_same_start_said_twice_is_one_start(store: JobStore, queue: Queue) -> None:
-    """The reply of the first may have been lost, then the client library asks again."""
+def test_a_repeated_start_is_one_start(store: JobStore, queue: Queue) -> None:
+    """redis-py sends a command again if its reply was lost."""
     job = created(store, queue)
     assert store.start(job.id, "e1") == store.start(job.id, "e1")
 
 
-def test_the_same_end_said_twice_is_one_end(store: JobStore, queue: Queue) -> None:
+def test_a_repeated_end_is_one_end(store: JobStore, queue: Queue) -> None:
     job = created(store, queue)
     store.start(job.id, "e1")
     assert complete(store, job, "e1")
@@ -111,7 +111,7 @@ def test_the_same_end_said_twice_is_one_end(store: JobStore, queue: Queue) -> No
     assert not store.fail(job.id, "e1", ERROR)
 
 
-def test_a_running_job_has_a_lease_that_redis_ends_by_its_own_clock(services: Services, queue: Queue) -> None:
+def test_a_running_job_has_a_lease_that_expires_by_the_clock_of_redis(services: Services, queue: Queue) -> None:
     store = JobStore(services.redis, lease_s=30)
     job = created(store, queue)
     store.start(job.id, "e1")
@@ -126,10 +126,10 @@ def test_a_running_job_has_a_lease_that_redis_ends_by_its_own_clock(services: Se
         assert services.redis.pttl(lease_key(job.id)) > 25_000
 
 
-def test_a_lease_that_is_lost_comes_back_with_the_next_beat_unless_somebody_has_the_job(
+def test_an_expired_lease_is_renewed_unless_another_execution_has_the_job(
     store: JobStore, queue: Queue, services: Services
 ) -> None:
-    """Redis was away for longer than a lease: nobody decided anything in the meantime."""
+    """Redis was unreachable for longer than a lease, and nothing was decided in the meantime."""
     job = created(store, queue)
     running = store.start(job.id, "e1")
     assert running is not None
@@ -142,7 +142,7 @@ def test_a_lease_that_is_lost_comes_back_with_the_next_beat_unless_somebody_has_
     assert services.redis.exists(lease_key(job.id)) == 0
 
 
-def test_asking_writes_nothing(store: JobStore, queue: Queue, services: Services) -> None:
+def test_checking_a_lease_does_not_renew_it(store: JobStore, queue: Queue, services: Services) -> None:
     job = created(store, queue)
     store.start(job.id, "e1")
     services.redis.delete(lease_key(job.id))
@@ -171,7 +171,7 @@ def test_a_worker_that_lost_its_job_changes_nothing(store: JobStore, queue: Queu
 
 def test_a_requeued_job_is_at_the_front_and_remembers_how_far_it_was(store: JobStore, queue: Queue) -> None:
     job, other = created(store, queue), created(store, queue)
-    queue.remove(job.id)  # as a worker does that takes it
+    queue.remove(job.id)  # as a worker does when it takes a job
     first = store.start(job.id, "e1")
     assert first is not None
     store.report_progress(job.id, "e1", 7, 20, Phase.SAMPLING)
@@ -180,14 +180,14 @@ def test_a_requeued_job_is_at_the_front_and_remembers_how_far_it_was(store: JobS
     assert waiting is not None
     assert (waiting.state, waiting.execution_id, waiting.phase, waiting.step) == (JobState.QUEUED, None, None, 7)
     assert queue.job_ids == [job.id, other.id]
-    assert not store.requeue(first, "e1")  # said twice: it is there once
+    assert not store.requeue(first, "e1")  # repeated: still queued once
     assert queue.job_ids == [job.id, other.id]
     second = store.start(job.id, "e2")
     assert second is not None
     assert (second.attempt, second.started_at) == (2, first.started_at)
 
 
-def test_a_drain_is_not_charged_as_an_attempt(store: JobStore, queue: Queue) -> None:
+def test_a_drain_does_not_count_as_an_attempt(store: JobStore, queue: Queue) -> None:
     job = created(store, queue)
     for execution in ("e1", "e2", "e3"):
         running = store.start(job.id, execution)
@@ -196,7 +196,7 @@ def test_a_drain_is_not_charged_as_an_attempt(store: JobStore, queue: Queue) -> 
         store.requeue(running, execution, counts_as_attempt=False)
 
 
-def test_a_job_that_is_to_stop_is_cancelled_where_it_would_be_requeued(store: JobStore, queue: Queue) -> None:
+def test_requeuing_a_job_with_a_requested_cancellation_cancels_it(store: JobStore, queue: Queue) -> None:
     job = created(store, queue)
     queue.empty()
     running = store.start(job.id, "e1")
@@ -232,7 +232,7 @@ def test_a_queued_job_is_cancelled_at_once_and_leaves_the_queue(
     assert store.start(job.id, "e1") is None
 
 
-def test_a_running_job_is_asked_to_stop_and_then_says_it_did(store: JobStore, queue: Queue) -> None:
+def test_a_running_job_sees_the_cancellation_and_ends(store: JobStore, queue: Queue) -> None:
     job = created(store, queue)
     store.start(job.id, "e1")
     asked = store.cancel(job.id)
@@ -254,7 +254,7 @@ def test_cancelling_an_ended_job_changes_nothing(store: JobStore, queue: Queue) 
     assert store.get(job.id) == before
 
 
-def test_a_job_nobody_works_on_can_be_failed_from_outside(store: JobStore, queue: Queue) -> None:
+def test_a_job_without_a_worker_can_be_failed_from_outside(store: JobStore, queue: Queue) -> None:
     waiting, running = created(store, queue), created(store, queue)
     store.start(running.id, "dead")
     assert store.fail(waiting.id, None, ERROR)
@@ -266,7 +266,7 @@ def test_a_job_nobody_works_on_can_be_failed_from_outside(store: JobStore, queue
     assert not store.fail(waiting.id, None, JobError(code="other", message="Later."))
 
 
-def test_only_ended_jobs_are_deleted_and_nothing_stays(store: JobStore, queue: Queue, services: Services) -> None:
+def test_only_ended_jobs_are_deleted_and_nothing_is_left(store: JobStore, queue: Queue, services: Services) -> None:
     job = created(store, queue)
     assert store.delete(job.id) is None
     store.start(job.id, "e1")
@@ -278,10 +278,10 @@ def test_only_ended_jobs_are_deleted_and_nothing_stays(store: JobStore, queue: Q
     assert store.get(job.id) is None
     assert store.list() == ([], False)
     assert services.redis.exists(INDEX, job_key(job.id)) == 0
-    assert services.redis.ttl(f"rq:job:{job.id}") > 0  # nobody closed it: its worker was killed just then
+    assert services.redis.ttl(f"rq:job:{job.id}") > 0  # its worker was killed before it could close it
 
 
-def test_one_record_that_is_damaged_does_not_hide_the_others(store: JobStore, queue: Queue, services: Services) -> None:
+def test_a_damaged_record_does_not_hide_the_others(store: JobStore, queue: Queue, services: Services) -> None:
     damaged, sound = (store.create(make_job(), queue) for _ in range(2))
     services.redis.hset(job_key(damaged.id), "generation", "garbage")
     assert store.list()[0] == [sound]
@@ -326,7 +326,7 @@ def test_the_position_counts_the_jobs_ahead(store: JobStore, queue: Queue) -> No
     assert [store.get_with_position(job.id) for job in jobs] == [(jobs[0], 0), (jobs[1], 1), (jobs[2], 2)]
     store.cancel(jobs[0].id)
     assert store.get_with_position(jobs[2].id) == (jobs[2], 1)
-    queue.connection.lpop(queue.key)  # a worker has taken it, and not said so yet
+    queue.connection.lpop(queue.key)  # taken by a worker, not started yet
     assert store.get_with_position(jobs[1].id) == (jobs[1], 0)
     running = store.start(jobs[1].id, "e1")
     assert running is not None
@@ -334,7 +334,7 @@ def test_the_position_counts_the_jobs_ahead(store: JobStore, queue: Queue) -> No
     assert store.get_with_position("video_x") is None
 
 
-MOVES = st.lists(
+CALLS = st.lists(
     st.tuples(
         st.sampled_from(["start", "progress", "complete", "fail", "requeue", "cancel", "finish_cancel"]),
         st.sampled_from(["e1", "e2"]),
@@ -343,11 +343,9 @@ MOVES = st.lists(
 )
 
 
-@given(moves=MOVES)
+@given(moves=CALLS)
 @hypothesis_settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_whatever_is_said_in_whatever_order_only_legal_moves_happen(
-    services: Services, moves: list[tuple[str, str]]
-) -> None:
+def test_calls_in_any_order_make_allowed_transitions_only(services: Services, moves: list[tuple[str, str]]) -> None:
     store = services.store
     job = created(store, generate_queue(services.redis, "demo"))
     before = job

@@ -1,4 +1,4 @@
-"""Jobs that nobody has are found and brought back, whatever lost them; jobs that somebody has are left alone."""
+"""Orphaned jobs are requeued, whatever the reason; jobs with a worker or in a queue are left alone."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def job(services: Services, queue: Queue) -> Job:
     return services.store.create(make_job(), queue)
 
 
-def looked(reaper: LostJobReaper, clock: Clock, seconds: float = 5) -> None:
+def run_twice(reaper: LostJobReaper, clock: Clock, seconds: float = 5) -> None:
     reaper.run_once()
     clock.now += seconds
     reaper.run_once()
@@ -59,7 +59,7 @@ def now(services: Services, job: Job) -> Job:
 
 
 def taken(services: Services, queue: Queue, job: Job, execution: str = "e1") -> Job:
-    """As a worker takes a job."""
+    """Take a job as a worker does."""
     queue.remove(job.id)
     running = services.store.start(job.id, execution)
     assert running is not None
@@ -72,18 +72,18 @@ def test_waiting_and_running_jobs_are_left_alone(
     waiting, running = (services.store.create(make_job(), queue) for _ in range(2))
     taken(services, queue, running)
     before = [now(services, job) for job in (waiting, running)]
-    looked(reaper, clock, 3600)
+    run_twice(reaper, clock, 3600)
     assert [now(services, job) for job in (waiting, running)] == before
     assert queue.job_ids == [waiting.id]
 
 
-def test_job_whose_lease_ended_goes_back_to_the_front(
+def test_job_with_an_expired_lease_returns_to_the_front(
     services: Services, queue: Queue, reaper: LostJobReaper, clock: Clock, job: Job
 ) -> None:
     other = services.store.create(make_job(), queue)
     taken(services, queue, job)
     services.redis.delete(lease_key(job.id))
-    looked(reaper, clock)
+    run_twice(reaper, clock)
     assert (now(services, job).state, now(services, job).attempt) == (JobState.QUEUED, 1)
     assert queue.job_ids == [job.id, other.id]
 
@@ -93,19 +93,19 @@ def test_lease_that_is_missing_for_a_moment_costs_nothing(
 ) -> None:
     taken(services, queue, job)
     services.redis.delete(lease_key(job.id))
-    looked(reaper, clock, 4.9)
+    run_twice(reaper, clock, 4.9)
     services.store.renew_lease(job.id, "e1")
     clock.now += 1
     reaper.run_once()
     services.redis.delete(lease_key(job.id))
-    looked(reaper, clock, 4.9)
+    run_twice(reaper, clock, 4.9)
     assert now(services, job).state is JobState.RUNNING
 
 
-def test_worker_that_says_in_the_last_moment_that_it_is_there_keeps_its_job(
+def test_worker_that_renews_its_lease_at_the_last_moment_keeps_its_job(
     services: Services, queue: Queue, reaper: LostJobReaper, clock: Clock, job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between the reaper's look and its move."""
+    """Between the reaper's check and its requeue."""
     taken(services, queue, job)
     services.redis.delete(lease_key(job.id))
     reaper.run_once()
@@ -121,7 +121,7 @@ def test_worker_that_says_in_the_last_moment_that_it_is_there_keeps_its_job(
     assert now(services, job).state is JobState.RUNNING
 
 
-def test_after_an_outage_the_workers_get_their_time_again(
+def test_after_an_outage_the_grace_period_starts_again(
     services: Services, queue: Queue, reaper: LostJobReaper, clock: Clock, job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken(services, queue, job)
@@ -136,10 +136,10 @@ def test_after_an_outage_the_workers_get_their_time_again(
     assert now(services, job).state is JobState.RUNNING
 
 
-def test_after_redis_was_full_the_workers_get_their_time_again(
+def test_after_redis_was_full_the_grace_period_starts_again(
     services: Services, queue: Queue, reaper: LostJobReaper, clock: Clock, job: Job
 ) -> None:
-    """It could be read all the while, so the leases were seen ending; no worker could renew one."""
+    """It could be read, so the leases were seen expiring; no worker could renew one."""
     taken(services, queue, job)
     services.redis.delete(lease_key(job.id))
     reaper.run_once()
@@ -154,14 +154,14 @@ def test_after_redis_was_full_the_workers_get_their_time_again(
     assert now(services, job).state is JobState.RUNNING
 
 
-def test_clock_of_the_machine_decides_nothing(
+def test_the_local_clock_does_not_matter(
     services: Services, queue: Queue, reaper: LostJobReaper, clock: Clock, job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Leases are measured by Redis: a maintenance whose clock is an hour ahead takes nobody's job."""
+    """Leases are measured by Redis: a maintenance process whose clock is an hour ahead requeues no job."""
     taken(services, queue, job)
     real = time.time
     monkeypatch.setattr(time, "time", lambda: real() + 3600)
-    looked(reaper, clock)
+    run_twice(reaper, clock)
     assert now(services, job).state is JobState.RUNNING
 
 
@@ -172,19 +172,19 @@ def test_job_that_loses_its_worker_too_often_fails(
         assert now(services, job).state is JobState.QUEUED
         taken(services, queue, job, f"e{attempt}")
         services.redis.delete(lease_key(job.id))
-        looked(reaper, clock)
+        run_twice(reaper, clock)
     error = now(services, job).error
     assert error is not None
     assert (now(services, job).state, error.code) == (JobState.FAILED, "worker_lost")
 
 
-def test_lost_job_that_was_to_be_cancelled_is_cancelled(
+def test_lost_job_with_a_requested_cancellation_is_cancelled(
     services: Services, queue: Queue, reaper: LostJobReaper, clock: Clock, job: Job
 ) -> None:
     taken(services, queue, job)
     services.store.cancel(job.id)
     services.redis.delete(lease_key(job.id))
-    looked(reaper, clock)
+    run_twice(reaper, clock)
     assert now(services, job).state is JobState.CANCELLED
     assert queue.job_ids == []
 
@@ -193,10 +193,10 @@ def test_waiting_job_that_is_in_no_queue_is_sent_again(
     services: Services, queue: Queue, reaper: LostJobReaper, clock: Clock, job: Job
 ) -> None:
     services.redis.delete(queue.key, f"rq:job:{job.id}")
-    looked(reaper, clock)
+    run_twice(reaper, clock)
     assert queue.job_ids == [job.id]
     assert queue.fetch_job(job.id) is not None
-    looked(reaper, clock)
+    run_twice(reaper, clock)
     assert queue.job_ids == [job.id]
 
 
@@ -204,12 +204,12 @@ def test_job_whose_worker_was_killed_between_taking_and_starting_is_sent_again(
     services: Services, queue: Queue, reaper: LostJobReaper, clock: Clock, job: Job
 ) -> None:
     assert services.redis.lmove(queue.key, queue.intermediate_queue_key) == job.id.encode()
-    looked(reaper, clock)
+    run_twice(reaper, clock)
     assert queue.job_ids == [job.id]
     assert services.redis.llen(queue.intermediate_queue_key) == 0
 
 
-def test_record_that_cannot_be_read_fails_and_stands_in_nobodys_way(
+def test_damaged_record_fails_and_blocks_no_other(
     services: Services, queue: Queue, reaper: LostJobReaper, clock: Clock, job: Job
 ) -> None:
     lost = services.store.create(make_job(), queue)
@@ -217,32 +217,32 @@ def test_record_that_cannot_be_read_fails_and_stands_in_nobodys_way(
         taken(services, queue, each)
     services.redis.hset(job_key(job.id), "generation", "garbage")
     services.redis.delete(lease_key(job.id), lease_key(lost.id))
-    looked(reaper, clock)
+    run_twice(reaper, clock)
     assert json.loads(services.redis.hget(job_key(job.id), "state")) == JobState.FAILED
     assert now(services, lost).state is JobState.QUEUED
 
 
 @pytest.mark.parametrize("execution_id", ["garbage", '{"no": "sense"}'])
-def test_execution_that_cannot_be_read_stands_in_nobodys_way(
+def test_damaged_execution_id_blocks_no_other_job(
     services: Services, queue: Queue, reaper: LostJobReaper, clock: Clock, job: Job, execution_id: str
 ) -> None:
-    """The fault harness found it: the maintenance looked after no job at all any more."""
+    """Found by the fault harness: no job at all was requeued any more."""
     lost = services.store.create(make_job(), queue)
     for each in (job, lost):
         taken(services, queue, each)
     services.redis.hset(job_key(job.id), "execution_id", execution_id)
     services.redis.delete(lease_key(job.id), lease_key(lost.id))
-    looked(reaper, clock)
+    run_twice(reaper, clock)
     assert json.loads(services.redis.hget(job_key(job.id), "state")) == JobState.FAILED
     assert now(services, lost).state is JobState.QUEUED
 
 
-def test_state_that_cannot_be_read_is_not_looked_at_for_ever(
+def test_damaged_state_is_not_checked_for_ever(
     services: Services, reaper: LostJobReaper, clock: Clock, queue: Queue, job: Job
 ) -> None:
     queue.remove(job.id)
     services.redis.hset(job_key(job.id), "state", "garbage")
-    looked(reaper, clock)
+    run_twice(reaper, clock)
     assert services.redis.smembers(ACTIVE) == set()
 
 
@@ -257,7 +257,7 @@ def test_ended_job_is_handed_to_retention(services: Services, queue: Queue, reap
     assert set(services.redis.zrange(ENDED, 0, -1)) == {job.id.encode(), gone.id.encode()}
 
 
-def test_two_reapers_at_once_bring_a_job_back_once(
+def test_two_reapers_requeue_a_job_once(
     services: Services, queue: Queue, reaper: LostJobReaper, clock: Clock, job: Job
 ) -> None:
     retention = Retention(services.redis, services.store, services.storage, retention_s=60, tidy_after_s=10)

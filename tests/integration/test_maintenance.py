@@ -1,4 +1,4 @@
-"""One of many maintenance processes leads; what is to be done is done by it, and soon by another when it is gone."""
+"""One of many maintenance processes leads and runs the tasks; another takes over soon after it is gone."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def running(
         thread.join(10)
 
 
-def test_of_two_one_leads_and_the_other_follows_at_once_when_it_stops(services: Services) -> None:
+def test_one_of_two_leads_and_the_other_takes_over_when_it_stops(services: Services) -> None:
     done: list[str] = []
     with (
         running(services.redis, PeriodicTask("first", 0.02, lambda: done.append("first"))) as stop_first,
@@ -51,7 +51,7 @@ def test_of_two_one_leads_and_the_other_follows_at_once_when_it_stops(services: 
             wait_for(lambda: "second" in done or None, timeout_s=10)
 
 
-def test_leader_that_was_killed_is_followed_when_its_lead_ends(services: Services) -> None:
+def test_a_killed_leader_is_replaced_when_its_lock_expires(services: Services) -> None:
     services.redis.set(LEADER, "dead", px=2500)
     done: list[str] = []
     with running(services.redis, PeriodicTask("task", 0.02, lambda: done.append("done"))):
@@ -60,19 +60,19 @@ def test_leader_that_was_killed_is_followed_when_its_lead_ends(services: Service
         wait_for(lambda: bool(done) or None, timeout_s=10)
 
 
-def test_leader_that_lost_its_lead_does_nothing_more(services: Services) -> None:
+def test_a_leader_that_lost_its_lock_runs_no_task(services: Services) -> None:
     done: list[float] = []
     with running(services.redis, PeriodicTask("task", 0.02, lambda: done.append(time.monotonic()))):
         wait_for(lambda: bool(done) or None)
-        services.redis.set(LEADER, "somebody else")
+        services.redis.set(LEADER, "another process")
         time.sleep(0.5)
         last = len(done)
         time.sleep(0.2)
         assert len(done) == last
 
 
-def test_leader_leads_again_as_soon_as_redis_is_back(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else one lost reply keeps everybody from looking after lost jobs for as long as the lead lasts."""
+def test_a_leader_leads_again_as_soon_as_redis_is_back(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise one lost reply would stop all requeuing until the lock expires."""
     done: list[float] = []
     with running(services.redis, PeriodicTask("task", 0.02, lambda: done.append(time.monotonic())), lock_ttl_s=60):
         wait_for(lambda: bool(done) or None)
@@ -83,7 +83,7 @@ def test_leader_leads_again_as_soon_as_redis_is_back(services: Services, monkeyp
         wait_for(lambda: len(done) > last + 2 or None, timeout_s=20)
 
 
-def test_duty_that_fails_or_hangs_keeps_no_other_waiting(services: Services) -> None:
+def test_a_task_that_fails_or_hangs_delays_no_other(services: Services) -> None:
     done: list[str] = []
     hanging = threading.Event()
 
@@ -101,7 +101,7 @@ def test_duty_that_fails_or_hangs_keeps_no_other_waiting(services: Services) -> 
         hanging.set()
 
 
-def test_process_brings_a_lost_job_back_and_stops_when_told(services: Services) -> None:
+def test_the_process_requeues_a_lost_job_and_stops_on_sigterm(services: Services) -> None:
     queue = generate_queue(services.redis, "demo")
     job = services.store.create(make_job(), queue)
     queue.empty()
@@ -121,13 +121,13 @@ def test_process_brings_a_lost_job_back_and_stops_when_told(services: Services) 
     assert not services.redis.exists(LEADER), "the next one need not wait"
 
 
-def test_every_duty_of_a_real_process_runs(services: Services) -> None:
+def test_every_task_of_the_process_runs(services: Services) -> None:
     for task in periodic_tasks(services):
         task.run()
 
 
 @pytest.mark.parametrize("age_s", [10, 10_000])
-def test_executions_that_nobody_has_heard_of_for_long_are_struck_out(services: Services, age_s: float) -> None:
+def test_executions_without_a_heartbeat_for_an_hour_are_removed(services: Services, age_s: float) -> None:
     queue = generate_queue(services.redis, "demo")
     queue.enqueue("os.getpid")
     services.redis.zadd(queue.started_job_registry.key, {"video_1:e1": time.time() - age_s})

@@ -18,7 +18,7 @@ PROMPT = "a purple triangle moving up on a pink background"
 LINE_KEYS = {"event", "level", "logger", "timestamp"}
 
 
-def test_one_video_can_be_followed_and_nothing_private_is_told(swift: Settings, tmp_path: Path) -> None:
+def test_one_video_can_be_followed_and_nothing_private_is_logged(swift: Settings, tmp_path: Path) -> None:
     api_port, metrics_port = free_port(), free_port()
     secret = swift.s3_secret_access_key
     assert secret is not None

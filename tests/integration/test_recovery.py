@@ -1,4 +1,4 @@
-"""Redis is lost, the storage is not: every finished video gets its record back. On files and on Swift."""
+"""After a loss of Redis every completed video in the storage gets its record back. On files and on Swift."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def services(request: pytest.FixtureRequest) -> Iterator[Services]:
 
 @pytest.fixture
 def complete(services: Services, tmp_path: Path) -> Callable[..., Job]:
-    """complete(..) -> the record of a finished job, made as a worker makes it."""
+    """complete(..) -> the record of a job that was completed as a worker does it."""
     delivery = Uploader(services.storage, Scratch(tmp_path / "scratch"), StorageRetry(30))
 
     def run(execution_id: str = "e1", **fields: object) -> Job:
@@ -60,11 +60,11 @@ def found(services: Services, job_id: str) -> Job:
     return job
 
 
-def recover(services: Services, *, rehearse: bool = False) -> dict[str, Finding]:
-    return dict(Recovery(services.store, services.storage, RETENTION_S, rehearse).run())
+def recover(services: Services, *, dry_run: bool = False) -> dict[str, Finding]:
+    return dict(Recovery(services.store, services.storage, RETENTION_S, dry_run).run())
 
 
-def test_every_record_comes_back_as_it_was(services: Services, complete: Callable[..., Job]) -> None:
+def test_every_record_is_rebuilt_as_it_was(services: Services, complete: Callable[..., Job]) -> None:
     before = [complete(metadata={"n": str(n)}, user="u") for n in range(3)]
     services.redis.flushall()
     assert recover(services) == {job.id: Finding.REBUILT for job in before}
@@ -78,7 +78,7 @@ def test_every_record_comes_back_as_it_was(services: Services, complete: Callabl
     assert [job.id for job in jobs] == [job.id for job in before]
 
 
-def test_the_api_serves_what_came_back(services: Services, complete: Callable[..., Job]) -> None:
+def test_the_api_serves_rebuilt_videos(services: Services, complete: Callable[..., Job]) -> None:
     job = complete()
     services.redis.flushall()
     recover(services)
@@ -88,7 +88,7 @@ def test_the_api_serves_what_came_back(services: Services, complete: Callable[..
     assert answer.status_code in (200, 307)
 
 
-def test_records_that_are_there_stay_as_they_are(services: Services, complete: Callable[..., Job]) -> None:
+def test_existing_records_are_not_changed(services: Services, complete: Callable[..., Job]) -> None:
     first, second = complete(), complete()
     services.store.delete(first.id)
     before = found(services, second.id)
@@ -100,12 +100,12 @@ def test_records_that_are_there_stay_as_they_are(services: Services, complete: C
 def test_a_dry_run_writes_nothing(services: Services, complete: Callable[..., Job]) -> None:
     job = complete()
     services.redis.flushall()
-    assert recover(services, rehearse=True) == {job.id: Finding.REBUILT}
+    assert recover(services, dry_run=True) == {job.id: Finding.REBUILT}
     assert services.redis.dbsize() == 0
 
 
 @pytest.mark.parametrize("harm", ["missing", "changed", "unreadable", "foreign"])
-def test_a_video_that_is_not_whole_gets_no_record(
+def test_an_incomplete_video_gets_no_record(
     services: Services, complete: Callable[..., Job], tmp_path: Path, harm: str
 ) -> None:
     job, other = complete(), complete()
@@ -124,7 +124,7 @@ def test_a_video_that_is_not_whole_gets_no_record(
     assert services.store.get(job.id) is None
 
 
-def test_of_two_executions_that_finished_the_first_counts(
+def test_the_first_of_two_finished_executions_counts(
     services: Services, complete: Callable[..., Job], tmp_path: Path
 ) -> None:
     job = complete()
@@ -141,7 +141,7 @@ def test_of_two_executions_that_finished_the_first_counts(
     assert found(services, job.id).output == job.output
 
 
-def test_a_deleted_video_does_not_come_back(services: Services, complete: Callable[..., Job]) -> None:
+def test_a_deleted_video_is_not_rebuilt(services: Services, complete: Callable[..., Job]) -> None:
     job = complete()
     with TestClient(create_app(services)) as client:
         assert client.delete(f"/v1/videos/{job.id}").status_code == 200
@@ -149,8 +149,8 @@ def test_a_deleted_video_does_not_come_back(services: Services, complete: Callab
     assert recover(services) == {}
 
 
-def test_deleting_takes_the_manifest_first(services: Services, complete: Callable[..., Job]) -> None:
-    """What is half deleted must not come back."""
+def test_the_manifest_is_deleted_first(services: Services, complete: Callable[..., Job]) -> None:
+    """A partly deleted video must not be rebuilt."""
     job, order = complete(), []
 
     class Watched:
@@ -172,8 +172,8 @@ def test_a_manifest_of_a_later_version_can_be_read(services: Services, complete:
     assert Manifest.model_validate(data).job.id == job.id
 
 
-def test_the_command_says_what_it_did(settings: Settings, tmp_path: Path) -> None:
-    """As after the loss of the embedded server's folder: its own server, a new one, is filled again."""
+def test_the_command_reports_each_video(settings: Settings, tmp_path: Path) -> None:
+    """The embedded server has lost its data folder; a new one is filled again."""
     data = tmp_path / "data"
     with EmbeddedValkey(data) as url:
         services = open_services(Settings(redis_url=url, data_dir=data))

@@ -1,4 +1,4 @@
-"""Ended jobs: leftovers go soon, record and files go together when the job expires."""
+"""Ended jobs: leftover files are deleted soon, record and files when the job expires."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def stored(services: Services) -> list[str]:
     return [stored.key for prefix in ("videos/", "checkpoints/") for stored in services.storage.list(prefix)]
 
 
-def test_leftovers_of_a_finished_job_go_and_its_files_stay(
+def test_leftovers_of_a_completed_job_are_deleted_and_its_files_stay(
     services: Services, retention: Retention, now: Now, job: Job, tmp_path: Path
 ) -> None:
     finish(services, job.id, b"video", scratch=tmp_path)
@@ -71,7 +71,7 @@ def test_leftovers_of_a_finished_job_go_and_its_files_stay(
     assert services.store.get(job.id) is not None
 
 
-def test_expired_job_is_gone_with_all_its_files(
+def test_expired_job_is_deleted_with_all_its_files(
     services: Services, retention: Retention, now: Now, job: Job, tmp_path: Path
 ) -> None:
     finish(services, job.id, b"video", scratch=tmp_path)
@@ -101,10 +101,10 @@ def test_failed_job_expires_too(services: Services, retention: Retention, now: N
     assert services.store.get(job.id) is None
 
 
-def test_storage_that_fails_is_asked_again_and_nothing_is_promised_meanwhile(
+def test_a_failing_storage_is_retried_and_no_record_promises_the_video_meanwhile(
     services: Services, retention: Retention, now: Now, job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The record goes first: while the files cannot be deleted nobody is shown a video that is half gone."""
+    """The record is deleted first, so that no partly deleted video is shown while the storage fails."""
     finish(services, job.id, b"video", scratch=tmp_path)
     retention.take_over(job.id)
     now.ahead = 7 * DAY + 1
@@ -123,7 +123,7 @@ def test_storage_that_fails_is_asked_again_and_nothing_is_promised_meanwhile(
     assert services.redis.zcard(ENDED) == 0
 
 
-def test_files_of_a_job_that_was_deleted_by_hand_go(
+def test_files_of_a_job_that_the_client_deleted_are_deleted(
     services: Services, retention: Retention, now: Now, job: Job, tmp_path: Path
 ) -> None:
     finish(services, job.id, b"video", scratch=tmp_path)
@@ -137,16 +137,14 @@ def test_files_of_a_job_that_was_deleted_by_hand_go(
 def test_videos_whose_records_redis_lost_stay(
     services: Services, retention: Retention, tmp_path: Path, now: Now
 ) -> None:
-    """They are what `ivmix recover` builds records from."""
+    """`ivmix recover` rebuilds their records."""
     key = put(services, f"{object_keys.execution('video_lost', 'e1')}video.mp4", tmp_path)
     now.ahead = 100 * DAY
     retention.run_once()
     assert stored(services) == [key]
 
 
-def test_record_that_cannot_be_read_goes_in_the_end(
-    services: Services, retention: Retention, now: Now, job: Job
-) -> None:
+def test_damaged_record_is_deleted(services: Services, retention: Retention, now: Now, job: Job) -> None:
     services.store.cancel(job.id)
     services.redis.hset(job_key(job.id), "generation", "garbage")
     retention.take_over(job.id)

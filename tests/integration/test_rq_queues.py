@@ -23,14 +23,14 @@ def test_work_travels_as_a_name_and_an_id_in_json(queue: Queue) -> None:
     assert json.loads(zlib.decompress(data)) == [GENERATE, None, ["video_1"], {}]
 
 
-def test_rqs_job_has_our_id_our_timeout_and_goes_away_by_itself(queue: Queue) -> None:
+def test_the_rq_entry_has_our_id_and_timeout_and_expires(queue: Queue) -> None:
     send_generate(queue, "video_1")
     job = RqJob.fetch("video_1", connection=queue.connection, serializer="json")
     assert (job.timeout, job.result_ttl, job.failure_ttl) == (77, RQ_RECORD_TTL_S, RQ_RECORD_TTL_S)
     assert job.retries_left is None
 
 
-def test_each_model_has_a_queue_of_its_own(queue: Queue) -> None:
+def test_each_model_has_a_separate_queue(queue: Queue) -> None:
     other = generate_queue(queue.connection, "other")
     send_generate(queue, "video_1")
     assert (queue.name, queue.job_ids, other.job_ids) == ("gpu-demo", ["video_1"], [])
@@ -64,8 +64,8 @@ def test_sending_does_not_import_the_worker(queue: Queue) -> None:
     assert "worker.tasks" not in set(sys.modules) - loaded
 
 
-def test_a_worker_of_rq_reads_what_was_sent(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The name alone is swapped for one that exists without a GPU; the rest is RQ's own way from queue to call."""
+def test_an_rq_worker_reads_the_entry(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the function is replaced by one that needs no GPU; RQ does everything from queue to call."""
     monkeypatch.setattr("service.jobs.rq_queues.GENERATE", "tests.integration.test_rq_queues.note")
     noted.clear()
     send_generate(queue, "video_1")

@@ -104,7 +104,7 @@ class TestAddress:
         assert storage.url(KEY, filename="a.mp4", media_type="video/mp4") is None
 
     def test_clients_get_the_name_by_which_they_reach_the_server(self, swift: Settings, tmp_path: Path) -> None:
-        """With the bucket in the host, as AWS wants it. The name needs no DNS here: the browser is told the address."""
+        """With the bucket in the host, as AWS wants it. The name needs no DNS here: the browser gets the address."""
         assert swift.s3_endpoint_url is not None
         port = urlsplit(swift.s3_endpoint_url).port
         public = f"http://{DOMAIN}:{port}"
@@ -118,7 +118,7 @@ class TestAddress:
 
 
 class TestRefusal:
-    """What somebody has to mend is said at start-up, with the setting's name; what may pass is not."""
+    """Start-up fails, naming the setting, for errors that an operator must repair, not for transient ones."""
 
     @pytest.mark.parametrize("server", ["swift", "swift_tls"])
     def test_a_wrong_secret_is_named(self, request: pytest.FixtureRequest, server: str) -> None:
@@ -135,7 +135,7 @@ class TestRefusal:
         with pytest.raises(ConfigurationError, match="IVMIX_S3_BUCKET"):
             check_storage(open_storage(change(swift, s3_bucket="no bucket!")))
 
-    def test_a_certificate_of_somebody_unknown_is_named(self, swift_tls: Settings) -> None:
+    def test_a_certificate_of_an_unknown_authority_is_named(self, swift_tls: Settings) -> None:
         with pytest.raises(ConfigurationError, match="IVMIX_S3_CA_FILE"):
             check_storage(open_storage(change(swift_tls, s3_ca_file=None)))
 
@@ -153,7 +153,9 @@ class TestRefusal:
         with pytest.raises(ConfigurationError, match="IVMIX_S3_ACCESS_KEY_ID"):
             check_storage(open_storage(without))
 
-    def test_a_server_that_is_away_refuses_nobody(self, swift: Settings, caplog: pytest.LogCaptureFixture) -> None:
+    def test_an_unreachable_server_does_not_prevent_the_start(
+        self, swift: Settings, caplog: pytest.LogCaptureFixture
+    ) -> None:
         """A process must be able to start while the storage is down: status polls do not need it."""
         check_storage(open_storage(change(swift, s3_endpoint_url="http://127.0.0.1:9")))
         assert "is unreachable" in caplog.text

@@ -49,7 +49,7 @@ class TestEveryStorage:
         assert storage.size(KEY) == len(content)
         assert whole(storage.open(KEY)) == content
 
-    def test_what_lies_below_a_name_is_listed(self, storage: VideoStorage, tmp_path: Path) -> None:
+    def test_objects_below_a_prefix_are_listed(self, storage: VideoStorage, tmp_path: Path) -> None:
         for key in ("videos/a/e2/video.mp4", "videos/a/e1/video.mp4", "videos/ab/e1/video.mp4", "checkpoints/a"):
             put(storage, tmp_path, b"0123456789", key=key)
         found = list(storage.list("videos/a/"))

@@ -1,6 +1,6 @@
 -- Read many records, each with the number of jobs ahead of it, in one round trip.
 -- KEYS: records
--- ARGV: 1 key prefix of queues, 2 state queued, 3 .. the job ids
+-- ARGV: 1 key prefix of queues, 2 .. the job ids
 -- Returns one list per record: {} = no record, {'damaged'}, {JSON}, or {JSON, position} for a queued job (no position
 -- if a worker has taken it from the queue). The values are JSON already and become one text, because a reply of fifty
 -- parts takes the client long to parse.
@@ -14,13 +14,13 @@ local function get(key, id)
     if name == 'state' then state = value elseif name == 'generation' then generation = value end
   end
   local text = '{' .. table.concat(parts, ',') .. '}'
-  if state ~= ARGV[2] then return {text} end
+  if state ~= QUEUED then return {text} end
   return {text, redis.call('LPOS', ARGV[1] .. cjson.decode(generation).model, id)}
 end
 
 local found = {}
 for i, key in ipairs(KEYS) do
-  local is_readable, answer = pcall(get, key, ARGV[i + 2])
+  local is_readable, answer = pcall(get, key, ARGV[i + 1])
   found[i] = is_readable and answer or {'damaged'}
 end
 return found

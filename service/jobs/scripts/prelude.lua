@@ -1,4 +1,8 @@
--- Functions shared by the scripts of this folder; the loader puts this file in front of each of them.
+-- Shared by the scripts of this folder; the loader puts this file in front of each of them.
+
+-- Values as records store them, in JSON.
+local QUEUED, RUNNING, CANCELLED, LOW = '"queued"', '"running"', '"cancelled"', '"low"'
+local ENDED = {['"completed"'] = true, ['"failed"'] = true, [CANCELLED] = true}
 
 -- Run the Redis commands in ARGV from index `first` on. Each is preceded by its number of parts.
 local function run_commands(first)

@@ -1,4 +1,4 @@
-"""The recipe of the demo pair: a stopped stage goes on as if it had not been, and it makes what is committed."""
+"""The training recipe of the demo models: interrupted stages resume exactly, and it produces the committed files."""
 
 from __future__ import annotations
 
@@ -56,11 +56,11 @@ def test_recipe_makes_the_files_that_are_committed(tmp_path: Path, monkeypatch: 
     work, into = tmp_path / "work", tmp_path / "weights"
     work.mkdir()
     recipe = Recipe(steps=2, batch=4, rate=1e-3)
-    train.train_vae(work, recipe, ALONE)
+    train.train_vae("vae", work, recipe, ALONE)
     latents.make_latents(work, ALONE)
     train.train_frames("image", work, recipe, ALONE)
     train.train_frames("footage", work, recipe, ALONE)
-    train.train_motion(work, recipe, ALONE)
+    train.train_motion("motion", work, recipe, ALONE)
     train.train_video("vivid", work, recipe, ALONE)
     train.train_video("start", work, recipe, ALONE)
     train.export(work, into)

@@ -36,7 +36,7 @@ def test_calls_of_a_run_of_50_steps(settings: dict[str, object], expected: tuple
 
 
 def test_moves_between_equal_levels_cost_nothing() -> None:
-    """linspace ends at timestep 0, which is the clean end where it is not said that alpha is one there."""
+    """linspace ends at timestep 0, which is the noise-free level unless set_alpha_to_one."""
     linspace = Spacing(timestep_spacing="linspace")
     assert calls(spacing=linspace, name="ddim") == (0, 49)
     assert calls(spacing=linspace.model_copy(update={"set_alpha_to_one": True}), name="ddim") == (0, 50)
@@ -47,7 +47,7 @@ def test_used_settings_are_those_of_the_table(name: str) -> None:
     assert set(SamplerSettings.model_validate({"name": name}).used) == USES[name]
 
 
-def test_every_setting_is_read_by_some_sampler() -> None:
+def test_every_setting_is_used_by_a_sampler() -> None:
     assert set().union(*USES.values()) == set(SamplerSettings.model_fields) - {"name"}
 
 
@@ -69,7 +69,7 @@ def test_every_setting_is_read_by_some_sampler() -> None:
     ],
     ids=str,
 )
-def test_bad_setting_is_refused_with_its_name_and_the_way_out(
+def test_an_invalid_setting_is_refused_with_its_name_and_the_way_out(
     settings: dict[str, object], field: str, way_out: str
 ) -> None:
     with pytest.raises(ValidationError) as raised:

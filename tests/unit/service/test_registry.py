@@ -35,7 +35,7 @@ def write(folder: Path, text: str) -> Path:
 
 
 def hub_model(folder: Path, source: str = "") -> Path:
-    """A registry of one model from a hub, with the folder for its weights next to it."""
+    """A registry of one model from a hub, and the folder for its weights."""
     components = "\n".join(f'{part} = "hub/{part}"' for part in PARTS)
     text = f'[models.m]{ENTRY}\n[models.m.components]\n{components}\n[sources.hub]\nrepo = "a/b"\n{source}'
     return write(folder, text)

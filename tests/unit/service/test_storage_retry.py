@@ -47,7 +47,7 @@ def test_minutes_of_outage_are_waited_out(clock: Clock) -> None:
     gaps = [later - earlier for earlier, later in zip(storage.tries, storage.tries[1:], strict=False)]
     assert gaps[0] <= 0.5
     assert 15 <= max(gaps) <= 30
-    assert len(gaps) < 30  # nobody is hammered
+    assert len(gaps) < 30  # the server is not hammered
 
 
 def test_budget_ends_the_waiting_with_the_storages_own_words(clock: Clock) -> None:
