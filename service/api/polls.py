@@ -1,7 +1,7 @@
 """Batches concurrent status polls: those that arrive during one Redis round trip share the next one.
 
 Polls are most of the traffic. One thread and one round trip per poll would double their cost, and `redis.asyncio` with
-timeouts and a connection limit takes 25 to 50 % more CPU than this (measured with benchmarks.api_load).
+timeouts and a connection limit takes 30 to 70 % more CPU than this (measured with benchmarks.api_load).
 """
 
 from __future__ import annotations
