@@ -165,8 +165,8 @@ def ceiling(together: Sequence[int] = (1, 10, 100), seconds: float = 3.0) -> lis
 
 def _ceiling(services: Services, job: Job, together: int, seconds: float) -> Ceiling:
     redis: Any = services.redis
-    script = services.store._beat_script  # what `progress` runs; `progress` itself cannot be pipelined
-    progress = [json.dumps(JobState.RUNNING), json.dumps("execution"), 45_000, "7", "50", json.dumps(Phase.SAMPLING)]
+    script = services.store._renew_lease_script  # what `report_progress` runs; the method cannot be pipelined
+    progress = [json.dumps("execution"), 45_000, "7", "50", json.dumps(Phase.SAMPLING)]
     before, sent = Cost.of(redis), 0
     while time.monotonic() < before.seconds + seconds:
         with redis.pipeline(transaction=False) as pipe:

@@ -68,7 +68,7 @@ except RuntimeError:
     [
         (f"redirect to {URL}", "5ecre7"),
         (f"redirect to {URL}", "X-Amz-Credential=key"),
-        ("redis://:5ecre7@127.0.0.1:6379/0 is away", "5ecre7"),
+        ("redis://:5ecre7@127.0.0.1:6379/0 is unreachable", "5ecre7"),
         ("Authorization: Bearer 5ecre7", "5ecre7"),
     ],
 )
