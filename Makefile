@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test check bench clean
+.PHONY: help setup demo serve test check soak bench clean
 
 help:  ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -26,14 +26,19 @@ demo: $(STAMP)  ## one prompt to one video, through the whole service, then stop
 serve: $(STAMP)  ## the same service, kept up: http://127.0.0.1:8000
 	$(BIN)/ivmix up
 
-check: $(STAMP)  ## lint, types, import rules
+check: $(STAMP)  ## lint, types, import rules, wording
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
+	$(BIN)/python -m tests.wording
 
 test: check  ## check, then every test that needs no GPU
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu and not slow" -n 3 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu and not slow" -n 3 --dist worksteal
+
+MINUTES ?= 30
+soak: $(STAMP)  ## long tests with random seeds: faults, fuzzing, resume; MINUTES=30
+	$(BIN)/python -m tests.soak --minutes $(MINUTES)
 
 bench: $(STAMP)  ## seconds per clip with the demo models; what one API process carries
 	$(BIN)/python -m benchmarks.demo_clip

@@ -24,6 +24,7 @@ from service.settings import PREFIX, Settings
 from service.wiring import Services, open_services
 from tests.certificates import Certificates
 from tests.factories import finish
+from tests.processes import ivmix_up
 from tests.swift import ACCESS_KEY, SECRET_KEY, SwiftServer, admin_client
 
 # Fixed examples and no deadline, so that results do not depend on the run or the machine's load.
@@ -76,6 +77,13 @@ def client(services: Services) -> Iterator[TestClient]:
 def finished(services: Services, tmp_path: Path) -> Callable[[str, bytes], None]:
     """finished(job_id, content) completes a queued job as a worker would, with files in the storage."""
     return lambda job_id, content: finish(services, job_id, content, scratch=tmp_path)
+
+
+@pytest.fixture(scope="session")
+def demo_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Base URL of an `ivmix up` with a worker and the demo models, for tests that only use it."""
+    with ivmix_up(tmp_path_factory.mktemp("demo_server")) as (_, url):
+        yield url
 
 
 @pytest.fixture

@@ -95,7 +95,7 @@ class FakeEngine:
         if self.is_broken:  # like a CUDA context after its first fault, until the process ends
             raise DeviceLost
 
-    def failure(self, e: Exception) -> Failed:
+    def failed_message(self, e: Exception) -> Failed:
         logging.getLogger("fake").error("failed", exc_info=e)
         return Failed("internal_error", "It broke.", can_retry=True, is_broken=isinstance(e, DeviceLost))
 

@@ -1,4 +1,4 @@
-"""`python -m worker [model]`: load the models, then work until SIGTERM. Exits 1 if the models do not load."""
+"""`python -m worker [model]`: load the models, then work until SIGTERM. Exits with 1 if the models do not load."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from worker.scratch import Scratch
 
 log = logging.getLogger("ivmix.worker")
 
-AGAIN_S = 1.0  # between two tries while Redis is away
+RECONNECT_S = 1.0  # between connection attempts while Redis is unreachable
 
 
 def main() -> int:
@@ -55,29 +55,29 @@ def work(
     heartbeat_file: HeartbeatFile,
     on_lost: Callable[[], None] = lambda: None,
 ) -> int:
-    """Until a signal; the process's exit status. The heartbeat begins when the models are loaded; `on_lost` is called
-    for jobs that another worker took over."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # while the models load there is nothing to hand back
-        signal.signal(number, _leave)
+    """Work until a signal, and return the exit status. The heartbeat starts when the models are loaded; `on_lost` is
+    called for each job that another worker took over."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # while the models load there is no job to requeue
+        signal.signal(number, _exit_at_once)
     try:
         child.ensure(lambda: None)
         settings = services.settings
         scratch = Scratch(settings.scratch_folder)
         runner = Runner(services.store, services.storage, child, scratch, settings, on_lost, heartbeat_file)
-        _work_through_outages(services, model, runner, heartbeat_file)
-        runner.finishing.close()
+        _work_until_stopped(services, model, runner, heartbeat_file)
+        runner.postprocessing.close()
         return 0
     except ChildDied as e:
-        log.error("the models of %s did not load: %s", model, e)
+        log.error("cannot load the models of %s: %s", model, e)
         return 1
     finally:
         child.kill()
 
 
-def _work_through_outages(services: Services, model: str, runner: Runner, heartbeat_file: HeartbeatFile) -> None:
-    """RQ's loop ends when Redis fails it; a new one begins, and the models stay loaded."""
+def _work_until_stopped(services: Services, model: str, runner: Runner, heartbeat_file: HeartbeatFile) -> None:
+    """RQ's loop ends when Redis is unreachable; start a new one and keep the models loaded."""
     stopping = threading.Event()
-    assert services.settings.redis_url is not None  # open_services refuses to go on without
+    assert services.settings.redis_url is not None  # open_services requires it
     with open_redis(services.settings.redis_url, reply_timeout_s=None) as redis:
         while not stopping.is_set():
             heartbeat_file.beat()
@@ -86,11 +86,11 @@ def _work_through_outages(services: Services, model: str, runner: Runner, heartb
                 tasks.install(runner, worker)
                 worker.work(logging_level="WARNING")
             except RedisError as e:
-                log.error("Redis is away: %s", type(e).__name__)
-            stopping.wait(AGAIN_S)
+                log.error("Redis is unreachable: %s", type(e).__name__)
+            stopping.wait(RECONNECT_S)
 
 
-def _leave(_number: int, _frame: FrameType | None) -> None:
+def _exit_at_once(_number: int, _frame: FrameType | None) -> None:
     sys.exit(0)
 
 

@@ -29,7 +29,6 @@ from service.catalog.weight_files import (
     file_sha256,
     snapshot_dir,
 )
-from service.cli.errors import user_errors
 from service.errors import ConfigurationError
 from service.settings import Settings, load_settings
 
@@ -144,13 +143,13 @@ def _fetch_file(source: Source, revision: str, file: RemoteFile, target: Path, e
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{target.name}.part")
     try:
-        with part.open("ab") as stream:
-            if stream.tell() > file.size:
-                stream.truncate(0)
+        size = part.stat().st_size if part.exists() else 0
+        done = size if size <= file.size else 0
+        with part.open("ab" if done else "wb") as stream:
             http_get(
                 hf_hub_url(str(source.repo), file.path, revision=revision),
                 stream,
-                resume_size=stream.tell(),
+                resume_size=done,
                 headers=build_hf_headers(),
                 expected_size=file.size,
                 displayed_filename=file.path,
@@ -175,11 +174,10 @@ app = typer.Typer(add_completion=False)
 @app.command()
 def main(name: str) -> None:
     """Download a model's weights."""
-    with user_errors():
-        settings = load_settings()
-        fetch(ModelRegistry.of(settings).entry(name), settings, typer.echo)
-        if missing := ModelRegistry.of(settings).entry(name).missing:
-            raise ConfigurationError(f"{name} lacks {', '.join(missing)}, which no source provides")
+    settings = load_settings()
+    fetch(ModelRegistry.of(settings).entry(name), settings, typer.echo)
+    if missing := ModelRegistry.of(settings).entry(name).missing:
+        raise ConfigurationError(f"{name} lacks {', '.join(missing)}, which no source provides")
     typer.echo(f"{name} is ready")
 
 

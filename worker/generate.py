@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from service.catalog.model_entry import invalid_parameter
+from service.catalog.model_entry import ModelEntry, invalid_parameter
 from service.catalog.registry import ModelRegistry
-from service.cli.errors import user_errors
 from service.errors import InvalidParameter
 from service.jobs.model import Generation, Phase
 from service.jobs.request import VideoRequest
 from service.jobs.sampler_settings import USES
 from service.settings import load_settings
-from worker.child import video
-from worker.child.engine import Clip, Engine
 
-SAMPLER = "Sampler (default: the model's settings)"
+if TYPE_CHECKING:
+    from worker.child.engine import Clip, Engine
+
+Pair = tuple[float, float] | None
+
+
+def _sampler_option(text: str) -> Any:  # Any: Typer's own return type
+    return typer.Option(help=text, rich_help_panel="Sampler (default: the model's settings)")
 
 
 app = typer.Typer(add_completion=False)
@@ -39,64 +43,53 @@ def generate(
     size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT.")] = None,
     frames: Annotated[int | None, typer.Option(min=1, help="num_frames.")] = None,
     compare: Annotated[bool, typer.Option(help="Plain DDIM and IV-mixed side by side, from the same seed.")] = False,
-    sampler: Annotated[str | None, typer.Option(help=", ".join(USES), rich_help_panel=SAMPLER)] = None,
-    combination: Annotated[str | None, typer.Option(help="IV-IV, R-I ...", rich_help_panel=SAMPLER)] = None,
-    order: Annotated[str | None, typer.Option(help="denoise_first, goback_first", rich_help_panel=SAMPLER)] = None,
-    interval: Annotated[
-        tuple[float, float] | None, typer.Option(help="active part of the run, 0 to 1", rich_help_panel=SAMPLER)
-    ] = None,
-    image_guidance: Annotated[
-        tuple[float, float] | None, typer.Option(help="at the first and last step", rich_help_panel=SAMPLER)
-    ] = None,
-    video_guidance: Annotated[
-        tuple[float, float] | None, typer.Option(help="at the first and last step", rich_help_panel=SAMPLER)
-    ] = None,
-    rho: Annotated[
-        float | None,
-        typer.Option(help="curvature of the guidance between first and last step", rich_help_panel=SAMPLER),
-    ] = None,
-    image_every: Annotated[
-        int | None, typer.Option(help="image model in every n-th step", rich_help_panel=SAMPLER)
-    ] = None,
-    goback_guidance: Annotated[float | None, typer.Option(help="zigzag", rich_help_panel=SAMPLER)] = None,
-    iterations: Annotated[int | None, typer.Option(help="freeinit", rich_help_panel=SAMPLER)] = None,
+    sampler: Annotated[str | None, _sampler_option(", ".join(USES))] = None,
+    combination: Annotated[str | None, _sampler_option("IV-IV, R-I ...")] = None,
+    order: Annotated[str | None, _sampler_option("denoise_first, goback_first")] = None,
+    interval: Annotated[Pair, _sampler_option("active part of the run, 0 to 1")] = None,
+    image_guidance: Annotated[Pair, _sampler_option("at the first and last step")] = None,
+    video_guidance: Annotated[Pair, _sampler_option("at the first and last step")] = None,
+    rho: Annotated[float | None, _sampler_option("curvature of the guidance between first and last step")] = None,
+    image_every: Annotated[int | None, _sampler_option("image model in every n-th step")] = None,
+    goback_guidance: Annotated[float | None, _sampler_option("zigzag")] = None,
+    iterations: Annotated[int | None, _sampler_option("freeinit")] = None,
 ) -> None:
     """Generate a video without a server."""
-    settings = {
-        "combination": combination,
-        "order": order,
-        "interval": interval,
-        "image_guidance": image_guidance,
-        "video_guidance": video_guidance,
-        "rho": rho,
-        "image_every": image_every,
-        "goback_guidance": goback_guidance,
-        "iterations": iterations,
-    }
+    options = locals()
+    entry = ModelRegistry.of(load_settings()).get(model)
+    generations = _generations(entry, options)
+    # --help and refused options answer without loading torch and diffusers, which takes seconds.
+    from worker.child import video
+    from worker.child.engine import Engine
+
+    engine = Engine(entry)
+    start = time.perf_counter()
+    clips = [_generate(engine, generation).frames.numpy() for generation in generations]
+    pixels = video.side_by_side(clips, ["DDIM", "IV-mixed"]) if compare else clips[0]
+    last, output = generations[-1], output.expanduser()
+    video.write_mp4(pixels, output, fps=last.fps)
+    calls = ", ".join(f"{count} {network}" for network, count in last.network_calls.items())
+    typer.echo(f"{output}: seed {last.seed}, {time.perf_counter() - start:.1f} s, network calls: {calls}")
+
+
+def _generations(entry: ModelEntry, options: dict[str, Any]) -> list[Generation]:
+    """One, or with --compare DDIM's and IV-mixed's. Raises InvalidParameter."""
+    sampler = options["sampler"]
+    if options["compare"] and sampler not in (None, "iv-mixed"):
+        raise InvalidParameter("sampler", f"--compare runs ddim and iv-mixed; leave out --sampler {sampler}.")
+    settings = {name: options[name] for name in frozenset[str]().union(*USES.values())}
     request = {
-        "prompt": prompt,
-        "seed": seed,
-        "num_inference_steps": steps,
-        "guidance_scale": guidance,
-        "size": size,
-        "num_frames": frames,
+        "prompt": options["prompt"],
+        "seed": options["seed"],
+        "num_inference_steps": options["steps"],
+        "guidance_scale": options["guidance"],
+        "size": options["size"],
+        "num_frames": options["frames"],
     }
-    with user_errors():
-        if compare and sampler not in (None, "iv-mixed"):
-            raise InvalidParameter("sampler", f"--compare runs ddim and iv-mixed; leave out --sampler {sampler}.")
-        entry = ModelRegistry.of(load_settings()).get(model)
-        name = "iv-mixed" if compare else sampler
-        mixed = entry.resolve(_request(request, {**settings, "name": name}))
-        plain = [entry.resolve(_request({**request, "seed": mixed.seed}, {"name": "ddim"}))] if compare else []
-        engine = Engine(entry)
-        start = time.perf_counter()
-        clips = [_generate(engine, generation) for generation in (*plain, mixed)]
-    pictures = [clip.frames.numpy() for clip in clips]
-    pixels = video.side_by_side(pictures, ["DDIM", "IV-mixed"]) if compare else pictures[0]
-    output = output.expanduser()
-    video.write_mp4(pixels, output, fps=mixed.fps)
-    calls = ", ".join(f"{count} {network}" for network, count in mixed.network_calls.items())
-    typer.echo(f"{output}: seed {mixed.seed}, {time.perf_counter() - start:.1f} s, network calls: {calls}")
+    mixed = entry.resolve(_request(request, {**settings, "name": "iv-mixed" if options["compare"] else sampler}))
+    if not options["compare"]:
+        return [mixed]
+    return [entry.resolve(_request({**request, "seed": mixed.seed}, {"name": "ddim"})), mixed]
 
 
 def _request(fields: dict[str, Any], sampler: dict[str, Any]) -> VideoRequest:

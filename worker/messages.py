@@ -1,4 +1,4 @@
-"""What parent and child say to each other. Plain data, so that the parent can import it without torch."""
+"""Messages between parent and child, as plain data that the parent can import without torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from service.jobs.model import Generation, Job, Output, Phase
 
 @dataclass(frozen=True)
 class Run:
-    """`may_resume`: an earlier execution got somewhere, and may have left its state behind."""
+    """Work on this job. `may_resume`: an earlier execution made progress and may have stored a checkpoint."""
 
     job: Job
     execution_id: str
@@ -22,25 +22,29 @@ class Run:
 
 @dataclass(frozen=True)
 class Cancel:
-    """Stop this execution between two steps; for any other it means nothing."""
+    """Stop this execution after the current step. Ignored if the child works on another one."""
 
     execution_id: str
 
 
 @dataclass(frozen=True)
 class Drain:
-    """Like Cancel, but somebody will go on: leave the state behind."""
+    """Like Cancel, but store a checkpoint first: another worker will resume the job."""
 
     execution_id: str
 
 
 @dataclass(frozen=True)
 class Ready:
+    """The models are loaded."""
+
     seconds: float  # spent loading the models
 
 
 @dataclass(frozen=True)
 class Progress:
+    """A phase began or a step ended: `step` of `total` sampling steps are done."""
+
     phase: Phase
     step: int
     total: int
@@ -48,21 +52,23 @@ class Progress:
 
 @dataclass(frozen=True)
 class Sampled:
-    """The networks are free for the next job; how this one goes on is told on the second line."""
+    """All steps are done and the networks are free. Decoding and upload are reported on the second pipe."""
 
     execution_id: str
 
 
 @dataclass(frozen=True)
 class Done:
+    """The video is stored."""
+
     output: Output
     timings: dict[str, float]  # seconds per phase
-    peak_memory_mb: float | None
+    peak_memory_mb: float | None  # MiB; None if not measured
 
 
 @dataclass(frozen=True)
 class Failed:
-    """`is_broken`: this process can do no more work and wants to be replaced."""
+    """The job failed with this error code and text. `is_broken`: the child process must be replaced."""
 
     code: str
     message: str
@@ -74,6 +80,8 @@ class Failed:
 class Stopped:
     """The answer to Cancel and Drain."""
 
+
+INTERNAL_ERROR = "The video could not be generated because of an internal error; see the server log."
 
 Order = Run | Cancel | Drain
 Message = Ready | Progress | Sampled | Done | Failed | Stopped

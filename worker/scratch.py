@@ -1,7 +1,7 @@
-"""Finished files on this machine's disk, kept until they are stored and the record says so: a clip takes minutes, and
-the storage may be away just when it is done.
+"""Finished files on the local disk, kept until they are uploaded and the job is completed: sampling takes minutes, and
+the storage may be unavailable when it ends.
 
-One folder per execution; `finish` marks it as whole. Knows folders; nothing of what is in them.
+One folder per execution; `finish` marks it as complete.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 log = logging.getLogger("ivmix.child")
 
-KEEP_S = 86400.0  # what nobody claimed for so long belongs to a job that ended elsewhere
+KEEP_S = 86400.0  # a folder unclaimed for this long belongs to a job that ended elsewhere
 MARK = "finished"
 
 
@@ -34,13 +34,13 @@ class Scratch:
         (folder / MARK).touch()
 
     def claim(self, job_id: str, execution_id: str) -> Path | None:
-        """What an earlier execution of this job finished here, now ours alone; None if there is nothing."""
+        """Take over the folder that an earlier execution of this job finished here. None if there is none."""
         ours = self._folder(job_id, execution_id)
         for mark in sorted((self._root / job_id).glob(f"*/{MARK}"), key=_age):
             try:
-                os.rename(mark.parent, ours)  # of several that try, one succeeds
+                os.rename(mark.parent, ours)  # atomic: only one process succeeds
             except OSError as e:
-                log.info("%s is not taken over: %s", mark.parent, e.strerror)
+                log.info("cannot take over %s: %s", mark.parent, e.strerror)
             else:
                 return ours
         return None
@@ -53,7 +53,7 @@ class Scratch:
         oldest = time.time() - older_than_s
         for folder in self._root.glob("*/*"):
             if _age(folder) < oldest:
-                log.warning("%s is given up: nobody came for it", folder)
+                log.warning("removing stale %s", folder)
                 self.discard(folder.parent.name, folder.name)
 
     def _folder(self, job_id: str, execution_id: str) -> Path:
@@ -63,7 +63,7 @@ class Scratch:
 def _age(path: Path) -> float:
     try:
         return path.stat().st_mtime
-    except FileNotFoundError:  # somebody was quicker
+    except FileNotFoundError:  # another process removed it
         return time.time()
 
 

@@ -1,4 +1,4 @@
-"""What RQ calls by name in the parent. `install` is told, before the work begins, who does it."""
+"""The function that RQ calls by dotted name in the parent. `install` sets its runner and worker first."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def install(runner: Runner, worker: GenerationWorker) -> None:
 
 
 def generate(job_id: str) -> bool:
-    """Run one job. Returns whether RQ's entry is needed no more."""
+    """Run one job. Returns whether RQ's entry can be deleted."""
     job = get_current_job()
     if _installed is None or job is None:
         raise RuntimeError("worker.tasks.generate runs inside `ivmix worker` only")
@@ -26,5 +26,5 @@ def generate(job_id: str) -> bool:
         worker.execution_id,
         on_beat=lambda: worker.beat(job),
         is_draining=lambda: worker.is_draining,
-        on_over=lambda: worker.close_entry(job),
+        on_finished=lambda: worker.close_entry(job),
     )

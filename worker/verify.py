@@ -8,7 +8,6 @@ import typer
 
 from service.catalog.model_entry import ModelEntry
 from service.catalog.registry import ModelRegistry
-from service.cli.errors import user_errors
 from service.settings import load_settings
 from worker.networks.component_loader import check_files, check_shapes
 
@@ -30,9 +29,8 @@ app = typer.Typer(add_completion=False)
 @app.command()
 def main(name: str) -> None:
     """Check a model on this machine."""
-    with user_errors():
-        for line in verify(ModelRegistry.of(load_settings()).entry(name)):
-            typer.echo(line)
+    for line in verify(ModelRegistry.of(load_settings()).entry(name)):
+        typer.echo(line)
     typer.echo(f"{name}: OK")
 
 

@@ -66,7 +66,7 @@ def is_generate_queue(name: str) -> bool:
 def generate_queue(redis: Redis, model: str, *, job_timeout_s: int = 1800) -> Queue:
     """Return a model's queue. Entries are JSON: pickle, RQ's default, can run code when it is loaded."""
     if job_timeout_s <= 0:
-        raise ValueError(f"job_timeout_s={job_timeout_s} must be positive, or a job could hold a GPU for ever")
+        raise ValueError(f"job_timeout_s={job_timeout_s} must be positive, or a job could hold a GPU forever")
     return Queue(generate_queue_name(model), connection=redis, serializer="json", default_timeout=job_timeout_s)
 
 

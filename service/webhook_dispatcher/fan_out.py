@@ -10,7 +10,8 @@ import logging
 from dataclasses import dataclass
 
 from service.jobs.model import EventType, Job, JobState
-from service.jobs.outbox import Record, job_of
+from service.jobs.outbox import job_of
+from service.redis_records import Record
 from service.webhooks.deliveries import Delivery, creation_commands, new_delivery
 from service.wire.video import Renderer
 from service.wire.webhook import payload

@@ -33,7 +33,7 @@ def test_hadolint_sees_what_is_wrong(tmp_path: Path) -> None:
 
 
 def hadolint(dockerfile: Path) -> str:
-    """What it complains about."""
+    """The linter's findings."""
     ran = subprocess.run([HADOLINT, dockerfile], capture_output=True, text=True, check=False)
     assert (ran.returncode == 0) == (ran.stdout == ""), ran.stderr
     return ran.stdout

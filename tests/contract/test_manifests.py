@@ -42,7 +42,7 @@ def one(overlay: str, kind: str, name: str) -> Document:
 
 
 def validate(document: Document) -> None:
-    """Raises ValidationError; pydantic's where Kubernetes has no schema of its own."""
+    """Raises ValidationError; pydantic's where Kubernetes has no schema."""
     if document["kind"] in FIELDS:
         FIELDS[document["kind"]].model_validate(document)
     else:
@@ -167,7 +167,7 @@ def test_services_autoscalers_and_policies_find_what_they_name(overlay: str) -> 
                     for path in rule["http"]["paths"]:
                         assert ("Service", path["backend"]["service"]["name"]) in names, name
             case "NetworkPolicy":
-                assert _selects_somebody(spec["podSelector"], pods), name
+                assert _selects_a_pod(spec["podSelector"], pods), name
             case "ServiceMonitor":
                 wanted = spec["selector"]["matchLabels"].items()
                 services = [d for d in found if d["kind"] == "Service" and wanted <= d["metadata"]["labels"].items()]
@@ -182,7 +182,7 @@ def test_services_autoscalers_and_policies_find_what_they_name(overlay: str) -> 
         assert used <= claims
 
 
-def _selects_somebody(selector: Document, pods: list[dict[str, str]]) -> bool:
+def _selects_a_pod(selector: Document, pods: list[dict[str, str]]) -> bool:
     for expression in selector.get("matchExpressions", []):
         assert expression["operator"] == "In"
         if not all(any(labels.get(expression["key"]) == v for labels in pods) for v in expression["values"]):
@@ -214,7 +214,7 @@ def test_worker_is_given_one_gpu_time_to_drain_and_no_twin(overlay: str) -> None
 
 def test_scaling_counts_the_lists_that_the_workers_use() -> None:
     spec = one("production", "ScaledObject", "worker-animatediff")["spec"]
-    queue = Queue(generate_queue_name("animatediff"), connection=Redis(), serializer="json")  # connects to nobody
+    queue = Queue(generate_queue_name("animatediff"), connection=Redis(), serializer="json")  # does not connect
     lists = {trigger["name"]: trigger["metadata"]["listName"] for trigger in spec["triggers"]}
     assert lists == {"queued": queue_key("animatediff"), "running": StartedJobRegistry(queue=queue).key}
     assert spec["advanced"]["scalingModifiers"]["formula"] == " + ".join(lists)

@@ -474,13 +474,13 @@ class TestWithoutRedis:
         assert error_of(answer, 503)["code"] == "service_unavailable"
         assert answer.headers["retry-after"]
 
-    def test_a_server_that_hangs_is_not_ready_within_a_second(self, settings: Settings) -> None:
+    def test_a_server_that_hangs_is_not_ready_without_a_long_wait(self, settings: Settings) -> None:
         with socket.create_server(("127.0.0.1", 0)) as silent:
             url = f"redis://127.0.0.1:{silent.getsockname()[1]}"
             with services_for(settings.model_copy(update={"redis_url": url})) as services:
                 answer = TestClient(create_app(services)).get("/readyz")
         assert answer.status_code == 503
-        assert answer.elapsed.total_seconds() < 1
+        assert answer.elapsed.total_seconds() < 4  # the probe's short timeout, not the 5 s of other commands
 
     def test_a_server_that_cannot_write_is_not_ready_and_takes_no_job(
         self, client: TestClient, services: Services

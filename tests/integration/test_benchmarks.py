@@ -2,27 +2,42 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 
 def run(*command: str) -> str:
+    """Run a command in a new process and return what it prints."""
     done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-def test_quality_benchmark_prints_a_table_and_goes_on_from_what_it_left(tmp_path: Path) -> None:
+@pytest.fixture
+def run_here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Like `run`, but in this process, which has torch and diffusers loaded already."""
+
+    def run_main(module: str, *arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", [module, *arguments])
+        importlib.import_module(module).main()
+        return capsys.readouterr().out
+
+    return run_main
+
+
+def test_quality_benchmark_prints_a_table_and_resumes(tmp_path: Path, run_here: Callable[..., str]) -> None:
     result, sheet = tmp_path / "quality.json", tmp_path / "quality.png"
     small = ("benchmarks.quality", "--prompts", "2", "--steps", "2", "--processes", "1", "--arms", "fused")
     files = ("--json", str(result), "--sheet", str(sheet))
-    run(*small, "--seeds", "1", *files)
+    run_here(*small, "--seeds", "1", *files)
     first = json.loads(result.read_text())["arms"]["fused (experimental)"]
-    printed = run(*small, "--seeds", "2", *files)
+    printed = run_here(*small, "--seeds", "2", *files)
     both = json.loads(result.read_text())["arms"]["fused (experimental)"]
     assert list(both) == ["0", "1"]
     assert both["0"] == first["0"]  # not drawn again
@@ -34,7 +49,7 @@ def test_quality_benchmark_prints_a_table_and_goes_on_from_what_it_left(tmp_path
     assert sheet.stat().st_size > 1000
 
 
-def test_api_load_prints_latencies_of_creating_and_polls_beside_a_bare_endpoint(tmp_path: Path) -> None:
+def test_api_load_prints_latencies_of_creating_and_polls_and_of_a_bare_endpoint(tmp_path: Path) -> None:
     result = tmp_path / "load.json"
     quick = ("--rates", "5", "10", "--seconds", "1", "--rounds", "1", "--connections", "2", "--json", str(result))
     printed = run("benchmarks.api_load", *quick)
@@ -49,11 +64,11 @@ def test_api_load_prints_latencies_of_creating_and_polls_beside_a_bare_endpoint(
     assert all(0 < rate["p50"] <= rate["p95"] <= rate["p99"] for rate in found["create"].values())
 
 
-def test_evaluation_scores_a_variant(tmp_path: Path) -> None:
+def test_evaluation_scores_a_variant(tmp_path: Path, run_here: Callable[..., str]) -> None:
     result = tmp_path / "evaluation.json"
     files = ("--json", str(result), "--sheet", str(tmp_path / "sheet.png"))
     few = ("--prompts", "3", "--processes", "1", "--only-variants", "--variant", '{"steps": 2, "interval": [0, 1]}')
-    run("demo.evaluate", *few, *files)
+    run_here("demo.evaluate", *few, *files)
     (row,) = json.loads(result.read_text())["rows"].values()
     assert row["calls"] == 6  # two ordinary steps and one zig-zag of four moves
     assert 0 <= row["shape"] <= 1

@@ -60,12 +60,12 @@ def test_prompt_that_cannot_be_drawn_is_one_clear_sentence(tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == []
 
 
-def test_submit_brings_the_video_from_a_running_server(tmp_path: Path) -> None:
-    with ivmix_up(tmp_path / "data") as (_, url):
-        run = ivmix("submit", PROMPT, "-o", "out.mp4", "--steps", "2", "--seed", "5", "--url", url, cwd=tmp_path)
-        assert run.returncode == 0, run.stderr
-        refused = ivmix("submit", "a horse", "--url", url, cwd=tmp_path)
-        taken = ivmix("up", "--port", url.rpartition(":")[2], "--data", str(tmp_path / "other"), cwd=tmp_path)
+def test_submit_brings_the_video_from_a_running_server(demo_server: str, tmp_path: Path) -> None:
+    url = demo_server
+    run = ivmix("submit", PROMPT, "-o", "out.mp4", "--steps", "2", "--seed", "5", "--url", url, cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    refused = ivmix("submit", "a horse", "--url", url, cwd=tmp_path)
+    taken = ivmix("up", "--port", url.rpartition(":")[2], "--data", str(tmp_path / "other"), cwd=tmp_path)
     assert read_mp4(tmp_path / "out.mp4").shape == (8, 384, 384, 3)
     assert (refused.returncode, "'horse'" in refused.stderr) == (1, True)
     assert (taken.returncode, "is in use" in taken.stderr) == (1, True)
@@ -86,7 +86,7 @@ def test_worker_without_redis_says_what_to_set(tmp_path: Path) -> None:
 
 
 class TestKeys:
-    def test_a_key_is_made_used_listed_and_revoked_beside_a_running_server(self, tmp_path: Path) -> None:
+    def test_a_key_is_made_used_listed_and_revoked_while_a_server_runs(self, tmp_path: Path) -> None:
         data = tmp_path / "data"
         with ivmix_up(data, "--workers", "0", IVMIX_AUTH="keys") as (_, url), httpx2.Client(base_url=url) as http:
             made = ivmix(

@@ -1,5 +1,5 @@
-"""What compose file and manifests start beside our own programs, started here: the Valkey with their configuration, the
-bucket's maker against an S3 server, the API's health check against an API."""
+"""Servers that the compose file and manifests start in addition to ours: Valkey with their configuration, the bucket
+creation against an S3 server, the API's health check against an API."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _from_manifests(folder: Path) -> list[str]:
 
 @contextmanager
 def running(command: list[str], folder: Path, password: str) -> Iterator[int]:
-    """The server on a port of its own, its data in `folder`."""
+    """The server on a free port, its data in `folder`."""
     port = free_port()
     (folder / "bin").mkdir()
     (folder / "bin" / "valkey-server").symlink_to(find_valkey_binary())
@@ -98,7 +98,7 @@ def test_bucket_is_made_once(s3: Settings, tmp_path: Path) -> None:
     assert names.count("made-by-compose") == 1
 
 
-def test_health_check_of_the_api_tells_ready_from_away(server: str) -> None:
+def test_health_check_of_the_api_distinguishes_ready_from_unreachable(server: str) -> None:
     _, *command = compose()["services"]["api"]["healthcheck"]["test"]
     command[0] = sys.executable
 

@@ -4,21 +4,13 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.doc_examples import ADDRESS, DOCS, README, example
 from tests.external_programs import run, sdk_node, sdk_python
-from tests.processes import ivmix_up
 from worker.child.video import read_mp4
-
-
-@pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with ivmix_up(tmp_path_factory.mktemp("up")) as (_, url):
-        yield url
 
 
 def is_a_video(file: Path) -> bool:
@@ -31,30 +23,30 @@ def code(document: Path, language: str, containing: str, url: str) -> str:
     return text.replace(ADDRESS, url)
 
 
-def test_curl(url: str, tmp_path: Path) -> None:
+def test_curl(demo_server: str, tmp_path: Path) -> None:
     if shutil.which("curl") is None:
         pytest.skip("this machine has no curl")
-    run("bash", "-euo", "pipefail", "-c", code(README, "bash", "curl", url), cwd=tmp_path)
+    run("bash", "-euo", "pipefail", "-c", code(README, "bash", "curl", demo_server), cwd=tmp_path)
     assert is_a_video(tmp_path / "out.mp4")
 
 
-def test_python(url: str, tmp_path: Path) -> None:
+def test_python(demo_server: str, tmp_path: Path) -> None:
     python = str(sdk_python("3.54.0"))
     # A deprecation warning that the example does not filter is an error here.
     strict = ("-W", "error::DeprecationWarning:__main__")
-    run(python, *strict, "-c", code(README, "python", "create_and_poll", url), cwd=tmp_path)
+    run(python, *strict, "-c", code(README, "python", "create_and_poll", demo_server), cwd=tmp_path)
     assert is_a_video(tmp_path / "out.mp4")
 
 
-def test_javascript(url: str, tmp_path: Path) -> None:
+def test_javascript(demo_server: str, tmp_path: Path) -> None:
     node, _ = sdk_node("7.57.0")
     script = tmp_path / "example.mjs"
-    script.write_text(code(DOCS / "api.md", "js", "fetch", url))
+    script.write_text(code(DOCS / "api.md", "js", "fetch", demo_server))
     run(str(node), str(script), cwd=tmp_path)
     assert is_a_video(tmp_path / "out.mp4")
 
 
-def test_submit(url: str, tmp_path: Path) -> None:
+def test_submit(demo_server: str, tmp_path: Path) -> None:
     prompt = "a red circle moving left on a teal background"
-    run(sys.executable, "-m", "service.cli", "submit", prompt, "-o", "out.mp4", "--url", url, cwd=tmp_path)
+    run(sys.executable, "-m", "service.cli", "submit", prompt, "-o", "out.mp4", "--url", demo_server, cwd=tmp_path)
     assert is_a_video(tmp_path / "out.mp4")

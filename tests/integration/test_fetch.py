@@ -18,7 +18,7 @@ from tests.fake_hub import Hub, serve_hub
 from tests.processes import clean_environment, wait_for
 from tests.tiny_models import ENTRY, save_model
 
-REPO = "somebody/tiny-modelscope"
+REPO = "owner/tiny-modelscope"
 PARTS = ("tokenizer", "text_encoder", "vae", "unet", "scheduler", "image_unet", "image_tokenizer", "image_text_encoder")
 BIG = "unet/diffusion_pytorch_model.safetensors"
 
@@ -31,7 +31,7 @@ def hub() -> Iterator[Hub]:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """A whole model as its repository holds it, with things nobody needs beside it."""
+    """A whole model as its repository has it, with files that are not needed."""
     folder = tmp_path_factory.mktemp("repo")
     save_model("modelscope", folder)
     content = {f.relative_to(folder).as_posix(): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
@@ -155,7 +155,7 @@ def test_one_unknown_file_among_pinned_ones_is_fetched_and_recorded(
 def test_file_that_is_not_what_the_registry_says_is_thrown_away(
     machine: Machine, hub: Hub, files: dict[str, bytes]
 ) -> None:
-    """The hub tells the sha256 of weights itself, so a wrong one is not even fetched; a small file is read."""
+    """The hub reports the sha256 of weights, so a wrong one is not even fetched; a small file is read."""
     revision = hub.commit(REPO, files)
     for name, said_of_it in ((BIG, "not fetched"), ("unet/config.json", "deleted")):
         machine.register(f'revision = "{revision}"', pins(files, **{name: "0" * 64}))

@@ -76,8 +76,9 @@ class TestQueueReport:
         environment = {
             "IVMIX_REDIS_URL": str(services.settings.redis_url),
             "IVMIX_DATA_DIR": str(services.settings.data_dir),
+            "FAKE_STEP_S": "0.1",
         }
-        with worker(environment):
+        with worker(environment, "tests.fake_worker"):
             model = wait_for(busy, timeout_s=120)
             [at] = model["workers"]
             assert (model["queued"], model["running"], model["videos_per_hour"]) == (1, 1, 1)

@@ -1,4 +1,4 @@
-"""What the service image is made of: the steps of its Dockerfile, in an environment of their own."""
+"""The installation steps of the service image's Dockerfile, in a separate environment."""
 
 from __future__ import annotations
 

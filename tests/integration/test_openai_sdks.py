@@ -44,6 +44,6 @@ def test_the_python_sdk_of_openai(url: str, new_key: Callable[[], str], tmp_path
 
 def test_the_node_package_of_openai(url: str, new_key: Callable[[], str]) -> None:
     node, folder = sdk_node("7.57.0")
-    script = folder / "openai_videos.mjs"  # beside its node_modules
+    script = folder / "openai_videos.mjs"  # next to its node_modules
     script.write_text((SCRIPTS / "openai_videos.mjs").read_text())
     assert run(str(node), str(script), f"{url}/v1", new_key()).strip() == "well"

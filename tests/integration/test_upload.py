@@ -99,7 +99,7 @@ def test_a_fresh_job_has_nothing_to_find(delivery: Uploader, job: Job) -> None:
 
 
 def test_what_was_stored_is_found_and_not_sent_again(delivery: Uploader, proxy: FaultyProxy, job: Job) -> None:
-    """The worker was killed, or Redis was away, between the upload and the commit."""
+    """The worker was killed, or Redis was unreachable, between the upload and the commit."""
     first = deliver(delivery, job)
     proxy.seen.clear()
     again = find(delivery, job.model_copy(update={"execution_id": "e2"}))
@@ -155,8 +155,8 @@ def test_files_on_scratch_that_were_harmed_are_not_stored(
 ) -> None:
     with pytest.raises(Stop):
         deliver(delivery, job, stop=True)
-    film = tmp_path / "scratch" / job.id / "e1" / "video.mp4"
-    film.write_bytes(film.read_bytes()[:-1] + b"x")
+    video = tmp_path / "scratch" / job.id / "e1" / "video.mp4"
+    video.write_bytes(video.read_bytes()[:-1] + b"x")
     assert find(delivery, job) is None
     assert list(storage.list("")) == []
     assert deliver(delivery, job, "e2").is_complete(storage)

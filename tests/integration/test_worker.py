@@ -1,8 +1,7 @@
-"""A real worker process with the demo models, and what happens to its job when something is killed or told to stop."""
+"""A real worker process with the demo models: its jobs, cancellation, shutdown, and a model that does not load."""
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import threading
@@ -87,34 +86,6 @@ def test_finished_files_are_in_the_storage_before_the_job_is_completed(
     assert job.peak_memory_mb > 50
 
 
-def test_job_whose_child_is_killed_is_done_by_the_next_child(
-    services: Services, environment: dict[str, str], submit: Callable[[int], str], child_of: Callable[[int], int]
-) -> None:
-    job_id = submit(60)
-    with worker(environment) as process:
-        reaches_step(services, job_id, 2)
-        os.kill(child_of(process.pid), signal.SIGKILL)
-        job = reaches(services, job_id, JobState.COMPLETED)
-        assert process.poll() is None, "the parent lives on"
-    assert job.attempt == 2
-
-
-def test_stopped_worker_gives_its_job_back_and_the_next_worker_takes_it(
-    services: Services, environment: dict[str, str], submit: Callable[[int], str], queue: Queue
-) -> None:
-    first, second = submit(LONG), submit(1)
-    with worker(environment) as process:
-        reaches_step(services, first, 1)
-        process.terminate()
-        assert process.wait(30) == 0
-    job = services.store.get(first)
-    assert job is not None
-    assert (job.state, job.error) == (JobState.QUEUED, None)
-    assert queue.job_ids == [first, second]  # at the front, where it was
-    with worker(environment):
-        reaches_step(services, first, 1)
-
-
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGKILL, -9)])
 def test_worker_that_ends_while_it_loads_takes_its_child_with_it(
     environment: dict[str, str], child_of: Callable[[int], int], number: signal.Signals, code: int
@@ -142,9 +113,9 @@ def test_running_job_is_cancelled_between_two_steps_and_the_models_stay(
 def test_function_that_is_not_ours_is_not_run(
     services: Services, environment: dict[str, str], queue: Queue, tmp_path: Path
 ) -> None:
-    """Whoever can write to Redis must not choose what a GPU worker runs."""
+    """Write access to Redis must not allow choosing what a GPU worker runs."""
     evil = queue.enqueue("os.mkdir", str(tmp_path / "owned"))
-    with worker(environment):
+    with worker(environment, "tests.fake_worker"):
         wait_for(lambda: evil.get_status(refresh=True) in ("failed", "finished") or None, timeout_s=180)
     assert not (tmp_path / "owned").exists()
 
@@ -157,10 +128,11 @@ def test_model_that_does_not_load_ends_the_worker_with_an_error(environment: dic
         assert process.wait(60) == 1
 
 
-def test_worker_ends_when_it_is_told_to_even_without_redis(tmp_path: Path) -> None:
-    """Its supervisor is gone and so is the embedded server: RQ would wait for the server for ever."""
+def test_worker_stops_on_sigterm_even_without_redis(tmp_path: Path) -> None:
+    """Its supervisor and the embedded server have ended: RQ alone would wait for the server forever."""
     server = EmbeddedValkey(tmp_path)
-    with worker({"IVMIX_REDIS_URL": server.start(), "IVMIX_DATA_DIR": str(tmp_path)}) as process:
+    environment = {"IVMIX_REDIS_URL": server.start(), "IVMIX_DATA_DIR": str(tmp_path)}
+    with worker(environment, "tests.fake_worker") as process:
         wait_for(lambda: "idle" in worker_states(server) or None, hint="for the worker to wait for jobs")
         server.stop()
         time.sleep(DEQUEUE_S + 2)
@@ -175,7 +147,9 @@ def worker_states(server: EmbeddedValkey) -> list[str]:
         return [redis.hget(key, "state") or "" for key in redis.keys("rq:worker:*") if redis.type(key) == "hash"]
 
 
-def test_between_two_jobs_rqs_books_are_written_once(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_between_two_jobs_rqs_worker_record_is_written_once(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Every write waits for the disk, and the networks for it: RQ alone writes eleven times."""
     worker = GenerationWorker(services.redis, "demo", threading.Event())
     now = time.monotonic()

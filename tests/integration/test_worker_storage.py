@@ -107,7 +107,7 @@ def test_a_short_outage_is_waited_out_a_long_one_fails_the_job_and_the_worker_go
 def test_a_finished_clip_is_not_drawn_again(
     services: Services, proxy: FaultyProxy, environment: dict[str, str]
 ) -> None:
-    """Its worker was stopped while the storage was away; its commit was lost."""
+    """Its worker was stopped while the storage was unreachable; its commit was lost."""
     job_id = submit(services)
     with worker(environment) as process:
         has_checked(proxy)

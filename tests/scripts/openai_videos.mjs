@@ -22,8 +22,8 @@ assert.equal(made.sampler.name, "ddim");
 const done = await ended(made.id);
 assert.deepEqual([done.status, done.progress, done.error], ["completed", 100, null]);
 
-const film = Buffer.from(await (await client.videos.downloadContent(made.id)).arrayBuffer());
-assert.equal(film.subarray(4, 8).toString(), "ftyp");
+const video = Buffer.from(await (await client.videos.downloadContent(made.id)).arrayBuffer());
+assert.equal(video.subarray(4, 8).toString(), "ftyp");
 const thumbnail = await client.videos.downloadContent(made.id, { variant: "thumbnail" });
 assert.equal(thumbnail.headers.get("content-type"), "image/webp");
 

@@ -19,9 +19,9 @@ assert (made.seconds, made.size, made.model_extra["metadata"]) == ("1", "384x384
 done = client.videos.poll(made.id, poll_interval_ms=200)
 assert (done.status, done.progress, done.error) == ("completed", 100, None), done
 
-film = folder / f"{openai.__version__}.mp4"
-client.videos.download_content(done.id).write_to_file(film)
-assert film.read_bytes()[4:8] == b"ftyp"
+file = folder / f"{openai.__version__}.mp4"
+client.videos.download_content(done.id).write_to_file(file)
+assert file.read_bytes()[4:8] == b"ftyp"
 assert client.videos.download_content(done.id, variant="thumbnail").read()[8:12] == b"WEBP"
 assert client.videos.download_content(done.id, variant="spritesheet").read()[:2] == b"\xff\xd8"
 

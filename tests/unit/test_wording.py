@@ -11,7 +11,7 @@ from tests.wording import findings
         ("# the answer is the film", "film"),
         ("told_of = {}", "told"),
         ("Whoever asks", "Whoever"),
-        ("a process of its own", "of its own"),
+        ("in a process of its own.", "of its own"),
         ("it goes on where it stopped", "goes on where"),
         ("while Redis is away", "is away"),
     ],

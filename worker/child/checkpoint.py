@@ -1,5 +1,5 @@
 """The state of a run between two steps, and its file: safetensors, with a checksum and the fingerprint of what it is
-the state of. A file that is anything else is no checkpoint. Knows tensors; nothing of jobs or where files lie.
+the state of. Any other file is rejected. Independent of jobs and storage.
 """
 
 # pyright: reportUnknownVariableType=false, reportUnknownMemberType=false, reportUnknownArgumentType=false
@@ -42,7 +42,7 @@ class Checkpoint:
 
     @classmethod
     def read(cls, path: Path, fingerprints: Collection[str], shape: Sequence[int], device: torch.device) -> Self | None:
-        """None, with a word in the log, for a file that is damaged or that is the state of another run."""
+        """None, with a log line, if the file is corrupt or belongs to another run."""
         try:
             with safe_open(path, framework="pt") as file:
                 metadata: dict[str, str] = dict(file.metadata() or {})
@@ -50,9 +50,9 @@ class Checkpoint:
                 tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in names}
             sha256 = metadata.pop("sha256")
             if _digest(tensors, metadata) != sha256:
-                raise ValueError("its checksum is wrong")
+                raise ValueError("checksum mismatch")
             if metadata["fingerprint"] not in fingerprints:
-                raise ValueError("it is the state of another run: model, request or software differ")
+                raise ValueError("checkpoint of another run: model, request or software version differ")
             latents = tensors[LATENTS]
             if tuple(latents.shape) != tuple(shape) or not latents.isfinite().all():
                 raise ValueError(f"its latents {tuple(latents.shape)} are not finite ones of {tuple(shape)}")

@@ -1,7 +1,6 @@
-"""Keeps the latest state of one job in the storage, so that another worker can go on where this one stopped.
+"""Stores the latest checkpoint of one job, so that another worker can resume it.
 
-Best effort by design: a state that cannot be stored costs nothing but work. Knows files and the storage; what a state
-is, is the engine's business.
+Best effort: if a checkpoint cannot be stored, the job repeats the steps since the last one.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from service.storage import VideoStorage, sha256_of
 
 log = logging.getLogger("ivmix.child")
 
-SAVE_S = 4.0  # what a drain waits for: a worker that is told to stop has to end
+SAVE_S = 4.0  # how long a drain waits for the checkpoint: the worker has to exit
 
 
 class State(Protocol):
@@ -37,7 +36,7 @@ class CheckpointWriter:
         self._last = time.monotonic()
 
     def fetch(self, folder: Path) -> Path | None:
-        """A file in `folder` with the state that an earlier execution left, if there is one."""
+        """Download the checkpoint of an earlier execution into `folder`. None if there is none."""
         path = folder / "checkpoint"
         try:
             if self._storage.size(self._key) is None:
@@ -50,20 +49,20 @@ class CheckpointWriter:
             return None
 
     def offer(self, state: State) -> None:
-        """Told after every step; saves what is due and drops the rest."""
+        """Called after every step. Saves the state if a save is due, and drops it otherwise."""
         self._latest = state
         is_due = time.monotonic() - self._last >= self._every_s
         if is_due and (self._saving is None or self._saving.done()):
             self._save()
 
     def save_now(self) -> None:
-        """Wait until the latest state is stored, though not for ever."""
+        """Save the latest state and wait for it, at most SAVE_S."""
         if self._latest is not None:
             self._save()
         self._wait()
 
     def close(self) -> None:
-        """The job is over. A state that is still on its way much later arrives, and the maintenance removes it."""
+        """The job is over. Maintenance removes a checkpoint whose upload ends later."""
         self._thread.shutdown(wait=False, cancel_futures=True)
         if not self._has_waited:
             self._wait()

@@ -1,6 +1,6 @@
-"""From a resolved generation to frames: encode the text, run the sampler, decode. Knows nothing of jobs or queues.
+"""From a resolved generation to frames: encode the text, run the sampler, decode. Independent of jobs and queues.
 
-A run can be left after any step and taken up again, elsewhere too, from the state it had then (checkpoint).
+A run can be stopped after any step and resumed from its checkpoint, on another machine too.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sampler import NoiseSchedule, Plan, ddim_plan, free_init_plan, fused_plan, 
 from service.catalog.model_entry import ModelEntry
 from service.jobs.model import Generation, Phase
 from worker.child.checkpoint import Checkpoint
-from worker.child.failures import failure_of
+from worker.child.failures import failed_message
 from worker.child.fingerprint import run_fingerprint, run_fingerprints_0_1, weights_digest
 from worker.messages import Failed
 from worker.networks import cpu_tuning
@@ -31,20 +31,20 @@ from worker.networks.models import Models, default_device, load
 
 log = logging.getLogger("ivmix.child")
 
-# Told before the first step of a phase and after every step; may raise to stop the work.
+# (phase, steps done, total steps); called before a phase and after every step. May raise to stop the run.
 OnProgress = Callable[[Phase, int, int], None]
 
 
-# Told the state after every step of the sampler.
+# Called with the state after every sampling step.
 OnStep = Callable[[Checkpoint], None]
 
 
-def _say_nothing(_phase: Phase, _step: int, _total: int) -> None: ...
-def _keep_nothing(_checkpoint: Checkpoint) -> None: ...
+def _ignore_progress(_phase: Phase, _step: int, _total: int) -> None: ...
+def _ignore_checkpoint(_checkpoint: Checkpoint) -> None: ...
 
 
 @dataclass
-class Sampled:
+class SampledLatents:
     """Latents (1, C, F, h, w) at the end of their plan, and how long each phase took, in seconds."""
 
     latents: Tensor
@@ -78,25 +78,25 @@ class Engine:
     def generate(
         self,
         generation: Generation,
-        on_progress: OnProgress = _say_nothing,
+        on_progress: OnProgress = _ignore_progress,
         *,
-        on_step: OnStep = _keep_nothing,
+        on_step: OnStep = _ignore_checkpoint,
         resume: Path | None = None,
     ) -> Clip:
         """The same generation on the same machine gives the same frames, in one go or resumed from a checkpoint's file.
 
-        Where the memory runs out it goes on from the last step in low-memory mode, once, which rounds differently.
+        If memory runs out it continues once from the last step in low-memory mode, which rounds differently.
         """
         return self.decode(self.sample(generation, on_progress, on_step=on_step, resume=resume), on_progress)
 
     def sample(
         self,
         generation: Generation,
-        on_progress: OnProgress = _say_nothing,
+        on_progress: OnProgress = _ignore_progress,
         *,
-        on_step: OnStep = _keep_nothing,
+        on_step: OnStep = _ignore_checkpoint,
         resume: Path | None = None,
-    ) -> Sampled:
+    ) -> SampledLatents:
         """The first part of `generate`: all calls of the networks."""
         timings: dict[str, float] = {}
         latest: Checkpoint | Path | None = resume
@@ -109,24 +109,24 @@ class Engine:
         try:
             return self._sample(generation, on_progress, note, latest, timings, low_memory=False)
         except torch.OutOfMemoryError as e:
-            log.warning("out of memory, going on in low-memory mode: %s", e)
+            log.warning("out of memory, continuing in low-memory mode: %s", e)
         self._free_memory()  # only here: the exception held on to the tensors of the call that failed
         return self._sample(generation, on_progress, note, latest, timings, low_memory=True)
 
-    def decode(self, sampled: Sampled, on_progress: OnProgress = _say_nothing) -> Clip:
+    def decode(self, sampled: SampledLatents, on_progress: OnProgress = _ignore_progress) -> Clip:
         """The second part of `generate`."""
         if not sampled.low_memory:
             try:
-                return self._decode(sampled, on_progress, at_once=None)
+                return self._decode(sampled, on_progress, frames_per_call=None)
             except torch.OutOfMemoryError as e:
                 log.warning("out of memory, decoding frame by frame: %s", e)
             self._free_memory()
-        return self._decode(sampled, on_progress, at_once=1)
+        return self._decode(sampled, on_progress, frames_per_call=1)
 
-    def _decode(self, sampled: Sampled, on_progress: OnProgress, *, at_once: int | None) -> Clip:
+    def _decode(self, sampled: SampledLatents, on_progress: OnProgress, *, frames_per_call: int | None) -> Clip:
         on_progress(Phase.DECODING, sampled.steps, sampled.steps)
         with _timed(sampled.timings, Phase.DECODING):
-            frames = self.models.decode(sampled.latents, frames_per_call=at_once)
+            frames = self.models.decode(sampled.latents, frames_per_call=frames_per_call)
         return Clip(frames, sampled.timings)
 
     def warm_up(self, generation: Generation) -> None:
@@ -150,7 +150,7 @@ class Engine:
         timings: dict[str, float],
         *,
         low_memory: bool,
-    ) -> Sampled:
+    ) -> SampledLatents:
         plan = self.plan(generation)
         run = (self._weights, self.models.entry.optimise, generation, plan)
         name = run_fingerprint(*run)
@@ -182,15 +182,15 @@ class Engine:
                 latents = step.latents
                 on_step(Checkpoint(name, step.index + 1, latents, step.memory, generator.get_state()))
                 on_progress(Phase.SAMPLING, step.index + 1, total)
-        return Sampled(latents, total, timings, low_memory)
+        return SampledLatents(latents, total, timings, low_memory)
 
-    def failure(self, e: Exception) -> Failed:
-        """What to say of an exception out of `generate`.
+    def failed_message(self, e: Exception) -> Failed:
+        """The `Failed` message for an exception of `generate`.
 
-        The first clip that has no room is too large. When a second one has none, something may be leaking: the job is
-        tried again in a new process.
+        The first clip that runs out of memory is too large. If a second one does, memory may be leaking: the job is
+        retried in a new process.
         """
-        failed = failure_of(e, self.models.device)
+        failed = failed_message(e, self.models.device)
         if isinstance(e, torch.OutOfMemoryError):
             failed = replace(failed, can_retry=self._was_out_of_memory, is_broken=self._was_out_of_memory)
             self._was_out_of_memory = True
@@ -230,7 +230,7 @@ def _free_init(inner: Callable[[], Plan], schedule: NoiseSchedule, *, iterations
 
 
 def _spacing(generation: Generation) -> dict[str, Any]:
-    """The steps that the generation was promised, whatever the model's registry entry says by now."""
+    """The time steps fixed when the job was created, even if the registry entry has changed since."""
     return generation.spacing.model_dump(exclude={"num_train_timesteps"})
 
 

@@ -1,4 +1,4 @@
-"""What went wrong in the engine, in the words of the job's record. The client learns no internals; the log has them."""
+"""Maps exceptions of the engine to the error of the job. Details go to the log, not to the client."""
 
 from __future__ import annotations
 
@@ -7,36 +7,35 @@ import logging
 import torch
 
 from sampler import InvalidSetting, LatentsNotFinite
-from worker.messages import Failed
+from worker.messages import INTERNAL_ERROR, Failed
 from worker.networks.text_encoder import PromptTooLong
 
 log = logging.getLogger("ivmix.child")
 
-OUT_OF_MEMORY = "The GPU has not enough memory for this size and length, even in low-memory mode."
-NOT_FINITE = "The clip became NaN on its way; ask for a lower guidance."
-UNKNOWN = "The video could not be made; the server's log says why."
+OUT_OF_MEMORY = "Not enough GPU memory for this size and num_frames, even in low-memory mode; lower one of them."
+NOT_FINITE = "Sampling diverged (NaN); lower guidance_scale."
 
 
-def failure_of(e: Exception, device: torch.device) -> Failed:
-    """The first class that fits decides."""
+def failed_message(e: Exception, device: torch.device) -> Failed:
+    """The `Failed` message for an exception raised while working on a job."""
     match e:
         case LatentsNotFinite():
             log.error("latents are not finite", exc_info=e)
             return Failed("not_finite", NOT_FINITE, can_retry=False)
         case PromptTooLong():
             return Failed("prompt_too_long", f"A prompt is too long: {e}.", can_retry=False)
-        case InvalidSetting():  # final, and the client's to change; any other ValueError is our mistake
+        case InvalidSetting():  # final, the client can change the request; any other ValueError is a bug
             return Failed("invalid_input", str(e), can_retry=False)
         case torch.OutOfMemoryError():
             log.error("out of memory", exc_info=e)
             return Failed("out_of_memory", OUT_OF_MEMORY, can_retry=False)
         case _:
             log.error("job failed", exc_info=e)
-            return Failed("internal_error", UNKNOWN, can_retry=True, is_broken=is_broken(e, device))
+            return Failed("internal_error", INTERNAL_ERROR, can_retry=True, is_broken=is_broken(e, device))
 
 
 def is_broken(e: Exception, device: torch.device) -> bool:
-    """Whether this process has lost its device: after most CUDA errors every further call fails, until it ends."""
+    """Whether the process must be replaced: after most CUDA errors every further CUDA call in it fails."""
     if isinstance(e, torch.AcceleratorError):
         return True
     if device.type == "cpu":

@@ -1,7 +1,7 @@
 """The child's main loop: load the models once, then turn one generation after another into stored files.
 
-Talks to its parent only, over one pipe; knows nothing of Redis, RQ or HTTP, and of the engine only what it is asked
-for. Signals are the parent's business.
+Two pipes to the parent: one for the job that is sampled, one for the job that is decoded and stored meanwhile.
+Independent of Redis, RQ and HTTP. The parent handles signals.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from service.storage.metrics import StorageCall, measured
 from service.wiring import open_storage
 from worker.child.checkpoint_writer import CheckpointWriter, State
 from worker.child.upload import Uploader
-from worker.messages import Cancel, Done, Drain, Failed, Message, Progress, Ready, Run, Sampled, Stopped
+from worker.messages import INTERNAL_ERROR, Cancel, Done, Drain, Failed, Message, Progress, Ready, Run, Sampled, Stopped
 from worker.scratch import Scratch
 
 if TYPE_CHECKING:
@@ -44,12 +44,11 @@ log = logging.getLogger("ivmix.child")
 
 T = TypeVar("T")
 
-LOOK_S = 0.5  # how often a job that waits for the one before it asks whether to stop
-UNKNOWN = "The video could not be made; the server's log says why."
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk, quota, or the process's own limit is used up
+CANCEL_POLL_S = 0.5  # how often a job that waits for the previous upload checks for cancellation
+DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk, quota, or the process's own limit is used up
 
 
-class Product(Protocol):
+class DecodedVideo(Protocol):
     """Frames (F, H, W, 3) uint8, anything numpy can see, and how long each phase took, in seconds."""
 
     @property
@@ -61,8 +60,8 @@ class Product(Protocol):
 OnProgress = Callable[[Phase, int, int], None]
 
 
-class Producer(Protocol):
-    """What the child needs of an engine. What `sample` gives is for `decode`, which is called in another thread."""
+class VideoEngine(Protocol):
+    """The engine as the child uses it. `decode` takes the result of `sample` and runs in another thread."""
 
     def sample(
         self,
@@ -73,18 +72,18 @@ class Producer(Protocol):
         resume: Path | None,
     ) -> Any: ...
 
-    def decode(self, sampled: Any, on_progress: OnProgress) -> Product: ...
-    def failure(self, e: Exception) -> Failed: ...
+    def decode(self, sampled: Any, on_progress: OnProgress) -> DecodedVideo: ...
+    def failed_message(self, e: Exception) -> Failed: ...
     def peak_memory_mb(self) -> float: ...
 
 
-class _StopAsked(Exception):
-    """The parent wants the job stopped between two steps."""
+class _StopRequested(Exception):
+    """The parent sent Cancel or Drain."""
 
 
 def main(first: Connection, second: Connection, parent: int, settings: Settings, model: str) -> None:
-    def load() -> Producer:
-        from worker.child.engine import Engine  # here: it loads torch, which an engine of one's own may do without
+    def load() -> VideoEngine:
+        from worker.child.engine import Engine  # imports torch, which a test engine does not need
 
         entry = ModelRegistry.of(settings).get(model)
         engine = Engine(entry)
@@ -94,33 +93,37 @@ def main(first: Connection, second: Connection, parent: int, settings: Settings,
     serve(first, second, parent, settings, load)
 
 
-def serve(first: Connection, second: Connection, parent: int, settings: Settings, load: Callable[[], Producer]) -> None:
-    """Until the first line closes. On it a job is sampled; on the second one it is decoded and stored, while the
-    networks have the next."""
+def serve(
+    first: Connection, second: Connection, parent: int, settings: Settings, load: Callable[[], VideoEngine]
+) -> None:
+    """Work until the parent closes the first pipe. Jobs are sampled on the first; the second reports decoding and
+    upload of one job while the networks sample the next."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     configure_logging(settings.log_format)
-    watch_parent(parent, lambda: os._exit(71))  # a child whose parent was killed would hold the GPU for ever
+    watch_parent(parent, lambda: os._exit(71))  # a child whose parent was killed would hold the GPU forever
     began = time.monotonic()
-    engine, line, other = load(), ParentChannel(first), ParentChannel(second)
-    storage = measured(open_storage(settings), line.note)
-    delivery = _delivery(settings, storage)
-    finisher = Postprocessor(engine, other, _delivery(settings, measured(open_storage(settings), other.note)))
-    line.send(Ready(seconds=time.monotonic() - began))
+    engine, channel, other = load(), ParentChannel(first), ParentChannel(second)
+    storage = measured(open_storage(settings), channel.note)
+    uploader = _open_uploader(settings, storage)
+    postprocessor = Postprocessor(engine, other, _open_uploader(settings, measured(open_storage(settings), other.note)))
+    channel.send(Ready(seconds=time.monotonic() - began))
     while True:
         try:
-            message = line.receive()
+            message = channel.receive()
         except (EOFError, OSError):  # the parent is gone, or done with us
             return
         if isinstance(message, Run):
-            keeper = CheckpointWriter(storage, object_keys.checkpoint(message.job.id), every_s=settings.checkpoint_s)
+            checkpoint_writer = CheckpointWriter(
+                storage, object_keys.checkpoint(message.job.id), every_s=settings.checkpoint_s
+            )
             with log_context(video_id=message.job.id, execution_id=message.execution_id):
-                line.send(_run(engine, delivery, keeper, finisher, line, message))
-        # A Cancel or Drain that comes after its job has ended means nothing any more.
+                channel.send(_run(engine, uploader, checkpoint_writer, postprocessor, channel, message))
+        # A Cancel or Drain that arrives after its job has ended is ignored.
 
 
 class ParentChannel:
-    """The pipe to the parent. What threads have to say waits until the main one speaks: a pipe has one writer."""
+    """A pipe to the parent. Storage metrics of other threads wait for the next `send`: a pipe has one writer."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -137,25 +140,25 @@ class ParentChannel:
     def receive(self) -> object:
         return self._connection.recv()
 
-    def has_word(self) -> bool:
+    def has_message(self) -> bool:
         return self._connection.poll()
 
 
-class Reporter:
-    """Tells the parent of progress, and raises when the parent wants the job stopped."""
+class ProgressReporter:
+    """Sends progress to the parent and raises _StopRequested after a Cancel or Drain."""
 
-    def __init__(self, line: ParentChannel, run: Run, keeper: CheckpointWriter) -> None:
-        self._line, self._run, self._keeper = line, run, keeper
+    def __init__(self, channel: ParentChannel, run: Run, checkpoint_writer: CheckpointWriter) -> None:
+        self._line, self._run, self._keeper = channel, run, checkpoint_writer
 
     def __call__(self, phase: Phase, step: int, total: int) -> None:
         self._line.send(Progress(phase, step, total))
-        while self._line.has_word():
+        while self._line.has_message():
             match self._line.receive():
                 case Cancel(self._run.execution_id):
-                    raise _StopAsked
+                    raise _StopRequested
                 case Drain(self._run.execution_id):
                     self._keeper.save_now()
-                    raise _StopAsked
+                    raise _StopRequested
                 case _:
                     pass
 
@@ -171,69 +174,71 @@ class Reporter:
 
 
 class Postprocessor:
-    """Decodes and stores one clip in a thread of its own, and says on the second line how that went."""
+    """Decodes and stores one clip in a separate thread and reports the outcome on the second pipe."""
 
-    def __init__(self, engine: Producer, line: ParentChannel, delivery: Uploader) -> None:
-        self._engine, self._line, self._delivery = engine, line, delivery
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="finisher")
+    def __init__(self, engine: VideoEngine, channel: ParentChannel, uploader: Uploader) -> None:
+        self._engine, self._line, self._open_uploader = engine, channel, uploader
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="postprocessor")
         self._job: Future[None] | None = None
 
     def is_free(self, timeout_s: float) -> bool:
-        """Waits so long for it."""
+        """Wait up to `timeout_s` for the current clip."""
         return self._job is None or not wait([self._job], timeout_s).not_done
 
-    def begin(self, run: Run, sampled: Any, keeper: CheckpointWriter) -> None:
-        """The keeper is closed when the job is over."""
+    def begin(self, run: Run, sampled: Any, checkpoint_writer: CheckpointWriter) -> None:
+        """Closes `checkpoint_writer` when the job ends."""
 
         def work() -> None:
             with log_context(video_id=run.job.id, execution_id=run.execution_id):
-                self._line.send(_guarded(self._engine, keeper, lambda: self._finish(run, sampled, keeper)))
+                self._line.send(
+                    _outcome_of(self._engine, checkpoint_writer, lambda: self._finish(run, sampled, checkpoint_writer))
+                )
 
         self._job = self._thread.submit(work)
 
-    def _finish(self, run: Run, sampled: Any, keeper: CheckpointWriter) -> Done:
-        report = Reporter(self._line, run, keeper)
-        clip = self._engine.decode(sampled, report)
+    def _finish(self, run: Run, sampled: Any, checkpoint_writer: CheckpointWriter) -> Done:
+        reporter = ProgressReporter(self._line, run, checkpoint_writer)
+        clip = self._engine.decode(sampled, reporter)
         began = time.perf_counter()
-        stored = self._delivery.deliver(
+        stored = self._open_uploader.deliver(
             run.job,
             run.execution_id,
             np.asarray(clip.frames),
             timings=clip.timings,
             peak_memory_mb=self._engine.peak_memory_mb(),
-            on_wait=report.uploading,
+            on_wait=reporter.uploading,
         )
         return _done(stored, began)
 
 
-def _delivery(settings: Settings, storage: VideoStorage) -> Uploader:
+def _open_uploader(settings: Settings, storage: VideoStorage) -> Uploader:
     return Uploader(storage, Scratch(settings.scratch_folder), StorageRetry(settings.storage_retry_s))
 
 
 def _run(
-    engine: Producer,
-    delivery: Uploader,
-    keeper: CheckpointWriter,
-    finisher: Postprocessor,
-    line: ParentChannel,
+    engine: VideoEngine,
+    uploader: Uploader,
+    checkpoint_writer: CheckpointWriter,
+    postprocessor: Postprocessor,
+    channel: ParentChannel,
     run: Run,
 ) -> Done | Failed | Stopped | Sampled:
-    report = Reporter(line, run, keeper)
+    reporter = ProgressReporter(channel, run, checkpoint_writer)
 
     def sample() -> Done | Sampled:
         began = time.perf_counter()
-        finished = delivery.find(run.job, run.execution_id, on_wait=report.uploading)
+        finished = uploader.find(run.job, run.execution_id, on_wait=reporter.uploading)
         if finished is not None:
             return _done(finished, began)
         with tempfile.TemporaryDirectory(prefix="ivmix-") as folder:
-            resume = keeper.fetch(Path(folder)) if run.may_resume else None
-            sampled = engine.sample(run.generation, report, on_step=keeper.offer, resume=resume)
-        while not finisher.is_free(LOOK_S):
-            report.decoding()  # not silent, and to be stopped like at any other time
-        finisher.begin(run, sampled, keeper)
+            resume = checkpoint_writer.fetch(Path(folder)) if run.may_resume else None
+            sampled = engine.sample(run.generation, reporter, on_step=checkpoint_writer.offer, resume=resume)
+        while not postprocessor.is_free(CANCEL_POLL_S):
+            reporter.decoding()  # keeps the parent from assuming a hang, and checks for a stop
+        postprocessor.begin(run, sampled, checkpoint_writer)
         return Sampled(run.execution_id)
 
-    return _guarded(engine, keeper, sample)
+    return _outcome_of(engine, checkpoint_writer, sample)
 
 
 def _done(stored: Manifest, began: float) -> Done:
@@ -241,38 +246,40 @@ def _done(stored: Manifest, began: float) -> Done:
     return Done(stored.output, timings, stored.job.peak_memory_mb)
 
 
-def _guarded(engine: Producer, keeper: CheckpointWriter, work: Callable[[], T]) -> T | Failed | Stopped:
-    """The work's result, or what to say of how it ended. The keeper is closed unless the work goes on elsewhere."""
+def _outcome_of(
+    engine: VideoEngine, checkpoint_writer: CheckpointWriter, work: Callable[[], T]
+) -> T | Failed | Stopped:
+    """The result of `work`, or the message for its exception. Closes `checkpoint_writer` unless decoding follows."""
     goes_on = False
     try:
         answer = work()
         goes_on = isinstance(answer, Sampled)
         return answer
-    except _StopAsked:
+    except _StopRequested:
         return Stopped()
     except PermanentStorageError:
-        log.exception("the files on scratch were harmed")
-        return Failed("internal_error", UNKNOWN, can_retry=True)
+        log.exception("files on scratch are corrupt")
+        return Failed("internal_error", INTERNAL_ERROR, can_retry=True)
     except StorageError as e:
-        log.error("the storage stayed away: %s", e)
+        log.error("storage unavailable, giving up: %s", e)
         return Failed("storage_unavailable", "The finished video could not be stored; try again.", can_retry=False)
     except OSError as e:
-        if e.errno not in NO_ROOM:
-            return engine.failure(e)
+        if e.errno not in DISK_FULL_ERRNOS:
+            return engine.failed_message(e)
         log.exception("the disk is full")  # another worker's may have room
         return Failed("no_space", "The worker's disk is full; try again later.", can_retry=True)
     except Exception as e:
-        return engine.failure(e)
+        return engine.failed_message(e)
     finally:
         if not goes_on:
-            keeper.close()
+            checkpoint_writer.close()
 
 
 def _warm_up(engine: Engine, entry: ModelEntry) -> None:
-    """With what most jobs will ask for. A worker that cannot do that says so, and may be able to do smaller ones."""
+    """Generate the default clip once. On failure log it and go on: smaller requests may still fit."""
     began = time.monotonic()
     try:
         engine.warm_up(entry.default_generation)
         log.info("warmed up in %.1f s", time.monotonic() - began)
     except Exception:
-        log.exception("the default clip of %s cannot be made here", entry.id)
+        log.exception("warm-up failed: %s cannot generate its default clip on this machine", entry.id)

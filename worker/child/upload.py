@@ -1,7 +1,7 @@
-"""Frames -> files -> storage, so that no finished clip is drawn twice.
+"""Frames -> files -> storage, so that no finished clip is sampled twice.
 
-The files are written to scratch, then stored, then a manifest is stored beside them; only after that may the record
-say completed. Whoever gets the same job again looks for these traces first. Knows files and keys; nothing of models.
+The files are written to scratch, then uploaded, then a manifest is uploaded next to them; only then is the job marked
+completed. A later execution of the same job looks for these files first.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ MEDIA_TYPES = {VIDEO: "video/mp4", THUMBNAIL: "image/webp", SHEET: "image/jpeg"}
 
 @dataclass(frozen=True)
 class Uploader:
-    """`on_wait` is called while a storage that is away is waited for; what it raises ends the waiting, not the work:
-    the files stay on scratch for the next execution of the job."""
+    """`on_wait` is called while waiting for an unavailable storage. An exception from it ends the wait; the files stay
+    on scratch for the next execution of the job."""
 
     storage: VideoStorage
     scratch: Scratch
     patience: StorageRetry
 
     def find(self, job: Job, execution_id: str, *, on_wait: Callable[[], None]) -> Manifest | None:
-        """What an earlier execution of this job finished, stored by now. Raises StorageError."""
+        """The manifest of a clip that an earlier execution finished, uploaded if necessary. Raises StorageError."""
         folder = self.scratch.claim(job.id, execution_id)
         manifest = None if folder is None else _unharmed(folder, job.generation)
         if folder is not None and manifest is not None:
-            log.info("%s is finished already; storing what was left on scratch", job.id)
+            log.info("job %s: uploading the finished clip left on scratch", job.id)
             self._store(folder, manifest, on_wait)
             return manifest
         try:
             return next((found for found in manifests(self.storage, job.id) if self._is_usable(found, job)), None)
         except StorageError as e:
-            log.warning("%s: whether it is finished already cannot be seen: %s", job.id, e)
+            log.warning("job %s: cannot check for a finished clip: %s", job.id, e)
             return None
 
     def deliver(
@@ -57,7 +57,7 @@ class Uploader:
         peak_memory_mb: float,
         on_wait: Callable[[], None],
     ) -> Manifest:
-        """Raises StorageError when the storage stays away for longer than the patience lasts."""
+        """Raises StorageError if the storage is unavailable for longer than the retry budget."""
         folder = self.scratch.open(job.id, execution_id)
         try:
             files = _write(frames, folder, job.generation, object_keys.execution(job.id, execution_id))
@@ -65,7 +65,7 @@ class Uploader:
             manifest = Manifest.of(job, files, output, timings=timings, peak_memory_mb=peak_memory_mb)
             (folder / FILE_NAME).write_text(manifest.model_dump_json())
         except OSError:
-            self.scratch.discard(job.id, execution_id)  # a full disk: half a film helps nobody
+            self.scratch.discard(job.id, execution_id)  # disk full: an incomplete file is useless
             raise
         self.scratch.finish(folder)
         self._store(folder, manifest, on_wait)
@@ -83,7 +83,7 @@ class Uploader:
         self.storage.put(folder / file.name, key=file.key, media_type=file.media_type, sha256=file.sha256)
 
     def _is_usable(self, manifest: Manifest, job: Job) -> bool:
-        """The same request gives the same bytes, so another execution's are as good as ours."""
+        """The same request gives the same bytes, so the files of any execution can be used."""
         return manifest.job.generation == job.generation and manifest.is_complete(self.storage)
 
 
@@ -114,11 +114,11 @@ def _output(files: tuple[StoredFile, ...]) -> Output:
 
 
 def _unharmed(folder: Path, generation: Generation) -> Manifest | None:
-    """The manifest in the folder, if all its files are there as it says and it is of this very clip."""
+    """The manifest in the folder if it is for this generation and every checksum matches."""
     try:
         manifest = Manifest.model_validate_json((folder / FILE_NAME).read_bytes())
         is_whole = all(sha256_of(folder / file.name) == file.sha256 for file in manifest.files)
     except (OSError, ValueError) as e:
-        log.warning("%s is not used: %s", folder, e)
+        log.warning("scratch folder %s rejected: %s", folder, e)
         return None
     return manifest if is_whole and manifest.job.generation == generation else None

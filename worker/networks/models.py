@@ -209,7 +209,13 @@ def load(model: ModelEntry | str, device: torch.device | str | None = None) -> M
     device = default_device() if device is None else torch.device(device)
     dtype = getattr(torch, entry.dtype) if device.type == "cuda" else torch.float32
     check_files(entry)
-    components = entry.all_components
+    models = _load(entry, device, dtype)
+    megabytes, shared = models.weights_bytes / 1e6, shared_bytes(models.image_unet, models.video_unet) / 1e6
+    log.info("%s on %s: %.0f MB, %.0f MB shared by both UNets", entry.id, device, megabytes, shared)
+    return models
+
+
+def _load(entry: ModelEntry, device: torch.device, dtype: torch.dtype) -> Models:
     image_unet, video_unet = load_unets(entry, dtype)
     vae, components = load_network(entry, "vae", dtype), entry.all_components
     video_text = load_text_encoder(entry, "", dtype)
@@ -222,7 +228,7 @@ def load(model: ModelEntry | str, device: torch.device | str | None = None) -> M
     optimised = _optimised(entry, device, vae, (image_unet, video_unet), text_kv_cache)
     scheduler = components["scheduler"]
     image_scheduler = components.get("image_scheduler", scheduler)
-    models = Models(
+    return Models(
         entry=entry,
         device=device,
         dtype=dtype,
@@ -237,9 +243,6 @@ def load(model: ModelEntry | str, device: torch.device | str | None = None) -> M
         optimised_video_unet=optimised[1],
         text_kv_cache=text_kv_cache,
     )
-    shared = shared_bytes(image_unet, video_unet) / 1e6
-    log.info("%s on %s: %.0f MB, %.0f MB shared by both UNets", entry.id, device, models.weights_bytes / 1e6, shared)
-    return models
 
 
 def _optimised(

@@ -21,17 +21,17 @@ LOAD_TIMEOUT_S = 900.0
 EXIT_GRACE_S = 3.0
 
 
-# What a child runs: its ends of the two lines, the parent's process id, the settings, the model.
+# What a child runs: its ends of the two pipes, the parent's process id, the settings, the model.
 Enter = Callable[[Connection, Connection, int, Settings, str], None]
 
 
 class ChildDied(Exception):
-    """The child ended without an answer: killed, crashed, or out of host memory."""
+    """The child ended without a result (killed, crashed, out of host memory) or hangs."""
 
 
 class Channel(Protocol):
-    """What is said about one job. `send` and `receive` raise ChildDied; `receive` gives None when nothing came in
-    time; `kill` ends the process at the other end."""
+    """Messages about one job. `send` and `receive` raise ChildDied; `receive` returns None after a timeout; `kill`
+    kills the child process."""
 
     def send(self, message: Order) -> None: ...
     def receive(self, timeout_s: float) -> Message | None: ...
@@ -39,14 +39,14 @@ class Channel(Protocol):
 
 
 class Child(Channel, Protocol):
-    """What the runner needs of a child process: the line about the job whose steps are done."""
+    """The child process as the runner uses it: the channel of the sampled job, and `second` for postprocessing."""
 
     def ensure(self, beat: Callable[[], None]) -> None: ...
     def second(self) -> Channel: ...
 
 
 class PipeChannel:
-    """One of the two pipes to a child, bound to that very process. A thread of its own may use it."""
+    """One of the two pipes to a child, bound to that process. Each pipe may be used by a different thread."""
 
     def __init__(self, connection: Connection, process: BaseProcess) -> None:
         self._connection, self._process = connection, process
@@ -70,12 +70,12 @@ class PipeChannel:
         self._connection.close()
 
     def kill(self) -> None:
-        """Without waiting: whoever has the child notices by its pipe."""
+        """Does not wait: the user of the other pipe gets ChildDied."""
         self._process.kill()
 
 
 class ChildProcess:
-    """One child process, started again when it is gone. `enter` is its whole program."""
+    """One child process, restarted by `ensure` after it ended. `enter` is its entry point."""
 
     def __init__(self, settings: Settings, model: str, enter: Enter | None = None) -> None:
         self._settings, self._model, self._enter = settings, model, enter or _enter
@@ -88,7 +88,7 @@ class ChildProcess:
         return self._process.pid if self._process is not None and self._process.is_alive() else None
 
     def ensure(self, beat: Callable[[], None]) -> None:
-        """Have a child with loaded models; `beat` is called while it loads. Raises ChildDied if it does not."""
+        """Start a child and load the models if none is running, calling `beat` meanwhile. Raises ChildDied."""
         if self._process is not None and self._process.is_alive():
             return
         self.kill()
@@ -115,18 +115,18 @@ class ChildProcess:
         raise ChildDied(f"no models after {LOAD_TIMEOUT_S:.0f} s")
 
     def send(self, message: Order) -> None:
-        _there(self._first).send(message)
+        _require(self._first).send(message)
 
     def receive(self, timeout_s: float) -> Message | None:
-        return _there(self._first).receive(timeout_s)
+        return _require(self._first).receive(timeout_s)
 
     def second(self) -> Channel:
-        return _there(self._second)
+        return _require(self._second)
 
     def kill(self) -> None:
-        """End the child whatever it does; a child that waits for work ends by itself when the pipe closes.
+        """Kill the child in any state; an idle child exits when the first pipe closes.
 
-        The second line is left to whoever listens to it: it hears that nobody speaks any more.
+        The second pipe stays open for the postprocessing thread, which gets ChildDied from it.
         """
         if self._first is not None:
             self._first.close()
@@ -137,10 +137,10 @@ class ChildProcess:
         self._first = self._second = self._process = None
 
 
-def _there(wire: PipeChannel | None) -> PipeChannel:
-    if wire is None:
-        raise ChildDied("there is no child")
-    return wire
+def _require(channel: PipeChannel | None) -> PipeChannel:
+    if channel is None:
+        raise ChildDied("no child process is running")
+    return channel
 
 
 def _enter(first: Connection, second: Connection, parent: int, settings: Settings, model: str) -> None:

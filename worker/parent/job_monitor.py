@@ -1,5 +1,5 @@
-"""The parent while its child works on one job: leases, the client's cancel, the operator's drain, and a child that
-hangs. Ends with what the child said, or with why it had to stop. Writes progress and nothing else.
+"""Monitors one job in the parent while the child works on it: renews the lease, handles cancel and drain, detects a
+hanging child. Returns the child's result or the reason for stopping. Writes only progress and the lease.
 """
 
 from __future__ import annotations
@@ -21,34 +21,34 @@ from worker.parent.child_process import Channel, Child, ChildDied
 
 log = logging.getLogger("ivmix.worker")
 
-POLL_S = 0.5  # how often a silent child is looked at: bounds how late a drain is noticed
-FINISH_S = 3.0  # what a clip that has all its steps is given to be stored when the worker is told to stop
+POLL_S = 0.5  # longest wait for a message: bounds the delay of a drain
+FINISH_S = 3.0  # a drain gives a fully sampled clip this long to be stored
 
 
-class Halt(StrEnum):
-    """Why a job stopped without the child's word."""
+class StopReason(StrEnum):
+    """Why the parent stopped a job."""
 
     CANCELLED = "cancelled"
     DRAINED = "drained"
-    LOST = "lost"  # it is somebody else's, or has ended
+    LOST = "lost"  # owned by another execution, or ended
     TIMED_OUT = "timed_out"
 
 
-HALTS = {LeaseReply.CANCEL: Halt.CANCELLED, LeaseReply.LOST: Halt.LOST}
+STOP_REASONS = {LeaseReply.CANCEL: StopReason.CANCELLED, LeaseReply.LOST: StopReason.LOST}
 
 
 def _do_nothing() -> None: ...
 
 
-class _Halted(Exception):
-    """There is a reason to stop, and no child at work that would have to be asked."""
+class _StoppedWhileLoading(Exception):
+    """A stop was requested before the child had the job."""
 
 
 @dataclass
 class JobMonitor:
-    """`on_beat` is called with every beat, `is_draining` says whether this worker is to stop.
+    """`on_beat` is called after every lease renewal; `is_draining` returns whether this worker is shutting down.
 
-    `is_stuck`: the child did not stop when it had to, and can only be killed.
+    `is_stuck`: the child did not stop in time and must be killed.
     """
 
     job: Job
@@ -60,98 +60,98 @@ class JobMonitor:
     is_draining: Callable[[], bool]
     heartbeat_file: HeartbeatFile = field(default_factory=HeartbeatFile)
     is_stuck: bool = False
-    _halt: Halt | None = None
-    _next_beat: float = 0.0
+    _stop_reason: StopReason | None = None
+    _next_beat_at: float = 0.0
     _is_redis_away: bool = False
-    _began: float = field(default_factory=time.monotonic)
+    _started_at: float = field(default_factory=time.monotonic)
 
-    def outcome(self) -> Done | Failed | Halt | Sampled:
-        """Have the job done, or its steps at least. Raises ChildDied, also for a child that hangs."""
+    def outcome(self) -> Done | Failed | StopReason | Sampled:
+        """Have the job done, or at least sampled. Raises ChildDied, also for a hanging child."""
         try:
-            self.child.ensure(self._look_while_loading)
-        except _Halted:
+            self.child.ensure(self._check_while_loading)
+        except _StoppedWhileLoading:
             self.is_stuck = True
-            assert self._halt is not None
-            return self._halt
+            assert self._stop_reason is not None
+            return self._stop_reason
         self.child.send(Run(self.job, self.execution_id, may_resume=self.job.step > 0))
-        return self._watch(self.child, drain_after_s=0.0)
+        return self._wait_for_outcome(self.child, drain_after_s=0.0)
 
-    def wait_until(self, is_so: Callable[[float], bool]) -> None:
-        """Keep the job while something else is waited for; `is_so` is given seconds it may take."""
-        while not is_so(POLL_S):
-            self._look()
+    def wait_until(self, condition: Callable[[float], bool]) -> None:
+        """Renew the lease until `condition(timeout_s)` is true."""
+        while not condition(POLL_S):
+            self._renew_lease()
 
-    def finish(self, line: Channel) -> Done | Failed | Halt:
-        """After `Sampled`, in another thread: the main one has RQ and the heartbeat. Raises ChildDied."""
+    def finish(self, channel: Channel) -> Done | Failed | StopReason:
+        """After `Sampled`, in the postprocessing thread: the main one has RQ and the heartbeat. Raises ChildDied."""
         self.on_beat, self.heartbeat_file = _do_nothing, HeartbeatFile()
-        outcome = self._watch(line, drain_after_s=FINISH_S)
+        outcome = self._wait_for_outcome(channel, drain_after_s=FINISH_S)
         if isinstance(outcome, Sampled):
             raise ChildDied("the child sampled one job twice")
         return outcome
 
-    def _watch(self, line: Channel, *, drain_after_s: float) -> Done | Failed | Halt | Sampled:
+    def _wait_for_outcome(self, channel: Channel, *, drain_after_s: float) -> Done | Failed | StopReason | Sampled:
         settings = self.settings
-        last_sign, phase = time.monotonic(), Phase.ENCODING
-        halted_at = told_at = None
+        last_progress_at, phase = time.monotonic(), Phase.ENCODING
+        stop_due_from = stop_sent_at = None
         while True:
-            message = line.receive(POLL_S)
+            message = channel.receive(POLL_S)
             now = time.monotonic()
             match message:
                 case None:
-                    self._look()
+                    self._renew_lease()
                 case Progress():
-                    last_sign, phase = now, message.phase
-                    self._look(message)
+                    last_progress_at, phase = now, message.phase
+                    self._renew_lease(message)
                 case Done() | Failed() | Sampled():
                     return message
-                case Stopped() if self._halt is not None:
-                    return self._halt
+                case Stopped() if self._stop_reason is not None:
+                    return self._stop_reason
                 case Ready() | Stopped():
-                    raise ChildDied(f"the child said {message} out of turn")
-            if self._halt is not None:
-                halted_at = now if halted_at is None else halted_at
-                order, after_s = (Drain, drain_after_s) if self._halt is Halt.DRAINED else (Cancel, 0.0)
-                if told_at is None and now >= halted_at + after_s:
-                    line.send(order(self.execution_id))
-                    told_at = now
-                elif told_at is not None and now > told_at + settings.stop_grace_s:
+                    raise ChildDied(f"unexpected message {message}")
+            if self._stop_reason is not None:
+                stop_due_from = now if stop_due_from is None else stop_due_from
+                order, after_s = (Drain, drain_after_s) if self._stop_reason is StopReason.DRAINED else (Cancel, 0.0)
+                if stop_sent_at is None and now >= stop_due_from + after_s:
+                    channel.send(order(self.execution_id))
+                    stop_sent_at = now
+                elif stop_sent_at is not None and now > stop_sent_at + settings.stop_grace_s:
                     self.is_stuck = True
-                    return self._halt
-            if now - self._began > settings.job_timeout_s:
+                    return self._stop_reason
+            if now - self._started_at > settings.job_timeout_s:
                 self.is_stuck = True
-                return Halt.TIMED_OUT
-            # An upload waits for a storage that is away; that has its own limit.
-            if phase is not Phase.UPLOADING and now - last_sign > settings.stall_timeout_s:
+                return StopReason.TIMED_OUT
+            # An upload may wait for an unavailable storage; that has a separate limit.
+            if phase is not Phase.UPLOADING and now - last_progress_at > settings.stall_timeout_s:
                 self.is_stuck = True
                 raise ChildDied(f"no step for {settings.stall_timeout_s:g} s")
 
-    def _look_while_loading(self) -> None:
-        self._look()
-        if self._halt is not None:
-            raise _Halted
+    def _check_while_loading(self) -> None:
+        self._renew_lease()
+        if self._stop_reason is not None:
+            raise _StoppedWhileLoading
 
-    def _look(self, progress: Progress | None = None) -> None:
-        """Tell Redis that we are there, and hear whether to go on."""
+    def _renew_lease(self, progress: Progress | None = None) -> None:
+        """Renew the lease or write progress, and note a request to stop."""
         self.heartbeat_file.beat()
-        if self._halt is None and self.is_draining():
-            self._halt = Halt.DRAINED
+        if self._stop_reason is None and self.is_draining():
+            self._stop_reason = StopReason.DRAINED
         name, now = (self.job.id, self.execution_id), time.monotonic()
-        beats = now >= self._next_beat
+        beats = now >= self._next_beat_at
         try:
             if progress is not None:
-                verdict = self.store.report_progress(*name, progress.step, progress.total, progress.phase)
+                lease = self.store.report_progress(*name, progress.step, progress.total, progress.phase)
             elif self._is_redis_away and not beats:
                 return
             else:
-                verdict = self.store.renew_lease(*name) if beats else self.store.check_lease(*name)
+                lease = self.store.renew_lease(*name) if beats else self.store.check_lease(*name)
         except RedisError as e:
-            # Nothing is concluded from an outage: who gets the job is decided when Redis is back.
-            log.warning("%s: no beat: %s", self.job.id, type(e).__name__)
-            self._is_redis_away, self._next_beat = True, time.monotonic() + self.settings.redis_retry_s
+            # Not a reason to stop: the lease decides who owns the job once Redis is reachable again.
+            log.warning("job %s: cannot renew the lease: %s", self.job.id, type(e).__name__)
+            self._is_redis_away, self._next_beat_at = True, time.monotonic() + self.settings.redis_retry_s
             return
         self._is_redis_away = False
         if beats:
-            self._next_beat = now + self.settings.beat_s
+            self._next_beat_at = now + self.settings.beat_s
             self.on_beat()
-        if self._halt in (None, Halt.DRAINED) and verdict in HALTS:
-            self._halt = HALTS[verdict]
+        if self._stop_reason in (None, StopReason.DRAINED) and lease in STOP_REASONS:
+            self._stop_reason = STOP_REASONS[lease]

@@ -1,6 +1,6 @@
-"""One job as the parent sees it: take it, have it worked on, write down how it ended.
+"""Runs one job in the parent: start it, let the child work, record the outcome.
 
-Every write is a compare-and-set on the execution id, so a parent that lost its job changes nothing.
+Every write is a compare-and-set on the execution id, so a parent that lost its job cannot change it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from service.settings import Settings
 from service.storage import VideoStorage, object_keys
 from worker.messages import Done, Failed, Sampled
 from worker.parent.child_process import Channel, Child, ChildDied
-from worker.parent.job_monitor import Halt, JobMonitor
+from worker.parent.job_monitor import JobMonitor, StopReason
 from worker.parent.postprocessing import PostprocessingThread
 from worker.scratch import Scratch
 
@@ -41,7 +41,7 @@ class Runner:
     settings: Settings
     on_lost: Callable[[], None] = lambda: None
     heartbeat_file: HeartbeatFile = field(default_factory=HeartbeatFile)
-    finishing: PostprocessingThread = field(default_factory=PostprocessingThread)
+    postprocessing: PostprocessingThread = field(default_factory=PostprocessingThread)
 
     def run(
         self,
@@ -50,110 +50,111 @@ class Runner:
         *,
         on_beat: Callable[[], None],
         is_draining: Callable[[], bool],
-        on_over: Callable[[], None] = lambda: None,
+        on_finished: Callable[[], None] = lambda: None,
     ) -> bool:
-        """Work on a job if it waits. Returns whether it is over, whoever ended it: then RQ's entry can go.
+        """Work on a job if it is queued. Returns whether it is in a terminal state, so that RQ's entry can be deleted.
 
-        A job whose steps are done is finished in another thread: False is returned for the time being, and `on_over`
-        is called from there.
+        Decoding and upload run in another thread: then False is returned, and that thread calls `on_finished`.
         """
         with log_context(video_id=job_id, execution_id=execution_id):
             job = self._start(job_id, execution_id)
             if job is None:
-                log.info("%s is not waiting any more", job_id)
+                log.info("job %s is no longer queued; skipping", job_id)
                 return self._is_over(job_id, execution_id)
-            log.info("%s started, attempt %d, execution %s", job_id, job.attempt, execution_id)
-            watch = JobMonitor(
+            log.info("job %s started: attempt %d, execution %s", job_id, job.attempt, execution_id)
+            monitor = JobMonitor(
                 job, execution_id, self.store, self.child, self.settings, on_beat, is_draining, self.heartbeat_file
             )
-            outcome = self._outcome(watch)
+            outcome = self._outcome(monitor)
             if not isinstance(outcome, Sampled):
                 return self._end(job, execution_id, outcome, is_draining)
-            line = self.child.second()
-            watch.wait_until(self.finishing.is_free)
-            hidden = replace(
-                self, heartbeat_file=HeartbeatFile()
-            )  # the main thread's heartbeat_file says how the main thread is
-            self.finishing.begin(lambda: hidden._finish(watch, line, on_over))
+            channel = self.child.second()
+            monitor.wait_until(self.postprocessing.is_free)
+            hidden = replace(self, heartbeat_file=HeartbeatFile())  # the heartbeat file reports the main thread only
+            self.postprocessing.begin(lambda: hidden._finish(monitor, channel, on_finished))
             return False
 
-    def _finish(self, watch: JobMonitor, line: Channel, on_over: Callable[[], None]) -> None:
-        """What is left after the sampling. Whatever is wrong with the child, the main thread replaces it."""
-        job, execution_id = watch.job, watch.execution_id
+    def _finish(self, monitor: JobMonitor, channel: Channel, on_finished: Callable[[], None]) -> None:
+        """Decoding and upload. Kills a bad child; the main thread replaces it."""
+        job, execution_id = monitor.job, monitor.execution_id
         with log_context(video_id=job.id, execution_id=execution_id):
             try:
-                outcome = watch.finish(line)
+                outcome = monitor.finish(channel)
             except ChildDied as e:
                 outcome = _died(job, e)
-            if watch.is_stuck or (isinstance(outcome, Failed) and outcome.is_broken):
-                line.kill()
-            if self._end(job, execution_id, outcome, watch.is_draining):
-                on_over()
+            if monitor.is_stuck or (isinstance(outcome, Failed) and outcome.is_broken):
+                channel.kill()
+            if self._end(job, execution_id, outcome, monitor.is_draining):
+                on_finished()
 
     def _start(self, job_id: str, execution_id: str) -> Job | None:
         try:
             return self.store.start(job_id, execution_id)
         except ValueError:
-            log.exception("the record of %s cannot be read", job_id)
+            log.exception("job %s: the record cannot be read", job_id)
             self.store.fail(job_id, None, RECORD_DAMAGED)
             return None
 
-    def _outcome(self, watch: JobMonitor) -> Done | Failed | Halt | Sampled:
-        """A child that is of no use any more is gone when this returns."""
+    def _outcome(self, monitor: JobMonitor) -> Done | Failed | StopReason | Sampled:
+        """The outcome of the job. A broken or hanging child is killed before this returns."""
         has_died = False
         try:
-            outcome = watch.outcome()
+            outcome = monitor.outcome()
         except ChildDied as e:
-            has_died, outcome = True, _died(watch.job, e)
-        if watch.is_stuck or (isinstance(outcome, Failed) and outcome.is_broken):
-            self._let_finish(watch)
+            has_died, outcome = True, _died(monitor.job, e)
+        if monitor.is_stuck or (isinstance(outcome, Failed) and outcome.is_broken):
+            self._wait_for_previous_job(monitor)
         elif not has_died:
             return outcome
         self.child.kill()
         return outcome
 
-    def _let_finish(self, watch: JobMonitor) -> None:
-        """The job before this one may be on its way to the storage, and is not to blame."""
+    def _wait_for_previous_job(self, monitor: JobMonitor) -> None:
+        """Before the child is killed, let the previous job finish its upload."""
         until = time.monotonic() + self.settings.stop_grace_s
-        watch.wait_until(lambda seconds: self.finishing.is_free(seconds) or time.monotonic() > until)
+        monitor.wait_until(lambda seconds: self.postprocessing.is_free(seconds) or time.monotonic() > until)
 
-    def _end(self, job: Job, execution_id: str, outcome: Done | Failed | Halt, is_draining: Callable[[], bool]) -> bool:
-        self._patiently(lambda: self._settle(job, execution_id, outcome), is_draining)
+    def _end(
+        self, job: Job, execution_id: str, outcome: Done | Failed | StopReason, is_draining: Callable[[], bool]
+    ) -> bool:
+        self._retry_while_redis_is_down(lambda: self._record_outcome(job, execution_id, outcome), is_draining)
         return self._is_over(job.id, execution_id)
 
-    def _settle(self, job: Job, execution_id: str, outcome: Done | Failed | Halt) -> None:
+    def _record_outcome(self, job: Job, execution_id: str, outcome: Done | Failed | StopReason) -> None:
         match outcome:
             case Done(output, timings, peak_memory_mb):
-                kept = self.store.complete(job.id, execution_id, output, timings, peak_memory_mb)
-                log.info("%s %s, %.1f s", job.id, "completed" if kept else "was lost", sum(timings.values()))
-                if kept:
+                is_recorded = self.store.complete(job.id, execution_id, output, timings, peak_memory_mb)
+                log.info(
+                    "job %s %s after %.1f s", job.id, "completed" if is_recorded else "lost", sum(timings.values())
+                )
+                if is_recorded:
                     self.store.record_duration(job.generation.model, sum(timings.values()))
                 else:
                     self.on_lost()
-                self._forget_checkpoint(job, kept)
+                self._delete_checkpoint(job, is_recorded)
             case Failed(code, text, can_retry):
                 if can_retry and job.attempt < self.settings.max_attempts:
                     self.store.requeue(job, execution_id)
                 else:
-                    kept = self.store.fail(job.id, execution_id, JobError(code=code, message=text))
-                    self._forget_checkpoint(job, kept)
-            case Halt.CANCELLED:
-                self._forget_checkpoint(job, self.store.finish_cancel(job.id, execution_id))
-            case Halt.DRAINED:
-                log.info("%s goes back to the queue: this worker is stopping", job.id)
+                    is_recorded = self.store.fail(job.id, execution_id, JobError(code=code, message=text))
+                    self._delete_checkpoint(job, is_recorded)
+            case StopReason.CANCELLED:
+                self._delete_checkpoint(job, self.store.finish_cancel(job.id, execution_id))
+            case StopReason.DRAINED:
+                log.info("job %s requeued: worker shutting down", job.id)
                 self.store.requeue(job, execution_id, counts_as_attempt=False)
-            case Halt.TIMED_OUT:
+            case StopReason.TIMED_OUT:
                 text = f"The job took longer than {self.settings.job_timeout_s} s."
-                kept = self.store.fail(job.id, execution_id, JobError(code="timeout", message=text))
-                self._forget_checkpoint(job, kept)
-            case Halt.LOST:
+                is_recorded = self.store.fail(job.id, execution_id, JobError(code="timeout", message=text))
+                self._delete_checkpoint(job, is_recorded)
+            case StopReason.LOST:
                 self.on_lost()
-                log.warning("%s was lost by execution %s", job.id, execution_id)
+                log.warning("job %s lost: execution %s no longer owns it", job.id, execution_id)
             case _:
                 assert_never(outcome)
 
-    def _patiently(self, do: Callable[[], T], is_draining: Callable[[], bool]) -> T:
-        """Retry while Redis is away: what was worked out is worth waiting. Raises RedisError when patience is over."""
+    def _retry_while_redis_is_down(self, do: Callable[[], T], is_draining: Callable[[], bool]) -> T:
+        """Retry while Redis is down, rather than lose minutes of GPU time. Raises RedisError after the time limit."""
         began = time.monotonic()
         while True:
             try:
@@ -163,21 +164,21 @@ class Runner:
                 patience_s = settings.stop_grace_s if is_draining() else settings.commit_patience_s
                 if time.monotonic() - began > patience_s:
                     raise
-                log.warning("the end of a job waits for Redis: %s", type(e).__name__)
+                log.warning("cannot record the outcome of a job, retrying: %s", type(e).__name__)
                 self.heartbeat_file.beat()
                 time.sleep(settings.redis_retry_s)
 
-    def _forget_checkpoint(self, job: Job, is_ours: bool) -> None:
-        """As soon as the job is over; what stays behind here is the maintenance's to find."""
-        if not is_ours:
+    def _delete_checkpoint(self, job: Job, is_recorded: bool) -> None:
+        """When the job is over. Maintenance deletes what remains."""
+        if not is_recorded:
             return
         try:
             self.storage.delete(object_keys.checkpoint(job.id))
         except StorageError as e:
-            log.warning("%s: its checkpoint stays for now: %s", job.id, e)
+            log.warning("job %s: cannot delete the checkpoint: %s", job.id, e)
 
     def _is_over(self, job_id: str, execution_id: str) -> bool:
-        """Then its files on scratch are removed: committed, or of no use to anybody. Another execution needs them."""
+        """If so, remove its files on scratch; until then another execution may need them."""
         try:
             job = self.store.get(job_id)
         except ValueError:
@@ -189,5 +190,5 @@ class Runner:
 
 
 def _died(job: Job, e: ChildDied) -> Failed:
-    log.error("%s: %s", job.id, e)
+    log.error("job %s: child process failed: %s", job.id, e)
     return Failed(WORKER_LOST.code, WORKER_LOST.message, can_retry=True)

@@ -1,6 +1,6 @@
-"""The figures of one worker for Prometheus, read off what parent and child say to each other. The parent serves them.
+"""Prometheus metrics of one worker, derived from the messages between parent and child and served by the parent.
 
-Names and meanings of all figures are in README.md, "Metrics"; a test holds the two equal.
+docs/operations.md documents every metric; a test compares the two.
 """
 
 from __future__ import annotations
@@ -31,24 +31,29 @@ class WorkerMetrics:
         self._step = 0
         self._ended_at: float | None = None
         self._executions = Counter(
-            "ivmix_worker_executions", "Jobs worked on, by how it ended", ("model", "outcome"), registry=self.registry
+            "ivmix_worker_executions", "Executions by outcome", ("model", "outcome"), registry=self.registry
         )
         self._phases = Histogram(
             "ivmix_worker_phase_seconds",
-            "Of finished jobs",
+            "Duration of each phase of completed jobs",
             ("model", "phase"),
             buckets=PHASE_BUCKETS_S,
             registry=self.registry,
         )
         self._gap = Histogram(
-            "ivmix_worker_gap_seconds", "Between the steps of two jobs", buckets=GAP_BUCKETS_S, registry=self.registry
+            "ivmix_worker_gap_seconds",
+            "Idle time of the networks between two jobs",
+            buckets=GAP_BUCKETS_S,
+            registry=self.registry,
         )
         self._steps = Counter("ivmix_worker_steps", "Finished sampling steps", ("model",), registry=self.registry)
         self._executing = set[str]()
-        busy = Gauge("ivmix_worker_busy", "Whether a job is worked on", registry=self.registry)
+        busy = Gauge("ivmix_worker_busy", "Whether a job is running", registry=self.registry)
         busy.set_function(lambda: float(bool(self._executing)))
-        self._lost = Counter("ivmix_worker_leases_lost", "Jobs that went to somebody else", registry=self.registry)
-        self._peak = Gauge("ivmix_worker_peak_memory_bytes", "Of the last finished job", registry=self.registry)
+        self._lost = Counter("ivmix_worker_leases_lost", "Jobs taken over by another worker", registry=self.registry)
+        self._peak = Gauge(
+            "ivmix_worker_peak_memory_bytes", "Peak memory of the last completed job", registry=self.registry
+        )
         ProcessCollector(registry=self.registry)
 
     def begin(self, run: Run) -> None:
@@ -58,7 +63,7 @@ class WorkerMetrics:
         self._executing.add(run.execution_id)
 
     def progress(self, run: Run, progress: Progress) -> None:
-        """A job that goes on where another worker stopped begins with more than one step."""
+        """The first step count of a resumed job includes the steps of earlier executions."""
         if progress.phase is not Phase.SAMPLING:
             return
         if self._step:
@@ -68,7 +73,7 @@ class WorkerMetrics:
         self._step = max(self._step, progress.step)
 
     def release(self) -> None:
-        """The networks have nothing to do any more."""
+        """The networks are idle."""
         self._ended_at = self._now()
 
     def finish(self, run: Run, done: Done) -> None:
@@ -86,26 +91,26 @@ class WorkerMetrics:
         self._lost.inc()
 
     def serve(self, host: str, port: int) -> int:
-        """The port. Raises ConfigurationError if it is taken."""
+        """Serve the metrics and return the port. Raises ConfigurationError if it is in use."""
         return serve_metrics(self.registry, host, port, "WORKER_METRICS_PORT")
 
 
 class MeasuredChannel:
-    """A line whose words are counted on their way; everything is passed on but what is said to us alone."""
+    """A channel that counts its messages. StorageCall messages are recorded and not passed on."""
 
-    def __init__(self, line: Channel, metrics: WorkerMetrics, run: Run | None = None) -> None:
-        self._line, self._metrics, self._run = line, metrics, run
+    def __init__(self, channel: Channel, metrics: WorkerMetrics, run: Run | None = None) -> None:
+        self._channel, self._metrics, self._run = channel, metrics, run
 
     def send(self, message: Order) -> None:
-        self._line.send(message)
+        self._channel.send(message)
 
     def receive(self, timeout_s: float) -> Message | None:
         until = time.monotonic() + timeout_s
         try:
-            message = cast(Message | StorageCall | None, self._line.receive(timeout_s))
+            message = cast(Message | StorageCall | None, self._channel.receive(timeout_s))
             while isinstance(message, StorageCall):  # None would mean a silent child
                 self._metrics.storage.observe(message)
-                message = cast(Message | StorageCall | None, self._line.receive(max(0.0, until - time.monotonic())))
+                message = cast(Message | StorageCall | None, self._channel.receive(max(0.0, until - time.monotonic())))
         except ChildDied:
             self._end("died")
             raise
@@ -114,9 +119,9 @@ class MeasuredChannel:
         return message
 
     def kill(self) -> None:
-        """A job that is still worked on was hanging, took too long, or did not stop when asked to."""
+        """A job that is still running hung, timed out or did not stop in time."""
         self._end("killed")
-        self._line.kill()
+        self._channel.kill()
 
     def _count(self, run: Run, message: Message | None) -> None:
         match message:
@@ -157,7 +162,7 @@ class MeasuredChild(MeasuredChannel):
             raise
 
     def second(self) -> Channel:
-        """Of the job that was sampled last: the rest of it is counted there."""
+        """The channel on which the rest of the job sampled last is counted."""
         run, self._run = self._run, None
         return MeasuredChannel(self._child.second(), self._metrics, run)
 

@@ -1,6 +1,6 @@
-"""The parent's other hand: one job whose steps are done is decoded and stored while the networks have the next one.
+"""The parent's second thread: monitors one job that is decoded and stored while the networks sample the next.
 
-One at a time, in the order of their sampling, so that jobs are committed in the order they were taken.
+One at a time, in sampling order, so that jobs are completed in the order they were dequeued.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class PostprocessingThread:
         self._thread: threading.Thread | None = None
 
     def begin(self, finish: Callable[[], None]) -> None:
-        """What `finish` raises ends in the log: the lease of its job runs out, and the maintenance brings it back."""
+        """Exceptions of `finish` are logged: the lease of the job expires, and maintenance requeues it."""
         assert self.is_free(0.0), "one at a time"
 
         def run() -> None:
@@ -30,7 +30,7 @@ class PostprocessingThread:
         self._thread.start()
 
     def is_free(self, timeout_s: float) -> bool:
-        """Waits so long for it."""
+        """Wait up to `timeout_s` for the current job."""
         if self._thread is not None:
             self._thread.join(timeout_s)
             if self._thread.is_alive():
@@ -39,6 +39,6 @@ class PostprocessingThread:
         return True
 
     def close(self) -> None:
-        """Until it is over: a job that is told to stop has its own limits."""
+        """Wait for the current job, however long: a stopping job has a time limit already."""
         while not self.is_free(1.0):
             pass

@@ -31,13 +31,13 @@ FRESH_S = 2.0  # a heartbeat so young needs no other: every write is a sync of t
 
 
 class StoppableQueue(Queue):
-    """Asks before every dequeue whether the worker is to stop: the one moment when stopping loses nothing."""
+    """Checks for shutdown before every dequeue, when stopping cannot lose a job."""
 
     stopping = threading.Event()  # RQ calls dequeue_any on the class
 
     @classmethod
     def dequeue_any(cls, *args: Any, **kwargs: Any) -> Any:
-        """An entry that RQ cannot read would end this worker, and then the next: the maintenance sends it anew."""
+        """Deletes an entry that RQ cannot read, which would end every worker in turn; maintenance enqueues it again."""
         while not cls.stopping.is_set():
             try:
                 return super().dequeue_any(*args, **kwargs)
@@ -47,7 +47,7 @@ class StoppableQueue(Queue):
                 job_id, queue = getattr(e, "job_id", None), getattr(e, "queue", None)
                 if job_id is None or queue is None:
                     raise
-                log.exception("RQ's entry of %s cannot be read; our record has what is needed", job_id)
+                log.exception("job %s: RQ's entry cannot be read; deleted, maintenance will enqueue it again", job_id)
                 queue.connection.delete(Job.key_for(job_id))
         raise StopRequested
 
@@ -85,19 +85,19 @@ class GenerationWorker(SimpleWorker):
         return self._execution
 
     def perform_job(self, job: Job, queue: Queue, execution: Execution) -> bool:  # noqa: ARG002  RQ's signature
-        """Run it, then take the execution out of RQ's books again, and the entry too if nobody needs it."""
+        """Run the job, then remove its execution from RQ's registries, and its entry if the job is over."""
         status, is_over = JobStatus.FAILED, False
         try:
             self.prepare_job_execution(job, remove_from_intermediate_queue=True)
             is_over = bool(job.perform())
             status = JobStatus.FINISHED
         except redis.exceptions.RedisError:
-            raise  # the job stays where it is, its lease ends, and the maintenance brings it back
+            raise  # the lease expires, and maintenance requeues the job
         except PermissionError:
-            log.exception("%s is not ours", job.id)
+            log.exception("job %s: function not allowed", job.id)
             is_over = True
         except Exception:
-            log.exception("%s could not be run", job.id)
+            log.exception("job %s could not be run", job.id)
         with self.connection.pipeline() as pipe:  # pyright: ignore[reportUnknownMemberType]
             self.cleanup_execution(job, pipe, execution)
             if is_over:
@@ -106,24 +106,24 @@ class GenerationWorker(SimpleWorker):
         return status is JobStatus.FINISHED
 
     def close_entry(self, job: Job) -> None:
-        """For a job that ended after `perform_job`: nobody needs RQ's entry any more. From any thread."""
+        """Delete RQ's entry of a job that ended after `perform_job`. May be called from any thread."""
         try:
             with self.connection.pipeline() as pipe:  # pyright: ignore[reportUnknownMemberType]
                 _close(job, JobStatus.FINISHED, pipe)
                 pipe.execute()
         except redis.exceptions.RedisError as e:
-            log.warning("RQ's entry of %s stays: %s", job.id, type(e).__name__)
+            log.warning("job %s: cannot delete RQ's entry: %s", job.id, type(e).__name__)
 
     def beat(self, job: Job) -> None:
-        """For those who look at RQ's books; the lease on the job is ours."""
+        """Keep RQ's registries current for monitoring tools; job ownership depends on our lease only."""
         assert self._execution is not None, "only inside a job"
         try:
             self.maintain_heartbeats(job, self._execution)
         except redis.exceptions.RedisError as e:
-            log.warning("RQ's heartbeat of %s failed: %s", job.id, type(e).__name__)
+            log.warning("job %s: RQ heartbeat failed: %s", job.id, type(e).__name__)
 
     def heartbeat(self, timeout: int | None = None, pipeline: Pipeline | None = None) -> None:
-        """While Redis is away RQ waits for it before every dequeue, for ever: a worker that is to stop must not.
+        """While Redis is down RQ retries before every dequeue, without limit; a worker that shuts down must not.
 
         RQ beats three times between two jobs, in three writes each.
         """
@@ -144,7 +144,7 @@ class GenerationWorker(SimpleWorker):
         self._beaten_at = time.monotonic()
 
     def set_state(self, state: str, pipeline: Pipeline | None = None) -> None:
-        """RQ says twice between two jobs that it is idle."""
+        """Skip writes that change nothing: RQ sets `idle` twice between two jobs."""
         if pipeline is not None or state != self._state:
             super().set_state(state, pipeline)
 
@@ -155,7 +155,7 @@ class GenerationWorker(SimpleWorker):
         """`ivmix maintenance` does it, for all workers."""
 
     def subscribe(self) -> None:
-        """No commands: whoever can publish must not stop jobs. Cancel is asked for in the record."""
+        """No commands: publishing to Redis must not stop jobs. Cancellation is a field of the job record."""
 
     def _shutdown(self) -> None:
         StoppableQueue.stopping.set()

@@ -1,8 +1,9 @@
 import pytest
 import torch
-from torch import Generator
+from torch import Generator, Tensor
 
 from demo.judges import Judges, footage, frechet
+from demo.shapes import Scenes
 
 
 @pytest.fixture(scope="module")
@@ -10,24 +11,30 @@ def judges() -> Judges:
     return Judges()
 
 
-def test_judges_name_real_clips_rightly_sharp_or_degraded(judges: Judges) -> None:
-    sharp, rough, scenes = footage(100, Generator().manual_seed(99))
-    for clips in (sharp, rough):
-        scores = judges.score(clips, scenes)
+@pytest.fixture(scope="module")
+def clips() -> tuple[Tensor, Tensor, Scenes]:
+    """Sharp and degraded clips of the same scenes."""
+    return footage(100, Generator().manual_seed(99))
+
+
+def test_judges_name_real_clips_rightly_sharp_or_degraded(judges: Judges, clips: tuple[Tensor, Tensor, Scenes]) -> None:
+    sharp, rough, scenes = clips
+    for shown in (sharp, rough):
+        scores = judges.score(shown, scenes)
         assert min(scores[k] for k in ("shape", "color", "background", "motion")) >= 0.97, scores
 
 
-def test_judges_tell_sharp_from_degraded(judges: Judges) -> None:
-    sharp, rough, scenes = footage(100, Generator().manual_seed(99))
+def test_judges_distinguish_sharp_from_degraded(judges: Judges, clips: tuple[Tensor, Tensor, Scenes]) -> None:
+    sharp, rough, scenes = clips
     good, bad = judges.score(sharp, scenes), judges.score(rough, scenes)
     assert good["frame_fd"] < 0.5 * bad["frame_fd"]
     assert good["video_fd"] < bad["video_fd"]
     assert abs(good["watermark"]) < 0.1 < 0.5 < bad["watermark"]
 
 
-def test_wrong_prompts_score_no_better_than_chance(judges: Judges) -> None:
-    sharp, _, _ = footage(100, Generator().manual_seed(99))
-    _, _, others = footage(100, Generator().manual_seed(98))
+def test_wrong_prompts_score_no_better_than_chance(judges: Judges, clips: tuple[Tensor, Tensor, Scenes]) -> None:
+    sharp, _, _ = clips
+    others = Scenes.random(100, Generator().manual_seed(98))
     scores = judges.score(sharp, others)
     assert scores["shape"] < 0.6
     assert scores["color"] < 0.5

@@ -53,7 +53,7 @@ def test_sampler_changes_leave_the_other_settings_as_they_are() -> None:
     assert made == DEMO.sampler.model_copy(update={"combination": "II-VV"})
 
 
-def test_unknown_words_are_named_and_the_model_tells_what_it_can_draw() -> None:
+def test_unknown_words_are_named_and_the_error_lists_what_can_be_drawn() -> None:
     error = refused(prompt="a red dog, moving LEFT with a hat!")
     assert (error.param, error.reason) == ("prompt", "invalid_value")
     assert "'dog', 'hat', 'with'" in error.message

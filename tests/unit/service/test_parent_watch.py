@@ -14,7 +14,7 @@ def test_nothing_happens_while_the_parent_lives() -> None:
 
 
 def test_parent_that_had_ended_before_we_looked_is_noticed() -> None:
-    """A child that asked for its parent's id only after a slow import never noticed, and kept the GPU for ever."""
+    """A child that asked for its parent's id only after a slow import never noticed, and kept the GPU forever."""
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     gone = threading.Event()

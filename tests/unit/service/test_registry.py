@@ -35,7 +35,7 @@ def write(folder: Path, text: str) -> Path:
 
 
 def hub_model(folder: Path, source: str = "") -> Path:
-    """A registry of one model from a hub, and the folder for its weights beside it."""
+    """A registry of one model from a hub, and the folder for its weights."""
     components = "\n".join(f'{part} = "hub/{part}"' for part in PARTS)
     text = f'[models.m]{ENTRY}\n[models.m.components]\n{components}\n[sources.hub]\nrepo = "a/b"\n{source}'
     return write(folder, text)
@@ -137,7 +137,7 @@ def test_lock_survives_the_way_through_its_file(tmp_path: Path) -> None:
     assert not list(tmp_path.glob(f".{LOCK_FILE}*"))
 
 
-def test_components_that_are_not_named_lie_in_the_models_own_folder(tmp_path: Path) -> None:
+def test_components_that_are_not_named_are_in_the_models_own_folder(tmp_path: Path) -> None:
     demo = SHIPPED.get("demo").path
     assert demo is not None
     shutil.copytree(demo, tmp_path / "weights", ignore=shutil.ignore_patterns("*.safetensors"))

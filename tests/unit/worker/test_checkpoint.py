@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sampler import NoiseSchedule, Plan, ddim_plan, free_init_plan, mixed_plan
+from sampler import Call, FusedMove, Move, NoiseSchedule, Plan, Renoise, Restart, ddim_plan, free_init_plan, mixed_plan
 from service.catalog.model_entry import Optimise
 from service.jobs.model import Generation
 from tests.factories import make_generation
@@ -191,3 +191,18 @@ def test_fingerprint_of_version_0_1_is_that_of_its_switches() -> None:
         run_fingerprints_0_1("weights", optimise, *run) for optimise in (Optimise(), Optimise(compile=True))
     )
     assert len(default | other) == 4
+
+
+def test_moves_are_written_as_in_version_0_1() -> None:
+    """A plan's repr is part of the fingerprint."""
+    call = "Call(model='image', timestep=1, alpha=0.5, guidance=2.0, uncond=1.0)"
+    expected = {
+        Move("image", 1, 0.1, 0.2, 3.0): "Move(model='image', timestep=1, src=0.1, dst=0.2, guidance=3.0)",
+        FusedMove((Call("image", 1, 0.5, 2.0),), 0.1, 0.2): f"FusedMove(parts=({call},), src=0.1, dst=0.2)",
+        Renoise(0.5, 0.1): "Renoise(src=0.5, dst=0.1)",
+        Restart(0.1, "ideal", 4, 0.2, 0.3): (
+            "Restart(dst=0.1, method='ideal', order=4, spatial_cutoff=0.2, temporal_cutoff=0.3)"
+        ),
+    }
+    for move, text in expected.items():
+        assert repr(Plan(((move,),))) == f"Plan(steps=(({text},),))"

@@ -52,49 +52,49 @@ def storage(tmp_path: Path) -> Iterator[Slow]:
     slow.let.set()
 
 
-def kept(storage: FileStorage, tmp_path: Path) -> str | None:
+def stored_state(storage: FileStorage, tmp_path: Path) -> str | None:
     file = CheckpointWriter(storage, KEY, every_s=60).fetch(tmp_path)
     return file.read_text() if file else None
 
 
 def test_nothing_is_saved_before_its_time_and_nothing_is_there(storage: Slow, tmp_path: Path) -> None:
     storage.let.set()
-    keeper = CheckpointWriter(storage, KEY, every_s=60)
-    keeper.offer(State("1"))
-    keeper.close()
-    assert kept(storage, tmp_path) is None
+    checkpoint_writer = CheckpointWriter(storage, KEY, every_s=60)
+    checkpoint_writer.offer(State("1"))
+    checkpoint_writer.close()
+    assert stored_state(storage, tmp_path) is None
 
 
 def test_latest_state_is_saved_when_the_work_stops(storage: Slow, tmp_path: Path) -> None:
     storage.let.set()
-    keeper = CheckpointWriter(storage, KEY, every_s=60)
+    checkpoint_writer = CheckpointWriter(storage, KEY, every_s=60)
     for name in ("1", "2", "3"):
-        keeper.offer(State(name))
-    keeper.save_now()
-    assert kept(storage, tmp_path) == "3"
+        checkpoint_writer.offer(State(name))
+    checkpoint_writer.save_now()
+    assert stored_state(storage, tmp_path) == "3"
 
 
-def test_states_that_come_while_one_is_on_its_way_wait_for_nobody(storage: Slow, tmp_path: Path) -> None:
-    keeper = CheckpointWriter(storage, KEY, every_s=0)
+def test_states_that_come_while_one_is_on_its_way_do_not_wait(storage: Slow, tmp_path: Path) -> None:
+    checkpoint_writer = CheckpointWriter(storage, KEY, every_s=0)
     began = time.monotonic()
     for name in map(str, range(100)):
-        keeper.offer(State(name))
+        checkpoint_writer.offer(State(name))
     assert time.monotonic() - began < 2
     storage.let.set()
-    wait_for(lambda: kept(storage, tmp_path), timeout_s=10)
-    keeper.save_now()
-    assert kept(storage, tmp_path) == "99"
+    wait_for(lambda: stored_state(storage, tmp_path), timeout_s=10)
+    checkpoint_writer.save_now()
+    assert stored_state(storage, tmp_path) == "99"
 
 
 def test_storage_that_hangs_does_not_keep_a_worker_from_stopping(
     storage: Slow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(keeper_module, "SAVE_S", 0.1)
-    keeper = CheckpointWriter(storage, KEY, every_s=0)
-    keeper.offer(State("1"))
+    checkpoint_writer = CheckpointWriter(storage, KEY, every_s=0)
+    checkpoint_writer.offer(State("1"))
     began = time.monotonic()
-    keeper.save_now()
-    keeper.close()
+    checkpoint_writer.save_now()
+    checkpoint_writer.close()
     assert time.monotonic() - began < 5
 
 
@@ -103,15 +103,15 @@ def test_stop_waits_for_a_storage_that_hangs_once_only(storage: Slow, monkeypatc
     waited: list[float] = []
     monkeypatch.setattr(keeper_module, "SAVE_S", 0.1)
     monkeypatch.setattr(keeper_module, "wait", lambda _futures, timeout: waited.append(timeout))
-    keeper = CheckpointWriter(storage, KEY, every_s=0)
-    keeper.offer(State("1"))
-    keeper.save_now()
-    keeper.close()
+    checkpoint_writer = CheckpointWriter(storage, KEY, every_s=0)
+    checkpoint_writer.offer(State("1"))
+    checkpoint_writer.save_now()
+    checkpoint_writer.close()
     assert waited == [0.1]
 
 
 def test_storage_that_fails_costs_nothing_but_the_state(tmp_path: Path) -> None:
-    keeper = CheckpointWriter(Broken(tmp_path), KEY, every_s=0)
-    keeper.offer(State("1"))
-    keeper.save_now()
-    assert keeper.fetch(tmp_path) is None
+    checkpoint_writer = CheckpointWriter(Broken(tmp_path), KEY, every_s=0)
+    checkpoint_writer.offer(State("1"))
+    checkpoint_writer.save_now()
+    assert checkpoint_writer.fetch(tmp_path) is None

@@ -18,9 +18,9 @@ from service.errors import StorageError
 from service.jobs.model import Job, Phase
 from service.storage import FileStorage, StorageRetry, object_keys
 from tests.factories import make_generation, make_job
+from worker.child import main as child
 from worker.child.checkpoint_writer import CheckpointWriter
 from worker.child.engine import Engine
-from worker.child.main import main as child
 from worker.child.upload import Uploader
 from worker.messages import Cancel, Done, Drain, Failed, Order, Progress, Run, Sampled, Stopped
 from worker.scratch import Scratch
@@ -56,32 +56,34 @@ def run(
     parent, ours = pipe
     for order in orders:
         parent.send(order)
-    keeper = CheckpointWriter(storage, object_keys.checkpoint(job.id), every_s=3600)
+    checkpoint_writer = CheckpointWriter(storage, object_keys.checkpoint(job.id), every_s=3600)
     with tempfile.TemporaryDirectory() as scratch:
         delivery = Uploader(storage, Scratch(Path(scratch)), StorageRetry(0.0))
         parents_second, second = multiprocessing.Pipe()
         with parents_second, second:
-            finisher = child.Postprocessor(engine, child.Line(second), delivery)
-            answer = child._run(engine, delivery, keeper, finisher, child.Line(ours), Run(job, "e1", may_resume))
+            finisher = child.Postprocessor(engine, child.ParentChannel(second), delivery)
+            answer = child._run(
+                engine, delivery, checkpoint_writer, finisher, child.ParentChannel(ours), Run(job, "e1", may_resume)
+            )
             assert finisher.is_free(60)
-            told = [*_all(parent), *_all(parents_second)]
+            messages = [*_all(parent), *_all(parents_second)]
     if isinstance(answer, Sampled):
-        answer = told.pop()
-    return answer, told
+        answer = messages.pop()
+    return answer, messages
 
 
-def _all(line: Connection) -> Iterator[Any]:
-    while line.poll():
-        yield line.recv()
+def _all(channel: Connection) -> Iterator[Any]:
+    while channel.poll():
+        yield channel.recv()
 
 
 def test_finished_job_is_in_the_storage_before_it_is_said(
     engine: Engine, storage: FileStorage, pipe: tuple[Connection, Connection], job: Job
 ) -> None:
-    answer, told = run(engine, storage, pipe, job, Cancel("another"), Drain("another"))
+    answer, messages = run(engine, storage, pipe, job, Cancel("another"), Drain("another"))
     assert isinstance(answer, Done)
     assert storage.size(answer.output.key) == answer.output.size_bytes
-    assert told[-1] == Progress(Phase.UPLOADING, STEPS, STEPS)
+    assert messages[-1] == Progress(Phase.UPLOADING, STEPS, STEPS)
     assert set(answer.timings) == {Phase.ENCODING, Phase.SAMPLING, Phase.DECODING, Phase.UPLOADING}
     assert storage.size(object_keys.checkpoint(job.id)) is None
 
@@ -112,19 +114,19 @@ def test_drained_job_leaves_its_state_and_the_next_run_does_the_rest(
     finally:
         del engine.sample
     assert storage.size(object_keys.checkpoint(job.id))
-    resumed, told = run(engine, storage, pipe, job, may_resume=True)
+    resumed, messages = run(engine, storage, pipe, job, may_resume=True)
     assert isinstance(resumed, Done)
     assert isinstance(undisturbed, Done)
     assert resumed.output.sha256 == undisturbed.output.sha256
-    assert [p.step for p in told if p.phase is Phase.SAMPLING] == [2, 3]
+    assert [p.step for p in messages if p.phase is Phase.SAMPLING] == [2, 3]
 
 
 def test_cancelled_job_leaves_nothing(
     engine: Engine, storage: FileStorage, pipe: tuple[Connection, Connection], job: Job
 ) -> None:
-    answer, told = run(engine, storage, pipe, job, Cancel("e1"))
+    answer, messages = run(engine, storage, pipe, job, Cancel("e1"))
     assert answer == Stopped()
-    assert len(told) == 1
+    assert len(messages) == 1
     assert list(storage.list("")) == []
 
 

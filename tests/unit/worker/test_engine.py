@@ -28,11 +28,11 @@ def test_same_seed_gives_the_same_frames_and_another_seed_others(engine: Engine)
     assert not torch.equal(first, other)
 
 
-def test_progress_is_told_phase_by_phase_and_step_by_step(engine: Engine) -> None:
-    told: list[tuple[Phase, int, int]] = []
-    clip = engine.generate(make_generation(num_inference_steps=STEPS), lambda *progress: told.append(progress))
+def test_progress_is_reported_phase_by_phase_and_step_by_step(engine: Engine) -> None:
+    reported: list[tuple[Phase, int, int]] = []
+    clip = engine.generate(make_generation(num_inference_steps=STEPS), lambda *progress: reported.append(progress))
     sampling = [(Phase.SAMPLING, i, STEPS) for i in range(STEPS + 1)]
-    assert told == [(Phase.ENCODING, 0, STEPS), *sampling, (Phase.DECODING, STEPS, STEPS)]
+    assert reported == [(Phase.ENCODING, 0, STEPS), *sampling, (Phase.DECODING, STEPS, STEPS)]
     assert set(clip.timings) == {Phase.ENCODING, Phase.SAMPLING, Phase.DECODING}
     assert all(seconds > 0 for seconds in clip.timings.values())
 
@@ -111,7 +111,7 @@ def samplers(draw: st.DrawFn) -> SamplerSettings:
     )
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(sampler=samplers(), steps=st.one_of(st.integers(1, 12), st.integers(1, 1000)), spacing=SPACINGS)
 def test_every_setting_that_the_api_accepts_can_be_planned_and_costs_what_the_record_says(
     engine: Engine, sampler: SamplerSettings, steps: int, spacing: Spacing
@@ -122,8 +122,14 @@ def test_every_setting_that_the_api_accepts_can_be_planned_and_costs_what_the_re
     assert len(plan) == generation.total_steps
 
 
-@pytest.mark.parametrize("combination", COMBINATIONS)
-@pytest.mark.parametrize("name", sorted(USES))
+SAMPLERS = [
+    (name, combination)
+    for name in sorted(USES)
+    for combination in (COMBINATIONS if "combination" in USES[name] else ["IV-IV"])
+]
+
+
+@pytest.mark.parametrize(("name", "combination"), SAMPLERS)
 def test_every_sampler_and_combination_costs_what_the_record_says(engine: Engine, name: str, combination: str) -> None:
     sampler = SamplerSettings.model_validate({"name": name, "combination": combination, "order": "goback_first"})
     for steps in (1, 2, 3, 7):
@@ -189,7 +195,7 @@ def test_prompt_decides_the_video(engine: Engine) -> None:
 
 
 def test_text_that_the_encoder_cannot_read_whole_is_refused(engine: Engine) -> None:
-    with pytest.raises(ValueError, match=r"the text has \d+ tokens, the text encoder reads 16"):
+    with pytest.raises(ValueError, match=r"the text has \d+ tokens, the text encoder takes 16"):
         engine.models.encode("a red circle " * 10)
 
 

@@ -137,7 +137,7 @@ def test_prompt_that_one_encoder_cannot_read_whole_is_refused(folder: Path) -> N
         models.encode(PROMPT)
 
 
-def test_videocrafters_network_is_told_the_clips_frame_rate_or_the_models_own(folder: Path) -> None:
+def test_videocrafters_network_gets_the_clips_frame_rate_or_the_models_own(folder: Path) -> None:
     entry = save_model("videocrafter", folder)
     models = load(entry, "cpu")
     assert models.denoisers(PROMPT, fps=12)[1].network_args == {"fps": 12}

@@ -24,7 +24,7 @@ from worker.scratch import Scratch
 STEP = Progress(Phase.SAMPLING, 1, 20)
 
 
-class ScriptedLine:
+class ScriptedChannel:
     """Says what the script says, one message a call; None is silence. A stop goes on to `after_stop`."""
 
     def __init__(self, *script: Message | Exception | None, after_stop: Message | None = None) -> None:
@@ -48,13 +48,13 @@ class ScriptedLine:
         self.kills += 1
 
 
-class ScriptedChild(ScriptedLine):
+class ScriptedChild(ScriptedChannel):
     def __init__(
         self,
         *script: Message | Exception | None,
         after_stop: Message | None = None,
         is_loading: bool = False,
-        second: ScriptedLine | None = None,
+        second: ScriptedChannel | None = None,
     ) -> None:
         super().__init__(*script, after_stop=after_stop)
         self._is_loading = is_loading
@@ -64,7 +64,7 @@ class ScriptedChild(ScriptedLine):
         if self._is_loading:
             beat()
 
-    def second(self) -> ScriptedLine:
+    def second(self) -> ScriptedChannel:
         assert self._second is not None
         return self._second
 

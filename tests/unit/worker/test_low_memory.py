@@ -91,15 +91,15 @@ def test_decoder_without_room_decodes_one_frame_at_a_time_and_no_step_is_done_ag
 def test_clip_that_has_no_room_at_all_fails_for_good_and_the_next_one_is_made(engine: Engine) -> None:
     with room_for(engine.models.video_unet, 0), pytest.raises(torch.OutOfMemoryError) as caught:
         engine.generate(GENERATION)
-    failed = engine.failure(caught.value)
+    failed = engine.failed_message(caught.value)
     assert (failed.code, failed.can_retry, failed.is_broken) == ("out_of_memory", False, False)
     assert engine.generate(GENERATION).frames.shape[0] == FRAMES
 
 
 def test_second_clip_without_room_is_tried_again_in_a_new_process(engine: Engine) -> None:
     """It may be innocent: something that holds memory stays behind in this process."""
-    assert engine.failure(torch.OutOfMemoryError()).is_broken is False
-    failed = engine.failure(torch.OutOfMemoryError())
+    assert engine.failed_message(torch.OutOfMemoryError()).is_broken is False
+    failed = engine.failed_message(torch.OutOfMemoryError())
     assert (failed.code, failed.can_retry, failed.is_broken) == ("out_of_memory", True, True)
 
 
@@ -115,5 +115,5 @@ def test_second_clip_without_room_is_tried_again_in_a_new_process(engine: Engine
 def test_failures_say_whether_to_try_again_and_whether_the_process_is_of_any_use(
     engine: Engine, error: Exception, code: str, can_retry: bool, is_broken: bool
 ) -> None:
-    failed = engine.failure(error)
+    failed = engine.failed_message(error)
     assert (failed.code, failed.can_retry, failed.is_broken) == (code, can_retry, is_broken)

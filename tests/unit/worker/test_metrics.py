@@ -10,7 +10,7 @@ import pytest
 from service.jobs.model import Phase
 from service.storage.metrics import StorageCall
 from tests.factories import make_job, make_output
-from tests.unit.worker.test_job_runner import ScriptedChild, ScriptedLine
+from tests.unit.worker.test_job_runner import ScriptedChannel, ScriptedChild
 from worker.messages import Done, Failed, Message, Progress, Run, Sampled, Stopped
 from worker.parent.child_process import ChildDied
 from worker.parent.metrics import MeasuredChild, WorkerMetrics
@@ -50,7 +50,7 @@ def test_every_execution_is_counted_once_by_its_end(last: Message, outcome: str)
     assert value(metrics, "ivmix_worker_busy") == 0
 
 
-def test_a_child_that_dies_and_one_that_has_to_be_killed_are_told_apart() -> None:
+def test_a_child_that_dies_and_one_that_has_to_be_killed_are_distinguished() -> None:
     metrics = WorkerMetrics()
     with pytest.raises(ChildDied):
         run(metrics, ChildDied("exit code -9"))
@@ -83,16 +83,16 @@ def test_steps_that_another_worker_did_are_not_ours() -> None:
 def test_a_job_is_counted_on_the_second_line_when_its_steps_are_done() -> None:
     clock = Clock()
     metrics = WorkerMetrics(clock.now)
-    second = ScriptedLine(Progress(Phase.DECODING, 4, 4), DONE)
+    second = ScriptedChannel(Progress(Phase.DECODING, 4, 4), DONE)
     child = MeasuredChild(ScriptedChild(Sampled("e"), second=second), metrics)
     child.send(Run(make_job(), "e"))
     child.receive(0)
-    line = child.second()
+    channel = child.second()
     clock.time = 0.25
     child.send(Run(make_job(), "f"))
     assert value(metrics, "ivmix_worker_gap_seconds_sum") == 0.25
     assert value(metrics, "ivmix_worker_executions_total", model="demo", outcome="completed") is None
-    assert (line.receive(0), line.receive(0)) == (Progress(Phase.DECODING, 4, 4), DONE)
+    assert (channel.receive(0), channel.receive(0)) == (Progress(Phase.DECODING, 4, 4), DONE)
     assert value(metrics, "ivmix_worker_executions_total", model="demo", outcome="completed") == 1
     assert value(metrics, "ivmix_worker_busy") == 1, "with the other"
     child.kill()

@@ -35,7 +35,7 @@ def test_what_was_not_finished_is_of_no_use(scratch: Scratch) -> None:
 
 
 def test_there_is_only_ever_one_of_it(scratch: Scratch, tmp_path: Path) -> None:
-    """Of executions that race for it each gets the whole or nothing; whoever has the job may take it from a zombie."""
+    """Each of the racing executions gets all files or none; the owner of the job may take them from a zombie."""
     scratch.finish(fill(scratch, "j", "e0"))
     with ThreadPoolExecutor(8) as pool:
         claimed = list(pool.map(lambda i: scratch.claim("j", f"e{i}"), range(1, 9)))
@@ -60,7 +60,7 @@ def test_an_execution_starts_with_an_empty_folder(scratch: Scratch) -> None:
     assert list(scratch.open("j", "e1").iterdir()) == []
 
 
-def test_what_nobody_came_for_goes_when_the_next_one_starts(scratch: Scratch, tmp_path: Path) -> None:
+def test_unclaimed_files_are_removed_when_the_next_worker_starts(scratch: Scratch, tmp_path: Path) -> None:
     for job in ("old", "young"):
         scratch.finish(fill(scratch, job, "e1"))
     past = time.time() - KEEP_S - 60

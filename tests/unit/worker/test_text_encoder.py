@@ -28,7 +28,7 @@ def test_job_with_a_prompt_that_is_too_long_fails_with_that_reason(engine: Engin
     generation = make_generation(**{which: "a red circle " * 10})
     with pytest.raises(PromptTooLong) as caught:
         engine.generate(generation)
-    ended = engine.failure(caught.value)
+    ended = engine.failed_message(caught.value)
     assert (ended.code, ended.can_retry) == ("prompt_too_long", False)
     assert "the text has 32 tokens, the text encoder takes 16" in ended.message
     assert "circle" not in ended.message
