@@ -26,7 +26,7 @@ def test_one_video_can_be_followed_and_nothing_private_is_logged(swift: Settings
         assert private not in text
     lines = [json.loads(line) for line in text.splitlines()]
     assert all(set(line) >= LINE_KEYS for line in lines)
-    started = next(line for line in lines if " started, attempt " in line["event"])
+    started = next(line for line in lines if " started: attempt " in line["event"])
     assert started["video_id"] == video_id
     assert re.fullmatch(r"[0-9a-f-]+", started["execution_id"])
     assert any(line.get("request_id") == "req-of-the-client" and video_id in line["event"] for line in lines)
