@@ -1,6 +1,6 @@
-"""`python -m benchmarks.replay STEPS.json`: a real worker process whose child only lets the time pass that a GPU took.
+"""`python -m benchmarks.replay SCRIPT.json`: a real worker process whose child only waits for as long as a GPU took.
 
-Queue, record, leases, progress and RQ are the ones of `ivmix worker`; nothing is drawn and nothing is stored.
+Queue, records, leases, progress and RQ are those of `ivmix worker`; nothing is sampled or stored.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from worker.messages import Done, Message, Order, Progress, Run, Sampled, Stoppe
 
 @dataclass
 class ReplayedLine:
-    """Time passes as in a separate process: work of the parent between two messages does not delay it."""
+    """Messages arrive on schedule, as from a separate process, however long the parent is busy between them."""
 
     coming: deque[tuple[float, Message]] = field(default_factory=deque[tuple[float, Message]])
 
-    def send(self, message: Order) -> None:  # noqa: ARG002  a stop, whichever it is
+    def send(self, message: Order) -> None:  # noqa: ARG002  # every other order is a stop
         self.coming.clear()
         self.coming.append((time.monotonic(), Stopped()))
 
@@ -47,7 +47,7 @@ class ReplayedLine:
 
 @dataclass
 class ReplayedChild(ReplayedLine):
-    """Decodes one clip while it takes the steps of the next."""
+    """Decodes one clip while it samples the next."""
 
     encode_s: float = 0.0
     steps_s: Sequence[float] = ()
@@ -85,7 +85,7 @@ class ReplayedChild(ReplayedLine):
 def main(script: Path) -> int:
     settings = load_settings()
     child = ReplayedChild(**json.loads(script.read_text()))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the benchmark, which then ends us
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the benchmark, which then stops this process
     return work(open_services(settings), "demo", child, heartbeat_file=HeartbeatFile(settings.pulse_file))
 
 

@@ -1,8 +1,8 @@
-"""`python -m benchmarks.scale_sim`: what the queue costs as workers are added.
+"""`python -m benchmarks.scale_sim`: the overhead of the queue as workers are added.
 
-Real: Valkey (`appendfsync always`), the job store, RQ, N worker processes, a maintenance process. Replayed: the seconds
-that a GPU takes for each step (--times has measured ones), so that eight GPUs fit on a machine that has none. Every
-worker gets as many jobs; all are asked for at once, and one client polls on_wait. Prints a table; JSON with --json.
+Real: Valkey (`appendfsync always`), the job store, RQ, N worker processes, a maintenance process. Replayed: the GPU
+seconds of each step (--times: measured ones), so that eight GPUs fit on a machine without any. All jobs, equally many
+per worker, are created at once, and one client polls meanwhile. Prints a table; writes JSON with --json.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ POLL_EVERY_S = 0.02
 
 @dataclass(frozen=True)
 class Round:
-    """Times in seconds. Commands count those inside of scripts too; the polling client's are taken off."""
+    """Times in seconds. Commands include those inside scripts, but not those of the polling client."""
 
     workers: int
     jobs: int
     seconds: float
     per_hour: float
-    of_ideal: float  # 1: not a moment between two jobs
+    of_ideal: float  # 1: no time between jobs
     gap_p50: float
     gap_p95: float
     create_p50: float
@@ -52,9 +52,9 @@ class Round:
     commands_per_job: float
     bytes_per_job: float  # over the network, both directions
     log_bytes_per_job: float
-    memory_per_job: float  # of an ended job: its record, and its place in the indexes
+    memory_per_job: float  # an ended job's record and its share of the indexes
     cpu_per_job: float  # of the Redis process
-    idle_commands_per_s: float  # all workers and the maintenance, before the first job
+    idle_commands_per_s: float  # all workers and maintenance, before the first job
     idle_bytes_per_s: float
 
 
@@ -63,9 +63,13 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--jobs", type=int, default=6, help="per worker")
     parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--step-s", type=float, default=0.33, help="a step; an H200's by the FLOP arithmetic")
-    parser.add_argument("--times", type=Path, help="JSON list of measured seconds of steps, instead of the two above")
-    parser.add_argument("--idle-s", type=float, default=10.0, help="how long workers without work are looked at")
+    parser.add_argument(
+        "--step-s", type=float, default=0.33, help="seconds per step; default: an H200, computed from FLOP"
+    )
+    parser.add_argument(
+        "--times", type=Path, help="JSON list of measured seconds per step, instead of --steps and --step-s"
+    )
+    parser.add_argument("--idle-s", type=float, default=10.0, help="seconds for which idle workers are measured")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     steps_s = json.loads(arguments.times.read_text()) if arguments.times else [arguments.step_s] * arguments.steps
@@ -80,7 +84,7 @@ def main() -> None:
 
 
 def measured(workers: int, jobs_per_worker: int, script: Mapping[str, Any], idle_s: float) -> Round:
-    """With a separate server and record."""
+    """Run one round on a fresh server."""
     with tempfile.TemporaryDirectory() as folder, EmbeddedValkey(Path(folder)) as url:
         settings = Settings(redis_url=url, data_dir=Path(folder), auth="off")
         services = open_services(settings)
@@ -113,7 +117,7 @@ def _round(services: Services, workers: int, jobs_per_worker: int, script: Mappi
     began, ended = _times(records)
     makespan = max(ended) - min(began)
     networks_s, decode_s = script["encode_s"] + sum(script["steps_s"]), script["decode_s"]
-    # The networks have the next job while a clip is decoded.
+    # The next job is sampled while a clip is decoded.
     ideal_s = jobs_per_worker * networks_s + decode_s
     gaps = sorted(_gaps(began, [end - decode_s for end in ended], workers))
     return Round(
@@ -140,7 +144,7 @@ def _round(services: Services, workers: int, jobs_per_worker: int, script: Mappi
 
 @dataclass(frozen=True)
 class Ceiling:
-    """Reports of progress that arrive at the same moment share one write to the disk."""
+    """Rate of progress reports. Reports that arrive at the same moment share one fsync."""
 
     together: int
     per_second: float
@@ -148,7 +152,7 @@ class Ceiling:
 
 
 def ceiling(together: Sequence[int] = (1, 10, 100), seconds: float = 3.0) -> list[Ceiling]:
-    """What one Redis can take of what workers send most. A pipeline stands for so many workers."""
+    """The rate at which one Redis accepts progress reports. A pipeline simulates simultaneous workers."""
     with tempfile.TemporaryDirectory() as folder, EmbeddedValkey(Path(folder)) as url:
         services = open_services(Settings(redis_url=url, data_dir=Path(folder), auth="off"))
         store, redis = services.store, services.redis
@@ -161,8 +165,8 @@ def ceiling(together: Sequence[int] = (1, 10, 100), seconds: float = 3.0) -> lis
 
 def _ceiling(services: Services, job: Job, together: int, seconds: float) -> Ceiling:
     redis: Any = services.redis
-    script = services.store._beat_script  # what `progress` calls, which has no way to be sent in a pipeline
-    progress = [json.dumps(JobState.RUNNING), json.dumps("execution"), 45_000, "7", "50", json.dumps(Phase.SAMPLING)]
+    script = services.store._renew_lease_script  # what `report_progress` runs; the method cannot be pipelined
+    progress = [json.dumps("execution"), 45_000, "7", "50", json.dumps(Phase.SAMPLING)]
     before, sent = Cost.of(redis), 0
     while time.monotonic() < before.seconds + seconds:
         with redis.pipeline(transaction=False) as pipe:
@@ -175,7 +179,7 @@ def _ceiling(services: Services, job: Job, together: int, seconds: float) -> Cei
     return Ceiling(together, sent / spent.seconds, spent.cpu_s / sent)
 
 
-# --- what Redis says about itself
+# --- statistics of Redis
 
 
 @dataclass(frozen=True)
@@ -210,7 +214,7 @@ def _memory(redis: Any, jobs: Sequence[Job]) -> float:
 
 
 def _cost_of_a_poll(services: Services, count: int = 200) -> Cost:
-    """Of a record as the polling client sees it, while no worker runs."""
+    """Cost of one poll, while no worker is running."""
     store = services.store
     job = _job()
     assert store.restore(job.model_copy(update={"state": JobState.COMPLETED}))
@@ -226,7 +230,7 @@ def _cost_of_a_poll(services: Services, count: int = 200) -> Cost:
 
 
 def _create(services: Services, count: int) -> tuple[list[Job], list[float]]:
-    """As POST /v1/videos does behind its checks. Seconds each, sorted."""
+    """Create jobs as POST /v1/videos does after validation. Returns them and the sorted latencies in seconds."""
     queue = generate_queue(services.redis, "demo")
     jobs, latencies = [_job() for _ in range(count)], list[float]()
     for job in jobs:
@@ -237,7 +241,7 @@ def _create(services: Services, count: int) -> tuple[list[Job], list[float]]:
 
 
 def _poll_until_done(services: Services, jobs: Sequence[Job]) -> list[float]:
-    """As GET /v1/videos/{id} does. Seconds each, sorted."""
+    """Poll as GET /v1/videos/{id} does. Returns the sorted latencies in seconds."""
     latencies: list[float] = []
     open_ids = [job.id for job in jobs]
     choose = random.Random(0)
@@ -274,13 +278,13 @@ def _job() -> Job:
 
 
 def _times(jobs: Sequence[Job]) -> tuple[list[float], list[float]]:
-    """When they were begun and ended, each sorted."""
+    """Start times and end times, each sorted."""
     assert all(job.started_at is not None and job.completed_at is not None for job in jobs)
     return sorted(job.started_at or 0.0 for job in jobs), sorted(job.completed_at or 0.0 for job in jobs)
 
 
 def _gaps(began: Sequence[float], ended: Sequence[float], workers: int) -> Iterator[float]:
-    """From one end to the next beginning: the first ends are followed by the jobs after the first `workers`."""
+    """Seconds from each end to the next start; the first `workers` starts follow no end."""
     return (start - end for start, end in zip(began[workers:], ended, strict=False))
 
 
@@ -311,7 +315,7 @@ def _wait_for_workers(services: Services, count: int) -> None:
     deadline = time.monotonic() + 60 + 10 * count
     while len(queue_stats(services.redis, services.store, "demo").workers) < count:
         if time.monotonic() > deadline:
-            raise TimeoutError(f"not all of {count} workers are there")
+            raise TimeoutError(f"not all of {count} workers have started")
         time.sleep(0.2)
 
 
@@ -350,7 +354,7 @@ def table(rounds: Sequence[Round], script: Mapping[str, Any]) -> str:
 
 
 def ceiling_table(found: Sequence[Ceiling]) -> str:
-    lines = ["| progress, together | per second | Redis CPU microseconds |", "|---|---|---|"]
+    lines = ["| simultaneous reports | per second | Redis CPU microseconds |", "|---|---|---|"]
     lines += [f"| {c.together} | {c.per_second:.0f} | {1e6 * c.cpu_each:.0f} |" for c in found]
     return "\n".join(lines)
 

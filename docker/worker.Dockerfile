@@ -1,6 +1,6 @@
-# One GPU, one model. CUDA comes with torch's own wheels, so the machine needs the driver and nothing else:
+# A worker for one GPU and one model. The torch wheels contain CUDA, so the machine needs only the driver.
 #   docker build -f docker/worker.Dockerfile -t ivmix-worker .
-# Without a GPU the same image works, slowly. A smaller one for the CPU: --build-arg TORCH_INDEX=<torch's index of CPU wheels>
+# Without a GPU the image works too, slowly. A smaller image for the CPU: --build-arg TORCH_INDEX=<torch's index of CPU wheels>
 ARG PYTHON=python:3.11.15-slim-bookworm
 
 FROM ${PYTHON} AS build
@@ -9,7 +9,7 @@ ARG TORCH_INDEX=""
 WORKDIR /src
 RUN python -m venv /opt/ivmix
 COPY constraints.txt pyproject.toml LICENSE README.md ./
-# Gigabytes, and they change with constraints.txt only.
+# Gigabytes that change only with constraints.txt.
 RUN --mount=type=cache,target=/root/.cache/pip \
     /opt/ivmix/bin/pip install --disable-pip-version-check ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} \
     "$(grep '^torch==' constraints.txt)"
@@ -25,7 +25,7 @@ RUN /opt/ivmix/bin/pip install --disable-pip-version-check --no-cache-dir --no-d
 FROM ${PYTHON}
 LABEL org.opencontainers.image.title="ivmix-worker" org.opencontainers.image.licenses="Apache-2.0"
 COPY --from=build /opt/ivmix /opt/ivmix
-# /weights is read at run time and written by `ivmix models fetch` only; /data and /scratch are the worker's own.
+# `ivmix models fetch` writes /weights, workers only read it; /data and /scratch belong to the worker.
 ENV PATH=/opt/ivmix/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \

@@ -27,7 +27,7 @@ def wait_until(is_true: Callable[[], bool], seconds: float = 10) -> None:
 
 
 def processes_of(folder: Path) -> list[int]:
-    """Every process that runs in this data folder or names it; the server itself hides its command line."""
+    """Processes whose working directory or command line is in this folder; the server hides its command line."""
     found: list[int] = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -39,13 +39,13 @@ def processes_of(folder: Path) -> list[int]:
     return found
 
 
-def test_it_is_durable_and_never_forgets_on_purpose(tmp_path: Path) -> None:
+def test_it_is_durable_and_never_evicts(tmp_path: Path) -> None:
     with EmbeddedValkey(tmp_path) as url, Redis.from_url(url, decode_responses=True) as redis:
         wanted = {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction"}
         assert {name: redis.config_get(name)[name] for name in wanted} == wanted
 
 
-def test_it_listens_to_this_machine_only_and_asks_for_a_password(tmp_path: Path) -> None:
+def test_it_listens_on_loopback_and_requires_a_password(tmp_path: Path) -> None:
     with EmbeddedValkey(tmp_path) as url, Redis.from_url(url, decode_responses=True) as redis:
         assert redis.config_get("bind")["bind"] == "127.0.0.1"
         port = redis.get_connection_kwargs()["port"]
@@ -144,7 +144,7 @@ def test_a_port_that_was_taken_meanwhile_costs_a_second_try(tmp_path: Path, monk
             assert other != url
 
 
-def test_a_broken_log_is_an_error_that_shows_what_the_server_said(tmp_path: Path) -> None:
+def test_a_corrupt_append_only_file_is_an_error_with_the_server_log(tmp_path: Path) -> None:
     with EmbeddedValkey(tmp_path) as url, Redis.from_url(url) as redis:
         redis.set("a", "b")
     for file in (tmp_path / "valkey" / "appendonlydir").glob("*.aof"):

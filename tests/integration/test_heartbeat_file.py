@@ -1,5 +1,4 @@
-"""The sign of life that liveness probes look at: it goes on through work, idleness and outages, and stops with the
-thread that works."""
+"""The file for liveness probes: touched while working, while idle and during outages, until the main loop hangs."""
 
 from __future__ import annotations
 
@@ -26,7 +25,7 @@ PROGRAMS = {
     "webhooks": "service.webhook_dispatcher",
     "maintenance": "service.maintenance",
 }
-BEATS_S = 30.0  # on a busy machine; a heartbeat_file is every 5 seconds at the latest
+BEATS_S = 30.0  # on a busy machine; the file is touched every 5 seconds at the latest
 
 
 @pytest.fixture
@@ -40,30 +39,30 @@ def environment(server: Valkey, tmp_path: Path) -> dict[str, str]:
     return {"IVMIX_REDIS_URL": server.url, "IVMIX_DATA_DIR": str(tmp_path / "data")}
 
 
-def beat(pulses: Iterable[Path], times: int = 1) -> None:
-    """Wait until each has beaten so often; the files are made old, so that every one is seen."""
+def beat(files: Iterable[Path], times: int = 1) -> None:
+    """Wait until each file was touched this often. Old modification times make every touch visible."""
     for _ in range(times):
-        for heartbeat_file in pulses:
+        for heartbeat_file in files:
             os.utime(heartbeat_file, (1, 1))
-        for heartbeat_file in pulses:
+        for heartbeat_file in files:
             wait_for(lambda heartbeat_file=heartbeat_file: heartbeat_file.stat().st_mtime > 1, timeout_s=BEATS_S)
 
 
-def test_pulses_go_on_without_work_and_without_redis(
+def test_files_are_touched_without_work_and_without_redis(
     environment: dict[str, str], server: Valkey, tmp_path: Path
 ) -> None:
-    pulses = [tmp_path / name for name in PROGRAMS]
+    files = [tmp_path / name for name in PROGRAMS]
     with ExitStack() as running:
-        for heartbeat_file in pulses:
+        for heartbeat_file in files:
             own = environment | {"IVMIX_PULSE_FILE": str(heartbeat_file)}
             running.enter_context(started(own, PROGRAMS[heartbeat_file.name]))
-        for heartbeat_file in pulses:
+        for heartbeat_file in files:
             wait_for(heartbeat_file.exists, timeout_s=90)
         server.kill()
-        beat(pulses, 2)  # the first may have been on its way
+        beat(files, 2)  # the first may have been on its way
 
 
-def test_pulse_goes_on_while_a_worker_works_and_ends_when_it_hangs(
+def test_file_is_touched_while_a_worker_works_but_not_while_it_hangs(
     environment: dict[str, str], server: Valkey, tmp_path: Path
 ) -> None:
     heartbeat_file = tmp_path / "heartbeat_file"
@@ -90,7 +89,7 @@ def _is_at_work(services: Services, job_id: str) -> bool:
     return job is not None and job.step > 0
 
 
-def test_pulse_of_an_earlier_process_is_no_sign_of_life(tmp_path: Path) -> None:
+def test_file_of_an_earlier_process_is_removed(tmp_path: Path) -> None:
     file = tmp_path / "heartbeat_file"
     file.touch()
     heartbeat_file = HeartbeatFile(file)
@@ -99,6 +98,6 @@ def test_pulse_of_an_earlier_process_is_no_sign_of_life(tmp_path: Path) -> None:
     assert file.exists()
 
 
-def test_pulse_without_a_folder_is_refused(tmp_path: Path) -> None:
+def test_missing_folder_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"IVMIX_PULSE_FILE=.*does not exist"):
         HeartbeatFile(tmp_path / "nowhere" / "heartbeat_file")

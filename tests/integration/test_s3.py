@@ -1,4 +1,4 @@
-"""What only an S3 server can do, and all the ways in which one fails. The server is Swift, unless moto is the point."""
+"""Features that only S3 has, and its failures. The server is Swift, except where moto's behaviour matters."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class TestAddress:
         assert storage.url(KEY, filename="a.mp4", media_type="video/mp4") is None
 
     def test_clients_get_the_name_by_which_they_reach_the_server(self, swift: Settings, tmp_path: Path) -> None:
-        """With the bucket in the host, as AWS wants it. The name needs no DNS here: the browser gets the address."""
+        """With the bucket in the host name, as AWS prefers. The test connects to 127.0.0.1 without DNS."""
         assert swift.s3_endpoint_url is not None
         port = urlsplit(swift.s3_endpoint_url).port
         public = f"http://{DOMAIN}:{port}"
@@ -118,7 +118,7 @@ class TestAddress:
 
 
 class TestRefusal:
-    """Start-up fails, naming the setting, for errors that an operator must repair, not for transient ones."""
+    """At start-up, errors that need another setting name it; temporary errors are only logged."""
 
     @pytest.mark.parametrize("server", ["swift", "swift_tls"])
     def test_a_wrong_secret_is_named(self, request: pytest.FixtureRequest, server: str) -> None:
@@ -127,19 +127,19 @@ class TestRefusal:
             check_storage(open_storage(settings))
         assert "wrong" not in str(caught.value)
 
-    def test_a_bucket_that_is_not_there_is_named(self, swift: Settings) -> None:
+    def test_a_missing_bucket_is_named(self, swift: Settings) -> None:
         with pytest.raises(ConfigurationError, match=r"'no-such-bucket'.*IVMIX_S3_BUCKET"):
             check_storage(open_storage(change(swift, s3_bucket="no-such-bucket")))
 
-    def test_a_name_that_is_none_for_a_bucket_is_named(self, swift: Settings) -> None:
+    def test_an_invalid_bucket_name_is_named(self, swift: Settings) -> None:
         with pytest.raises(ConfigurationError, match="IVMIX_S3_BUCKET"):
             check_storage(open_storage(change(swift, s3_bucket="no bucket!")))
 
-    def test_a_certificate_of_an_unknown_authority_is_named(self, swift_tls: Settings) -> None:
+    def test_an_unknown_ca_is_named(self, swift_tls: Settings) -> None:
         with pytest.raises(ConfigurationError, match="IVMIX_S3_CA_FILE"):
             check_storage(open_storage(change(swift_tls, s3_ca_file=None)))
 
-    def test_an_address_that_is_none_is_named(self, swift: Settings) -> None:
+    def test_an_invalid_url_is_named(self, swift: Settings) -> None:
         with pytest.raises(ConfigurationError, match="IVMIX_S3_ENDPOINT_URL"):
             open_storage(change(swift, s3_endpoint_url="swift:8080/no scheme"))
 
@@ -153,23 +153,23 @@ class TestRefusal:
         with pytest.raises(ConfigurationError, match="IVMIX_S3_ACCESS_KEY_ID"):
             check_storage(open_storage(without))
 
-    def test_an_unreachable_server_does_not_prevent_the_start(
+    def test_an_unreachable_server_does_not_stop_the_start(
         self, swift: Settings, caplog: pytest.LogCaptureFixture
     ) -> None:
         """A process must be able to start while the storage is down: status polls do not need it."""
         check_storage(open_storage(change(swift, s3_endpoint_url="http://127.0.0.1:9")))
         assert "is unreachable" in caplog.text
 
-    def test_a_server_that_is_away_is_a_storage_error(self, swift: Settings, tmp_path: Path) -> None:
-        away = open_storage(change(swift, s3_endpoint_url="http://127.0.0.1:9"))
+    def test_an_unreachable_server_is_a_storage_error(self, swift: Settings, tmp_path: Path) -> None:
+        unreachable = open_storage(change(swift, s3_endpoint_url="http://127.0.0.1:9"))
         for attempt in (
-            lambda: put(away, tmp_path),
-            lambda: away.size(KEY),
-            lambda: away.open(KEY),
-            lambda: away.matches(KEY, size_bytes=3, sha256=""),
-            lambda: list(away.list("")),
-            lambda: away.delete(KEY),
-            lambda: away.clean(older_than_s=0),
+            lambda: put(unreachable, tmp_path),
+            lambda: unreachable.size(KEY),
+            lambda: unreachable.open(KEY),
+            lambda: unreachable.matches(KEY, size_bytes=3, sha256=""),
+            lambda: list(unreachable.list("")),
+            lambda: unreachable.delete(KEY),
+            lambda: unreachable.clean(older_than_s=0),
         ):
             with pytest.raises(StorageError):
                 attempt()
@@ -183,10 +183,10 @@ def proxy(swift: Settings) -> Iterator[FaultyProxy]:
 
 
 class TestFaults:
-    """Three in a row, because boto3 itself tries twice."""
+    """Three faults in a row, because boto3 itself retries once."""
 
     @pytest.mark.parametrize("fault", ["drop", "503", "hang", "cut", "flip", "late"])
-    def test_an_upload_outlives_it(self, swift: Settings, proxy: FaultyProxy, tmp_path: Path, fault: Fault) -> None:
+    def test_an_upload_survives_it(self, swift: Settings, proxy: FaultyProxy, tmp_path: Path, fault: Fault) -> None:
         storage = open_storage(change(swift, s3_endpoint_url=proxy.url, s3_timeout_s=1))
         proxy.faults.extend([fault] * 3)
         StorageRetry(budget_s=120).call(lambda: put(storage, tmp_path))
@@ -203,8 +203,8 @@ class TestFaults:
             put(storage, tmp_path)
         assert open_storage(swift).size(KEY) is None
 
-    def test_a_server_that_stores_what_it_gets_is_found_out(self, s3: Settings, tmp_path: Path) -> None:
-        """moto checks nothing that arrives, as some real servers do."""
+    def test_corruption_is_found_on_a_server_that_checks_nothing(self, s3: Settings, tmp_path: Path) -> None:
+        """moto, like some real servers, checks nothing that it receives."""
         assert s3.s3_endpoint_url is not None
         with FaultyProxy(s3.s3_endpoint_url) as proxy:
             storage = open_storage(change(s3, s3_endpoint_url=proxy.url))
@@ -216,7 +216,9 @@ class TestFaults:
             StorageRetry(budget_s=60).call(lambda: put(storage, tmp_path))
         assert read(storage, KEY) == (tmp_path / "made.mp4").read_bytes()
 
-    def test_a_storage_that_stays_away_is_given_up(self, swift: Settings, proxy: FaultyProxy, tmp_path: Path) -> None:
+    def test_retries_end_when_the_storage_stays_unavailable(
+        self, swift: Settings, proxy: FaultyProxy, tmp_path: Path
+    ) -> None:
         storage = open_storage(change(swift, s3_endpoint_url=proxy.url))
         proxy.faults.extend(["503"] * 1000)
         began = time.monotonic()
@@ -227,7 +229,7 @@ class TestFaults:
 
 
 def browser(settings: Settings) -> httpx2.Client:
-    """Knows the authority of the server, but no key."""
+    """A client that trusts the CA of the server, but has no key."""
     verify = ssl.create_default_context(cafile=settings.s3_ca_file) if settings.s3_ca_file else True
     return httpx2.Client(verify=verify, trust_env=False, timeout=30)
 

@@ -1,4 +1,4 @@
-"""One class for both storages: what is true of one must be true of the other."""
+"""Behaviour of every storage in one class; then what only file storage has."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class TestEveryStorage:
         assert storage.size(KEY) == len(content)
         assert whole(storage.open(KEY)) == content
 
-    def test_objects_below_a_prefix_are_listed(self, storage: VideoStorage, tmp_path: Path) -> None:
+    def test_keys_below_a_prefix_are_listed(self, storage: VideoStorage, tmp_path: Path) -> None:
         for key in ("videos/a/e2/video.mp4", "videos/a/e1/video.mp4", "videos/ab/e1/video.mp4", "checkpoints/a"):
             put(storage, tmp_path, b"0123456789", key=key)
         found = list(storage.list("videos/a/"))
@@ -96,7 +96,7 @@ class TestEveryStorage:
         storage.delete(KEY)
         assert storage.size(other) == 4
 
-    def test_only_the_very_same_bytes_are_held(self, storage: VideoStorage, tmp_path: Path) -> None:
+    def test_matches_compares_size_and_checksum(self, storage: VideoStorage, tmp_path: Path) -> None:
         put(storage, tmp_path, b"abc")
         digest = sha256_of(tmp_path / "made.mp4")
         assert storage.matches(KEY, size_bytes=3, sha256=digest)
@@ -114,7 +114,7 @@ class TestEveryStorage:
         assert len(list(storage.list("videos/v1"))) == 4
         assert list(storage.list("nothing/")) == []
 
-    def test_what_is_listed_says_when_it_was_put(self, storage: VideoStorage, tmp_path: Path) -> None:
+    def test_listed_objects_have_their_modification_time(self, storage: VideoStorage, tmp_path: Path) -> None:
         before = time.time()
         put(storage, tmp_path, b"abc")
         (stored,) = storage.list(KEY)

@@ -7,7 +7,7 @@ from service.storage.retry import ON_WAIT_EVERY_S, StorageRetry
 
 
 class Clock:
-    """Time passes by sleeping only."""
+    """Time that passes only by sleeping."""
 
     def __init__(self) -> None:
         self.time = 0.0
@@ -22,7 +22,7 @@ class Clock:
 
 
 class Storage:
-    """Away until `back_at`, then it answers."""
+    """Unavailable until `back_at`."""
 
     def __init__(self, clock: Clock, back_at: float) -> None:
         self._clock, self._back_at = clock, back_at
@@ -31,7 +31,7 @@ class Storage:
     def put(self) -> str:
         self.tries.append(self._clock.now())
         if self._clock.now() < self._back_at:
-            raise StorageError("away")
+            raise StorageError("unavailable")
         return "stored"
 
 
@@ -40,23 +40,23 @@ def clock() -> Clock:
     return Clock()
 
 
-def test_minutes_of_outage_are_waited_out(clock: Clock) -> None:
+def test_an_outage_of_minutes_is_survived(clock: Clock) -> None:
     storage = Storage(clock, back_at=300)
     assert StorageRetry(600, clock.now, clock.sleep).call(storage.put) == "stored"
     assert 300 <= clock.now() <= 330
     gaps = [later - earlier for earlier, later in zip(storage.tries, storage.tries[1:], strict=False)]
     assert gaps[0] <= 0.5
     assert 15 <= max(gaps) <= 30
-    assert len(gaps) < 30  # the server is not hammered
+    assert len(gaps) < 30  # backoff limits the load
 
 
-def test_budget_ends_the_waiting_with_the_storages_own_words(clock: Clock) -> None:
-    with pytest.raises(StorageError, match="away"):
+def test_the_last_error_is_raised_when_the_budget_is_used_up(clock: Clock) -> None:
+    with pytest.raises(StorageError, match="unavailable"):
         StorageRetry(600, clock.now, clock.sleep).call(Storage(clock, back_at=10_000).put)
     assert 560 <= clock.now() <= 600
 
 
-def test_broken_file_is_not_tried_again(clock: Clock) -> None:
+def test_permanent_error_is_not_retried(clock: Clock) -> None:
     def put() -> None:
         raise PermanentStorageError("changed")
 
@@ -65,15 +65,15 @@ def test_broken_file_is_not_tried_again(clock: Clock) -> None:
     assert clock.now() == 0
 
 
-def test_who_waits_looks_up_often_and_may_leave(clock: Clock) -> None:
-    looks: list[float] = []
+def test_on_wait_is_called_often_and_may_end_the_waiting(clock: Clock) -> None:
+    calls: list[float] = []
 
-    def look() -> None:
-        looks.append(clock.now())
+    def on_wait() -> None:
+        calls.append(clock.now())
         if clock.now() > 40:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        StorageRetry(600, clock.now, clock.sleep).call(Storage(clock, back_at=10_000).put, on_wait=look)
+        StorageRetry(600, clock.now, clock.sleep).call(Storage(clock, back_at=10_000).put, on_wait=on_wait)
     assert max(clock.sleeps) <= ON_WAIT_EVERY_S
     assert clock.now() <= 40 + 2 * ON_WAIT_EVERY_S
