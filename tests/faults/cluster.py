@@ -40,7 +40,7 @@ LEASE_S, BEAT_S, LOOK_S = 4.0, 0.5, 0.2
 WEBHOOK_TIMEOUT_S = 2.0
 READY_S = 120.0  # until every process answers, on a busy machine
 STOP_S = 60.0
-COMMITTED = re.compile(rb'^\{.*"event": "(video_[0-9a-f]{32}) completed, ')
+COMMITTED = re.compile(rb'^\{.*"event": "job (video_[0-9a-f]{32}) completed after ')
 RESTART_S = 0.3  # as a supervisor would, after a process has ended
 
 WORKERS = ("worker-0", "worker-1", "worker-2")

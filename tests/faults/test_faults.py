@@ -37,3 +37,4 @@ def test_every_promise_is_kept(swift_server: SwiftServer, tmp_path: Path) -> Non
     injected = [line for line in lines if (line["who"], line["what"]) == ("nemesis", "fault")]
     assert len(injected) >= FAULTS - 3, "too few faults found something to break"
     assert any(line["what"] == "quiet" for line in lines)
+    assert any(line["what"] == "commit" for line in lines), "no commit found in the workers' logs: see COMMITTED"
