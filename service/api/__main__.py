@@ -50,6 +50,7 @@ def _config(app: FastAPI, settings: Settings, port: int) -> uvicorn.Config:
         log_config=None,
         access_log=False,  # status polls would flood it
         server_header=False,
+        forwarded_allow_ips=list(settings.trusted_proxies),
         timeout_graceful_shutdown=20,
     )
 
