@@ -22,6 +22,11 @@ class Hub:
     commits: dict[tuple[str, str], dict[str, bytes]] = field(default_factory=dict)
     head: dict[str, str] = field(default_factory=dict)
     answers_with: str | None = None  # answer every request with this commit
+    lies: dict[str, object] = field(default_factory=dict)  # override keys of the listing
+    file_lies: dict[str, dict[str, object]] = field(default_factory=dict)  # the same for a file in it
+    body_lies: dict[str, bytes] = field(default_factory=dict)  # content sent instead, without its length
+    redirect_to: str | None = None  # send every download there
+    authorizations: list[str | None] = field(default_factory=list)  # of downloads
     requests: list[tuple[str, str | None]] = field(default_factory=list)  # path, Range
     hold_after: dict[str, int] = field(default_factory=dict)  # file: stop sending after this many bytes
     release: threading.Event = field(default_factory=threading.Event)
@@ -45,7 +50,7 @@ def serve_hub() -> Iterator[Hub]:
     hub = Hub()
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
     server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     hub.url = f"http://127.0.0.1:{server.server_port}"
     try:
@@ -82,10 +87,23 @@ class _Handler(BaseHTTPRequestHandler):
             return self._refuse("RevisionNotFound")
         files = self.hub.commits[repo, str(revision)]
         siblings = [_sibling(name, data) for name, data in files.items()]
-        return self._answer(200, json.dumps({"id": repo, "sha": revision, "siblings": siblings}).encode())
+        for sibling in siblings:
+            sibling |= self.hub.file_lies.get(str(sibling["rfilename"]), {})
+        listing = {"id": repo, "sha": revision, "siblings": siblings} | self.hub.lies
+        return self._answer(200, json.dumps(listing).encode())
 
     def _file(self, repo: str, revision: str, name: str) -> None:
         data = self.hub.commits.get((repo, revision), {}).get(name)
+        self.hub.authorizations.append(self.headers.get("Authorization"))
+        if self.hub.redirect_to is not None:
+            return self._answer(302, b"", {"Location": f"{self.hub.redirect_to}{self.path}"})
+        if (body := self.hub.body_lies.get(name)) is not None:
+            self.send_response(200)
+            self.send_header("Connection", "close")
+            self.end_headers()
+            self.wfile.write(body)
+            self.close_connection = True
+            return None
         if data is None:
             return self._refuse("EntryNotFound")
         start = int(found.group(1)) if (found := re.match(r"bytes=(\d+)-", self.headers.get("Range") or "")) else 0

@@ -6,14 +6,15 @@ model available.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import httpx2
 import typer
-from huggingface_hub import HfApi, hf_hub_url
-from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub import hf_hub_url
+from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.file_download import http_get  # pyright: ignore[reportUnknownVariableType]
 from huggingface_hub.utils import WeakFileLock, build_hf_headers  # pyright: ignore[reportUnknownVariableType]
 
@@ -31,23 +32,10 @@ from service.catalog.weight_files import (
 )
 from service.errors import ConfigurationError
 from service.settings import Settings, load_settings
+from worker.hub_listing import LimitedFile, RemoteFile, RepoListing, is_safe_path, printable, read_listing
 
+MAX_COMPONENT_FILES = 2000  # of all components of one source
 Print = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class RemoteFile:
-    """A file in the hub's listing, which has the sha256 of LFS files only."""
-
-    path: str
-    size: int
-    sha256: str | None
-
-
-@dataclass(frozen=True)
-class RepoListing:
-    revision: str
-    files: dict[str, RemoteFile]
 
 
 def fetch(entry: ModelEntry, settings: Settings, report: Print) -> None:
@@ -71,12 +59,13 @@ def fetch(entry: ModelEntry, settings: Settings, report: Print) -> None:
 def _fetch_source(
     source: Source, components: Iterable[Component], locked: LockedSource | None, weights_dir: Path, report: Print
 ) -> LockedSource:
-    listing = _listing(source, locked)
+    listing = read_listing(source, locked)
     folder = snapshot_dir(weights_dir, str(source.repo), listing.revision)
     known = {name: file.sha256 for name, file in locked.files.items()} if locked else {}
     known |= source.pinned_sha256
     files = [file for component in components for file in _wanted_files(component, listing, source)]
     report(f"{source.repo} at {listing.revision}: {len(files)} files, {sum(file.size for file in files) / 1e9:.2f} GB")
+    _check_files(source, folder, files)
     fetched: dict[str, LockedFile] = {}
     for file in files:
         sha256 = _fetch_file(source, listing.revision, file, folder / file.path, known.get(file.path) or file.sha256)
@@ -84,29 +73,6 @@ def _fetch_source(
             report(f"  {file.path}: sha256 {sha256} recorded (trust on first use)")
         fetched[file.path] = LockedFile(sha256=sha256, size=file.size)
     return LockedSource(revision=listing.revision, files=fetched)
-
-
-def _listing(source: Source, locked: LockedSource | None) -> RepoListing:
-    """Files at the pinned commit, else at the locked one, else at the newest."""
-    wanted = source.revision if source.revision != "unpinned" else locked.revision if locked else None
-    try:
-        info = HfApi().model_info(str(source.repo), revision=wanted, files_metadata=True)
-    except RevisionNotFoundError as e:
-        raise ConfigurationError(
-            f"{source.repo} no longer has commit {wanted}; its history was rewritten. Pin another commit in "
-            "the models file if you trust it"
-        ) from e
-    except RepositoryNotFoundError as e:
-        raise ConfigurationError(f"{source.repo} is not on the hub, or needs HF_TOKEN") from e
-    except (HfHubHTTPError, httpx2.HTTPError, OSError) as e:
-        raise ConfigurationError(f"{source.repo}: the hub is unreachable: {e}") from e
-    if info.sha is None or (wanted is not None and info.sha != wanted):
-        raise ConfigurationError(f"{source.repo}: asked for commit {wanted}, the hub returned {info.sha}")
-    files = (
-        RemoteFile(file.rfilename, file.size or 0, file.lfs.sha256 if file.lfs else None)
-        for file in info.siblings or ()
-    )
-    return RepoListing(info.sha, {file.path: file for file in files})
 
 
 def _wanted_files(component: Component, listing: RepoListing, source: Source) -> list[RemoteFile]:
@@ -132,6 +98,26 @@ def _wanted_files(component: Component, listing: RepoListing, source: Source) ->
     return wanted
 
 
+def _check_files(source: Source, folder: Path, files: list[RemoteFile]) -> None:
+    """Before the first byte: every file stays in the folder, and all of them fit on the disk."""
+    if len(files) > MAX_COMPONENT_FILES:
+        raise ConfigurationError(
+            f"{source.repo}: the hub lists {len(files)} files with names of weights, more than {MAX_COMPONENT_FILES}"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    root = folder.resolve()
+    for file in files:
+        parent = (folder / file.path).parent.resolve()
+        if not is_safe_path(file.path) or not parent.is_relative_to(root):
+            raise ConfigurationError(f"{source.repo}: {printable(file.path)} would be written outside {folder}")
+    missing = sum(file.size for file in files if not (folder / file.path).exists())
+    if missing > (free := shutil.disk_usage(folder).free):
+        raise ConfigurationError(
+            f"{source.repo} needs {missing / 1e9:.2f} GB in {folder}, {free / 1e9:.2f} GB are free; make room or set "
+            "IVMIX_WEIGHTS_DIR"
+        )
+
+
 def _fetch_file(source: Source, revision: str, file: RemoteFile, target: Path, expected: str | None) -> str:
     """Download to `target` unless it is there already; returns its sha256."""
     if target.exists() and target.stat().st_size == file.size and expected in (None, found := file_sha256(target)):
@@ -143,12 +129,14 @@ def _fetch_file(source: Source, revision: str, file: RemoteFile, target: Path, e
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{target.name}.part")
     try:
+        if part.is_symlink():
+            part.unlink()  # writing would follow it
         size = part.stat().st_size if part.exists() else 0
         done = size if size <= file.size else 0
         with part.open("ab" if done else "wb") as stream:
             http_get(
                 hf_hub_url(str(source.repo), file.path, revision=revision),
-                stream,
+                cast(BinaryIO, LimitedFile(stream, file.size)),
                 resume_size=done,
                 headers=build_hf_headers(),
                 expected_size=file.size,
@@ -156,7 +144,7 @@ def _fetch_file(source: Source, revision: str, file: RemoteFile, target: Path, e
             )
     except (HfHubHTTPError, httpx2.HTTPError, OSError) as e:
         raise ConfigurationError(
-            f"{source.repo}: {file.path} was interrupted ({e}); run the command again to resume"
+            f"{source.repo}: {file.path} was interrupted ({printable(e)}); run the command again to resume"
         ) from e
     found = file_sha256(part)
     if expected is not None and found != expected:
