@@ -17,8 +17,11 @@ import pytest
 import uvicorn
 from fastapi.testclient import TestClient
 from redis import Redis
+from rq import Queue
 
 from service.api.app import create_app
+from service.jobs.rq_queues import generate_queue
+from service.jobs.store import JobStore
 from service.process.embedded_valkey import EmbeddedValkey
 from service.settings import PREFIX, Settings
 from service.wiring import Services, open_services
@@ -64,6 +67,17 @@ def services(settings: Settings) -> Iterator[Services]:
     opened = open_services(settings)
     yield opened
     opened.close()
+
+
+@pytest.fixture
+def store(services: Services) -> JobStore:
+    return services.store
+
+
+@pytest.fixture
+def queue(services: Services) -> Queue:
+    """The queue of the demo models."""
+    return generate_queue(services.redis, "demo")
 
 
 @pytest.fixture
