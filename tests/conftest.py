@@ -112,7 +112,9 @@ class serve:  # noqa: N801  # reads as a verb where it is used
     services: Services
 
     def __enter__(self) -> str:
-        config = uvicorn.Config(create_app(self.services), port=0, log_config=None, lifespan="off")
+        config = uvicorn.Config(
+            create_app(self.services), port=0, log_config=None, lifespan="off", timeout_graceful_shutdown=1
+        )
         self._uvicorn = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._uvicorn.run, daemon=True)
         self._thread.start()
