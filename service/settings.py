@@ -117,11 +117,11 @@ class Settings(BaseSettings):
     cors_origins: CommaSeparated[Origin] = ()
     """Comma-separated origins whose web pages may call the API, such as `https://dash.example.com`."""
     keep_alive_s: int = Field(default=75, ge=1)
-    """Seconds for which an idle connection stays open. Longer than a proxy in front keeps its own, and than clients wait
-    between polls; otherwise they send requests on connections that are just being closed."""
+    """Seconds for which an idle connection stays open. Longer than a proxy in front keeps it and than clients wait
+    between polls; otherwise they send requests on a connection that is just being closed."""
     request_timeout_s: float = Field(default=30.0, gt=0)
-    """Seconds within which a client must send a whole request, headers and body. A client that takes less than 64 KiB of
-    a response in this time is disconnected as well."""
+    """Seconds within which a client must send a whole request, headers and body, and take 64 KiB of a response.
+    Otherwise it is disconnected."""
     max_connections: int = Field(default=1000, ge=1)
     """Largest number of connections to one API process; less if the limit on open files is low. At the limit, the
     connection that has been idle for longest is closed for a new one."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 from service.webhook_dispatcher.dispatcher import run
@@ -11,7 +11,7 @@ from service.wiring import Services
 
 
 @contextmanager
-def dispatching(services: Services) -> Iterator[None]:
+def dispatching(services: Services) -> Generator[None]:
     stopping = threading.Event()
     thread = threading.Thread(target=run, args=(services, stopping), daemon=True)
     thread.start()

@@ -28,8 +28,8 @@ Attempts = dict[Future[None], str]  # with the owner of each
 def run(services: Services, stopping: threading.Event, metrics: DispatcherMetrics | None = None) -> None:
     """Dispatch until `stopping` is set, then finish the attempts in progress.
 
-    At most as many deliveries are claimed as threads are idle, so each claimed one starts at once, and no owner gets all
-    threads. A process that dies loses nothing: its claims expire, and another dispatcher takes them.
+    At most as many deliveries are claimed as threads are idle, so each claimed one starts at once, and no owner gets
+    all threads. A process that dies loses nothing: its claims expire, and another dispatcher takes them.
 
     Raises:
         RuntimeError: a thread ended with something that no attempt may raise. The caller is to exit and be restarted.

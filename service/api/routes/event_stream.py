@@ -87,9 +87,7 @@ async def follow_video(
     open_requests: OpenRequests = request.app.state.open_requests
     client = client_of(request, reader.owner)
     open_requests.acquire(client)
-    return StreamResponse(
-        _events(request, services, video_id, last_event_id), lambda: open_requests.release(client)
-    )
+    return StreamResponse(_events(request, services, video_id, last_event_id), lambda: open_requests.release(client))
 
 
 async def _events(

@@ -35,8 +35,8 @@ router = APIRouter(prefix="/v1", tags=["webhooks"])
 @router.post(
     "/webhook_endpoints/{webhook_endpoint_id}/test",
     summary="Send a test event",
-    description="Sends one sample event and returns the status of the receiver's response. Test events are not retried; "
-    "like other events they are listed as deliveries. Test events and redeliveries are limited per minute.",
+    description="Sends one sample event and returns the status of the receiver's response. It is not retried, and is "
+    "listed as a delivery. Test events and redeliveries are limited per minute.",
     responses=success("WebhookEndpointTest") | errors(400, 404, 413, 415, 429),
     openapi_extra=json_body(TestEndpointRequest, "TestWebhookEndpoint"),
 )

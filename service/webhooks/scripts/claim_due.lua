@@ -1,6 +1,7 @@
 -- Claim deliveries, fairly among owners. What is due first moves into its owner's queue. Then, one at a time, the owner
--- with the fewest attempts in progress gets the next one, as long as those are fewer than half of what is free. So an
--- owner whose receivers are silent never takes all of a dispatcher, however many deliveries it has.
+-- with the fewest attempts in progress gets the next one, as long as those are fewer than half of what is free (or it
+-- has only one, so that one silent receiver does not delay an owner's others). So an owner whose receivers are silent
+-- never takes all of a dispatcher, however many deliveries it has.
 -- A delivery stays in the due set while it is queued or claimed, so a dispatcher that dies loses nothing.
 -- KEYS: due set, owners with a queue (scored by when each was last served).
 -- ARGV: now, when a claim expires, attempts that may be in progress, prefix of record keys, prefix of queue keys,
@@ -28,11 +29,15 @@ end
 
 local owners = redis.call('ZRANGE', KEYS[2], 0, -1)
 
+local function may_have_another(count)
+  return count == 0 or count < free / 2 or (count == 1 and free > 1)
+end
+
 local function next_owner()
   local least = nil
   for _, owner in ipairs(owners) do  -- of equally busy ones, the one that was served longest ago
     local count = busy[owner] or 0
-    if (count == 0 or count < free / 2) and (least == nil or count < (busy[least] or 0)) then least = owner end
+    if may_have_another(count) and (least == nil or count < (busy[least] or 0)) then least = owner end
   end
   return least
 end
