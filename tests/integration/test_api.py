@@ -28,8 +28,9 @@ from service.errors import ConfigurationError
 from service.jobs.model import JobError
 from service.jobs.rq_queues import generate_queue
 from service.process.embedded_valkey import EmbeddedValkey, free_port
+from service.redis_connection.client import open_redis
 from service.settings import Settings
-from service.wiring import Services, open_redis, open_services
+from service.wiring import Services, open_services
 from tests.conftest import serve
 from tests.factories import PROMPT, finish
 
