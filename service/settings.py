@@ -11,16 +11,30 @@ from typing import Annotated, Literal, Self, TypeVar
 from pydantic import AfterValidator, BeforeValidator, Field, FilePath, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from service.environment import PREFIX, is_service_address, refuse_unknown_variables
 from service.errors import ConfigurationError
 
-PREFIX = "IVMIX_"
 LogFormat = Literal["auto", "json", "text"]
 MODELS_FILE = Path(__file__).resolve().parent / "catalog" / "models.toml"
 
 
 def default_data_dir() -> Path:
-    home = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    """Raises ConfigurationError if this user has no home folder."""
+    try:
+        home = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    except RuntimeError as e:
+        raise ConfigurationError(
+            f"this user has no home folder (HOME is not set), so there is no place for data; set {PREFIX}DATA_DIR"
+        ) from e
     return Path(home) / "ivmix"
+
+
+def _expand(path: Path) -> Path:
+    """`~` at the start, which only shells expand."""
+    try:
+        return path.expanduser()
+    except RuntimeError as e:
+        raise ValueError(f"'{path}': there is no such home folder; write the path in full") from e
 
 
 def _split(value: object) -> object:
@@ -47,6 +61,7 @@ CommaSeparated = Annotated[tuple[T, ...], NoDecode, BeforeValidator(_split)]
 NetworkOrHost = Annotated[str, AfterValidator(_network_or_host)]
 Origin = Annotated[str, AfterValidator(_origin)]
 Delay = Annotated[float, Field(ge=0)]
+ExpandedPath = Annotated[Path, AfterValidator(_expand)]
 
 
 class Section(str):
@@ -62,7 +77,7 @@ class Settings(BaseSettings):
     redis_url: Annotated[str | None, Section("Queue and data")] = Field(default=None, repr=False)
     """URL of a Redis 6.2+ or Valkey server with `appendonly yes`, `appendfsync always` and `maxmemory-policy
     noeviction`. If unset, `ivmix up` starts an embedded server."""
-    data_dir: Path = Field(default_factory=default_data_dir)
+    data_dir: ExpandedPath = Field(default_factory=default_data_dir)
     """Folder of the embedded server and of file storage."""
     retention_seconds: int = Field(default=7 * 86400, ge=60)
     """Seconds after which an ended video's record and files are deleted."""
@@ -70,9 +85,9 @@ class Settings(BaseSettings):
     models: Annotated[CommaSeparated[str], Section("Models")] = ()
     """Comma-separated model ids to offer; the first is the default model. If unset: all models whose weights are on
     this machine."""
-    models_file: Path = MODELS_FILE
+    models_file: ExpandedPath = MODELS_FILE
     """Model registry (TOML): every model, its limits and the source of its weights."""
-    weights_dir: Path = Field(default_factory=lambda settings: settings["data_dir"] / "models")
+    weights_dir: ExpandedPath = Field(default_factory=lambda settings: settings["data_dir"] / "models")
     """Folder into which `ivmix models fetch` downloads weights."""
 
     storage: Annotated[Literal["file", "s3"], Section("Storage")] = "file"
@@ -102,7 +117,7 @@ class Settings(BaseSettings):
     storage_retry_s: float = Field(default=600.0, ge=0)
     """Seconds for which a worker retries to store a finished video before the job fails with `storage_unavailable`.
     Long, because sampling it again costs more."""
-    scratch_dir: Path | None = None
+    scratch_dir: ExpandedPath | None = None
     """Folder in which a worker keeps finished files until they are stored."""
 
     host: Annotated[str, Section("API")] = "127.0.0.1"
@@ -191,7 +206,7 @@ class Settings(BaseSettings):
 
     log_format: Annotated[LogFormat, Section("Logging and probes")] = "auto"
     """`json`: one object per line. `auto`: `text` in a terminal, otherwise `json`."""
-    pulse_file: Path | None = None
+    pulse_file: ExpandedPath | None = None
     """File that a worker with loaded models, a webhook dispatcher or a maintenance process touches every few seconds,
     for liveness probes. One file per process."""
 
@@ -247,6 +262,10 @@ class Settings(BaseSettings):
 
 def load_settings() -> Settings:
     """Settings from the environment. Raises ConfigurationError that lists all problems, without values."""
+    refuse_unknown_variables(os.environ, Settings.model_fields)
+    for name in [name for name in os.environ if name.upper().startswith(PREFIX)]:
+        if is_service_address(name, os.environ[name]):  # of a Service `ivmix`; IVMIX_PORT is not meant
+            del os.environ[name]
     try:
         return Settings()
     except ValidationError as e:
