@@ -116,13 +116,27 @@ class Settings(BaseSettings):
     """Largest accepted request body in bytes."""
     cors_origins: CommaSeparated[Origin] = ()
     """Comma-separated origins whose web pages may call the API, such as `https://dash.example.com`."""
+    keep_alive_s: int = Field(default=75, ge=1)
+    """Seconds for which an idle connection stays open. Longer than a proxy in front keeps it and than clients wait
+    between polls; otherwise they send requests on a connection that is just being closed."""
+    request_timeout_s: float = Field(default=30.0, gt=0)
+    """Seconds within which a client must send a whole request, headers and body, and take 64 KiB of a response.
+    Otherwise it is disconnected."""
+    max_connections: int = Field(default=1000, ge=1)
+    """Largest number of connections to one API process; less if the limit on open files is low. At the limit, the
+    connection that has been idle for longest is closed for a new one."""
+    max_connections_per_address: int = Field(default=250, ge=1)
+    """Largest number of connections from one address (IPv6: one /64 network) to one API process. Trusted proxies are
+    exempt."""
     metrics_port: int | None = Field(default=None, ge=0, le=65535)
     """Serve `/metrics` on this port instead of IVMIX_PORT. Health endpoints are on both."""
     sync_timeout_s: float = Field(default=600.0, gt=0)
     """Seconds for which `POST /v1/videos/sync` waits for the video."""
     max_held: int = Field(default=100, ge=0)
-    """Largest number of requests that one API process keeps open for event streams and `POST /v1/videos/sync`; more are
-    rejected."""
+    """Largest number of requests that one API process keeps open for event streams, `POST /v1/videos/sync` and webhook
+    tests; more are rejected."""
+    max_held_per_key: int = Field(default=25, ge=0)
+    """Largest number of those requests for one API key; with IVMIX_AUTH=off, for one client address."""
 
     auth: Annotated[Literal["keys", "off"], Section("Authentication and limits")] = "keys"
     """`keys`: clients need an API key. `off`: no authentication; the default of `ivmix up` on a loopback address."""
@@ -145,8 +159,11 @@ class Settings(BaseSettings):
     webhook_retry_delays_s: CommaSeparated[Delay] = (5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400)
     """Comma-separated seconds between attempts, each extended randomly by up to a fifth. The default is the schedule of
     the Standard Webhooks specification: ten attempts in three days."""
-    webhook_concurrency: int = Field(default=8, ge=1, le=64)
-    """Largest number of webhooks that one dispatcher sends at the same time."""
+    webhook_concurrency: int = Field(default=32, ge=1, le=64)
+    """Largest number of webhooks that one dispatcher sends at the same time. One API key gets at most half of what the
+    others leave free, one receiver of a key at most a quarter of the whole."""
+    webhook_sends_per_minute: int = Field(default=30, ge=1)
+    """Largest number of webhook tests and redeliveries per minute and API key; four times as many to one host."""
     webhook_metrics_port: int | None = Field(default=None, ge=0, le=65535)
     """Port on which a webhook dispatcher serves `/metrics`. 0: any free port. If unset: no metrics."""
 

@@ -6,15 +6,17 @@ import sys
 import threading
 from types import FrameType
 
-import uvicorn
 from fastapi import FastAPI
 
 from service.api.app import create_app, create_operations_app
+from service.api.server import BoundedServer
 from service.errors import ConfigurationError
 from service.log_config import configure_logging
 from service.process.parent_watch import end_with_supervisor
-from service.settings import Settings, load_settings
+from service.settings import load_settings
 from service.wiring import check_storage, open_services
+
+OPERATIONS_CONNECTIONS = 32  # probes and Prometheus
 
 
 def main() -> None:
@@ -29,11 +31,12 @@ def main() -> None:
         sys.exit(f"ivmix: {e.message}")
     try:
         if settings.metrics_port is not None:
-            operations = _config(create_operations_app(app), settings, settings.metrics_port)
-            sockets = [operations.bind_socket()]  # in this thread: a port in use must end the process
-            thread = threading.Thread(target=uvicorn.Server(operations).run, args=(sockets,), daemon=True)
-            thread.start()
-        server = Server(_config(app, settings, settings.port))
+            operations = BoundedServer(
+                create_operations_app(app), settings, settings.metrics_port, max_connections=OPERATIONS_CONNECTIONS
+            )
+            sockets = [operations.config.bind_socket()]  # in this thread: a port in use must end the process
+            threading.Thread(target=operations.run, args=(sockets,), daemon=True).start()
+        server = Server(app, settings, settings.port)
         server.app = app
         server.run()
         if not server.started:
@@ -42,19 +45,7 @@ def main() -> None:
         services.close()
 
 
-def _config(app: FastAPI, settings: Settings, port: int) -> uvicorn.Config:
-    return uvicorn.Config(
-        app,
-        host=settings.host,
-        port=port,
-        log_config=None,
-        access_log=False,  # status polls would flood it
-        server_header=False,
-        timeout_graceful_shutdown=20,
-    )
-
-
-class Server(uvicorn.Server):
+class Server(BoundedServer):
     """Signals the application to stop, so that long-lived requests end before the graceful shutdown times out."""
 
     app: FastAPI

@@ -112,7 +112,10 @@ def _webhook_bodies() -> dict[str, Any]:
         ),
         DeletedWebhookEndpoint=DeletedWebhookEndpoint(id=endpoint.id),
         WebhookEndpointTest=WebhookEndpointTest(
-            webhook_endpoint_id=endpoint.id, event_type="video.completed", status_code=204
+            webhook_endpoint_id=endpoint.id,
+            event_type="video.completed",
+            status_code=204,
+            webhook_delivery_id=delivery.id,
         ),
         WebhookEventTypeList=WebhookEventTypeList(data=list(EVENT_TYPES)),
         WebhookCallbackSecret=WebhookCallbackSecret(signing_secret=secret),
