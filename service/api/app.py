@@ -27,6 +27,7 @@ from service.api.routes import (
     health,
     models,
     queue,
+    send_test_event,
     videos,
     webhooks,
 )
@@ -63,7 +64,7 @@ def create_app(services: Services) -> FastAPI:
     )
     app.state.services = services
     app.state.rate_limiter = RateLimiter(services.redis)
-    app.state.open_requests = OpenRequests(settings.max_held)
+    app.state.open_requests = OpenRequests(settings)
     app.state.metrics = Metrics(services)
     app.state.contract = Contract(app)
     app.state.polls = PollBatcher(services.store.get_many_with_positions)
@@ -78,7 +79,7 @@ def create_app(services: Services) -> FastAPI:
 
 
 def _add_routes(app: FastAPI, settings: Settings) -> None:
-    modules = (videos, event_stream, download_video, create_video_sync, models, queue, webhooks)
+    modules = (videos, event_stream, download_video, create_video_sync, models, queue, webhooks, send_test_event)
     for router in (create_video.router, videos.polls, *(module.router for module in modules)):
         if settings.auth == "off":
             app.include_router(router, responses=errors(500, 503))

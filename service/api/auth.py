@@ -107,7 +107,8 @@ def require_scope(scope: Scope) -> Callable[[Request], Awaitable[Principal]]:
 
 get_reader = require_scope(Scope.READ)
 Reader = Annotated[Principal, Depends(get_reader)]
-Writer = Annotated[Principal, Depends(require_scope(Scope.WRITE))]
+get_writer = require_scope(Scope.WRITE)
+Writer = Annotated[Principal, Depends(get_writer)]
 
 
 async def get_webhook_owner(request: Request) -> str:

@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from redis import exceptions as redis_errors
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from service.errors import (
     IdempotencyKeyReused,
@@ -95,6 +96,7 @@ def add_error_handlers(app: FastAPI) -> None:
         (RequestValidationError, _handle_validation_error),
         (HTTPException, _handle_http_exception),
         (redis_errors.RedisError, _handle_redis_error),
+        (ClientDisconnect, _handle_disconnect),
         (Exception, _handle_unexpected),
     ):
         app.add_exception_handler(kind, handler)
@@ -168,6 +170,11 @@ def _handle_redis_error(request: Request, e: Exception) -> JSONResponse:
         return _handle_unexpected(request, e)
     log.error("%s: the job store is unavailable (%s)", _request_id(request), type(e).__name__)
     return error_response(503, JOB_STORE_UNAVAILABLE, code=ServiceUnavailable.code)
+
+
+def _handle_disconnect(_request: Request, _e: Exception) -> JSONResponse:
+    """The client left, or took too long, before its request was complete. Nobody receives this; metrics count it."""
+    return error_response(408, "The request was not complete.", code="request_timeout")
 
 
 def _handle_unexpected(request: Request, e: Exception) -> JSONResponse:

@@ -14,6 +14,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.api.metrics import Metrics
 from service.log_config import log_context
 
+# Clients can send any word as method; only these become a label.
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
 
 class RequestId:
     """Echoes the client's x-request-id if it is short and plain, else generates one; binds it to the log context."""
@@ -53,7 +56,7 @@ class RequestMetrics:
         async def send_and_record(message: Message) -> None:
             if message["type"] == "http.response.start":
                 route = getattr(scope.get("route"), "path", "none")
-                method = scope["method"] if route != "none" else "any"
+                method = "any" if route == "none" else scope["method"] if scope["method"] in METHODS else "other"
                 self._metrics.record(method, route, message["status"], time.perf_counter() - began)
             await send(message)
 

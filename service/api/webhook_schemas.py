@@ -102,6 +102,7 @@ class WebhookEndpointTest(ResponseModel):
     event_type: EventType
     status_code: int = Field(description="HTTP status of the receiver, also if it is an error")
     success: Literal[True] = True
+    webhook_delivery_id: str = Field(description="The delivery of the test event")
 
 
 class WebhookEventTypeList(ResponseModel):
@@ -129,7 +130,7 @@ class WebhookDelivery(ResponseModel):
     object: Literal["webhook_delivery"] = "webhook_delivery"
     event_id: str
     event_type: EventType
-    video_id: str
+    video_id: str = Field(description="An invented id if it was a test event")
     webhook_endpoint_id: str | None = Field(description="null for the callback_url of a video")
     url: str | None = Field(description="The callback_url of a video; null for an endpoint")
     status: State
