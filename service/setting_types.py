@@ -1,4 +1,4 @@
-"""Types of settings that are parts of URLs. Their errors show how to write the value."""
+"""Types of settings, mostly parts of URLs. Their errors show how to write the value."""
 
 from __future__ import annotations
 
@@ -64,8 +64,15 @@ def _path_prefix(value: str) -> str:
     return value
 
 
+def _model_alias(entry: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}=[A-Za-z0-9_.-]{1,64}", entry):
+        raise ValueError(f"'{entry}' is not of the form alias=model, such as sora-2=demo")
+    return entry
+
+
 Origin = Annotated[str, AfterValidator(_origin)]
 HostName = Annotated[str, AfterValidator(_host_name)]
 Network = Annotated[str, AfterValidator(_network)]
 PathPrefix = Annotated[str, AfterValidator(_path_prefix)]
 BaseUrl = Annotated[str, AfterValidator(_base_url)]
+ModelAlias = Annotated[str, AfterValidator(_model_alias)]

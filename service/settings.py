@@ -13,7 +13,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.environment import PREFIX, is_service_address, refuse_unknown_variables
 from service.errors import ConfigurationError
-from service.setting_types import BaseUrl, HostName, Network, Origin, PathPrefix
+from service.setting_types import BaseUrl, HostName, ModelAlias, Network, Origin, PathPrefix
 
 LogFormat = Literal["auto", "json", "text"]
 MODELS_FILE = Path(__file__).resolve().parent / "catalog" / "models.toml"
@@ -79,6 +79,9 @@ class Settings(BaseSettings):
     models: Annotated[CommaSeparated[str], Section("Models")] = ()
     """Comma-separated model ids to offer; the first is the default model. If unset: all models whose weights are on
     this machine."""
+    model_aliases: CommaSeparated[ModelAlias] = ()
+    """Comma-separated further names of models, for clients with a fixed model name: `sora-2=demo`. Models files can
+    contain aliases too."""
     models_file: ExpandedPath = MODELS_FILE
     """Model registry (TOML): every model, its limits and the source of its weights."""
     weights_dir: ExpandedPath = Field(default_factory=lambda settings: settings["data_dir"] / "models")

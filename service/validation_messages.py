@@ -23,7 +23,7 @@ _KINDS = {
     "missing": "given",
 }
 _BOUNDS: dict[str, Callable[[Mapping[str, Any]], str]] = {
-    "greater_than": lambda ctx: f"more than {ctx['gt']:g}",
+    "greater_than": lambda ctx: f"greater than {ctx['gt']:g}",
     "greater_than_equal": lambda ctx: f"at least {_number(ctx['ge'])}",
     "less_than": lambda ctx: f"less than {ctx['lt']:g}",
     "less_than_equal": lambda ctx: f"at most {_number(ctx['le'])}",

@@ -120,4 +120,5 @@ def create_operations_app(public: FastAPI) -> FastAPI:
     add_error_handlers(app)
     _add_request_checks(app, public.state.services.settings)
     app.add_middleware(RequestId)
+    app.add_middleware(RequestPath, prefix="")
     return app

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
@@ -11,7 +10,8 @@ from fastapi import FastAPI
 from starlette._utils import get_route_path
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.api.errors import error_response
+from service.api.errors import error_response, with_head
+from service.validation_messages import unknown_parameter
 
 Parameters = dict[str, dict[str, Any]]  # described query parameters by name
 
@@ -38,8 +38,7 @@ class Contract:
 
     def methods(self, scope: Scope) -> list[str]:
         """The methods of the requested path."""
-        methods = [method.upper() for method in self.operations(scope)]
-        return [*methods, "HEAD"] if "GET" in methods else methods
+        return with_head([method.upper() for method in self.operations(scope)])
 
 
 class QueryCheck:
@@ -86,12 +85,12 @@ def _problem(pairs: list[tuple[str, str]], parameters: Parameters) -> tuple[str,
 
 
 def _unknown(name: str, parameters: Parameters) -> str:
-    """Names the nearest parameter, else all."""
-    names = [f"{known}[...]" if "style" in found else known for known, found in parameters.items()]
-    if near := difflib.get_close_matches(name, names, 1):
-        return f"Unknown query parameter: '{name}'. Did you mean '{near[0]}'?"
-    rest = f"Supported are: {', '.join(names)}." if names else "This endpoint has none."
-    return f"Unknown query parameter: '{name}'. {rest}"
+    """Names the nearest parameter, or all."""
+    names = [f"{known}[...]" if found.get("style") == "deepObject" else known for known, found in parameters.items()]
+    message = unknown_parameter(name, names, kind="query parameter")
+    if message.endswith("?"):
+        return message
+    return f"{message} Supported are: {', '.join(names)}." if names else f"{message} This endpoint has none."
 
 
 def _is_list(schema: dict[str, Any]) -> bool:

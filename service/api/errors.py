@@ -27,6 +27,7 @@ from service.errors import (
     VideoNotDeletable,
     WebhookTestFailed,
 )
+from service.validation_messages import invalid_value
 
 log = logging.getLogger("ivmix.api")
 
@@ -149,7 +150,12 @@ def _handle_validation_error(_request: Request, e: Exception) -> JSONResponse:
     assert isinstance(e, RequestValidationError)
     first: dict[str, Any] = e.errors()[0]
     param = str(first["loc"][1])  # ("query", name, ...)
-    return error_response(400, f"Invalid value for '{param}': {first['msg']}.", code="invalid_value", param=param)
+    return error_response(400, invalid_value(param, first), code="invalid_value", param=param)
+
+
+def with_head(methods: list[str]) -> list[str]:
+    """`HeadRequests` answers HEAD wherever GET is supported."""
+    return [*methods, "HEAD"] if "GET" in methods and "HEAD" not in methods else methods
 
 
 def _handle_http_exception(request: Request, e: Exception) -> JSONResponse:
@@ -161,7 +167,8 @@ def _handle_http_exception(request: Request, e: Exception) -> JSONResponse:
     code = CODE.get(e.status_code, "invalid_request")
     headers = dict(e.headers or {})
     if e.status_code == 405:  # Starlette names only the methods of the first route with this path
-        headers = {"allow": ", ".join(request.app.state.contract.methods(request.scope)) or headers["Allow"]}
+        allowed = request.app.state.contract.methods(request.scope) or with_head(headers["Allow"].split(", "))
+        headers = {"allow": ", ".join(allowed)}
     return error_response(e.status_code, message, code=code, headers=headers)
 
 

@@ -16,12 +16,15 @@ from service.api.body_reader import MEDIA_FIELDS, media_type, read_bytes, unsupp
 from service.catalog.model_entry import invalid_parameter
 from service.errors import InvalidParameter
 from service.jobs.model import Generation
-from service.jobs.request import VideoRequest
+from service.jobs.request import VideoRequest, resolve_aliases
+from service.validation_messages import unknown_parameter
 
 Body = dict[str, Any]  # not validated yet
 
 FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
 MAX_DEPTH = 4  # extra_body[sampler][interval][]
+
+_SHAPE = ("size", "width", "height", "aspect_ratio", "resolution")
 
 # SGLang's benchmark and vLLM-Omni put everything beyond OpenAI's fields into one of these objects.
 NESTED = ("extra_body", "extra_json", "extra_params")
@@ -72,6 +75,10 @@ def parse(body: Body, source: Generation | None = None) -> VideoRequest:
             message = f"This server supports '{name}' as {only} only; leave it out."
             raise InvalidParameter(name, message, "unsupported_parameter")
     _reject_booleans(body)
+    try:
+        body = resolve_aliases(body)
+    except ValueError as e:
+        raise InvalidParameter(None, f"{e}.") from e
     absent = {name for name in VideoRequest.model_fields if body.get(name) is None}
     given = {name: value for name, value in body.items() if name not in absent}
     if source is not None and "prompt" in given:  # without a prompt, validation below fails as it should
@@ -79,7 +86,7 @@ def parse(body: Body, source: Generation | None = None) -> VideoRequest:
     try:
         return VideoRequest.model_validate(given)
     except ValidationError as e:
-        raise invalid_parameter(e) from e
+        raise invalid_parameter(e, known=VideoRequest.model_fields) from e
 
 
 def _reject_booleans(value: Any, param: str = "") -> None:
@@ -99,9 +106,9 @@ def _merge_remix(source: Generation, given: Body) -> Body:
     """The given fields, plus those of the source that do not contradict them."""
     if given.get("model", source.model) != source.model:  # another model has other defaults
         return {"seed": source.seed} | given
-    shared = set(VideoRequest.model_fields) - {"prompt", "width", "height", "sampler"}
+    shared = set(VideoRequest.model_fields) - {"prompt", *_SHAPE, "sampler"}
     kept = source.model_dump(mode="json", include=shared)
-    if not given.keys() & {"size", "width", "height"}:
+    if not given.keys() & set(_SHAPE):
         kept["size"] = f"{source.width}x{source.height}"
     if "seconds" in given:
         del kept["num_frames"]
@@ -140,7 +147,7 @@ def parse_brackets(items: Iterable[tuple[str, str]]) -> Body:
     for name, value in items:
         path = [name.partition("[")[0], *re.findall(r"\[([^\[\]]*)\]", name)]
         if len(path) > MAX_DEPTH:
-            raise InvalidParameter(name[:80], f"Unknown parameter: '{name[:80]}'.", "unknown_parameter")
+            raise InvalidParameter(name[:80], unknown_parameter(name, ()), "unknown_parameter")
         try:
             _insert(body, path, value, param=name)
         except (AttributeError, TypeError) as e:

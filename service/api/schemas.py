@@ -42,6 +42,7 @@ class Model(ResponseModel):
     object: Literal["model"] = "model"
     created: int
     owned_by: str = "ivmix"
+    aliases: list[str] = Field(description="Other names that requests may use; responses contain the id")
     description: str
     family: str
     sizes: list[str] = Field(description="The first one is the default")

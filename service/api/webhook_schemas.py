@@ -158,7 +158,7 @@ def read_json_body(model: type[M]) -> Callable[[Request, str], Awaitable[M]]:
         try:
             return model.model_validate(read_json(raw) if raw else {})
         except ValidationError as e:
-            raise invalid_parameter(e) from e
+            raise invalid_parameter(e, known=model.model_fields) from e
 
     return read
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, cast
 
@@ -13,17 +13,22 @@ from pydantic import Field, JsonValue, ValidationError, model_validator
 
 from service.base import FrozenModel
 from service.catalog.families import LORA, OPTIONAL_COMPONENTS, REQUIRED_COMPONENTS, Family
+from service.catalog.frame_size import choose_size
 from service.catalog.weight_files import Component
 from service.errors import InvalidParameter
 from service.jobs.model import Generation
 from service.jobs.request import VideoRequest
 from service.jobs.sampler_settings import USES, SamplerSettings
 from service.jobs.timestep_spacing import Spacing
+from service.validation_messages import invalid_value, unknown_parameter
 
 log = logging.getLogger("ivmix.models")
 
 # How CLIP's tokenizer splits a text before it merges letters: every piece is at least one token.
 CLIP_PIECES = re.compile(r"'(?:s|t|re|ve|m|ll|d)|[^\W\d_]+|\d|(?:[^\w\s]|_)+", re.IGNORECASE)
+
+
+NAME = r"^[A-Za-z0-9_.-]{1,64}$"
 
 
 class Range(FrozenModel):
@@ -84,7 +89,10 @@ class Optimise(FrozenModel):
 
 
 class ModelEntry(FrozenModel):
-    id: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")
+    id: str = Field(pattern=NAME)
+    aliases: tuple[Annotated[str, Field(pattern=NAME)], ...] = Field(
+        default=(), description="other names that requests may use, such as sora-2"
+    )
     family: Family
     path: Path | None = Field(default=None, description="folder with the components that `components` does not name")
     components: dict[str, Component] = {}
@@ -164,7 +172,7 @@ class ModelEntry(FrozenModel):
         negative_prompt = self.negative_prompt if request.negative_prompt is None else request.negative_prompt
         self._check_text("prompt", request.prompt)
         self._check_text("negative_prompt", negative_prompt)
-        width, height = self._size(request)
+        width, height = choose_size(request, self.sizes)
         fps = int(self.fps.resolve("fps", request.fps))
         generation = Generation(
             model=self.id,
@@ -213,25 +221,6 @@ class ModelEntry(FrozenModel):
         if self.prompt is not None:
             self.prompt.check(param, self.id, _words(text))
 
-    def _size(self, request: VideoRequest) -> tuple[int, int]:
-        sides = (request.width, request.height)
-        if (request.width is None) != (request.height is None):
-            raise InvalidParameter(
-                "width" if request.width is None else "height", "width and height must be sent together."
-            )
-        wanted = request.size or (f"{sides[0]}x{sides[1]}" if sides[0] else self.sizes[0])
-        if wanted not in self.sizes:
-            raise InvalidParameter(
-                "size" if request.size else "width",
-                f"Invalid value: '{wanted}'. Supported values are: {', '.join(self.sizes)}.",
-            )
-        width, height = map(int, wanted.split("x"))
-        if sides[0] and sides != (width, height):
-            raise InvalidParameter(
-                "width", f"width and height are {sides[0]}x{sides[1]}, but size is {wanted}; send one."
-            )
-        return width, height
-
     def _num_frames(self, request: VideoRequest, fps: int) -> int:
         """`seconds` alone sets the number of frames; together with `num_frames` it must agree."""
         wanted = None if request.seconds is None else request.seconds * fps
@@ -244,9 +233,19 @@ class ModelEntry(FrozenModel):
         if not self.num_frames.min <= round(wanted) <= self.num_frames.max or not _same(wanted, round(wanted)):
             shortest, longest = (f"{n / fps:g}" for n in (self.num_frames.min, self.num_frames.max))
             possible = f"'{shortest}'" if shortest == longest else f"'{shortest}' to '{longest}', in whole frames"
-            message = f"Invalid value: '{request.seconds:g}'. Supported at {fps} fps: {possible}."
+            message = f"Invalid value for 'seconds': '{request.seconds:g}'. Supported at {fps} fps: {possible}."
+            message += self._fps_hint(request.seconds or 0, fps)
             raise InvalidParameter("seconds", message)
         return round(wanted)
+
+    def _fps_hint(self, seconds: float, fps: int) -> str:
+        """The frame rate nearest to `fps` at which the model can make exactly this duration."""
+        rates = range(int(self.fps.min), int(self.fps.max) + 1)
+        for rate in sorted(rates, key=lambda rate: abs(rate - fps)):
+            frames = round(seconds * rate)
+            if self.num_frames.min <= frames <= self.num_frames.max and _same(seconds * rate, frames):
+                return f" Send fps={rate} as well to get it."
+        return ""
 
     def _sampler(self, changes: Mapping[str, Any]) -> SamplerSettings:
         """Refuses a setting that the chosen sampler does not read, unless it equals the model's default."""
@@ -254,7 +253,8 @@ class ModelEntry(FrozenModel):
         try:
             chosen = SamplerSettings.model_validate(self.sampler.model_dump() | given)
         except ValidationError as e:
-            raise invalid_parameter(e, within="sampler") from e
+            known = [f"sampler.{name}" for name in SamplerSettings.model_fields]
+            raise invalid_parameter(e, within="sampler", known=known) from e
         for name in set(given) - USES[chosen.name] - {"name"}:
             if getattr(chosen, name) != getattr(self.sampler, name):
                 readers = ", ".join(reader for reader, settings in USES.items() if name in settings)
@@ -291,9 +291,14 @@ def _same(frames: float, whole: int) -> bool:
     return abs(frames - whole) < 0.01  # clients send `seconds` with six digits
 
 
-def invalid_parameter(e: ValidationError, *, within: str = "") -> InvalidParameter:
-    """The first error of pydantic as InvalidParameter; the client gets the next one when it tries again."""
-    error = e.errors(include_url=False, include_input=False)[0]
+def invalid_parameter(e: ValidationError, *, within: str = "", known: Iterable[str] = ()) -> InvalidParameter:
+    """The first error of pydantic as InvalidParameter; the client gets the next one when it tries again.
+
+    Args:
+        within: the field that was validated.
+        known: names to suggest instead of an unknown one.
+    """
+    error = e.errors(include_url=False)[0]
     param = ".".join(filter(None, (within, *map(str, error["loc"])))) or None
     reason = {
         "missing": "missing_required_parameter",
@@ -301,7 +306,7 @@ def invalid_parameter(e: ValidationError, *, within: str = "") -> InvalidParamet
         "string_too_long": "string_above_max_length",
     }.get(error["type"], "invalid_value")
     message = {
-        "missing_required_parameter": f"Missing required parameter: '{param}'.",
-        "unknown_parameter": f"Unknown parameter: '{param}'.",
-    }.get(reason, f"Invalid value for '{param or 'body'}': {error['msg'].removeprefix('Value error, ')}.")
-    return InvalidParameter(param, message, reason)
+        "missing_required_parameter": lambda: f"Missing required parameter: '{param}'.",
+        "unknown_parameter": lambda: unknown_parameter(param or "", known),
+    }.get(reason, lambda: invalid_value(param or "body", error))
+    return InvalidParameter(param, message(), reason)

@@ -25,8 +25,16 @@ class ModelRegistry:
     Offered are the models in `names`, else those on this machine. The first is the default.
     """
 
-    def __init__(self, entries: Iterable[ModelEntry], names: Collection[str] = ()) -> None:
-        self.known: dict[str, ModelEntry] = {entry.id: entry for entry in entries}
+    def __init__(
+        self, entries: Iterable[ModelEntry], names: Collection[str] = (), aliases: Mapping[str, str] | None = None
+    ) -> None:
+        """
+        Args:
+            names: models to offer.
+            aliases: model by its further name, in addition to the aliases of the entries.
+        """
+        self.known: dict[str, ModelEntry] = _with_aliases({entry.id: entry for entry in entries}, aliases or {})
+        self._aliases = {alias: entry.id for entry in self.known.values() for alias in entry.aliases}
         if unknown := [name for name in names if name not in self.known]:
             raise ConfigurationError(
                 f"models: there is no {', '.join(unknown)} in the registry; it has {', '.join(self.known)}"
@@ -36,7 +44,12 @@ class ModelRegistry:
 
     @classmethod
     def load(
-        cls, file: Path = MODELS_FILE, *, weights_dir: Path | None = None, names: Collection[str] = ()
+        cls,
+        file: Path = MODELS_FILE,
+        *,
+        weights_dir: Path | None = None,
+        names: Collection[str] = (),
+        aliases: Mapping[str, str] | None = None,
     ) -> ModelRegistry:
         """Raises ConfigurationError naming the file and what is wrong in it."""
         file, weights_dir = file.expanduser(), (weights_dir or default_data_dir() / "models").expanduser()
@@ -45,21 +58,28 @@ class ModelRegistry:
             raw = _RegistryFile.model_validate(tomllib.loads(file.read_text()))
             sources = {name: _resolved(file, source) for name, source in raw.sources.items()}
             entries = [_entry(file, name, entry, sources, weights_dir, lock) for name, entry in raw.models.items()]
-            return cls(entries, names)
+            return cls(entries, names, aliases)
         except (OSError, ValueError) as e:
             raise ConfigurationError(f"models file {file}: {e}") from e
 
     @classmethod
     def of(cls, settings: Settings) -> ModelRegistry:
-        return cls.load(settings.models_file, weights_dir=settings.weights_dir, names=settings.models)
+        aliases = dict(entry.split("=", 1) for entry in settings.model_aliases)
+        return cls.load(settings.models_file, weights_dir=settings.weights_dir, names=settings.models, aliases=aliases)
 
     def ids(self) -> tuple[str, ...]:
         return tuple(self._entries)
 
+    def real_name(self, model: str) -> str:
+        """The id of the model with this alias; any other name unchanged."""
+        return self._aliases.get(model, model)
+
     def get(self, model: str | None = None) -> ModelEntry:
-        """An offered model; None: the default. Raises ModelNotFetched if it is known but not offered, else
-        ModelNotFound."""
-        wanted = model or next(iter(self._entries or self.known))
+        """An offered model by its id or alias; None: the default.
+
+        Raises ModelNotFetched if it is known but not offered, else ModelNotFound.
+        """
+        wanted = self.real_name(model) if model else next(iter(self._entries or self.known))
         if wanted in self._entries:
             return self._entries[wanted]
         raise ModelNotFetched(wanted) if wanted in self.known else ModelNotFound(wanted, self.ids())
@@ -69,6 +89,22 @@ class ModelRegistry:
         if model not in self.known:
             raise ModelNotFound(model, tuple(self.known))
         return self.known[model]
+
+
+def _with_aliases(known: dict[str, ModelEntry], aliases: Mapping[str, str]) -> dict[str, ModelEntry]:
+    """Adds aliases to their entries. Raises ConfigurationError if one is ambiguous or names no model."""
+    if unknown := sorted(set(aliases.values()) - set(known)):
+        raise ConfigurationError(
+            f"IVMIX_MODEL_ALIASES: there is no model {', '.join(unknown)}; the registry has {', '.join(known)}"
+        )
+    for alias, model in aliases.items():
+        known[model] = known[model].model_copy(update={"aliases": tuple(dict.fromkeys((*known[model].aliases, alias)))})
+    taken = set(known)
+    for entry in known.values():
+        if twice := sorted(taken & set(entry.aliases)):
+            raise ConfigurationError(f"alias {twice[0]} of model {entry.id} is also the name of another model")
+        taken |= set(entry.aliases)
+    return known
 
 
 class _RegistryFile(FrozenModel):

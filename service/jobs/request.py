@@ -15,15 +15,44 @@ MAX_SEED = 2**63 - 1
 Metadata = dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]]
 
 
+# Names that other servers use.
+ALIASES = {"webhook_url": "callback_url", "duration": "seconds"}
+
+
+def resolve_aliases(given: dict[str, Any]) -> dict[str, Any]:
+    """The fields under the names of VideoRequest. Raises ValueError if two names of one field differ."""
+    fields = {name: value for name, value in given.items() if name not in ALIASES}
+    for alias in ALIASES.keys() & given.keys():
+        name, value = ALIASES[alias], given[alias]
+        if alias == "duration" and isinstance(value, str):
+            value = value.removesuffix("s")  # Luma and Runway write "5s"
+        if fields.setdefault(name, value) is None:
+            fields[name] = value
+        if value is not None and str(fields[name]) != str(value):
+            raise ValueError(f"{name} and {alias} are the same field, but differ")
+    return fields
+
+
 class VideoRequest(FrozenModel):
     """A request for a video. Omitted fields take the defaults of the model."""
 
     prompt: str = Field(min_length=1, max_length=32_000, description="What the video shows")
     model: str | None = Field(default=None, description="A model id of GET /v1/models; default: the first one")
     seconds: float | None = Field(
-        default=None, gt=0, le=3600, description="Duration; must equal num_frames / fps if both are given"
+        default=None, gt=0, le=3600, description="Must equal num_frames / fps if all are given; alias: duration"
     )
-    size: str | None = Field(default=None, pattern=r"^\d{1,5}x\d{1,5}$", description="WIDTHxHEIGHT in pixels")
+    size: str | None = Field(
+        default=None,
+        max_length=40,
+        description="WIDTHxHEIGHT in pixels; one of the model's sizes",
+        json_schema_extra={"pattern": r"^\d{1,5}x\d{1,5}$"},  # the error about another text names the sizes instead
+    )
+    aspect_ratio: str | None = Field(
+        default=None, max_length=40, description="Such as 16:9; chooses among the model's sizes, exactly"
+    )
+    resolution: str | None = Field(
+        default=None, max_length=40, description="Such as 480p, the shorter side; chooses among the model's sizes"
+    )
     width: int | None = Field(default=None, ge=1, description="Alternative to size, together with height")
     height: int | None = Field(default=None, ge=1, description="Alternative to size, together with width")
     num_frames: int | None = Field(default=None, ge=1)
@@ -31,7 +60,9 @@ class VideoRequest(FrozenModel):
     num_inference_steps: int | None = Field(default=None, ge=1)
     guidance_scale: float | None = None
     negative_prompt: str | None = Field(default=None, max_length=32_000)
-    seed: int | None = Field(default=None, ge=0, le=MAX_SEED, description="Random if omitted; always returned")
+    seed: int | None = Field(
+        default=None, ge=-1, le=MAX_SEED, description="Random if omitted or -1; the one used is always returned"
+    )
     sampler: dict[str, Any] | None = Field(default=None, description="Overrides of the model's sampler settings")
     metadata: Metadata = Field(
         default_factory=dict, max_length=16, description="Returned unchanged; lists can be filtered by it"
@@ -55,15 +86,13 @@ class VideoRequest(FrozenModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _resolve_alias(cls, given: Any) -> Any:
-        """`webhook_url` is the name fal and ComfyUI use."""
-        if not isinstance(given, dict) or "webhook_url" not in given:
-            return cast(Any, given)
-        fields = dict(cast(dict[str, Any], given))
-        alias = fields.pop("webhook_url")
-        if fields.setdefault("callback_url", alias) != alias:
-            raise ValueError("callback_url and webhook_url are the same field, but differ")
-        return fields
+    def _resolve_aliases(cls, given: Any) -> Any:
+        return resolve_aliases(cast(dict[str, Any], given)) if isinstance(given, dict) else given
+
+    @field_validator("seed")
+    @classmethod
+    def _minus_one_is_random(cls, seed: int | None) -> int | None:
+        return None if seed == -1 else seed
 
     @field_validator("callback_events", mode="before")
     @classmethod

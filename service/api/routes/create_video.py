@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Request, Response
-from pydantic import Field
+from pydantic import AfterValidator, WithJsonSchema
 from pydantic.json_schema import SkipJsonSchema
 from redis.exceptions import RedisError
 from starlette.concurrency import run_in_threadpool
@@ -30,8 +31,16 @@ from service.wiring import Services
 log = logging.getLogger("ivmix.api")
 router = APIRouter(prefix="/v1", tags=["videos"])
 
+
+def _plain_key(key: str) -> str:
+    if not re.fullmatch(r"[ -~]{1,255}", key):
+        raise ValueError(f"it has {len(key)} characters; 1 to 255 are possible, all of them printable ASCII")
+    return key
+
+
 IdempotencyKey = Annotated[
-    Annotated[str, Field(pattern=r"^[ -~]{1,255}$")] | SkipJsonSchema[None],
+    Annotated[str, AfterValidator(_plain_key), WithJsonSchema({"type": "string", "pattern": "^[ -~]{1,255}$"})]
+    | SkipJsonSchema[None],
     Header(
         alias="Idempotency-Key",
         description="Identifies this request: repeated within 24 hours, it returns the video of the first one",
@@ -103,7 +112,10 @@ async def remix_video(
     idempotency_key: IdempotencyKey = None,
 ) -> Video:
     source = await run_in_threadpool(get_job, services, writer, video_id)
-    body = parse(await read_body(request), source.generation)
+    given = await read_body(request)
+    if isinstance(model := given.get("model"), str):
+        given["model"] = services.models.real_name(model)
+    body = parse(given, source.generation)
 
     def remix() -> Video:
         job = submit_job(services, writer, body, idempotency_key, response, remixed_from=source.id)
@@ -157,7 +169,9 @@ def _render_created(services: Services, job: Job, response: Response) -> Video:
 
 def _fingerprint(body: VideoRequest, remixed_from: str | None) -> str:
     """Hash of the parsed request; raw multipart bodies differ in their boundary."""
-    parsed = json.dumps([body.model_dump(mode="json"), remixed_from], sort_keys=True)
+    # Fields that 0.1 did not have are left out where they are absent, so that its keys still match after an upgrade.
+    new = {name for name in ("aspect_ratio", "resolution") if getattr(body, name) is None}
+    parsed = json.dumps([body.model_dump(mode="json", exclude=new), remixed_from], sort_keys=True)
     return hashlib.sha256(parsed.encode()).hexdigest()
 
 

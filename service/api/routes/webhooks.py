@@ -9,6 +9,7 @@ from pydantic import Field
 from pydantic.json_schema import SkipJsonSchema
 
 from service.api.auth import WebhookOwner
+from service.api.cursors import cursor, cursor_schema
 from service.api.openapi.responses import errors, json_body, success
 from service.api.webhook_schemas import (
     CreateEndpointRequest,
@@ -37,7 +38,9 @@ _BODY_ERRORS = errors(400, 413, 415)
 
 Limit = Annotated[int, Query(ge=1, le=100)]
 Id = Annotated[str, Field(max_length=64)] | SkipJsonSchema[None]
-After = Annotated[Id, Query(description="The last id of the previous page")]
+_AFTER = Query(description="The last id of the previous page")
+AfterEndpoint = Annotated[Annotated[str, cursor("we"), cursor_schema("we")] | SkipJsonSchema[None], _AFTER]
+AfterDelivery = Annotated[Annotated[str, cursor("whd"), cursor_schema("whd")] | SkipJsonSchema[None], _AFTER]
 
 
 def get_webhooks(request: Request) -> Webhooks:
@@ -67,7 +70,7 @@ def create_webhook_endpoint(
     "/webhook_endpoints", summary="List webhook endpoints", responses=success("WebhookEndpointList") | errors(400)
 )
 def list_webhook_endpoints(
-    webhooks: WebhooksDep, owner: WebhookOwner, limit: Limit = 20, after: After = None
+    webhooks: WebhooksDep, owner: WebhookOwner, limit: Limit = 20, after: AfterEndpoint = None
 ) -> WebhookEndpointList:
     endpoints, has_more = webhooks.endpoints.list(owner, limit=limit, after=after)
     return WebhookEndpointList(
@@ -172,7 +175,7 @@ def list_webhook_deliveries(
     owner: WebhookOwner,
     video_id: Annotated[Id, Query(description="Only deliveries about this video")] = None,
     limit: Limit = 20,
-    after: After = None,
+    after: AfterDelivery = None,
 ) -> WebhookDeliveryList:
     deliveries, has_more = webhooks.deliveries.list(owner, video_id=video_id, limit=limit, after=after)
     return WebhookDeliveryList(

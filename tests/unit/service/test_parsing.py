@@ -83,7 +83,7 @@ def test_a_known_field_that_asks_for_nothing_is_accepted(field: str) -> None:
 def test_a_known_field_that_asks_for_something_is_refused_by_name(field: str) -> None:
     error = refused({field: {"something": 2}})
     assert (error.param, error.reason) == (field, "unsupported_parameter")
-    assert re.search(rf"'{field}' as (1|false|null) only; leave it out", error.message)
+    assert re.search(rf"'{field}' (as (1|false|null) only; leave it out|.* take no image, .* Leave)", error.message)
 
 
 @pytest.mark.parametrize("field", ["output_path", "model_path", "promt", "webhook"])
@@ -104,10 +104,10 @@ def test_null_means_left_out() -> None:
         ({"prompt": ""}, "prompt", "invalid_value"),
         ({"prompt": 5}, "prompt", "invalid_value"),
         ({"prompt": "a" * 32_001}, "prompt", "string_above_max_length"),
-        ({"seed": -1}, "seed", "invalid_value"),
+        ({"seed": -2}, "seed", "invalid_value"),
         ({"seed": 2**63}, "seed", "invalid_value"),
         ({"seed": "many"}, "seed", "invalid_value"),
-        ({"size": "big"}, "size", "invalid_value"),
+        ({"size": 384}, "size", "invalid_value"),
         ({"seconds": float("inf")}, "seconds", "invalid_value"),
         ({"guidance_scale": float("nan")}, "guidance_scale", "invalid_value"),
         ({"num_frames": 8.5}, "num_frames", "invalid_value"),
