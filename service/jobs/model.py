@@ -146,6 +146,7 @@ class Job(FrozenModel):
     user: str | None = None  #: the client's name for its end user
     callback: Callback | None = None  #: receiver of this job's webhooks
     priority: Priority = Priority.NORMAL  #: whether other queued jobs run first
+    returned: bool = False  #: whether it has been put back at the front of its queue, where it is out of turn
     start_by: float | None = None  #: when the job fails if it is still queued
     remixed_from: str | None = None  #: id of the video of which this one is a remix
 

@@ -39,6 +39,7 @@ class JobReader:
     def __init__(self, redis: Redis) -> None:
         self._redis: UntypedRedis = redis
         self._get_with_positions_script = load_script(redis, "service.jobs", "get_with_positions")
+        self._jobs_ahead_script = load_script(redis, "service.jobs", "jobs_ahead")
 
     def get(self, job_id: str) -> Job | None:
         """Raises ValueError for a damaged record."""
@@ -65,9 +66,12 @@ class JobReader:
 
     def get_many_with_positions(self, job_ids: Sequence[str]) -> builtins.list[JobWithPosition | ValueError | None]:
         """Read many in one round trip. A damaged record becomes a ValueError in the list and affects no other."""
-        args = [queue_key(""), *job_ids]
-        answers = self._get_with_positions_script([job_key(job_id) for job_id in job_ids], args)
+        answers = self._get_with_positions_script([job_key(job_id) for job_id in job_ids], list(job_ids))
         return [_with_position(*answer) for answer in answers]
+
+    def jobs_ahead(self, model: str, owner: str) -> int:
+        """Return how many waiting jobs would run before a new one of this owner, of normal priority."""
+        return self._jobs_ahead_script([queue_key(model)], [json.dumps(owner)])
 
     def list(
         self, *, limit: int = 20, order: Order = "desc", after: str | None = None, owner: str | None = None

@@ -34,7 +34,7 @@ from service.jobs.keys import (
 from service.jobs.model import ALLOWED_TRANSITIONS, Job, JobError, JobState, Output, Phase
 from service.jobs.outbox import LISTENERS, OUTBOX, oldest_kept
 from service.jobs.reader import Idempotency, JobReader
-from service.jobs.rq_queues import RQ_RECORD_TTL_S, generate_queue, queue_key, recorded_generate
+from service.jobs.rq_queues import RQ_RECORD_TTL_S, generate_queue, recorded_generate
 from service.redis_records import decode_record, encode_fields, record_of
 from service.redis_scripts import flatten_commands, load_script
 
@@ -101,7 +101,7 @@ class JobStore(JobReader):
         indexes = [INDEX, owner_index(job.owner), waiting_key(job.owner)]
         fields = _fields(job)
         commands = flatten_commands(recorded_generate(queue, job.id))
-        args = [job_key(""), job.id, fingerprint, IDEMPOTENCY_TTL_S, limits.per_queue, limits.per_owner, len(fields)]
+        args = [job.id, fingerprint, IDEMPOTENCY_TTL_S, limits.per_queue, limits.per_owner, len(fields)]
         answer, detail = self._create_script(
             [job_key(job.id), queue.key, *indexes, idempotency_record, ACTIVE], [*args, *fields, *commands]
         )
@@ -195,15 +195,12 @@ class JobStore(JobReader):
             sources &= {JobState.RUNNING}
         owner = "" if execution_id is None else json.dumps(execution_id)
         final = encode_fields({**fields, "state": state, "phase": None})
-        args = [_one_of(sources), owner, json.dumps(state), oldest_kept(), *final]
+        args = [_one_of(sources), owner, json.dumps(state), oldest_kept(), job_id, *final]
         return bool(self._end_script([job_key(job_id), OUTBOX, LISTENERS], args))
 
     def cancel(self, job_id: str) -> Job | None:
         """Cancel a queued job, or request the cancellation of a running one; returns the job as it is then."""
-        job = self.get(job_id)
-        if job is None:
-            return None
-        keys = [job_key(job_id), queue_key(job.generation.model), RqJob.key_for(job_id), OUTBOX, LISTENERS]
+        keys = [job_key(job_id), RqJob.key_for(job_id), OUTBOX, LISTENERS]
         args = [job_id, json.dumps(time.time()), oldest_kept()]
         return decode_record(Job, record_of(self._cancel_script(keys, args)))
 
