@@ -17,8 +17,11 @@ import pytest
 import uvicorn
 from fastapi.testclient import TestClient
 from redis import Redis
+from rq import Queue
 
 from service.api.app import create_app
+from service.jobs.rq_queues import generate_queue
+from service.jobs.store import JobStore
 from service.process.embedded_valkey import EmbeddedValkey
 from service.settings import PREFIX, Settings
 from service.wiring import Services, open_services
@@ -67,6 +70,17 @@ def services(settings: Settings) -> Iterator[Services]:
 
 
 @pytest.fixture
+def store(services: Services) -> JobStore:
+    return services.store
+
+
+@pytest.fixture
+def queue(services: Services) -> Queue:
+    """The queue of the demo models."""
+    return generate_queue(services.redis, "demo")
+
+
+@pytest.fixture
 def client(services: Services) -> Iterator[TestClient]:
     """Client of the application in this process. Exceptions become responses, as for a real client."""
     with TestClient(create_app(services), raise_server_exceptions=False) as http:
@@ -98,7 +112,9 @@ class serve:  # noqa: N801  # reads as a verb where it is used
     services: Services
 
     def __enter__(self) -> str:
-        config = uvicorn.Config(create_app(self.services), port=0, log_config=None, lifespan="off")
+        config = uvicorn.Config(
+            create_app(self.services), port=0, log_config=None, lifespan="off", timeout_graceful_shutdown=1
+        )
         self._uvicorn = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._uvicorn.run, daemon=True)
         self._thread.start()

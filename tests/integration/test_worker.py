@@ -14,12 +14,12 @@ from redis import Redis
 from rq import Queue
 
 from service.jobs.model import Job, JobState
-from service.jobs.rq_queues import generate_queue
 from service.process.embedded_valkey import EmbeddedValkey
 from service.settings import MODELS_FILE
 from service.wiring import Services
 from tests.factories import make_generation
-from tests.processes import is_running, session_of, wait_for, worker
+from tests.job_waits import reaches, reaches_step
+from tests.processes import child_of, is_running, wait_for, worker
 from worker.parent.rq_worker import DEQUEUE_S, FRESH_S, GenerationWorker
 
 LONG = 400  # steps: some twenty seconds and more, so that there is a middle to be in
@@ -32,11 +32,6 @@ def environment(services: Services) -> dict[str, str]:
 
 
 @pytest.fixture
-def queue(services: Services) -> Queue:
-    return generate_queue(services.redis, "demo")
-
-
-@pytest.fixture
 def submit(services: Services, queue: Queue) -> Callable[[int], str]:
     """submit(steps) -> job id; plain DDIM, the cheaper one."""
 
@@ -45,29 +40,6 @@ def submit(services: Services, queue: Queue) -> Callable[[int], str]:
         return services.store.create(Job.new(generation), queue).id
 
     return send
-
-
-@pytest.fixture
-def child_of() -> Callable[[int], int]:
-    def find(pid: int) -> int:
-        """The process of a worker that holds the models."""
-        return wait_for(
-            lambda: next((p for p in session_of(pid) if "spawn_main" in Path(f"/proc/{p}/cmdline").read_text()), None)
-        )
-
-    return find
-
-
-def reaches_step(services: Services, job_id: str, step: int) -> None:
-    wait_for(lambda: (services.store.get(job_id).step >= step) or None, timeout_s=90)  # type: ignore[union-attr]
-
-
-def reaches(services: Services, job_id: str, state: JobState) -> Job:
-    def there() -> Job | None:
-        job = services.store.get(job_id)
-        return job if job is not None and job.state is state else None
-
-    return wait_for(there, timeout_s=90, hint=f"for {state}, job is {services.store.get(job_id)}")
 
 
 def test_finished_files_are_in_the_storage_before_the_job_is_completed(
@@ -88,7 +60,7 @@ def test_finished_files_are_in_the_storage_before_the_job_is_completed(
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGKILL, -9)])
 def test_worker_that_ends_while_it_loads_takes_its_child_with_it(
-    environment: dict[str, str], child_of: Callable[[int], int], number: signal.Signals, code: int
+    environment: dict[str, str], number: signal.Signals, code: int
 ) -> None:
     with worker(environment) as process:
         child = child_of(process.pid)
@@ -98,7 +70,7 @@ def test_worker_that_ends_while_it_loads_takes_its_child_with_it(
 
 
 def test_running_job_is_cancelled_between_two_steps_and_the_models_stay(
-    services: Services, environment: dict[str, str], submit: Callable[[int], str], child_of: Callable[[int], int]
+    services: Services, environment: dict[str, str], submit: Callable[[int], str]
 ) -> None:
     long, short = submit(LONG), submit(1)
     with worker(environment) as process:

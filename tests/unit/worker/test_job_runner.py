@@ -11,7 +11,6 @@ from rq import Queue
 
 from service.jobs.keys import job_key, lease_key
 from service.jobs.model import Job, JobState, Phase
-from service.jobs.rq_queues import generate_queue
 from service.jobs.store import LeaseReply
 from service.storage import object_keys, sha256_of
 from service.wiring import Services
@@ -67,11 +66,6 @@ class ScriptedChild(ScriptedChannel):
     def second(self) -> ScriptedChannel:
         assert self._second is not None
         return self._second
-
-
-@pytest.fixture
-def queue(services: Services) -> Queue:
-    return generate_queue(services.redis, "demo")
 
 
 @pytest.fixture
