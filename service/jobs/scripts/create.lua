@@ -11,14 +11,14 @@ local id, fingerprint, fields = ARGV[1], ARGV[2], tonumber(ARGV[6])
 if redis.call('EXISTS', record) == 1 then return {'created', id} end
 if fingerprint ~= '' then
   local known, first_id = unpack(redis.call('HMGET', idempotency, 'fingerprint', 'id'))
-  if known and redis.call('EXISTS', RECORD .. first_id) == 1 then
+  if known and first_id and redis.call('EXISTS', RECORD .. first_id) == 1 then
     return {known == fingerprint and 'replayed' or 'reused', first_id}
   end
 end
 if redis.call('LLEN', queue) >= tonumber(ARGV[4]) then return {'queue_full', ARGV[4]} end
 -- Jobs that no longer wait leave the owner's set here, so that no other transition has to maintain it.
 for _, other in ipairs(redis.call('SMEMBERS', waiting)) do
-  if redis.call('HGET', RECORD .. other, 'state') ~= QUEUED then redis.call('SREM', waiting, other) end
+  if redis.pcall('HGET', RECORD .. other, 'state') ~= QUEUED then redis.call('SREM', waiting, other) end
 end
 if redis.call('SCARD', waiting) >= tonumber(ARGV[5]) then return {'owner_full', ARGV[5]} end
 

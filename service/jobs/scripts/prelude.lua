@@ -27,7 +27,8 @@ end
 
 -- Decode one JSON value of a record; nil if it is absent or damaged.
 local function decode(value)
-  local is_readable, decoded = pcall(cjson.decode, value or '')
+  if type(value) ~= 'string' then return nil end
+  local is_readable, decoded = pcall(cjson.decode, value)
   if is_readable and decoded ~= cjson.null then return decoded end
 end
 
@@ -62,14 +63,14 @@ end
 
 -- Return the queue of a record's model; nil if the record is damaged.
 local function queue_of(record)
-  local generation = decode(redis.call('HGET', record, 'generation'))
+  local generation = decode(redis.pcall('HGET', record, 'generation'))
   local model = type(generation) == 'table' and generation.model
   return type(model) == 'string' and QUEUE .. model or nil
 end
 
 -- Take a waiting job out of a queue. The later jobs of its lane move up by one turn each. Returns whether it was there.
 local function leave(queue, id)
-  local start = redis.call('LPOS', queue, id)
+  local start = queue and redis.call('LPOS', queue, id)
   if not start then return false end
   local free, lane = start, lane_of(id)
   for i, other in ipairs(lane and redis.call('LRANGE', queue, start + 1, -1) or {}) do
@@ -81,4 +82,9 @@ local function leave(queue, id)
   redis.call('LSET', queue, free, id)
   redis.call('LREM', queue, -1, id)
   return true
+end
+
+-- Take a job out of whichever queue it is in, if its record does not say which.
+local function leave_all(id)
+  for _, queue in ipairs(redis.call('SMEMBERS', 'rq:queues')) do leave(queue, id) end
 end

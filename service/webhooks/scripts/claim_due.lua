@@ -3,12 +3,12 @@
 -- Returns id, attempts made, id, attempts made, ...
 local claimed = {}
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[1], 'LIMIT', 0, ARGV[3])) do
-  local attempts = redis.call('HGET', ARGV[4] .. id, 'attempts')
-  if attempts then
+  local attempts = redis.pcall('HGET', ARGV[4] .. id, 'attempts')
+  if type(attempts) == 'string' and string.find(attempts, '^%d+$') then
     redis.call('ZADD', KEYS[1], ARGV[2], id)
     table.insert(claimed, id)
     table.insert(claimed, attempts)
-  else  -- the record has expired
+  else  -- the record has expired or is damaged
     redis.call('ZREM', KEYS[1], id)
   end
 end
