@@ -123,7 +123,7 @@ class KeyStore:
 
 
 def _decode(record: bytes) -> ApiKey | None:
-    """Return the key; None for a damaged record, with which nobody can authenticate."""
+    """Return the key; None for a damaged record, which authenticates no client."""
     try:
         return ApiKey.model_validate_json(record)
     except ValueError as e:

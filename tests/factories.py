@@ -90,5 +90,5 @@ def deliver_webhooks(services: Services, runner: AttemptRunner | None = None) ->
 def attempt_due_webhooks(services: Services, runner: AttemptRunner | None = None) -> None:
     runner = runner or AttemptRunner(services.settings, services.webhooks, DispatcherMetrics())
     while claimed := services.webhooks.deliveries.claim(8):
-        for delivery_id, attempts_made in claimed:
-            runner.run(delivery_id, attempts_made)
+        for claim in claimed:
+            runner.run(claim.delivery_id, claim.attempts_made)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from service.ids import created_at
 from service.jobs.job_errors import RECORD_DAMAGED
@@ -73,7 +72,7 @@ def salvage(job_id: str, record: Record) -> DamagedJob:
 
 def _generation(values: Mapping[str, Any]) -> Generation:
     stored = values.get("generation")
-    fields: dict[str, Any] = dict(stored) if isinstance(stored, dict) else {}
+    fields = dict(cast(dict[str, Any], stored)) if isinstance(stored, dict) else {}
     for name, model in (("sampler", SamplerSettings), ("spacing", Spacing)):
         if isinstance(fields.get(name), dict):
             fields[name] = _readable(model, fields[name], {})

@@ -6,13 +6,13 @@ import builtins
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from redis import Redis
 
 from service.errors import IdempotencyKeyReused
-from service.jobs.keys import INDEX, durations_key, idempotency_key, job_key, owner_index
 from service.jobs.job_record import check_job, decode_job, view_job
+from service.jobs.keys import INDEX, durations_key, idempotency_key, job_key, owner_index
 from service.jobs.model import Job
 from service.jobs.rq_queues import queue_key
 from service.redis_records import decode_value, read_page, read_record, read_records
@@ -72,9 +72,7 @@ class JobReader:
         answers = self._get_with_positions_script([job_key(job_id) for job_id in job_ids], list(job_ids))
         return [self._with_position(job_id, *answer) for job_id, answer in zip(job_ids, answers, strict=True)]
 
-    def _with_position(
-        self, job_id: str, record: bytes | None = None, *position: int | None
-    ) -> JobWithPosition | None:
+    def _with_position(self, job_id: str, record: bytes | None = None, *position: int | None) -> JobWithPosition | None:
         if record is None:
             return None
         try:
@@ -138,5 +136,7 @@ class JobReader:
 
 
 def _is_duration(entry: Any) -> bool:
-    return isinstance(entry, list) and len(entry) == 2 and all(isinstance(number, int | float) for number in entry)
-
+    if not isinstance(entry, list):
+        return False
+    numbers = cast(builtins.list[Any], entry)
+    return len(numbers) == 2 and all(isinstance(number, int | float) for number in numbers)

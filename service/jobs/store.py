@@ -21,6 +21,7 @@ from rq.job import Job as RqJob
 
 from service.errors import IdempotencyKeyReused, QueueFull
 from service.jobs.job_errors import RECORD_DAMAGED, START_TIMEOUT
+from service.jobs.job_record import DamagedJob
 from service.jobs.keys import (
     ACTIVE,
     INDEX,
@@ -31,7 +32,6 @@ from service.jobs.keys import (
     owner_index,
     waiting_key,
 )
-from service.jobs.job_record import DamagedJob
 from service.jobs.model import ALLOWED_TRANSITIONS, Job, JobError, JobState, Output, Phase
 from service.jobs.outbox import LISTENERS, OUTBOX, oldest_kept
 from service.jobs.reader import Idempotency, JobReader

@@ -15,8 +15,8 @@ from pathlib import PurePosixPath
 from redis import Redis
 
 from service.errors import StorageError
-from service.jobs.keys import ACTIVE
 from service.jobs.job_record import DamagedJob
+from service.jobs.keys import ACTIVE
 from service.jobs.model import Job
 from service.jobs.store import JobStore
 from service.redis_scripts import UntypedRedis

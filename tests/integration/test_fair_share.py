@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given
@@ -123,9 +124,8 @@ def test_a_job_that_is_put_back_goes_first_and_costs_its_owner_no_turn(waiting: 
     running = waiting.start()
     waiting.store.requeue(running, "e")
     assert waiting.order == "a1 b1 a2 a3"
-    lost = waiting.take()
-    assert lost == running.id
-    job = waiting.store.get(lost)
+    assert waiting.take() == running.id
+    job = waiting.store.get(running.id)
     assert job is not None
     assert waiting.store.send_again(job)
     waiting.add("b c")
@@ -162,7 +162,8 @@ STEPS = st.one_of(
 @hypothesis_settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=st.lists(STEPS, min_size=10, max_size=40))
 def test_turns_hold_after_any_history(services: Services, queue: Queue, steps: list[tuple[object, ...]]) -> None:
-    services.redis.flushall()
+    redis: Any = services.redis
+    redis.flushall()
     waiting = Waiting(services, queue)
     for step in steps:
         apply(waiting, step)

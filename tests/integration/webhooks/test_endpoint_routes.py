@@ -62,6 +62,7 @@ class TestEndpoints:
         assert error_of(client.get(path), 404)["code"] == "webhook_endpoint_not_found"
         assert error_of(client.delete(path), 404)["code"] == "webhook_endpoint_not_found"
 
+    @pytest.mark.usefixtures("dispatcher")
     @pytest.mark.parametrize("answer", [204, 302, 410, 500])
     def test_a_test_returns_the_status_of_the_receiver(self, client: TestClient, answer: int) -> None:
         with Receiver(status(answer)) as receiver:
@@ -69,6 +70,9 @@ class TestEndpoints:
             path = f"/v1/webhook_endpoints/{made['id']}/test"
             for event_type in BOTH:
                 result = answer_of(client.post(path, json={"event_type": event_type}))
+                delivery = answer_of(client.get(f"/v1/webhook_deliveries/{result.pop('webhook_delivery_id')}"))
+                assert delivery["attempts"][0]["status_code"] == answer
+                assert (delivery["attempt_count"], delivery["next_attempt_at"]) == (1, None)
                 assert result == {
                     "object": "webhook_endpoint.test",
                     "webhook_endpoint_id": made["id"],
@@ -81,6 +85,7 @@ class TestEndpoints:
         assert json.loads(receiver.received[1].body)["data"]["error"]["message"] == "This is a test."
         assert answer_of(client.get(f"/v1/webhook_endpoints/{made['id']}"))["enabled"] is True
 
+    @pytest.mark.usefixtures("dispatcher")
     def test_a_test_without_a_response_is_an_error_with_the_reason(self, client: TestClient) -> None:
         with Receiver() as receiver:
             made = register(client, receiver.url)
@@ -89,6 +94,7 @@ class TestEndpoints:
         )
         assert (error["code"], "no_connection" in error["message"]) == ("webhook_test_failed", True)
 
+    @pytest.mark.usefixtures("dispatcher")
     @pytest.mark.parametrize("keep", [True, False])
     def test_a_rotated_secret_signs(self, client: TestClient, receiver: Receiver, keep: bool) -> None:
         made = register(client, receiver.url)

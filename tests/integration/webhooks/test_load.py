@@ -59,13 +59,13 @@ def test_when_an_attempt_ends_the_delivery_that_waited_longest_for_the_host_is_d
     fan_out(services)
     store = services.webhooks.deliveries
     third, second, first = deliveries(services)
-    store.claim(3)
+    assert [claim.delivery_id for claim in store.claim(30)] == [first.id, second.id, third.id]
     assert store.start_attempt(first, url, timeout_s=20, per_host_limit=1)
     for waiting in (second, third, second):
         assert not store.start_attempt(waiting, url, timeout_s=20, per_host_limit=1)
-    assert store.claim(3) == []
+    assert store.claim(30) == []
     assert store.finish_attempt(first, url, Outcome(200, None, 0.1), NextState(State.DELIVERED))
-    assert store.claim(3) == [(second.id, 0)]
+    assert store.claim(30) == [(second.id, 0, "local")]
 
 
 def test_a_retry_is_not_brought_forward_when_the_host_has_room_again(services: Services) -> None:
@@ -83,7 +83,7 @@ def test_a_retry_is_not_brought_forward_when_the_host_has_room_again(services: S
     assert store.start_attempt(second, url, timeout_s=20, per_host_limit=2)
     assert store.finish_attempt(first, url, failed, later)
     assert store.finish_attempt(second, url, failed, later)
-    assert store.claim(3) == []
+    assert store.claim(30) == []
 
 
 def test_an_owners_deliveries_are_bounded_and_pending_ones_never_dropped(

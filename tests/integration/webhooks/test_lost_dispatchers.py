@@ -52,7 +52,7 @@ def test_when_a_dispatcher_dies_between_the_claim_and_the_attempt(services: Serv
     now = time.time()
     assert len(store.claim(10, now=now)) == 1  # and no attempt follows
     assert store.claim(10, now=now + CLAIM_S - 1) == []
-    assert store.claim(10, now=now + CLAIM_S + 1) == [(only(services).id, 0)]
+    assert store.claim(10, now=now + CLAIM_S + 1) == [(only(services).id, 0, "local")]
     come_due(services, only(services))
     deliver_webhooks(services)
     assert len(receiver.received) == 1
@@ -97,7 +97,7 @@ def test_a_claim_that_has_expired_does_not_bring_a_later_attempt_forward(
         (expired,) = services.webhooks.deliveries.claim(1)
         come_due(services, only(services))
         deliver_webhooks(services)
-        runner.run(*expired)
+        runner.run(expired.delivery_id, expired.attempts_made)
         assert (len(receiver.received), only(services).attempts) == (1, 1)
 
 
@@ -108,7 +108,7 @@ def test_deliveries_that_version_0_1_had_put_into_its_rq_queue_are_made(services
     fan_out(services)
     (claimed,) = services.webhooks.deliveries.claim(1)
     queue = Queue("webhooks", connection=services.redis, serializer="json")
-    queue.enqueue_call("service.tasks.deliver", args=claimed, result_ttl=0, failure_ttl=600)
+    queue.enqueue_call("service.tasks.deliver", args=claimed[:2], result_ttl=0, failure_ttl=600)
     deliver_webhooks(services)
     assert receiver.received == []
     come_due(services, only(services))
