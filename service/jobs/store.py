@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
@@ -24,7 +24,6 @@ from service.jobs.job_errors import RECORD_DAMAGED, START_TIMEOUT
 from service.jobs.job_record import DamagedJob
 from service.jobs.keys import (
     ACTIVE,
-    INDEX,
     durations_key,
     idempotency_key,
     job_key,
@@ -83,6 +82,7 @@ class JobStore(JobReader):
         self._fail_damaged_script = load("fail_damaged")
         self._cancel_script = load("cancel")
         self._delete_script = load("delete")
+        self._reindex_script = load("reindex")
         self._restore_script = load("restore")
 
     def create(
@@ -100,12 +100,12 @@ class JobStore(JobReader):
         fingerprint, idempotency_record = "", idempotency_key(job.owner, "")
         if idempotency is not None:
             fingerprint, idempotency_record = idempotency.fingerprint, idempotency_key(job.owner, idempotency.key)
-        indexes = [INDEX, owner_index(job.owner), waiting_key(job.owner)]
         fields = _fields(job)
         commands = flatten_commands(recorded_generate(queue, job.id))
         args = [job.id, fingerprint, IDEMPOTENCY_TTL_S, limits.per_queue, limits.per_owner, len(fields)]
         answer, detail = self._create_script(
-            [job_key(job.id), queue.key, *indexes, idempotency_record, ACTIVE], [*args, *fields, *commands]
+            [job_key(job.id), queue.key, waiting_key(job.owner), idempotency_record, ACTIVE],
+            [*args, *fields, *commands],
         )
         match answer:
             case b"created":
@@ -117,14 +117,14 @@ class JobStore(JobReader):
 
     def restore(self, job: Job) -> bool:
         """Write the record of an ended job again; False, without a change, if there is one."""
-        keys = [job_key(job.id), INDEX, owner_index(job.owner), ACTIVE]
+        keys = [job_key(job.id), ACTIVE]
         return bool(self._restore_script(keys, [job.id, *_fields(job)]))
 
     def start(self, job_id: str, execution_id: str) -> Job | None:
         """Take a queued job, with a lease. None if it is no longer queued, or overdue (then it fails)."""
         if (job := self.get(job_id)) is not None and self.fail_if_overdue(job):
             return None
-        args = [json.dumps(execution_id), json.dumps(time.time()), self._lease_ms]
+        args = [json.dumps(execution_id), json.dumps(time.time()), self._lease_ms, job_id]
         return self.get(job_id) if self._start_script([job_key(job_id), lease_key(job_id)], args) else None
 
     def check_lease(self, job_id: str, execution_id: str) -> LeaseReply:
@@ -236,6 +236,7 @@ class JobStore(JobReader):
                 json.dumps(execution_id),
                 0 if counts_as_attempt else -1,
                 int(unless_leased),
+                job.id,
                 *flatten_commands(recorded_generate(queue, job.id, at_front=True)),
             ],
         )
@@ -262,9 +263,13 @@ class JobStore(JobReader):
         job = self.view(job_id)
         if job is None:
             return None
-        keys = [job_key(job_id), INDEX, owner_index(job.owner or owner or ""), RqJob.key_for(job_id)]
+        keys = [job_key(job_id), owner_index(job.owner or owner or ""), RqJob.key_for(job_id)]
         args = [job_id, RQ_RECORD_TTL_S, int(isinstance(job, DamagedJob))]
         return job if self._delete_script(keys, args) else None
+
+    def reindex(self, job_ids: Sequence[str], *, everything: bool = False) -> None:
+        """Write jobs into the indexes from which lists are answered: those that lack an entry, or all of them."""
+        self._reindex_script([], [int(everything), *job_ids])
 
     def record_duration(self, model: str, seconds: float) -> None:
         """Add a completed video to `recent_durations`. For estimates only: it may be lost or counted twice."""
