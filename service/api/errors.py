@@ -24,7 +24,6 @@ from service.errors import (
     StorageError,
     SyncRequestFailed,
     Throttled,
-    VideoNotDeletable,
     WebhookTestFailed,
 )
 
@@ -40,7 +39,6 @@ JOB_STORE_UNAVAILABLE = "The job store is unreachable; try again."
 # SDKs retry that status.
 STATUS: dict[type[ServiceError], int] = {
     InvalidParameter: 400,
-    VideoNotDeletable: 400,
     WebhookTestFailed: 400,
     NotAuthenticated: 401,
     NotAllowed: 403,

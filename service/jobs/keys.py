@@ -7,6 +7,8 @@ import hashlib
 INDEX = "ivm:jobs"  # sorted set of all job ids, with equal scores: they sort by id, that is by age
 ACTIVE = "ivm:active"  # ids of all jobs that have not ended, and of ended ones until retention takes them over
 
+ENDED = "ivm:ended"  # sorted set: ids of ended and deleted jobs, scored by the unix time of their next clean-up
+
 
 def job_key(job_id: str) -> str:
     """Return the key of a record: a hash with one JSON value per field of `Job`; None is null or absent."""

@@ -143,6 +143,7 @@ class Job(FrozenModel):
     total_steps: Count = 0  #: steps of the whole job
     phase: Phase | None = None  #: stage of the running execution
     cancel_requested: bool = False  #: whether the client has cancelled the job; a running one ends at its next step
+    delete_requested: bool = False  #: whether the client has deleted the job while it ran; then it is not shown
     output: Output | None = None  #: the stored files, once completed
     error: JobError | None = None  #: why the job failed
     timings: dict[str, float] = {}  #: seconds per phase of the execution that completed the job

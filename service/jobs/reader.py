@@ -42,7 +42,11 @@ class JobReader:
         return decode_job(job_id, read_record(self._redis, job_key(job_id)))
 
     def view(self, job_id: str) -> Job | None:
-        """Return the job, for those who show it: a damaged record is a DamagedJob."""
+        """Return the job, for those who show it: a damaged record is a DamagedJob, one that is being deleted None."""
+        return _shown(self.view_any(job_id))
+
+    def view_any(self, job_id: str) -> Job | None:
+        """Like `view`, but also a job that is being deleted."""
         return view_job(job_id, read_record(self._redis, job_key(job_id)))
 
     def exists(self, job_id: str) -> bool:
@@ -80,7 +84,7 @@ class JobReader:
             job = self.view(job_id)
             return None if job is None else (job, None)
         # A queued job without a position was just taken from the queue by a worker: none is ahead.
-        return job, (position[0] or 0) if position else None
+        return None if _shown(job) is None else (job, (position[0] or 0) if position else None)
 
     def jobs_ahead(self, model: str, owner: str) -> int:
         """Return how many waiting jobs would run before a new one of this owner, of normal priority."""
@@ -96,6 +100,10 @@ class JobReader:
         """Return (completion in unix seconds, seconds spent) of a model's last KEPT_DURATIONS videos, newest first."""
         entries = [decode_value(entry) for entry in self._redis.lrange(durations_key(model), 0, -1)]
         return [(float(entry[0]), float(entry[1])) for entry in entries if _is_duration(entry)]
+
+
+def _shown(job: Job | None) -> Job | None:
+    return None if job is None or job.delete_requested else job
 
 
 def _is_duration(entry: Any) -> bool:

@@ -34,7 +34,7 @@ from service.jobs.keys import (
 from service.jobs.model import ALLOWED_TRANSITIONS, Job, JobError, JobState, Output, Phase
 from service.jobs.outbox import LISTENERS, OUTBOX, oldest_kept
 from service.jobs.reader import Idempotency, JobReader
-from service.jobs.rq_queues import RQ_RECORD_TTL_S, generate_queue, recorded_generate
+from service.jobs.rq_queues import generate_queue, recorded_generate
 from service.redis_records import encode_fields
 from service.redis_scripts import flatten_commands, load_script
 
@@ -49,6 +49,11 @@ class LeaseReply(StrEnum):
     CONTINUE = "continue"
     CANCEL = "cancel"  # the client requested cancellation
     LOST = "lost"  # another execution has the job, or it has ended: stop and write nothing
+
+
+class Deletion(StrEnum):
+    DELETED = "deleted"  # the record is gone; maintenance deletes what files remain
+    STOPPING = "stopping"  # the job is not shown any more; its record is deleted when its worker has stopped
 
 
 @dataclass(frozen=True)
@@ -251,21 +256,23 @@ class JobStore(JobReader):
         commands = flatten_commands(recorded_generate(queue, job.id, at_front=True))
         return bool(self._send_again_script(keys, [job.id, *commands]))
 
-    def delete(self, job_id: str, *, owner: str | None = None) -> Job | None:
-        """Delete record and index entries of an ended or damaged job.
+    def delete(self, job_id: str, *, owner: str | None = None, only_ended: bool = False) -> Deletion | None:
+        """Delete a job; a queued or running one is cancelled, with the event of a cancelled job.
 
         Args:
-            owner: whose index to delete it from if the record does not say it.
+            owner: whose index to delete it from if a damaged record does not say it.
+            only_ended: change nothing if the job has not ended.
 
         Returns:
-            The deleted job; None if there is none or it has not ended.
+            What has happened; None if nothing.
         """
-        job = self.view(job_id)
+        job = self.view_any(job_id)
         if job is None:
             return None
-        keys = [job_key(job_id), owner_index(job.owner or owner or ""), RqJob.key_for(job_id)]
-        args = [job_id, RQ_RECORD_TTL_S, int(isinstance(job, DamagedJob))]
-        return job if self._delete_script(keys, args) else None
+        keys = [job_key(job_id), owner_index(job.owner or owner or ""), OUTBOX, LISTENERS]
+        flags = (int(isinstance(job, DamagedJob)), int(only_ended))
+        answer = self._delete_script(keys, [job_id, json.dumps(time.time()), oldest_kept(), *flags])
+        return None if answer is None else Deletion(answer.decode())
 
     def reindex(self, job_ids: Sequence[str], *, everything: bool = False) -> None:
         """Write jobs into the indexes from which lists are answered: those that lack an entry, or all of them."""

@@ -97,12 +97,3 @@ class TestDelete:
         assert answer.json() == {"id": made["id"], "object": "video.deleted", "deleted": True}
         assert client.get(f"/v1/videos/{made['id']}").status_code == 404
         assert [path for path in settings.data_dir.rglob("*") if path.is_file()] == []
-
-    def test_a_video_that_has_not_ended_is_not_deleted(self, client: TestClient, services: Services) -> None:
-        made = create(client)
-        for _ in ("queued", "running"):
-            error = error_of(client.delete(f"/v1/videos/{made['id']}"), 400)
-            assert error["code"] == "video_not_deletable"
-            assert "cancel it first" in error["message"]
-            services.store.start(made["id"], "execution")
-        assert client.get(f"/v1/videos/{made['id']}").json()["status"] == "in_progress"

@@ -15,10 +15,11 @@ from service.api.openapi.responses import errors, success
 from service.api.polls import DirectRoute, PollBatcher
 from service.api.routes.video_filters import METADATA_PARAMETER, AfterParameter, Filter, check_cursor
 from service.api.schemas import DeletedVideo, VideoList
-from service.errors import StorageError, VideoNotDeletable, VideoNotFound
+from service.errors import StorageError, VideoNotFound
 from service.jobs.job_list import Order
 from service.jobs.model import Job
 from service.jobs.reader import JobWithPosition
+from service.jobs.store import Deletion
 from service.storage.manifest import delete_files
 from service.wire.video import Renderer, Video
 from service.wiring import Services
@@ -99,17 +100,22 @@ def list_videos(
 @router.delete(
     "/videos/{video_id}",
     summary="Delete a video",
-    description="Deletes the record and the files of a video that has ended. Cancel a running video first.",
-    responses=success("DeletedVideo") | errors(400, 404),
+    description="Deletes the record and the files of a video. A queued video is cancelled before; a running one is "
+    "cancelled, is 404 from now on, and its files are deleted when its worker has stopped. Webhooks are those of a "
+    "cancelled video.",
+    responses=success("DeletedVideo") | errors(404),
 )
 def delete_video(video_id: str, writer: Writer, services: ServicesDep) -> DeletedVideo:
     job = get_job(services, writer, video_id)
-    if not job.state.is_terminal:
-        raise VideoNotDeletable(f"The video '{job.id}' is {job.state}; cancel it first or wait until it has ended.")
-    services.store.delete(job.id, owner=writer.owner)
+    deletion = services.store.delete(job.id, owner=writer.owner)
+    if deletion is None:
+        raise VideoNotFound(video_id)
+    if deletion is Deletion.STOPPING:
+        log.info("%s is cancelled and will be deleted", job.id)
+        return DeletedVideo(id=job.id)
     try:
         delete_files(services.storage, job.id)
-    except StorageError as e:  # maintenance removes files without a record
+    except StorageError as e:  # maintenance deletes them
         log.warning("%s: cannot delete its files yet: %s", job.id, e)
     log.info("%s deleted", job.id)
     return DeletedVideo(id=job.id)

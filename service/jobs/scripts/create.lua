@@ -10,7 +10,8 @@ local id, fingerprint, fields = ARGV[1], ARGV[2], tonumber(ARGV[6])
 if redis.call('EXISTS', record) == 1 then return {'created', id} end
 if fingerprint ~= '' then
   local known, first_id = unpack(redis.call('HMGET', idempotency, 'fingerprint', 'id'))
-  if known and first_id and redis.call('EXISTS', RECORD .. first_id) == 1 then
+  local is_there = known and first_id and redis.call('EXISTS', RECORD .. first_id) == 1
+  if is_there and redis.pcall('HGET', RECORD .. first_id, 'delete_requested') ~= 'true' then
     return {known == fingerprint and 'replayed' or 'reused', first_id}
   end
 end
