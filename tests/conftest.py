@@ -42,6 +42,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in os.environ:
         if name.startswith(PREFIX) and name != f"{PREFIX}REDIS_SERVER":
             monkeypatch.delenv(name)
+    monkeypatch.setenv(f"{PREFIX}ALLOWED_HOSTS", "testserver")  # the Host that TestClient sends
 
 
 @pytest.fixture(scope="session")

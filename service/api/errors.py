@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -161,17 +160,9 @@ def _handle_http_exception(request: Request, e: Exception) -> JSONResponse:
     }.get(e.status_code, e.detail)
     code = CODE.get(e.status_code, "invalid_request")
     headers = dict(e.headers or {})
-    if e.status_code == 405:
-        headers |= _allow_header(request)
+    if e.status_code == 405:  # Starlette names only the methods of the first route with this path
+        headers = {"allow": ", ".join(request.app.state.contract.methods(request.scope)) or headers["Allow"]}
     return error_response(e.status_code, message, code=code, headers=headers)
-
-
-def _allow_header(request: Request) -> dict[str, str]:
-    """The methods of every route with this path; Starlette names only those of the first one."""
-    for template, operations in sorted(request.app.openapi()["paths"].items(), key=lambda path: path[0].count("{")):
-        if re.fullmatch(re.sub(r"\{\w+\}", "[^/]+", template), request.url.path):
-            return {"allow": ", ".join(method.upper() for method in operations)}
-    return {}
 
 
 def _handle_redis_error(request: Request, e: Exception) -> JSONResponse:
@@ -188,8 +179,9 @@ def _handle_disconnect(_request: Request, _e: Exception) -> JSONResponse:
 
 def _handle_unexpected(request: Request, e: Exception) -> JSONResponse:
     _log(request, e)
-    # Starlette sends this response outside the middleware that adds the header.
-    return error_response(500, INTERNAL_ERROR, code=ServiceError.code, headers={"x-request-id": _request_id(request)})
+    # Starlette sends this response outside the middleware that adds these headers.
+    headers = {"x-request-id": _request_id(request), "cache-control": "no-store", "x-content-type-options": "nosniff"}
+    return error_response(500, INTERNAL_ERROR, code=ServiceError.code, headers=headers)
 
 
 def _log(request: Request, e: Exception) -> None:

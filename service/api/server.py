@@ -149,6 +149,7 @@ class BoundedServer(uvicorn.Server):
             server_header=False,
             ws="none",
             backlog=ACCEPTED_AT_ONCE,
+            forwarded_allow_ips=list(settings.trusted_proxies),
             timeout_keep_alive=settings.keep_alive_s,
             timeout_graceful_shutdown=20,
         )

@@ -18,18 +18,21 @@ from prometheus_client import (
 )
 
 from service.errors import ConfigurationError
+from service.process.ports import bind_port
 
 MAX_CONNECTIONS = 16  # beyond that, the oldest one is closed
 TIMEOUT_S = 15.0  # for a whole exchange; Prometheus scrapes within 10 seconds by default
 
 
 def serve_metrics(registry: CollectorRegistry, host: str, port: int, setting: str) -> int:
-    """Start a server in a background thread and return its port. Raises ConfigurationError if the port is in use."""
+    """Start a server in a background thread and return its port. Raises ConfigurationError if it cannot be used."""
+    for s in bind_port(host, port, f"IVMIX_{setting}"):  # explains what is wrong
+        s.close()
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         server = MetricsServer(family, (str(address[0]), port))
     except OSError as e:
-        raise ConfigurationError(f"IVMIX_{setting}={port} on {host}: {e.strerror}; use another port") from e
+        raise ConfigurationError(f"IVMIX_{setting}={port} on {host}: {e.strerror}; choose another port") from e
     server.set_app(make_wsgi_app(registry))  # pyright: ignore[reportUnknownArgumentType]
     threading.Thread(target=server.serve_forever, daemon=True).start()
     return server.server_port

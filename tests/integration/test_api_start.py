@@ -17,8 +17,9 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from service.api.app import create_app
 from service.errors import ConfigurationError
 from service.process.embedded_valkey import free_port
+from service.redis_connection.client import open_redis
 from service.settings import Settings
-from service.wiring import Services, open_redis, open_services
+from service.wiring import Services, open_services
 
 
 def test_a_server_open_to_others_without_authentication_does_not_start(services: Services) -> None:

@@ -101,32 +101,9 @@ def _video_bodies() -> dict[str, Any]:
 
 
 def _webhook_bodies() -> dict[str, Any]:
-    at = int(_CREATED_AT)
     secret = "whsec_" + "A" * 43 + "="
-    endpoint = WebhookEndpoint(
-        **REQUESTS["CreateWebhookEndpoint"],
-        id="whe_019ab0d8a8007c3e",
-        created_at=at,
-        updated_at=at,
-        signing_secret_hint=secret[-4:],
-        enabled=True,
-        disabled_at=None,
-    )
-    delivery = WebhookDelivery(
-        id="whd_019ab0d8a8007c3e",
-        event_id="evt_019ab0d8a8007c3e",
-        event_type="video.completed",
-        video_id="video_019ab0d8a8007c3e8f5d2b1c9e4a7f60",
-        webhook_endpoint_id=endpoint.id,
-        url=None,
-        status=State.DELIVERED,
-        created_at=at,
-        next_attempt_at=None,
-        completed_at=at + 1,
-        error=None,
-        attempt_count=1,
-        attempts=[WebhookAttempt(at=at + 1.0, status_code=204, error=None, duration_s=0.05)],
-    )
+    endpoint = _webhook_endpoint(secret)
+    delivery = _webhook_delivery(endpoint)
     return _dumped(
         WebhookEndpoint=endpoint,
         WebhookEndpointWithSecret=WebhookEndpointWithSecret(**endpoint.model_dump(), signing_secret=secret),
@@ -146,6 +123,38 @@ def _webhook_bodies() -> dict[str, Any]:
         WebhookDeliveryList=WebhookDeliveryList(
             data=[delivery], first_id=delivery.id, last_id=delivery.id, has_more=False
         ),
+    )
+
+
+def _webhook_endpoint(secret: str) -> WebhookEndpoint:
+    at = int(_CREATED_AT)
+    return WebhookEndpoint(
+        **REQUESTS["CreateWebhookEndpoint"],
+        id="whe_019ab0d8a8007c3e",
+        created_at=at,
+        updated_at=at,
+        signing_secret_hint=secret[-4:],
+        enabled=True,
+        disabled_at=None,
+    )
+
+
+def _webhook_delivery(endpoint: WebhookEndpoint) -> WebhookDelivery:
+    at = int(_CREATED_AT)
+    return WebhookDelivery(
+        id="whd_019ab0d8a8007c3e",
+        event_id="evt_019ab0d8a8007c3e",
+        event_type="video.completed",
+        video_id="video_019ab0d8a8007c3e8f5d2b1c9e4a7f60",
+        webhook_endpoint_id=endpoint.id,
+        url=None,
+        status=State.DELIVERED,
+        created_at=at,
+        next_attempt_at=None,
+        completed_at=at + 1,
+        error=None,
+        attempt_count=1,
+        attempts=[WebhookAttempt(at=at + 1.0, status_code=204, error=None, duration_s=0.05)],
     )
 
 
