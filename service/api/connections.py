@@ -1,6 +1,6 @@
 """How many connections a server holds, for how long it waits for a client, and which one goes when there are too many.
 
-Uvicorn limits none of this: it waits for the rest of a request for ever, and its `limit_concurrency` refuses new
+Uvicorn limits none of this: it waits for the rest of a request indefinitely, and its `limit_concurrency` refuses new
 clients while silent ones keep their places.
 """
 
@@ -80,7 +80,7 @@ class Connections:
         limit: most connections.
         per_address: most connections of one address, or of one /64 network for IPv6.
         timeout_s: how long a client may take for a request, or to take a part of a response.
-        exempt: addresses without a limit of their own, such as trusted proxies.
+        exempt: addresses without a separate limit, such as trusted proxies.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """One tenant floods the service; another one's polls stay quick, and its webhooks arrive.
 
-API and dispatcher are processes of their own. Each measurement is the best of three, because the machine may be busy.
+API and dispatcher are separate processes. Each measurement is the best of three, because the machine may be busy.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def service(valkey_server: str, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 @contextmanager
 def in_threads(count: int, act: Callable[[int], object]) -> Iterator[None]:
-    """act(0) to act(count - 1), each in a thread that nobody waits for: most would outlast the test."""
+    """act(0) to act(count - 1), each in a thread that is not waited for: most would outlast the test."""
 
     def attempt(i: int) -> None:
         with suppress(httpx2.HTTPError, RuntimeError):
@@ -137,7 +137,7 @@ def webhooks_to_silent_receivers(service: Service) -> AbstractContextManager[Non
 
 @contextmanager
 def half_requests(service: Service) -> Iterator[None]:
-    head = f"GET /v1/videos/{service.flooder.video_id} HTTP/1.1\r\nhost: x\r\n".encode()
+    head = f"GET /v1/videos/{service.flooder.video_id} HTTP/1.1\r\nhost: localhost\r\n".encode()
     with ExitStack() as stack:
         connections = [stack.enter_context(service.api.connect(head)) for _ in range(300)]
         yield
@@ -147,7 +147,9 @@ def half_requests(service: Service) -> Iterator[None]:
 @contextmanager
 def event_streams(service: Service) -> Iterator[None]:
     path = f"/v1/videos/{service.flooder.video_id}/events"
-    request = f"GET {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {service.flooder.secret}\r\n\r\n".encode()
+    request = (
+        f"GET {path} HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {service.flooder.secret}\r\n\r\n".encode()
+    )
     with ExitStack() as stack:
         streams = [stack.enter_context(service.api.connect(request)) for _ in range(100)]
         assert {status_of(stream) for stream in streams} >= {"200", "429"}

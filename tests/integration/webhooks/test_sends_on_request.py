@@ -31,7 +31,7 @@ def settings(settings: Settings) -> Settings:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch, services: Services) -> Services:
-    """Requests do not wait: there is no dispatcher, or nobody is interested in the result."""
+    """Requests do not wait: there is no dispatcher."""
     monkeypatch.setattr(send_test_event, "PICKUP_S", 0.0)
     monkeypatch.setattr(send_test_event, "POLL_INTERVAL_S", 0.01)
     return replace(services, settings=services.settings.model_copy(update={"webhook_timeout_s": 0.01}))
@@ -47,7 +47,7 @@ NewClient = Callable[[], TestClient]
 
 @pytest.fixture
 def new_client(impatient: Services) -> NewClient:
-    """new_client(): a client with an API key of its own."""
+    """new_client(): a client with a separate API key."""
     app = create_app(replace(impatient, settings=impatient.settings.model_copy(update={"auth": "keys"})))
 
     def make() -> TestClient:
