@@ -67,7 +67,7 @@ class OncePerMinute(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         if record.levelno < logging.WARNING:
             return True
-        # Of errors with a traceback, every kind is a message of its own.
+        # Of errors with a traceback, every kind is a separate message.
         kind = f"{record.msg} {record.exc_info[1]!r}" if record.exc_info else str(record.msg)
         logged_at, left_out = self._seen.get(kind, (-math.inf, 0))
         if record.created - logged_at < LOG_INTERVAL_S:

@@ -173,7 +173,7 @@ def _handle_redis_error(request: Request, e: Exception) -> JSONResponse:
 
 
 def _handle_disconnect(_request: Request, _e: Exception) -> JSONResponse:
-    """The client left, or took too long, before its request was complete. Nobody receives this; metrics count it."""
+    """The client left, or took too long, before its request was complete. Only metrics see this response."""
     return error_response(408, "The request was not complete.", code="request_timeout")
 
 
