@@ -144,9 +144,7 @@ def test_new_jobs_are_refused_before_the_disk_is_full(small_disk: Path, settings
 def test_only_a_disk_that_jobs_need_counts(changes: dict[str, object], status: int, settings: Settings) -> None:
     """A reserve that no disk has."""
     settings.data_dir.mkdir()
-    services = open_services(
-        Settings.model_validate({**settings.model_dump(), "min_free_mb": 10**9, **changes})
-    )
+    services = open_services(Settings.model_validate({**settings.model_dump(), "min_free_mb": 10**9, **changes}))
     with TestClient(create_app(services)) as http:
         assert http.post("/v1/videos", json=VIDEO).status_code == status
     services.close()
