@@ -19,7 +19,8 @@ from service.api.parsing import FORMS, parse, read_body
 from service.api.rate_limits import waiting_limits
 from service.api.routes.videos import POLL_AFTER_MS, get_job
 from service.catalog.model_entry import ModelEntry
-from service.errors import InvalidParameter, ModelNotFound
+from service.errors import InvalidParameter, ModelNotFound, VideoFailed
+from service.jobs.job_record import DamagedJob
 from service.jobs.model import Job
 from service.jobs.reader import Idempotency
 from service.jobs.request import VideoRequest
@@ -103,6 +104,8 @@ async def remix_video(
     idempotency_key: IdempotencyKey = None,
 ) -> Video:
     source = await run_in_threadpool(get_job, services, writer, video_id)
+    if isinstance(source, DamagedJob):
+        raise VideoFailed(f"The video '{source.id}' cannot be remixed: its stored record is damaged.")
     body = parse(await read_body(request), source.generation)
 
     def remix() -> Video:
