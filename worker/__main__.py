@@ -6,7 +6,6 @@ import logging
 import signal
 import sys
 import threading
-from collections.abc import Callable
 from types import FrameType
 
 from redis.exceptions import RedisError
@@ -20,7 +19,7 @@ from service.wiring import Services, check_storage, open_redis, open_services
 from worker import tasks
 from worker.parent.child_process import Child, ChildDied, ChildProcess
 from worker.parent.job_runner import Runner
-from worker.parent.metrics import MeasuredChild, WorkerMetrics
+from worker.parent.metrics import WorkerMetrics
 from worker.parent.rq_worker import GenerationWorker
 from worker.scratch import Scratch
 
@@ -43,29 +42,20 @@ def main() -> int:
             log.info("metrics on port %d", metrics.serve(settings.host, settings.worker_metrics_port))
     except ServiceError as e:
         sys.exit(f"ivmix: {e}")
-    child = MeasuredChild(ChildProcess(settings, model), metrics)
-    return work(services, model, child, heartbeat_file=heartbeat_file, on_lost=metrics.lost)
+    return work(services, model, ChildProcess(settings, model), metrics, heartbeat_file)
 
 
-def work(
-    services: Services,
-    model: str,
-    child: Child,
-    *,
-    heartbeat_file: HeartbeatFile,
-    on_lost: Callable[[], None] = lambda: None,
-) -> int:
-    """Work until a signal, and return the exit status. The heartbeat starts when the models are loaded; `on_lost` is
-    called for each job that another worker took over."""
+def work(services: Services, model: str, child: Child, metrics: WorkerMetrics, heartbeat_file: HeartbeatFile) -> int:
+    """Work until a signal, and return the exit status. The heartbeat starts when the models are loaded."""
     for number in (signal.SIGINT, signal.SIGTERM):  # while the models load there is no job to requeue
         signal.signal(number, _exit_at_once)
     try:
         child.ensure(lambda: None)
         settings = services.settings
         scratch = Scratch(settings.scratch_folder)
-        runner = Runner(services.store, services.storage, child, scratch, settings, on_lost, heartbeat_file)
+        runner = Runner(services.store, services.storage, child, scratch, settings, metrics, heartbeat_file)
         _work_until_stopped(services, model, runner, heartbeat_file)
-        runner.postprocessing.close()
+        runner.background.close()
         return 0
     except ChildDied as e:
         log.error("cannot load the models of %s: %s", model, e)

@@ -17,7 +17,7 @@ from service.storage.manifest import Manifest, manifests
 from service.wiring import open_storage
 from tests.factories import make_generation, make_job
 from tests.faulty_proxy import FaultyProxy
-from worker.child import video
+from worker.child import video_encoder
 from worker.child.upload import Uploader
 from worker.scratch import Scratch
 
@@ -76,7 +76,7 @@ def test_the_files_are_stored_and_the_manifest_says_all_that_the_record_will(
         "video.mp4",
     ]
     (tmp_path / "a.mp4").write_bytes(read(storage, manifest.output.key))
-    assert video.read_mp4(tmp_path / "a.mp4").shape == FRAMES.shape
+    assert video_encoder.read_mp4(tmp_path / "a.mp4").shape == FRAMES.shape
     assert manifest.output.sha256 == sha256_of(tmp_path / "a.mp4")
     (stored,) = manifests(storage, job.id)
     assert stored == manifest

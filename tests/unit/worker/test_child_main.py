@@ -159,7 +159,7 @@ def test_full_disk_is_said_and_another_worker_may_try(
     def full(*_: object) -> None:
         raise OSError(reason, os.strerror(reason))
 
-    monkeypatch.setattr("worker.child.video.write_thumbnail", full)
+    monkeypatch.setattr("worker.child.video_encoder.write_thumbnail", full)
     answer, _ = run(engine, storage, pipe, job)
     assert isinstance(answer, Failed)
     assert (answer.code, answer.can_retry) == ("no_space", True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,57 +16,11 @@ from service.jobs.store import LeaseReply
 from service.storage import object_keys, sha256_of
 from service.wiring import Services
 from tests.factories import make_job, make_output
-from worker.messages import Cancel, Done, Drain, Failed, Message, Order, Progress, Run, Stopped
+from tests.unit.worker.scripted_child import STEP, ScriptedChild
+from worker.messages import Done, Failed, Progress, Run, Stop, Stopped
 from worker.parent.child_process import ChildDied
 from worker.parent.job_runner import Runner
 from worker.scratch import Scratch
-
-STEP = Progress(Phase.SAMPLING, 1, 20)
-
-
-class ScriptedChannel:
-    """Says what the script says, one message a call; None is silence. A stop goes on to `after_stop`."""
-
-    def __init__(self, *script: Message | Exception | None, after_stop: Message | None = None) -> None:
-        self._script: Iterator[Message | Exception | None] = iter(script)
-        self._after_stop = after_stop
-        self.sent: list[Order] = []
-        self.kills = 0
-
-    def send(self, message: Order) -> None:
-        self.sent.append(message)
-        if isinstance(message, Cancel | Drain) and self._after_stop is not None:
-            self._script = iter([self._after_stop])
-
-    def receive(self, timeout_s: float) -> Message | None:
-        message = next(self._script, None)
-        if isinstance(message, Exception):
-            raise message
-        return message
-
-    def kill(self) -> None:
-        self.kills += 1
-
-
-class ScriptedChild(ScriptedChannel):
-    def __init__(
-        self,
-        *script: Message | Exception | None,
-        after_stop: Message | None = None,
-        is_loading: bool = False,
-        second: ScriptedChannel | None = None,
-    ) -> None:
-        super().__init__(*script, after_stop=after_stop)
-        self._is_loading = is_loading
-        self._second = second
-
-    def ensure(self, beat: Callable[[], None]) -> None:
-        if self._is_loading:
-            beat()
-
-    def second(self) -> ScriptedChannel:
-        assert self._second is not None
-        return self._second
 
 
 @pytest.fixture
@@ -141,7 +95,7 @@ def test_cancelled_job_is_stopped_between_two_steps(services: Services, job: Job
     child = ScriptedChild(STEP, after_stop=Stopped())
     assert run(services, job, child, on_beat=lambda: services.store.cancel(job.id) and None) is True
     assert now(services, job).state is JobState.CANCELLED
-    assert child.sent[-1] == Cancel("e1")
+    assert child.sent[-1] == Stop(save_checkpoint=False)
 
 
 def test_cancel_reaches_a_child_that_is_silent(services: Services, job: Job) -> None:
@@ -166,7 +120,7 @@ def test_draining_worker_gives_the_job_back_uncharged_and_at_the_front(
     left = now(services, job)
     assert (left.state, left.execution_id, left.attempt) == (JobState.QUEUED, None, 0)
     assert queue.job_ids == [job.id, other.id]
-    assert child.sent[-1] == Drain("e1")
+    assert child.sent[-1] == Stop(save_checkpoint=True)
 
 
 def test_worker_that_drains_while_the_models_load_gives_the_job_back(services: Services, job: Job) -> None:
