@@ -186,7 +186,7 @@ def test_a_full_disk_leaves_no_half_files(
     def no_space(*args: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(video, "write_spritesheet", no_space)
+    monkeypatch.setattr(video_encoder, "write_spritesheet", no_space)
     with pytest.raises(OSError, match="No space"):
         deliver(delivery, job)
     assert list((tmp_path / "scratch").iterdir()) == []

@@ -11,7 +11,6 @@ import pytest
 from service.errors import StorageError
 from service.storage import FileStorage
 from tests.processes import wait_for
-from worker.child import checkpoint_writer as keeper_module
 from worker.child.checkpoint_writer import CheckpointWriter
 
 KEY = "checkpoints/video_1.safetensors"
@@ -86,28 +85,15 @@ def test_states_that_come_while_one_is_on_its_way_do_not_wait(storage: Slow, tmp
     assert stored_state(storage, tmp_path) == "99"
 
 
-def test_storage_that_hangs_does_not_keep_a_worker_from_stopping(
-    storage: Slow, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(keeper_module, "SAVE_S", 0.1)
+def test_stop_waits_for_a_storage_that_hangs_once_only(storage: Slow, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A drain waits for the last state; the end of the job must not wait for the same again."""
+    monkeypatch.setattr("worker.child.checkpoint_writer.SAVE_S", 1.5)
     checkpoint_writer = CheckpointWriter(storage, KEY, every_s=0)
     checkpoint_writer.offer(State("1"))
     began = time.monotonic()
     checkpoint_writer.save_now()
     checkpoint_writer.close()
-    assert time.monotonic() - began < 5
-
-
-def test_stop_waits_for_a_storage_that_hangs_once_only(storage: Slow, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A drain waits for the last state, and then the job's end must not wait for the same again."""
-    waited: list[float] = []
-    monkeypatch.setattr(keeper_module, "SAVE_S", 0.1)
-    monkeypatch.setattr(keeper_module, "wait", lambda _futures, timeout: waited.append(timeout))
-    checkpoint_writer = CheckpointWriter(storage, KEY, every_s=0)
-    checkpoint_writer.offer(State("1"))
-    checkpoint_writer.save_now()
-    checkpoint_writer.close()
-    assert waited == [0.1]
+    assert 1.4 < time.monotonic() - began < 2.9
 
 
 def test_storage_that_fails_costs_nothing_but_the_state(tmp_path: Path) -> None:
