@@ -29,7 +29,9 @@ def main() -> int:
             plain_file = data / "ddim.mp4"
             plain = submit_and_download(client, {**body, "sampler": {"name": "ddim"}}, plain_file, label="plain DDIM")
         clips = [video_encoder.read_mp4(plain_file), video_encoder.read_mp4(OUTPUT)]
-    video_encoder.write_mp4(video_encoder.side_by_side(clips, ["plain DDIM", "IV-mixed"]), COMPARISON, fps=int(mixed["fps"]))
+    video_encoder.write_mp4(
+        video_encoder.side_by_side(clips, ["plain DDIM", "IV-mixed"]), COMPARISON, fps=int(mixed["fps"])
+    )
     print(
         f"  {OUTPUT}: IV-mixed, {mixed['num_inference_steps']} steps, {mixed['inference_time_s']:.1f} s of inference\n"
         f"  {COMPARISON}: left: video model alone ({plain['inference_time_s']:.1f} s), right: IV-mixed, same seed;\n"

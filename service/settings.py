@@ -11,16 +11,31 @@ from typing import Annotated, Literal, Self, TypeVar
 from pydantic import AfterValidator, BeforeValidator, Field, FilePath, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from service.environment import PREFIX, is_service_address, refuse_unknown_variables
 from service.errors import ConfigurationError
+from service.setting_types import BaseUrl, HostName, Network, Origin, PathPrefix
 
-PREFIX = "IVMIX_"
 LogFormat = Literal["auto", "json", "text"]
 MODELS_FILE = Path(__file__).resolve().parent / "catalog" / "models.toml"
 
 
 def default_data_dir() -> Path:
-    home = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    """Raises ConfigurationError if this user has no home folder."""
+    try:
+        home = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    except RuntimeError as e:
+        raise ConfigurationError(
+            f"this user has no home folder (HOME is not set), so there is no place for data; set {PREFIX}DATA_DIR"
+        ) from e
     return Path(home) / "ivmix"
+
+
+def _expand(path: Path) -> Path:
+    """`~` at the start, which only shells expand."""
+    try:
+        return path.expanduser()
+    except RuntimeError as e:
+        raise ValueError(f"'{path}': there is no such home folder; write the path in full") from e
 
 
 def _split(value: object) -> object:
@@ -36,17 +51,11 @@ def _network_or_host(entry: str) -> str:
     return entry
 
 
-def _origin(value: str) -> str:
-    if not re.fullmatch(r"https?://[^/\s]+", value):
-        raise ValueError(f"'{value}' is not an origin as browsers send it: scheme://host[:port]")
-    return value
-
-
 T = TypeVar("T")
 CommaSeparated = Annotated[tuple[T, ...], NoDecode, BeforeValidator(_split)]
 NetworkOrHost = Annotated[str, AfterValidator(_network_or_host)]
-Origin = Annotated[str, AfterValidator(_origin)]
 Delay = Annotated[float, Field(ge=0)]
+ExpandedPath = Annotated[Path, AfterValidator(_expand)]
 
 
 class Section(str):
@@ -62,7 +71,7 @@ class Settings(BaseSettings):
     redis_url: Annotated[str | None, Section("Queue and data")] = Field(default=None, repr=False)
     """URL of a Redis 6.2+ or Valkey server with `appendonly yes`, `appendfsync always` and `maxmemory-policy
     noeviction`. If unset, `ivmix up` starts an embedded server."""
-    data_dir: Path = Field(default_factory=default_data_dir)
+    data_dir: ExpandedPath = Field(default_factory=default_data_dir)
     """Folder of the embedded server and of file storage."""
     retention_seconds: int = Field(default=7 * 86400, ge=60)
     """Seconds after which an ended video's record and files are deleted."""
@@ -70,9 +79,9 @@ class Settings(BaseSettings):
     models: Annotated[CommaSeparated[str], Section("Models")] = ()
     """Comma-separated model ids to offer; the first is the default model. If unset: all models whose weights are on
     this machine."""
-    models_file: Path = MODELS_FILE
+    models_file: ExpandedPath = MODELS_FILE
     """Model registry (TOML): every model, its limits and the source of its weights."""
-    weights_dir: Path = Field(default_factory=lambda settings: settings["data_dir"] / "models")
+    weights_dir: ExpandedPath = Field(default_factory=lambda settings: settings["data_dir"] / "models")
     """Folder into which `ivmix models fetch` downloads weights."""
 
     storage: Annotated[Literal["file", "s3"], Section("Storage")] = "file"
@@ -102,27 +111,52 @@ class Settings(BaseSettings):
     storage_retry_s: float = Field(default=600.0, ge=0)
     """Seconds for which a worker retries to store a finished video before the job fails with `storage_unavailable`.
     Long, because sampling it again costs more."""
-    scratch_dir: Path | None = None
+    scratch_dir: ExpandedPath | None = None
     """Folder in which a worker keeps finished files until they are stored."""
 
     host: Annotated[str, Section("API")] = "127.0.0.1"
     """Address to listen on; also used for metrics ports."""
     port: int = Field(default=8000, ge=0, le=65535)
     """Port to listen on. 0: any free port."""
-    public_base_url: str | None = None
+    public_base_url: BaseUrl | None = None
     """Base URL under which clients reach the API, such as `https://video.example.com`. If set, videos contain their
     `url`."""
-    max_body_bytes: int = Field(default=65536, ge=1024)
-    """Largest accepted request body in bytes."""
+    root_path: PathPrefix = ""
+    """Path prefix under which a reverse proxy publishes the API, such as `/ivmix`. The proxy may remove or keep it."""
+    trusted_proxies: CommaSeparated[Network] = ("127.0.0.1", "::1")
+    """Comma-separated addresses and networks of reverse proxies whose X-Forwarded-For and X-Forwarded-Proto are
+    believed."""
+    allowed_hosts: CommaSeparated[HostName] = ()
+    """Comma-separated host names and .domains under which clients may call the API, in addition to loopback names,
+    IVMIX_HOST and the host of IVMIX_PUBLIC_BASE_URL. With IVMIX_AUTH=off any other Host is refused (DNS rebinding);
+    with keys only if this is set. Where IVMIX_HOST is not a loopback address, IP addresses are accepted too."""
+    max_body_bytes: int = Field(default=2**20, ge=1024)
+    """Largest accepted request body in bytes. The default holds two texts of 32,000 characters in any script and
+    encoding."""
     cors_origins: CommaSeparated[Origin] = ()
-    """Comma-separated origins whose web pages may call the API, such as `https://dash.example.com`."""
+    """Comma-separated exact origins whose web pages may call the API, such as `https://dash.example.com`. With
+    IVMIX_AUTH=off the pages of all other origins are refused."""
+    keep_alive_s: int = Field(default=75, ge=1)
+    """Seconds for which an idle connection stays open. Longer than a proxy in front keeps it and than clients wait
+    between polls; otherwise they send requests on a connection that is just being closed."""
+    request_timeout_s: float = Field(default=30.0, gt=0)
+    """Seconds within which a client must send a whole request, headers and body, and take 64 KiB of a response.
+    Otherwise it is disconnected."""
+    max_connections: int = Field(default=1000, ge=1)
+    """Largest number of connections to one API process; less if the limit on open files is low. At the limit, the
+    connection that has been idle for longest is closed for a new one."""
+    max_connections_per_address: int = Field(default=250, ge=1)
+    """Largest number of connections from one address (IPv6: one /64 network) to one API process. Trusted proxies are
+    exempt."""
     metrics_port: int | None = Field(default=None, ge=0, le=65535)
     """Serve `/metrics` on this port instead of IVMIX_PORT. Health endpoints are on both."""
     sync_timeout_s: float = Field(default=600.0, gt=0)
     """Seconds for which `POST /v1/videos/sync` waits for the video."""
     max_held: int = Field(default=100, ge=0)
-    """Largest number of requests that one API process keeps open for event streams and `POST /v1/videos/sync`; more are
-    rejected."""
+    """Largest number of requests that one API process keeps open for event streams, `POST /v1/videos/sync` and webhook
+    tests; more are rejected."""
+    max_held_per_key: int = Field(default=25, ge=0)
+    """Largest number of those requests for one API key; with IVMIX_AUTH=off, for one client address."""
 
     auth: Annotated[Literal["keys", "off"], Section("Authentication and limits")] = "keys"
     """`keys`: clients need an API key. `off`: no authentication; the default of `ivmix up` on a loopback address."""
@@ -145,8 +179,11 @@ class Settings(BaseSettings):
     webhook_retry_delays_s: CommaSeparated[Delay] = (5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400)
     """Comma-separated seconds between attempts, each extended randomly by up to a fifth. The default is the schedule of
     the Standard Webhooks specification: ten attempts in three days."""
-    webhook_concurrency: int = Field(default=8, ge=1, le=64)
-    """Largest number of webhooks that one dispatcher sends at the same time."""
+    webhook_concurrency: int = Field(default=32, ge=1, le=64)
+    """Largest number of webhooks that one dispatcher sends at the same time. One API key gets at most half of what the
+    others leave free, one receiver of a key at most a quarter of the whole."""
+    webhook_sends_per_minute: int = Field(default=30, ge=1)
+    """Largest number of webhook tests and redeliveries per minute and API key; four times as many to one host."""
     webhook_metrics_port: int | None = Field(default=None, ge=0, le=65535)
     """Port on which a webhook dispatcher serves `/metrics`. 0: any free port. If unset: no metrics."""
 
@@ -174,7 +211,7 @@ class Settings(BaseSettings):
 
     log_format: Annotated[LogFormat, Section("Logging and probes")] = "auto"
     """`json`: one object per line. `auto`: `text` in a terminal, otherwise `json`."""
-    pulse_file: Path | None = None
+    pulse_file: ExpandedPath | None = None
     """File that a worker with loaded models, a webhook dispatcher or a maintenance process touches every few seconds,
     for liveness probes. One file per process."""
 
@@ -200,6 +237,14 @@ class Settings(BaseSettings):
         has_one_key = self.s3_access_key_id is not None or self.s3_secret_access_key is not None
         needed = ["s3_bucket", *(["s3_access_key_id", "s3_secret_access_key"] if has_one_key else [])]
         return [name for name in needed if not getattr(self, name)]
+
+    @property
+    def client_base_url(self) -> str | None:
+        """The public base URL with the path prefix, also where only one of the two settings contains it."""
+        if self.public_base_url is None:
+            return None
+        base = self.public_base_url.rstrip("/")
+        return base if base.endswith(self.root_path) else base + self.root_path
 
     @property
     def redis_retry_s(self) -> float:
@@ -230,6 +275,10 @@ class Settings(BaseSettings):
 
 def load_settings() -> Settings:
     """Settings from the environment. Raises ConfigurationError that lists all problems, without values."""
+    refuse_unknown_variables(os.environ, Settings.model_fields)
+    for name in [name for name in os.environ if name.upper().startswith(PREFIX)]:
+        if is_service_address(name, os.environ[name]):  # of a Service `ivmix`; IVMIX_PORT is not meant
+            del os.environ[name]
     try:
         return Settings()
     except ValidationError as e:

@@ -9,14 +9,13 @@ from typing import Any
 import boto3
 from botocore.config import Config
 from redis import Redis
-from redis.backoff import ExponentialWithJitterBackoff
-from redis.retry import Retry
 
 from service.api_keys import KeyStore
 from service.catalog.registry import ModelRegistry
 from service.errors import ConfigurationError, StorageError
 from service.jobs.outbox import Outbox
 from service.jobs.store import JobStore
+from service.redis_connection.client import open_redis
 from service.settings import Settings
 from service.storage import FileStorage, S3Storage, VideoStorage
 from service.webhooks.deliveries import DeliveryStore
@@ -46,6 +45,11 @@ class Services:
     storage: VideoStorage
     models: ModelRegistry
     webhooks: Webhooks
+
+    @property
+    def redis_url(self) -> str:
+        assert self.settings.redis_url is not None  # open_services requires it
+        return self.settings.redis_url
 
     def close(self) -> None:
         self.redis.close()
@@ -78,29 +82,6 @@ def open_webhooks(settings: Settings, redis: Redis) -> Webhooks:
         endpoints=EndpointStore(redis),
         deliveries=DeliveryStore(redis),
     )
-
-
-def open_redis(
-    url: str, *, reply_timeout_s: float | None = 5.0, connect_timeout_s: float = 2.0, retries: int = 3
-) -> Redis:
-    """
-    Args:
-        reply_timeout_s: None for workers: RQ then sets a timeout that fits its blocking pop.
-
-    Raises:
-        ConfigurationError: the URL is invalid.
-    """
-    try:
-        return Redis.from_url(  # pyright: ignore[reportUnknownMemberType]
-            url,
-            socket_connect_timeout=connect_timeout_s,
-            socket_timeout=reply_timeout_s,
-            health_check_interval=30,
-            # About one second in total; callers decide about longer waits.
-            retry=Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), retries),
-        )
-    except ValueError as e:
-        raise ConfigurationError(f"IVMIX_REDIS_URL: {e}") from e
 
 
 def open_storage(settings: Settings) -> VideoStorage:

@@ -20,7 +20,8 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from service.process.embedded_valkey import RUN_UNTIL_STDIN_CLOSES, free_port
+from service.process import process_guard
+from service.process.embedded_valkey import free_port
 from tests.certificates import Certificates
 
 START_TIMEOUT_S = 90.0
@@ -150,13 +151,8 @@ class SwiftServer:
         config.write_text((_COMMON + template).format(**facts))
         with (self.folder / f"{name}.log").open("wb") as log:
             command = [sys.executable, "-W", "ignore", str(BIN / f"swift-{program}-server"), str(config)]
-            kept = [
-                "/bin/sh",
-                "-c",
-                RUN_UNTIL_STDIN_CLOSES,
-                "keeper",
-                *command,
-            ]  # exits with this process, even if that is killed
+            # Exits with this process, even if that is killed.
+            kept = [sys.executable, "-I", "-S", process_guard.__file__, *command]
             self._processes.append(
                 subprocess.Popen(kept, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True)
             )

@@ -10,12 +10,12 @@ from types import FrameType
 
 from redis.exceptions import RedisError
 
-from service.errors import ServiceError
-from service.log_config import configure_logging
+from service.process.data_folder import prepare_folder
 from service.process.heartbeat_file import HeartbeatFile
-from service.process.parent_watch import end_with_supervisor
-from service.settings import load_settings
-from service.wiring import Services, check_storage, open_redis, open_services
+from service.process.startup import one_sentence_errors, prepare_data_folder, start_process
+from service.redis_connection.client import open_redis
+from service.redis_connection.wait import require_not_refused, wait_for_redis
+from service.wiring import Services, check_storage, open_services
 from worker import tasks
 from worker.parent.child_process import Child, ChildDied, ChildProcess
 from worker.parent.job_runner import Runner
@@ -29,19 +29,18 @@ RECONNECT_S = 1.0  # between connection attempts while Redis is unreachable
 
 
 def main() -> int:
-    end_with_supervisor()
-    try:
-        settings = load_settings()
-        configure_logging(settings.log_format)
+    with one_sentence_errors():
+        settings = start_process()
+        prepare_data_folder(settings)
+        prepare_folder(settings.scratch_folder, "IVMIX_SCRATCH_DIR")
         services = open_services(settings)
+        require_not_refused(services.redis_url)
         check_storage(services.storage)
         model = services.models.get(sys.argv[1] if len(sys.argv) > 1 else None).id
         heartbeat_file = HeartbeatFile(settings.pulse_file)
         metrics = WorkerMetrics()
         if settings.worker_metrics_port is not None:
             log.info("metrics on port %d", metrics.serve(settings.host, settings.worker_metrics_port))
-    except ServiceError as e:
-        sys.exit(f"ivmix: {e}")
     return work(services, model, ChildProcess(settings, model), metrics, heartbeat_file)
 
 
@@ -67,8 +66,9 @@ def work(services: Services, model: str, child: Child, metrics: WorkerMetrics, h
 def _work_until_stopped(services: Services, model: str, runner: Runner, heartbeat_file: HeartbeatFile) -> None:
     """RQ's loop ends when Redis is unreachable; start a new one and keep the models loaded."""
     stopping = threading.Event()
-    assert services.settings.redis_url is not None  # open_services requires it
-    with open_redis(services.settings.redis_url, reply_timeout_s=None) as redis:
+    with one_sentence_errors():
+        wait_for_redis(services.redis_url, stopping, heartbeat_file.beat)
+    with open_redis(services.redis_url, reply_timeout_s=None) as redis:
         while not stopping.is_set():
             heartbeat_file.beat()
             try:

@@ -6,58 +6,59 @@ import sys
 import threading
 from types import FrameType
 
-import uvicorn
 from fastapi import FastAPI
 
 from service.api.app import create_app, create_operations_app
+from service.api.server import BoundedServer
 from service.errors import ConfigurationError
-from service.log_config import configure_logging
-from service.process.parent_watch import end_with_supervisor
-from service.settings import Settings, load_settings
+from service.process.ports import bind_port
+from service.process.startup import one_sentence_errors, prepare_data_folder, start_process
+from service.redis_connection.wait import watch_redis
+from service.settings import Settings
 from service.wiring import check_storage, open_services
+
+OPERATIONS_CONNECTIONS = 32  # probes and Prometheus
 
 
 def main() -> None:
-    end_with_supervisor()
-    try:
-        settings = load_settings()
-        configure_logging(settings.log_format)
+    with one_sentence_errors():
+        settings = start_process()
+        prepare_data_folder(settings)
         services = open_services(settings)
         app = create_app(services)
         check_storage(services.storage)
-    except ConfigurationError as e:
-        sys.exit(f"ivmix: {e.message}")
-    try:
-        if settings.metrics_port is not None:
-            operations = _config(create_operations_app(app), settings, settings.metrics_port)
-            sockets = [operations.bind_socket()]  # in this thread: a port in use must end the process
-            thread = threading.Thread(target=uvicorn.Server(operations).run, args=(sockets,), daemon=True)
-            thread.start()
-        server = Server(_config(app, settings, settings.port))
+        server = Server(app, settings, settings.port)
         server.app = app
-        server.run()
+        sockets = bind_port(settings.host, settings.port, "IVMIX_PORT")
+        if settings.metrics_port is not None:
+            _serve_operations(app, settings, settings.metrics_port)
+        watch_redis(services.redis_url, server.refuse)
+    try:
+        server.run(sockets)
+        if server.refusal is not None:
+            sys.exit(f"ivmix: {server.refusal}")
         if not server.started:
             sys.exit(3)  # uvicorn's exit code for a failed start
     finally:
         services.close()
 
 
-def _config(app: FastAPI, settings: Settings, port: int) -> uvicorn.Config:
-    return uvicorn.Config(
-        app,
-        host=settings.host,
-        port=port,
-        log_config=None,
-        access_log=False,  # status polls would flood it
-        server_header=False,
-        timeout_graceful_shutdown=20,
-    )
+def _serve_operations(app: FastAPI, settings: Settings, port: int) -> None:
+    operations = BoundedServer(create_operations_app(app), settings, port, max_connections=OPERATIONS_CONNECTIONS)
+    sockets = bind_port(settings.host, port, "IVMIX_METRICS_PORT")  # in this thread: a port in use must end the process
+    threading.Thread(target=operations.run, args=(sockets,), daemon=True).start()
 
 
-class Server(uvicorn.Server):
+class Server(BoundedServer):
     """Signals the application to stop, so that long-lived requests end before the graceful shutdown times out."""
 
     app: FastAPI
+    refusal: ConfigurationError | None = None
+
+    def refuse(self, e: ConfigurationError) -> None:
+        """Stop, because Redis has appeared and refuses us. May be called from any thread."""
+        self.refusal = e
+        self.should_exit = True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self.app.state.open_requests.stopping.set()

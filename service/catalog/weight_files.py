@@ -95,7 +95,11 @@ class LockFile(FrozenModel):
             return cls.model_validate(tomllib.loads(file.read_text()))
         except FileNotFoundError:
             return cls()
-        except (OSError, ValueError) as e:
+        except OSError as e:
+            raise ConfigurationError(
+                f"{file} cannot be read ({e.strerror}); set IVMIX_DATA_DIR or IVMIX_WEIGHTS_DIR to a readable folder"
+            ) from e
+        except ValueError as e:
             raise ConfigurationError(f"{file} cannot be read ({e}); delete it and fetch the models again") from e
 
     def write(self, weights_dir: Path) -> None:

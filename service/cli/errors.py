@@ -7,12 +7,13 @@ from collections.abc import Generator
 from contextlib import contextmanager
 
 from service.cli.client import RequestError, VideoFailedError
-from service.errors import ServiceError
+from service.process.startup import one_sentence_errors
 
 
 @contextmanager
 def user_errors() -> Generator[None]:
-    try:
-        yield
-    except (ServiceError, RequestError, VideoFailedError) as e:
-        sys.exit(f"ivmix: {e}")
+    with one_sentence_errors():
+        try:
+            yield
+        except (RequestError, VideoFailedError) as e:
+            sys.exit(f"ivmix: {e}")

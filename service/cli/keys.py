@@ -14,9 +14,11 @@ from rich.table import Table
 
 from service.api_keys import DEFAULT_SCOPES, KeyStore, Scope
 from service.errors import ConfigurationError, ServiceUnavailable
-from service.process.embedded_valkey import EmbeddedValkey, running_server_url
+from service.process.data_folder import keep_private, prepare_folder
+from service.process.embedded_valkey import reach_or_start
+from service.redis_connection.client import open_redis
+from service.redis_connection.wait import require_redis
 from service.settings import load_settings
-from service.wiring import open_redis
 
 keys = typer.Typer(help="Manage API keys.", no_args_is_help=True)
 
@@ -69,8 +71,13 @@ def _key_store() -> Generator[KeyStore]:
     """Keys in IVMIX_REDIS_URL, else in the embedded server: that of a running `ivmix up`, or started temporarily."""
     settings = load_settings()
     with ExitStack() as stack:
-        url = settings.redis_url or running_server_url(settings.data_dir)
-        redis = open_redis(url or stack.enter_context(EmbeddedValkey(settings.data_dir)))
+        if settings.redis_url:
+            require_redis(settings.redis_url)
+        else:
+            prepare_folder(settings.data_dir, "IVMIX_DATA_DIR")
+            keep_private(settings.data_dir)
+        url = settings.redis_url or reach_or_start(settings.data_dir, stack)
+        redis = open_redis(url)
         stack.callback(redis.close)
         try:
             yield KeyStore(redis)

@@ -24,10 +24,14 @@ from service.catalog.registry import ModelRegistry
 from service.cli.client import Video, VideoClient
 from service.cli.errors import user_errors
 from service.cli.keys import keys
+from service.environment import refuse_unknown_variables
 from service.log_config import configure_logging
 from service.maintenance.recovery import Finding, Recovery
+from service.process.data_folder import keep_private, prepare_folder
 from service.process.embedded_valkey import EmbeddedValkey
+from service.process.standard_streams import open_closed_streams
 from service.process.supervisor import Supervisor
+from service.redis_connection.wait import require_redis
 from service.settings import PREFIX, Settings, load_settings
 from service.wiring import open_services
 
@@ -41,6 +45,11 @@ AUTH_NOTICES = {
 }
 
 
+@app.callback()
+def check_variables() -> None:
+    refuse_unknown_variables(os.environ, Settings.model_fields)
+
+
 @app.command()
 def up(
     host: Annotated[str | None, typer.Option(help="Address of the API [IVMIX_HOST, default 127.0.0.1].")] = None,
@@ -51,9 +60,10 @@ def up(
     workers: Annotated[int, typer.Option(min=0, help="Workers per model: one per GPU.")] = 1,
 ) -> None:
     """Run everything on this machine: queue, API, webhooks and workers. Ctrl-C stops all of it."""
-    given = {"host": host, "port": port, "data_dir": data.resolve() if data else None}
+    given = {"host": host, "port": port, "data_dir": os.path.abspath(data) if data else None}
     settings = _settings_with({name: value for name, value in given.items() if value is not None})
     configure_logging(settings.log_format)
+    _prepare_data(settings)
     stop = threading.Event()
 
     def ask_to_stop(_number: int, _frame: FrameType | None) -> None:
@@ -166,9 +176,12 @@ def recover(
     """Rebuild the records of stored videos after a loss of Redis."""
     with ExitStack() as stack:
         settings = load_settings()
+        _prepare_data(settings)
         if settings.redis_url is None:  # of `ivmix up`, which must not be running
-            url = stack.enter_context(EmbeddedValkey(settings.data_dir))
+            url = stack.enter_context(EmbeddedValkey(settings.data_dir, is_temporary=True))
             settings = settings.model_copy(update={"redis_url": url})
+        else:
+            require_redis(settings.redis_url)
         services = stack.enter_context(closing(open_services(settings)))
         services.storage.check()
         recovery = Recovery(services.store, services.storage, settings.retention_seconds, dry_run)
@@ -212,6 +225,13 @@ def _run_module(name: str, *arguments: str) -> None:
     runpy.run_module(name, run_name="__main__", alter_sys=True)
 
 
+def _prepare_data(settings: Settings) -> None:
+    if settings.redis_url is None or settings.storage == "file":
+        prepare_folder(settings.data_dir, "IVMIX_DATA_DIR")
+        keep_private(settings.data_dir)
+
+
 def main() -> None:
+    open_closed_streams()
     with user_errors():
         app()

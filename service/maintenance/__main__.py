@@ -7,15 +7,13 @@ import sys
 import threading
 from types import FrameType
 
-from service.errors import ServiceError
-from service.log_config import configure_logging
 from service.maintenance.leader import MaintenanceLeader, PeriodicTask
 from service.maintenance.lost_job_reaper import LostJobReaper
 from service.maintenance.retention import Retention
 from service.maintenance.rq_housekeeping import clean_registries
 from service.process.heartbeat_file import HeartbeatFile
-from service.process.parent_watch import end_with_supervisor
-from service.settings import load_settings
+from service.process.startup import one_sentence_errors, prepare_data_folder, start_process
+from service.redis_connection.wait import wait_for_redis
 from service.wiring import Services, open_services
 
 
@@ -54,14 +52,12 @@ def main() -> int:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, request_stop)
-    end_with_supervisor()
-    try:
-        settings = load_settings()
-        configure_logging(settings.log_format)
+    with one_sentence_errors():
+        settings = start_process()
+        prepare_data_folder(settings)
         services = open_services(settings)
         heartbeat_file = HeartbeatFile(settings.pulse_file)
-    except ServiceError as e:
-        sys.exit(f"ivmix: {e}")
+        wait_for_redis(services.redis_url, stopping, heartbeat_file.beat)
     MaintenanceLeader(services.redis, periodic_tasks(services), heartbeat_file).run(stopping)
     services.close()
     return 0

@@ -6,9 +6,9 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -19,9 +19,11 @@ from typing import Self
 import httpx2
 
 from service.catalog.registry import ModelRegistry
-from service.errors import ConfigurationError, ServiceUnavailable
+from service.errors import ServiceUnavailable
 from service.process.embedded_valkey import EmbeddedValkey
 from service.process.parent_watch import SUPERVISOR
+from service.process.ports import bind_port
+from service.redis_connection.wait import wait_for_redis
 from service.settings import PREFIX, Settings
 
 log = logging.getLogger("ivmix.up")
@@ -51,6 +53,7 @@ class Supervisor:
     _stack: ExitStack = field(default_factory=ExitStack)
     _processes: list[_Process] = field(default_factory=list[_Process])
     _environment: Mapping[str, str] = field(default_factory=dict[str, str])
+    _valkey: EmbeddedValkey | None = None
 
     @property
     def url(self) -> str:
@@ -65,7 +68,7 @@ class Supervisor:
         port = _usable_port(self.settings.host, self.settings.port)
         self.settings = self.settings.model_copy(update={"port": port})
         with self._stack:  # if the start fails, stop what was started
-            url = self.settings.redis_url or self._stack.enter_context(EmbeddedValkey(self.settings.data_dir))
+            url = self._redis_url()
             self._stack.callback(self._stop_all)
             self._environment = {
                 **os.environ,
@@ -94,6 +97,8 @@ class Supervisor:
     def run_until(self, is_stopping: Callable[[], bool]) -> None:
         """Restart crashed processes until `is_stopping` returns true."""
         while not is_stopping():
+            if self._valkey is not None:
+                self._valkey.restart_if_exited()
             self._restart_crashed()
             time.sleep(0.2)
 
@@ -107,6 +112,13 @@ class Supervisor:
                 process.handle, process.restart_at = None, now + delay
             elif process.handle is None and now >= process.restart_at:
                 self._launch(process)
+
+    def _redis_url(self) -> str:
+        if url := self.settings.redis_url:
+            wait_for_redis(url, threading.Event())
+            return url
+        self._valkey = EmbeddedValkey(self.settings.data_dir)
+        return self._stack.enter_context(self._valkey)
 
     def _launch(self, process: _Process) -> None:
         # In a new session: Ctrl-C in the terminal reaches only the supervisor, which then stops the others in order.
@@ -124,6 +136,8 @@ class Supervisor:
         while time.monotonic() < deadline:
             if api.handle is not None and (code := api.handle.poll()) is not None:
                 raise ServiceUnavailable(f"the API exited with code {code} while starting; see its log output above")
+            if self._valkey is not None:
+                self._valkey.restart_if_exited()
             try:
                 if httpx2.get(f"{self.url}/readyz", timeout=2.0, trust_env=False).status_code == 200:
                     return
@@ -148,14 +162,9 @@ class Supervisor:
 
 
 def _usable_port(host: str, port: int) -> int:
-    """`port`, or a free port if it is 0. Raises ConfigurationError if it is in use."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as s:
-        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            s.bind((host, port))
-        except OSError as e:
-            raise ConfigurationError(
-                f"port {port} on {host} is in use ({e.strerror}); choose another with --port"
-            ) from e
-        return int(s.getsockname()[1])
+    """`port`, or a free port if it is 0. Raises ConfigurationError if it cannot be used."""
+    sockets = bind_port(host, port, "IVMIX_PORT or --port")
+    chosen = int(sockets[0].getsockname()[1])
+    for s in sockets:
+        s.close()
+    return chosen

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import logging
 import signal
-import sys
 import threading
 from types import FrameType
 
-from service.errors import ConfigurationError
-from service.log_config import configure_logging
+from service.process.heartbeat_file import HeartbeatFile
 from service.process.metrics_server import serve_metrics
-from service.process.parent_watch import end_with_supervisor
-from service.settings import load_settings
+from service.process.startup import one_sentence_errors, start_process
+from service.redis_connection.wait import wait_for_redis
 from service.webhook_dispatcher.dispatcher import run
 from service.webhook_dispatcher.metrics import DispatcherMetrics
 from service.wiring import open_services
@@ -28,17 +26,15 @@ def main() -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
-    end_with_supervisor()
-    try:
-        settings = load_settings()
-        configure_logging(settings.log_format)
+    with one_sentence_errors():
+        settings = start_process()
         services = open_services(settings)
         metrics = DispatcherMetrics()
+        heartbeat_file = HeartbeatFile(settings.pulse_file)
         if settings.webhook_metrics_port is not None:
             port = serve_metrics(metrics.registry, settings.host, settings.webhook_metrics_port, "WEBHOOK_METRICS_PORT")
             log.info("metrics on port %d", port)
-    except ConfigurationError as e:
-        sys.exit(f"ivmix: {e.message}")
+        wait_for_redis(services.redis_url, stopping, heartbeat_file.beat)
     try:
         run(services, stopping, metrics)
     finally:

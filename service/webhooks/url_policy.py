@@ -122,6 +122,15 @@ def port_of(url: httpx2.URL) -> int:
     return url.port if url.port is not None else {"http": 80, "https": 443}[url.scheme]
 
 
+def host_of(url: str) -> str:
+    """Host and port of a URL that was accepted, in one form for all spellings; "" if it is not a URL."""
+    try:
+        target = httpx2.URL(url)
+        return f"{target.host.lower().removesuffix('.')}:{port_of(target)}"
+    except (httpx2.InvalidURL, KeyError):
+        return ""
+
+
 def system_resolver(host: str, port: int) -> list[str]:
     """Raises UrlNotAllowed for a name that does not exist, NameNotResolved if the resolver fails."""
     try:

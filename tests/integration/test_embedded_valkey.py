@@ -127,7 +127,7 @@ with EmbeddedValkey(Path({str(tmp_path)!r})):
 
 
 def test_a_folder_in_use_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedded, "STOP_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(embedded, "LOCK_TIMEOUT_S", 0.2)
     with EmbeddedValkey(tmp_path) as url, Redis.from_url(url) as redis:
         with pytest.raises(ConfigurationError, match="in use"):
             EmbeddedValkey(tmp_path).start()
@@ -138,7 +138,7 @@ def test_a_port_that_was_taken_meanwhile_costs_a_second_try(tmp_path: Path, monk
     with EmbeddedValkey(tmp_path / "first") as url:
         taken = int(url.rsplit(":", 1)[1].split("/")[0])
         ports = iter([taken, embedded.free_port()])
-        monkeypatch.setattr(embedded, "free_port", lambda: next(ports))
+        monkeypatch.setattr(embedded, "stable_port", lambda: next(ports))
         with EmbeddedValkey(tmp_path / "second") as other, Redis.from_url(other) as redis:
             assert redis.ping()
             assert other != url

@@ -13,11 +13,11 @@ from redis import Redis
 from rq import Queue, Worker
 
 from service.jobs.model import Job, JobState
-from service.jobs.rq_queues import generate_queue
 from service.process.embedded_valkey import EmbeddedValkey
 from service.settings import MODELS_FILE
 from service.wiring import Services
 from tests.factories import make_generation
+from tests.job_waits import reaches, reaches_step
 from tests.processes import child_of, is_running, wait_for, worker
 from worker.parent.rq_worker import DEQUEUE_S, FRESH_S, GenerationWorker
 
@@ -31,11 +31,6 @@ def environment(services: Services) -> dict[str, str]:
 
 
 @pytest.fixture
-def queue(services: Services) -> Queue:
-    return generate_queue(services.redis, "demo")
-
-
-@pytest.fixture
 def submit(services: Services, queue: Queue) -> Callable[[int], str]:
     """submit(steps) -> job id; plain DDIM, the cheaper one."""
 
@@ -44,18 +39,6 @@ def submit(services: Services, queue: Queue) -> Callable[[int], str]:
         return services.store.create(Job.new(generation), queue).id
 
     return send
-
-
-def reaches_step(services: Services, job_id: str, step: int) -> None:
-    wait_for(lambda: (services.store.get(job_id).step >= step) or None, timeout_s=90)  # type: ignore[union-attr]
-
-
-def reaches(services: Services, job_id: str, state: JobState) -> Job:
-    def there() -> Job | None:
-        job = services.store.get(job_id)
-        return job if job is not None and job.state is state else None
-
-    return wait_for(there, timeout_s=90, hint=f"for {state}, job is {services.store.get(job_id)}")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGKILL, -9)])

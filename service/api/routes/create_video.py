@@ -15,7 +15,7 @@ from starlette.concurrency import run_in_threadpool
 
 from service.api.auth import Principal, ServicesDep, Writer
 from service.api.openapi.responses import errors, example_refs, ref, success
-from service.api.parsing import FORMS, parse, read_body, read_request
+from service.api.parsing import FORMS, parse, read_body
 from service.api.rate_limits import waiting_limits
 from service.api.routes.videos import POLL_AFTER_MS, get_job
 from service.catalog.model_entry import ModelEntry
@@ -56,8 +56,14 @@ async def rate_limited(request: Request, writer: Writer) -> Principal:
     return writer
 
 
-# Declared before the body in the endpoints, so that the body of a rejected request is not read.
 RateLimitedWriter = Annotated[Principal, Depends(rate_limited)]
+
+
+async def read_request(request: Request, _writer: RateLimitedWriter) -> VideoRequest:
+    """The parameter makes FastAPI check the key and its limits first, so that a rejected body is not read."""
+    return parse(await read_body(request))
+
+
 RequestBody = Annotated[VideoRequest, Depends(read_request)]
 
 

@@ -11,7 +11,6 @@ from rq import Queue
 
 from service.jobs.keys import job_key, lease_key
 from service.jobs.model import Job, JobState, Phase
-from service.jobs.rq_queues import generate_queue
 from service.jobs.store import LeaseReply
 from service.storage import object_keys, sha256_of
 from service.wiring import Services
@@ -21,11 +20,6 @@ from worker.messages import Done, Failed, Progress, Run, Stop, Stopped
 from worker.parent.child_process import ChildDied
 from worker.parent.job_runner import Runner
 from worker.scratch import Scratch
-
-
-@pytest.fixture
-def queue(services: Services) -> Queue:
-    return generate_queue(services.redis, "demo")
 
 
 @pytest.fixture

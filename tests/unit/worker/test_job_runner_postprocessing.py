@@ -12,7 +12,6 @@ from rq import Queue
 
 from service.jobs.keys import lease_key
 from service.jobs.model import Job, JobState, Phase
-from service.jobs.rq_queues import generate_queue
 from service.wiring import Services
 from tests.factories import make_job, make_output
 from tests.processes import wait_for
@@ -47,11 +46,6 @@ class Parent:
 
     def state(self, job: Job) -> JobState:
         return now(self.services, job).state
-
-
-@pytest.fixture
-def queue(services: Services) -> Queue:
-    return generate_queue(services.redis, "demo")
 
 
 @pytest.fixture

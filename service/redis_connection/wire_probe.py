@@ -1,0 +1,51 @@
+"""Finds out what a server speaks: Redis' protocol, TLS, or something else."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from enum import Enum, auto
+
+# As an array and not as a line: an HTTP server answers both, and a TLS server neither.
+PING = b"*1\r\n$4\r\nPING\r\n"
+
+
+class Speech(Enum):
+    REDIS = auto()
+    TLS = auto()
+    OTHER = auto()
+    SILENT = auto()  # nothing answers
+
+
+def listen(host: str, port: int, timeout_s: float) -> Speech:
+    reply = _reply_to_ping(host, port, timeout_s)
+    if reply[:1] in (b"+", b"-"):
+        return Speech.REDIS
+    if reply[:2] in (b"\x15\x03", b"") and _speaks_tls(host, port, timeout_s):
+        return Speech.TLS
+    return Speech.OTHER if reply else Speech.SILENT
+
+
+def _reply_to_ping(host: str, port: int, timeout_s: float) -> bytes:
+    try:
+        with socket.create_connection((host, port), timeout_s) as s:
+            s.settimeout(timeout_s)
+            s.sendall(PING)
+            return s.recv(64)
+    except OSError:
+        return b""
+
+
+def _speaks_tls(host: str, port: int, timeout_s: float) -> bool:
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE  # nothing secret is sent
+    try:
+        with socket.create_connection((host, port), timeout_s) as s:
+            s.settimeout(timeout_s)
+            with context.wrap_socket(s, server_hostname=host):
+                return True
+    except ssl.SSLError as e:
+        return "ALERT" in str(e)  # an alert of the peer, such as a required client certificate
+    except OSError:
+        return False
