@@ -57,7 +57,7 @@ class ReplayedChild:
     def seconds(self) -> float:
         return self.encode_s + sum(self.steps_s) + self.decode_s
 
-    def ensure(self, beat: Callable[[], None]) -> None: ...
+    def ensure(self, beat: Callable[[], bool]) -> None: ...
 
     def start(self, run: Run) -> ReplayedJob:
         now, total = time.monotonic(), len(self.steps_s)

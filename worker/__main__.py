@@ -49,7 +49,7 @@ def work(services: Services, model: str, child: Child, metrics: WorkerMetrics, h
     for number in (signal.SIGINT, signal.SIGTERM):  # while the models load there is no job to requeue
         signal.signal(number, _exit_at_once)
     try:
-        child.ensure(lambda: None)
+        child.ensure(lambda: True)
         settings = services.settings
         scratch = Scratch(settings.scratch_folder)
         runner = Runner(services.store, services.storage, child, scratch, settings, metrics, heartbeat_file)

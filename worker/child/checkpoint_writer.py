@@ -31,7 +31,6 @@ class CheckpointWriter:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._saving: Future[None] | None = None
         self._latest: Checkpoint | None = None  # not saved yet
-        self._has_waited = False
         self._last = time.monotonic()
 
     def fetch(self, folder: Path) -> Path | None:
@@ -54,22 +53,13 @@ class CheckpointWriter:
         if is_due and (self._saving is None or self._saving.done()):
             self._save()
 
-    def save_now(self) -> None:
-        """Save the latest state and wait for it, at most SAVE_S."""
-        if self._latest is not None:
+    def close(self, *, save_latest: bool = False) -> None:
+        """The job is over here. Waits at most SAVE_S for the storage; maintenance removes what arrives later."""
+        if save_latest and self._latest is not None:
             self._save()
-        self._wait()
-
-    def close(self) -> None:
-        """The job is over. Maintenance removes a checkpoint whose upload ends later."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
-        if not self._has_waited:
-            self._wait()
-
-    def _wait(self) -> None:
-        self._has_waited = True
         if self._saving is not None:
             wait([self._saving], SAVE_S)
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _save(self) -> None:
         assert self._latest is not None

@@ -41,6 +41,9 @@ DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk, quota, or 
 class StopRequested(Exception):
     """The parent sent Stop."""
 
+    def __init__(self, stop: Stop) -> None:
+        self.save_checkpoint = stop.save_checkpoint
+
 
 class ParentChannel:
     """The child's end of one job's pipe. Any thread may send."""
@@ -94,7 +97,7 @@ class ChildJob:
         with self._exceptions_reported():
             clip = self._engine.decode(sampled, self._progress)
             began = time.perf_counter()
-            stored = self._uploader.deliver(
+            stored = self._uploader.upload(
                 self._run.job,
                 self._run.execution_id,
                 np.asarray(clip.frames),
@@ -108,9 +111,7 @@ class ChildJob:
         """Report it. Raises StopRequested if the parent asked for a stop."""
         self._parent.send(Progress(phase, step, total))
         if (stop := self._parent.stop_order()) is not None:
-            if stop.save_checkpoint:
-                self._checkpoint_writer.save_now()
-            raise StopRequested
+            raise StopRequested(stop)
 
     def _uploading(self) -> None:
         self._sampled_all(Phase.UPLOADING)
@@ -124,8 +125,8 @@ class ChildJob:
         with log_context(video_id=self._run.job.id, execution_id=self._run.execution_id):
             try:
                 yield
-            except StopRequested:
-                self._end(Stopped())
+            except StopRequested as e:
+                self._end(Stopped(), save_checkpoint=e.save_checkpoint)
             except Exception as e:
                 self._end(self._failed(e))
 
@@ -144,8 +145,8 @@ class ChildJob:
             case _:
                 return self._engine.failed_message(e)
 
-    def _end(self, report: Done | Failed | Stopped) -> None:
-        self._checkpoint_writer.close()
+    def _end(self, report: Done | Failed | Stopped, *, save_checkpoint: bool = False) -> None:
+        self._checkpoint_writer.close(save_latest=save_checkpoint)
         self._parent.send(report)
         self._parent.close()
 

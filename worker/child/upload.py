@@ -31,12 +31,12 @@ class Uploader:
 
     storage: VideoStorage
     scratch: Scratch
-    patience: StorageRetry
+    retry: StorageRetry
 
     def find(self, job: Job, execution_id: str, *, on_wait: Callable[[], None]) -> Manifest | None:
         """The manifest of a clip that an earlier execution finished, uploaded if necessary. Raises StorageError."""
         folder = self.scratch.claim(job.id, execution_id)
-        manifest = None if folder is None else _unharmed(folder, job.generation)
+        manifest = None if folder is None else _intact_manifest(folder, job.generation)
         if folder is not None and manifest is not None:
             log.info("job %s: uploading the finished clip left on scratch", job.id)
             self._store(folder, manifest, on_wait)
@@ -47,7 +47,7 @@ class Uploader:
             log.warning("job %s: cannot check for a finished clip: %s", job.id, e)
             return None
 
-    def deliver(
+    def upload(
         self,
         job: Job,
         execution_id: str,
@@ -77,7 +77,7 @@ class Uploader:
             key=manifest.key, size_bytes=path.stat().st_size, sha256=sha256_of(path), media_type=MEDIA_TYPE
         )
         for file in (*manifest.files, last):
-            self.patience.call(lambda file=file: self._put(folder, file), on_wait=on_wait)
+            self.retry.call(lambda file=file: self._put(folder, file), on_wait=on_wait)
 
     def _put(self, folder: Path, file: StoredFile) -> None:
         self.storage.put(folder / file.name, key=file.key, media_type=file.media_type, sha256=file.sha256)
@@ -113,7 +113,7 @@ def _output(files: tuple[StoredFile, ...]) -> Output:
     )
 
 
-def _unharmed(folder: Path, generation: Generation) -> Manifest | None:
+def _intact_manifest(folder: Path, generation: Generation) -> Manifest | None:
     """The manifest in the folder if it is for this generation and every checksum matches."""
     try:
         manifest = Manifest.model_validate_json((folder / FILE_NAME).read_bytes())

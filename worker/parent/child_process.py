@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -31,8 +32,8 @@ class ChildDied(Exception):
 
 
 class Channel(Protocol):
-    """Messages about one job, for one thread at a time. `send` and `receive` raise ChildDied; `receive` returns None
-    after a timeout; `kill` kills the process that has the job."""
+    """Messages about one job, for one thread at a time. `receive` returns None after a timeout and raises ChildDied;
+    `kill` kills the process that has the job."""
 
     def send(self, message: Run | Stop) -> None: ...
     def receive(self, timeout_s: float) -> Report | None: ...
@@ -42,7 +43,7 @@ class Channel(Protocol):
 class Child(Protocol):
     """The child process as the runner uses it. `ensure` and `start` raise ChildDied."""
 
-    def ensure(self, beat: Callable[[], None]) -> None: ...
+    def ensure(self, beat: Callable[[], bool]) -> None: ...
     def start(self, run: Run) -> Channel: ...
     def kill(self) -> None: ...
 
@@ -55,10 +56,8 @@ class PipeChannel:
     process: BaseProcess
 
     def send(self, message: Run | Stop) -> None:
-        try:
+        with suppress(OSError):  # the child closed the pipe: `receive` returns its last report, or raises
             self.connection.send(message)
-        except OSError as e:
-            raise ChildDied("the child closed its pipe") from e
 
     def receive(self, timeout_s: float) -> Report | None:
         try:
@@ -79,13 +78,10 @@ class ChildProcess:
         self._settings, self._model, self._enter = settings, model, enter or _enter
         self._control: PipeChannel | None = None
 
-    @property
-    def pid(self) -> int | None:
-        return self._control.process.pid if self._control is not None and self._control.process.is_alive() else None
-
-    def ensure(self, beat: Callable[[], None]) -> None:
-        """Start a child and load the models if none is running, calling `beat` meanwhile. Raises ChildDied."""
-        if self.pid is not None:
+    def ensure(self, beat: Callable[[], bool]) -> None:
+        """Start a child and load the models if none is running. `beat` is called meanwhile; False ends the wait. Raises
+        ChildDied."""
+        if self._control is not None and self._control.process.is_alive():
             return
         self.kill()
         context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
@@ -101,7 +97,8 @@ class ChildProcess:
         self._control = PipeChannel(ours, process)
         deadline = time.monotonic() + LOAD_TIMEOUT_S
         while time.monotonic() < deadline:
-            beat()
+            if not beat():
+                return
             if isinstance(ready := self._control.receive(1.0), Ready):
                 log.info("models of %s loaded in %.1f s, child %s", self._model, ready.seconds, process.pid)
                 return

@@ -43,10 +43,6 @@ Outcome = Done | Failed | StopReason
 STOP_REASONS = {LeaseReply.CANCEL: StopReason.CANCELLED, LeaseReply.LOST: StopReason.LOST}
 
 
-class _StoppedWhileLoading(Exception):
-    """A stop was requested before the child had the job."""
-
-
 @dataclass
 class JobMonitor:
     job: Job
@@ -74,13 +70,12 @@ class JobMonitor:
     def sample(self, child: Child) -> Outcome | Sampled:
         """Load the models if necessary, and have the job sampled. Another outcome than `Sampled` is final."""
         try:
-            child.ensure(self._check_while_loading)
+            child.ensure(self._renew_lease_while_loading)
+            if self._stop_reason is not None:
+                child.kill()  # it may not have loaded the models yet
+                return self._stop_reason
             self.metrics.begin(self.execution_id)
             self._channel = child.start(Run(self.job, self.execution_id, may_resume=self.job.step > 0))
-        except _StoppedWhileLoading:
-            child.kill()
-            assert self._stop_reason is not None
-            return self._stop_reason
         except ChildDied as e:
             return self._died(e)
         outcome = self._watch(self._channel)
@@ -132,7 +127,7 @@ class JobMonitor:
             return self._died(e)
 
     def _send_stop_if_due(self, channel: Channel) -> None:
-        """Once. A drain gives a fully sampled clip FINISH_S to be stored. Raises ChildDied."""
+        """Once. A drain gives a fully sampled clip FINISH_S to be stored."""
         if self._stop_reason is None or self._stop_sent_at is not None:
             return
         now, is_drain = time.monotonic(), self._stop_reason is StopReason.DRAINED
@@ -160,10 +155,9 @@ class JobMonitor:
         self.must_kill_child = True
         return StopReason.CHILD_DIED
 
-    def _check_while_loading(self) -> None:
+    def _renew_lease_while_loading(self) -> bool:
         self._renew_lease()
-        if self._stop_reason is not None:
-            raise _StoppedWhileLoading
+        return self._stop_reason is None
 
     def _renew_lease(self, progress: Progress | None = None) -> None:
         """Renew the lease or write progress, and note a request to stop."""

@@ -28,7 +28,7 @@ class ScriptedChild:
         self.sent: list[Run | Stop] = []
         self.kills = 0
 
-    def ensure(self, beat: Callable[[], None]) -> None:
+    def ensure(self, beat: Callable[[], bool]) -> None:
         if self._is_loading:
             beat()
 

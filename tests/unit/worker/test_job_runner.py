@@ -1,4 +1,4 @@
-"""The parent's story of a job, against a real store; the child is scripted, because its faults are the subject."""
+"""What the parent does with a job, against a real store; the child is scripted, because its faults are the subject."""
 
 from __future__ import annotations
 
@@ -20,14 +20,6 @@ from worker.messages import Done, Failed, Progress, Run, Stop, Stopped
 from worker.parent.child_process import ChildDied
 from worker.parent.job_runner import Runner
 from worker.scratch import Scratch
-
-
-@pytest.fixture
-def job(services: Services, queue: Queue) -> Job:
-    """Created, and taken from the queue as RQ does before it calls us."""
-    created = services.store.create(make_job(), queue)
-    queue.empty()
-    return created
 
 
 def run(
@@ -98,7 +90,7 @@ def test_cancel_reaches_a_child_that_is_silent(services: Services, job: Job) -> 
     assert now(services, job).state is JobState.CANCELLED
 
 
-def test_child_that_does_not_hear_the_cancel_is_killed(services: Services, job: Job) -> None:
+def test_child_that_ignores_a_cancel_is_killed(services: Services, job: Job) -> None:
     child = ScriptedChild(STEP)
     cancel = lambda: services.store.cancel(job.id) and None  # noqa: E731
     assert run(services, job, child, on_beat=cancel, stop_grace_s=0.0) is True
@@ -182,7 +174,7 @@ def test_job_over_its_time_fails_with_the_limit_in_the_message(services: Service
 @pytest.mark.parametrize(
     ("can_retry", "is_over", "state"), [(False, True, JobState.FAILED), (True, False, JobState.QUEUED)]
 )
-def test_failure_is_final_or_tried_again_as_the_child_says(
+def test_failure_is_final_or_tried_again_as_the_child_reports(
     services: Services, job: Job, can_retry: bool, is_over: bool, state: JobState
 ) -> None:
     child = ScriptedChild(Failed("out_of_memory", "too big", can_retry))
@@ -190,7 +182,7 @@ def test_failure_is_final_or_tried_again_as_the_child_says(
     assert (now(services, job).state, child.kills) == (state, 0)
 
 
-def test_child_that_says_it_is_broken_is_replaced(services: Services, job: Job) -> None:
+def test_broken_child_is_replaced(services: Services, job: Job) -> None:
     child = ScriptedChild(Failed("internal_error", "device lost", can_retry=True, is_broken=True))
     assert run(services, job, child) is False
     assert child.kills == 1

@@ -13,7 +13,7 @@ from rq import Queue
 from service.jobs.keys import lease_key
 from service.jobs.model import Job, JobState, Phase
 from service.wiring import Services
-from tests.factories import make_job, make_output
+from tests.factories import make_output
 from tests.processes import wait_for
 from tests.unit.worker.scripted_child import STEP, ScriptedChild
 from tests.unit.worker.test_job_runner import now
@@ -46,21 +46,6 @@ class Parent:
 
     def state(self, job: Job) -> JobState:
         return now(self.services, job).state
-
-
-@pytest.fixture
-def new_job(services: Services, queue: Queue) -> Callable[[], Job]:
-    def new() -> Job:
-        created = services.store.create(make_job(), queue)
-        queue.empty()  # taken, as RQ does before it calls us
-        return created
-
-    return new
-
-
-@pytest.fixture
-def job(new_job: Callable[[], Job]) -> Job:
-    return new_job()
 
 
 @pytest.fixture
