@@ -16,7 +16,6 @@ from service.process.startup import one_sentence_errors, prepare_data_folder, st
 from service.redis_connection.client import open_redis
 from service.redis_connection.wait import require_not_refused, wait_for_redis
 from service.wiring import Services, check_storage, open_services
-from worker import tasks
 from worker.parent.child_process import Child, ChildDied, ChildProcess
 from worker.parent.job_runner import Runner
 from worker.parent.metrics import WorkerMetrics
@@ -72,9 +71,7 @@ def _work_until_stopped(services: Services, model: str, runner: Runner, heartbea
         while not stopping.is_set():
             heartbeat_file.beat()
             try:
-                worker = GenerationWorker(redis, model, stopping, heartbeat_file)
-                tasks.install(runner, worker)
-                worker.work(logging_level="WARNING")
+                GenerationWorker(redis, model, runner, stopping, heartbeat_file).work(logging_level="WARNING")
             except RedisError as e:
                 log.error("Redis is unreachable: %s", type(e).__name__)
             stopping.wait(RECONNECT_S)

@@ -14,12 +14,16 @@ from rq import Queue, Worker
 
 from service.jobs.model import Job, JobState
 from service.process.embedded_valkey import EmbeddedValkey
+from service.process.heartbeat_file import HeartbeatFile
 from service.settings import MODELS_FILE
 from service.wiring import Services
 from tests.factories import make_generation
 from tests.job_waits import reaches, reaches_step
 from tests.processes import child_of, is_running, wait_for, worker
+from tests.unit.worker.scripted_child import ScriptedChild
+from worker.parent.job_runner import Runner
 from worker.parent.rq_worker import DEQUEUE_S, FRESH_S, GenerationWorker
+from worker.scratch import Scratch
 
 LONG = 400  # steps: some twenty seconds and more, so that there is a middle to be in
 
@@ -98,7 +102,9 @@ def test_worker_stops_on_sigterm_even_without_redis(tmp_path: Path) -> None:
     environment = {"IVMIX_REDIS_URL": url, "IVMIX_DATA_DIR": str(tmp_path)}
     with worker(environment, "tests.fake_worker") as process:
         with Redis.from_url(url) as redis:
-            wait_for(lambda: any(w.state == "idle" for w in Worker.all(redis)), hint="for the worker to wait for jobs")
+            wait_for(
+                lambda: any(w.get_state() == "idle" for w in Worker.all(redis)), hint="for the worker to wait for jobs"
+            )
         server.stop()
         time.sleep(DEQUEUE_S + 2)
         process.terminate()
@@ -109,7 +115,9 @@ def test_between_two_jobs_rqs_worker_record_is_written_once(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every write waits for the disk, and the networks for it: RQ alone writes eleven times."""
-    worker = GenerationWorker(services.redis, "demo", threading.Event())
+    settings = services.settings
+    runner = Runner(services.store, services.storage, ScriptedChild(), Scratch(settings.scratch_folder), settings)
+    worker = GenerationWorker(services.redis, "demo", runner, threading.Event(), HeartbeatFile())
     now = time.monotonic()
     monkeypatch.setattr("worker.parent.rq_worker.time.monotonic", lambda: now)
     worker.set_state("idle")

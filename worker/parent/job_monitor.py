@@ -60,7 +60,7 @@ class JobMonitor:
     _channel: Channel | None = None
     _phase: Phase = Phase.ENCODING
     _started_at: float = field(default_factory=time.monotonic)
-    _last_progress_at: float = 0.0
+    _last_report_at: float = 0.0
     _stop_reason: StopReason | None = None
     _stop_seen_at: float | None = None
     _stop_sent_at: float | None = None
@@ -100,17 +100,19 @@ class JobMonitor:
             self._channel.kill()
 
     def _watch(self, channel: Channel) -> Outcome | Sampled:
-        self._last_progress_at = time.monotonic()
+        self._last_report_at = time.monotonic()
         try:
             while True:
-                progress = None
-                match channel.receive(POLL_S):
+                progress, report = None, channel.receive(POLL_S)
+                now = time.monotonic()  # before calls of Redis, which may take long while the child works
+                self._last_report_at = self._last_report_at if report is None else now
+                match report:
                     case Progress() as progress:
-                        self._last_progress_at, self._phase = time.monotonic(), progress.phase
+                        self._phase = progress.phase
                         self.metrics.progress(self.job.generation.model, progress)
                     case StorageCall() as call:
                         self.metrics.storage.observe(call)
-                    case Sampled() | Done() | Failed() as report:
+                    case Sampled() | Done() | Failed():
                         self.must_kill_child = isinstance(report, Failed) and report.is_broken
                         return report
                     case Stopped():
@@ -119,33 +121,33 @@ class JobMonitor:
                     case Ready() | None:
                         pass
                 self._renew_lease(progress)
-                self._send_stop_if_due(channel)
-                if (reason := self._overdue()) is not None:
+                self._send_stop_if_due(channel, now)
+                if (reason := self._overdue(now)) is not None:
                     self.must_kill_child = True
                     return reason
         except ChildDied as e:
             return self._died(e)
 
-    def _send_stop_if_due(self, channel: Channel) -> None:
+    def _send_stop_if_due(self, channel: Channel, now: float) -> None:
         """Once. A drain gives a fully sampled clip FINISH_S to be stored."""
         if self._stop_reason is None or self._stop_sent_at is not None:
             return
-        now, is_drain = time.monotonic(), self._stop_reason is StopReason.DRAINED
+        is_drain = self._stop_reason is StopReason.DRAINED
         self._stop_seen_at = self._stop_seen_at or now
         is_sampled = self._phase in (Phase.DECODING, Phase.UPLOADING)
         if now >= self._stop_seen_at + (FINISH_S if is_drain and is_sampled else 0.0):
             channel.send(Stop(save_checkpoint=is_drain))
             self._stop_sent_at = now
 
-    def _overdue(self) -> StopReason | None:
+    def _overdue(self, now: float) -> StopReason | None:
         """Why the child must be killed, if so."""
-        now, settings = time.monotonic(), self.settings
+        settings = self.settings
         if self._stop_sent_at is not None and now > self._stop_sent_at + settings.stop_grace_s:
             return self._stop_reason
         if now - self._started_at > settings.job_timeout_s:
             return StopReason.TIMED_OUT
         # An upload may wait for an unavailable storage; that has a separate limit.
-        if self._phase is not Phase.UPLOADING and now - self._last_progress_at > settings.stall_timeout_s:
+        if self._phase is not Phase.UPLOADING and now - self._last_report_at > settings.stall_timeout_s:
             log.error("job %s: no step for %g s", self.job.id, settings.stall_timeout_s)
             return StopReason.CHILD_HUNG
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from service.jobs.keys import job_key, lease_key
 from service.jobs.model import Job, JobState, Phase
 from service.jobs.store import LeaseReply
 from service.storage import object_keys, sha256_of
+from service.storage.metrics import StorageCall
 from service.wiring import Services
 from tests.factories import make_job, make_output
 from tests.unit.worker.scripted_child import STEP, ScriptedChild
@@ -20,6 +22,8 @@ from worker.messages import Done, Failed, Progress, Run, Stop, Stopped
 from worker.parent.child_process import ChildDied
 from worker.parent.job_runner import Runner
 from worker.scratch import Scratch
+
+CHECKPOINT = StorageCall("put", 0.1, is_ok=True)
 
 
 def run(
@@ -154,6 +158,21 @@ def test_child_without_a_sign_of_life_is_killed_and_the_job_tried_again(services
     child = ScriptedChild(STEP)
     assert run(services, job, child, stall_timeout_s=0.0) is False
     assert (child.kills, now(services, job).state) == (1, JobState.QUEUED)
+
+
+def test_slow_redis_does_not_make_a_working_child_look_stuck(
+    services: Services, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Regression: the reports that arrive during a call of Redis are signs of life."""
+    report = services.store.report_progress
+
+    def slow(job_id: str, execution_id: str, step: int, total: int, phase: Phase) -> LeaseReply:
+        time.sleep(0.1)
+        return report(job_id, execution_id, step, total, phase)
+
+    monkeypatch.setattr(services.store, "report_progress", slow)
+    assert run(services, job, ScriptedChild(STEP, CHECKPOINT, STEP, Done(make_output(), {}, 1.0)), stall_timeout_s=0.05)
+    assert now(services, job).state is JobState.COMPLETED
 
 
 def test_upload_that_waits_for_the_storage_is_no_hang(services: Services, job: Job) -> None:
