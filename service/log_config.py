@@ -25,7 +25,8 @@ _QUIET = ("httpx2", "httpcore2", "boto3", "botocore", "s3transfer", "urllib3", "
 # Loggers of libraries whose warnings any client can cause.
 _REPETITIVE = ("uvicorn.error", "asyncio")
 LOG_INTERVAL_S = 60.0
-MAX_REMEMBERED = 1000
+MAX_REMEMBERED = 1000  # messages
+MAX_KIND = 300  # characters of a message that are remembered
 
 _SECRETS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"\?[^\s\"']*x-amz-signature=[^\s\"']*", re.IGNORECASE), "?[signed]"),
@@ -69,6 +70,7 @@ class OncePerMinute(logging.Filter):
             return True
         # Of errors with a traceback, every kind is a separate message.
         kind = f"{record.msg} {record.exc_info[1]!r}" if record.exc_info else str(record.msg)
+        kind = kind[:MAX_KIND]
         logged_at, left_out = self._seen.get(kind, (-math.inf, 0))
         if record.created - logged_at < LOG_INTERVAL_S:
             self._seen[kind] = logged_at, left_out + 1
