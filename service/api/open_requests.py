@@ -50,7 +50,7 @@ class OpenRequests:
 
 
 def client_of(request: Request, owner: str) -> str:
-    """Whose share a request counts against: its key's owner, or its address if there are no keys (IPv6: its /64 network)."""
+    """Whose share a request counts against: its key's owner; without keys its address, or IPv6 /64 network."""
     settings: Settings = request.app.state.services.settings
     return owner if settings.auth == "keys" or request.client is None else network_of(request.client.host)
 

@@ -177,7 +177,7 @@ def test_a_waiting_request_ends_with_its_key(services: Services, new_client: New
 def test_a_webhook_test_ends_with_its_key(services: Services, new_client: NewClient) -> None:
     """No dispatcher runs, so it would wait for half a minute."""
     client = new_client()
-    body = {"name": "x", "url": "http://127.0.0.1:9/", "event_types": ["video.failed"]}
+    body = {"name": "x", "url": "http://127.0.0.1:9009/", "event_types": ["video.failed"]}
     endpoint = client.http.post("/v1/webhook_endpoints", json=body).json()["id"]
     answers: list[httpx2.Response] = []
 
