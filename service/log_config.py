@@ -10,6 +10,8 @@ import logging
 import math
 import re
 import sys
+import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -35,6 +37,31 @@ _SECRETS: tuple[tuple[re.Pattern[str], str], ...] = (
 )
 
 
+# `extra=` of a line that is repeated as long as something is wrong, such as an absent Redis.
+ONCE_A_MINUTE = {"once_a_minute": True}
+REPEAT_S = 60.0
+_REPEATING_LIBRARIES = ("rq",)  # its workers log every attempt to connect
+
+
+class OnceAMinute(logging.Filter):
+    """Drops a line marked with ONCE_A_MINUTE if the same one was logged less than a minute ago."""
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._now = now
+        self._logged: dict[tuple[str, str], float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not getattr(record, "once_a_minute", False) and record.name.partition(".")[0] not in _REPEATING_LIBRARIES:
+            return True
+        now, line = self._now(), (record.name, record.getMessage())
+        self._logged = {known: at for known, at in self._logged.items() if now - at < REPEAT_S}
+        if line in self._logged:
+            return False
+        self._logged[line] = now
+        return True
+
+
 def configure_logging(log_format: LogFormat, *, level: int = logging.INFO) -> None:
     """Configure the root logger of this process."""
     handler = logging.StreamHandler(sys.stderr)
@@ -43,6 +70,7 @@ def configure_logging(log_format: LogFormat, *, level: int = logging.INFO) -> No
             foreign_pre_chain=_PROCESSORS, processors=[ProcessorFormatter.remove_processors_meta, _renderer(log_format)]
         )
     )
+    handler.addFilter(OnceAMinute())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)

@@ -11,6 +11,7 @@ from types import FrameType
 
 from redis.exceptions import RedisError
 
+from service.log_config import ONCE_A_MINUTE
 from service.process.data_folder import prepare_folder
 from service.process.heartbeat_file import HeartbeatFile
 from service.process.startup import one_sentence_errors, prepare_data_folder, start_process
@@ -86,7 +87,7 @@ def _work_until_stopped(services: Services, model: str, runner: Runner, heartbea
                 tasks.install(runner, worker)
                 worker.work(logging_level="WARNING")
             except RedisError as e:
-                log.error("Redis is unreachable: %s", type(e).__name__)
+                log.error("Redis is unreachable: %s", type(e).__name__, extra=ONCE_A_MINUTE)
             stopping.wait(RECONNECT_S)
 
 

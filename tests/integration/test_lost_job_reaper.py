@@ -237,6 +237,8 @@ def test_damaged_state_is_not_checked_for_ever(
     queue.remove(job.id)
     services.redis.hset(job_key(job.id), "state", "garbage")
     run_twice(reaper, clock)
+    assert json.loads(services.redis.hget(job_key(job.id), "state")) == JobState.FAILED
+    reaper.run_once()
     assert services.redis.smembers(ACTIVE) == set()
 
 

@@ -19,6 +19,7 @@ from tests.job_waits import now, reaches_step
 from tests.processes import started
 from tests.valkey import Valkey
 
+FAKE = "tests.fake_worker"
 LEASE_S, BEAT_S = 4.0, 0.4  # far apart, because the machine may be busy
 
 

@@ -12,10 +12,9 @@ import pytest
 from service.jobs.model import JobState
 from service.storage import object_keys
 from service.wiring import Services
+from tests.integration.worker_faults.conftest import FAKE
 from tests.job_waits import completed, reaches, reaches_step
 from tests.processes import child_of, wait_for, worker
-
-FAKE = "tests.fake_worker"
 
 
 def test_killed_child_costs_an_attempt_and_its_job_resumes(

@@ -15,11 +15,9 @@ from service.jobs.model import JobState
 from service.jobs.rq_queues import send_generate
 from service.storage import object_keys
 from service.wiring import Services
-from tests.integration.worker_faults.conftest import LEASE_S
+from tests.integration.worker_faults.conftest import FAKE, LEASE_S
 from tests.job_waits import WAIT_S, completed, now, reaches, reaches_step
 from tests.processes import child_of, is_running, wait_for, worker
-
-FAKE = "tests.fake_worker"
 
 
 @pytest.mark.usefixtures("maintenance")

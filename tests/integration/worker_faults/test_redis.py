@@ -11,12 +11,10 @@ from rq import Queue
 
 from service.jobs.keys import job_key
 from service.wiring import Services
-from tests.integration.worker_faults.conftest import LEASE_S
+from tests.integration.worker_faults.conftest import FAKE, LEASE_S
 from tests.job_waits import completed, reaches_step
 from tests.processes import child_of, wait_for, worker
 from tests.valkey import Valkey
-
-FAKE = "tests.fake_worker"
 
 
 def test_running_job_continues_while_redis_is_killed(

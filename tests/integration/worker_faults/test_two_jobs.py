@@ -14,11 +14,9 @@ from rq import Queue
 from service.jobs.model import JobState
 from service.jobs.rq_queues import generate_queue
 from service.wiring import Services
-from tests.integration.worker_faults.conftest import LEASE_S
+from tests.integration.worker_faults.conftest import FAKE, LEASE_S
 from tests.job_waits import completed, now, reaches, reaches_step
 from tests.processes import child_of, wait_for, worker
-
-FAKE = "tests.fake_worker"
 
 
 def test_next_job_is_sampled_while_the_last_one_is_stored(
