@@ -1,4 +1,4 @@
-"""Nothing that a client sends becomes a label of its own."""
+"""Nothing that a client sends adds labels without a bound."""
 
 from __future__ import annotations
 

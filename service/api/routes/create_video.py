@@ -126,7 +126,7 @@ def submit_job(
 ) -> Job:
     """Creates and enqueues a job, or returns the job of an earlier request with the same idempotency key.
 
-    Raises InvalidParameter, QueueFull or IdempotencyKeyReused; nothing is written then.
+    Raises InvalidParameter, QueueFull, NoSpace or IdempotencyKeyReused; nothing is written then.
     """
     idempotency = Idempotency(_unquoted(idempotency_key), _fingerprint(body, remixed_from)) if idempotency_key else None
     # Before validation: a replay succeeds even if the model or the receiver would be rejected by now.
@@ -136,6 +136,7 @@ def submit_job(
     generation = _model(services, body.model).resolve(body)
     if body.callback_url is not None:
         services.webhooks.url_policy.check(body.callback_url, "callback_url")
+    services.free_space.require()
     job = body.to_job(generation, owner=principal.owner, remixed_from=remixed_from)
     queue = generate_queue(services.redis, generation.model, job_timeout_s=services.settings.job_timeout_s)
     limits = waiting_limits(principal, services.settings.max_waiting)

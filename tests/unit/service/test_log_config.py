@@ -86,3 +86,18 @@ logging.getLogger("botocore").error("trouble")
 warnings.warn("old")
 """)
     assert [json.loads(line)["logger"] for line in lines] == ["botocore", "py.warnings"]
+
+
+@pytest.mark.parametrize("logger", ["uvicorn.error", "asyncio", "rq.worker"])
+def test_what_a_library_repeats_is_logged_once_a_minute(logger: str) -> None:
+    lines = logged(f"""
+for message in ("Invalid HTTP request received.", "out of system resource"):
+    for _ in range(100):
+        logging.getLogger({logger!r}).warning(message)
+        log.warning("ours")
+""")
+    assert [json.loads(line)["event"] for line in lines if logger in line] == [
+        "Invalid HTTP request received.",
+        "out of system resource",
+    ]
+    assert len(lines) == 202
