@@ -33,7 +33,7 @@ def oldest_kept() -> str:
 class Outbox:
     def __init__(self, redis: Redis) -> None:
         self._redis: UntypedRedis = redis
-        self._settle = load_script(redis, "service.jobs", "settle")
+        self._settle = load_script(redis, "service.jobs", "settle_outbox_entry")
 
     def read(self, limit: int) -> list[tuple[str, Record]]:
         """Return the oldest entries: id and the stored record of the ended job, still encoded."""
