@@ -26,12 +26,13 @@ demo: $(STAMP)  ## one prompt to one video, through the whole service, then stop
 serve: $(STAMP)  ## the same service, kept up: http://127.0.0.1:8000
 	$(BIN)/ivmix up
 
-check: $(STAMP)  ## lint, types, import rules, wording
+check: $(STAMP)  ## lint, types, import rules, wording, sizes
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
 	$(BIN)/python -m tests.wording
+	$(BIN)/python -m tests.sizes
 
 test: check  ## check, then every test that needs no GPU
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu and not slow" -n 3 --dist worksteal

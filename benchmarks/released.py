@@ -8,6 +8,7 @@ are created once.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -22,6 +23,7 @@ SCHEDULER: dict[str, Any] = {
     "steps_offset": 1,
     "timestep_spacing": "linspace",
 }
+Family = Literal["animatediff", "modelscope"]
 GUIDANCE, ZIGZAG_GUIDANCE = 7.5, 4.0
 
 
@@ -34,7 +36,7 @@ def released_loop(
     video_text: Tensor,
     steps: int = 50,
     *,
-    family: Literal["animatediff", "modelscope"] = "animatediff",
+    family: Family = "animatediff",
 ) -> Iterator[Tensor]:
     """Yields the latents (1, C, F, h, w), in the networks' dtype, after every step.
 
@@ -47,23 +49,9 @@ def released_loop(
     inverse = DDIMInverseScheduler(**BETAS, clip_sample=False, set_alpha_to_one=False)
     for each in (scheduler, inverse):
         each.set_timesteps(steps, device=latents.device)
-    frames = latents.shape[2]
-    image_text = image_text.repeat_interleave(frames, dim=0)
-    if family == "animatediff":  # UNet3DConditionModel repeats the text itself
-        video_text = video_text.repeat_interleave(frames, dim=0)
     gap = scheduler.config.num_train_timesteps // steps
-
-    def guided_epsilon(model: str, x: Tensor, t: Tensor, guidance: float) -> Tensor:
-        both = scheduler.scale_model_input(torch.cat([x] * 2), t)
-        if model == "image":
-            folded = both.permute(0, 2, 1, 3, 4).flatten(0, 1)
-            noise = image_unet(folded, t, encoder_hidden_states=image_text).sample
-            noise = noise.reshape(2, frames, *noise.shape[1:]).permute(0, 2, 1, 3, 4)
-        else:
-            noise = video_unet(both, t, encoder_hidden_states=video_text).sample
-        uncond, cond = noise.chunk(2)
-        return uncond + guidance * (cond - uncond)
-
+    texts = _repeated(image_text, video_text, latents.shape[2], family)
+    guided_epsilon = _GuidedEpsilon(scheduler, image_unet, video_unet, *texts)
     for t in scheduler.timesteps:
         before = t - gap if t - gap > 0 else t - t
         twice_before = t - 2 * gap if t - 2 * gap > 0 else t - t
@@ -80,3 +68,29 @@ def released_loop(
         noise = guided_epsilon("video", x, t, GUIDANCE)
         latents = scheduler.step(noise, t, x).prev_sample
         yield latents
+
+
+@dataclass(frozen=True)
+class _GuidedEpsilon:
+    scheduler: DDIMScheduler
+    image_unet: Callable[..., Any]
+    video_unet: Callable[..., Any]
+    image_text: Tensor
+    video_text: Tensor
+
+    def __call__(self, model: str, x: Tensor, t: Tensor, guidance: float) -> Tensor:
+        both = self.scheduler.scale_model_input(torch.cat([x] * 2), t)
+        if model == "image":
+            folded = both.permute(0, 2, 1, 3, 4).flatten(0, 1)
+            noise = self.image_unet(folded, t, encoder_hidden_states=self.image_text).sample
+            noise = noise.reshape(2, x.shape[2], *noise.shape[1:]).permute(0, 2, 1, 3, 4)
+        else:
+            noise = self.video_unet(both, t, encoder_hidden_states=self.video_text).sample
+        uncond, cond = noise.chunk(2)
+        return uncond + guidance * (cond - uncond)
+
+
+def _repeated(image_text: Tensor, video_text: Tensor, frames: int, family: Family) -> tuple[Tensor, Tensor]:
+    """The text of both networks, repeated for every frame; UNet3DConditionModel repeats it itself."""
+    of_frames = image_text.repeat_interleave(frames, dim=0)
+    return of_frames, video_text.repeat_interleave(frames, dim=0) if family == "animatediff" else video_text

@@ -116,7 +116,8 @@ class Judges:
         self.frame, self.clip = FrameJudge().eval(), ClipJudge().eval()
         for name, judge in (("frame", self.frame), ("clip", self.clip)):
             judge.load_state_dict({k.removeprefix(f"{name}."): v for k, v in saved.items() if k.startswith(f"{name}.")})
-        sharp, _, _ = footage(400, Generator().manual_seed(SEED + 1))
+        generator = Generator().manual_seed(SEED + 1)
+        sharp, _ = shapes.render(Scenes.random(400, generator), generator)
         self._frame_space, self._clip_space = (_Whitened(f) for f in self._features(sharp))
         self._reference = self._project(sharp)
 

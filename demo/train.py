@@ -17,9 +17,7 @@ the same weights on the same machine, interrupted or not. Unusual choices are ex
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -35,6 +33,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Generator, Tensor
 
 from demo import networks, shapes
+from demo.export import export, unpack
 from demo.fit import SEED, Group, Recipe, fit
 from demo.latents import FRAMES_KEPT, Latents, make_latents, noised, vivid_clips
 from demo.shapes import FRAMES, SIZE, Scenes
@@ -274,42 +273,6 @@ def _save_video_model(model: Network, spatial: UNet2DConditionModel, unet: Path,
     weights = model.state_dict()
     spatial.load_state_dict({name: weights[name] for name in spatial.state_dict()})
     spatial.save_pretrained(unet)
-
-
-def export(work: Path, into: Path) -> None:
-    """Write float16 safetensors in the folder layout that the worker reads for every AnimateDiff model."""
-    tokens = networks.tokenizer()
-    tokens.save_pretrained(into / "tokenizer")
-    networks.text_encoder(tokens, SEED).half().save_pretrained(into / "text_encoder")
-    _save(AutoencoderKL.from_pretrained(work / "vae"), into / "vae")
-    for source, target in (("image_unet", "image_unet"), ("start_unet", "unet")):
-        _save(UNet2DConditionModel.from_pretrained(work / source), into / target)
-    _save(MotionAdapter.from_pretrained(work / "start_adapter"), into / "motion_adapter")
-    networks.scheduler("v_prediction").save_pretrained(into / "scheduler")
-    networks.scheduler("epsilon").save_pretrained(into / "image_scheduler")
-    size = sum(f.stat().st_size for f in into.rglob("*") if f.is_file())
-    print(f"{into}: {size / 1e6:.1f} MB")
-
-
-def _save(network: Network, folder: Path) -> None:
-    """Save without the source path that diffusers writes into the configuration."""
-    network.half().save_pretrained(folder)
-    file = folder / "config.json"
-    config = json.loads(file.read_text())
-    config.pop("_name_or_path", None)
-    file.write_text(json.dumps(config, indent=2) + "\n")
-
-
-def unpack(work: Path, source: Path) -> None:
-    folders = {
-        "vae": ["vae"],
-        "image_unet": ["image_unet"],
-        "unet": ["video_unet", "vivid_unet", "start_unet"],
-        "motion_adapter": ["motion_adapter", "vivid_adapter", "start_adapter"],
-    }
-    for name, targets in folders.items():
-        for target in targets:
-            shutil.copytree(source / name, work / target, dirs_exist_ok=True)
 
 
 STAGES = {

@@ -6,7 +6,7 @@ from sampler.level_grid import LevelGrid
 from sampler.moves import AnyMove, FusedMove
 from sampler.noise_schedule import NoiseSchedule
 from sampler.plan import Plan
-from sampler.validation import Guidance, Range, active_steps, finite_number, guidance_ramp
+from sampler.validation import Guidance, Range, active_steps, finite_number, guidance_ramps
 
 
 def ddim_plan(schedule: NoiseSchedule, steps: int = 50, *, guidance: float = 7.5) -> Plan:
@@ -85,8 +85,7 @@ def fused_plan(
     grid = LevelGrid(schedule, steps, image_schedule)
     active = active_steps(interval, grid.steps)
     finite_number("guidance", guidance)
-    image = guidance_ramp("image_guidance", image_guidance, rho, grid.steps)
-    video = guidance_ramp("video_guidance", video_guidance, rho, grid.steps)
+    image, video = guidance_ramps(image_guidance, video_guidance, rho, grid.steps)
 
     def fused(i: int) -> FusedMove:
         parts = (

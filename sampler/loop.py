@@ -88,6 +88,13 @@ def sample(
             (the loop never waits for a GPU), in any case before the last step is yielded.
     """
     models = {name: model for name, model in (("image", image), ("video", video)) if model is not None}
+    _check(latents, plan, models, generator, start)
+    x = latents.float()
+    prepared = {name: _prepared(models[name], x) for name, count in plan.calls.items() if count}
+    return _run(x, plan, prepared, generator, start, _initial_memory(x, plan, start, memory or {}))
+
+
+def _check(latents: Tensor, plan: Plan, models: Mapping[str, Denoiser], generator: Generators, start: int) -> None:
     for name, count in plan.calls.items():
         if count and name not in models:
             raise IncompatibleInputs(f"the plan calls the {name} model {count} times: pass {name}=...")
@@ -101,9 +108,6 @@ def sample(
         )
     if start not in range(len(plan) + 1):
         raise InvalidSetting(f"start={start!r} is outside 0..{len(plan)}, the steps of the plan")
-    x = latents.float()
-    prepared = {name: _prepared(models[name], x) for name, count in plan.calls.items() if count}
-    return _run(x, plan, prepared, generator, start, _initial_memory(x, plan, start, memory or {}))
 
 
 @torch.no_grad()

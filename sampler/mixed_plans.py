@@ -1,4 +1,10 @@
-"""The IV-Mixed Sampler (arXiv:2410.04171): turns a combination such as IV-IV into the moves of a plan."""
+"""The IV-Mixed Sampler (arXiv:2410.04171): turns a combination such as IV-IV into the moves of a plan.
+
+Each denoising move of a zig-zag uses eps_u + g (eps_c - eps_u), each go-back move eps_u - g (eps_c - eps_u), where g is
+the guidance of its model; every move is one of DDIM between adjacent noise levels (see `Move`). IV-IV makes 5 network
+calls a step, 3 V and 2 I. Steps without room for a zig-zag have only the ordinary step: the last one (denoise_first) or
+the first ones (goback_first). A plan with R draws noise from the generator given to `sample`.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +16,7 @@ from sampler.level_grid import LevelGrid
 from sampler.moves import AnyMove, ModelName, Renoise
 from sampler.noise_schedule import NoiseSchedule
 from sampler.plan import Plan
-from sampler.validation import Guidance, Range, active_steps, finite_number, guidance_ramp, one_of, whole_number
+from sampler.validation import Guidance, Range, active_steps, finite_number, guidance_ramps, one_of, whole_number
 
 Order = Literal["denoise_first", "goback_first"]
 
@@ -34,47 +40,42 @@ def mixed_plan(
 ) -> Plan:
     """The IV-Mixed Sampler: before every ordinary step, a zig-zag that ends at the noise level it began at.
 
-    Each denoising move uses eps_u + g (eps_c - eps_u), each go-back move eps_u - g (eps_c - eps_u), where g is the
-    guidance of its model; every move is one of DDIM between adjacent noise levels (see `Move`).
-
     Args:
         schedule: noise schedule of the video model; its timesteps are the levels of the run.
         steps: number of ordinary steps, from 1 to the number of timesteps in `schedule`.
-        combination: letters of the go-back moves, a dash, letters of the denoising moves, each in the order they run;
-            one or two letters on each side. I is the image model, V the video model. R, before the dash and with
-            `order="goback_first"` only, is Gaussian noise in place of DDIM inversion; such a plan draws from the
-            generator given to `sample`.
+        combination: letters of the go-back moves, a dash, letters of the denoising moves, as they run; one or two on
+            each side: I, the image model; V, the video model; R, `Renoise`, before the dash and in goback_first only.
         order: "denoise_first" (the released code) or "goback_first" (the paper's figure).
         interval: the part of the run with zig-zags, as two fractions of the steps.
-        image_guidance, video_guidance: guidance scale of each model in the zig-zags, at least 0: one number, or two
-            for the first and the last step.
-        rho: exponent of the transition between those two, greater than 0; 1 is a straight line (arXiv:2206.00364
-            Eq. 5).
+        image_guidance, video_guidance: scale in the zig-zags, at least 0: one, or two for the first and the last step.
+        rho: exponent of the transition between those two, greater than 0; 1: straight (arXiv:2206.00364 Eq. 5).
         guidance: guidance scale of the ordinary steps; any finite number.
-        image_schedule: noise schedule of the image model, which is called at the timestep of equal noise-to-signal.
-            None: the same as `schedule`.
-        image_every: n from 1: the first, (n+1)th, (2n+1)th .. zig-zag is as `combination` says. In the others the
-            video model, with its own guidance, replaces the image model: IV-IV becomes VV-VV.
-
-    Returns:
-        A plan with IV-IV's 5 network calls a step (3 V and 2 I). Steps without room for a zig-zag have only the
-        ordinary step: the last one (denoise_first) or the first ones (goback_first).
+        image_schedule: of the image model, which is called at the timestep of equal noise. None: `schedule`.
+        image_every: n from 1: only the first, (n+1)th .. zig-zag is as given; in the others V replaces I.
 
     Raises:
         InvalidSetting: names the parameter, its value and what is allowed.
     """
-    goback, denoise = _letters(combination, order)
     grid = LevelGrid(schedule, steps, image_schedule)
     finite_number("guidance", guidance)
-    period = whole_number("image_every", image_every, " (1: the image model in every zig-zag)")
-    image = guidance_ramp("image_guidance", image_guidance, rho, grid.steps)
-    video = guidance_ramp("video_guidance", video_guidance, rho, grid.steps)
-    room = _steps_with_room(order, len(goback), grid.steps)
+    letters = _letters_of_steps(combination, order, interval, image_every, grid.steps)
+    image, video = guidance_ramps(image_guidance, video_guidance, rho, grid.steps)
     plan: list[list[AnyMove]] = [[grid.ordinary_step(i, guidance)] for i in range(grid.steps)]
-    for k, i in enumerate(i for i in active_steps(interval, grid.steps) if i in room):
-        letters = (goback, denoise) if k % period == 0 else (goback.replace("I", "V"), denoise.replace("I", "V"))
-        plan[i][:0] = _zigzag(grid, i, *letters, order, {"I": image[i], "V": video[i]})
+    for i, (goback, denoise) in letters.items():
+        plan[i][:0] = _zigzag(grid, i, goback, denoise, order, {"I": image[i], "V": video[i]})
     return Plan(tuple(map(tuple, plan)))
+
+
+def _letters_of_steps(
+    combination: str, order: Order, interval: Range, image_every: int, steps: int
+) -> dict[int, tuple[str, str]]:
+    """(go-back letters, denoising letters) of each step with a zig-zag."""
+    goback, denoise = _letters(combination, order)
+    period = whole_number("image_every", image_every, " (1: the image model in every zig-zag)")
+    room = _steps_with_room(order, len(goback), steps)
+    without_image = goback.replace("I", "V"), denoise.replace("I", "V")
+    places = enumerate(i for i in active_steps(interval, steps) if i in room)
+    return {i: without_image if k % period else (goback, denoise) for k, i in places}
 
 
 def _zigzag(

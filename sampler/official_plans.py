@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from sampler.errors import InvalidSetting
 from sampler.moves import AnyMove, ModelName, Move, SolverMove
@@ -17,7 +17,7 @@ from sampler.plan import Plan
 from sampler.validation import (
     Guidance,
     finite_number,
-    guidance_ramp,
+    guidance_ramps,
     guidance_range,
     one_of,
     pair_of_numbers,
@@ -65,53 +65,71 @@ def official_plan(
         steps: from 1 to the number of timesteps in `schedule`; VideoCrafter one less.
         interval: indices of the first and the last step with a zig-zag, both inclusive; last before first means none.
             None: (0, 49), VideoCrafter (0, 60).
-        image_guidance, video_guidance, rho: as in `mixed_plan`; AnimateDiff only. The other two released files store
-            these and always use 4.
-        zz: in every zz-th step the video model replaces the image model; ModelScope has no such parameter. None: 1000,
-            VideoCrafter 3.
-        guidance: guidance scale of the ordinary steps. None: 7.5, VideoCrafter 9.0.
+        image_guidance, video_guidance, rho: as in `mixed_plan`; AnimateDiff only, the others always use 4.
+        zz: in every zz-th step the video model replaces the image model; not ModelScope. None: 1000, VideoCrafter 3.
+        guidance: guidance scale of the ordinary steps, any finite number. None: 7.5, VideoCrafter 9.0.
 
     Returns:
         The plan. VideoCrafter's ordinary steps are SDE-DPM-Solver++ 2M, which draws noise from the generator given to
         `sample`. ModelScope's image model sees 64x64 latents: use `ImageDenoiser(..., resize=(64, 64))`.
 
     Raises:
-        InvalidSetting: names the parameter, its value and what is allowed; also for a setting that the released code
-            of this family ignores.
+        InvalidSetting: names parameter, value and what is allowed; also if the family's released code ignores it.
     """
+    loop = _released_loop(family, schedule, steps)
+    with_zigzag, period = loop.steps_with_zigzag(interval), loop.steps_to_video_only(zz)
+    image, video = loop.zigzag_guidance(image_guidance, video_guidance, rho)
+    w = finite_number("guidance", loop.form.guidance if guidance is None else guidance)
+    plan: list[list[AnyMove]] = [[loop.ordinary_step(i, w)] for i in range(len(loop.timesteps))]
+    for i in with_zigzag:
+        plan[i][:0] = loop.zigzag(i, image[i], video[i], video_only=i % period == period - 1)
+    return Plan(tuple(map(tuple, plan)))
+
+
+def _released_loop(family: str, schedule: NoiseSchedule, steps: int) -> _ReleasedLoop:
     one_of("family", family, tuple(FAMILIES))
     check_schedule("schedule", schedule)
     form = FAMILIES[family]
-    meaning = "two step indices, the first and the last with a zig-zag"
-    begin, end = form.interval if interval is None else pair_of_numbers("interval", interval, meaning)
-    w = finite_number("guidance", form.guidance if guidance is None else guidance)
-    scales = guidance_range("image_guidance", image_guidance), guidance_range("video_guidance", video_guidance)
-    if not form.has_dynamic_guidance and scales != ((4, 4), (4, 4)):
-        raise InvalidSetting(
-            f"image_guidance={image_guidance}, video_guidance={video_guidance}: the released {family} code ignores "
-            "them and uses 4; leave them out, or use mixed_plan"
-        )
-    count = len(schedule)
-    timesteps = schedule.timesteps(steps, "linspace") if form.outer == "ddim" else _solver_timesteps(steps, count)
-    loop, period = _ReleasedLoop(form, schedule, timesteps), _zz(family, form, zz, len(timesteps))
-    image = guidance_ramp("image_guidance", image_guidance, rho, len(timesteps))
-    video = guidance_ramp("video_guidance", video_guidance, rho, len(timesteps))
-
-    def moves(i: int) -> Iterator[AnyMove]:
-        if begin <= i <= end:
-            yield from loop.zigzag(i, image[i], video[i], video_only=i % period == period - 1)
-        yield loop.ordinary_step(i, w)
-
-    return Plan(tuple(tuple(moves(i)) for i in range(len(timesteps))))
+    is_ddim = form.outer == "ddim"
+    timesteps = schedule.timesteps(steps, "linspace") if is_ddim else _solver_timesteps(steps, len(schedule))
+    return _ReleasedLoop(family, form, schedule, timesteps)
 
 
 @dataclass(frozen=True)
 class _ReleasedLoop:
     """The moves of one outer step, as the released file of a family makes them."""
 
+    family: str
     form: _Family
     schedule: NoiseSchedule
     timesteps: tuple[int, ...]
+
+    def steps_with_zigzag(self, interval: Any) -> list[int]:  # Any, here and below: as in sampler/validation.py
+        meaning = "two step indices, the first and the last with a zig-zag"
+        begin, end = self.form.interval if interval is None else pair_of_numbers("interval", interval, meaning)
+        return [i for i in range(len(self.timesteps)) if begin <= i <= end]
+
+    def steps_to_video_only(self, zz: Any) -> int:
+        """The period of the zig-zags without image model; larger than the number of steps if there are none."""
+        steps = len(self.timesteps)
+        if zz is None:
+            return self.form.zz or steps + 1
+        period = whole_number("zz", zz, " (1: the image model never runs)")
+        if self.form.zz is None and period <= steps:
+            raise InvalidSetting(
+                f"zz={zz}: the released {self.family} code has no such parameter; leave it out, or use mixed_plan"
+            )
+        return period
+
+    def zigzag_guidance(self, image: Any, video: Any, rho: Any) -> tuple[list[float], list[float]]:
+        """The scales of the image model and of the video model, step by step."""
+        scales = guidance_range("image_guidance", image), guidance_range("video_guidance", video)
+        if not self.form.has_dynamic_guidance and scales != ((4, 4), (4, 4)):
+            raise InvalidSetting(
+                f"image_guidance={image}, video_guidance={video}: the released {self.family} code ignores them and "
+                "uses 4; leave them out, or use mixed_plan"
+            )
+        return guidance_ramps(image, video, rho, len(self.timesteps))
 
     @property
     def gap(self) -> int:
@@ -146,18 +164,6 @@ class _ReleasedLoop:
             return SolverMove("video", t, self.alpha(t), 1.0, guidance)
         before = None if i == 0 else self.alpha(self.timesteps[i - 1])
         return SolverMove("video", t, self.alpha(t), self.alpha(self.timesteps[i + 1]), guidance, before)
-
-
-def _zz(family: str, form: _Family, zz: int | None, steps: int) -> int:
-    """The period of the steps without image model; larger than `steps` if there are none."""
-    if zz is None:
-        return form.zz or steps + 1
-    zz = whole_number("zz", zz, " (1: the image model never runs)")
-    if form.zz is None and zz <= steps:
-        raise InvalidSetting(
-            f"zz={zz}: the released {family} code has no such parameter; leave it out, or use mixed_plan"
-        )
-    return zz
 
 
 def _solver_timesteps(steps: int, count: int) -> tuple[int, ...]:

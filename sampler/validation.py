@@ -62,6 +62,12 @@ def guidance_ramp(name: str, value: Any, rho: Any, steps: int) -> list[float]:
     return [(start + i / (steps - 1) * (end - start)) ** rho for i in range(steps)]
 
 
+def guidance_ramps(image_guidance: Any, video_guidance: Any, rho: Any, steps: int) -> tuple[list[float], list[float]]:
+    """The guidance scales of the image model and of the video model, step by step."""
+    image = guidance_ramp("image_guidance", image_guidance, rho, steps)
+    return image, guidance_ramp("video_guidance", video_guidance, rho, steps)
+
+
 def active_steps(interval: Any, steps: int) -> range:
     """The steps that `interval` covers: two fractions of the run."""
     meaning = "two fractions of the run with 0 <= begin <= end <= 1"

@@ -33,7 +33,8 @@ _SECRETS: tuple[tuple[re.Pattern[str], str], ...] = (
 # `extra=` of a line that is repeated as long as something is wrong, such as an absent Redis.
 ONCE_A_MINUTE = {"once_a_minute": True}
 REPEAT_S = 60.0
-_REPEATING_LIBRARIES = ("rq",)  # its workers log every attempt to connect
+# RQ's workers log every attempt to connect, the others what any client can cause, such as invalid requests.
+_REPEATING_LIBRARIES = ("rq", "uvicorn", "asyncio")
 
 
 class OnceAMinute(logging.Filter):

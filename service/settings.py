@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.environment import PREFIX, is_service_address, refuse_unknown_variables
 from service.errors import ConfigurationError
+from service.setting_types import BaseUrl, HostName, Network, Origin, PathPrefix
 
 LogFormat = Literal["auto", "json", "text"]
 MODELS_FILE = Path(__file__).resolve().parent / "catalog" / "models.toml"
@@ -50,16 +51,9 @@ def _network_or_host(entry: str) -> str:
     return entry
 
 
-def _origin(value: str) -> str:
-    if not re.fullmatch(r"https?://[^/\s]+", value):
-        raise ValueError(f"'{value}' is not an origin as browsers send it: scheme://host[:port]")
-    return value
-
-
 T = TypeVar("T")
 CommaSeparated = Annotated[tuple[T, ...], NoDecode, BeforeValidator(_split)]
 NetworkOrHost = Annotated[str, AfterValidator(_network_or_host)]
-Origin = Annotated[str, AfterValidator(_origin)]
 Delay = Annotated[float, Field(ge=0)]
 ExpandedPath = Annotated[Path, AfterValidator(_expand)]
 
@@ -133,20 +127,45 @@ class Settings(BaseSettings):
     """Address to listen on; also used for metrics ports."""
     port: int = Field(default=8000, ge=0, le=65535)
     """Port to listen on. 0: any free port."""
-    public_base_url: str | None = None
+    public_base_url: BaseUrl | None = None
     """Base URL under which clients reach the API, such as `https://video.example.com`. If set, videos contain their
     `url`."""
-    max_body_bytes: int = Field(default=65536, ge=1024)
-    """Largest accepted request body in bytes."""
+    root_path: PathPrefix = ""
+    """Path prefix under which a reverse proxy publishes the API, such as `/ivmix`. The proxy may remove or keep it."""
+    trusted_proxies: CommaSeparated[Network] = ("127.0.0.1", "::1")
+    """Comma-separated addresses and networks of reverse proxies whose X-Forwarded-For and X-Forwarded-Proto are
+    believed."""
+    allowed_hosts: CommaSeparated[HostName] = ()
+    """Comma-separated host names and .domains under which clients may call the API, in addition to loopback names,
+    IVMIX_HOST and the host of IVMIX_PUBLIC_BASE_URL. With IVMIX_AUTH=off any other Host is refused (DNS rebinding);
+    with keys only if this is set. Where IVMIX_HOST is not a loopback address, IP addresses are accepted too."""
+    max_body_bytes: int = Field(default=2**20, ge=1024)
+    """Largest accepted request body in bytes. The default holds two texts of 32,000 characters in any script and
+    encoding."""
     cors_origins: CommaSeparated[Origin] = ()
-    """Comma-separated origins whose web pages may call the API, such as `https://dash.example.com`."""
+    """Comma-separated exact origins whose web pages may call the API, such as `https://dash.example.com`. With
+    IVMIX_AUTH=off the pages of all other origins are refused."""
+    keep_alive_s: int = Field(default=75, ge=1)
+    """Seconds for which an idle connection stays open. Longer than a proxy in front keeps it and than clients wait
+    between polls; otherwise they send requests on a connection that is just being closed."""
+    request_timeout_s: float = Field(default=30.0, gt=0)
+    """Seconds within which a client must send a whole request, headers and body, and take 64 KiB of a response.
+    Otherwise it is disconnected."""
+    max_connections: int = Field(default=1000, ge=1)
+    """Largest number of connections to one API process; less if the limit on open files is low. At the limit, the
+    connection that has been idle for longest is closed for a new one."""
+    max_connections_per_address: int = Field(default=250, ge=1)
+    """Largest number of connections from one address (IPv6: one /64 network) to one API process. Trusted proxies are
+    exempt."""
     metrics_port: int | None = Field(default=None, ge=0, le=65535)
     """Serve `/metrics` on this port instead of IVMIX_PORT. Health endpoints are on both."""
     sync_timeout_s: float = Field(default=600.0, gt=0)
     """Seconds for which `POST /v1/videos/sync` waits for the video."""
     max_held: int = Field(default=100, ge=0)
-    """Largest number of requests that one API process keeps open for event streams and `POST /v1/videos/sync`; more are
-    rejected."""
+    """Largest number of requests that one API process keeps open for event streams, `POST /v1/videos/sync` and webhook
+    tests; more are rejected."""
+    max_held_per_key: int = Field(default=25, ge=0)
+    """Largest number of those requests for one API key; with IVMIX_AUTH=off, for one client address."""
 
     auth: Annotated[Literal["keys", "off"], Section("Authentication and limits")] = "keys"
     """`keys`: clients need an API key. `off`: no authentication; the default of `ivmix up` on a loopback address."""
@@ -169,8 +188,11 @@ class Settings(BaseSettings):
     webhook_retry_delays_s: CommaSeparated[Delay] = (5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400)
     """Comma-separated seconds between attempts, each extended randomly by up to a fifth. The default is the schedule of
     the Standard Webhooks specification: ten attempts in three days."""
-    webhook_concurrency: int = Field(default=8, ge=1, le=64)
-    """Largest number of webhooks that one dispatcher sends at the same time."""
+    webhook_concurrency: int = Field(default=32, ge=1, le=64)
+    """Largest number of webhooks that one dispatcher sends at the same time. One API key gets at most half of what the
+    others leave free, one receiver of a key at most a quarter of the whole."""
+    webhook_sends_per_minute: int = Field(default=30, ge=1)
+    """Largest number of webhook tests and redeliveries per minute and API key; four times as many to one host."""
     webhook_metrics_port: int | None = Field(default=None, ge=0, le=65535)
     """Port on which a webhook dispatcher serves `/metrics`. 0: any free port. If unset: no metrics."""
 
@@ -224,6 +246,14 @@ class Settings(BaseSettings):
         has_one_key = self.s3_access_key_id is not None or self.s3_secret_access_key is not None
         needed = ["s3_bucket", *(["s3_access_key_id", "s3_secret_access_key"] if has_one_key else [])]
         return [name for name in needed if not getattr(self, name)]
+
+    @property
+    def client_base_url(self) -> str | None:
+        """The public base URL with the path prefix, also where only one of the two settings contains it."""
+        if self.public_base_url is None:
+            return None
+        base = self.public_base_url.rstrip("/")
+        return base if base.endswith(self.root_path) else base + self.root_path
 
     @property
     def redis_retry_s(self) -> float:

@@ -17,12 +17,16 @@ import pytest
 import uvicorn
 from fastapi.testclient import TestClient
 from redis import Redis
+from rq import Queue
 
 from service.api.app import create_app
+from service.jobs.rq_queues import generate_queue
+from service.jobs.store import JobStore
 from service.process.embedded_valkey import EmbeddedValkey
 from service.settings import PREFIX, Settings
 from service.wiring import Services, open_services
 from tests.certificates import Certificates
+from tests.dispatching import dispatching
 from tests.factories import finish
 from tests.processes import ivmix_up
 from tests.swift import ACCESS_KEY, SECRET_KEY, SwiftServer, admin_client
@@ -38,6 +42,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in os.environ:
         if name.startswith(PREFIX) and name != f"{PREFIX}REDIS_SERVER":
             monkeypatch.delenv(name)
+    monkeypatch.setenv(f"{PREFIX}ALLOWED_HOSTS", "testserver")  # the Host that TestClient sends
 
 
 @pytest.fixture(scope="session")
@@ -67,6 +72,17 @@ def services(settings: Settings) -> Iterator[Services]:
 
 
 @pytest.fixture
+def store(services: Services) -> JobStore:
+    return services.store
+
+
+@pytest.fixture
+def queue(services: Services) -> Queue:
+    """The queue of the demo models."""
+    return generate_queue(services.redis, "demo")
+
+
+@pytest.fixture
 def client(services: Services) -> Iterator[TestClient]:
     """Client of the application in this process. Exceptions become responses, as for a real client."""
     with TestClient(create_app(services), raise_server_exceptions=False) as http:
@@ -87,6 +103,13 @@ def demo_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture
+def dispatcher(services: Services) -> Iterator[None]:
+    """A webhook dispatcher runs."""
+    with dispatching(services):
+        yield
+
+
+@pytest.fixture
 def server(services: Services) -> Iterator[str]:
     """Base URL of a real HTTP server on a free port."""
     with serve(services) as url:
@@ -98,7 +121,9 @@ class serve:  # noqa: N801  # reads as a verb where it is used
     services: Services
 
     def __enter__(self) -> str:
-        config = uvicorn.Config(create_app(self.services), port=0, log_config=None, lifespan="off")
+        config = uvicorn.Config(
+            create_app(self.services), port=0, log_config=None, lifespan="off", timeout_graceful_shutdown=1
+        )
         self._uvicorn = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._uvicorn.run, daemon=True)
         self._thread.start()

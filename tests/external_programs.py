@@ -24,7 +24,7 @@ def sdk_python(version: str) -> Path:
         pip = [str(folder / "bin" / "python"), "-m", "pip", "--quiet", "--disable-pip-version-check"]
         run(*pip, "install", f"openai=={version}")
 
-    return _made_once(version, install) / "bin" / "python"
+    return made_once(version, install) / "bin" / "python"
 
 
 def sdk_node(version: str) -> tuple[Path, Path]:
@@ -53,10 +53,10 @@ def _node_with(name: str, package: str) -> tuple[Path, Path]:
         options = ("--silent", "--no-audit", "--no-fund")
         run(str(node), str(npm), "install", *options, package, cwd=folder, env={**os.environ, "PATH": path})
 
-    return node, _made_once(name, install)
+    return node, made_once(name, install)
 
 
-def _made_once(name: str, install: Callable[[Path], None]) -> Path:
+def made_once(name: str, install: Callable[[Path], None]) -> Path:
     """Install once, even if several test processes ask at the same time. An incomplete installation is removed."""
     ROOT.mkdir(exist_ok=True)
     folder, stamp = ROOT / name, ROOT / f"{name}.done"

@@ -6,9 +6,12 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from rq import Queue
+
 from service.jobs.model import Generation, Job, Output, Phase
 from service.jobs.request import VideoRequest
 from service.jobs.sampler_settings import SamplerSettings
+from service.jobs.store import JobStore
 from service.storage import sha256_of
 from service.webhook_dispatcher.attempt import AttemptRunner
 from service.webhook_dispatcher.fan_out import FanOut
@@ -44,9 +47,17 @@ def make_job(**over: Any) -> Job:
     return Job.new(make_generation()).model_copy(update=over)
 
 
+def create_job(store: JobStore, queue: Queue, **over: Any) -> Job:
+    return store.create(make_job(**over), queue)
+
+
 def make_output(**over: Any) -> Output:
     given = {"key": "videos/x/e/video.mp4", "size_bytes": 3, "sha256": hashlib.sha256(b"abc").hexdigest()}
     return Output.model_validate(given | over)
+
+
+def complete_job(store: JobStore, job_id: str, execution_id: str) -> bool:
+    return store.complete(job_id, execution_id, make_output(), {Phase.SAMPLING: 1.5}, 12.5)
 
 
 def finish(services: Services, job_id: str, content: bytes, *, scratch: Path) -> None:
@@ -79,5 +90,5 @@ def deliver_webhooks(services: Services, runner: AttemptRunner | None = None) ->
 def attempt_due_webhooks(services: Services, runner: AttemptRunner | None = None) -> None:
     runner = runner or AttemptRunner(services.settings, services.webhooks, DispatcherMetrics())
     while claimed := services.webhooks.deliveries.claim(8):
-        for delivery_id, attempts_made in claimed:
-            runner.run(delivery_id, attempts_made)
+        for claim in claimed:
+            runner.run(claim.delivery_id, claim.attempts_made)

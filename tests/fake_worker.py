@@ -29,10 +29,10 @@ from service.settings import Settings
 from service.wiring import open_services
 from tests.skewed_clock import skew_clock
 from worker.__main__ import work
-from worker.child.main import serve
+from worker.child.main import start
 from worker.messages import Failed
 from worker.parent.child_process import ChildProcess
-from worker.parent.metrics import MeasuredChild, WorkerMetrics
+from worker.parent.metrics import WorkerMetrics
 from worker.parent.rq_worker import GenerationWorker
 
 
@@ -103,9 +103,9 @@ class FakeEngine:
         return 1.0
 
 
-def enter(first: Connection, second: Connection, parent: int, settings: Settings, model: str) -> None:
+def enter(control: Connection, parent: int, settings: Settings, model: str) -> None:
     skew_clock()
-    serve(first, second, parent, settings, FakeEngine)
+    start(control, parent, settings, FakeEngine)  # type: ignore[arg-type]
 
 
 def stay_in_window(flag: Path) -> None:
@@ -127,8 +127,8 @@ def main() -> int:
     if window := os.environ.get("FAKE_WINDOW"):
         stay_in_window(Path(window))
     settings = start_process()
-    child = MeasuredChild(ChildProcess(settings, "demo", enter), WorkerMetrics())
-    return work(open_services(settings), "demo", child, heartbeat_file=HeartbeatFile(settings.pulse_file))
+    child = ChildProcess(settings, "demo", enter)
+    return work(open_services(settings), "demo", child, WorkerMetrics(), HeartbeatFile(settings.pulse_file))
 
 
 if __name__ == "__main__":

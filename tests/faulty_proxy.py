@@ -6,10 +6,11 @@ import http.client
 import socket
 import threading
 from collections import deque
-from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 Fault = Literal["drop", "503", "hang", "cut", "flip", "late"]
@@ -35,7 +36,7 @@ class FaultyProxy:
         return f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def __enter__(self) -> FaultyProxy:
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, self))
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
         self._thread.start()
@@ -54,32 +55,50 @@ class FaultyProxy:
         self._released.wait()
 
 
-def _handler(proxy: FaultyProxy) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        timeout = UPSTREAM_TIMEOUT_S
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    timeout = UPSTREAM_TIMEOUT_S
 
-        def handle_one_request(self) -> None:
-            try:
-                super().handle_one_request()
-            except OSError:  # the client or a fault closed the connection
-                self.close_connection = True
+    def __init__(self, proxy: FaultyProxy, *connection: Any) -> None:
+        self.proxy = proxy
+        super().__init__(*connection)  # handles all requests of the connection
 
-        def do_GET(self) -> None:
-            proxy.seen.append(f"{self.command} {urlsplit(self.path).path}")
-            body = self.rfile.read(int(self.headers.get("content-length", 0)))
-            fault = proxy.next_fault(self.command)
-            if fault in ends:
-                self.close_connection = True
-                ends[fault](self)
-            else:
-                self._pass_on(body, fault)
+    def handle_one_request(self) -> None:
+        try:
+            super().handle_one_request()
+        except OSError:  # the client or a fault closed the connection
+            self.close_connection = True
 
-        do_PUT = do_POST = do_HEAD = do_DELETE = do_GET  # noqa: N815  # the names the library calls
+    def do_GET(self) -> None:
+        self.proxy.seen.append(f"{self.command} {urlsplit(self.path).path}")
+        body = self.rfile.read(int(self.headers.get("content-length", 0)))
+        fault = self.proxy.next_fault(self.command)
+        if fault in ("drop", "503", "hang"):
+            self.close_connection = True
+            self._end(fault)
+        elif answer := self._ask(body, fault):
+            self._answer(*answer)
+        else:
+            self.close_connection = True
 
-        def _pass_on(self, body: bytes, fault: Fault | None) -> None:
-            upstream = urlsplit(proxy.target)
-            connection = http.client.HTTPConnection(upstream.hostname or "", upstream.port, timeout=UPSTREAM_TIMEOUT_S)
+    do_PUT = do_POST = do_HEAD = do_DELETE = do_GET  # noqa: N815  # the names the library calls
+
+    def _end(self, fault: Fault) -> None:
+        """Respond without asking the server, or not at all."""
+        if fault == "drop":
+            self.connection.shutdown(socket.SHUT_RDWR)
+        elif fault == "hang":
+            self.proxy.wait_for_release()
+        else:
+            self.send_response(503)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+    def _ask(self, body: bytes, fault: Fault | None) -> tuple[http.client.HTTPResponse, bytes] | None:
+        """The server's response and its content; None if the client gets none."""
+        upstream = urlsplit(self.proxy.target)
+        connection = http.client.HTTPConnection(upstream.hostname or "", upstream.port, timeout=UPSTREAM_TIMEOUT_S)
+        with closing(connection):
             connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
             for name, value in self.headers.items():
                 if name.lower() not in ("expect", "connection"):
@@ -87,41 +106,24 @@ def _handler(proxy: FaultyProxy) -> type[BaseHTTPRequestHandler]:
             connection.endheaders()
             if fault == "cut":
                 connection.send(body[: len(body) // 2])
-                connection.close()
-                self.close_connection = True
-                return
+                return None
             if body:
                 connection.send(_flipped(body) if fault == "flip" else body)
             answer = connection.getresponse()
             content = answer.read()
-            connection.close()
-            if fault == "late":  # the server has done it, but the client gets no response
-                self.close_connection = True
-                return
-            self.send_response_only(answer.status, answer.reason)
-            for name, value in answer.getheaders():
-                if name.lower() not in ("connection", "transfer-encoding", "content-length"):
-                    self.send_header(name, value)
-            length = answer.getheader("content-length") if self.command == "HEAD" else len(content)
-            self.send_header("Content-Length", str(length or 0))
-            self.end_headers()
-            self.wfile.write(content)
+            return None if fault == "late" else (answer, content)
 
-        def log_message(self, format: str, *args: object) -> None: ...
+    def _answer(self, answer: http.client.HTTPResponse, content: bytes) -> None:
+        self.send_response_only(answer.status, answer.reason)
+        for name, value in answer.getheaders():
+            if name.lower() not in ("connection", "transfer-encoding", "content-length"):
+                self.send_header(name, value)
+        length = answer.getheader("content-length") if self.command == "HEAD" else len(content)
+        self.send_header("Content-Length", str(length or 0))
+        self.end_headers()
+        self.wfile.write(content)
 
-    def drop(handler: BaseHTTPRequestHandler) -> None:
-        handler.connection.shutdown(socket.SHUT_RDWR)
-
-    def refuse(handler: BaseHTTPRequestHandler) -> None:
-        handler.send_response(503)
-        handler.send_header("Content-Length", "0")
-        handler.end_headers()
-
-    def hang(handler: BaseHTTPRequestHandler) -> None:
-        proxy.wait_for_release()
-
-    ends: dict[Fault | None, Callable[[BaseHTTPRequestHandler], None]] = {"drop": drop, "503": refuse, "hang": hang}
-    return Handler
+    def log_message(self, format: str, *args: object) -> None: ...
 
 
 def _flipped(body: bytes) -> bytes:

@@ -9,11 +9,12 @@ import typer
 from service.catalog.model_entry import ModelEntry
 from service.catalog.registry import ModelRegistry
 from service.settings import load_settings
-from worker.networks.component_loader import check_files, check_shapes
 
 
 def verify(entry: ModelEntry) -> Iterator[str]:
     """One line per valid component. Raises ConfigurationError for the first invalid one."""
+    from worker.networks.component_loader import check_files, check_shapes  # diffusers takes seconds: not for --help
+
     check_files(entry)
     for name, component in entry.all_components.items():
         checks = [f"sha256 of {len(component.sha256)} files"] if component.sha256 else []

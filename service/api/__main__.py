@@ -6,16 +6,18 @@ import sys
 import threading
 from types import FrameType
 
-import uvicorn
 from fastapi import FastAPI
 
 from service.api.app import create_app, create_operations_app
+from service.api.server import BoundedServer
 from service.errors import ConfigurationError
 from service.process.ports import bind_port
 from service.process.startup import one_sentence_errors, prepare_data_folder, start_process
 from service.redis_connection.wait import watch_redis
 from service.settings import Settings
 from service.wiring import check_storage, open_services
+
+OPERATIONS_CONNECTIONS = 32  # probes and Prometheus
 
 
 def main() -> None:
@@ -25,7 +27,7 @@ def main() -> None:
         services = open_services(settings)
         app = create_app(services)
         check_storage(services.storage)
-        server = Server(_config(app, settings, settings.port))
+        server = Server(app, settings, settings.port)
         server.app = app
         sockets = bind_port(settings.host, settings.port, "IVMIX_PORT")
         if settings.metrics_port is not None:
@@ -42,24 +44,12 @@ def main() -> None:
 
 
 def _serve_operations(app: FastAPI, settings: Settings, port: int) -> None:
-    operations = _config(create_operations_app(app), settings, port)
-    sockets = bind_port(settings.host, port, "IVMIX_METRICS_PORT")
-    threading.Thread(target=uvicorn.Server(operations).run, args=(sockets,), daemon=True).start()
+    operations = BoundedServer(create_operations_app(app), settings, port, max_connections=OPERATIONS_CONNECTIONS)
+    sockets = bind_port(settings.host, port, "IVMIX_METRICS_PORT")  # in this thread: a port in use must end the process
+    threading.Thread(target=operations.run, args=(sockets,), daemon=True).start()
 
 
-def _config(app: FastAPI, settings: Settings, port: int) -> uvicorn.Config:
-    return uvicorn.Config(
-        app,
-        host=settings.host,
-        port=port,
-        log_config=None,
-        access_log=False,  # status polls would flood it
-        server_header=False,
-        timeout_graceful_shutdown=20,
-    )
-
-
-class Server(uvicorn.Server):
+class Server(BoundedServer):
     """Signals the application to stop, so that long-lived requests end before the graceful shutdown times out."""
 
     app: FastAPI

@@ -6,15 +6,18 @@ from fastapi import FastAPI, Security
 from fastapi.middleware.cors import CORSMiddleware
 
 from service.api import metrics
-from service.api.auth import API_KEY
+from service.api.auth import API_KEY, API_KEY_HEADER
+from service.api.contract import Contract, QueryCheck
 from service.api.errors import add_error_handlers
 from service.api.metrics import Metrics
 from service.api.middleware import RequestId, RequestMetrics
 from service.api.open_requests import OpenRequests
 from service.api.openapi.document import DESCRIPTION, TAGS, build_openapi
 from service.api.openapi.responses import errors
+from service.api.origin_check import OriginCheck
 from service.api.polls import PollBatcher
 from service.api.rate_limits import RateLimiter
+from service.api.request_path import HeadRequests, RequestPath
 from service.api.routes import (
     create_video,
     create_video_sync,
@@ -24,9 +27,12 @@ from service.api.routes import (
     health,
     models,
     queue,
+    send_test_event,
     videos,
     webhooks,
 )
+from service.api.security_headers import SecurityHeaders
+from service.settings import Settings
 from service.wiring import Services
 
 # Response headers that scripts of another origin may read.
@@ -52,46 +58,66 @@ def create_app(services: Services) -> FastAPI:
         openapi_tags=TAGS,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # RequestPath answers both forms
         generate_unique_id_function=lambda route: route.name,
         webhooks=webhooks.events,
     )
     app.state.services = services
     app.state.rate_limiter = RateLimiter(services.redis)
-    app.state.open_requests = OpenRequests(settings.max_held)
+    app.state.open_requests = OpenRequests(settings)
     app.state.metrics = Metrics(services)
+    app.state.contract = Contract(app)
     app.state.polls = PollBatcher(services.store.get_many_with_positions)
-    modules = (videos, event_stream, download_video, create_video_sync, models, queue, webhooks)
-    for router in (create_video.router, videos.polls, *(module.router for module in modules)):
-        if settings.auth == "off":
-            app.include_router(router, responses=errors(500, 503))
-        else:
-            app.include_router(router, dependencies=[Security(API_KEY)], responses=errors(401, 403, 500, 503))
-    app.include_router(health.router)
-    if settings.metrics_port is None:
-        app.include_router(metrics.router)
-    docs.add_docs(app)
+    _add_routes(app, settings)
     add_error_handlers(app)
     app.add_middleware(RequestMetrics, metrics=app.state.metrics)
-    if settings.cors_origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=settings.cors_origins,
-            allow_methods=("GET", "POST", "DELETE"),
-            allow_headers=("*",),
-            expose_headers=CORS_EXPOSED_HEADERS,
-        )
+    _add_request_checks(app, settings)
     app.add_middleware(RequestId)
+    app.add_middleware(RequestPath, prefix=settings.root_path)
     app.openapi = lambda: build_openapi(app)
     return app
 
 
+def _add_routes(app: FastAPI, settings: Settings) -> None:
+    modules = (videos, event_stream, download_video, create_video_sync, models, queue, webhooks, send_test_event)
+    for router in (create_video.router, videos.polls, *(module.router for module in modules)):
+        if settings.auth == "off":
+            app.include_router(router, responses=errors(500, 503))
+        else:
+            app.include_router(
+                router, dependencies=[Security(API_KEY), Security(API_KEY_HEADER)], responses=errors(401, 403, 500, 503)
+            )
+    app.include_router(health.router)
+    if settings.metrics_port is None:
+        app.include_router(metrics.router)
+    docs.add_docs(app)
+
+
+def _add_request_checks(app: FastAPI, settings: Settings) -> None:
+    """The last one added sees a request first."""
+    app.add_middleware(QueryCheck, contract=app.state.contract)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=("GET", "HEAD", "POST", "DELETE"),
+            allow_headers=("*",),
+            expose_headers=CORS_EXPOSED_HEADERS,
+        )
+    app.add_middleware(OriginCheck, settings=settings)
+    app.add_middleware(HeadRequests)
+    app.add_middleware(SecurityHeaders, settings=settings)
+
+
 def create_operations_app(public: FastAPI) -> FastAPI:
     """Health and metrics of the public application, for a separate port that clients cannot reach."""
-    app = FastAPI(title="ivmix operations", docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(title="ivmix operations", docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.services = public.state.services
     app.state.metrics = public.state.metrics
+    app.state.contract = Contract(app)
     app.include_router(health.router)
     app.include_router(metrics.router)
     add_error_handlers(app)
+    _add_request_checks(app, public.state.services.settings)
     app.add_middleware(RequestId)
     return app

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends, Request
-from fastapi.security import HTTPBearer
+from fastapi.security import APIKeyHeader, HTTPBearer
 from starlette.concurrency import run_in_threadpool
 
 from service.api_keys import ApiKey, Scope
@@ -15,7 +15,13 @@ from service.errors import NotAllowed, NotAuthenticated
 from service.jobs.model import LOCAL
 from service.wiring import Services
 
-# For the OpenAPI description only; `get_principal` reads the header.
+# For the OpenAPI description only; `get_principal` reads the headers.
+API_KEY_HEADER = APIKeyHeader(
+    scheme_name="ApiKeyHeader",
+    name="x-api-key",
+    description="The same key, for clients that send it this way.",
+    auto_error=False,
+)
 API_KEY = HTTPBearer(scheme_name="ApiKey", description="A key made by `ivmix keys create`.", auto_error=False)
 
 
@@ -56,13 +62,26 @@ async def get_principal(request: Request) -> Principal:
     services = await get_services(request)
     if services.settings.auth == "off":
         return ANONYMOUS_ADMIN
-    scheme, _, secret = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not (secret := secret.strip()):
-        raise NotAuthenticated("Send an API key in the header 'Authorization: Bearer ...'.")
+    secret = _sent_key(request)
     key = services.keys.find_cached(secret) or await run_in_threadpool(services.keys.find, secret)
     if key is None:
         raise NotAuthenticated("This API key is unknown or revoked.")
     return _principal(key, services)
+
+
+def _sent_key(request: Request) -> str:
+    """Raises NotAuthenticated if there is none, or if the two headers hold different keys."""
+    sent = {key.strip() for key in request.headers.getlist("x-api-key")}
+    for header in request.headers.getlist("authorization"):
+        scheme, _, secret = header.partition(" ")
+        if scheme.lower() != "bearer":
+            raise NotAuthenticated("Send the API key as 'Authorization: Bearer ...'; other schemes are not supported.")
+        sent.add(secret.strip())
+    if len(sent) > 1:
+        raise NotAuthenticated("The headers Authorization and x-api-key hold different API keys; send one.")
+    if not sent or "" in sent:
+        raise NotAuthenticated("Send an API key in the header 'Authorization: Bearer ...' or 'x-api-key: ...'.")
+    return sent.pop()
 
 
 def _principal(key: ApiKey, services: Services) -> Principal:
@@ -88,7 +107,8 @@ def require_scope(scope: Scope) -> Callable[[Request], Awaitable[Principal]]:
 
 get_reader = require_scope(Scope.READ)
 Reader = Annotated[Principal, Depends(get_reader)]
-Writer = Annotated[Principal, Depends(require_scope(Scope.WRITE))]
+get_writer = require_scope(Scope.WRITE)
+Writer = Annotated[Principal, Depends(get_writer)]
 
 
 async def get_webhook_owner(request: Request) -> str:

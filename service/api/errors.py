@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -12,6 +11,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from redis import exceptions as redis_errors
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from service.errors import (
     IdempotencyKeyReused,
@@ -100,6 +100,7 @@ def add_error_handlers(app: FastAPI) -> None:
         (RequestValidationError, _handle_validation_error),
         (HTTPException, _handle_http_exception),
         (redis_errors.RedisError, _handle_redis_error),
+        (ClientDisconnect, _handle_disconnect),
         (Exception, _handle_unexpected),
     ):
         app.add_exception_handler(kind, handler)
@@ -165,17 +166,9 @@ def _handle_http_exception(request: Request, e: Exception) -> JSONResponse:
     }.get(e.status_code, e.detail)
     code = CODE.get(e.status_code, "invalid_request")
     headers = dict(e.headers or {})
-    if e.status_code == 405:
-        headers |= _allow_header(request)
+    if e.status_code == 405:  # Starlette names only the methods of the first route with this path
+        headers = {"allow": ", ".join(request.app.state.contract.methods(request.scope)) or headers["Allow"]}
     return error_response(e.status_code, message, code=code, headers=headers)
-
-
-def _allow_header(request: Request) -> dict[str, str]:
-    """The methods of every route with this path; Starlette names only those of the first one."""
-    for template, operations in sorted(request.app.openapi()["paths"].items(), key=lambda path: path[0].count("{")):
-        if re.fullmatch(re.sub(r"\{\w+\}", "[^/]+", template), request.url.path):
-            return {"allow": ", ".join(method.upper() for method in operations)}
-    return {}
 
 
 def _handle_redis_error(request: Request, e: Exception) -> JSONResponse:
@@ -185,10 +178,16 @@ def _handle_redis_error(request: Request, e: Exception) -> JSONResponse:
     return error_response(503, JOB_STORE_UNAVAILABLE, code=ServiceUnavailable.code)
 
 
+def _handle_disconnect(_request: Request, _e: Exception) -> JSONResponse:
+    """The client left, or took too long, before its request was complete. Only metrics see this response."""
+    return error_response(408, "The request was not complete.", code="request_timeout")
+
+
 def _handle_unexpected(request: Request, e: Exception) -> JSONResponse:
     _log(request, e)
-    # Starlette sends this response outside the middleware that adds the header.
-    return error_response(500, INTERNAL_ERROR, code=ServiceError.code, headers={"x-request-id": _request_id(request)})
+    # Starlette sends this response outside the middleware that adds these headers.
+    headers = {"x-request-id": _request_id(request), "cache-control": "no-store", "x-content-type-options": "nosniff"}
+    return error_response(500, INTERNAL_ERROR, code=ServiceError.code, headers=headers)
 
 
 def _log(request: Request, e: Exception) -> None:

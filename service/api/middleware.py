@@ -7,11 +7,15 @@ import secrets
 import time
 from typing import Any
 
+from starlette._utils import get_route_path
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.metrics import Metrics
 from service.log_config import log_context
+
+# Clients can send any word as method; only these become a label.
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
 class RequestId:
@@ -33,7 +37,7 @@ class RequestId:
                 MutableHeaders(scope=message)["x-request-id"] = request_id
             await send(message)
 
-        video = re.match(r"/v1/videos/(video_[0-9a-f]{32})(?![^/])", scope["path"])
+        video = re.match(r"/v1/videos/(video_[0-9a-f]{32})(?![^/])", get_route_path(scope))
         with log_context(request_id=request_id, **({"video_id": video[1]} if video else {})):
             await self._app(scope, receive, send_with_id)
 
@@ -52,7 +56,7 @@ class RequestMetrics:
         async def send_and_record(message: Message) -> None:
             if message["type"] == "http.response.start":
                 route = getattr(scope.get("route"), "path", "none")
-                method = scope["method"] if route != "none" else "any"
+                method = "any" if route == "none" else scope["method"] if scope["method"] in METHODS else "other"
                 self._metrics.record(method, route, message["status"], time.perf_counter() - began)
             await send(message)
 

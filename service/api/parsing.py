@@ -10,9 +10,9 @@ from typing import Any, cast
 
 from fastapi import HTTPException, Request
 from pydantic import ValidationError
-from starlette.datastructures import UploadFile
 from starlette.types import Message
 
+from service.api.body_reader import MEDIA_FIELDS, media_type, read_bytes, unsupported_media
 from service.catalog.model_entry import invalid_parameter
 from service.errors import InvalidParameter
 from service.jobs.model import Generation
@@ -36,9 +36,7 @@ NO_OPS: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(
         ("stream", "enable_frame_interpolation", "enable_upscaling", "enable_teacache", "enable_cache_dit"), _OFF
     ),
-    **dict.fromkeys(
-        ("input_reference", "image_reference", "reference_url", "video_reference", "audio_reference", "lora"), _ABSENT
-    ),
+    **dict.fromkeys((*MEDIA_FIELDS, "lora"), _ABSENT),
     **dict.fromkeys(
         ("guidance_scale_2", "true_cfg_scale", "boundary_ratio", "flow_shift", "max_sequence_length", "quality"),
         _ABSENT,
@@ -46,19 +44,18 @@ NO_OPS: dict[str, tuple[Any, ...]] = {
 }
 
 
-async def read_request(request: Request) -> VideoRequest:
-    """Raises InvalidParameter, or HTTPException 400, 413 or 415 for a malformed body."""
-    return parse(await read_body(request))
-
-
 async def read_body(request: Request) -> Body:
+    """Raises InvalidParameter, or HTTPException 400, 413 or 415 for a malformed body."""
+    kind = media_type(request)
+    if kind not in FORMS and not is_json(kind):
+        sent = f"not as '{kind[:80]}'" if kind else "with a content-type header"
+        raise HTTPException(415, f"Send the body as application/json or {' or '.join(FORMS)}, {sent}.")
     raw = await read_bytes(request, request.app.state.services.settings.max_body_bytes)
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind in FORMS:
-        return await _read_form(request, raw)
-    if kind == "application/json" or kind.endswith("+json"):
-        return read_json(raw)
-    raise HTTPException(415, f"Send the body as application/json or {' or '.join(FORMS)}.")
+    return await _read_form(request, raw) if kind in FORMS else read_json(raw)
+
+
+def is_json(kind: str) -> bool:
+    return kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
 
 
 def parse(body: Body, source: Generation | None = None) -> VideoRequest:
@@ -69,6 +66,8 @@ def parse(body: Body, source: Generation | None = None) -> VideoRequest:
     body = _flatten({name: _object(name, value) for name, value in body.items()})
     for name in NO_OPS.keys() & body.keys():
         if body.pop(name) not in NO_OPS[name]:
+            if name in MEDIA_FIELDS:
+                raise unsupported_media(name)
             only = json.dumps(NO_OPS[name][0])
             message = f"This server supports '{name}' as {only} only; leave it out."
             raise InvalidParameter(name, message, "unsupported_parameter")
@@ -112,15 +111,6 @@ def _merge_remix(source: Generation, given: Body) -> Body:
     return kept | given | {"sampler": changes}
 
 
-async def read_bytes(request: Request, limit: int) -> bytes:
-    raw = bytearray()
-    async for part in request.stream():
-        raw += part
-        if len(raw) > limit:
-            raise HTTPException(413, f"The body is larger than {limit} bytes.")
-    return bytes(raw)
-
-
 def read_json(raw: bytes) -> Body:
     try:
         body = json.loads(raw)
@@ -136,11 +126,9 @@ async def _read_form(request: Request, raw: bytes) -> Body:
         return {"type": "http.request", "body": raw}
 
     async with Request(request.scope, receive).form(max_part_size=len(raw)) as form:
-        items = form.multi_items()
-        for name, value in items:
-            if isinstance(value, UploadFile):
-                raise InvalidParameter(name, f"File uploads are not supported ('{name}').", "unsupported_parameter")
-        return parse_brackets((name, str(value)) for name, value in items)
+        # `read_bytes` refuses files; browsers send one without name and content for an empty <input type="file">.
+        items = [(name, value) for name, value in form.multi_items() if isinstance(value, str)]
+        return parse_brackets(items)
 
 
 def parse_brackets(items: Iterable[tuple[str, str]]) -> Body:

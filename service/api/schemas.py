@@ -86,7 +86,7 @@ class ModelQueue(ResponseModel):
     videos_per_hour: float = Field(description="Completed in the last hour")
     seconds_per_video: float | None = Field(description="Mean processing time of recent videos")
     estimated_wait_s: float | None = Field(
-        description="Estimate for a new video; null without workers or recent videos"
+        description="Estimate for a new video of this API key; null without workers or recent videos"
     )
 
 

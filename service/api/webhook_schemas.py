@@ -8,7 +8,9 @@ from typing import Annotated, Any, Literal, TypeVar
 from fastapi import HTTPException, Request
 from pydantic import AfterValidator, BaseModel, Field, StrictBool, ValidationError
 
-from service.api.parsing import read_bytes, read_json
+from service.api.auth import WebhookOwner
+from service.api.body_reader import media_type, read_bytes
+from service.api.parsing import is_json, read_json
 from service.api.schemas import Page
 from service.base import FrozenModel
 from service.catalog.model_entry import invalid_parameter
@@ -20,6 +22,9 @@ from service.webhooks.url_policy import MAX_URL
 from service.wire.video import ResponseModel
 
 M = TypeVar("M", bound=BaseModel)
+
+
+MAX_BODY_BYTES = 65_536
 
 
 def _unique(types: tuple[EventType, ...]) -> tuple[EventType, ...]:
@@ -97,6 +102,7 @@ class WebhookEndpointTest(ResponseModel):
     event_type: EventType
     status_code: int = Field(description="HTTP status of the receiver, also if it is an error")
     success: Literal[True] = True
+    webhook_delivery_id: str = Field(description="The delivery of the test event")
 
 
 class WebhookEventTypeList(ResponseModel):
@@ -124,7 +130,7 @@ class WebhookDelivery(ResponseModel):
     object: Literal["webhook_delivery"] = "webhook_delivery"
     event_id: str
     event_type: EventType
-    video_id: str
+    video_id: str = Field(description="An invented id if it was a test event")
     webhook_endpoint_id: str | None = Field(description="null for the callback_url of a video")
     url: str | None = Field(description="The callback_url of a video; null for an endpoint")
     status: State
@@ -142,14 +148,13 @@ class WebhookDeliveryList(Page[WebhookDelivery]):
     pass
 
 
-def read_json_body(model: type[M]) -> Callable[[Request], Awaitable[M]]:
+def read_json_body(model: type[M]) -> Callable[[Request, str], Awaitable[M]]:
     """A dependency that validates a JSON body; an empty body is the same as {}."""
 
-    async def read(request: Request) -> M:
-        raw = await read_bytes(request, request.app.state.services.settings.max_body_bytes)
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if raw and kind != "application/json":
-            raise HTTPException(415, "Send the body as application/json.")
+    async def read(request: Request, _owner: WebhookOwner) -> M:  # the key is checked before the body is read
+        raw = await read_bytes(request, MAX_BODY_BYTES)
+        if raw and not is_json(kind := media_type(request)):
+            raise HTTPException(415, f"Send the body as application/json, not as '{kind[:80]}'.")
         try:
             return model.model_validate(read_json(raw) if raw else {})
         except ValidationError as e:

@@ -20,7 +20,8 @@ from rq import Queue
 from rq.job import Job as RqJob
 
 from service.errors import IdempotencyKeyReused, QueueFull
-from service.jobs.job_errors import START_TIMEOUT
+from service.jobs.job_errors import RECORD_DAMAGED, START_TIMEOUT
+from service.jobs.job_record import DamagedJob
 from service.jobs.keys import (
     ACTIVE,
     INDEX,
@@ -34,8 +35,8 @@ from service.jobs.keys import (
 from service.jobs.model import ALLOWED_TRANSITIONS, Job, JobError, JobState, Output, Phase
 from service.jobs.outbox import LISTENERS, OUTBOX, oldest_kept
 from service.jobs.reader import Idempotency, JobReader
-from service.jobs.rq_queues import RQ_RECORD_TTL_S, generate_queue, queue_key, recorded_generate
-from service.redis_records import decode_record, encode_fields, record_of
+from service.jobs.rq_queues import RQ_RECORD_TTL_S, generate_queue, recorded_generate
+from service.redis_records import encode_fields
 from service.redis_scripts import flatten_commands, load_script
 
 IDEMPOTENCY_TTL_S = 24 * 3600
@@ -79,6 +80,7 @@ class JobStore(JobReader):
         self._end_script = load("end")
         self._requeue_script = load("requeue")
         self._send_again_script = load("send_again")
+        self._fail_damaged_script = load("fail_damaged")
         self._cancel_script = load("cancel")
         self._delete_script = load("delete")
         self._restore_script = load("restore")
@@ -101,7 +103,7 @@ class JobStore(JobReader):
         indexes = [INDEX, owner_index(job.owner), waiting_key(job.owner)]
         fields = _fields(job)
         commands = flatten_commands(recorded_generate(queue, job.id))
-        args = [job_key(""), job.id, fingerprint, IDEMPOTENCY_TTL_S, limits.per_queue, limits.per_owner, len(fields)]
+        args = [job.id, fingerprint, IDEMPOTENCY_TTL_S, limits.per_queue, limits.per_owner, len(fields)]
         answer, detail = self._create_script(
             [job_key(job.id), queue.key, *indexes, idempotency_record, ACTIVE], [*args, *fields, *commands]
         )
@@ -109,7 +111,7 @@ class JobStore(JobReader):
             case b"created":
                 return job
             case b"replayed":
-                return self.get(detail.decode()) or job
+                return self.view(detail.decode()) or job
             case _:
                 _refuse(answer.decode(), detail.decode())
 
@@ -169,6 +171,17 @@ class JobStore(JobReader):
         fields = {"completed_at": time.time(), "error": error.model_dump()}
         return self._end(job_id, execution_id, JobState.FAILED, fields)
 
+    def fail_damaged(self, job_id: str) -> bool:
+        """Fail a job whose record is damaged, whatever can be read of its state. False if it has ended."""
+        fields = {
+            "id": job_id,
+            "state": JobState.FAILED,
+            "completed_at": time.time(),
+            "error": RECORD_DAMAGED.model_dump(),
+        }
+        args = [job_id, oldest_kept(), *encode_fields(fields)]
+        return bool(self._fail_damaged_script([job_key(job_id), OUTBOX, LISTENERS], args))
+
     def fail_if_overdue(self, job: Job) -> bool:
         """Fail a job that was not started within its start_timeout_s; False if it is not late or was just started."""
         if not job.is_overdue(time.time()):
@@ -195,17 +208,15 @@ class JobStore(JobReader):
             sources &= {JobState.RUNNING}
         owner = "" if execution_id is None else json.dumps(execution_id)
         final = encode_fields({**fields, "state": state, "phase": None})
-        args = [_one_of(sources), owner, json.dumps(state), oldest_kept(), *final]
+        args = [_one_of(sources), owner, json.dumps(state), oldest_kept(), job_id, *final]
         return bool(self._end_script([job_key(job_id), OUTBOX, LISTENERS], args))
 
     def cancel(self, job_id: str) -> Job | None:
         """Cancel a queued job, or request the cancellation of a running one; returns the job as it is then."""
-        job = self.get(job_id)
-        if job is None:
-            return None
-        keys = [job_key(job_id), queue_key(job.generation.model), RqJob.key_for(job_id), OUTBOX, LISTENERS]
+        keys = [job_key(job_id), RqJob.key_for(job_id), OUTBOX, LISTENERS]
         args = [job_id, json.dumps(time.time()), oldest_kept()]
-        return decode_record(Job, record_of(self._cancel_script(keys, args)))
+        self._cancel_script(keys, args)
+        return self.view(job_id)
 
     def requeue(
         self, job: Job, execution_id: str, *, counts_as_attempt: bool = True, unless_leased: bool = False
@@ -239,11 +250,21 @@ class JobStore(JobReader):
         commands = flatten_commands(recorded_generate(queue, job.id, at_front=True))
         return bool(self._send_again_script(keys, [job.id, *commands]))
 
-    def delete(self, job_id: str) -> Job | None:
-        """Delete record and index entries of an ended job and return it; None if there is none or it has not ended."""
-        keys = [job_key(job_id), INDEX, RqJob.key_for(job_id)]
-        args = [job_id, owner_index(""), RQ_RECORD_TTL_S]
-        return decode_record(Job, record_of(self._delete_script(keys, args)))
+    def delete(self, job_id: str, *, owner: str | None = None) -> Job | None:
+        """Delete record and index entries of an ended or damaged job.
+
+        Args:
+            owner: whose index to delete it from if the record does not say it.
+
+        Returns:
+            The deleted job; None if there is none or it has not ended.
+        """
+        job = self.view(job_id)
+        if job is None:
+            return None
+        keys = [job_key(job_id), INDEX, owner_index(job.owner or owner or ""), RqJob.key_for(job_id)]
+        args = [job_id, RQ_RECORD_TTL_S, int(isinstance(job, DamagedJob))]
+        return job if self._delete_script(keys, args) else None
 
     def record_duration(self, model: str, seconds: float) -> None:
         """Add a completed video to `recent_durations`. For estimates only: it may be lost or counted twice."""

@@ -10,12 +10,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import PurePosixPath
 
 from redis import Redis
 
 from service.errors import StorageError
+from service.jobs.job_record import DamagedJob
 from service.jobs.keys import ACTIVE
 from service.jobs.model import Job
 from service.jobs.store import JobStore
@@ -71,24 +71,17 @@ class Retention:
                     self._redis.zadd(ENDED, {member: self._now() + RETRY_S}, xx=True)
 
     def _clean_up(self, job_id: str) -> None:
-        job = self._read(job_id)
+        job = self._store.view(job_id)
         expires_at = 0.0 if job is None else self._expires_at(job)
         if expires_at > self._now():
-            delete_files(self._storage, job_id, keep=_winner(job))
+            if not isinstance(job, DamagedJob):  # whose files it cannot tell apart
+                delete_files(self._storage, job_id, keep=_winner(job))
             self._redis.zadd(ENDED, {job_id: expires_at}, xx=True)
             return
-        with suppress(ValueError):  # a damaged record is deleted too, but cannot be returned
-            if self._store.delete(job_id) is not None:
-                log.info("%s expired", job_id)
+        if self._store.delete(job_id) is not None:
+            log.info("%s expired", job_id)
         delete_files(self._storage, job_id)
         self._redis.zrem(ENDED, job_id)
-
-    def _read(self, job_id: str) -> Job | None:
-        try:
-            return self._store.get(job_id)
-        except ValueError:
-            log.exception("the record of %s is damaged", job_id)
-            return None
 
     def _expires_at(self, job: Job) -> float:
         return job.expires_at or (job.completed_at or job.created_at) + self._retention_s

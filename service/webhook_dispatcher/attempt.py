@@ -28,8 +28,8 @@ class AttemptRunner:
 
     @property
     def per_host_limit(self) -> int:
-        """Concurrent attempts to one host, bounded so that a slow host cannot occupy every thread."""
-        return max(1, self.settings.webhook_concurrency // 2)
+        """Concurrent attempts of one owner to one host, so that a slow host does not delay the owner's others."""
+        return max(1, self.settings.webhook_concurrency // 4)
 
     def run(self, delivery_id: str, attempts_made: int) -> None:
         """Make the next attempt, unless another dispatcher has made one since `attempts_made` was read."""
@@ -40,7 +40,7 @@ class AttemptRunner:
         attempt_number = attempts_made + 1 - delivery.started_with
         try:
             url, secrets = self._destination(delivery)
-            if attempt_number > len(self.settings.webhook_retry_delays_s) + 1:
+            if attempt_number > len(self._retry_delays_s(delivery)) + 1:
                 raise NotDeliverable("attempts_lost")  # the process that made the last attempt never recorded it
         except NotDeliverable as e:
             if deliveries.fail(delivery, str(e)):
@@ -50,6 +50,9 @@ class AttemptRunner:
         if deliveries.start_attempt(delivery, url, timeout_s=timeout_s, per_host_limit=self.per_host_limit):
             self._post(delivery, url, secrets, attempt_number)
 
+    def _retry_delays_s(self, delivery: Delivery) -> tuple[float, ...]:
+        return () if delivery.is_test else self.settings.webhook_retry_delays_s
+
     def _destination(self, delivery: Delivery) -> tuple[str, Secrets]:
         """The endpoint's current URL and secrets, so that a corrected endpoint also gets its pending deliveries."""
         if delivery.url is not None:
@@ -57,7 +60,7 @@ class AttemptRunner:
         endpoint = self.webhooks.endpoints.find(delivery.endpoint_id or "")
         if endpoint is None:
             raise NotDeliverable("endpoint_deleted")
-        if not endpoint.is_enabled:
+        if not endpoint.is_enabled and not delivery.is_test:
             raise NotDeliverable("endpoint_disabled")
         return endpoint.url, endpoint.secrets
 
@@ -66,9 +69,9 @@ class AttemptRunner:
         headers = signed_headers(secrets, webhook_id=delivery.id, timestamp=int(time.time()), body=body)
         outcome = self.webhooks.sender.post(url, body, headers)
         self.metrics.attempt_made(outcome)
-        delays_s = self.settings.webhook_retry_delays_s
+        delays_s = self._retry_delays_s(delivery)
         following = next_state(outcome, attempt_number, delays_s=delays_s, now=time.time())
-        if following.disable_endpoint and delivery.endpoint_id:
+        if following.disable_endpoint and delivery.endpoint_id and not delivery.is_test:
             self.webhooks.endpoints.disable(delivery.endpoint_id)
         if self.webhooks.deliveries.finish_attempt(delivery, url, outcome, following):
             self.metrics.delivery_ended(following.state)

@@ -1,24 +1,27 @@
 """Deliveries: one event on its way to one receiver, with its due time and its log of attempts. In Redis:
 
-ivm:webhook:delivery:{id}        a hash with one JSON value per field of `Delivery`; expires after KEEP_S
-ivm:webhook:due                  ids of pending deliveries, scored by their due time (unix seconds)
-ivm:webhook:deliveries:{owner}   an owner's ids, and
-ivm:webhook:of:{video}           a video's ids, both in order of creation
-ivm:webhook:busy:{host}          ids of attempts in progress, scored by the time when each counts as lost
-ivm:webhook:waiting:{host}       ids that found the host at its limit, scored by the time when they first did
+ivm:webhook:delivery:{id}           a hash with one JSON value per field of `Delivery`; expires after KEEP_S
+ivm:webhook:due                     ids of pending deliveries, scored by their due time (unix seconds)
+ivm:webhook:deliveries:{owner}      an owner's ids, and
+ivm:webhook:of:{video}              a video's ids, both in order of creation
+ivm:webhook:queue:{owner}           an owner's due ids that wait for a dispatcher with room, and
+ivm:webhook:queues                  the owners that have some, scored by when each was last served
+ivm:webhook:busy:{owner}:{host}     ids of attempts in progress, scored by the time when each counts as lost
+ivm:webhook:waiting:{owner}:{host}  ids that found the host at its limit, scored by the time when they first did
 
-An id stays in `due` until its delivery has ended; claiming a delivery or starting an attempt only moves its due time.
-So a process that dies loses nothing: the due time comes, and another process takes over. The number of attempts made is
-the fence: of several processes that want to make the same attempt, one does.
+An id stays in `due` until its delivery has ended; queueing or claiming a delivery and starting an attempt only move its
+due time. So a process that dies loses nothing: the due time comes, and another process takes over. The number of
+attempts made is the fence: of several processes that want to make the same attempt, one does.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import random
 import time
-from typing import Any
-from urllib.parse import urlsplit
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from redis import Redis
 
@@ -27,12 +30,17 @@ from service.errors import WebhookDeliveryNotFound
 from service.ids import new_id
 from service.jobs.model import EventType
 from service.jobs.outbox import Command
-from service.redis_records import decode_record, encode_fields, read_page, read_records
+from service.redis_records import decode_record, encode_fields, read_page_of, read_record, read_records
 from service.redis_scripts import UntypedRedis, load_script
 from service.webhooks.retry_policy import NextState, State
 from service.webhooks.sender import Outcome
+from service.webhooks.url_policy import host_of
+
+log = logging.getLogger("ivmix.webhooks")
 
 DUE = "ivm:webhook:due"
+QUEUES = "ivm:webhook:queues"
+QUEUE_PREFIX = "ivm:webhook:queue:"
 KEEP_S = 8 * 86_400  # twice as long as the retries last
 MAX_PER_OWNER = 10_000
 MAX_LOGGED_ATTEMPTS = 30  # per delivery; the newest are kept
@@ -71,6 +79,13 @@ class Delivery(FrozenModel):
     ended_at: float | None = None
     error: str | None = None
     log: tuple[Attempt, ...] = ()
+    is_test: bool = False  # a sample event: one attempt, also to a disabled endpoint
+
+
+class Claim(NamedTuple):
+    delivery_id: str
+    attempts_made: int
+    owner: str
 
 
 def new_delivery(**fields: Any) -> Delivery:
@@ -81,8 +96,10 @@ def new_delivery(**fields: Any) -> Delivery:
 def creation_commands(delivery: Delivery) -> list[Command]:
     """The Redis commands that store a new delivery, to be run in the caller's transaction."""
     owner, video, record = owner_index(delivery.owner), video_index(delivery.video_id), key(delivery.id)
+    # Dispatchers of earlier versions, which may still run, refuse a field that they do not know.
+    fields = delivery.model_dump(mode="json", exclude=None if delivery.is_test else {"is_test"})
     return [
-        ["HSET", record, *encode_fields(delivery.model_dump(mode="json"))],
+        ["HSET", record, *encode_fields(fields)],
         ["EXPIRE", record, str(KEEP_S)],
         ["ZADD", owner, "0", delivery.id],
         ["EXPIRE", owner, str(KEEP_S)],
@@ -101,7 +118,13 @@ class DeliveryStore:
         )
 
     def find(self, delivery_id: str) -> Delivery | None:
-        return decode_record(Delivery, self._redis.hgetall(key(delivery_id)))
+        """Return the delivery; None if there is none, or if its record is damaged, so that no attempt is made."""
+        try:
+            return decode_record(Delivery, read_record(self._redis, key(delivery_id)))
+        except ValueError as e:
+            log.error("%s: giving up, the record of the delivery is damaged: %s", delivery_id, e)
+            self._redis.zrem(DUE, delivery_id)
+            return None
 
     def get(self, owner: str, delivery_id: str) -> Delivery:
         """Raises WebhookDeliveryNotFound, also for another owner's delivery."""
@@ -115,24 +138,49 @@ class DeliveryStore:
     ) -> tuple[list[Delivery], bool]:
         """One page, newest first, and whether more follow. `after` is an id."""
         index = video_index(video_id) if video_id else owner_index(owner)
-        ids, has_more = read_page(self._redis, index, limit=limit, after=after)
-        found = [decode_record(Delivery, record) for record in read_records(self._redis, map(key, ids))]
-        return [delivery for delivery in found if delivery is not None and delivery.owner == owner], has_more
+        return read_page_of(self._redis, index, lambda ids: self._read(owner, ids), limit=limit, after=after)
+
+    def _read(self, owner: str, ids: Sequence[str]) -> Iterator[Delivery | None]:
+        for record in read_records(self._redis, map(key, ids)):
+            try:
+                delivery = decode_record(Delivery, record)
+            except ValueError:
+                delivery = None
+            yield delivery if delivery is not None and delivery.owner == owner else None
 
     def pending(self) -> int:
         """How many deliveries of all owners have not ended."""
         return self._redis.zcard(DUE)
 
-    def claim(self, limit: int, *, now: float | None = None) -> list[tuple[str, int]]:
-        """Claim due deliveries for CLAIM_S: their ids, and how many attempts each has had."""
+    def create(self, delivery: Delivery) -> None:
+        with self._redis.pipeline(transaction=True) as pipe:
+            for command in creation_commands(delivery):
+                pipe.execute_command(*command)
+            pipe.execute()
+        self.trim(delivery.owner)
+
+    def claim(
+        self, capacity: int, *, in_progress: Mapping[str, int] | None = None, now: float | None = None
+    ) -> list[Claim]:
+        """Claim due deliveries for CLAIM_S, fairly among owners.
+
+        Args:
+            capacity: number of attempts that the caller makes at the same time.
+            in_progress: how many of those it is making for each owner.
+        """
         now = time.time() if now is None else now
-        reply = iter(self._claim_due([DUE], [now, now + CLAIM_S, limit, key("")]))
-        return [(delivery_id.decode(), int(attempts)) for delivery_id, attempts in zip(reply, reply, strict=True)]
+        busy = [part for owner_and_count in (in_progress or {}).items() for part in owner_and_count]
+        reply = self._claim_due([DUE, QUEUES], [now, now + CLAIM_S, capacity, key(""), QUEUE_PREFIX, *busy])
+        parts = iter(reply)
+        return [
+            Claim(delivery_id.decode(), int(attempts), owner.decode())
+            for delivery_id, attempts, owner in zip(parts, parts, parts, strict=True)
+        ]
 
     def start_attempt(self, delivery: Delivery, url: str, *, timeout_s: float, per_host_limit: int) -> bool:
-        """False if it has ended, another process makes this attempt, or the host has `per_host_limit` in progress."""
+        """False if it has ended, another process makes this attempt, or its owner has `per_host_limit` at the host."""
         now = time.time()
-        keys = [key(delivery.id), DUE, *_host_keys(url)]
+        keys = [key(delivery.id), DUE, *_host_keys(delivery.owner, url)]
         lost_at = now + timeout_s + GRACE_S
         postpone_s = POSTPONE_S * random.uniform(1, 1.5)  # noqa: S311  # not for secrets
         args = [delivery.id, delivery.attempts, json.dumps(State.PENDING), now, lost_at, per_host_limit, postpone_s]
@@ -187,7 +235,7 @@ class DeliveryStore:
         }
         due = "" if following.attempt_at is None else following.attempt_at
         args = [delivery.id, delivery.attempts, json.dumps(State.PENDING), now, due, *encode_fields(fields)]
-        return bool(self._update([key(delivery.id), DUE, *_host_keys(url)], args))
+        return bool(self._update([key(delivery.id), DUE, *_host_keys(delivery.owner, url)], args))
 
 
 def key(delivery_id: str) -> str:
@@ -202,6 +250,7 @@ def video_index(video_id: str) -> str:
     return f"ivm:webhook:of:{video_id}"
 
 
-def _host_keys(url: str) -> tuple[str, str]:
-    host = urlsplit(url).netloc
-    return f"ivm:webhook:busy:{host}", f"ivm:webhook:waiting:{host}"
+def _host_keys(owner: str, url: str) -> tuple[str, str]:
+    """By owner: on a host that several owners use, one with slow paths must not delay the others."""
+    host = host_of(url)
+    return f"ivm:webhook:busy:{owner}:{host}", f"ivm:webhook:waiting:{owner}:{host}"

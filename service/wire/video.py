@@ -105,7 +105,7 @@ class Renderer:
 
     def __init__(self, settings: Settings, storage: VideoStorage) -> None:
         self._storage = storage
-        self._base = settings.public_base_url.rstrip("/") if settings.public_base_url else None
+        self._base = settings.client_base_url
         self._presign_seconds = settings.presign_seconds
 
     def video(self, job: Job, *, queue_position: int | None = None) -> Video:

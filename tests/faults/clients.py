@@ -6,7 +6,7 @@ import random
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,10 +33,11 @@ class Clients:
 
     url: str
     callback_url: str
+    api_keys: Mapping[str, str]
     history: History
     jobs: int
     seed: int
-    count: int = 4
+    count: int = 4  # named client-0, client-1, ..
     accepted: set[str] = field(default_factory=set)
     stopping: threading.Event = field(default_factory=threading.Event)
     progress: Callable[[], float] = lambda: 1.0
@@ -128,9 +129,10 @@ class Client:
     def _request(self, http: httpx2.Client, what: str, method: str, path: str, **details: Any) -> dict[str, Any] | None:
         """Send a request and record the response. Returns the body of a 200, otherwise None."""
         request = {name: details.pop(name) for name in ("json", "headers") if name in details}
+        headers = {**request.pop("headers", {}), "authorization": f"Bearer {self.all.api_keys[self.name]}"}
         began = time.monotonic()
         try:
-            response = http.request(method, path, **request)
+            response = http.request(method, path, headers=headers, **request)
         except httpx2.HTTPError as e:
             self.all.history.record(self.name, what, **details, error=type(e).__name__, s=_since(began))
             return None

@@ -26,6 +26,7 @@ from service.process.embedded_valkey import free_port
 from service.process.parent_watch import SUPERVISOR
 from service.settings import Settings
 from service.wiring import Services, open_services
+from tests.faults.embedded_queue import EmbeddedQueue
 from tests.faults.history import History
 from tests.faults.proxies import TcpProxies
 from tests.faults.receiver import Receiver
@@ -33,7 +34,6 @@ from tests.faults.s3_proxy import S3Proxy
 from tests.processes import clean_environment, session_of, wait_for
 from tests.skewed_clock import CLOCK
 from tests.swift import ACCESS_KEY, SECRET_KEY, admin_client
-from tests.valkey import Valkey
 
 BUCKET = "videos-fault-injection"
 LEASE_S, BEAT_S, LOOK_S = 4.0, 0.5, 0.2
@@ -46,6 +46,7 @@ RESTART_S = 0.3  # as a supervisor would, after a process has ended
 WORKERS = ("worker-0", "worker-1", "worker-2")
 MAINTENANCES = ("maintenance-0", "maintenance-1")
 DISPATCHERS = ("dispatcher-0", "dispatcher-1")
+CLIENTS = ("client-0", "client-1", "client-2", "client-3", "flooder")  # each has an API key of its own
 MACHINE = {"worker-2": "machine-b"}  # the others share machine-a
 
 MODULES: dict[str, str] = {
@@ -99,19 +100,23 @@ class Cluster:
     history: History
     s3_url: str
     processes: dict[str, Process] = field(default_factory=dict)
+    api_keys: dict[str, str] = field(default_factory=dict)  # name of a client: its secret
+    owners: dict[str, str] = field(default_factory=dict)
     is_closing: threading.Event = field(default_factory=threading.Event)
     _stack: ExitStack = field(default_factory=ExitStack)
 
     def __enter__(self) -> Cluster:
         with self._stack:
             enter = self._stack.enter_context
-            self.valkey = enter(Valkey(self.folder / "valkey", more="auto-aof-rewrite-percentage 0\n"))
+            self.valkey = enter(EmbeddedQueue(self.folder))
             self.redis_proxies = enter(TcpProxies(self.valkey.port, list(MODULES)))
             self.s3_proxy = enter(S3Proxy(self.s3_url))
             self.receiver = enter(Receiver(self.history, slow_s=WEBHOOK_TIMEOUT_S + 1))
             self._create_bucket()
             self.services = self._services()  # bypasses the proxies, for observers
             self._stack.callback(self.services.close)
+            for name in CLIENTS:
+                self._add_key(name)
             self.redis: Redis = self.services.redis
             self.api_port = free_port()
             self._stack.callback(self._kill_all)
@@ -130,14 +135,36 @@ class Cluster:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.api_port}"
 
+    def owner(self, name: str = CLIENTS[0]) -> str:
+        """The owner of a client's videos, which stays the same when its key is replaced."""
+        return self.owners[name]
+
+    def replace_key(self, name: str) -> str:
+        """Give a client a new key for the same videos, revoke its old one and return that."""
+        old = next(
+            key
+            for key, _ in self.services.keys.list()
+            if (key.owner, key.revoked_at, key.name) == (self.owners[name], None, name)
+        )
+        revoked = self.api_keys[name]
+        self._add_key(name)
+        self.services.keys.revoke(old.id)
+        return revoked
+
+    def _add_key(self, name: str) -> None:
+        key, self.api_keys[name] = self.services.keys.create(
+            name, owner=self.owners.get(name), requests_per_minute=1_000_000
+        )
+        self.owners[name] = key.owner
+
     def stop(self) -> None:
         """Send SIGTERM to all, as an operator would, and record those that do not stop."""
         self.is_closing.set()
         self._restarter.join()
-        for process in self.processes.values():
-            process.send(signal.SIGTERM)
+        # The last fault may have killed one that is no longer started again.
+        running = [process for process in self.processes.values() if process.send(signal.SIGTERM)]
         deadline = time.monotonic() + STOP_S
-        for process in self.processes.values():
+        for process in running:
             try:
                 code = process.handle.wait(max(0.1, deadline - time.monotonic()))
                 self.history.record("cluster", "stopped", name=process.name, code=code)
@@ -204,9 +231,9 @@ class Cluster:
     def _environment(self, name: str) -> dict[str, str]:
         return {
             SUPERVISOR: str(os.getpid()),
-            "IVMIX_REDIS_URL": f"redis://:secret@127.0.0.1:{self.redis_proxies.port(name)}/0",
+            "IVMIX_REDIS_URL": f"redis://:{self.valkey.password}@127.0.0.1:{self.redis_proxies.port(name)}/0",
             "IVMIX_PORT": str(self.api_port),
-            "IVMIX_AUTH": "off",
+            "IVMIX_AUTH": "keys",
             "IVMIX_MODELS": "demo",
             "IVMIX_DATA_DIR": str(self.folder / MACHINE.get(name, "machine-a")),
             "IVMIX_STORAGE": "s3",
@@ -252,12 +279,16 @@ class Cluster:
         client.close()
 
     def _wait_until_ready(self) -> None:
-        def answers() -> str | None:
+        def answers(name: str) -> str | None:
+            headers = {"authorization": f"Bearer {self.api_keys[name]}"}
             try:
-                return httpx2.get(f"{self.url}/v1/webhook_callback_secret", timeout=5).json()["signing_secret"]
+                reply = httpx2.get(f"{self.url}/v1/webhook_callback_secret", headers=headers, timeout=5)
+                return reply.json()["signing_secret"]
             except (httpx2.HTTPError, ValueError, KeyError):
                 return None
 
-        self.receiver.secret = wait_for(answers, timeout_s=READY_S, hint="from the API")
+        for name in CLIENTS:
+            secret = wait_for(lambda name=name: answers(name), timeout_s=READY_S, hint="from the API")
+            self.receiver.secrets.append(secret)
         for name in WORKERS:
             wait_for(lambda name=name: self.processes[name].child, timeout_s=READY_S, hint=f"of {name}")

@@ -1,108 +1,33 @@
 """Every kind of fault. Each breaks one thing, lasts for a while and repairs it.
 
-Without root and on one machine, some faults are simulated: a full Redis disk by `maxmemory` with noeviction (Redis
-refuses the same commands), a worker's full disk by a file size limit (prlimit RLIMIT_FSIZE), and a wrong clock by a
-shifted time.time (tests/skewed_clock.py).
+Without root and on one machine, some faults are simulated: full Redis memory by `maxmemory` with noeviction, a full
+disk of the queue or of a worker by a file size limit (prlimit RLIMIT_FSIZE), and a wrong clock by a shifted time.time
+(tests/skewed_clock.py).
 """
 
 from __future__ import annotations
 
-import json
 import os
-import random
 import resource
 import signal
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
-from redis.exceptions import RedisError
-from rq import Worker
-
-from service.jobs.keys import ACTIVE, job_key
-from service.jobs.model import Callback, Job, JobState, Phase
-from service.jobs.rq_queues import generate_queue
-from tests.factories import make_generation
-from tests.faults.cluster import DISPATCHERS, LEASE_S, MAINTENANCES, MODULES, WORKERS, Cluster, Process
+from service.jobs.model import JobState, Phase
+from tests.faults.client_faults import flood, revoke_key
+from tests.faults.cluster import DISPATCHERS, LEASE_S, MAINTENANCES, MODULES, WORKERS
+from tests.faults.injection import SHORT_S, FaultKind, Inject, Injection, NoTarget
+from tests.faults.queue_faults import corrupt_record, lose_entry, push_twice, write_old_record
 from tests.faults.receiver import Mode
 from tests.faulty_proxy import Fault
+from tests.processes import clean_environment
 
-TARGET_TIMEOUT_S = 8.0  # how long a fault waits for something to break
-SHORT_S = 2.0  # the duration of a short outage
 SKEW_S = 60.0
 FULL_BYTES = 2048
-CORRUPTIBLE = ("generation", "execution_id", "step", "created_at", "callback")
-
-
-class NoTarget(Exception):
-    """There was nothing to break."""
-
-
-@dataclass
-class Injection:
-    """One fault while it is injected. `record(...)` adds details to its line in the history."""
-
-    cluster: Cluster
-    random: random.Random
-    record: Callable[..., None]
-
-    def process(self, names: tuple[str, ...]) -> Process:
-        return self.cluster.processes[self.random.choice(names)]
-
-    def busy_worker(self) -> tuple[Process, str]:
-        """A worker and the id of the job that it runs."""
-        names = self.random.sample(WORKERS, len(WORKERS))
-
-        def found() -> tuple[Process, str] | None:
-            jobs = self._current_jobs()
-            for process in (self.cluster.processes[name] for name in names):
-                if process.is_running and (job_id := jobs.get(process.handle.pid)):
-                    return process, job_id
-            return None
-
-        return self.wait(found)
-
-    def job(self, state: JobState, matches: Callable[[Job], bool] = lambda _: True) -> Job:
-        def found() -> Job | None:
-            for job_id in sorted(self._redis.smembers(ACTIVE)):
-                with suppress(ValueError):
-                    job = self.cluster.services.store.get(job_id.decode())
-                    if job and job.state is state and matches(job):
-                        return job
-            return None
-
-        return self.wait(found)
-
-    def wait(self, find: Callable[[], Any]) -> Any:
-        """Poll until `find` returns something. Raises NoTarget after TARGET_TIMEOUT_S."""
-        deadline = time.monotonic() + TARGET_TIMEOUT_S
-        while time.monotonic() < deadline:
-            with suppress(RedisError):
-                if (found := find()) is not None:
-                    return found
-            time.sleep(0.02)
-        raise NoTarget
-
-    @property
-    def _redis(self) -> Any:
-        return self.cluster.redis
-
-    def _current_jobs(self) -> dict[int, str]:
-        """Process ids of workers -> their job, as RQ's worker records show it."""
-        workers: list[Any] = Worker.all(connection=self._redis, serializer="json")
-        return {worker.pid: job_id for worker in workers if (job_id := worker.get_current_job_id())}
-
-
-Inject = Callable[[Injection], Iterator[float]]  # breaks, yields the duration in seconds, repairs
-
-
-class FaultKind(NamedTuple):
-    """Only one fault at a time affects the same `target`."""
-
-    target: str
-    inject: Inject
 
 
 # -- workers
@@ -197,6 +122,31 @@ def _kill_redis_at_completion(injection: Injection) -> Iterator[float]:
     injection.cluster.valkey.start()
 
 
+def _kill_embedded_server(injection: Injection) -> Iterator[float]:
+    """Nothing but the product brings it back."""
+    injection.cluster.valkey.kill_server()
+    yield SHORT_S
+    injection.cluster.valkey.wait_until_ready()
+
+
+def _fill_disk_of_queue(injection: Injection) -> Iterator[float]:
+    """The server ends at its first write, again and again, until there is space."""
+    injection.cluster.valkey.limit_files(FULL_BYTES)
+    yield injection.random.uniform(SHORT_S, 2 * SHORT_S)
+    injection.cluster.valkey.limit_files(None)
+    injection.cluster.valkey.wait_until_ready()
+
+
+def _start_second_up(injection: Injection) -> Iterator[float]:
+    """On the folder of the running queue, from a shell; the checker wants it refused with a sentence."""
+    yield 0.0
+    command = f'"{sys.executable}" -m service.cli up --port 0 --workers 0 --data "{injection.cluster.valkey.data_dir}"'
+    done = subprocess.run(
+        ["/bin/sh", "-c", command], env=clean_environment(), capture_output=True, text=True, timeout=90, check=False
+    )
+    injection.record(exit_code=done.returncode, refused="is in use by another ivmix" in done.stderr)
+
+
 def _fill_redis(injection: Injection) -> Iterator[float]:
     redis: Any = injection.cluster.redis
     redis.config_set("maxmemory", 1)
@@ -237,41 +187,6 @@ def _cut_connections(injection: Injection) -> Iterator[float]:
     yield 0.0
 
 
-# -- the queue
-
-
-def _push_twice(injection: Injection) -> Iterator[float]:
-    job = injection.job(JobState.RUNNING)
-    injection.record(victim=job.id)
-    redis: Any = injection.cluster.redis
-    redis.lpush(generate_queue(redis, "demo").key, job.id)
-    yield 0.0
-
-
-def _lose_entry(injection: Injection) -> Iterator[float]:
-    redis: Any = injection.cluster.redis
-    job = injection.job(JobState.QUEUED)
-    injection.record(victim=job.id)
-    redis.lrem(generate_queue(redis, "demo").key, 0, job.id)
-    redis.delete(f"rq:job:{job.id}")
-    yield 0.0
-
-
-def _corrupt_record(injection: Injection) -> Iterator[float]:
-    """Submit a job and corrupt its record. The checker exempts it from promises that its record can no longer keep."""
-    cluster = injection.cluster
-    generation = make_generation(num_inference_steps=injection.random.randint(1, 30))
-    job = Job.new(generation, callback=Callback(url=cluster.receiver.url))
-    name = injection.random.choice(CORRUPTIBLE)
-    injection.record(corrupted=job.id, field=name)
-    cluster.services.store.create(job, generate_queue(cluster.redis, "demo"))
-    time.sleep(injection.random.choice((0.0, 1.0)))
-    redis: Any = cluster.redis
-    if redis.exists(job_key(job.id)):
-        redis.hset(job_key(job.id), name, injection.random.choice(("garbage", json.dumps({"no": "sense"}))))
-    yield 0.0
-
-
 # -- storage, webhook receiver
 
 
@@ -307,14 +222,20 @@ KINDS: dict[str, FaultKind] = {
     "kill -9 dispatcher": FaultKind("clock", _kill_one_of(*DISPATCHERS)),
     "Redis killed": FaultKind("redis", _kill_redis),
     "Redis down at completion": FaultKind("redis", _kill_redis_at_completion),
+    "embedded server killed": FaultKind("redis", _kill_embedded_server),
+    "disk full under the queue": FaultKind("redis", _fill_disk_of_queue),
+    "second ivmix up": FaultKind("second up", _start_second_up),
     "Redis full": FaultKind("redis", _fill_redis),
     "Redis slow": FaultKind("redis proxies", _slow_redis),
     "Redis silent": FaultKind("redis proxies", _silence_redis(one_worker=False)),
     "Redis silent to a worker": FaultKind("redis proxies", _silence_redis(one_worker=True)),
     "Redis connections cut": FaultKind("redis proxies", _cut_connections),
-    "job queued twice": FaultKind("queue", _push_twice),
-    "queue entry lost": FaultKind("queue", _lose_entry),
-    "corrupted record": FaultKind("queue", _corrupt_record),
+    "job queued twice": FaultKind("queue", push_twice),
+    "queue entry lost": FaultKind("queue", lose_entry),
+    "corrupted record": FaultKind("queue", corrupt_record),
+    "record of 0.1": FaultKind("queue", write_old_record),
+    "key revoked": FaultKind("keys", revoke_key),
+    "one tenant floods": FaultKind("api", flood),
     "S3 down": FaultKind("storage", _break_storage("drop", SHORT_S, 3 * SHORT_S)),
     "S3 hangs": FaultKind("storage", _break_storage("hang", SHORT_S, 4 * SHORT_S)),
     "S3 refuses (503)": FaultKind("storage", _break_storage("503", SHORT_S, 3 * SHORT_S)),

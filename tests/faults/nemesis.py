@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 from redis.exceptions import RedisError
 
 from tests.faults.cluster import Cluster
-from tests.faults.fault_kinds import KINDS, Inject, Injection, NoTarget
+from tests.faults.fault_kinds import KINDS
 from tests.faults.history import History
+from tests.faults.injection import Inject, Injection, NoTarget
 
 OVERLAP = 0.35  # probability that the next fault starts while this one lasts
 

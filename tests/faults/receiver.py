@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import socket
 import time
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler
-from typing import Literal
+from typing import Any, Literal
 
 from tests.faults.history import History
 from tests.webhook_receivers import PostServer, Received
@@ -15,7 +16,7 @@ STATUS: dict[Mode, int] = {"up": 204, "slow": 204, "gone": 410, "down": 0}
 
 
 class Receiver(PostServer):
-    """A context. Set `secret` before the first webhook arrives.
+    """A context. Put the secrets of all owners into `secrets` before the first webhook arrives.
 
     Args:
         slow_s: Seconds before the answer in mode "slow"; longer than the senders' timeout.
@@ -23,14 +24,14 @@ class Receiver(PostServer):
 
     def __init__(self, history: History, *, slow_s: float) -> None:
         self.mode: Mode = "up"
-        self.secret = ""
+        self.secrets: list[str] = []
         self._history, self._slow_s = history, slow_s
         super().__init__()
 
     def take(self, handler: BaseHTTPRequestHandler, headers: dict[str, str], body: bytes) -> None:
         mode = self.mode
         try:
-            event, is_signed = Received("/", headers, body, None).event(self.secret), True
+            event, is_signed = self._event(Received("/", headers, body, None)), True
             details = {"id": event.data.id, "type": event.type}
         except Exception as e:  # any error means that the signature or body is wrong
             details, is_signed = {"error": type(e).__name__}, False
@@ -45,3 +46,10 @@ class Receiver(PostServer):
         handler.send_response(STATUS[mode])
         handler.send_header("content-length", "0")
         handler.end_headers()
+
+    def _event(self, received: Received) -> Any:
+        """Raises the last secret's error if none of them signed it."""
+        for secret in self.secrets[:-1]:
+            with suppress(Exception):
+                return received.event(secret)
+        return received.event(self.secrets[-1])

@@ -17,12 +17,19 @@ from tests.faults.history import Line
 # WEBHOOK: a webhook was delivered. Every other kind: a video was completed.
 VICTIM = {
     *("kill -9 child", "kill -9 parent", "frozen parent", "frozen worker"),
-    *("Redis silent to a worker", "queue entry lost", "scratch disk full"),
+    *("Redis silent to a worker", "queue entry lost", "scratch disk full", "record of 0.1"),
 }
 LATE = 200  # a fault's line is written at most this many lines after it began
 EXIT = {"SIGTERM", "SIGTERM twice"}
 WEBHOOK = {"receiver down", "receiver slow", "receiver answers 410", "kill -9 dispatcher"}
-NOTHING = {"clock skew", "corrupted record", "job queued twice", "kill -9 maintenance"}  # has no visible recovery
+NOTHING = {
+    "clock skew",
+    "corrupted record",
+    "job queued twice",
+    "kill -9 maintenance",
+    "second ivmix up",
+    "key revoked",
+}  # has no visible recovery
 
 
 def show(lines: Sequence[Line], violations: Sequence[Violation], console: Console) -> None:

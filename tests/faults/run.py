@@ -64,7 +64,7 @@ class Run:
             self._inject_faults(cluster, history)
             cluster.stop()
             self._record_final_state(cluster, history)
-            cluster.valkey.kill()
+            cluster.valkey.kill()  # every acknowledged write is in the log
             for line in aof.transitions(cluster.valkey.folder / "appendonlydir"):
                 history.record("redis", "state", **line)
         history.close()
@@ -74,7 +74,13 @@ class Run:
     def _inject_faults(self, cluster: Cluster, history: History) -> None:
         plan = draw(self.seed, self.faults, self.kinds)
         clients = Clients(
-            cluster.url, cluster.receiver.url, history, self.jobs, self.seed, progress=lambda: nemesis.progress
+            cluster.url,
+            cluster.receiver.url,
+            cluster.api_keys,
+            history,
+            self.jobs,
+            self.seed,
+            progress=lambda: nemesis.progress,
         )
         nemesis = Nemesis(cluster, history, plan, has_reached=clients.has_reached)
         thread = threading.Thread(target=nemesis.run, args=(threading.Event(),), name="nemesis", daemon=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import subprocess
@@ -10,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from benchmarks import quality
 
 
 def run(*command: str) -> str:
@@ -31,7 +34,11 @@ def run_here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     return run_main
 
 
-def test_quality_benchmark_prints_a_table_and_resumes(tmp_path: Path, run_here: Callable[..., str]) -> None:
+def test_quality_benchmark_prints_a_table_and_resumes(
+    tmp_path: Path, run_here: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("demo_models", "Judges"):  # both runs share them
+        monkeypatch.setattr(quality, name, functools.cache(getattr(quality, name)))
     result, sheet = tmp_path / "quality.json", tmp_path / "quality.png"
     small = ("benchmarks.quality", "--prompts", "2", "--steps", "2", "--processes", "1", "--arms", "fused")
     files = ("--json", str(result), "--sheet", str(sheet))
@@ -98,20 +105,25 @@ def test_the_loop_costs_at_most_half_of_the_released_one(tmp_path: Path) -> None
     assert found["ratio"] == found["us_per_outer_step"] / found["reference_us_per_outer_step"] <= 0.5
 
 
-def test_the_gpu_benchmark_goes_its_whole_way_on_a_cpu(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "arms", [("A", "B"), pytest.param(("A", "A'", "B", "B'"), marks=pytest.mark.slow)], ids=" ".join
+)
+def test_the_gpu_benchmark_goes_its_whole_way_on_a_cpu(tmp_path: Path, arms: tuple[str, ...]) -> None:
     """With tiny networks; its figures mean nothing, but none may be missing."""
     out = tmp_path / "gpu.json"
-    printed = run("benchmarks.gpu_loop", "--smoke", "--json", str(out))
+    printed = run("benchmarks.gpu_loop", "--smoke", "--arms", *arms, "--json", str(out))
     assert "the figures mean nothing" in printed
     found = json.loads(out.read_text())
     assert found["gate"] == "passed"
-    assert list(found["arms"]) == ["A", "A'", "B", "B'"]
+    assert list(found["arms"]) == list(arms)
     assert all(value > 0 for value in found["roofs"].values())
     assert {name for name in found["roofs"] if name.startswith("matrix")} == {
         "matrix_bfloat16_tflops",
         "matrix_float32_tflops",
     }
-    assert {"A/B", "A'/B", "A/B'", "A'/B'"} <= set(found["ratios"])
+    assert {f"{released}/{ours}" for released in arms if "A" in released for ours in arms if "B" in ours} <= set(
+        found["ratios"]
+    )
     assert all(ratio > 0 for each in found["ratios"].values() for ratio in each.values())
     for name, arm in found["arms"].items():
         assert max(arm["relative_error"].values()) <= 1e-5
@@ -121,10 +133,12 @@ def test_the_gpu_benchmark_goes_its_whole_way_on_a_cpu(tmp_path: Path) -> None:
         assert sum(arm["kernel_ms"].values()) > 0
         assert arm["kernels_per_call"] > 100
         assert arm["host_waits_per_step"] == (28 if name.startswith("A") else 0)
-    assert found["arms"]["A'"]["compile_s"] > found["arms"]["A"]["compile_s"]
-    assert found["arms"]["B'"]["fell_back_to_eager"] is False
+    if "B'" in arms:
+        assert found["arms"]["A'"]["compile_s"] > found["arms"]["A"]["compile_s"]
+        assert found["arms"]["B'"]["fell_back_to_eager"] is False
 
 
+@pytest.mark.slow
 def test_throughput_prints_clips_per_hour_gap_and_phases(tmp_path: Path) -> None:
     result = tmp_path / "throughput.json"
     printed = run(

@@ -14,15 +14,9 @@ from service.jobs.model import JobState
 from service.jobs.rq_queues import generate_queue
 from service.settings import Settings
 from service.wiring import Services
-from tests.factories import PROMPT
+from tests.api_calls import create
 
 OTHER = "a green square moving up on a pink background"
-
-
-def create(client: TestClient, **body: Any) -> dict[str, Any]:
-    answer = client.post("/v1/videos", json={"prompt": PROMPT} | body)
-    assert answer.status_code == 200, answer.text
-    return answer.json()
 
 
 class TestCancel:

@@ -10,7 +10,7 @@ import httpx2
 import pytest
 
 from tests.processes import PROMPT, clean_environment, ivmix_up, wait_for
-from worker.child.video import read_mp4
+from worker.child.video_encoder import read_mp4
 
 
 def ivmix(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -26,18 +26,8 @@ def ivmix(*arguments: str, cwd: Path, **environment: str) -> subprocess.Complete
     )
 
 
-def test_generate_writes_a_video_without_any_server(tmp_path: Path) -> None:
-    run = ivmix("generate", PROMPT, "-o", "out.mp4", "--steps", "3", "--seed", "5", cwd=tmp_path)
-    assert run.returncode == 0, run.stderr
-    assert "seed 5" in run.stdout
-    assert read_mp4(tmp_path / "out.mp4").shape == (8, 384, 384, 3)
-    again = ivmix("generate", PROMPT, "-o", "again.mp4", "--steps", "3", "--seed", "5", cwd=tmp_path)
-    assert again.returncode == 0
-    assert (tmp_path / "again.mp4").read_bytes() == (tmp_path / "out.mp4").read_bytes()
-
-
 def test_compare_shows_both_samplers_from_one_seed(tmp_path: Path) -> None:
-    run = ivmix("generate", PROMPT, "-o", "both.mp4", "--steps", "4", "--compare", cwd=tmp_path)
+    run = ivmix("generate", PROMPT, "-o", "both.mp4", "--steps", "3", "--compare", cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     frames = read_mp4(tmp_path / "both.mp4").astype(int)
     assert frames.shape == (8, 424, 768, 3)
@@ -60,10 +50,14 @@ def test_prompt_that_cannot_be_drawn_is_one_clear_sentence(tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == []
 
 
-def test_submit_brings_the_video_from_a_running_server(demo_server: str, tmp_path: Path) -> None:
-    url = demo_server
-    run = ivmix("submit", PROMPT, "-o", "out.mp4", "--steps", "2", "--seed", "5", "--url", url, cwd=tmp_path)
+def test_a_server_and_generate_without_one_make_the_same_video(demo_server: str, tmp_path: Path) -> None:
+    url, request = demo_server, (PROMPT, "--steps", "2", "--seed", "5")
+    run = ivmix("submit", *request, "-o", "out.mp4", "--url", url, cwd=tmp_path)
     assert run.returncode == 0, run.stderr
+    alone = ivmix("generate", *request, "-o", "alone.mp4", cwd=tmp_path)
+    assert alone.returncode == 0, alone.stderr
+    assert "seed 5" in alone.stdout
+    assert (tmp_path / "alone.mp4").read_bytes() == (tmp_path / "out.mp4").read_bytes()
     refused = ivmix("submit", "a horse", "--url", url, cwd=tmp_path)
     taken = ivmix("up", "--port", url.rpartition(":")[2], "--data", str(tmp_path / "other"), cwd=tmp_path)
     assert read_mp4(tmp_path / "out.mp4").shape == (8, 384, 384, 3)

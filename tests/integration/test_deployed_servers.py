@@ -79,7 +79,7 @@ def test_valkey_keeps_what_it_accepted_and_asks_for_a_password(tmp_path: Path, s
             stranger.ping()
 
 
-def test_bucket_is_made_once(s3: Settings, tmp_path: Path) -> None:
+def test_bucket_ismade_once(s3: Settings, tmp_path: Path) -> None:
     program = compose()["configs"]["bucket"]["content"]
     assert s3.s3_endpoint_url is not None
     environment = {

@@ -14,10 +14,11 @@ import pytest
 from service.process.embedded_valkey import free_port
 from service.settings import Settings
 from service.wiring import Services
+from tests.api_calls import answer_of
 from tests.doc_examples import DOCS, example
 from tests.factories import deliver_webhooks
-from tests.integration.test_webhook_api import answer_of, complete
 from tests.processes import PROMPT, wait_for
+from tests.webhook_calls import complete
 
 GUIDE = DOCS / "webhooks.md"
 

@@ -22,13 +22,10 @@ from service.process.embedded_valkey import free_port
 from service.settings import Settings
 from service.webhook_dispatcher.metrics import DispatcherMetrics
 from service.wiring import Services
+from tests.api_calls import create
 from tests.doc_examples import DOCS
 from tests.factories import PROMPT, make_job
 from tests.processes import clean_environment, wait_for, worker
-
-
-def create(client: TestClient) -> str:
-    return client.post("/v1/videos", json={"prompt": PROMPT}).json()["id"]
 
 
 def figures(text: str) -> dict[tuple[str, ...], float]:
@@ -64,7 +61,7 @@ class TestQueueReport:
         long = services.store.create(
             make_job(generation=generation.model_copy(update={"num_inference_steps": 400})), queue
         )
-        waiting = create(client)
+        waiting = create(client)["id"]
 
         def busy() -> dict[str, Any] | None:
             """The second video is sampled while the first is still decoded and stored, so wait for both."""
@@ -100,7 +97,7 @@ class TestQueueReport:
 
 class TestMetrics:
     def test_requests_are_counted_by_route_and_the_queue_is_shown(self, client: TestClient, finished: Any) -> None:
-        first, _ = create(client), create(client)
+        first, _ = create(client)["id"], create(client)["id"]
         for _ in range(3):
             client.get(f"/v1/videos/{first}")
         client.get("/v1/videos/video_x")

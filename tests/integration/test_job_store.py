@@ -1,3 +1,5 @@
+"""The life of a job in the store, from the queue to its end."""
+
 from __future__ import annotations
 
 import random
@@ -7,40 +9,21 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from redis import Redis
 from redis.exceptions import RedisError
 from rq import Queue
 
-from service.jobs.keys import INDEX, job_key, lease_key
-from service.jobs.model import ALLOWED_TRANSITIONS, Job, JobError, JobState, Phase
+from service.jobs.keys import INDEX, job_key
+from service.jobs.model import ALLOWED_TRANSITIONS, JobError, JobState, Phase
 from service.jobs.rq_queues import generate_queue
 from service.jobs.store import JobStore, LeaseReply
 from service.wiring import Services
-from tests.factories import make_job, make_output
+from tests.factories import complete_job, create_job, make_output
 
 ERROR = JobError(code="timeout", message="Too slow.")
 
 
-@pytest.fixture
-def store(services: Services) -> JobStore:
-    return services.store
-
-
-@pytest.fixture
-def queue(services: Services) -> Queue:
-    return generate_queue(services.redis, "demo")
-
-
-def created(store: JobStore, queue: Queue, **over: object) -> Job:
-    return store.create(make_job(**over), queue)
-
-
-def complete(store: JobStore, job: Job, execution_id: str) -> bool:
-    return store.complete(job.id, execution_id, make_output(), {"sampling": 1.5}, 12.5)
-
-
 def test_a_created_job_is_recorded_indexed_and_queued(store: JobStore, queue: Queue) -> None:
-    job = created(store, queue, metadata={"a": "b"}, user="u")
+    job = create_job(store, queue, metadata={"a": "b"}, user="u")
     assert store.get(job.id) == job
     assert store.list()[0] == [job]
     assert queue.job_ids == [job.id]
@@ -50,7 +33,7 @@ def test_a_job_that_cannot_be_queued_leaves_nothing_behind(store: JobStore, queu
     services.redis.config_set("maxmemory", 1)
     try:
         with pytest.raises(RedisError):
-            created(store, queue)
+            create_job(store, queue)
     finally:
         services.redis.config_set("maxmemory", 0)
     assert services.redis.keys("*ivm*") == []
@@ -67,7 +50,7 @@ def test_an_unknown_job_is_none_everywhere(store: JobStore) -> None:
 
 
 def test_a_job_from_queue_to_video(store: JobStore, queue: Queue) -> None:
-    job = created(store, queue)
+    job = create_job(store, queue)
     running = store.start(job.id, "e1")
     assert running is not None
     assert (running.state, running.attempt, running.execution_id) == (JobState.RUNNING, 1, "e1")
@@ -76,7 +59,7 @@ def test_a_job_from_queue_to_video(store: JobStore, queue: Queue) -> None:
     shown = store.get(job.id)
     assert shown is not None
     assert (shown.progress, shown.phase) == (25, Phase.SAMPLING)
-    assert complete(store, job, "e1")
+    assert complete_job(store, job.id, "e1")
     done = store.get(job.id)
     assert done is not None
     assert (done.state, done.progress, done.phase) == (JobState.COMPLETED, 100, None)
@@ -86,7 +69,7 @@ def test_a_job_from_queue_to_video(store: JobStore, queue: Queue) -> None:
 
 
 def test_of_many_workers_exactly_one_gets_a_job(store: JobStore, queue: Queue) -> None:
-    job = created(store, queue)
+    job = create_job(store, queue)
     with ThreadPoolExecutor(16) as pool:
         taken = list(pool.map(lambda i: store.start(job.id, f"e{i}"), range(16)))
     winners = [running for running in taken if running]
@@ -96,81 +79,23 @@ def test_of_many_workers_exactly_one_gets_a_job(store: JobStore, queue: Queue) -
 
 def test_a_repeated_start_is_one_start(store: JobStore, queue: Queue) -> None:
     """redis-py sends a command again if its reply was lost."""
-    job = created(store, queue)
+    job = create_job(store, queue)
     assert store.start(job.id, "e1") == store.start(job.id, "e1")
 
 
 def test_a_repeated_end_is_one_end(store: JobStore, queue: Queue) -> None:
-    job = created(store, queue)
+    job = create_job(store, queue)
     store.start(job.id, "e1")
-    assert complete(store, job, "e1")
+    assert complete_job(store, job.id, "e1")
     first = store.get(job.id)
-    assert complete(store, job, "e1")
+    assert complete_job(store, job.id, "e1")
     assert store.get(job.id) == first
-    assert not complete(store, job, "e2")
+    assert not complete_job(store, job.id, "e2")
     assert not store.fail(job.id, "e1", ERROR)
 
 
-def test_a_running_job_has_a_lease_that_expires_by_the_clock_of_redis(services: Services, queue: Queue) -> None:
-    store = JobStore(services.redis, lease_s=30)
-    job = created(store, queue)
-    store.start(job.id, "e1")
-    assert services.redis.get(lease_key(job.id)) == b'"e1"'
-    assert 25_000 < services.redis.pttl(lease_key(job.id)) <= 30_000
-    for renew in (
-        lambda: store.renew_lease(job.id, "e1"),
-        lambda: store.report_progress(job.id, "e1", 1, 20, Phase.SAMPLING),
-    ):
-        services.redis.pexpire(lease_key(job.id), 1000)
-        assert renew() is LeaseReply.CONTINUE
-        assert services.redis.pttl(lease_key(job.id)) > 25_000
-
-
-def test_an_expired_lease_is_renewed_unless_another_execution_has_the_job(
-    store: JobStore, queue: Queue, services: Services
-) -> None:
-    """Redis was unreachable for longer than a lease, and nothing was decided in the meantime."""
-    job = created(store, queue)
-    running = store.start(job.id, "e1")
-    assert running is not None
-    services.redis.delete(lease_key(job.id))
-    assert store.renew_lease(job.id, "e1") is LeaseReply.CONTINUE
-    assert not store.requeue(running, "e1", unless_leased=True)
-    services.redis.delete(lease_key(job.id))
-    assert store.requeue(running, "e1", unless_leased=True)
-    assert store.renew_lease(job.id, "e1") is LeaseReply.LOST
-    assert services.redis.exists(lease_key(job.id)) == 0
-
-
-def test_checking_a_lease_does_not_renew_it(store: JobStore, queue: Queue, services: Services) -> None:
-    job = created(store, queue)
-    store.start(job.id, "e1")
-    services.redis.delete(lease_key(job.id))
-    assert store.check_lease(job.id, "e1") is LeaseReply.CONTINUE
-    assert services.redis.exists(lease_key(job.id)) == 0
-    store.cancel(job.id)
-    assert store.check_lease(job.id, "e1") is LeaseReply.CANCEL
-    assert store.check_lease(job.id, "e2") is LeaseReply.LOST
-
-
-def test_a_worker_that_lost_its_job_changes_nothing(store: JobStore, queue: Queue) -> None:
-    job = created(store, queue)
-    zombie = store.start(job.id, "zombie")
-    assert zombie is not None
-    store.requeue(zombie, "zombie")
-    store.start(job.id, "owner")
-    before = store.get(job.id)
-    assert store.report_progress(job.id, "zombie", 19, 20, Phase.SAMPLING) is LeaseReply.LOST
-    assert not complete(store, job, "zombie")
-    assert not store.fail(job.id, "zombie", ERROR)
-    assert store.renew_lease(job.id, "zombie") is LeaseReply.LOST
-    assert not store.requeue(zombie, "zombie")
-    assert not store.finish_cancel(job.id, "zombie")
-    assert store.get(job.id) == before
-
-
 def test_a_requeued_job_is_at_the_front_and_remembers_how_far_it_was(store: JobStore, queue: Queue) -> None:
-    job, other = created(store, queue), created(store, queue)
+    job, other = create_job(store, queue), create_job(store, queue)
     queue.remove(job.id)  # as a worker does when it takes a job
     first = store.start(job.id, "e1")
     assert first is not None
@@ -188,7 +113,7 @@ def test_a_requeued_job_is_at_the_front_and_remembers_how_far_it_was(store: JobS
 
 
 def test_a_drain_does_not_count_as_an_attempt(store: JobStore, queue: Queue) -> None:
-    job = created(store, queue)
+    job = create_job(store, queue)
     for execution in ("e1", "e2", "e3"):
         running = store.start(job.id, execution)
         assert running is not None
@@ -197,7 +122,7 @@ def test_a_drain_does_not_count_as_an_attempt(store: JobStore, queue: Queue) -> 
 
 
 def test_requeuing_a_job_with_a_requested_cancellation_cancels_it(store: JobStore, queue: Queue) -> None:
-    job = created(store, queue)
+    job = create_job(store, queue)
     queue.empty()
     running = store.start(job.id, "e1")
     assert running is not None
@@ -210,7 +135,7 @@ def test_requeuing_a_job_with_a_requested_cancellation_cancels_it(store: JobStor
 
 
 def test_progress_never_goes_back(store: JobStore, queue: Queue) -> None:
-    job = created(store, queue)
+    job = create_job(store, queue)
     store.start(job.id, "e1")
     store.report_progress(job.id, "e1", 12, 20, Phase.SAMPLING)
     store.report_progress(job.id, "e1", 3, 20, Phase.SAMPLING)
@@ -222,7 +147,7 @@ def test_progress_never_goes_back(store: JobStore, queue: Queue) -> None:
 def test_a_queued_job_is_cancelled_at_once_and_leaves_the_queue(
     store: JobStore, queue: Queue, services: Services
 ) -> None:
-    job, other = created(store, queue), created(store, queue)
+    job, other = create_job(store, queue), create_job(store, queue)
     cancelled = store.cancel(job.id)
     assert cancelled is not None
     assert cancelled.state is JobState.CANCELLED
@@ -233,7 +158,7 @@ def test_a_queued_job_is_cancelled_at_once_and_leaves_the_queue(
 
 
 def test_a_running_job_sees_the_cancellation_and_ends(store: JobStore, queue: Queue) -> None:
-    job = created(store, queue)
+    job = create_job(store, queue)
     store.start(job.id, "e1")
     asked = store.cancel(job.id)
     assert asked is not None
@@ -246,16 +171,16 @@ def test_a_running_job_sees_the_cancellation_and_ends(store: JobStore, queue: Qu
 
 
 def test_cancelling_an_ended_job_changes_nothing(store: JobStore, queue: Queue) -> None:
-    job = created(store, queue)
+    job = create_job(store, queue)
     store.start(job.id, "e1")
-    complete(store, job, "e1")
+    complete_job(store, job.id, "e1")
     before = store.get(job.id)
     assert store.cancel(job.id) == before
     assert store.get(job.id) == before
 
 
 def test_a_job_without_a_worker_can_be_failed_from_outside(store: JobStore, queue: Queue) -> None:
-    waiting, running = created(store, queue), created(store, queue)
+    waiting, running = create_job(store, queue), create_job(store, queue)
     store.start(running.id, "dead")
     assert store.fail(waiting.id, None, ERROR)
     assert store.fail(running.id, None, ERROR)
@@ -267,11 +192,11 @@ def test_a_job_without_a_worker_can_be_failed_from_outside(store: JobStore, queu
 
 
 def test_only_ended_jobs_are_deleted_and_nothing_is_left(store: JobStore, queue: Queue, services: Services) -> None:
-    job = created(store, queue)
+    job = create_job(store, queue)
     assert store.delete(job.id) is None
     store.start(job.id, "e1")
     assert store.delete(job.id) is None
-    complete(store, job, "e1")
+    complete_job(store, job.id, "e1")
     deleted = store.delete(job.id)
     assert deleted is not None
     assert deleted.output == make_output()
@@ -279,59 +204,6 @@ def test_only_ended_jobs_are_deleted_and_nothing_is_left(store: JobStore, queue:
     assert store.list() == ([], False)
     assert services.redis.exists(INDEX, job_key(job.id)) == 0
     assert services.redis.ttl(f"rq:job:{job.id}") > 0  # its worker was killed before it could close it
-
-
-def test_a_damaged_record_does_not_hide_the_others(store: JobStore, queue: Queue, services: Services) -> None:
-    damaged, sound = (store.create(make_job(), queue) for _ in range(2))
-    services.redis.hset(job_key(damaged.id), "generation", "garbage")
-    assert store.list()[0] == [sound]
-    assert store.list_matching(lambda _: True, limit=10)[0] == [sound]
-    before, broken, after = store.get_many_with_positions([sound.id, damaged.id, sound.id])
-    assert (before, after) == ((sound, 1), (sound, 1))
-    assert isinstance(broken, ValueError)
-    with pytest.raises(ValueError, match="validation error"):
-        store.get_with_position(damaged.id)
-
-
-@pytest.mark.parametrize("order", ["asc", "desc"])
-@pytest.mark.parametrize("limit", [1, 2, 3, 7])
-def test_pages_put_together_are_the_whole_list(store: JobStore, queue: Queue, order: str, limit: int) -> None:
-    expected = [created(store, queue).id for _ in range(6)]
-    if order == "desc":
-        expected.reverse()
-    found: list[str] = []
-    after, more = None, True
-    while more:
-        page, more = store.list(limit=limit, order=order, after=after)  # type: ignore[arg-type]  # parametrized
-        found += [job.id for job in page]
-        after = found[-1]
-    assert found == expected
-
-
-def test_a_page_can_start_after_a_job_that_was_deleted(store: JobStore, queue: Queue) -> None:
-    first, second, third = (created(store, queue) for _ in range(3))
-    store.cancel(second.id)
-    store.delete(second.id)
-    assert store.list(order="asc", after=second.id) == ([third], False)
-    assert store.list(order="desc", after=second.id) == ([first], False)
-
-
-def test_a_page_of_nothing_is_empty(store: JobStore, queue: Queue) -> None:
-    created(store, queue)
-    assert store.list(limit=0) == ([], True)
-
-
-def test_the_position_counts_the_jobs_ahead(store: JobStore, queue: Queue) -> None:
-    jobs = [created(store, queue) for _ in range(3)]
-    assert [store.get_with_position(job.id) for job in jobs] == [(jobs[0], 0), (jobs[1], 1), (jobs[2], 2)]
-    store.cancel(jobs[0].id)
-    assert store.get_with_position(jobs[2].id) == (jobs[2], 1)
-    queue.connection.lpop(queue.key)  # taken by a worker, not started yet
-    assert store.get_with_position(jobs[1].id) == (jobs[1], 0)
-    running = store.start(jobs[1].id, "e1")
-    assert running is not None
-    assert store.get_with_position(running.id) == (running, None)
-    assert store.get_with_position("video_x") is None
 
 
 CALLS = st.lists(
@@ -347,7 +219,7 @@ CALLS = st.lists(
 @hypothesis_settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_calls_in_any_order_make_allowed_transitions_only(services: Services, moves: list[tuple[str, str]]) -> None:
     store = services.store
-    job = created(store, generate_queue(services.redis, "demo"))
+    job = create_job(store, generate_queue(services.redis, "demo"))
     before = job
     for move, who in moves:
         match move:
@@ -356,7 +228,7 @@ def test_calls_in_any_order_make_allowed_transitions_only(services: Services, mo
             case "progress":
                 store.report_progress(job.id, who, random.randint(0, 20), 20, Phase.SAMPLING)
             case "complete":
-                complete(store, job, who)
+                complete_job(store, job.id, who)
             case "fail":
                 store.fail(job.id, who, ERROR)
             case "requeue":
@@ -372,11 +244,3 @@ def test_calls_in_any_order_make_allowed_transitions_only(services: Services, mo
         if before.state.is_terminal:
             assert after == before
         before = after
-
-
-def test_a_store_on_another_client_sees_the_same(
-    services: Services, store: JobStore, queue: Queue, valkey: str
-) -> None:
-    job = created(store, queue)
-    with Redis.from_url(valkey) as redis:
-        assert JobStore(redis).get(job.id) == job

@@ -11,7 +11,6 @@ from rq import Queue
 
 from service.jobs.keys import ACTIVE, job_key, lease_key
 from service.jobs.model import Job, JobState
-from service.jobs.rq_queues import generate_queue
 from service.maintenance.lost_job_reaper import LostJobReaper
 from service.maintenance.retention import ENDED, Retention
 from service.wiring import Services
@@ -34,11 +33,6 @@ def clock() -> Clock:
 def reaper(services: Services, clock: Clock) -> LostJobReaper:
     retention = Retention(services.redis, services.store, services.storage, retention_s=60, tidy_after_s=10)
     return LostJobReaper(services.redis, services.store, retention, grace_s=5, max_attempts=3, clock=clock)
-
-
-@pytest.fixture
-def queue(services: Services) -> Queue:
-    return generate_queue(services.redis, "demo")
 
 
 @pytest.fixture
@@ -243,6 +237,8 @@ def test_damaged_state_is_not_checked_for_ever(
     queue.remove(job.id)
     services.redis.hset(job_key(job.id), "state", "garbage")
     run_twice(reaper, clock)
+    assert json.loads(services.redis.hget(job_key(job.id), "state")) == JobState.FAILED
+    reaper.run_once()
     assert services.redis.smembers(ACTIVE) == set()
 
 

@@ -234,7 +234,7 @@ def test_deliveries_are_read_and_redelivered(
 
 def test_due_deliveries_are_made(services: Services) -> None:
     store = services.webhooks.deliveries
-    assert set(store.claim(10)) == {(NAMES["retried_delivery"], 1), (NAMES["pending_delivery"], 0)}
+    assert set(store.claim(10)) == {(NAMES["retried_delivery"], 1, OWNER), (NAMES["pending_delivery"], 0, OWNER)}
     delivery = store.get(OWNER, NAMES["pending_delivery"])
     assert delivery.url == "https://callback.example.com/done"
     assert store.start_attempt(delivery, delivery.url, timeout_s=1, per_host_limit=1)

@@ -17,7 +17,10 @@ from service.webhooks.signature import SigningSecret, new_secret, signed_headers
 from tests.external_programs import run, sdk_node, sdk_python
 from tests.webhook_receivers import Receiver
 
-pytestmark = pytest.mark.timeout(1200)  # the first run installs the clients
+pytestmark = [
+    pytest.mark.timeout(1200),  # the first run installs the clients
+    pytest.mark.usefixtures("dispatcher"),
+]
 
 PYTHON = ["2.8.1", "3.54.0"]
 NODE = "7.57.0"

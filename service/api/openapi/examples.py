@@ -84,7 +84,13 @@ def _video_bodies() -> dict[str, Any]:
     model = Model.model_validate(entry)
     worker = WorkerStats(name="d41d8cd9", state="busy", last_seen=_CREATED_AT + 6, job=_job(JobState.RUNNING))
     stats = QueueStats(
-        model="demo", queued=3, running=1, workers=(worker,), videos_per_hour=412.0, seconds_per_video=8.5
+        model="demo",
+        queued=3,
+        ahead=3,
+        running=1,
+        workers=(worker,),
+        videos_per_hour=412.0,
+        seconds_per_video=8.5,
     )
     return _dumped(
         VideoQueued=queued,
@@ -101,9 +107,34 @@ def _video_bodies() -> dict[str, Any]:
 
 
 def _webhook_bodies() -> dict[str, Any]:
-    at = int(_CREATED_AT)
     secret = "whsec_" + "A" * 43 + "="
-    endpoint = WebhookEndpoint(
+    endpoint = _webhook_endpoint(secret)
+    delivery = _webhook_delivery(endpoint)
+    return _dumped(
+        WebhookEndpoint=endpoint,
+        WebhookEndpointWithSecret=WebhookEndpointWithSecret(**endpoint.model_dump(), signing_secret=secret),
+        WebhookEndpointList=WebhookEndpointList(
+            data=[endpoint], first_id=endpoint.id, last_id=endpoint.id, has_more=False
+        ),
+        DeletedWebhookEndpoint=DeletedWebhookEndpoint(id=endpoint.id),
+        WebhookEndpointTest=WebhookEndpointTest(
+            webhook_endpoint_id=endpoint.id,
+            event_type="video.completed",
+            status_code=204,
+            webhook_delivery_id=delivery.id,
+        ),
+        WebhookEventTypeList=WebhookEventTypeList(data=list(EVENT_TYPES)),
+        WebhookCallbackSecret=WebhookCallbackSecret(signing_secret=secret),
+        WebhookDelivery=delivery,
+        WebhookDeliveryList=WebhookDeliveryList(
+            data=[delivery], first_id=delivery.id, last_id=delivery.id, has_more=False
+        ),
+    )
+
+
+def _webhook_endpoint(secret: str) -> WebhookEndpoint:
+    at = int(_CREATED_AT)
+    return WebhookEndpoint(
         **REQUESTS["CreateWebhookEndpoint"],
         id="whe_019ab0d8a8007c3e",
         created_at=at,
@@ -112,7 +143,11 @@ def _webhook_bodies() -> dict[str, Any]:
         enabled=True,
         disabled_at=None,
     )
-    delivery = WebhookDelivery(
+
+
+def _webhook_delivery(endpoint: WebhookEndpoint) -> WebhookDelivery:
+    at = int(_CREATED_AT)
+    return WebhookDelivery(
         id="whd_019ab0d8a8007c3e",
         event_id="evt_019ab0d8a8007c3e",
         event_type="video.completed",
@@ -126,23 +161,6 @@ def _webhook_bodies() -> dict[str, Any]:
         error=None,
         attempt_count=1,
         attempts=[WebhookAttempt(at=at + 1.0, status_code=204, error=None, duration_s=0.05)],
-    )
-    return _dumped(
-        WebhookEndpoint=endpoint,
-        WebhookEndpointWithSecret=WebhookEndpointWithSecret(**endpoint.model_dump(), signing_secret=secret),
-        WebhookEndpointList=WebhookEndpointList(
-            data=[endpoint], first_id=endpoint.id, last_id=endpoint.id, has_more=False
-        ),
-        DeletedWebhookEndpoint=DeletedWebhookEndpoint(id=endpoint.id),
-        WebhookEndpointTest=WebhookEndpointTest(
-            webhook_endpoint_id=endpoint.id, event_type="video.completed", status_code=204
-        ),
-        WebhookEventTypeList=WebhookEventTypeList(data=list(EVENT_TYPES)),
-        WebhookCallbackSecret=WebhookCallbackSecret(signing_secret=secret),
-        WebhookDelivery=delivery,
-        WebhookDeliveryList=WebhookDeliveryList(
-            data=[delivery], first_id=delivery.id, last_id=delivery.id, has_more=False
-        ),
     )
 
 

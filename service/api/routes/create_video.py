@@ -15,11 +15,12 @@ from starlette.concurrency import run_in_threadpool
 
 from service.api.auth import Principal, ServicesDep, Writer
 from service.api.openapi.responses import errors, example_refs, ref, success
-from service.api.parsing import FORMS, parse, read_body, read_request
+from service.api.parsing import FORMS, parse, read_body
 from service.api.rate_limits import waiting_limits
 from service.api.routes.videos import POLL_AFTER_MS, get_job
 from service.catalog.model_entry import ModelEntry
-from service.errors import InvalidParameter, ModelNotFound
+from service.errors import InvalidParameter, ModelNotFound, VideoFailed
+from service.jobs.job_record import DamagedJob
 from service.jobs.model import Job
 from service.jobs.reader import Idempotency
 from service.jobs.request import VideoRequest
@@ -56,8 +57,14 @@ async def rate_limited(request: Request, writer: Writer) -> Principal:
     return writer
 
 
-# Declared before the body in the endpoints, so that the body of a rejected request is not read.
 RateLimitedWriter = Annotated[Principal, Depends(rate_limited)]
+
+
+async def read_request(request: Request, _writer: RateLimitedWriter) -> VideoRequest:
+    """The parameter makes FastAPI check the key and its limits first, so that a rejected body is not read."""
+    return parse(await read_body(request))
+
+
 RequestBody = Annotated[VideoRequest, Depends(read_request)]
 
 
@@ -97,6 +104,8 @@ async def remix_video(
     idempotency_key: IdempotencyKey = None,
 ) -> Video:
     source = await run_in_threadpool(get_job, services, writer, video_id)
+    if isinstance(source, DamagedJob):
+        raise VideoFailed(f"The video '{source.id}' cannot be remixed: its stored record is damaged.")
     body = parse(await read_body(request), source.generation)
 
     def remix() -> Video:

@@ -11,8 +11,8 @@ from fastapi.responses import StreamingResponse
 from redis.exceptions import RedisError
 from starlette.concurrency import run_in_threadpool
 
-from service.api.auth import ServicesDep
-from service.api.open_requests import OpenRequests
+from service.api.auth import ServicesDep, get_writer
+from service.api.open_requests import OpenRequests, client_of
 from service.api.openapi.responses import FILE, errors, success
 from service.api.routes.create_video import (
     CREATE_ERRORS,
@@ -58,7 +58,7 @@ async def create_video_sync(
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     open_requests: OpenRequests = request.app.state.open_requests
-    with open_requests.slot():
+    with open_requests.slot(client_of(request, writer.owner)):
         created = Response()  # receives the headers that `submit_job` sets
         job = await run_in_threadpool(submit_job, services, writer, body, idempotency_key, created)
         job = await _wait(services, job, request, open_requests, cancel_on_disconnect=idempotency_key is None)
@@ -75,12 +75,14 @@ async def _wait(
         if time.monotonic() > deadline or open_requests.stopping.is_set():
             message = f"The video '{job.id}' is still {job.state}; poll /v1/videos/{job.id}."
             raise SyncRequestFailed(job.id, "sync_timeout", message)
-        if cancel_on_disconnect and await request.is_disconnected():
-            log.info("%s cancelled: its client disconnected", job.id)
-            await run_in_threadpool(services.store.cancel, job.id)
+        if await request.is_disconnected():
+            if cancel_on_disconnect:
+                log.info("%s cancelled: its client disconnected", job.id)
+                await run_in_threadpool(services.store.cancel, job.id)
             raise SyncRequestFailed(job.id, "cancelled", "The client disconnected.")
         await anyio.sleep(POLL_INTERVAL_S)
         try:
+            await get_writer(request)  # raises if the key has been revoked or has lost its scope
             job = await run_in_threadpool(_reload, services, job)
         except RedisError:  # try again until the deadline
             continue
@@ -88,10 +90,10 @@ async def _wait(
 
 
 def _reload(services: Services, job: Job) -> Job:
-    current = services.store.get(job.id)
+    current = services.store.view(job.id)
     if current is None:
         raise SyncRequestFailed(job.id, "cancelled", f"The video '{job.id}' was deleted.")
-    return (services.store.get(job.id) or current) if services.store.fail_if_overdue(current) else current
+    return (services.store.view(job.id) or current) if services.store.fail_if_overdue(current) else current
 
 
 def _video_response(services: Services, job: Job, headers: dict[str, str]) -> Response:

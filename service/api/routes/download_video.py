@@ -10,6 +10,7 @@ from fastapi.responses import RedirectResponse, Response, StreamingResponse
 
 from service.api.auth import Reader, ServicesDep
 from service.api.openapi.responses import FILE, errors, success
+from service.api.request_path import is_head
 from service.api.routes.videos import get_job
 from service.errors import NotFound, VideoExpired, VideoFailed, VideoNotReady
 from service.jobs.model import Job, JobState, Output
@@ -34,7 +35,6 @@ _RESPONSES = (
 )
 
 
-@router.head("/videos/{video_id}/content", include_in_schema=False)
 @router.get("/videos/{video_id}/content", summary="Download a video", responses=_RESPONSES, response_class=Response)
 def download_video(
     request: Request, video_id: str, reader: Reader, services: ServicesDep, variant: Variant = "video"
@@ -47,7 +47,7 @@ def _content(request: Request, job: Job, variant: Variant, storage: VideoStorage
     key, media_type = _file(_output(job), variant)
     filename = file_name(job, variant, media_type)
     url = storage.url(key, filename=filename, media_type=media_type)
-    if url is not None and request.method == "GET":
+    if url is not None and not is_head(request.scope):  # a presigned URL is for GET only
         return RedirectResponse(url, 307, {"cache-control": "no-store"})
     size = storage.size(key)
     if size is None:
@@ -93,7 +93,7 @@ def _file_response(request: Request, storage: VideoStorage, key: str, size: int,
         headers["content-range"] = f"bytes {start}-{end - 1}/{size}"
     headers["content-length"] = str(end - start)
     status = 206 if part else 200
-    if request.method == "HEAD":
+    if is_head(request.scope):
         return Response(None, status, headers)
     return StreamingResponse(storage.open(key, start, end), status, headers)
 

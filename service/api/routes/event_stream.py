@@ -6,7 +6,7 @@ Every event holds the whole video, so a client that reconnects with Last-Event-I
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any
 
 import anyio
@@ -17,18 +17,18 @@ from pydantic.json_schema import SkipJsonSchema
 from redis.exceptions import RedisError
 from starlette.concurrency import run_in_threadpool
 
-from service.api.auth import Principal, Reader, ServicesDep
-from service.api.open_requests import OpenRequests
+from service.api.auth import Reader, ServicesDep, get_reader
+from service.api.open_requests import OpenRequests, client_of
 from service.api.openapi.responses import errors, example_refs, ref, success
 from service.api.routes.videos import get_job_and_position
-from service.errors import NotFound
+from service.errors import NotAllowed, NotAuthenticated, NotFound
 from service.jobs.model import Job, JobState
 from service.wire.video import Renderer
 from service.wiring import Services
 
 POLL_INTERVAL_S = 0.5
 KEEPALIVE_INTERVAL_S = 15.0  # many proxies close connections that are silent for a minute
-MAX_DURATION_S = 3600.0  # then the client reconnects, and its API key is checked again
+MAX_DURATION_S = 3600.0  # then the client reconnects
 RETRY_MS = 2000
 
 router = APIRouter(prefix="/v1", tags=["videos"])
@@ -49,15 +49,15 @@ _EVENT_STREAM = {"text/event-stream": {"schema": _EVENT_SCHEMA, "examples": exam
 class StreamResponse(EventSourceResponse):
     """Releases its slot in any case; a client that disconnects before the first byte never starts the generator."""
 
-    def __init__(self, content: AsyncIterator[bytes], open_requests: OpenRequests) -> None:
+    def __init__(self, content: AsyncIterator[bytes], release: Callable[[], None]) -> None:
         super().__init__(content, headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
-        self._open_requests = open_requests
+        self._release = release
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self._open_requests.release()
+            self._release()
 
 
 @router.get(
@@ -85,21 +85,24 @@ async def follow_video(
     if job.state.is_terminal and event_id(job, position) == last_event_id:
         return Response(status_code=204)  # an EventSource does not reconnect after it
     open_requests: OpenRequests = request.app.state.open_requests
-    open_requests.acquire()
-    return StreamResponse(_events(services, reader, video_id, last_event_id, open_requests), open_requests)
+    client = client_of(request, reader.owner)
+    open_requests.acquire(client)
+    return StreamResponse(_events(request, services, video_id, last_event_id), lambda: open_requests.release(client))
 
 
 async def _events(
-    services: Services, reader: Principal, video_id: str, last_event_id: str | None, open_requests: OpenRequests
+    request: Request, services: Services, video_id: str, last_event_id: str | None
 ) -> AsyncIterator[bytes]:
+    stopping = request.app.state.open_requests.stopping
     renderer = Renderer(services.settings, services.storage)
     last_sent = time.monotonic()
     end = last_sent + MAX_DURATION_S
-    while not open_requests.stopping.is_set() and time.monotonic() < end:
+    while not stopping.is_set() and time.monotonic() < end:
         try:
+            reader = await get_reader(request)  # as it is now
             job, position = await run_in_threadpool(get_job_and_position, services, reader, video_id)
-        except NotFound:
-            return  # deleted in the meantime
+        except (NotFound, NotAuthenticated, NotAllowed):
+            return  # deleted, or the key has been revoked or lost its scope
         except RedisError:  # try again at the next interval
             await anyio.sleep(POLL_INTERVAL_S)
             continue

@@ -24,9 +24,11 @@ async def live() -> dict[str, str]:
     return {"status": "ok"}
 
 
-@router.get(
-    "/readyz", summary="Readiness probe", responses=success("Status") | errors(503), response_model=dict[str, str]
-)
+_READY: dict[str, Any] = {"responses": success("Status") | errors(503), "response_model": dict[str, str]}
+
+
+@router.get("/health", summary="Readiness probe, as other servers name it", name="health", **_READY)
+@router.get("/readyz", summary="Readiness probe", **_READY)
 def ready(request: Request) -> Any:
     services: Services = request.app.state.services
     try:

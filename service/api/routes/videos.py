@@ -39,16 +39,17 @@ def get_job(services: Services, principal: Principal, video_id: str) -> Job:
 
 def get_job_and_position(services: Services, principal: Principal, video_id: str) -> JobWithPosition:
     """The job and its queue position. Fails a job whose start timeout has passed. Raises VideoNotFound."""
-    found = _visible(services.store.get_with_position(video_id), principal, video_id)
+    found = services.store.get_with_position(video_id)
+    if found is None or not _is_visible(services, principal, found[0]):
+        raise VideoNotFound(video_id)
     if services.store.fail_if_overdue(found[0]):
         return get_job_and_position(services, principal, video_id)
     return found
 
 
-def _visible(found: JobWithPosition | None, principal: Principal, video_id: str) -> JobWithPosition:
-    if found is None or principal.visible_owner not in (None, found[0].owner):
-        raise VideoNotFound(video_id)
-    return found
+def _is_visible(services: Services, principal: Principal, job: Job) -> bool:
+    owner = principal.visible_owner
+    return owner in (None, job.owner) or (not job.owner and services.store.is_in_index(job.id, owner))
 
 
 @polls.get(
@@ -61,8 +62,11 @@ def _visible(found: JobWithPosition | None, principal: Principal, video_id: str)
 async def retrieve_video(request: Request, video_id: str) -> Response:
     reader, services = await get_reader(request), await get_services(request)
     batcher: PollBatcher = request.app.state.polls
-    job, position = _visible(await batcher.read(video_id), reader, video_id)
-    if job.is_overdue(time.time()):
+    found = await batcher.read(video_id)
+    if found is None:
+        raise VideoNotFound(video_id)
+    job, position = found
+    if job.is_overdue(time.time()) or reader.visible_owner not in (None, job.owner):
         job, position = await run_in_threadpool(get_job_and_position, services, reader, video_id)
     video = Renderer(services.settings, services.storage).video(job, queue_position=position)
     return Response(
@@ -131,7 +135,7 @@ def delete_video(video_id: str, writer: Writer, services: ServicesDep) -> Delete
     job = get_job(services, writer, video_id)
     if not job.state.is_terminal:
         raise VideoNotDeletable(f"The video '{job.id}' is {job.state}; cancel it first or wait until it has ended.")
-    services.store.delete(job.id)
+    services.store.delete(job.id, owner=writer.owner)
     try:
         delete_files(services.storage, job.id)
     except StorageError as e:  # maintenance removes files without a record

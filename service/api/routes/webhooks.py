@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import time
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import Field
 from pydantic.json_schema import SkipJsonSchema
 
-from service.api.auth import ServicesDep, WebhookOwner
+from service.api.auth import WebhookOwner
 from service.api.openapi.responses import errors, json_body, success
 from service.api.webhook_schemas import (
     CreateEndpointRequest,
     DeletedWebhookEndpoint,
     RotateSecretRequest,
-    TestEndpointRequest,
     UpdateEndpointRequest,
     WebhookCallbackSecret,
     WebhookDelivery,
     WebhookDeliveryList,
     WebhookEndpoint,
     WebhookEndpointList,
-    WebhookEndpointTest,
     WebhookEndpointWithSecret,
     WebhookEventTypeList,
     read_json_body,
@@ -30,12 +27,8 @@ from service.api.webhook_schemas import (
     render_endpoint,
     render_endpoint_with_secret,
 )
-from service.errors import WebhookTestFailed
-from service.ids import new_id
 from service.jobs.model import EVENT_TYPES
-from service.webhooks.signature import signed_headers
-from service.wire.video import Renderer
-from service.wire.webhook import WebhookEvent, payload, sample_job
+from service.wire.webhook import WebhookEvent
 from service.wiring import Webhooks
 
 router = APIRouter(prefix="/v1", tags=["webhooks"])
@@ -61,9 +54,9 @@ WebhooksDep = Annotated[Webhooks, Depends(get_webhooks)]
     openapi_extra=json_body(CreateEndpointRequest, "CreateWebhookEndpoint"),
 )
 def create_webhook_endpoint(
+    owner: WebhookOwner,
     body: Annotated[CreateEndpointRequest, Depends(read_json_body(CreateEndpointRequest))],
     webhooks: WebhooksDep,
-    owner: WebhookOwner,
 ) -> WebhookEndpointWithSecret:
     webhooks.url_policy.check(body.url, "url")
     created = webhooks.endpoints.create(owner, name=body.name, url=body.url, event_types=body.event_types)
@@ -102,9 +95,9 @@ def retrieve_webhook_endpoint(webhook_endpoint_id: str, webhooks: WebhooksDep, o
 )
 def update_webhook_endpoint(
     webhook_endpoint_id: str,
+    owner: WebhookOwner,
     body: Annotated[UpdateEndpointRequest, Depends(read_json_body(UpdateEndpointRequest))],
     webhooks: WebhooksDep,
-    owner: WebhookOwner,
 ) -> WebhookEndpoint:
     webhooks.endpoints.get(owner, webhook_endpoint_id)
     if body.url is not None:
@@ -137,36 +130,10 @@ _ROTATE_BODY = json_body(RotateSecretRequest, "RotateWebhookSecret", required=Fa
     openapi_extra=_ROTATE_BODY,
 )
 def rotate_webhook_secret(
-    webhook_endpoint_id: str, body: _RotateBody, webhooks: WebhooksDep, owner: WebhookOwner
+    webhook_endpoint_id: str, owner: WebhookOwner, body: _RotateBody, webhooks: WebhooksDep
 ) -> WebhookEndpointWithSecret:
     keep = body.keep_old_secret_active_for_24_hours
     return render_endpoint_with_secret(webhooks.endpoints.rotate(owner, webhook_endpoint_id, keep_old=keep))
-
-
-@router.post(
-    "/webhook_endpoints/{webhook_endpoint_id}/test",
-    summary="Send a test event",
-    description="Sends one sample event immediately and returns the status of the receiver's response.",
-    responses=success("WebhookEndpointTest") | _BODY_ERRORS | errors(404),
-    openapi_extra=json_body(TestEndpointRequest, "TestWebhookEndpoint"),
-)
-def test_webhook_endpoint(
-    webhook_endpoint_id: str,
-    body: Annotated[TestEndpointRequest, Depends(read_json_body(TestEndpointRequest))],
-    services: ServicesDep,
-    webhooks: WebhooksDep,
-    owner: WebhookOwner,
-) -> WebhookEndpointTest:
-    endpoint = webhooks.endpoints.get(owner, webhook_endpoint_id)
-    job = sample_job(body.event_type, services.models.ids()[0])
-    event = payload(new_id("evt"), body.event_type, job, Renderer(services.settings, services.storage)).encode()
-    headers = signed_headers(endpoint.secrets, webhook_id=new_id("whd"), timestamp=int(time.time()), body=event)
-    outcome = webhooks.sender.post(endpoint.url, event, headers)
-    if outcome.status_code is None:
-        raise WebhookTestFailed(f"No response from the receiver: {outcome.error} after {outcome.duration_s:.1f} s.")
-    return WebhookEndpointTest(
-        webhook_endpoint_id=endpoint.id, event_type=body.event_type, status_code=outcome.status_code
-    )
 
 
 @router.get("/webhook_event_types", summary="List event types", responses=success("WebhookEventTypeList"))
@@ -191,7 +158,7 @@ def retrieve_webhook_callback_secret(webhooks: WebhooksDep, owner: WebhookOwner)
     openapi_extra=_ROTATE_BODY,
 )
 def rotate_webhook_callback_secret(
-    body: _RotateBody, webhooks: WebhooksDep, owner: WebhookOwner
+    owner: WebhookOwner, body: _RotateBody, webhooks: WebhooksDep
 ) -> WebhookCallbackSecret:
     secrets = webhooks.endpoints.rotate_callback_secret(owner, keep_old=body.keep_old_secret_active_for_24_hours)
     return WebhookCallbackSecret(signing_secret=secrets[0].value)
@@ -227,10 +194,18 @@ def retrieve_webhook_delivery(webhook_delivery_id: str, webhooks: WebhooksDep, o
 @router.post(
     "/webhook_deliveries/{webhook_delivery_id}/redeliver",
     summary="Deliver an event again",
-    description="The next attempt is made immediately, with the same webhook-id.",
-    responses=success("WebhookDelivery") | errors(404),
+    description="The next attempt is made immediately, with the same webhook-id. Test events and redeliveries are "
+    "limited per minute.",
+    responses=success("WebhookDelivery") | errors(404, 429),
 )
-def redeliver_webhook(webhook_delivery_id: str, webhooks: WebhooksDep, owner: WebhookOwner) -> WebhookDelivery:
+def redeliver_webhook(
+    request: Request, webhook_delivery_id: str, webhooks: WebhooksDep, owner: WebhookOwner
+) -> WebhookDelivery:
+    delivery = webhooks.deliveries.get(owner, webhook_delivery_id)
+    endpoint = webhooks.endpoints.find(delivery.endpoint_id or "")
+    url = delivery.url or (endpoint.url if endpoint else None)
+    per_minute = request.app.state.services.settings.webhook_sends_per_minute
+    request.app.state.rate_limiter.check_webhook(owner, url, per_minute=per_minute)
     return render_delivery(webhooks.deliveries.redeliver(owner, webhook_delivery_id))
 
 

@@ -8,7 +8,7 @@ local state, execution, cancel_requested =
 if state ~= RUNNING or execution ~= ARGV[1] then return 'lost' end
 if ARGV[3] == '1' and redis.call('EXISTS', KEYS[2]) == 1 then return 'leased' end
 if cancel_requested == 'true' then return 'cancel' end
-redis.call('HSET', KEYS[1], 'state', QUEUED, 'execution_id', 'null', 'phase', 'null')
+redis.call('HSET', KEYS[1], 'state', QUEUED, 'execution_id', 'null', 'phase', 'null', 'returned', 'true')
 redis.call('HINCRBY', KEYS[1], 'attempt', ARGV[2])
 redis.call('DEL', KEYS[2])
 run_commands(4)

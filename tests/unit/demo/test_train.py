@@ -52,6 +52,7 @@ def test_recipe_makes_the_files_that_are_committed(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(train, "VAE_CLIPS", 12)
     monkeypatch.setattr(latents, "CLIPS", 100)
     monkeypatch.setattr(train, "VIVID_CLIPS", 20)
+    monkeypatch.setattr(train, "HELD_OUT", 8)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     work, into = tmp_path / "work", tmp_path / "weights"
     work.mkdir()

@@ -16,7 +16,7 @@ from benchmarks.released import released_loop
 from sampler import ImageDenoiser, LatentsNotFinite, Move, Plan, VideoDenoiser, ddim_plan, sample, seeded_noise
 from sampler.finite_check import MAX_STEPS_AHEAD
 from tests.unit.sampler.networks import Smooth, texts
-from tests.unit.sampler.test_loop import PLANS, SD, SHAPE
+from tests.unit.sampler.plans import PLANS, SD, SHAPE
 
 READS = {"item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__", "__array__", "__contains__"}
 

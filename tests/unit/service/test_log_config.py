@@ -108,3 +108,18 @@ def test_a_repeated_line_is_logged_once_a_minute_and_another_reason_at_once() ->
     assert [is_logged("Could not connect", name="rq.worker", once=False) for _ in range(2)] == [True, False]
     now += 60
     assert is_logged("Redis is unreachable: %s", "ConnectionError")
+
+
+@pytest.mark.parametrize("logger", ["uvicorn.error", "asyncio", "rq.worker"])
+def test_what_a_library_repeats_is_logged_once_a_minute(logger: str) -> None:
+    lines = logged(f"""
+for message in ("Invalid HTTP request received.", "out of system resource"):
+    for _ in range(100):
+        logging.getLogger({logger!r}).warning(message)
+        log.warning("ours")
+""")
+    assert [json.loads(line)["event"] for line in lines if logger in line] == [
+        "Invalid HTTP request received.",
+        "out of system resource",
+    ]
+    assert len(lines) == 202

@@ -1,4 +1,4 @@
-"""Request parsing. The encodings as such are tested in integration/test_api.py."""
+"""Request parsing. The encodings as such are tested in integration/test_create_video.py."""
 
 from __future__ import annotations
 

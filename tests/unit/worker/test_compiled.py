@@ -52,7 +52,11 @@ def _alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch._dynamo.reset()
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+# ModelScope's networks have the same blocks as VideoCrafter's.
+COSTLY = [pytest.param(family, marks=pytest.mark.slow if family == "modelscope" else ()) for family in FAMILIES]
+
+
+@pytest.fixture(scope="module", params=COSTLY)
 def entry(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ModelEntry:
     return save_model(request.param, tmp_path_factory.mktemp(request.param) / "model")
 
@@ -91,7 +95,7 @@ def test_latents_are_those_of_the_plain_path(entry: ModelEntry, caplog: pytest.L
 
 def test_compiling_needs_no_other_optimisation_and_direct_callers_do_not_see_it(animatediff: ModelEntry) -> None:
     expected = plain_latents(animatediff)
-    models = compiled(animatediff, BlockCompiler("aot_eager"), NONE.model_copy(update={"compile": True}))
+    models = compiled(animatediff, BlockCompiler("eager"), NONE.model_copy(update={"compile": True}))
     assert close(clip(models), expected)
     graphs = counters["stats"]["unique_graphs"]
     assert graphs > 10
@@ -106,12 +110,12 @@ def test_generated_code_gives_the_latents_of_the_plain_path(entry: ModelEntry, t
     assert counters["inductor"]["fxgraph_cache_miss"] > 10
 
 
-def one_level(layers: int = 1) -> Any:
+def one_level(layers: int = 1, down: str = "CrossAttnDownBlock2D") -> Any:
     torch.manual_seed(0)
     return UNet2DConditionModel(
         block_out_channels=(16,),
         layers_per_block=layers,
-        down_block_types=("CrossAttnDownBlock2D",),
+        down_block_types=(down,),
         mid_block_type=None,
         up_block_types=("UpBlock2D",),
         cross_attention_dim=8,
@@ -132,11 +136,12 @@ def guided(model: ImageDenoiser) -> Tensor:
 
 def test_generated_code_is_kept_for_the_next_process(tmp_path: Path) -> None:
     """A new process has nothing but the folder."""
-    expected, cache = frames(one_level()), tmp_path / "cache"
+    expected, cache = frames(one_level(down="DownBlock2D")), tmp_path / "cache"  # two graphs: each takes seconds
     for state in ("miss", "hit"):
         torch._dynamo.reset()
         counters.clear()
-        found = frames(OptimisedNetwork(one_level(), COMPILED, TextKVCache(), BlockCompiler(cache_dir=cache)))
+        unet = one_level(down="DownBlock2D")
+        found = frames(OptimisedNetwork(unet, COMPILED, TextKVCache(), BlockCompiler(cache_dir=cache)))
         assert close(found, expected)
         assert {name for name in ("miss", "hit") if counters["inductor"][f"fxgraph_cache_{name}"]} == {state}
     assert any(cache.rglob("*"))
@@ -268,7 +273,7 @@ def test_kernels_go_to_the_given_folder_unless_the_operator_names_another(tmp_pa
     if own is not None:
         environment["TORCHINDUCTOR_CACHE_DIR"] = str(tmp_path / own)
     program = (
-        "import os, pathlib, sys; import worker.networks.models; from worker.networks.optimise import BlockCompiler; "
+        "import os, pathlib, sys; import torch._dynamo; from worker.networks.optimise import BlockCompiler; "
         "BlockCompiler(cache_dir=pathlib.Path(sys.argv[1])); "
         "from torch._inductor.codecache import FxGraphCache; print(FxGraphCache._get_tmp_dir())"
     )

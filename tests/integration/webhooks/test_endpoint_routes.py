@@ -1,60 +1,21 @@
-"""/v1/webhook_... and callback_url over HTTP."""
+"""/v1/webhook_endpoints over HTTP."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
-import httpx2
 import pytest
 from fastapi.testclient import TestClient
 from openai import InvalidWebhookSignatureError
 
 from service.api.app import create_app
-from service.api.auth import get_webhook_owner
 from service.settings import Settings
 from service.webhooks.endpoints import MAX_ENDPOINTS
-from service.wiring import Services, open_services
-from tests.factories import PROMPT, deliver_webhooks, make_output
+from service.wiring import open_services
+from tests.api_calls import answer_of, error_of
+from tests.webhook_calls import BOTH, register
 from tests.webhook_receivers import Receiver, status
-
-BOTH = ["video.completed", "video.failed"]
-
-
-@pytest.fixture
-def settings(settings: Settings) -> Settings:
-    changes = {"webhook_allow": ("127.0.0.0/8",), "webhook_allow_http": True, "webhook_timeout_s": 30.0}
-    return settings.model_copy(update=changes)
-
-
-@pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    with Receiver() as opened:
-        yield opened
-
-
-def answer_of(response: httpx2.Response) -> dict[str, Any]:
-    assert response.status_code == 200, response.text
-    return response.json()
-
-
-def error_of(response: httpx2.Response, expected: int) -> dict[str, Any]:
-    assert response.status_code == expected, response.text
-    assert set(response.json()) == {"error"}
-    assert set(response.json()["error"]) == {"message", "type", "param", "code"}
-    return response.json()["error"]
-
-
-def register(client: TestClient, url: str, **over: Any) -> dict[str, Any]:
-    return answer_of(
-        client.post("/v1/webhook_endpoints", json={"name": "orders", "url": url, "event_types": BOTH} | over)
-    )
-
-
-def complete(services: Services, video_id: str) -> None:
-    assert services.store.start(video_id, "e1")
-    assert services.store.complete(video_id, "e1", make_output(), {"sampling": 1.0}, None)
 
 
 class TestEndpoints:
@@ -101,6 +62,7 @@ class TestEndpoints:
         assert error_of(client.get(path), 404)["code"] == "webhook_endpoint_not_found"
         assert error_of(client.delete(path), 404)["code"] == "webhook_endpoint_not_found"
 
+    @pytest.mark.usefixtures("dispatcher")
     @pytest.mark.parametrize("answer", [204, 302, 410, 500])
     def test_a_test_returns_the_status_of_the_receiver(self, client: TestClient, answer: int) -> None:
         with Receiver(status(answer)) as receiver:
@@ -108,6 +70,9 @@ class TestEndpoints:
             path = f"/v1/webhook_endpoints/{made['id']}/test"
             for event_type in BOTH:
                 result = answer_of(client.post(path, json={"event_type": event_type}))
+                delivery = answer_of(client.get(f"/v1/webhook_deliveries/{result.pop('webhook_delivery_id')}"))
+                assert delivery["attempts"][0]["status_code"] == answer
+                assert (delivery["attempt_count"], delivery["next_attempt_at"]) == (1, None)
                 assert result == {
                     "object": "webhook_endpoint.test",
                     "webhook_endpoint_id": made["id"],
@@ -120,6 +85,7 @@ class TestEndpoints:
         assert json.loads(receiver.received[1].body)["data"]["error"]["message"] == "This is a test."
         assert answer_of(client.get(f"/v1/webhook_endpoints/{made['id']}"))["enabled"] is True
 
+    @pytest.mark.usefixtures("dispatcher")
     def test_a_test_without_a_response_is_an_error_with_the_reason(self, client: TestClient) -> None:
         with Receiver() as receiver:
             made = register(client, receiver.url)
@@ -128,6 +94,7 @@ class TestEndpoints:
         )
         assert (error["code"], "no_connection" in error["message"]) == ("webhook_test_failed", True)
 
+    @pytest.mark.usefixtures("dispatcher")
     @pytest.mark.parametrize("keep", [True, False])
     def test_a_rotated_secret_signs(self, client: TestClient, receiver: Receiver, keep: bool) -> None:
         made = register(client, receiver.url)
@@ -222,145 +189,6 @@ class TestRefusals:
         body = {"event_type": "video.failed"} if path.endswith("/test") else {}
         error = error_of(client.request(method, f"/v1/{path}", json=body), 404)
         assert error["code"] in ("webhook_endpoint_not_found", "webhook_delivery_not_found")
-
-
-class TestCallbacks:
-    @pytest.mark.parametrize("name", ["callback_url", "webhook_url"])
-    @pytest.mark.parametrize("encoding", ["json", "data"])
-    def test_a_request_can_have_a_callback_url(
-        self, client: TestClient, services: Services, receiver: Receiver, name: str, encoding: str
-    ) -> None:
-        video = answer_of(client.post("/v1/videos", **{encoding: {"prompt": PROMPT, name: f"{receiver.url}/mine"}}))  # type: ignore[arg-type]
-        complete(services, video["id"])
-        deliver_webhooks(services)
-        secret = answer_of(client.get("/v1/webhook_callback_secret"))["signing_secret"]
-        (got,) = receiver.received
-        assert (got.path, got.event(secret).data.id) == ("/mine", video["id"])
-
-    @pytest.mark.parametrize(
-        ("encoding", "events"),
-        [
-            ("json", ["video.failed"]),
-            ("json", "video.failed"),
-            ("data", '["video.failed"]'),
-            ("data", "video.failed"),
-        ],
-    )
-    def test_it_can_choose_its_event_types(
-        self, client: TestClient, services: Services, receiver: Receiver, encoding: str, events: Any
-    ) -> None:
-        body = {"prompt": PROMPT, "callback_url": receiver.url, "callback_events": events}
-        cancelled, silent = (answer_of(client.post("/v1/videos", **{encoding: body}))["id"] for _ in range(2))  # type: ignore[arg-type]
-        services.store.cancel(cancelled)
-        complete(services, silent)
-        deliver_webhooks(services)
-        assert [json.loads(got.body)["data"]["id"] for got in receiver.received] == [cancelled]
-
-    @pytest.mark.parametrize(
-        "change",
-        [
-            {"callback_url": "https://169.254.169.254/latest"},
-            {"callback_url": "https://0.0.0.0/"},
-            {"callback_url": "https://10.0.0.1/"},
-            {"callback_url": "https://user@127.0.0.1/"},
-            {"callback_url": "file:///etc/passwd"},
-            {"webhook_url": "https://[::1]/"},
-            {"callback_url": ""},
-            {"callback_url": "https://127.0.0.1/", "callback_events": ["video.started"]},
-            {"callback_url": "https://127.0.0.1/", "callback_events": []},
-            {"callback_url": "https://127.0.0.1/a", "webhook_url": "https://127.0.0.1/b"},
-            {"callback_events": ["video.failed"]},
-        ],
-    )
-    def test_an_invalid_callback_is_refused_before_a_job_is_created(
-        self, client: TestClient, services: Services, change: dict[str, Any]
-    ) -> None:
-        error = error_of(client.post("/v1/videos", json={"prompt": PROMPT} | change), 400)
-        assert error["code"] == "invalid_value"
-        assert services.store.list()[0] == []
-
-    def test_the_callback_secret_can_be_rotated(self, client: TestClient) -> None:
-        path = "/v1/webhook_callback_secret"
-        old = answer_of(client.get(path))
-        assert old == answer_of(client.get(path))
-        new = answer_of(client.post(f"{path}/rotate_secret", json={"keep_old_secret_active_for_24_hours": True}))
-        assert new["signing_secret"] != old["signing_secret"]
-        assert answer_of(client.get(path)) == new
-
-
-class TestDeliveries:
-    def test_the_log_shows_every_attempt_and_no_response_body(self, client: TestClient, services: Services) -> None:
-        with Receiver(status(500, x_secret="internal")) as receiver:
-            endpoint = register(client, f"{receiver.url}/hook")
-            video = answer_of(client.post("/v1/videos", json={"prompt": PROMPT}))["id"]
-            complete(services, video)
-            deliver_webhooks(services)
-        (shown,) = answer_of(client.get(f"/v1/webhook_deliveries?video_id={video}"))["data"]
-        assert (shown["object"], shown["status"], shown["video_id"]) == ("webhook_delivery", "pending", video)
-        assert (shown["event_type"], shown["webhook_endpoint_id"]) == ("video.completed", endpoint["id"])
-        assert (shown["attempt_count"], shown["error"], shown["completed_at"]) == (1, "bad_status", None)
-        assert shown["next_attempt_at"] > shown["created_at"]
-        (attempt,) = shown["attempts"]
-        assert set(attempt) == {"at", "status_code", "error", "duration_s"}
-        assert attempt["status_code"] == 500
-        assert "internal" not in json.dumps(shown)
-        assert answer_of(client.get(f"/v1/webhook_deliveries/{shown['id']}")) == shown
-        assert answer_of(client.get("/v1/webhook_deliveries?video_id=video_other"))["data"] == []
-
-    def test_the_list_is_paged_newest_first(self, client: TestClient, services: Services, receiver: Receiver) -> None:
-        register(client, receiver.url)
-        for _ in range(3):
-            complete(services, answer_of(client.post("/v1/videos", json={"prompt": PROMPT}))["id"])
-            deliver_webhooks(services)
-        everything = answer_of(client.get("/v1/webhook_deliveries"))["data"]
-        ids = [delivery["id"] for delivery in everything]
-        assert ids == sorted(ids, reverse=True)
-        first = answer_of(client.get("/v1/webhook_deliveries?limit=2"))
-        assert ([d["id"] for d in first["data"]], first["last_id"], first["has_more"]) == (ids[:2], ids[1], True)
-        rest = answer_of(client.get(f"/v1/webhook_deliveries?after={ids[1]}"))
-        assert ([d["id"] for d in rest["data"]], rest["has_more"]) == (ids[2:], False)
-
-    def test_redelivery_sends_the_same_webhook_again(
-        self, client: TestClient, services: Services, receiver: Receiver
-    ) -> None:
-        register(client, receiver.url)
-        complete(services, answer_of(client.post("/v1/videos", json={"prompt": PROMPT}))["id"])
-        deliver_webhooks(services)
-        (done,) = answer_of(client.get("/v1/webhook_deliveries"))["data"]
-        assert done["status"] == "delivered"
-        again = answer_of(client.post(f"/v1/webhook_deliveries/{done['id']}/redeliver"))
-        assert (again["status"], again["completed_at"]) == ("pending", None)
-        deliver_webhooks(services)
-        assert [got.headers["webhook-id"] for got in receiver.received] == [done["id"]] * 2
-        assert answer_of(client.get(f"/v1/webhook_deliveries/{done['id']}"))["attempt_count"] == 2
-
-
-def test_endpoints_and_deliveries_of_other_owners_are_404(services: Services, receiver: Receiver) -> None:
-    app = create_app(services)
-    with TestClient(app) as client:
-        endpoint = register(client, receiver.url)
-        secret = answer_of(client.get("/v1/webhook_callback_secret"))
-        video = answer_of(client.post("/v1/videos", json={"prompt": PROMPT}))["id"]
-        complete(services, video)
-        deliver_webhooks(services)
-        (delivery,) = answer_of(client.get("/v1/webhook_deliveries"))["data"]
-        app.dependency_overrides[get_webhook_owner] = lambda: "other"
-        assert answer_of(client.get("/v1/webhook_endpoints"))["data"] == []
-        assert answer_of(client.get("/v1/webhook_deliveries"))["data"] == []
-        assert answer_of(client.get(f"/v1/webhook_deliveries?video_id={video}"))["data"] == []
-        assert answer_of(client.get("/v1/webhook_callback_secret")) != secret
-        own = f"/v1/webhook_endpoints/{endpoint['id']}"
-        for answer in (
-            client.get(own),
-            client.post(own, json={"name": "mine"}),
-            client.delete(own),
-            client.post(f"{own}/rotate_secret"),
-            client.post(f"{own}/test", json={"event_type": "video.failed"}),
-            client.get(f"/v1/webhook_deliveries/{delivery['id']}"),
-            client.post(f"/v1/webhook_deliveries/{delivery['id']}/redeliver"),
-        ):
-            error_of(answer, 404)
-    assert len(receiver.received) == 1
 
 
 def test_by_default_internal_and_unencrypted_receivers_are_refused(valkey: str, tmp_path: Any) -> None:

@@ -1,0 +1,129 @@
+"""POST /v1/videos: the new video, the encodings of its request, and what is refused."""
+
+from __future__ import annotations
+
+import json
+
+import openai
+import pytest
+from fastapi.testclient import TestClient
+
+from service.jobs.rq_queues import generate_queue
+from service.settings import Settings
+from service.wiring import Services
+from tests.api_calls import create, error_of
+from tests.factories import PROMPT
+
+
+def test_a_new_video_is_queued_and_every_key_is_there(client: TestClient, services: Services) -> None:
+    video = create(client, seed=5, metadata={"a": "b"}, user="u")
+    expected = {
+        "object": "video",
+        "model": "demo",
+        "status": "queued",
+        "progress": 0,
+        "prompt": PROMPT,
+        "size": "384x384",
+        "seconds": "1",
+        "error": None,
+        "completed_at": None,
+        "expires_at": None,
+        "remixed_from_video_id": None,
+        "seed": 5,
+        "fps": 8,
+        "num_frames": 8,
+        "num_inference_steps": 16,
+        "negative_prompt": "low quality",
+        "queue_position": 0,
+        "attempt": 0,
+        "metadata": {"a": "b"},
+        "user": "u",
+        "stage_durations": {},
+    }
+    assert {name: video[name] for name in expected} == expected
+    assert set(openai.types.Video.model_fields) <= set(video)
+    assert isinstance(video["created_at"], int)
+    assert generate_queue(services.redis, "demo").job_ids == [video["id"]]
+
+
+def test_three_encodings_say_the_same(client: TestClient) -> None:
+    given = {"prompt": PROMPT, "seed": "5", "fps": "4", "seconds": "2", "sampler[rho]": "3", "metadata[a]": "b"}
+    nested = {"prompt": PROMPT, "seed": 5, "fps": 4, "seconds": 2, "sampler": {"rho": 3}, "metadata": {"a": "b"}}
+    answers = [
+        client.post("/v1/videos", json=nested),
+        client.post("/v1/videos", data=given),
+        client.post("/v1/videos", files={name: (None, value) for name, value in given.items()}),
+    ]
+    own = ("id", "created_at", "queue_position")
+    shown = [{name: value for name, value in answer.json().items() if name not in own} for answer in answers]
+    assert [answer.status_code for answer in answers] == [200, 200, 200]
+    assert shown[0] == shown[1] == shown[2]
+    assert (shown[0]["seed"], shown[0]["fps"], shown[0]["sampler"]["rho"]) == (5, 4, 3)
+
+
+def test_json_needs_no_exact_content_type(client: TestClient) -> None:
+    headers = {"content-type": "Application/JSON; charset=utf-8"}
+    assert client.post("/v1/videos", content=json.dumps({"prompt": PROMPT}), headers=headers).status_code == 200
+
+
+def test_the_position_counts_those_ahead(client: TestClient) -> None:
+    assert [create(client)["queue_position"] for _ in range(3)] == [0, 1, 2]
+
+
+def test_a_prompt_with_unknown_words_is_refused_with_what_the_model_can_draw(client: TestClient) -> None:
+    error = error_of(client.post("/v1/videos", json={"prompt": "a dragon over Paris"}), 400)
+    assert (error["type"], error["param"], error["code"]) == ("invalid_request_error", "prompt", "invalid_value")
+    assert "'dragon'" in error["message"]
+    assert "circle, square or triangle" in error["message"]
+
+
+def test_an_unknown_model_is_refused_with_the_known_ones(client: TestClient) -> None:
+    error = error_of(client.post("/v1/videos", json={"prompt": PROMPT, "model": "sora-2"}), 400)
+    assert (error["param"], error["code"]) == ("model", "model_not_found")
+    assert "demo" in error["message"]
+
+
+def test_an_unknown_field_is_refused_by_name(client: TestClient) -> None:
+    error = error_of(client.post("/v1/videos", json={"prompt": PROMPT, "stepps": 3}), 400)
+    assert (error["param"], error["code"]) == ("stepps", "unknown_parameter")
+
+
+def test_a_file_is_refused_by_name(client: TestClient) -> None:
+    files = {"input_reference": ("a.png", b"png"), "prompt": (None, PROMPT)}
+    error = error_of(client.post("/v1/videos", files=files), 400)
+    assert (error["param"], error["code"]) == ("input_reference", "unsupported_parameter")
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "status"),
+    [
+        (b"{", "application/json", 400),
+        (b"", "application/json", 400),
+        (b"[]", "application/json", 400),
+        (b'"text"', "application/json", 400),
+        (b"\xff\xfe", "application/json", 400),
+        (b"[" * 60_000, "application/json", 400),
+        (b'{"prompt": "\\ud800"}', "application/json", 400),
+        (b'{"\\ud800": 1}', "application/json", 400),
+        (b'{"prompt": "a", "metadata": {"\\ud800": "\\ud800"}}', "application/json", 400),
+        (b"prompt=%ff&user=%ed%a0%80", "application/x-www-form-urlencoded", 400),
+        (b'{"seed": ' + b"9" * 5000 + b"}", "application/json", 400),
+        (b"--x", "multipart/form-data", 400),
+        (b"no parts", "multipart/form-data; boundary=x", 400),
+        (b"prompt=a", "text/plain", 415),
+        (b"", "", 415),
+    ],
+)
+def test_a_body_that_cannot_be_read_is_refused(client: TestClient, content: bytes, kind: str, status: int) -> None:
+    answer = client.post("/v1/videos", content=content, headers={"content-type": kind})
+    assert error_of(answer, status)["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("declared", [True, False], ids=["with its length", "in pieces"])
+def test_a_large_body_is_refused(client: TestClient, settings: Settings, declared: bool) -> None:
+    body = b'{"prompt": "' + b"a" * settings.max_body_bytes + b'"}'
+    pieces = (body[i : i + 1000] for i in range(0, len(body), 1000))
+    answer = client.post(
+        "/v1/videos", content=body if declared else pieces, headers={"content-type": "application/json"}
+    )
+    assert error_of(answer, 413)["code"] == "body_too_large"
