@@ -20,7 +20,7 @@ from tests.containers import ROOT
 from tests.processes import clean_environment
 from tests.valkey import Valkey
 
-NOBODY = 65534
+OTHER_USER = 65534
 PROCESSES = (("api",), ("webhooks",), ("maintenance",), ("worker", "demo"), ("up", "--port", "0"))
 EVERY_COMMAND = (*PROCESSES, ("keys", "list"), ("recover", "--dry-run"))
 ENDS_WITHIN_S = 10.0
@@ -116,7 +116,7 @@ def read_only(data: Path) -> None:
 
 def unlistable(data: Path) -> None:
     data.mkdir()
-    os.chown(data, NOBODY, NOBODY)
+    os.chown(data, OTHER_USER, OTHER_USER)
     data.chmod(0o300)
 
 
@@ -133,7 +133,7 @@ def test_a_data_folder_that_cannot_be_used(prepare: Any, folder: Path) -> None:
     data = folder / "data"
     prepare(data)
     for command in (("up", "--port", "0", "--workers", "0"), ("keys", "list")):
-        assert_sentence(run(*command, user=NOBODY, IVMIX_DATA_DIR=str(data)), str(data), "IVMIX_DATA_DIR")
+        assert_sentence(run(*command, user=OTHER_USER, IVMIX_DATA_DIR=str(data)), str(data), "IVMIX_DATA_DIR")
 
 
 def test_a_folder_of_another_process_type(folder: Path) -> None:
@@ -196,7 +196,7 @@ def test_an_unreadable_models_file(folder: Path) -> None:
     file.write_text("")
     file.chmod(0)
     given = {"IVMIX_MODELS_FILE": str(file), "IVMIX_DATA_DIR": str(folder)}
-    assert_sentence(run("models", "list", user=NOBODY, **given), str(file), "Permission denied")
+    assert_sentence(run("models", "list", user=OTHER_USER, **given), str(file), "Permission denied")
 
 
 def test_a_full_disk_at_the_start(folder: Path) -> None:
