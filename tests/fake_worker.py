@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 
 from service.jobs.model import Generation, Phase
-from service.log_config import configure_logging
 from service.process.heartbeat_file import HeartbeatFile
-from service.settings import Settings, load_settings
+from service.process.startup import start_process
+from service.settings import Settings
 from service.wiring import open_services
 from tests.skewed_clock import skew_clock
 from worker.__main__ import work
@@ -126,8 +126,7 @@ def main() -> int:
     logging.getLogger("rq").setLevel(logging.WARNING)
     if window := os.environ.get("FAKE_WINDOW"):
         stay_in_window(Path(window))
-    settings = load_settings()
-    configure_logging(settings.log_format)
+    settings = start_process()
     child = ChildProcess(settings, "demo", enter)
     return work(open_services(settings), "demo", child, WorkerMetrics(), HeartbeatFile(settings.pulse_file))
 

@@ -79,7 +79,7 @@ def eventually(server: EmbeddedValkey, is_true: Callable[[], bool]) -> None:
 
 
 def test_a_file_that_may_not_grow_costs_no_acknowledged_write(tmp_path: Path) -> None:
-    """Runs without a file system of its own: the append-only file reaches its limit, and the server exits."""
+    """Runs without a separate file system: the append-only file reaches its limit, and the server exits."""
     server = EmbeddedValkey(tmp_path)
     written = 0
     try:

@@ -79,7 +79,7 @@ def test_a_usable_server_passes(server: Valkey, certificates: Certificates) -> N
 
 @pytest.mark.parametrize(
     ("credentials", "words"),
-    [(":wrong@", "rejects the user or password"), ("nobody:p@", "rejects the user"), ("", "requires a password")],
+    [(":wrong@", "rejects the user or password"), ("stranger:p@", "rejects the user"), ("", "requires a password")],
 )
 def test_wrong_credentials(credentials: str, words: str, server: Valkey) -> None:
     assert words in refusal(f"redis://{credentials}127.0.0.1:{server.port}")
@@ -193,8 +193,8 @@ def test_cluster_mode_and_replicas(server: Valkey, tmp_path: Path) -> None:
 
 
 def test_absent_servers_are_not_refused(server: Valkey) -> None:
-    """Nobody listens, no such name yet, frozen, loading, too many clients: all of that may pass."""
-    for url in (f"redis://127.0.0.1:{free_port()}", "redis://nobody.invalid", "unix:///nowhere/socket"):
+    """No server listens, no such name yet, frozen, loading, too many clients: all of that may pass."""
+    for url in (f"redis://127.0.0.1:{free_port()}", "redis://stranger.invalid", "unix:///nowhere/socket"):
         with pytest.raises(RedisAway, match="IVMIX_REDIS_URL"):
             check_redis(url)
     for reply in (b"-LOADING Redis is loading the dataset in memory\r\n", b"-ERR max number of clients reached\r\n"):

@@ -1,4 +1,4 @@
-"""The Redis user of docs/operations.md can do everything that the service does, and its commands are checked at start."""
+"""The Redis user of docs/operations.md can do everything that the service does; its commands are checked at start."""
 
 from __future__ import annotations
 
