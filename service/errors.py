@@ -88,10 +88,6 @@ class WebhookTestFailed(ServiceError):
     code = "webhook_test_failed"
 
 
-class VideoNotDeletable(ServiceError):
-    code = "video_not_deletable"
-
-
 class NotAuthenticated(ServiceError):
     code = "invalid_api_key"
 

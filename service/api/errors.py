@@ -25,7 +25,6 @@ from service.errors import (
     StorageError,
     SyncRequestFailed,
     Throttled,
-    VideoNotDeletable,
     WebhookTestFailed,
 )
 from service.log_config import ONCE_A_MINUTE
@@ -43,7 +42,6 @@ JOB_STORE_UNAVAILABLE = "The job store is unreachable; try again."
 # SDKs retry that status.
 STATUS: dict[type[ServiceError], int] = {
     InvalidParameter: 400,
-    VideoNotDeletable: 400,
     WebhookTestFailed: 400,
     NotAuthenticated: 401,
     NotAllowed: 403,

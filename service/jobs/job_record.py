@@ -66,7 +66,7 @@ def salvage(job_id: str, record: Record) -> DamagedJob:
     shown = {"id": job_id, "state": JobState.FAILED, "error": RECORD_DAMAGED, "generation": _generation(values)}
     for name in ("output", "phase"):
         values.pop(name, None)
-    required = {"created_at": created_at(job_id) or 0.0, "owner": ""}
+    required = {"created_at": created_at(job_id), "owner": ""}
     return _readable(DamagedJob, {"owner": None} | values | shown, required)
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import ConfigDict, Field
 
 from service.base import FrozenModel
-from service.ids import new_job_id
+from service.ids import created_at, new_job_id
 from service.jobs.network_calls import network_calls
 from service.jobs.sampler_settings import SamplerSettings
 from service.jobs.timestep_spacing import Spacing
@@ -144,6 +143,7 @@ class Job(FrozenModel):
     total_steps: Count = 0  #: steps of the whole job
     phase: Phase | None = None  #: stage of the running execution
     cancel_requested: bool = False  #: whether the client has cancelled the job; a running one ends at its next step
+    delete_requested: bool = False  #: whether the client has deleted the job while it ran; then it is not shown
     output: Output | None = None  #: the stored files, once completed
     error: JobError | None = None  #: why the job failed
     timings: dict[str, float] = {}  #: seconds per phase of the execution that completed the job
@@ -160,10 +160,11 @@ class Job(FrozenModel):
     @classmethod
     def new(cls, generation: Generation, **fields: Any) -> Self:
         """Return a queued job with a new id; `fields` are further fields of the record."""
+        job_id = new_job_id()
         return cls(
-            id=new_job_id(),
+            id=job_id,
             generation=generation,
-            created_at=time.time(),
+            created_at=created_at(job_id),  # the same time, so that lists can be limited by it
             total_steps=generation.total_steps,
             **fields,
         )

@@ -84,7 +84,7 @@ def _workers(redis: Redis, store: JobStore, queue: Queue) -> tuple[WorkerStats, 
             name=worker.name,
             state=str(worker.get_state()),
             last_seen=_unix_seconds(worker.last_heartbeat),
-            job=store.view(job_id) if (job_id := worker.get_current_job_id()) else None,
+            job=store.view_any(job_id) if (job_id := worker.get_current_job_id()) else None,
         )
         for worker in sorted(workers, key=lambda worker: worker.name)
     )

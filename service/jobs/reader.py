@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import builtins
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from redis import Redis
 
 from service.errors import IdempotencyKeyReused
+from service.jobs.job_list import JobFilter, JobLister, Order
 from service.jobs.job_record import check_job, decode_job, view_job
-from service.jobs.keys import INDEX, durations_key, idempotency_key, job_key, owner_index
+from service.jobs.keys import durations_key, idempotency_key, job_key, owner_index
 from service.jobs.model import Job
 from service.jobs.rq_queues import queue_key
-from service.redis_records import decode_value, read_page, read_record, read_records
+from service.redis_records import decode_value, read_record
 from service.redis_scripts import UntypedRedis, load_script
 
-SCAN_BATCH = 100
-MAX_SCANNED = 5000
-
-Order = Literal["asc", "desc"]
 JobWithPosition = tuple[Job, int | None]  # the job and the number of jobs ahead of it; None if it is not queued
 
 
@@ -36,6 +33,7 @@ class Idempotency:
 class JobReader:
     def __init__(self, redis: Redis) -> None:
         self._redis: UntypedRedis = redis
+        self.lists = JobLister(redis)
         self._get_with_positions_script = load_script(redis, "service.jobs", "get_with_positions")
         self._jobs_ahead_script = load_script(redis, "service.jobs", "jobs_ahead")
 
@@ -44,7 +42,11 @@ class JobReader:
         return decode_job(job_id, read_record(self._redis, job_key(job_id)))
 
     def view(self, job_id: str) -> Job | None:
-        """Return the job, for those who show it: a damaged record is a DamagedJob."""
+        """Return the job, for those who show it: a damaged record is a DamagedJob, one that is being deleted None."""
+        return _shown(self.view_any(job_id))
+
+    def view_any(self, job_id: str) -> Job | None:
+        """Like `view`, but also a job that is being deleted."""
         return view_job(job_id, read_record(self._redis, job_key(job_id)))
 
     def exists(self, job_id: str) -> bool:
@@ -82,7 +84,7 @@ class JobReader:
             job = self.view(job_id)
             return None if job is None else (job, None)
         # A queued job without a position was just taken from the queue by a worker: none is ahead.
-        return job, (position[0] or 0) if position else None
+        return None if _shown(job) is None else (job, (position[0] or 0) if position else None)
 
     def jobs_ahead(self, model: str, owner: str) -> int:
         """Return how many waiting jobs would run before a new one of this owner, of normal priority."""
@@ -91,48 +93,17 @@ class JobReader:
     def list(
         self, *, limit: int = 20, order: Order = "desc", after: str | None = None, owner: str | None = None
     ) -> tuple[builtins.list[Job], bool]:
-        """Return one page and whether more follow.
-
-        Args:
-            after: id after which the page starts; it need not exist any more.
-            owner: None lists the jobs of all owners.
-        """
-        index = INDEX if owner is None else owner_index(owner)
-        ids, has_more = read_page(self._redis, index, limit=limit, after=after, newest_first=order == "desc")
-        records = read_records(self._redis, map(job_key, ids))
-        # A record may be deleted between the two reads.
-        return [job for job_id, record in zip(ids, records, strict=True) if (job := view_job(job_id, record))], has_more
-
-    def list_matching(
-        self,
-        matches: Callable[[Job], bool],
-        *,
-        limit: int,
-        order: Order = "desc",
-        after: str | None = None,
-        owner: str | None = None,
-    ) -> tuple[builtins.list[Job], bool, str | None]:
-        """Return one page of matching jobs, whether more may follow, and the id after which the next page starts.
-
-        Reads at most MAX_SCANNED records, so rare matches may take several pages.
-        """
-        found: builtins.list[Job] = []
-        for _ in range(MAX_SCANNED // SCAN_BATCH):
-            page, has_more = self.list(limit=SCAN_BATCH, order=order, after=after, owner=owner)
-            for job in page:
-                if matches(job):
-                    if len(found) == limit:
-                        return found, True, after
-                    found.append(job)
-                after = job.id
-            if not has_more or not page:
-                return found, False, after
-        return found, True, after
+        """Return one page of all jobs, or of one owner's, and whether more follow."""
+        return self.lists.page(JobFilter(owner=owner), limit=limit, order=order, after=after)
 
     def recent_durations(self, model: str) -> builtins.list[tuple[float, float]]:
         """Return (completion in unix seconds, seconds spent) of a model's last KEPT_DURATIONS videos, newest first."""
         entries = [decode_value(entry) for entry in self._redis.lrange(durations_key(model), 0, -1)]
         return [(float(entry[0]), float(entry[1])) for entry in entries if _is_duration(entry)]
+
+
+def _shown(job: Job | None) -> Job | None:
+    return None if job is None or job.delete_requested else job
 
 
 def _is_duration(entry: Any) -> bool:

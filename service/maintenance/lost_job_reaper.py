@@ -77,6 +77,7 @@ class LostJobReaper:
         """Check all active jobs; hand ended ones to retention and fail overdue ones on the way."""
         queued_ids = self._queued_ids()
         ids = [member.decode() for member in self._redis.smembers(ACTIVE)]
+        self._store.reindex(ids)  # what workers and API processes of older versions have changed
         with self._redis.pipeline(transaction=False) as pipe:
             for job_id in ids:
                 pipe.hmget(job_key(job_id), "state", "execution_id", "start_by")

@@ -27,7 +27,11 @@ from tests.webhook_receivers import Receiver, raw
 
 POLLS = 100
 TIMEOUT_S = 3.0
-LOCAL_RECEIVERS = {"IVMIX_WEBHOOK_ALLOW": "127.0.0.0/8", "IVMIX_WEBHOOK_ALLOW_HTTP": "true"}
+LOCAL_RECEIVERS = {
+    "IVMIX_WEBHOOK_ALLOW": "127.0.0.0/8",
+    "IVMIX_WEBHOOK_ALLOW_HTTP": "true",
+    "IVMIX_WEBHOOK_TIMEOUT_S": "30",  # no attempt at a silent receiver ends during a measurement
+}
 
 
 class Tenant:

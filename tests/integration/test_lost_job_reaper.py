@@ -9,10 +9,10 @@ import pytest
 from redis.exceptions import OutOfMemoryError, RedisError
 from rq import Queue
 
-from service.jobs.keys import ACTIVE, job_key, lease_key
+from service.jobs.keys import ACTIVE, ENDED, job_key, lease_key
 from service.jobs.model import Job, JobState
 from service.maintenance.lost_job_reaper import LostJobReaper
-from service.maintenance.retention import ENDED, Retention
+from service.maintenance.retention import Retention
 from service.wiring import Services
 from tests.factories import make_job, make_output
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from service.errors import StorageError
-from service.jobs.keys import job_key
+from service.jobs.keys import ENDED, job_key
 from service.jobs.model import Job, JobError, JobState
 from service.jobs.rq_queues import generate_queue
-from service.maintenance.retention import ENDED, RETRY_S, Retention
+from service.maintenance.retention import RETRY_S, Retention
 from service.storage import object_keys, sha256_of
 from service.wiring import Services
 from tests.factories import finish, make_job

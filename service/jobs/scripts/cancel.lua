@@ -3,9 +3,8 @@
 -- ARGV: 1 job id, 2 now, 3 oldest outbox entry to keep
 local state = redis.pcall('HGET', KEYS[1], 'state')
 if state == QUEUED then
-  redis.call('HSET', KEYS[1], 'state', CANCELLED, 'completed_at', ARGV[2], 'cancel_requested', 'true')
   if leave(queue_of(KEYS[1]), ARGV[1]) then redis.call('DEL', KEYS[2]) end
-  publish(KEYS[1], KEYS[3], KEYS[4], ARGV[3])
+  finish(ARGV[1], {'state', CANCELLED, 'completed_at', ARGV[2], 'cancel_requested', 'true'}, KEYS[3], KEYS[4], ARGV[3])
 elseif state == RUNNING then
   redis.call('HSET', KEYS[1], 'cancel_requested', 'true')
 end

@@ -1,17 +1,17 @@
 -- Create a job: record, indexes, idempotency record and RQ entry. A repeated call changes nothing.
--- KEYS: 1 record, 2 queue, 3 index of all jobs, 4 index of the owner, 5 the owner's waiting jobs,
---       6 idempotency record, 7 active jobs
+-- KEYS: 1 record, 2 queue, 3 the owner's waiting jobs, 4 idempotency record, 5 active jobs
 -- ARGV: 1 job id, 2 request fingerprint ("" = no idempotency key), 3 its lifetime in seconds, 4 most jobs in the
 --       queue, 5 most waiting jobs of the owner, 6 number n of the record's fields and values, 7 .. 6+n these, then
 --       RQ's commands for `run_commands`
 -- Returns {'created' | 'replayed' | 'reused', job id} or {'queue_full' | 'owner_full', limit}.
-local record, queue, waiting, idempotency = KEYS[1], KEYS[2], KEYS[5], KEYS[6]
+local record, queue, waiting, idempotency = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local id, fingerprint, fields = ARGV[1], ARGV[2], tonumber(ARGV[6])
 
 if redis.call('EXISTS', record) == 1 then return {'created', id} end
 if fingerprint ~= '' then
   local known, first_id = unpack(redis.call('HMGET', idempotency, 'fingerprint', 'id'))
-  if known and first_id and redis.call('EXISTS', RECORD .. first_id) == 1 then
+  local is_there = known and first_id and redis.call('EXISTS', RECORD .. first_id) == 1
+  if is_there and redis.pcall('HGET', RECORD .. first_id, 'delete_requested') ~= 'true' then
     return {known == fingerprint and 'replayed' or 'reused', first_id}
   end
 end
@@ -23,10 +23,9 @@ end
 if redis.call('SCARD', waiting) >= tonumber(ARGV[5]) then return {'owner_full', ARGV[5]} end
 
 redis.call('HSET', record, unpack(ARGV, 7, 6 + fields))
-redis.call('ZADD', KEYS[3], 0, id)
-redis.call('ZADD', KEYS[4], 0, id)
+index(id)
 redis.call('SADD', waiting, id)
-redis.call('SADD', KEYS[7], id)
+redis.call('SADD', KEYS[5], id)
 if fingerprint ~= '' then
   redis.call('HSET', idempotency, 'fingerprint', fingerprint, 'id', id)
   redis.call('EXPIRE', idempotency, ARGV[3])

@@ -7,7 +7,6 @@ local state, execution = unpack(redis.pcall('HMGET', KEYS[1], 'state', 'executio
 if not state or (ARGV[2] ~= '' and execution ~= ARGV[2]) then return 0 end
 if ARGV[2] ~= '' and state == ARGV[3] then return 1 end
 if not string.find(ARGV[1], '|' .. state .. '|', 1, true) then return 0 end
-redis.call('HSET', KEYS[1], unpack(ARGV, 6))
 if state == QUEUED then leave(queue_of(KEYS[1]), ARGV[5]) end
-publish(KEYS[1], KEYS[2], KEYS[3], ARGV[4])
+finish(ARGV[5], {unpack(ARGV, 6)}, KEYS[2], KEYS[3], ARGV[4])
 return 1

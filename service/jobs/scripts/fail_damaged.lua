@@ -5,7 +5,6 @@
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
 if redis.call('TYPE', KEYS[1]).ok ~= 'hash' then redis.call('DEL', KEYS[1]) end
 if ENDED[redis.call('HGET', KEYS[1], 'state')] then return 0 end
-redis.call('HSET', KEYS[1], unpack(ARGV, 3))
 leave_all(ARGV[1])
-publish(KEYS[1], KEYS[2], KEYS[3], ARGV[2])
+finish(ARGV[1], {unpack(ARGV, 3)}, KEYS[2], KEYS[3], ARGV[2])
 return 1
