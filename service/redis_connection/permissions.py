@@ -83,6 +83,7 @@ EXISTS {text}
 EXEC
 WATCH {text}
 UNWATCH
+TIME
 CLIENT SETNAME ivmix-check
 EXPIRE {hash} 60
 EXPIRE {list} 60

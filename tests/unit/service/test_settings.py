@@ -111,7 +111,7 @@ def test_a_lease_must_outlast_two_failed_renewals(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("origin", ["https://dash.example.com/", "dash.example.com", "*"])
 def test_cors_origins_are_written_as_browsers_send_them(monkeypatch: pytest.MonkeyPatch, origin: str) -> None:
     monkeypatch.setenv("IVMIX_CORS_ORIGINS", f"https://fine.example.com,{origin}")
-    with pytest.raises(ConfigurationError, match=r"IVMIX_CORS_ORIGINS: .*is not an origin"):
+    with pytest.raises(ConfigurationError, match=r"IVMIX_CORS_ORIGINS: .*is not an exact origin"):
         load_settings()
 
 
