@@ -10,7 +10,7 @@ from service.cli.client import VideoClient
 from service.cli.main import submit_and_download
 from service.process.supervisor import Supervisor
 from service.settings import Settings
-from worker.child import video
+from worker.child import video_encoder
 
 PROMPT = "a red circle moving right on a teal background"
 SEED = 7
@@ -28,8 +28,10 @@ def main() -> int:
             mixed = submit_and_download(client, body, OUTPUT, label="IV-mixed")
             plain_file = data / "ddim.mp4"
             plain = submit_and_download(client, {**body, "sampler": {"name": "ddim"}}, plain_file, label="plain DDIM")
-        clips = [video.read_mp4(plain_file), video.read_mp4(OUTPUT)]
-    video.write_mp4(video.side_by_side(clips, ["plain DDIM", "IV-mixed"]), COMPARISON, fps=int(mixed["fps"]))
+        clips = [video_encoder.read_mp4(plain_file), video_encoder.read_mp4(OUTPUT)]
+    video_encoder.write_mp4(
+        video_encoder.side_by_side(clips, ["plain DDIM", "IV-mixed"]), COMPARISON, fps=int(mixed["fps"])
+    )
     print(
         f"  {OUTPUT}: IV-mixed, {mixed['num_inference_steps']} steps, {mixed['inference_time_s']:.1f} s of inference\n"
         f"  {COMPARISON}: left: video model alone ({plain['inference_time_s']:.1f} s), right: IV-mixed, same seed;\n"

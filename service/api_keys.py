@@ -6,6 +6,7 @@ Only the SHA-256 of a key is stored. A key is 256 random bits and so, unlike a p
 from __future__ import annotations
 
 import hashlib
+import logging
 import secrets
 import time
 from collections.abc import Iterable
@@ -17,6 +18,8 @@ from redis import Redis
 
 from service.base import FrozenModel
 from service.redis_scripts import UntypedRedis
+
+log = logging.getLogger("ivmix.api")
 
 KEYS = "ivm:keys"  # hash: SHA-256 of the key -> ApiKey as JSON
 LAST_USED = "ivm:keys:last_used"  # hash: key id -> unix seconds
@@ -91,7 +94,7 @@ class KeyStore:
         """Look up a key and record its use. None if it is unknown or revoked."""
         digest = _digest(secret)
         found = self._redis.hget(KEYS, digest)
-        key = ApiKey.model_validate_json(found) if found else None
+        key = _decode(found) if found else None
         with self._lock:
             self._cache.pop(digest, None)
             if key is None or key.revoked_at is not None:
@@ -103,19 +106,28 @@ class KeyStore:
         return key
 
     def list(self) -> list[tuple[ApiKey, float | None]]:
-        """Return all keys, oldest first, each with the unix time of its last use."""
+        """Return all keys but damaged ones, oldest first, each with the unix time of its last use."""
         records, used = self._redis.hgetall(KEYS), self._redis.hgetall(LAST_USED)
-        keys = sorted(map(ApiKey.model_validate_json, records.values()), key=lambda key: key.created_at)
+        keys = sorted(filter(None, map(_decode, records.values())), key=lambda key: key.created_at)
         return [(key, float(used[key.id.encode()]) if key.id.encode() in used else None) for key in keys]
 
     def revoke(self, key_id: str) -> ApiKey | None:
         """Revoke a key; None if there is no such key. Revoking it again keeps the first time."""
         for digest, record in self._redis.hgetall(KEYS).items():
-            key = ApiKey.model_validate_json(record)
-            if key.id == key_id:
+            key = _decode(record)
+            if key is not None and key.id == key_id:
                 revoked = key.model_copy(update={"revoked_at": key.revoked_at or time.time()})
                 self._redis.hset(KEYS, digest, revoked.model_dump_json())
                 return revoked
+        return None
+
+
+def _decode(record: bytes) -> ApiKey | None:
+    """Return the key; None for a damaged record, which authenticates no client."""
+    try:
+        return ApiKey.model_validate_json(record)
+    except ValueError as e:
+        log.error("ignoring an API key, its record is damaged: %s", e)
         return None
 
 

@@ -88,10 +88,6 @@ class WebhookTestFailed(ServiceError):
     code = "webhook_test_failed"
 
 
-class VideoNotDeletable(ServiceError):
-    code = "video_not_deletable"
-
-
 class NotAuthenticated(ServiceError):
     code = "invalid_api_key"
 
@@ -148,3 +144,12 @@ class ServiceUnavailable(ServiceError):
     """A dependency such as Redis is unreachable; retry later."""
 
     code = "service_unavailable"
+
+
+class NoSpace(ServiceUnavailable):
+    """The server's disk is almost full, so it accepts no new jobs."""
+
+    code = "no_space"
+
+    def __init__(self) -> None:
+        super().__init__("The server has too little free disk space for new videos; try again later.")

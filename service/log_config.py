@@ -7,9 +7,10 @@ them. As a last defence, signed URLs, passwords and tokens are redacted here.
 from __future__ import annotations
 
 import logging
-import math
 import re
 import sys
+import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -22,16 +23,37 @@ from service.settings import LogFormat
 # Verbose libraries, or those that log events which our own lines cover.
 _QUIET = ("httpx2", "httpcore2", "boto3", "botocore", "s3transfer", "urllib3", "rq", "uvicorn")
 
-# Loggers of libraries whose warnings any client can cause.
-_REPETITIVE = ("uvicorn.error", "asyncio")
-LOG_INTERVAL_S = 60.0
-MAX_REMEMBERED = 1000
-
 _SECRETS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"\?[^\s\"']*x-amz-signature=[^\s\"']*", re.IGNORECASE), "?[signed]"),
     (re.compile(r"(?<=://)[^\s/@\"']*:[^\s/@\"']*@"), "[credentials]@"),
     (re.compile(r"\b(bearer) +[^\s\"']+", re.IGNORECASE), r"\1 [secret]"),
 )
+
+
+# `extra=` of a line that is repeated as long as something is wrong, such as an absent Redis.
+ONCE_A_MINUTE = {"once_a_minute": True}
+REPEAT_S = 60.0
+# RQ's workers log every attempt to connect, the others what any client can cause, such as invalid requests.
+_REPEATING_LIBRARIES = ("rq", "uvicorn", "asyncio")
+
+
+class OnceAMinute(logging.Filter):
+    """Drops a line marked with ONCE_A_MINUTE if the same one was logged less than a minute ago."""
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._now = now
+        self._logged: dict[tuple[str, str], float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not getattr(record, "once_a_minute", False) and record.name.partition(".")[0] not in _REPEATING_LIBRARIES:
+            return True
+        now, line = self._now(), (record.name, record.getMessage())
+        self._logged = {known: at for known, at in self._logged.items() if now - at < REPEAT_S}
+        if line in self._logged:
+            return False
+        self._logged[line] = now
+        return True
 
 
 def configure_logging(log_format: LogFormat, *, level: int = logging.INFO) -> None:
@@ -42,43 +64,13 @@ def configure_logging(log_format: LogFormat, *, level: int = logging.INFO) -> No
             foreign_pre_chain=_PROCESSORS, processors=[ProcessorFormatter.remove_processors_meta, _renderer(log_format)]
         )
     )
+    handler.addFilter(OnceAMinute())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
     for name in _QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
-    for name in _REPETITIVE:
-        logger = logging.getLogger(name)
-        if not any(isinstance(found, OncePerMinute) for found in logger.filters):
-            logger.addFilter(OncePerMinute())
     logging.captureWarnings(capture=True)
-
-
-class OncePerMinute(logging.Filter):
-    """Lets a message of a library through once per minute, with the number of times that it was left out before.
-
-    For messages that any client can cause, such as "Invalid HTTP request received."
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._seen: dict[str, tuple[float, int]] = {}  # message -> when it was last logged, how often left out since
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        if record.levelno < logging.WARNING:
-            return True
-        # Of errors with a traceback, every kind is a message of its own.
-        kind = f"{record.msg} {record.exc_info[1]!r}" if record.exc_info else str(record.msg)
-        logged_at, left_out = self._seen.get(kind, (-math.inf, 0))
-        if record.created - logged_at < LOG_INTERVAL_S:
-            self._seen[kind] = logged_at, left_out + 1
-            return False
-        if len(self._seen) >= MAX_REMEMBERED:
-            self._seen.clear()
-        self._seen[kind] = record.created, 0
-        if left_out:
-            record.msg = f"{record.msg} ({left_out} more in the last minutes)"
-        return True
 
 
 def log_context(**ids: str) -> AbstractContextManager[None]:

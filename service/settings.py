@@ -62,6 +62,10 @@ class Section(str):
     """Marks the first field of a section of docs/settings.md."""
 
 
+class Internal:
+    """Marks a field that is not in docs/settings.md."""
+
+
 class Settings(BaseSettings):
     # hide_input: an error about one field must not print the secrets of others
     model_config = SettingsConfigDict(
@@ -73,6 +77,11 @@ class Settings(BaseSettings):
     noeviction`. If unset, `ivmix up` starts an embedded server."""
     data_dir: ExpandedPath = Field(default_factory=default_data_dir)
     """Folder of the embedded server and of file storage."""
+    min_free_mb: int = Field(default=200, ge=0)
+    """Free megabytes of IVMIX_DATA_DIR's disk below which new videos are refused with `no_space`. Applies when the
+    embedded server or file storage uses that disk."""
+    embedded_queue: Annotated[bool, Internal()] = False
+    """Set by `ivmix up` for its processes: the queue is in IVMIX_DATA_DIR."""
     retention_seconds: int = Field(default=7 * 86400, ge=60)
     """Seconds after which an ended video's record and files are deleted."""
 
@@ -254,6 +263,11 @@ class Settings(BaseSettings):
         """Seconds between a worker's attempts to reach Redis. Well below the grace of half a beat that the reaper gives
         after an outage, so that a worker renews its lease in time."""
         return self.beat_s / 10
+
+    @property
+    def needs_disk(self) -> bool:
+        """Whether the queue or the videos are in IVMIX_DATA_DIR."""
+        return self.storage == "file" or self.embedded_queue
 
     @property
     def scratch_folder(self) -> Path:

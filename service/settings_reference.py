@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from pydantic.fields import FieldInfo
 
-from service.settings import PREFIX, Section, Settings
+from service.settings import PREFIX, Internal, Section, Settings
 
 INTRODUCTION = """\
 # Settings
@@ -31,6 +31,8 @@ def settings_reference() -> str:
     """One Markdown table per section of Settings."""
     lines = [INTRODUCTION.rstrip()]
     for name, field in Settings.model_fields.items():
+        if any(isinstance(entry, Internal) for entry in field.metadata):
+            continue
         for section in (entry for entry in field.metadata if isinstance(entry, Section)):
             lines += ["", f"## {section}", "", "| variable | default | meaning |", "|---|---|---|"]
         default, meaning = COMPUTED_DEFAULTS.get(name) or _default(field), " ".join((field.description or "").split())

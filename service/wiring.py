@@ -18,6 +18,7 @@ from service.jobs.store import JobStore
 from service.redis_connection.client import open_redis
 from service.settings import Settings
 from service.storage import FileStorage, S3Storage, VideoStorage
+from service.storage.free_space import FreeSpace
 from service.webhooks.deliveries import DeliveryStore
 from service.webhooks.endpoints import EndpointStore
 from service.webhooks.sender import Sender
@@ -45,6 +46,7 @@ class Services:
     storage: VideoStorage
     models: ModelRegistry
     webhooks: Webhooks
+    free_space: FreeSpace
 
     @property
     def redis_url(self) -> str:
@@ -70,6 +72,7 @@ def open_services(settings: Settings) -> Services:
         storage=open_storage(settings),
         models=ModelRegistry.of(settings),
         webhooks=open_webhooks(settings, redis),
+        free_space=FreeSpace(settings.data_dir if settings.needs_disk else None, settings.min_free_mb),
     )
 
 

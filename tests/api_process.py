@@ -1,4 +1,4 @@
-"""The API as a process of its own, and plain sockets to it: for clients that misbehave."""
+"""The API as a separate process, and plain sockets to it: for clients that misbehave."""
 
 from __future__ import annotations
 

@@ -22,7 +22,8 @@ class Certificates:
     server: tuple[Path, Path]
 
     @classmethod
-    def make(cls, folder: Path) -> Certificates:
+    def make(cls, folder: Path, *, valid_for: timedelta = timedelta(days=1)) -> Certificates:
+        """`valid_for` is that of the server's certificate; if negative, it has expired."""
         folder.mkdir(parents=True, exist_ok=True)
         root_key, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
         root = (
@@ -34,7 +35,7 @@ class Certificates:
         )
         names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
         leaf = (
-            _certificate("ivmix test server", "ivmix test authority", key.public_key())
+            _certificate("ivmix test server", "ivmix test authority", key.public_key(), valid_for)
             .add_extension(x509.SubjectAlternativeName(names), critical=False)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_usage(signs=False), critical=True)
@@ -57,7 +58,9 @@ class Certificates:
         return ssl.create_default_context(cafile=str(self.authority))
 
 
-def _certificate(subject: str, issuer: str, key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
+def _certificate(
+    subject: str, issuer: str, key: ec.EllipticCurvePublicKey, valid_for: timedelta = timedelta(days=1)
+) -> x509.CertificateBuilder:
     now = datetime.now(UTC)
     return (
         x509.CertificateBuilder()
@@ -65,8 +68,8 @@ def _certificate(subject: str, issuer: str, key: ec.EllipticCurvePublicKey) -> x
         .issuer_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, issuer)]))
         .public_key(key)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(hours=1))
-        .not_valid_after(now + timedelta(days=1))
+        .not_valid_before(now - timedelta(days=2))
+        .not_valid_after(now + valid_for)
     )
 
 

@@ -23,16 +23,16 @@ from typing import Any
 import numpy as np
 
 from service.jobs.model import Generation, Phase
-from service.log_config import configure_logging
 from service.process.heartbeat_file import HeartbeatFile
-from service.settings import Settings, load_settings
+from service.process.startup import start_process
+from service.settings import Settings
 from service.wiring import open_services
 from tests.skewed_clock import skew_clock
 from worker.__main__ import work
-from worker.child.main import serve
+from worker.child.main import start
 from worker.messages import Failed
 from worker.parent.child_process import ChildProcess
-from worker.parent.metrics import MeasuredChild, WorkerMetrics
+from worker.parent.metrics import WorkerMetrics
 from worker.parent.rq_worker import GenerationWorker
 
 
@@ -103,9 +103,9 @@ class FakeEngine:
         return 1.0
 
 
-def enter(first: Connection, second: Connection, parent: int, settings: Settings, model: str) -> None:
+def enter(control: Connection, parent: int, settings: Settings, model: str) -> None:
     skew_clock()
-    serve(first, second, parent, settings, FakeEngine)
+    start(control, parent, settings, FakeEngine)  # type: ignore[arg-type]
 
 
 def stay_in_window(flag: Path) -> None:
@@ -126,10 +126,9 @@ def main() -> int:
     logging.getLogger("rq").setLevel(logging.WARNING)
     if window := os.environ.get("FAKE_WINDOW"):
         stay_in_window(Path(window))
-    settings = load_settings()
-    configure_logging(settings.log_format)
-    child = MeasuredChild(ChildProcess(settings, "demo", enter), WorkerMetrics())
-    return work(open_services(settings), "demo", child, heartbeat_file=HeartbeatFile(settings.pulse_file))
+    settings = start_process()
+    child = ChildProcess(settings, "demo", enter)
+    return work(open_services(settings), "demo", child, WorkerMetrics(), HeartbeatFile(settings.pulse_file))
 
 
 if __name__ == "__main__":

@@ -6,21 +6,20 @@ import logging
 import signal
 import sys
 import threading
-from collections.abc import Callable
 from types import FrameType
 
 from redis.exceptions import RedisError
 
+from service.log_config import ONCE_A_MINUTE
 from service.process.data_folder import prepare_folder
 from service.process.heartbeat_file import HeartbeatFile
 from service.process.startup import one_sentence_errors, prepare_data_folder, start_process
 from service.redis_connection.client import open_redis
 from service.redis_connection.wait import require_not_refused, wait_for_redis
 from service.wiring import Services, check_storage, open_services
-from worker import tasks
 from worker.parent.child_process import Child, ChildDied, ChildProcess
 from worker.parent.job_runner import Runner
-from worker.parent.metrics import MeasuredChild, WorkerMetrics
+from worker.parent.metrics import WorkerMetrics
 from worker.parent.rq_worker import GenerationWorker
 from worker.scratch import Scratch
 
@@ -42,29 +41,20 @@ def main() -> int:
         metrics = WorkerMetrics()
         if settings.worker_metrics_port is not None:
             log.info("metrics on port %d", metrics.serve(settings.host, settings.worker_metrics_port))
-    child = MeasuredChild(ChildProcess(settings, model), metrics)
-    return work(services, model, child, heartbeat_file=heartbeat_file, on_lost=metrics.lost)
+    return work(services, model, ChildProcess(settings, model), metrics, heartbeat_file)
 
 
-def work(
-    services: Services,
-    model: str,
-    child: Child,
-    *,
-    heartbeat_file: HeartbeatFile,
-    on_lost: Callable[[], None] = lambda: None,
-) -> int:
-    """Work until a signal, and return the exit status. The heartbeat starts when the models are loaded; `on_lost` is
-    called for each job that another worker took over."""
+def work(services: Services, model: str, child: Child, metrics: WorkerMetrics, heartbeat_file: HeartbeatFile) -> int:
+    """Work until a signal, and return the exit status. The heartbeat starts when the models are loaded."""
     for number in (signal.SIGINT, signal.SIGTERM):  # while the models load there is no job to requeue
         signal.signal(number, _exit_at_once)
     try:
-        child.ensure(lambda: None)
+        child.ensure(lambda: True)
         settings = services.settings
         scratch = Scratch(settings.scratch_folder)
-        runner = Runner(services.store, services.storage, child, scratch, settings, on_lost, heartbeat_file)
+        runner = Runner(services.store, services.storage, child, scratch, settings, metrics, heartbeat_file)
         _work_until_stopped(services, model, runner, heartbeat_file)
-        runner.postprocessing.close()
+        runner.background.close()
         return 0
     except ChildDied as e:
         log.error("cannot load the models of %s: %s", model, e)
@@ -82,11 +72,9 @@ def _work_until_stopped(services: Services, model: str, runner: Runner, heartbea
         while not stopping.is_set():
             heartbeat_file.beat()
             try:
-                worker = GenerationWorker(redis, model, stopping, heartbeat_file)
-                tasks.install(runner, worker)
-                worker.work(logging_level="WARNING")
+                GenerationWorker(redis, model, runner, stopping, heartbeat_file).work(logging_level="WARNING")
             except RedisError as e:
-                log.error("Redis is unreachable: %s", type(e).__name__)
+                log.error("Redis is unreachable: %s", type(e).__name__, extra=ONCE_A_MINUTE)
             stopping.wait(RECONNECT_S)
 
 

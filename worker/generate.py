@@ -59,15 +59,15 @@ def generate(
     entry = ModelRegistry.of(load_settings()).get(model)
     generations = _generations(entry, options)
     # --help and refused options answer without loading torch and diffusers, which takes seconds.
-    from worker.child import video
+    from worker.child import video_encoder
     from worker.child.engine import Engine
 
     engine = Engine(entry)
     start = time.perf_counter()
     clips = [_generate(engine, generation).frames.numpy() for generation in generations]
-    pixels = video.side_by_side(clips, ["DDIM", "IV-mixed"]) if compare else clips[0]
+    pixels = video_encoder.side_by_side(clips, ["DDIM", "IV-mixed"]) if compare else clips[0]
     last, output = generations[-1], output.expanduser()
-    video.write_mp4(pixels, output, fps=last.fps)
+    video_encoder.write_mp4(pixels, output, fps=last.fps)
     calls = ", ".join(f"{count} {network}" for network, count in last.network_calls.items())
     typer.echo(f"{output}: seed {last.seed}, {time.perf_counter() - start:.1f} s, network calls: {calls}")
 

@@ -1,19 +1,28 @@
-"""Messages between parent and child, as plain data that the parent can import without torch."""
+"""Messages between parent and child, as plain data that the parent can import without torch.
+
+Each job has its own pipe. The parent sends Run, and may send Stop later. The child sends Progress and StorageCall,
+Sampled when it is ready for the next job, and at the end Done, Failed or Stopped. A control pipe carries Ready once and
+then the child's ends of the jobs' pipes.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from service.jobs.model import Generation, Job, Output, Phase
+from service.storage.metrics import StorageCall
+
+INTERNAL_ERROR = "The video could not be generated because of an internal error; see the server log."
 
 
 @dataclass(frozen=True)
 class Run:
-    """Work on this job. `may_resume`: an earlier execution made progress and may have stored a checkpoint."""
+    """Work on this job."""
 
     job: Job
     execution_id: str
     may_resume: bool = False
+    """An earlier execution made progress and may have stored a checkpoint."""
 
     @property
     def generation(self) -> Generation:
@@ -21,40 +30,35 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Cancel:
-    """Stop this execution after the current step. Ignored if the child works on another one."""
+class Stop:
+    """Stop the job after the current step."""
 
-    execution_id: str
-
-
-@dataclass(frozen=True)
-class Drain:
-    """Like Cancel, but store a checkpoint first: another worker will resume the job."""
-
-    execution_id: str
+    save_checkpoint: bool
+    """First store a checkpoint: another worker will resume the job."""
 
 
 @dataclass(frozen=True)
 class Ready:
     """The models are loaded."""
 
-    seconds: float  # spent loading the models
+    seconds: float
+    """Spent loading the models."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """A phase began or a step ended: `step` of `total` sampling steps are done."""
+    """A phase began or a step ended."""
 
     phase: Phase
     step: int
+    """Finished sampling steps."""
     total: int
+    """Sampling steps of the job."""
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """All steps are done and the networks are free. Decoding and upload are reported on the second pipe."""
-
-    execution_id: str
+    """All steps are done and the networks are free; decoding and upload follow."""
 
 
 @dataclass(frozen=True)
@@ -62,26 +66,27 @@ class Done:
     """The video is stored."""
 
     output: Output
-    timings: dict[str, float]  # seconds per phase
-    peak_memory_mb: float | None  # MiB; None if not measured
+    timings: dict[str, float]
+    """Seconds per phase."""
+    peak_memory_mb: float | None
+    """MiB; None if not measured."""
 
 
 @dataclass(frozen=True)
 class Failed:
-    """The job failed with this error code and text. `is_broken`: the child process must be replaced."""
-
     code: str
+    """Error code of the job."""
     message: str
+    """Error text of the job, for the client."""
     can_retry: bool
+    """Another attempt may succeed."""
     is_broken: bool = False
+    """The child process must be replaced."""
 
 
 @dataclass(frozen=True)
 class Stopped:
-    """The answer to Cancel and Drain."""
+    """The reply to Stop."""
 
 
-INTERNAL_ERROR = "The video could not be generated because of an internal error; see the server log."
-
-Order = Run | Cancel | Drain
-Message = Ready | Progress | Sampled | Done | Failed | Stopped
+Report = Ready | Progress | Sampled | Done | Failed | Stopped | StorageCall

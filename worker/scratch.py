@@ -10,6 +10,7 @@ import logging
 import os
 import shutil
 import time
+from contextlib import suppress
 from pathlib import Path
 
 log = logging.getLogger("ivmix.child")
@@ -25,7 +26,7 @@ class Scratch:
     def open(self, job_id: str, execution_id: str) -> Path:
         """An empty folder."""
         self.discard(job_id, execution_id)
-        self.sweep(older_than_s=KEEP_S)
+        self.sweep()
         folder = self._folder(job_id, execution_id)
         folder.mkdir(parents=True, mode=0o700)
         return folder
@@ -47,10 +48,12 @@ class Scratch:
 
     def discard(self, job_id: str, execution_id: str) -> None:
         shutil.rmtree(self._folder(job_id, execution_id), ignore_errors=True)
-        _remove_if_empty(self._root / job_id)
+        with suppress(OSError):  # not empty, or removed by another process
+            (self._root / job_id).rmdir()
 
-    def sweep(self, *, older_than_s: float) -> None:
-        oldest = time.time() - older_than_s
+    def sweep(self) -> None:
+        """Remove folders that no execution will claim."""
+        oldest = time.time() - KEEP_S
         for folder in self._root.glob("*/*"):
             if _age(folder) < oldest:
                 log.warning("removing stale %s", folder)
@@ -65,10 +68,3 @@ def _age(path: Path) -> float:
         return path.stat().st_mtime
     except FileNotFoundError:  # another process removed it
         return time.time()
-
-
-def _remove_if_empty(folder: Path) -> None:
-    try:
-        folder.rmdir()
-    except OSError:
-        return

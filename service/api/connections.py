@@ -1,6 +1,6 @@
 """How many connections a server holds, for how long it waits for a client, and which one goes when there are too many.
 
-Uvicorn limits none of this: it waits for the rest of a request for ever, and its `limit_concurrency` refuses new
+Uvicorn limits none of this: it waits for the rest of a request indefinitely, and its `limit_concurrency` refuses new
 clients while silent ones keep their places.
 """
 
@@ -61,14 +61,16 @@ class _Group:
         for connections in self.since.values():
             connections.pop(connection, None)
 
-    def victim(self, newest: Connection, now: float) -> Connection | None:
+    def victim(self, newest: Connection, now: float, limit: int) -> Connection | None:
         """The connection to close for `newest`: one that waits for its client, otherwise the one idle for longest."""
-        waiting = [next(iter(self.since[state].items()), None) for state in (State.RECEIVING, State.STALLED)]
-        overdue = [found for found in waiting if found and found[1] < now - EVICTABLE_AFTER_S]
+        receiving, stalled, idle = (self.since[state] for state in (State.RECEIVING, State.STALLED, State.IDLE))
+        if len(receiving) > limit // 4:  # a flood: ordinary requests arrive in one piece
+            return next(iter(receiving))
+        waiting = [next(iter(found.items())) for found in (receiving, stalled) if found]
+        overdue = [found for found in waiting if found[1] < now - EVICTABLE_AFTER_S]
         if overdue:
             return min(overdue, key=lambda found: found[1])[0]
-        candidates = (*self.since[State.IDLE], *self.since[State.RECEIVING])
-        return next((found for found in candidates if found is not newest), None)
+        return next((found for found in (*idle, *receiving) if found is not newest), None)
 
 
 class Connections:
@@ -78,7 +80,7 @@ class Connections:
         limit: most connections.
         per_address: most connections of one address, or of one /64 network for IPv6.
         timeout_s: how long a client may take for a request, or to take a part of a response.
-        exempt: addresses without a limit of their own, such as trusted proxies.
+        exempt: addresses without a separate limit, such as trusted proxies.
     """
 
     def __init__(
@@ -105,9 +107,9 @@ class Connections:
         self.moved(connection, State.RECEIVING)
         group = self._groups[network_of(connection.address)]
         if len(group) > self._per_address and connection.address not in self._exempt:
-            self._make_room(group, connection, "beyond the limit of their address")
+            self._make_room(group, connection, self._per_address, "beyond the limit of their address")
         elif len(self._all) > self._limit:
-            self._make_room(self._all, connection, "beyond the limit of this process")
+            self._make_room(self._all, connection, self._limit, "beyond the limit of this process")
 
     def moved(self, connection: Connection, state: State) -> None:
         for group in (self._all, self._groups.setdefault(network_of(connection.address), _Group())):
@@ -141,10 +143,10 @@ class Connections:
         limit = self._clock() - self.timeout_s
         return (connection for connection, since in self._all.since[state].items() if since <= limit)
 
-    def _make_room(self, group: _Group, newest: Connection, reason: str) -> None:
-        victim = group.victim(newest, self._clock())
+    def _make_room(self, group: _Group, newest: Connection, limit: int, reason: str) -> None:
+        victim = group.victim(newest, self._clock(), limit)
         self._closed[reason] += 1
-        if victim is None:
+        if victim is None or victim is newest:
             newest.refuse()
             self.closed(newest)
         else:

@@ -16,6 +16,7 @@ from starlette.requests import ClientDisconnect
 from service.errors import (
     IdempotencyKeyReused,
     InvalidParameter,
+    NoSpace,
     NotAllowed,
     NotAuthenticated,
     NotFound,
@@ -24,14 +25,15 @@ from service.errors import (
     StorageError,
     SyncRequestFailed,
     Throttled,
-    VideoNotDeletable,
     WebhookTestFailed,
 )
+from service.log_config import ONCE_A_MINUTE
 from service.validation_messages import invalid_value
 
 log = logging.getLogger("ivmix.api")
 
 RETRY_AFTER_S = 2
+NO_SPACE_RETRY_AFTER_S = 30
 
 INTERNAL_ERROR = "Internal error; quote this x-request-id."
 UNAVAILABLE = "Temporarily unavailable; try again."
@@ -41,7 +43,6 @@ JOB_STORE_UNAVAILABLE = "The job store is unreachable; try again."
 # SDKs retry that status.
 STATUS: dict[type[ServiceError], int] = {
     InvalidParameter: 400,
-    VideoNotDeletable: 400,
     WebhookTestFailed: 400,
     NotAuthenticated: 401,
     NotAllowed: 403,
@@ -74,6 +75,7 @@ _REDIS_UNAVAILABLE = (
     redis_errors.OutOfMemoryError,
     redis_errors.ReadOnlyError,
     redis_errors.MasterDownError,
+    redis_errors.NoPermissionError,
 )
 _REDIS_CANNOT_WRITE = ("MISCONF", "NOREPLICAS")  # disk full, too few replicas: redis-py has no class for them
 
@@ -126,6 +128,8 @@ def _handle_service_error(request: Request, e: Exception) -> JSONResponse:
     if isinstance(e, SyncRequestFailed):
         headers = {"x-video-id": e.video_id, "x-should-retry": "false"}  # a retry would create another video
         return error_response(SYNC_STATUS.get(e.reason, 500), e.message, code=e.reason, headers=headers)
+    if isinstance(e, NoSpace):
+        return error_response(503, e.message, code=e.code, headers={"retry-after": str(NO_SPACE_RETRY_AFTER_S)})
     status = next((STATUS[kind] for kind in type(e).__mro__ if kind in STATUS), 500)
     if status >= 500:
         _log(request, e)  # the details name hosts and buckets, so they go to the log only
@@ -175,12 +179,12 @@ def _handle_http_exception(request: Request, e: Exception) -> JSONResponse:
 def _handle_redis_error(request: Request, e: Exception) -> JSONResponse:
     if not isinstance(e, _REDIS_UNAVAILABLE) and not any(word in str(e) for word in _REDIS_CANNOT_WRITE):
         return _handle_unexpected(request, e)
-    log.error("%s: the job store is unavailable (%s)", _request_id(request), type(e).__name__)
+    log.error("the job store is unavailable (%s)", type(e).__name__, extra=ONCE_A_MINUTE)
     return error_response(503, JOB_STORE_UNAVAILABLE, code=ServiceUnavailable.code)
 
 
 def _handle_disconnect(_request: Request, _e: Exception) -> JSONResponse:
-    """The client left, or took too long, before its request was complete. Nobody receives this; metrics count it."""
+    """The client left, or took too long, before its request was complete. Only metrics see this response."""
     return error_response(408, "The request was not complete.", code="request_timeout")
 
 

@@ -61,17 +61,14 @@ class QueueCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         services = self._services
-        redis: Any = services.redis  # redis-py types every reply as sync or async
         try:
             queues = [queue_stats(services.redis, services.store, model) for model in services.models.ids()]
-            memory: dict[str, float] = redis.info("memory")
             outbox, pending = services.webhooks.outbox.depth(), services.webhooks.deliveries.pending()
         except RedisError:
             yield Gauge("ivmix_job_store_up", "Whether Redis answers", 0)
             return
         yield Gauge("ivmix_job_store_up", "Whether Redis answers", 1)
-        yield Gauge("ivmix_job_store_memory_bytes", "Memory used by Redis", memory["used_memory"])
-        yield Gauge("ivmix_job_store_max_memory_bytes", "Memory limit of Redis; 0: none", memory["maxmemory"])
+        yield from self._memory()
         yield _by_model("ivmix_queue_waiting", "Queued videos", queues, lambda queue: queue.queued)
         yield _by_model("ivmix_queue_running", "Running videos", queues, lambda queue: queue.running)
         yield _by_model(
@@ -86,6 +83,18 @@ class QueueCollector(Collector):
         yield _workers(queues)
         yield Gauge("ivmix_webhook_outbox", "Ended videos not yet seen by the webhook dispatcher", outbox)
         yield Gauge("ivmix_webhook_pending", "Webhook deliveries in progress or waiting for a retry", pending)
+
+    def _memory(self) -> Iterator[Metric]:
+        """Nothing if this user may not call INFO, or the server does not tell these figures."""
+        redis: Any = self._services.redis  # redis-py types every reply as sync or async
+        try:
+            memory: dict[str, float] = redis.info("memory")
+        except RedisError:
+            return
+        if "used_memory" in memory:
+            yield Gauge("ivmix_job_store_memory_bytes", "Memory used by Redis", memory["used_memory"])
+        if "maxmemory" in memory:
+            yield Gauge("ivmix_job_store_max_memory_bytes", "Memory limit of Redis; 0: none", memory["maxmemory"])
 
 
 def _by_model(name: str, text: str, queues: list[QueueStats], value: Callable[[QueueStats], float | None]) -> Metric:

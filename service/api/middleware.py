@@ -55,9 +55,16 @@ class RequestMetrics:
 
         async def send_and_record(message: Message) -> None:
             if message["type"] == "http.response.start":
-                route = getattr(scope.get("route"), "path", "none")
-                method = "any" if route == "none" else scope["method"] if scope["method"] in METHODS else "other"
+                method, route = _labels(scope)
                 self._metrics.record(method, route, message["status"], time.perf_counter() - began)
             await send(message)
 
         await self._app(scope, receive, send_and_record)
+
+
+def _labels(scope: Scope) -> tuple[str, str]:
+    """Method and route. What matches no route, or has no method of HTTP's, is one label each."""
+    if scope["method"] not in METHODS:
+        return "other", "none"
+    route = getattr(scope.get("route"), "path", "none")
+    return "any" if route == "none" else scope["method"], route

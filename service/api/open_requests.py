@@ -9,6 +9,7 @@ from threading import Event, Lock
 
 from fastapi import Request
 
+from service.api.connections import network_of
 from service.errors import RateLimited
 from service.settings import Settings
 
@@ -49,9 +50,9 @@ class OpenRequests:
 
 
 def client_of(request: Request, owner: str) -> str:
-    """Whose share a request counts against: its key's owner, or its address if there are no keys."""
+    """Whose share a request counts against: its key's owner; without keys its address, or IPv6 /64 network."""
     settings: Settings = request.app.state.services.settings
-    return owner if settings.auth == "keys" or request.client is None else request.client.host
+    return owner if settings.auth == "keys" or request.client is None else network_of(request.client.host)
 
 
 def _too_many(limit: str) -> RateLimited:

@@ -87,7 +87,7 @@ class ModelQueue(ResponseModel):
     videos_per_hour: float = Field(description="Completed in the last hour")
     seconds_per_video: float | None = Field(description="Mean processing time of recent videos")
     estimated_wait_s: float | None = Field(
-        description="Estimate for a new video; null without workers or recent videos"
+        description="Estimate for a new video of this API key; null without workers or recent videos"
     )
 
 
@@ -115,7 +115,7 @@ def _worker(stats: WorkerStats, visible_owner: str | None) -> QueueWorker:
         name=stats.name,
         state=stats.state,
         last_seen_at=unix_seconds(stats.last_seen),
-        video_id=job.id if job and visible_owner in (None, job.owner) else None,
+        video_id=job.id if job and visible_owner in (None, job.owner) and not job.delete_requested else None,
         phase=job.phase if job else None,
         step=job.step if job else None,
         total_steps=job.total_steps if job else None,

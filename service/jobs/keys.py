@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+
 INDEX = "ivm:jobs"  # sorted set of all job ids, with equal scores: they sort by id, that is by age
 ACTIVE = "ivm:active"  # ids of all jobs that have not ended, and of ended ones until retention takes them over
+
+ENDED = "ivm:ended"  # sorted set: ids of ended and deleted jobs, scored by the unix time of their next clean-up
 
 
 def job_key(job_id: str) -> str:
@@ -14,6 +18,21 @@ def job_key(job_id: str) -> str:
 def owner_index(owner: str) -> str:
     """Return the key of the index of one owner's jobs, a sorted set like INDEX."""
     return f"ivm:jobs:{owner}"
+
+
+# Sorted sets like INDEX, from which filtered lists are answered: ids of the jobs ...
+MODEL_INDEX = "ivm:index:model:"  # ... of a model, by its id
+STATE_INDEX = "ivm:index:state:"  # ... in a state
+METADATA_INDEX = "ivm:index:metadata:"  # ... with a pair of metadata, by its hash
+
+INDEXED = "ivm:index:complete"  # exists if every job is in these indexes; else lists read records instead
+DELETED = "ivm:deleted"  # sorted set of recently deleted job ids, scored by unix time: a list may go on after them
+
+
+def metadata_index(name: str, value: str) -> str:
+    """Return the key of the index of a pair of metadata; prelude.lua computes the same."""
+    pair = f"{len(name.encode())}:{name}{value}"
+    return f"{METADATA_INDEX}{hashlib.sha1(pair.encode(), usedforsecurity=False).hexdigest()}"
 
 
 def waiting_key(owner: str) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from enum import StrEnum
-from typing import Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 
 from service.base import FrozenModel
-from service.ids import new_job_id
+from service.ids import created_at, new_job_id
 from service.jobs.network_calls import network_calls
 from service.jobs.sampler_settings import SamplerSettings
 from service.jobs.timestep_spacing import Spacing
@@ -18,6 +17,13 @@ LOCAL = "local"  # owner of everything while authentication is off
 
 EventType = Literal["video.completed", "video.failed"]  # a cancelled video is reported as failed, as in the API
 EVENT_TYPES: tuple[EventType, ...] = get_args(EventType)
+
+
+# Bounds that every stored value has; a record beyond them is damaged.
+Timestamp = Annotated[float, Field(ge=0, le=253_402_300_799)]  # unix seconds, until the year 9999
+Count = Annotated[int, Field(ge=0, le=2**53)]
+Steps = Annotated[int, Field(ge=1, le=100_000)]
+Size = Annotated[int, Field(ge=1, le=2**31)]
 
 
 class JobState(StrEnum):
@@ -71,11 +77,11 @@ class Generation(FrozenModel):
     prompt: str  #: text that the video shows
     negative_prompt: str  #: text that guidance steers away from
     seed: int  #: seed of all noise of the run, 0 to 2**63 - 1
-    width: int  #: width of the video in pixels
-    height: int  #: height of the video in pixels
-    num_frames: int  #: length of the video in frames
-    fps: int  #: frames per second
-    num_inference_steps: int  #: denoising steps of one sampling run
+    width: Size  #: width of the video in pixels
+    height: Size  #: height of the video in pixels
+    num_frames: Size  #: length of the video in frames
+    fps: Size  #: frames per second
+    num_inference_steps: Steps  #: denoising steps of one sampling run
     guidance_scale: float  #: classifier-free guidance scale of the denoising steps
     sampler: SamplerSettings  #: sampler and its settings
     spacing: Spacing = Spacing()  #: timesteps that the denoising steps visit
@@ -103,12 +109,12 @@ class Generation(FrozenModel):
 class Output(FrozenModel):
     """The stored files of a completed video."""
 
-    key: str  #: storage key of the video
+    key: Annotated[str, Field(min_length=1)]  #: storage key of the video
     thumbnail_key: str | None = None  #: storage key of the thumbnail
     spritesheet_key: str | None = None  #: storage key of the sprite sheet
-    size_bytes: int  #: size of the video in bytes
-    sha256: str  #: SHA-256 of the video in hex
-    media_type: str = "video/mp4"  #: media type of the video
+    size_bytes: Count  #: size of the video in bytes
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]  #: SHA-256 of the video in hex
+    media_type: Annotated[str, Field(pattern=r"^[\w.+-]+/[\w.+-]+$")] = "video/mp4"  #: media type of the video
 
 
 class JobError(FrozenModel):
@@ -127,16 +133,17 @@ class Job(FrozenModel):
     id: str  #: public id, `video_` and 32 hex digits; ids sort by creation time
     generation: Generation  #: what to generate
     state: JobState = JobState.QUEUED  #: current state; see ALLOWED_TRANSITIONS
-    created_at: float  #: when the request was accepted
-    started_at: float | None = None  #: when the first execution started
-    completed_at: float | None = None  #: when the job reached its final state
-    expires_at: float | None = None  #: when record and files of a completed job are deleted
+    created_at: Timestamp  #: when the request was accepted
+    started_at: Timestamp | None = None  #: when the first execution started
+    completed_at: Timestamp | None = None  #: when the job reached its final state
+    expires_at: Timestamp | None = None  #: when record and files of a completed job are deleted
     execution_id: str | None = None  #: the execution that has the job, while it runs and after it has ended it
     attempt: int = 0  #: executions so far, without those that ended because their worker was draining
-    step: int = 0  #: completed steps
-    total_steps: int = 0  #: steps of the whole job
+    step: Count = 0  #: completed steps
+    total_steps: Count = 0  #: steps of the whole job
     phase: Phase | None = None  #: stage of the running execution
     cancel_requested: bool = False  #: whether the client has cancelled the job; a running one ends at its next step
+    delete_requested: bool = False  #: whether the client has deleted the job while it ran; then it is not shown
     output: Output | None = None  #: the stored files, once completed
     error: JobError | None = None  #: why the job failed
     timings: dict[str, float] = {}  #: seconds per phase of the execution that completed the job
@@ -146,16 +153,18 @@ class Job(FrozenModel):
     user: str | None = None  #: the client's name for its end user
     callback: Callback | None = None  #: receiver of this job's webhooks
     priority: Priority = Priority.NORMAL  #: whether other queued jobs run first
-    start_by: float | None = None  #: when the job fails if it is still queued
+    returned: bool = False  #: whether it has been put back at the front of its queue, where it is out of turn
+    start_by: Timestamp | None = None  #: when the job fails if it is still queued
     remixed_from: str | None = None  #: id of the video of which this one is a remix
 
     @classmethod
     def new(cls, generation: Generation, **fields: Any) -> Self:
         """Return a queued job with a new id; `fields` are further fields of the record."""
+        job_id = new_job_id()
         return cls(
-            id=new_job_id(),
+            id=job_id,
             generation=generation,
-            created_at=time.time(),
+            created_at=created_at(job_id),  # the same time, so that lists can be limited by it
             total_steps=generation.total_steps,
             **fields,
         )

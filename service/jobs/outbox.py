@@ -12,8 +12,9 @@ from collections.abc import Sequence
 
 from redis import Redis
 
+from service.jobs.job_record import view_job
 from service.jobs.model import Job
-from service.redis_records import Record, decode_record
+from service.redis_records import Record, decode_value
 from service.redis_scripts import UntypedRedis, load_script
 
 OUTBOX = "ivm:outbox"
@@ -32,7 +33,7 @@ def oldest_kept() -> str:
 class Outbox:
     def __init__(self, redis: Redis) -> None:
         self._redis: UntypedRedis = redis
-        self._settle = load_script(redis, "service.jobs", "settle")
+        self._settle = load_script(redis, "service.jobs", "settle_outbox_entry")
 
     def read(self, limit: int) -> list[tuple[str, Record]]:
         """Return the oldest entries: id and the stored record of the ended job, still encoded."""
@@ -48,8 +49,13 @@ class Outbox:
 
 
 def job_of(record: Record) -> Job:
-    """Decode an entry. Raises ValueError for a damaged or empty one."""
-    job = decode_record(Job, record)
-    if job is None:
-        raise ValueError("the outbox entry is empty")
+    """Decode an entry; a damaged one becomes a DamagedJob.
+
+    Raises:
+        ValueError: the entry does not say which job of which owner has ended.
+    """
+    job_id = decode_value(record.get(b"id", b""))
+    job = view_job(job_id, record) if isinstance(job_id, str) else None
+    if job is None or not job.owner:
+        raise ValueError("the outbox entry has no job id or no owner")
     return job

@@ -32,6 +32,7 @@ class QueueStats:
 
     model: str
     queued: int
+    ahead: int  # waiting jobs that would run before a new one
     running: int
     workers: tuple[WorkerStats, ...]
     videos_per_hour: float
@@ -42,20 +43,26 @@ class QueueStats:
         """Seconds until a video that is requested now would start; None without workers or completed videos."""
         if not self.workers or self.seconds_per_video is None:
             return None
-        videos_ahead = self.queued + sum(1 - worker.job.progress / 100 for worker in self.workers if worker.job)
+        videos_ahead = self.ahead + sum(1 - worker.job.progress / 100 for worker in self.workers if worker.job)
         has_idle_worker = any(worker.job is None for worker in self.workers)
-        if has_idle_worker and not self.queued:
+        if has_idle_worker and not self.ahead:
             return 0.0
         return videos_ahead * self.seconds_per_video / len(self.workers)
 
 
-def queue_stats(redis: Redis, store: JobStore, model: str) -> QueueStats:
-    """Collect the state of one model's queue."""
+def queue_stats(redis: Redis, store: JobStore, model: str, *, owner: str | None = None) -> QueueStats:
+    """Collect the state of one model's queue.
+
+    Args:
+        owner: owner of the new job whose waiting time is estimated. None: it waits for all others.
+    """
     queue = generate_queue(redis, model)
     durations = store.recent_durations(model)
+    queued = queue.count
     return QueueStats(
         model=model,
-        queued=queue.count,
+        queued=queued,
+        ahead=queued if owner is None else store.jobs_ahead(model, owner),
         running=_running(queue),
         workers=_workers(redis, store, queue),
         videos_per_hour=round(_per_hour([completed_at for completed_at, _ in durations], time.time()), 2),
@@ -77,7 +84,7 @@ def _workers(redis: Redis, store: JobStore, queue: Queue) -> tuple[WorkerStats, 
             name=worker.name,
             state=str(worker.get_state()),
             last_seen=_unix_seconds(worker.last_heartbeat),
-            job=store.get(job_id) if (job_id := worker.get_current_job_id()) else None,
+            job=store.view_any(job_id) if (job_id := worker.get_current_job_id()) else None,
         )
         for worker in sorted(workers, key=lambda worker: worker.name)
     )

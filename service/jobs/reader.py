@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import builtins
 import json
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, cast
 
 from redis import Redis
 
 from service.errors import IdempotencyKeyReused
-from service.jobs.keys import INDEX, durations_key, idempotency_key, job_key, owner_index
+from service.jobs.job_list import JobFilter, JobLister, Order
+from service.jobs.job_record import check_job, decode_job, view_job
+from service.jobs.keys import durations_key, idempotency_key, job_key, owner_index
 from service.jobs.model import Job
 from service.jobs.rq_queues import queue_key
-from service.redis_records import Record, decode_record, read_page, read_records
+from service.redis_records import decode_value, read_record
 from service.redis_scripts import UntypedRedis, load_script
 
-log = logging.getLogger("ivmix.store")
-
-SCAN_BATCH = 100
-MAX_SCANNED = 5000
-
-Order = Literal["asc", "desc"]
 JobWithPosition = tuple[Job, int | None]  # the job and the number of jobs ahead of it; None if it is not queued
 
 
@@ -38,98 +33,81 @@ class Idempotency:
 class JobReader:
     def __init__(self, redis: Redis) -> None:
         self._redis: UntypedRedis = redis
+        self.lists = JobLister(redis)
         self._get_with_positions_script = load_script(redis, "service.jobs", "get_with_positions")
+        self._jobs_ahead_script = load_script(redis, "service.jobs", "jobs_ahead")
 
     def get(self, job_id: str) -> Job | None:
-        """Raises ValueError for a damaged record."""
-        return decode_record(Job, self._redis.hgetall(job_key(job_id)))
+        """Return the job, for those who work on it. Raises ValueError for a damaged record."""
+        return decode_job(job_id, read_record(self._redis, job_key(job_id)))
+
+    def view(self, job_id: str) -> Job | None:
+        """Return the job, for those who show it: a damaged record is a DamagedJob, one that is being deleted None."""
+        return _shown(self.view_any(job_id))
+
+    def view_any(self, job_id: str) -> Job | None:
+        """Like `view`, but also a job that is being deleted."""
+        return view_job(job_id, read_record(self._redis, job_key(job_id)))
 
     def exists(self, job_id: str) -> bool:
         """Return whether there is a record, even a damaged one."""
         return bool(self._redis.exists(job_key(job_id)))
 
+    def is_in_index(self, job_id: str, owner: str) -> bool:
+        """Return whether the owner's index has the job; decides who owns a record that does not say it."""
+        return self._redis.zscore(owner_index(owner), job_id) is not None
+
     def find_by_idempotency_key(self, owner: str, idempotency: Idempotency) -> Job | None:
         """Return the job of an earlier request with this key. Raises IdempotencyKeyReused; `create` checks again."""
         fingerprint, job_id = self._redis.hmget(idempotency_key(owner, idempotency.key), "fingerprint", "id")
-        job = None if job_id is None else self.get(job_id.decode())
-        if job is not None and fingerprint.decode() != idempotency.fingerprint:
+        job = self.view(job_id.decode(errors="replace")) if job_id and fingerprint else None
+        if job is not None and fingerprint != idempotency.fingerprint.encode():
             raise IdempotencyKeyReused
         return job
 
     def get_with_position(self, job_id: str) -> JobWithPosition | None:
-        """Read a job and its queue position in one round trip. Raises ValueError for a damaged record."""
-        found = self.get_many_with_positions([job_id])[0]
-        if isinstance(found, ValueError):
-            raise found
-        return found
+        """Read a job and its queue position in one round trip."""
+        return self.get_many_with_positions([job_id])[0]
 
-    def get_many_with_positions(self, job_ids: Sequence[str]) -> builtins.list[JobWithPosition | ValueError | None]:
-        """Read many in one round trip. A damaged record becomes a ValueError in the list and affects no other."""
-        args = [queue_key(""), *job_ids]
-        answers = self._get_with_positions_script([job_key(job_id) for job_id in job_ids], args)
-        return [_with_position(*answer) for answer in answers]
+    def get_many_with_positions(self, job_ids: Sequence[str]) -> builtins.list[JobWithPosition | None]:
+        """Read many in one round trip, and damaged ones once more."""
+        answers = self._get_with_positions_script([job_key(job_id) for job_id in job_ids], list(job_ids))
+        return [self._with_position(job_id, *answer) for job_id, answer in zip(job_ids, answers, strict=True)]
+
+    def _with_position(self, job_id: str, record: bytes | None = None, *position: int | None) -> JobWithPosition | None:
+        if record is None:
+            return None
+        try:
+            job = Job.model_validate_json(record)
+            check_job(job_id, job)
+        except ValueError:
+            job = self.view(job_id)
+            return None if job is None else (job, None)
+        # A queued job without a position was just taken from the queue by a worker: none is ahead.
+        return None if _shown(job) is None else (job, (position[0] or 0) if position else None)
+
+    def jobs_ahead(self, model: str, owner: str) -> int:
+        """Return how many waiting jobs would run before a new one of this owner, of normal priority."""
+        return self._jobs_ahead_script([queue_key(model)], [json.dumps(owner)])
 
     def list(
         self, *, limit: int = 20, order: Order = "desc", after: str | None = None, owner: str | None = None
     ) -> tuple[builtins.list[Job], bool]:
-        """Return one page and whether more follow; damaged records are left out.
-
-        Args:
-            after: id after which the page starts; it need not exist any more.
-            owner: None lists the jobs of all owners.
-        """
-        index = INDEX if owner is None else owner_index(owner)
-        ids, has_more = read_page(self._redis, index, limit=limit, after=after, newest_first=order == "desc")
-        records = read_records(self._redis, map(job_key, ids))
-        # A record may be deleted between the two reads.
-        return [job for record in records if (job := _decode_if_readable(record))], has_more
-
-    def list_matching(
-        self,
-        matches: Callable[[Job], bool],
-        *,
-        limit: int,
-        order: Order = "desc",
-        after: str | None = None,
-        owner: str | None = None,
-    ) -> tuple[builtins.list[Job], bool, str | None]:
-        """Return one page of matching jobs, whether more may follow, and the id after which the next page starts.
-
-        Reads at most MAX_SCANNED records, so rare matches may take several pages.
-        """
-        found: builtins.list[Job] = []
-        for _ in range(MAX_SCANNED // SCAN_BATCH):
-            page, has_more = self.list(limit=SCAN_BATCH, order=order, after=after, owner=owner)
-            for job in page:
-                if matches(job):
-                    if len(found) == limit:
-                        return found, True, after
-                    found.append(job)
-                after = job.id
-            if not has_more or not page:
-                return found, False, after
-        return found, True, after
+        """Return one page of all jobs, or of one owner's, and whether more follow."""
+        return self.lists.page(JobFilter(owner=owner), limit=limit, order=order, after=after)
 
     def recent_durations(self, model: str) -> builtins.list[tuple[float, float]]:
         """Return (completion in unix seconds, seconds spent) of a model's last KEPT_DURATIONS videos, newest first."""
-        return [tuple(json.loads(entry)) for entry in self._redis.lrange(durations_key(model), 0, -1)]
+        entries = [decode_value(entry) for entry in self._redis.lrange(durations_key(model), 0, -1)]
+        return [(float(entry[0]), float(entry[1])) for entry in entries if _is_duration(entry)]
 
 
-def _with_position(record: bytes | None = None, *position: int | None) -> JobWithPosition | ValueError | None:
-    if record is None:
-        return None
-    try:
-        job = Job.model_validate_json(record)
-    except ValueError as e:
-        return e
-    # A queued job without a position was just taken from the queue by a worker: none is ahead.
-    return job, (position[0] or 0) if position else None
+def _shown(job: Job | None) -> Job | None:
+    return None if job is None or job.delete_requested else job
 
 
-def _decode_if_readable(record: Record) -> Job | None:
-    """Log and skip a damaged record, so that a list still shows all others."""
-    try:
-        return decode_record(Job, record)
-    except ValueError:
-        log.error("the record of %s is damaged", record.get(b"id", b"?").decode(errors="replace"))
-        return None
+def _is_duration(entry: Any) -> bool:
+    if not isinstance(entry, list):
+        return False
+    numbers = cast(builtins.list[Any], entry)
+    return len(numbers) == 2 and all(isinstance(number, int | float) for number in numbers)

@@ -12,7 +12,10 @@ from service.jobs.model import EVENT_TYPES, Callback, EventType, Generation, Job
 
 MAX_SEED = 2**63 - 1
 
-Metadata = dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]]
+MAX_METADATA_PAIRS = 16
+MAX_METADATA_NAME = 64  # characters
+
+Metadata = dict[Annotated[str, Field(max_length=MAX_METADATA_NAME)], Annotated[str, Field(max_length=512)]]
 
 
 # Names that other servers use.
@@ -65,7 +68,9 @@ class VideoRequest(FrozenModel):
     )
     sampler: dict[str, Any] | None = Field(default=None, description="Overrides of the model's sampler settings")
     metadata: Metadata = Field(
-        default_factory=dict, max_length=16, description="Returned unchanged; lists can be filtered by it"
+        default_factory=dict,
+        max_length=MAX_METADATA_PAIRS,
+        description="Returned unchanged; lists can be filtered by it",
     )
     user: str | None = Field(default=None, max_length=256)
     callback_url: str | None = Field(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
@@ -20,10 +20,10 @@ from rq import Queue
 from rq.job import Job as RqJob
 
 from service.errors import IdempotencyKeyReused, QueueFull
-from service.jobs.job_errors import START_TIMEOUT
+from service.jobs.job_errors import RECORD_DAMAGED, START_TIMEOUT
+from service.jobs.job_record import DamagedJob
 from service.jobs.keys import (
     ACTIVE,
-    INDEX,
     durations_key,
     idempotency_key,
     job_key,
@@ -34,8 +34,8 @@ from service.jobs.keys import (
 from service.jobs.model import ALLOWED_TRANSITIONS, Job, JobError, JobState, Output, Phase
 from service.jobs.outbox import LISTENERS, OUTBOX, oldest_kept
 from service.jobs.reader import Idempotency, JobReader
-from service.jobs.rq_queues import RQ_RECORD_TTL_S, generate_queue, queue_key, recorded_generate
-from service.redis_records import decode_record, encode_fields, record_of
+from service.jobs.rq_queues import generate_queue, recorded_generate
+from service.redis_records import encode_fields
 from service.redis_scripts import flatten_commands, load_script
 
 IDEMPOTENCY_TTL_S = 24 * 3600
@@ -49,6 +49,11 @@ class LeaseReply(StrEnum):
     CONTINUE = "continue"
     CANCEL = "cancel"  # the client requested cancellation
     LOST = "lost"  # another execution has the job, or it has ended: stop and write nothing
+
+
+class Deletion(StrEnum):
+    DELETED = "deleted"  # the record is gone; maintenance deletes what files remain
+    STOPPING = "stopping"  # the job is not shown any more; its record is deleted when its worker has stopped
 
 
 @dataclass(frozen=True)
@@ -79,8 +84,10 @@ class JobStore(JobReader):
         self._end_script = load("end")
         self._requeue_script = load("requeue")
         self._send_again_script = load("send_again")
+        self._fail_damaged_script = load("fail_damaged")
         self._cancel_script = load("cancel")
         self._delete_script = load("delete")
+        self._reindex_script = load("reindex")
         self._restore_script = load("restore")
 
     def create(
@@ -98,31 +105,31 @@ class JobStore(JobReader):
         fingerprint, idempotency_record = "", idempotency_key(job.owner, "")
         if idempotency is not None:
             fingerprint, idempotency_record = idempotency.fingerprint, idempotency_key(job.owner, idempotency.key)
-        indexes = [INDEX, owner_index(job.owner), waiting_key(job.owner)]
         fields = _fields(job)
         commands = flatten_commands(recorded_generate(queue, job.id))
-        args = [job_key(""), job.id, fingerprint, IDEMPOTENCY_TTL_S, limits.per_queue, limits.per_owner, len(fields)]
+        args = [job.id, fingerprint, IDEMPOTENCY_TTL_S, limits.per_queue, limits.per_owner, len(fields)]
         answer, detail = self._create_script(
-            [job_key(job.id), queue.key, *indexes, idempotency_record, ACTIVE], [*args, *fields, *commands]
+            [job_key(job.id), queue.key, waiting_key(job.owner), idempotency_record, ACTIVE],
+            [*args, *fields, *commands],
         )
         match answer:
             case b"created":
                 return job
             case b"replayed":
-                return self.get(detail.decode()) or job
+                return self.view(detail.decode()) or job
             case _:
                 _refuse(answer.decode(), detail.decode())
 
     def restore(self, job: Job) -> bool:
         """Write the record of an ended job again; False, without a change, if there is one."""
-        keys = [job_key(job.id), INDEX, owner_index(job.owner), ACTIVE]
+        keys = [job_key(job.id), ACTIVE]
         return bool(self._restore_script(keys, [job.id, *_fields(job)]))
 
     def start(self, job_id: str, execution_id: str) -> Job | None:
         """Take a queued job, with a lease. None if it is no longer queued, or overdue (then it fails)."""
         if (job := self.get(job_id)) is not None and self.fail_if_overdue(job):
             return None
-        args = [json.dumps(execution_id), json.dumps(time.time()), self._lease_ms]
+        args = [json.dumps(execution_id), json.dumps(time.time()), self._lease_ms, job_id]
         return self.get(job_id) if self._start_script([job_key(job_id), lease_key(job_id)], args) else None
 
     def check_lease(self, job_id: str, execution_id: str) -> LeaseReply:
@@ -169,6 +176,17 @@ class JobStore(JobReader):
         fields = {"completed_at": time.time(), "error": error.model_dump()}
         return self._end(job_id, execution_id, JobState.FAILED, fields)
 
+    def fail_damaged(self, job_id: str) -> bool:
+        """Fail a job whose record is damaged, whatever can be read of its state. False if it has ended."""
+        fields = {
+            "id": job_id,
+            "state": JobState.FAILED,
+            "completed_at": time.time(),
+            "error": RECORD_DAMAGED.model_dump(),
+        }
+        args = [job_id, oldest_kept(), *encode_fields(fields)]
+        return bool(self._fail_damaged_script([job_key(job_id), OUTBOX, LISTENERS], args))
+
     def fail_if_overdue(self, job: Job) -> bool:
         """Fail a job that was not started within its start_timeout_s; False if it is not late or was just started."""
         if not job.is_overdue(time.time()):
@@ -195,17 +213,15 @@ class JobStore(JobReader):
             sources &= {JobState.RUNNING}
         owner = "" if execution_id is None else json.dumps(execution_id)
         final = encode_fields({**fields, "state": state, "phase": None})
-        args = [_one_of(sources), owner, json.dumps(state), oldest_kept(), *final]
+        args = [_one_of(sources), owner, json.dumps(state), oldest_kept(), job_id, *final]
         return bool(self._end_script([job_key(job_id), OUTBOX, LISTENERS], args))
 
     def cancel(self, job_id: str) -> Job | None:
         """Cancel a queued job, or request the cancellation of a running one; returns the job as it is then."""
-        job = self.get(job_id)
-        if job is None:
-            return None
-        keys = [job_key(job_id), queue_key(job.generation.model), RqJob.key_for(job_id), OUTBOX, LISTENERS]
+        keys = [job_key(job_id), RqJob.key_for(job_id), OUTBOX, LISTENERS]
         args = [job_id, json.dumps(time.time()), oldest_kept()]
-        return decode_record(Job, record_of(self._cancel_script(keys, args)))
+        self._cancel_script(keys, args)
+        return self.view(job_id)
 
     def requeue(
         self, job: Job, execution_id: str, *, counts_as_attempt: bool = True, unless_leased: bool = False
@@ -225,6 +241,7 @@ class JobStore(JobReader):
                 json.dumps(execution_id),
                 0 if counts_as_attempt else -1,
                 int(unless_leased),
+                job.id,
                 *flatten_commands(recorded_generate(queue, job.id, at_front=True)),
             ],
         )
@@ -239,11 +256,27 @@ class JobStore(JobReader):
         commands = flatten_commands(recorded_generate(queue, job.id, at_front=True))
         return bool(self._send_again_script(keys, [job.id, *commands]))
 
-    def delete(self, job_id: str) -> Job | None:
-        """Delete record and index entries of an ended job and return it; None if there is none or it has not ended."""
-        keys = [job_key(job_id), INDEX, RqJob.key_for(job_id)]
-        args = [job_id, owner_index(""), RQ_RECORD_TTL_S]
-        return decode_record(Job, record_of(self._delete_script(keys, args)))
+    def delete(self, job_id: str, *, owner: str | None = None, only_ended: bool = False) -> Deletion | None:
+        """Delete a job; a queued or running one is cancelled, with the event of a cancelled job.
+
+        Args:
+            owner: whose index to delete it from if a damaged record does not say it.
+            only_ended: change nothing if the job has not ended.
+
+        Returns:
+            What has happened; None if nothing.
+        """
+        job = self.view_any(job_id)
+        if job is None:
+            return None
+        keys = [job_key(job_id), owner_index(job.owner or owner or ""), OUTBOX, LISTENERS]
+        flags = (int(isinstance(job, DamagedJob)), int(only_ended))
+        answer = self._delete_script(keys, [job_id, json.dumps(time.time()), oldest_kept(), *flags])
+        return None if answer is None else Deletion(answer.decode())
+
+    def reindex(self, job_ids: Sequence[str], *, everything: bool = False) -> None:
+        """Write jobs into the indexes from which lists are answered: those that lack an entry, or all of them."""
+        self._reindex_script([], [int(everything), *job_ids])
 
     def record_duration(self, model: str, seconds: float) -> None:
         """Add a completed video to `recent_durations`. For estimates only: it may be lost or counted twice."""

@@ -7,6 +7,7 @@ import sys
 import threading
 from types import FrameType
 
+from service.maintenance.index_builder import IndexBuilder
 from service.maintenance.leader import MaintenanceLeader, PeriodicTask
 from service.maintenance.lost_job_reaper import LostJobReaper
 from service.maintenance.retention import Retention
@@ -38,6 +39,7 @@ def periodic_tasks(services: Services) -> list[PeriodicTask]:
     )
     return [
         PeriodicTask("lost jobs", settings.look_s, reaper.run_once),
+        PeriodicTask("list indexes", settings.look_s, IndexBuilder(services.redis, services.store).run_once),
         PeriodicTask("ended jobs", settings.look_s * 5, retention.run_once),
         PeriodicTask("incomplete uploads", 3600.0, lambda: services.storage.clean(older_than_s=86400.0)),
         PeriodicTask("RQ registries", 600.0, lambda: clean_registries(services.redis)),

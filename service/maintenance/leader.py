@@ -12,6 +12,7 @@ from typing import Any
 from redis import Redis
 from redis.exceptions import LockError, RedisError
 
+from service.log_config import ONCE_A_MINUTE
 from service.process.heartbeat_file import HeartbeatFile
 
 log = logging.getLogger("ivmix.maintenance")
@@ -74,7 +75,7 @@ class MaintenanceLeader:
         try:
             is_leading = _renew(lock) or bool(lock.acquire(blocking=False))
         except RedisError as e:
-            log.warning("cannot lead, Redis is unreachable: %s", type(e).__name__)
+            log.warning("cannot lead, Redis is unreachable: %s", type(e).__name__, extra=ONCE_A_MINUTE)
             is_leading = False
         if is_leading != was_leading:
             log.info("leading" if is_leading else "no longer leading")
@@ -87,7 +88,7 @@ class MaintenanceLeader:
             try:
                 task.run()
             except RedisError as e:
-                log.error("%s: Redis failed: %s", task.name, type(e).__name__)
+                log.error("%s: Redis failed: %s", task.name, type(e).__name__, extra=ONCE_A_MINUTE)
             except Exception:
                 log.exception("%s failed; next attempt in %.0f s", task.name, task.interval_s)
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from redis import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
-from service.jobs.job_errors import RECORD_DAMAGED, WORKER_LOST
+from service.jobs.job_errors import WORKER_LOST
 from service.jobs.keys import ACTIVE, job_key, lease_key
 from service.jobs.model import JobState
 from service.jobs.rq_queues import all_queues, is_generate_queue
@@ -77,15 +77,18 @@ class LostJobReaper:
         """Check all active jobs; hand ended ones to retention and fail overdue ones on the way."""
         queued_ids = self._queued_ids()
         ids = [member.decode() for member in self._redis.smembers(ACTIVE)]
+        self._store.reindex(ids)  # what workers and API processes of older versions have changed
         with self._redis.pipeline(transaction=False) as pipe:
             for job_id in ids:
                 pipe.hmget(job_key(job_id), "state", "execution_id", "start_by")
                 pipe.exists(lease_key(job_id))
-            replies = pipe.execute()
+                pipe.exists(job_key(job_id))
+            replies = pipe.execute(raise_on_error=False)
         orphans: list[OrphanedJob] = []
-        for job_id, (state, execution_id, start_by), has_lease in zip(ids, replies[::2], replies[1::2], strict=True):
+        for job_id, fields, has_lease, exists in zip(ids, replies[::3], replies[1::3], replies[2::3], strict=True):
+            state, execution_id, start_by = _fields(fields)
             job = OrphanedJob(job_id, _decode_state(state), _decode_execution_id(execution_id))
-            if state is None or job.state.is_terminal:
+            if not exists or job.state.is_terminal:
                 self._retention.take_over(job_id)
             elif job.state is JobState.QUEUED and _is_past(start_by):
                 self._fail_overdue(job_id)
@@ -107,9 +110,8 @@ class LostJobReaper:
         try:
             job = self._store.get(orphan.job_id)
         except ValueError:
-            log.exception("the record of %s is damaged", orphan.job_id)
-            if not self._store.fail(orphan.job_id, None, RECORD_DAMAGED):
-                self._redis.srem(ACTIVE, orphan.job_id)  # no transition is possible from its damaged state
+            if self._store.fail_damaged(orphan.job_id):
+                log.error("%s failed: its record is damaged", orphan.job_id)
             return
         if job is None or (job.state, job.execution_id) != (orphan.state, orphan.execution_id):
             return
@@ -123,10 +125,19 @@ class LostJobReaper:
             log.warning("%s requeued: worker lost in attempt %d", job.id, job.attempt)
 
 
+def _fields(reply: Any) -> Sequence[bytes | None]:
+    """Return the three fields; a key that is no hash has none of them."""
+    if isinstance(reply, ResponseError) and str(reply).startswith("WRONGTYPE"):
+        return (None, None, None)
+    if isinstance(reply, Exception):
+        raise reply
+    return reply
+
+
 def _is_past(start_by: bytes | None) -> bool:
     try:
         return time.time() > json.loads(start_by or b"null")
-    except (ValueError, TypeError):  # no start_timeout_s was given
+    except (ValueError, TypeError, RecursionError):  # no start_timeout_s was given
         return False
 
 
@@ -134,7 +145,7 @@ def _decode_execution_id(value: bytes | None) -> str | None:
     """Return the id; a damaged value becomes an id that no execution has."""
     try:
         execution_id = json.loads(value or b"null")
-    except ValueError:
+    except (ValueError, RecursionError):
         execution_id = value
     return execution_id if execution_id is None or isinstance(execution_id, str) else repr(execution_id)
 
@@ -143,5 +154,5 @@ def _decode_state(value: bytes | None) -> JobState:
     """Return the state; a damaged value counts as queued, so that the job is checked more closely."""
     try:
         return JobState(json.loads(value or b""))
-    except ValueError:
+    except (ValueError, RecursionError):
         return JobState.QUEUED

@@ -10,13 +10,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import PurePosixPath
 
 from redis import Redis
 
 from service.errors import StorageError
-from service.jobs.keys import ACTIVE
+from service.jobs.job_record import DamagedJob
+from service.jobs.keys import ACTIVE, ENDED
 from service.jobs.model import Job
 from service.jobs.store import JobStore
 from service.redis_scripts import UntypedRedis
@@ -25,7 +25,6 @@ from service.storage.manifest import delete_files
 
 log = logging.getLogger("ivmix.maintenance")
 
-ENDED = "ivm:ended"  # sorted set: ids of ended jobs, scored by the unix time of their next clean-up
 BATCH = 100
 RETRY_S = 60.0  # after a storage error
 
@@ -68,27 +67,23 @@ class Retention:
                     self._clean_up(member.decode())
                 except StorageError as e:
                     log.error("%s: deleting files failed, next attempt in %.0f s: %s", member.decode(), RETRY_S, e)
-                    self._redis.zadd(ENDED, {member: self._now() + RETRY_S}, xx=True)
+                    self._redis.zadd(ENDED, {member: self._now() + RETRY_S})
 
     def _clean_up(self, job_id: str) -> None:
-        job = self._read(job_id)
+        job = self._store.view_any(job_id)
         expires_at = 0.0 if job is None else self._expires_at(job)
         if expires_at > self._now():
-            delete_files(self._storage, job_id, keep=_winner(job))
+            if not isinstance(job, DamagedJob):  # whose files it cannot tell apart
+                delete_files(self._storage, job_id, keep=_winner(job))
             self._redis.zadd(ENDED, {job_id: expires_at}, xx=True)
             return
-        with suppress(ValueError):  # a damaged record is deleted too, but cannot be returned
-            if self._store.delete(job_id) is not None:
-                log.info("%s expired", job_id)
+        if self._store.delete(job_id, only_ended=True) is not None:
+            log.info("%s expired", job_id)
         delete_files(self._storage, job_id)
-        self._redis.zrem(ENDED, job_id)
-
-    def _read(self, job_id: str) -> Job | None:
-        try:
-            return self._store.get(job_id)
-        except ValueError:
-            log.exception("the record of %s is damaged", job_id)
-            return None
+        with self._redis.pipeline(transaction=True) as pipe:
+            pipe.zrem(ENDED, job_id)
+            pipe.srem(ACTIVE, job_id)  # its clean-up is over
+            pipe.execute()
 
     def _expires_at(self, job: Job) -> float:
         return job.expires_at or (job.completed_at or job.created_at) + self._retention_s

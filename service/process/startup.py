@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -17,13 +16,6 @@ from service.process.parent_watch import end_with_supervisor
 from service.process.standard_streams import open_closed_streams
 from service.settings import Settings, load_settings
 
-# What the machine or its operator causes; any other OSError is a bug and keeps its traceback.
-_OPERATOR_ERRORS = frozenset(
-    (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP)
-    + (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENAMETOOLONG, errno.ENOEXEC, errno.ESTALE)
-    + (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EADDRINUSE, errno.EADDRNOTAVAIL)
-)
-
 
 @contextmanager
 def one_sentence_errors() -> Generator[None]:
@@ -35,9 +27,7 @@ def one_sentence_errors() -> Generator[None]:
     except (RedisConnectionError, RedisTimeoutError) as e:
         sys.exit(f"ivmix: Redis is unreachable: {e}")
     except OSError as e:
-        if e.errno not in _OPERATOR_ERRORS:
-            raise
-        sys.exit(f"ivmix: {e.filename or 'this machine'}: {e.strerror}; correct its permissions or free space")
+        sys.exit(f"ivmix: {e.filename or 'this machine'}: {e.strerror or e}; correct its permissions or free space")
 
 
 def start_process() -> Settings:

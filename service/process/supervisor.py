@@ -77,6 +77,7 @@ class Supervisor:
                 PREFIX + "HOST": self.settings.host,
                 PREFIX + "PORT": str(port),
                 PREFIX + "AUTH": self.settings.auth,
+                PREFIX + "EMBEDDED_QUEUE": str(self._valkey is not None),
                 SUPERVISOR: str(os.getpid()),
             }
             self._processes = [

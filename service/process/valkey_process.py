@@ -54,8 +54,7 @@ class ValkeyProcess:
         return " / ".join(line.strip() for line in lines if line.strip())
 
     def stop(self) -> None:
-        assert self._guard.stdin is not None
-        self._guard.stdin.close()
+        self._close_stdin()
         try:
             self._guard.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
@@ -63,8 +62,13 @@ class ValkeyProcess:
 
     def _end_group(self) -> None:
         """Kill what is left of the guard's process group, which cannot be another's until the guard is waited for."""
+        self._close_stdin()
         os.killpg(self._guard.pid, signal.SIGKILL)
         self._guard.wait()
+
+    def _close_stdin(self) -> None:
+        assert self._guard.stdin is not None
+        self._guard.stdin.close()
 
 
 def _reason(code: int) -> str:

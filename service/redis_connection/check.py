@@ -17,7 +17,7 @@ from redis import exceptions as errors
 from service.errors import ConfigurationError
 from service.redis_connection.client import VARIABLE, address_of, open_redis, split_url
 from service.redis_connection.permissions import denied_permissions
-from service.redis_connection.wire_probe import Speech, listen
+from service.redis_connection.wire_probe import Speech, listen, listen_through_tls
 
 TIMEOUT_S = 2.0
 OLDEST = (6, 2)
@@ -56,7 +56,9 @@ def refusal_reason(e: Exception, url: str) -> str | None:
             return problem
     if isinstance(e, errors.BusyLoadingError | errors.MasterDownError) or _is_unreachable(e):
         return None
-    is_nonsense = any(isinstance(cause, errors.InvalidResponse) for cause in _chain(e))
+    is_nonsense = any(
+        isinstance(cause, errors.InvalidResponse) or "Bad response from PING" in str(cause) for cause in _chain(e)
+    )
     return _wrong_protocol(url) or (NO_REDIS if is_nonsense else None)
 
 
@@ -121,7 +123,11 @@ def _wrong_protocol(url: str) -> str | None:
     parts = split_url(url)
     if parts.scheme == "unix":
         return None
-    speech = listen(parts.hostname or "localhost", parts.port or 6379, TIMEOUT_S / 2)
+    address = parts.hostname or "localhost", parts.port or 6379
+    speech = listen(*address, TIMEOUT_S / 2)
+    if parts.scheme == "rediss" and speech is Speech.TLS:
+        speech = listen_through_tls(*address, TIMEOUT_S / 2)
+        return NO_REDIS if speech is Speech.OTHER else None
     if parts.scheme == "rediss" and speech is Speech.REDIS:
         return "does not speak TLS; use redis:// instead of rediss://"
     if parts.scheme == "redis" and speech is Speech.TLS:

@@ -7,17 +7,92 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from redis.exceptions import NoPermissionError, ReadOnlyError
 
 from service.redis_scripts import UntypedRedis
 
-LIFETIME_S = 60
 MOST_NAMED = 8
 
-Command = tuple[Any, ...]
+Command = tuple[str, ...]
+
+# One a line; words in braces are keys of that type.
+COMMANDS = """
+PING
+SET {text} 1 EX 60
+SETEX {text} 60 1
+GET {text}
+MGET {text} {text}
+INCR {text}
+EXISTS {text}
+TYPE {text}
+TIME
+EXPIRE {text} 60
+PEXPIRE {text} 60000
+PERSIST {absent}
+TTL {text}
+HSET {hash} a 1
+HSETNX {hash} a 1
+HGET {hash} a
+HMGET {hash} a
+HGETALL {hash}
+HEXISTS {hash} a
+HINCRBY {hash} a 1
+HINCRBYFLOAT {hash} b 1
+RPUSH {list} a a a
+LPUSH {list} a
+LRANGE {list} 0 -1
+LINDEX {list} 0
+LSET {list} 0 a
+LLEN {list}
+LPOS {list} a
+LINSERT {list} BEFORE a b
+LREM {list} 1 b
+LTRIM {list} 0 10
+LMOVE {list} {list} RIGHT LEFT
+BLMOVE {list} {list} 1 RIGHT LEFT
+BLPOP {list} 1
+LPOP {list}
+RPOP {list}
+SADD {set} a
+SCARD {set}
+SISMEMBER {set} a
+SMEMBERS {set}
+SREM {set} absent
+ZADD {sorted} 1 a
+ZCARD {sorted}
+ZCOUNT {sorted} 0 1
+ZRANGE {sorted} 0 -1
+ZRANGEBYSCORE {sorted} 0 1
+ZSCORE {sorted} a
+ZPOPMIN {sorted}
+ZREM {sorted} absent
+ZREMRANGEBYSCORE {sorted} 0 1
+XADD {stream} * a 1
+XLEN {stream}
+XRANGE {stream} - + COUNT 1
+XREVRANGE {stream} + - COUNT 1
+XDEL {stream} 0-1
+EVAL return(redis.call('EXISTS',KEYS[1])) 1 {text}
+EVALSHA 0000000000000000000000000000000000000000 1 {text}
+SCRIPT LOAD return(1)
+MULTI
+EXISTS {text}
+EXEC
+WATCH {text}
+UNWATCH
+TIME
+CLIENT SETNAME ivmix-check
+EXPIRE {hash} 60
+EXPIRE {list} 60
+EXPIRE {set} 60
+EXPIRE {sorted} 60
+EXPIRE {stream} 60
+DEL {text} {hash} {list} {set} {sorted} {stream}
+UNLINK {text} {hash} {list} {set} {sorted} {stream}
+"""
 
 
 def denied_permissions(redis: UntypedRedis) -> str | None:
@@ -34,89 +109,13 @@ def denied_permissions(redis: UntypedRedis) -> str | None:
     return _summary(commands, replies)
 
 
-def commands_on(key: str) -> Iterable[Command]:
+def commands_on(key: str) -> list[Command]:
     """Commands without lasting effect. Replies other than a missing permission do not matter, nor do types."""
-    kinds = {kind: f"{key}:{kind}" for kind in ("text", "hash", "list", "set", "sorted", "stream")}
-    text, fields, items, members, scores, stream = kinds.values()
-    yield from (
-        ("PING",),
-        ("SET", text, "1", "EX", LIFETIME_S),
-        ("SETEX", text, LIFETIME_S, "1"),
-        ("GET", text),
-        ("MGET", text, text),
-        ("INCR", text),
-        ("INCRBY", text, 1),
-        ("EXISTS", text),
-        ("EXPIRE", text, LIFETIME_S),
-        ("PEXPIRE", text, 1000 * LIFETIME_S),
-        ("PERSIST", f"{key}:absent"),
-        ("TTL", text),
-        ("PTTL", text),
-        ("TYPE", text),
-        ("HSET", fields, "a", "1"),
-        ("HSETNX", fields, "a", "1"),
-        ("HMSET", fields, "a", "1"),
-        ("HGET", fields, "a"),
-        ("HMGET", fields, "a"),
-        ("HGETALL", fields),
-        ("HEXISTS", fields, "a"),
-        ("HINCRBY", fields, "a", 1),
-        ("HINCRBYFLOAT", fields, "b", 1),
-        ("HDEL", fields, "absent"),
-        ("RPUSH", items, "a", "a", "a"),
-        ("LPUSH", items, "a"),
-        ("LRANGE", items, 0, -1),
-        ("LINDEX", items, 0),
-        ("LLEN", items),
-        ("LPOS", items, "a"),
-        ("LINSERT", items, "BEFORE", "a", "b"),
-        ("LREM", items, 1, "b"),
-        ("LTRIM", items, 0, 10),
-        ("LMOVE", items, items, "RIGHT", "LEFT"),
-        ("BLMOVE", items, items, 1, "RIGHT", "LEFT"),
-        ("LPOP", items),
-        ("RPOP", items),
-        ("SADD", members, "a"),
-        ("SCARD", members),
-        ("SISMEMBER", members, "a"),
-        ("SMEMBERS", members),
-        ("SREM", members, "absent"),
-        ("SUNION", members, members),
-        ("ZADD", scores, 1, "a"),
-        ("ZCARD", scores),
-        ("ZCOUNT", scores, 0, 1),
-        ("ZRANGE", scores, 0, -1),
-        ("ZRANGEBYSCORE", scores, 0, 1),
-        ("ZREVRANGE", scores, 0, -1),
-        ("ZRANK", scores, "a"),
-        ("ZSCORE", scores, "a"),
-        ("ZMSCORE", scores, "a"),
-        ("ZPOPMIN", scores),
-        ("ZREM", scores, "absent"),
-        ("ZREMRANGEBYSCORE", scores, 0, 1),
-        ("XADD", stream, "*", "a", "1"),
-        ("XLEN", stream),
-        ("XRANGE", stream, "-", "+", "COUNT", 1),
-        ("XREVRANGE", stream, "+", "-", "COUNT", 1),
-        ("XREAD", "COUNT", 1, "STREAMS", stream, "0"),
-        ("XDEL", stream, "0-1"),
-        ("XTRIM", stream, "MAXLEN", 1),
-        ("EVAL", "return redis.call('EXISTS', KEYS[1])", 1, text),
-        ("EVALSHA", "0" * 40, 1, text),
-        ("SCRIPT", "LOAD", "return 1"),
-        ("MULTI",),
-        ("EXISTS", text),
-        ("EXEC",),
-        ("WATCH", text),
-        ("UNWATCH",),
-        ("TIME",),
-        ("CLIENT", "SETNAME", "ivmix-check"),
-        ("DEL", *kinds.values()),
-        ("UNLINK", *kinds.values()),
-    )
+    keys = {kind: f"{key}:{kind}" for kind in ("text", "hash", "list", "set", "sorted", "stream", "absent")}
+    return [tuple(part.format(**keys) for part in line.split()) for line in COMMANDS.strip().splitlines()]
 
 
-def _summary(commands: Iterable[Command], replies: Iterable[Any]) -> str | None:
+def _summary(commands: Sequence[Command], replies: Iterable[Any]) -> str | None:
     """Redis says either that the command is denied, or a key."""
     denied = [(command, str(reply)) for command, reply in zip(commands, replies, strict=True) if _is_denied(reply)]
     if not denied:

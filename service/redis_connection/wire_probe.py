@@ -36,16 +36,35 @@ def _reply_to_ping(host: str, port: int, timeout_s: float) -> bytes:
         return b""
 
 
-def _speaks_tls(host: str, port: int, timeout_s: float) -> bool:
-    context = ssl.create_default_context()
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE  # nothing secret is sent
+def listen_through_tls(host: str, port: int, timeout_s: float) -> Speech:
+    """What a TLS server speaks inside."""
     try:
         with socket.create_connection((host, port), timeout_s) as s:
             s.settimeout(timeout_s)
-            with context.wrap_socket(s, server_hostname=host):
+            with _trusting().wrap_socket(s, server_hostname=host) as secure:
+                secure.sendall(PING)
+                reply = secure.recv(64)
+    except OSError:
+        return Speech.SILENT
+    if not reply:
+        return Speech.SILENT
+    return Speech.REDIS if reply[:1] in (b"+", b"-") else Speech.OTHER
+
+
+def _speaks_tls(host: str, port: int, timeout_s: float) -> bool:
+    try:
+        with socket.create_connection((host, port), timeout_s) as s:
+            s.settimeout(timeout_s)
+            with _trusting().wrap_socket(s, server_hostname=host):
                 return True
     except ssl.SSLError as e:
         return "ALERT" in str(e)  # an alert of the peer, such as a required client certificate
     except OSError:
         return False
+
+
+def _trusting() -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE  # nothing secret is sent
+    return context

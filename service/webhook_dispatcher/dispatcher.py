@@ -9,6 +9,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 from redis.exceptions import RedisError
 
+from service.log_config import ONCE_A_MINUTE
 from service.process.heartbeat_file import HeartbeatFile
 from service.webhook_dispatcher.attempt import AttemptRunner
 from service.webhook_dispatcher.fan_out import FanOut
@@ -47,7 +48,7 @@ def run(services: Services, stopping: threading.Event, metrics: DispatcherMetric
                 by_owner = Counter(in_progress.values())
                 claimed = webhooks.deliveries.claim(settings.webhook_concurrency, in_progress=by_owner)
             except RedisError as e:
-                log.error("Redis is unreachable: %s", type(e).__name__)
+                log.error("Redis is unreachable: %s", type(e).__name__, extra=ONCE_A_MINUTE)
                 stopping.wait(REDIS_RETRY_S)
                 continue
             in_progress |= {pool.submit(_attempt, runner, claim): claim.owner for claim in claimed}

@@ -17,9 +17,10 @@ attempts made is the fence: of several processes that want to make the same atte
 from __future__ import annotations
 
 import json
+import logging
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from redis import Redis
@@ -29,11 +30,13 @@ from service.errors import WebhookDeliveryNotFound
 from service.ids import new_id
 from service.jobs.model import EventType
 from service.jobs.outbox import Command
-from service.redis_records import decode_record, encode_fields, read_page, read_records
+from service.redis_records import decode_record, encode_fields, read_page_of, read_record, read_records
 from service.redis_scripts import UntypedRedis, load_script
 from service.webhooks.retry_policy import NextState, State
 from service.webhooks.sender import Outcome
 from service.webhooks.url_policy import host_of
+
+log = logging.getLogger("ivmix.webhooks")
 
 DUE = "ivm:webhook:due"
 QUEUES = "ivm:webhook:queues"
@@ -115,7 +118,13 @@ class DeliveryStore:
         )
 
     def find(self, delivery_id: str) -> Delivery | None:
-        return decode_record(Delivery, self._redis.hgetall(key(delivery_id)))
+        """Return the delivery; None if there is none, or if its record is damaged, so that no attempt is made."""
+        try:
+            return decode_record(Delivery, read_record(self._redis, key(delivery_id)))
+        except ValueError as e:
+            log.error("%s: giving up, the record of the delivery is damaged: %s", delivery_id, e)
+            self._redis.zrem(DUE, delivery_id)
+            return None
 
     def get(self, owner: str, delivery_id: str) -> Delivery:
         """Raises WebhookDeliveryNotFound, also for another owner's delivery."""
@@ -129,9 +138,15 @@ class DeliveryStore:
     ) -> tuple[list[Delivery], bool]:
         """One page, newest first, and whether more follow. `after` is an id."""
         index = video_index(video_id) if video_id else owner_index(owner)
-        ids, has_more = read_page(self._redis, index, limit=limit, after=after)
-        found = [decode_record(Delivery, record) for record in read_records(self._redis, map(key, ids))]
-        return [delivery for delivery in found if delivery is not None and delivery.owner == owner], has_more
+        return read_page_of(self._redis, index, lambda ids: self._read(owner, ids), limit=limit, after=after)
+
+    def _read(self, owner: str, ids: Sequence[str]) -> Iterator[Delivery | None]:
+        for record in read_records(self._redis, map(key, ids)):
+            try:
+                delivery = decode_record(Delivery, record)
+            except ValueError:
+                delivery = None
+            yield delivery if delivery is not None and delivery.owner == owner else None
 
     def pending(self) -> int:
         """How many deliveries of all owners have not ended."""

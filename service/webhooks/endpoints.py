@@ -8,6 +8,7 @@ ivm:webhook:secret:{owner}      an owner's callback secrets, as JSON
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable
 from typing import Any
@@ -20,9 +21,11 @@ from service.errors import InvalidParameter, WebhookEndpointNotFound
 from service.ids import new_id
 from service.jobs.model import EventType
 from service.jobs.outbox import LISTENERS
-from service.redis_records import read_page
+from service.redis_records import read_page_of
 from service.redis_scripts import UntypedRedis
 from service.webhooks.signature import Secrets, active, new_secret, rotated
+
+log = logging.getLogger("ivmix.webhooks")
 
 MAX_ENDPOINTS = 50  # per owner; each event is delivered to every one
 KEEP_OLD_SECRET_S = 86_400.0
@@ -94,9 +97,10 @@ class EndpointStore:
 
     def list(self, owner: str, *, limit: int = 20, after: str | None = None) -> tuple[list[Endpoint], bool]:
         """One page, newest first, and whether more follow. `after` is an id, also of a deleted endpoint."""
-        ids, has_more = read_page(self._redis, _index(owner), limit=limit, after=after)
-        values = self._redis.mget(map(_key, ids)) if ids else ()
-        return [endpoint for value in values if (endpoint := _decode(value))], has_more
+        return read_page_of(self._redis, _index(owner), self._read, limit=limit, after=after)
+
+    def _read(self, ids: list[str]) -> list[Endpoint | None]:
+        return [_decode(value) for value in self._redis.mget(map(_key, ids))] if ids else []
 
     def subscribed(self, owner: str, event_type: EventType) -> list[Endpoint]:
         """The enabled endpoints that receive this type of event."""
@@ -125,8 +129,9 @@ class EndpointStore:
             )
 
     def delete(self, owner: str, endpoint_id: str) -> None:
-        """Raises WebhookEndpointNotFound."""
-        self.get(owner, endpoint_id)
+        """Delete an endpoint, also one whose record is damaged. Raises WebhookEndpointNotFound."""
+        if self._redis.zscore(_index(owner), endpoint_id) is None:
+            raise WebhookEndpointNotFound(endpoint_id)
 
         def write(pipe: Any) -> None:
             is_last = pipe.zrange(_index(owner), 0, -1) == [endpoint_id.encode()]
@@ -177,7 +182,12 @@ def _rotated(secrets: Secrets, keep_old: bool) -> Secrets:
 
 
 def _decode(value: bytes | None) -> Endpoint | None:
-    return None if value is None else Endpoint.model_validate_json(value)
+    """Return the endpoint; None if there is none or its record is damaged."""
+    try:
+        return None if value is None else Endpoint.model_validate_json(value)
+    except ValueError as e:
+        log.error("ignoring a webhook endpoint, its record is damaged: %s", e)
+        return None
 
 
 def _key(endpoint_id: str) -> str:

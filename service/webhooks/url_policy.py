@@ -20,7 +20,7 @@ from service.webhooks.addresses import Network, refusal_reason
 
 MAX_URL = 2048
 CHECK_TIMEOUT_S = 3.0  # a name that takes longer is accepted now and resolved again before every request
-MAX_CONCURRENT_CHECKS = 8  # slow names must not occupy every thread of an API process
+MAX_CONCURRENT_CHECKS = 8  # slow names must not occupy every thread of an API process, nor start ever more
 WEB_PORTS = (80, 443)  # no others below 1024: mail servers and the like may act on a POST
 
 Resolver = Callable[[str, int], Sequence[str]]
@@ -68,10 +68,9 @@ class UrlPolicy:
         try:
             target = self.parse(url)
             if self._checks.acquire(blocking=False):  # otherwise accepted without resolving it now
-                try:
-                    self.resolve(target.host, port_of(target), timeout_s=CHECK_TIMEOUT_S)
-                finally:
-                    self._checks.release()
+                self._check_addresses(
+                    target.host, _call_within(CHECK_TIMEOUT_S, lambda: self._resolve_and_release(target))
+                )
         except UrlNotAllowed as e:
             raise InvalidParameter(param, f"'{param}' cannot receive webhooks: {e}.") from e
         except NameNotResolved:
@@ -103,7 +102,18 @@ class UrlPolicy:
 
     def resolve(self, host: str, port: int, *, timeout_s: float) -> list[str]:
         """All addresses of the host. Raises UrlNotAllowed if one of them is not allowed, or NameNotResolved."""
-        addresses = list(dict.fromkeys(_call_within(timeout_s, lambda: self._resolver(host, port))))
+        return self._check_addresses(host, _call_within(timeout_s, lambda: self._resolver(host, port)))
+
+    def _resolve_and_release(self, target: httpx2.URL) -> Sequence[str]:
+        """Counts until the resolver is done, also if its result is no longer awaited: that bounds the threads."""
+        try:
+            return self._resolver(target.host, port_of(target))
+        finally:
+            self._checks.release()
+
+    def _check_addresses(self, host: str, found: Sequence[str]) -> list[str]:
+        """The addresses without duplicates. Raises UrlNotAllowed if one of them is not allowed."""
+        addresses = list(dict.fromkeys(found))
         if not addresses:
             raise UrlNotAllowed(f"{host[:100]} has no address")
         is_allowed_host = self._is_allowed_host(host)

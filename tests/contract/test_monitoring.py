@@ -22,8 +22,8 @@ from service.webhooks.retry_policy import State
 from service.webhooks.sender import Outcome
 from service.wiring import Services
 from tests.containers import DEPLOY
-from tests.factories import make_job, make_output
-from worker.messages import Done, Progress, Run
+from tests.factories import make_output
+from worker.messages import Done, Progress
 from worker.parent.metrics import WorkerMetrics
 
 RULES = yaml.safe_load((DEPLOY / "monitoring" / "alerts.yaml").read_text())["spec"]["groups"][0]["rules"]
@@ -49,10 +49,10 @@ def shown(services: Services) -> Shown:
     api.record("GET", "/v1/videos/{video_id}", 200, 0.001)
     worker = WorkerMetrics()
     worker.storage.observe(StorageCall("put", 1.0, is_ok=False))
-    run = Run(make_job(), "execution")
-    worker.begin(run)
-    worker.progress(run, Progress(Phase.SAMPLING, 1, 2))
-    worker.finish(run, Done(make_output(), {Phase.SAMPLING: 1.0}, 1.0))
+    worker.begin("execution")
+    worker.progress("demo", Progress(Phase.SAMPLING, 1, 2))
+    worker.completed("demo", Done(make_output(), {Phase.SAMPLING: 1.0}, 1.0))
+    worker.end("demo", "execution", "completed")
     services.store.record_duration("demo", 1.0)
     dispatcher = DispatcherMetrics()
     dispatcher.attempt_made(Outcome(200, None, 0.1))

@@ -17,7 +17,6 @@ from worker.parent.rq_worker import GenerationWorker, StoppableQueue
 @pytest.mark.parametrize(
     ("owner", "name", "parameters"),
     [
-        (BaseWorker, "prepare_execution", ["self", "job"]),
         (BaseWorker, "heartbeat", ["self", "timeout", "pipeline"]),
         (BaseWorker, "maintain_heartbeats", ["self", "job", "execution"]),
         (BaseWorker, "set_state", ["self", "state", "pipeline"]),
@@ -44,7 +43,7 @@ def test_every_override_still_exists_in_rq() -> None:
         (StoppableQueue, Queue),
         (TrustedJob, Job),
     ):
-        own = {"is_draining", "execution_id", "beat", "close_entry", "stopping"}  # ours, overriding nothing
+        own = {"is_draining", "beat", "close_entry", "stopping"}  # ours, overriding nothing
         overrides = {n for n in vars(ours) if not n.startswith("__") and n not in own}
         assert overrides <= set(dir(theirs)), overrides - set(dir(theirs))
 

@@ -9,6 +9,7 @@ I6  every terminal state is delivered at least once, under one webhook-id, signe
 I7  a video belongs to one execution at a time, and only one commits
 I8  no process exits unexpectedly, and each stops on SIGTERM
 I9  a revoked key is refused once other processes may no longer remember it
+I10 a second `ivmix up` on one data folder is refused
 """
 
 from __future__ import annotations
@@ -178,6 +179,10 @@ def _processes(lines: Sequence[Line]) -> Iterator[Violation]:
                 yield Violation("I8", name, "does not stop")
             case {"who": "nemesis", "kind": "key revoked", "old_key_answer": 200}:
                 yield Violation("I9", line["target"], "its revoked key still works")
+            case {"who": "nemesis", "what": "repaired", "kind": "second ivmix up", "refused": False}:
+                yield Violation(
+                    "I10", "ivmix up", f"a second one ran on the same folder, exit code {line['exit_code']}"
+                )
             case {"who": "receiver", "signed": False}:
                 yield Violation("I6", str(line["webhook_id"]), f"a webhook with a wrong signature: {line.get('error')}")
             case _:

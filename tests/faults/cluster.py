@@ -26,6 +26,7 @@ from service.process.embedded_valkey import free_port
 from service.process.parent_watch import SUPERVISOR
 from service.settings import Settings
 from service.wiring import Services, open_services
+from tests.faults.embedded_queue import EmbeddedQueue
 from tests.faults.history import History
 from tests.faults.proxies import TcpProxies
 from tests.faults.receiver import Receiver
@@ -33,7 +34,6 @@ from tests.faults.s3_proxy import S3Proxy
 from tests.processes import clean_environment, session_of, wait_for
 from tests.skewed_clock import CLOCK
 from tests.swift import ACCESS_KEY, SECRET_KEY, admin_client
-from tests.valkey import Valkey
 
 BUCKET = "videos-fault-injection"
 LEASE_S, BEAT_S, LOOK_S = 4.0, 0.5, 0.2
@@ -108,7 +108,7 @@ class Cluster:
     def __enter__(self) -> Cluster:
         with self._stack:
             enter = self._stack.enter_context
-            self.valkey = enter(Valkey(self.folder / "valkey", more="auto-aof-rewrite-percentage 0\n"))
+            self.valkey = enter(EmbeddedQueue(self.folder))
             self.redis_proxies = enter(TcpProxies(self.valkey.port, list(MODULES)))
             self.s3_proxy = enter(S3Proxy(self.s3_url))
             self.receiver = enter(Receiver(self.history, slow_s=WEBHOOK_TIMEOUT_S + 1))
@@ -231,7 +231,7 @@ class Cluster:
     def _environment(self, name: str) -> dict[str, str]:
         return {
             SUPERVISOR: str(os.getpid()),
-            "IVMIX_REDIS_URL": f"redis://:secret@127.0.0.1:{self.redis_proxies.port(name)}/0",
+            "IVMIX_REDIS_URL": f"redis://:{self.valkey.password}@127.0.0.1:{self.redis_proxies.port(name)}/0",
             "IVMIX_PORT": str(self.api_port),
             "IVMIX_AUTH": "keys",
             "IVMIX_MODELS": "demo",

@@ -1,8 +1,8 @@
 """Every kind of fault. Each breaks one thing, lasts for a while and repairs it.
 
-Without root and on one machine, some faults are simulated: a full Redis disk by `maxmemory` with noeviction (Redis
-refuses the same commands), a worker's full disk by a file size limit (prlimit RLIMIT_FSIZE), and a wrong clock by a
-shifted time.time (tests/skewed_clock.py).
+Without root and on one machine, some faults are simulated: full Redis memory by `maxmemory` with noeviction, a full
+disk of the queue or of a worker by a file size limit (prlimit RLIMIT_FSIZE), and a wrong clock by a shifted time.time
+(tests/skewed_clock.py).
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -22,6 +24,7 @@ from tests.faults.injection import SHORT_S, FaultKind, Inject, Injection, NoTarg
 from tests.faults.queue_faults import corrupt_record, lose_entry, push_twice, write_old_record
 from tests.faults.receiver import Mode
 from tests.faulty_proxy import Fault
+from tests.processes import clean_environment
 
 SKEW_S = 60.0
 FULL_BYTES = 2048
@@ -119,6 +122,31 @@ def _kill_redis_at_completion(injection: Injection) -> Iterator[float]:
     injection.cluster.valkey.start()
 
 
+def _kill_embedded_server(injection: Injection) -> Iterator[float]:
+    """Nothing but the product brings it back."""
+    injection.cluster.valkey.kill_server()
+    yield SHORT_S
+    injection.cluster.valkey.wait_until_ready()
+
+
+def _fill_disk_of_queue(injection: Injection) -> Iterator[float]:
+    """The server ends at its first write, again and again, until there is space."""
+    injection.cluster.valkey.limit_files(FULL_BYTES)
+    yield injection.random.uniform(SHORT_S, 2 * SHORT_S)
+    injection.cluster.valkey.limit_files(None)
+    injection.cluster.valkey.wait_until_ready()
+
+
+def _start_second_up(injection: Injection) -> Iterator[float]:
+    """On the folder of the running queue, from a shell; the checker wants it refused with a sentence."""
+    yield 0.0
+    command = f'"{sys.executable}" -m service.cli up --port 0 --workers 0 --data "{injection.cluster.valkey.data_dir}"'
+    done = subprocess.run(
+        ["/bin/sh", "-c", command], env=clean_environment(), capture_output=True, text=True, timeout=90, check=False
+    )
+    injection.record(exit_code=done.returncode, refused="is in use by another ivmix" in done.stderr)
+
+
 def _fill_redis(injection: Injection) -> Iterator[float]:
     redis: Any = injection.cluster.redis
     redis.config_set("maxmemory", 1)
@@ -194,6 +222,9 @@ KINDS: dict[str, FaultKind] = {
     "kill -9 dispatcher": FaultKind("clock", _kill_one_of(*DISPATCHERS)),
     "Redis killed": FaultKind("redis", _kill_redis),
     "Redis down at completion": FaultKind("redis", _kill_redis_at_completion),
+    "embedded server killed": FaultKind("redis", _kill_embedded_server),
+    "disk full under the queue": FaultKind("redis", _fill_disk_of_queue),
+    "second ivmix up": FaultKind("second up", _start_second_up),
     "Redis full": FaultKind("redis", _fill_redis),
     "Redis slow": FaultKind("redis proxies", _slow_redis),
     "Redis silent": FaultKind("redis proxies", _silence_redis(one_worker=False)),

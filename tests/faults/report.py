@@ -27,6 +27,7 @@ NOTHING = {
     "corrupted record",
     "job queued twice",
     "kill -9 maintenance",
+    "second ivmix up",
     "key revoked",
 }  # has no visible recovery
 

@@ -64,7 +64,7 @@ class Run:
             self._inject_faults(cluster, history)
             cluster.stop()
             self._record_final_state(cluster, history)
-            cluster.valkey.kill()
+            cluster.valkey.kill()  # every acknowledged write is in the log
             for line in aof.transitions(cluster.valkey.folder / "appendonlydir"):
                 history.record("redis", "state", **line)
         history.close()

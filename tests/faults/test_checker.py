@@ -139,6 +139,10 @@ BAD = {
     "process crashes": ("I8", history_of(more=(line("cluster", "ended", name="dispatcher-0", code=1, by="itself"),))),
     "process does not stop": ("I8", history_of(more=(line("cluster", "does not stop", name="worker-0"),))),
     "process stops with an error": ("I8", history_of(more=(line("cluster", "stopped", name="worker-0", code=1),))),
+    "a second ivmix up that is not refused": (
+        "I10",
+        history_of(more=(line("nemesis", "repaired", kind="second ivmix up", exit_code=0, refused=False),)),
+    ),
     "a revoked key that still works": (
         "I9",
         history_of(more=(line("nemesis", "repaired", kind="key revoked", target="client-0", old_key_answer=200),)),

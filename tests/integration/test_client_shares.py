@@ -28,7 +28,8 @@ SHARE, TOTAL = 5, 12
 
 @pytest.fixture
 def settings(valkey: str, tmp_path: Path) -> Settings:
-    return Settings(redis_url=valkey, data_dir=tmp_path, max_held=TOTAL, max_held_per_key=SHARE)
+    local_receivers = {"webhook_allow": ("127.0.0.0/8",), "webhook_allow_http": True}
+    return Settings(redis_url=valkey, data_dir=tmp_path, max_held=TOTAL, max_held_per_key=SHARE, **local_receivers)
 
 
 @pytest.fixture(autouse=True)
@@ -171,6 +172,25 @@ def test_a_waiting_request_ends_with_its_key(services: Services, new_client: New
     waiting.join(30)
     assert answers[0].status_code in (401, 403)
     assert services.store.start(job.id, "e1"), "the video itself goes on"
+
+
+def test_a_webhook_test_ends_with_its_key(services: Services, new_client: NewClient) -> None:
+    """No dispatcher runs, so it would wait for half a minute."""
+    client = new_client()
+    body = {"name": "x", "url": "http://127.0.0.1:9009/", "event_types": ["video.failed"]}
+    endpoint = client.http.post("/v1/webhook_endpoints", json=body).json()["id"]
+    answers: list[httpx2.Response] = []
+
+    def test() -> None:
+        path = f"/v1/webhook_endpoints/{endpoint}/test"
+        answers.append(client.http.post(path, json={"event_type": "video.failed"}))
+
+    waiting = threading.Thread(target=test)
+    waiting.start()
+    wait_for(lambda: services.webhooks.deliveries.pending() or None, timeout_s=30)
+    services.keys.revoke(client.key.id)
+    waiting.join(30)
+    assert answers[0].status_code == 401
 
 
 def test_another_key_of_the_owner_goes_on(services: Services, new_client: NewClient) -> None:

@@ -1,4 +1,4 @@
-"""`ivmix up` keeps its embedded server running, and no other command starts a second one beside it."""
+"""`ivmix up` keeps its embedded server running, and no other command starts a second one while it runs."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_killed_server_accepts_again_within_seconds_and_has_lost_nothing(
         assert wait_for(lambda: running(supervisor, killed)) != pid
 
 
-def test_recover_refuses_to_run_beside_it(up: tuple[int, str], data: Path, tmp_path: Path) -> None:
+def test_recover_refuses_to_run_at_the_same_time(up: tuple[int, str], data: Path, tmp_path: Path) -> None:
     run = ivmix("recover", cwd=tmp_path, IVMIX_DATA_DIR=str(data))
     assert (run.returncode, "in use by another ivmix" in run.stderr) == (1, True)
     assert "Traceback" not in run.stderr

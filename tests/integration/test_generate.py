@@ -11,7 +11,7 @@ import pytest
 
 from service.settings import MODELS_FILE
 from tests.processes import clean_environment
-from worker.child.video import read_mp4
+from worker.child.video_encoder import read_mp4
 
 PROMPT = "a red circle moving right on a teal background"
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 from rq import Queue
 
+from service.jobs.job_errors import RECORD_DAMAGED
 from service.jobs.keys import job_key
+from service.jobs.model import JobState
 from service.jobs.store import JobStore
 from service.wiring import Services
 from tests.factories import create_job
@@ -14,13 +16,14 @@ from tests.factories import create_job
 def test_a_damaged_record_does_not_hide_the_others(store: JobStore, queue: Queue, services: Services) -> None:
     damaged, sound = (create_job(store, queue) for _ in range(2))
     services.redis.hset(job_key(damaged.id), "generation", "garbage")
-    assert store.list()[0] == [sound]
-    assert store.list_matching(lambda _: True, limit=10)[0] == [sound]
+    assert [job.id for job in store.list()[0]] == [sound.id, damaged.id]
     before, broken, after = store.get_many_with_positions([sound.id, damaged.id, sound.id])
     assert (before, after) == ((sound, 1), (sound, 1))
-    assert isinstance(broken, ValueError)
-    with pytest.raises(ValueError, match="validation error"):
-        store.get_with_position(damaged.id)
+    assert broken is not None
+    assert (broken[0].id, broken[0].state, broken[0].error) == (damaged.id, JobState.FAILED, RECORD_DAMAGED)
+    assert store.get_with_position(damaged.id) == broken
+    with pytest.raises(ValueError, match="Expecting value"):
+        store.get(damaged.id)  # what a worker reads
 
 
 @pytest.mark.parametrize("order", ["asc", "desc"])

@@ -15,7 +15,7 @@ from rq import Queue
 from service.jobs.keys import INDEX, job_key
 from service.jobs.model import ALLOWED_TRANSITIONS, JobError, JobState, Phase
 from service.jobs.rq_queues import generate_queue
-from service.jobs.store import JobStore, LeaseReply
+from service.jobs.store import Deletion, JobStore, LeaseReply
 from service.wiring import Services
 from tests.factories import complete_job, create_job, make_output
 
@@ -191,15 +191,13 @@ def test_a_job_without_a_worker_can_be_failed_from_outside(store: JobStore, queu
     assert not store.fail(waiting.id, None, JobError(code="other", message="Later."))
 
 
-def test_only_ended_jobs_are_deleted_and_nothing_is_left(store: JobStore, queue: Queue, services: Services) -> None:
+def test_a_deleted_job_leaves_nothing(store: JobStore, queue: Queue, services: Services) -> None:
     job = create_job(store, queue)
-    assert store.delete(job.id) is None
+    assert store.delete(job.id, only_ended=True) is None
     store.start(job.id, "e1")
-    assert store.delete(job.id) is None
+    assert store.delete(job.id, only_ended=True) is None
     complete_job(store, job.id, "e1")
-    deleted = store.delete(job.id)
-    assert deleted is not None
-    assert deleted.output == make_output()
+    assert store.delete(job.id, only_ended=True) is Deletion.DELETED
     assert store.get(job.id) is None
     assert store.list() == ([], False)
     assert services.redis.exists(INDEX, job_key(job.id)) == 0

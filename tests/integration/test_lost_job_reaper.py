@@ -9,10 +9,10 @@ import pytest
 from redis.exceptions import OutOfMemoryError, RedisError
 from rq import Queue
 
-from service.jobs.keys import ACTIVE, job_key, lease_key
+from service.jobs.keys import ACTIVE, ENDED, job_key, lease_key
 from service.jobs.model import Job, JobState
 from service.maintenance.lost_job_reaper import LostJobReaper
-from service.maintenance.retention import ENDED, Retention
+from service.maintenance.retention import Retention
 from service.wiring import Services
 from tests.factories import make_job, make_output
 
@@ -237,6 +237,8 @@ def test_damaged_state_is_not_checked_for_ever(
     queue.remove(job.id)
     services.redis.hset(job_key(job.id), "state", "garbage")
     run_twice(reaper, clock)
+    assert json.loads(services.redis.hget(job_key(job.id), "state")) == JobState.FAILED
+    reaper.run_once()
     assert services.redis.smembers(ACTIVE) == set()
 
 

@@ -1,4 +1,4 @@
-"""Nothing that a client sends becomes a label of its own."""
+"""Nothing that a client sends adds labels without a bound."""
 
 from __future__ import annotations
 
@@ -34,7 +34,15 @@ def test_invented_methods_are_one_label(client: TestClient, usual: str) -> None:
         client.request(invented(16 if i % 50 else 10_000), PATHS[i % len(PATHS)])
     after = metrics(client)
     assert len(after) < 2 * len(usual)
-    assert 'method="other",route="/v1/videos"' in after
+    assert 'method="other",route="none"' in after
+
+
+def test_even_of_a_new_process_they_do_not_double_the_size(client: TestClient) -> None:
+    metrics(client)
+    before = metrics(client)
+    for i in range(1000):
+        client.request(invented(16), PATHS[i % len(PATHS)])
+    assert len(metrics(client)) < 2 * len(before)
 
 
 def test_invented_paths_models_and_ids_are_no_labels(client: TestClient, usual: str) -> None:

@@ -12,13 +12,15 @@ from redis import Redis
 
 from service.api_keys import Scope
 from service.errors import IdempotencyKeyReused
+from service.jobs.job_list import JobFilter
 from service.jobs.keys import job_key, lease_key
-from service.jobs.model import Job, JobState, Phase, Priority
+from service.jobs.model import Job, JobState, Phase
 from service.jobs.outbox import job_of
 from service.jobs.queue_stats import queue_stats
 from service.jobs.reader import Idempotency
 from service.jobs.rq_queues import GENERATE, TrustedJob, generate_queue
 from service.jobs.store import LeaseReply
+from service.maintenance.index_builder import IndexBuilder
 from service.maintenance.lost_job_reaper import LostJobReaper
 from service.maintenance.recovery import Finding, Recovery
 from service.maintenance.retention import Retention
@@ -121,8 +123,13 @@ def test_lists_and_positions_are_read(services: Services) -> None:
     newest_first = ["in_outbox", "queued", "queued_low", "requeued", "running_cancelled", "running"]
     page, has_more = services.store.list(limit=6, owner=OWNER)
     assert ([found.metadata["name"] for found in page], has_more) == (newest_first, True)
-    found, _, _ = services.store.list_matching(lambda job: job.priority is Priority.LOW, limit=5)
-    assert [job.id for job in found] == [NAMES["queued_low"]]
+    lists = services.store.lists
+    low = JobFilter(owner=OWNER, metadata={"name": "queued_low"}, states=frozenset({JobState.QUEUED}))
+    other = JobFilter(owner="another", metadata=low.metadata)
+    for build in (lambda: None, IndexBuilder(services.redis, services.store).run_once):
+        build()
+        assert lists.page(low, limit=5) == ([job(services, "queued_low")], False)
+        assert lists.page(other, limit=5) == ([], False)
     order = ("requeued", "queued", "queued_low")
     positions = services.store.get_many_with_positions([NAMES[name] for name in order])
     assert positions == [(job(services, name), place) for place, name in enumerate(order)]

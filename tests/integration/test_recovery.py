@@ -38,14 +38,14 @@ def services(request: pytest.FixtureRequest) -> Iterator[Services]:
 @pytest.fixture
 def complete(services: Services, tmp_path: Path) -> Callable[..., Job]:
     """complete(..) -> the record of a job that was completed as a worker does it."""
-    delivery = Uploader(services.storage, Scratch(tmp_path / "scratch"), StorageRetry(30))
+    uploader = Uploader(services.storage, Scratch(tmp_path / "scratch"), StorageRetry(30))
 
     def run(execution_id: str = "e1", **fields: object) -> Job:
         created = services.store.create(make_job(**fields), generate_queue(services.redis, "demo"))
         job = services.store.start(created.id, execution_id)
         assert job is not None
         services.store.report_progress(job.id, execution_id, job.total_steps, job.total_steps, Phase.UPLOADING)
-        manifest = delivery.deliver(
+        manifest = uploader.upload(
             job, execution_id, FRAMES, timings={"sampling": 1.0}, peak_memory_mb=5.0, on_wait=lambda: None
         )
         assert services.store.complete(job.id, execution_id, manifest.output, {"sampling": 1.0}, 5.0)
@@ -128,7 +128,7 @@ def test_the_first_of_two_finished_executions_counts(
     services: Services, complete: Callable[..., Job], tmp_path: Path
 ) -> None:
     job = complete()
-    Uploader(services.storage, Scratch(tmp_path / "second"), StorageRetry(30)).deliver(
+    Uploader(services.storage, Scratch(tmp_path / "second"), StorageRetry(30)).upload(
         job.model_copy(update={"execution_id": "e0"}),
         "e0",
         FRAMES,
@@ -180,7 +180,7 @@ def test_the_command_reports_each_video(settings: Settings, tmp_path: Path) -> N
         created = services.store.create(make_job(), generate_queue(services.redis, "demo"))
         job = services.store.start(created.id, "e1")
         assert job is not None
-        Uploader(services.storage, Scratch(tmp_path / "scratch"), StorageRetry(30)).deliver(
+        Uploader(services.storage, Scratch(tmp_path / "scratch"), StorageRetry(30)).upload(
             job, "e1", FRAMES, timings={}, peak_memory_mb=1, on_wait=lambda: None
         )
         services.redis.flushall()

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from service.errors import StorageError
-from service.jobs.keys import job_key
+from service.jobs.keys import ENDED, job_key
 from service.jobs.model import Job, JobError, JobState
 from service.jobs.rq_queues import generate_queue
-from service.maintenance.retention import ENDED, RETRY_S, Retention
+from service.maintenance.retention import RETRY_S, Retention
 from service.storage import object_keys, sha256_of
 from service.wiring import Services
 from tests.factories import finish, make_job
@@ -144,11 +144,18 @@ def test_videos_whose_records_redis_lost_stay(
     assert stored(services) == [key]
 
 
-def test_damaged_record_is_deleted(services: Services, retention: Retention, now: Now, job: Job) -> None:
-    services.store.cancel(job.id)
+def test_damaged_record_and_its_files_are_deleted_when_they_expire(
+    services: Services, retention: Retention, now: Now, job: Job, tmp_path: Path
+) -> None:
+    finish(services, job.id, b"video", scratch=tmp_path)
     services.redis.hset(job_key(job.id), "generation", "garbage")
     retention.take_over(job.id)
     now.ahead = TIDY_S + 1
     retention.run_once()
+    assert services.redis.exists(job_key(job.id))
+    assert stored(services) != []
+    now.ahead = 8 * DAY
+    retention.run_once()
+    assert stored(services) == []
     assert not services.redis.exists(job_key(job.id))
     assert services.redis.zcard(ENDED) == 0

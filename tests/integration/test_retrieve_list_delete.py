@@ -75,22 +75,6 @@ class TestRetrieveAndList:
         assert listed(**of_b, **{"metadata[take]": "2"}) == ([], False, None)
         assert error_of(client.get("/v1/videos?status=cancelled"), 400)["param"] == "status"
 
-    def test_a_rare_match_is_found_over_several_pages(
-        self, client: TestClient, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr("service.jobs.reader.MAX_SCANNED", 2)
-        monkeypatch.setattr("service.jobs.reader.SCAN_BATCH", 2)
-        rare = create(client, metadata={"a": "b"})["id"]
-        for _ in range(4):
-            create(client)
-        pages = 0
-        page: dict[str, Any] = {"data": [], "last_id": None}
-        while not page["data"]:
-            after = {"after": page["last_id"]} if page["last_id"] else {}
-            page = client.get("/v1/videos", params={"metadata[a]": "b"} | after).json()
-            pages += 1
-        assert ([video["id"] for video in page["data"]], pages) == ([rare], 3)
-
     def test_an_empty_list_has_no_ends(self, client: TestClient) -> None:
         empty = {"object": "list", "data": [], "first_id": None, "last_id": None, "has_more": False}
         assert client.get("/v1/videos").json() == empty
@@ -113,12 +97,3 @@ class TestDelete:
         assert answer.json() == {"id": made["id"], "object": "video.deleted", "deleted": True}
         assert client.get(f"/v1/videos/{made['id']}").status_code == 404
         assert [path for path in settings.data_dir.rglob("*") if path.is_file()] == []
-
-    def test_a_video_that_has_not_ended_is_not_deleted(self, client: TestClient, services: Services) -> None:
-        made = create(client)
-        for _ in ("queued", "running"):
-            error = error_of(client.delete(f"/v1/videos/{made['id']}"), 400)
-            assert error["code"] == "video_not_deletable"
-            assert "cancel it first" in error["message"]
-            services.store.start(made["id"], "execution")
-        assert client.get(f"/v1/videos/{made['id']}").json()["status"] == "in_progress"

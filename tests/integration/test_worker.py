@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import signal
 import threading
 import time
@@ -11,16 +10,20 @@ from pathlib import Path
 
 import pytest
 from redis import Redis
-from rq import Queue
+from rq import Queue, Worker
 
 from service.jobs.model import Job, JobState
 from service.process.embedded_valkey import EmbeddedValkey
+from service.process.heartbeat_file import HeartbeatFile
 from service.settings import MODELS_FILE
 from service.wiring import Services
 from tests.factories import make_generation
 from tests.job_waits import reaches, reaches_step
 from tests.processes import child_of, is_running, wait_for, worker
+from tests.unit.worker.scripted_child import ScriptedChild
+from worker.parent.job_runner import Runner
 from worker.parent.rq_worker import DEQUEUE_S, FRESH_S, GenerationWorker
+from worker.scratch import Scratch
 
 LONG = 400  # steps: some twenty seconds and more, so that there is a middle to be in
 
@@ -42,22 +45,6 @@ def submit(services: Services, queue: Queue) -> Callable[[int], str]:
     return send
 
 
-def test_finished_files_are_in_the_storage_before_the_job_is_completed(
-    services: Services, environment: dict[str, str], submit: Callable[[int], str]
-) -> None:
-    job_id = submit(2)
-    with worker(environment):
-        job = reaches(services, job_id, JobState.COMPLETED)
-    assert job.output is not None
-    assert services.storage.size(job.output.key) == job.output.size_bytes
-    for key in (job.output.thumbnail_key, job.output.spritesheet_key):
-        assert key is not None
-        assert services.storage.size(key)
-    assert set(job.timings) == {"encoding", "sampling", "decoding", "uploading"}
-    assert job.peak_memory_mb is not None
-    assert job.peak_memory_mb > 50
-
-
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGKILL, -9)])
 def test_worker_that_ends_while_it_loads_takes_its_child_with_it(
     environment: dict[str, str], number: signal.Signals, code: int
@@ -69,7 +56,7 @@ def test_worker_that_ends_while_it_loads_takes_its_child_with_it(
         wait_for(lambda: not is_running(child), timeout_s=20, hint="for the child to end")
 
 
-def test_running_job_is_cancelled_between_two_steps_and_the_models_stay(
+def test_running_job_is_cancelled_between_two_steps_and_the_same_child_completes_the_next(
     services: Services, environment: dict[str, str], submit: Callable[[int], str]
 ) -> None:
     long, short = submit(LONG), submit(1)
@@ -78,8 +65,16 @@ def test_running_job_is_cancelled_between_two_steps_and_the_models_stay(
         child = child_of(process.pid)
         services.store.cancel(long)
         assert reaches(services, long, JobState.CANCELLED).step < LONG
-        reaches(services, short, JobState.COMPLETED)
+        done = reaches(services, short, JobState.COMPLETED)
         assert child_of(process.pid) == child
+    assert done.output is not None
+    assert services.storage.size(done.output.key) == done.output.size_bytes
+    for key in (done.output.thumbnail_key, done.output.spritesheet_key):
+        assert key is not None
+        assert services.storage.size(key)
+    assert set(done.timings) == {"encoding", "sampling", "decoding", "uploading"}
+    assert done.peak_memory_mb is not None
+    assert done.peak_memory_mb > 50
 
 
 def test_function_that_is_not_ours_is_not_run(
@@ -103,27 +98,26 @@ def test_model_that_does_not_load_ends_the_worker_with_an_error(environment: dic
 def test_worker_stops_on_sigterm_even_without_redis(tmp_path: Path) -> None:
     """Its supervisor and the embedded server have ended: RQ alone would wait for the server forever."""
     server = EmbeddedValkey(tmp_path)
-    environment = {"IVMIX_REDIS_URL": server.start(), "IVMIX_DATA_DIR": str(tmp_path)}
+    url = server.start()
+    environment = {"IVMIX_REDIS_URL": url, "IVMIX_DATA_DIR": str(tmp_path)}
     with worker(environment, "tests.fake_worker") as process:
-        wait_for(lambda: "idle" in worker_states(server) or None, hint="for the worker to wait for jobs")
+        with Redis.from_url(url) as redis:
+            wait_for(
+                lambda: any(w.get_state() == "idle" for w in Worker.all(redis)), hint="for the worker to wait for jobs"
+            )
         server.stop()
         time.sleep(DEQUEUE_S + 2)
         process.terminate()
         assert process.wait(40) in (0, 1)
 
 
-def worker_states(server: EmbeddedValkey) -> list[str]:
-    url = re.search(r"port (\d+)\nrequirepass (\S+)", (server._dir / "server.conf").read_text())
-    assert url is not None
-    with Redis(port=int(url.group(1)), password=url.group(2), decode_responses=True) as redis:
-        return [redis.hget(key, "state") or "" for key in redis.keys("rq:worker:*") if redis.type(key) == "hash"]
-
-
 def test_between_two_jobs_rqs_worker_record_is_written_once(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every write waits for the disk, and the networks for it: RQ alone writes eleven times."""
-    worker = GenerationWorker(services.redis, "demo", threading.Event())
+    settings = services.settings
+    runner = Runner(services.store, services.storage, ScriptedChild(), Scratch(settings.scratch_folder), settings)
+    worker = GenerationWorker(services.redis, "demo", runner, threading.Event(), HeartbeatFile())
     now = time.monotonic()
     monkeypatch.setattr("worker.parent.rq_worker.time.monotonic", lambda: now)
     worker.set_state("idle")

@@ -10,18 +10,17 @@ import tempfile
 import time
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from service.errors import StorageError
 from service.storage import VideoStorage, sha256_of
 
+if TYPE_CHECKING:  # it imports torch, which a test's checkpoints do not need
+    from worker.child.checkpoint import Checkpoint
+
 log = logging.getLogger("ivmix.child")
 
 SAVE_S = 4.0  # how long a drain waits for the checkpoint: the worker has to exit
-
-
-class State(Protocol):
-    def write(self, path: Path) -> None: ...
 
 
 class CheckpointWriter:
@@ -31,8 +30,7 @@ class CheckpointWriter:
         self._storage, self._key, self._every_s = storage, key, every_s
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._saving: Future[None] | None = None
-        self._latest: State | None = None  # not saved yet
-        self._has_waited = False
+        self._latest: Checkpoint | None = None  # not saved yet
         self._last = time.monotonic()
 
     def fetch(self, folder: Path) -> Path | None:
@@ -48,36 +46,27 @@ class CheckpointWriter:
             log.warning("no checkpoint: %s", e)
             return None
 
-    def offer(self, state: State) -> None:
+    def offer(self, state: Checkpoint) -> None:
         """Called after every step. Saves the state if a save is due, and drops it otherwise."""
         self._latest = state
         is_due = time.monotonic() - self._last >= self._every_s
         if is_due and (self._saving is None or self._saving.done()):
             self._save()
 
-    def save_now(self) -> None:
-        """Save the latest state and wait for it, at most SAVE_S."""
-        if self._latest is not None:
+    def close(self, *, save_latest: bool = False) -> None:
+        """The job is over here. Waits at most SAVE_S for the storage; maintenance removes what arrives later."""
+        if save_latest and self._latest is not None:
             self._save()
-        self._wait()
-
-    def close(self) -> None:
-        """The job is over. Maintenance removes a checkpoint whose upload ends later."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
-        if not self._has_waited:
-            self._wait()
-
-    def _wait(self) -> None:
-        self._has_waited = True
         if self._saving is not None:
             wait([self._saving], SAVE_S)
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _save(self) -> None:
         assert self._latest is not None
         state, self._latest, self._last = self._latest, None, time.monotonic()
         self._saving = self._thread.submit(self._store, state)
 
-    def _store(self, state: State) -> None:
+    def _store(self, state: Checkpoint) -> None:
         try:
             with tempfile.TemporaryDirectory(prefix="ivmix-") as scratch:
                 path = Path(scratch) / "checkpoint"

@@ -34,7 +34,6 @@ log = logging.getLogger("ivmix.child")
 # (phase, steps done, total steps); called before a phase and after every step. May raise to stop the run.
 OnProgress = Callable[[Phase, int, int], None]
 
-
 # Called with the state after every sampling step.
 OnStep = Callable[[Checkpoint], None]
 
@@ -152,9 +151,6 @@ class Engine:
         low_memory: bool,
     ) -> SampledLatents:
         plan = self.plan(generation)
-        run = (self._weights, self.models.entry.optimise, generation, plan)
-        name = run_fingerprint(*run)
-        device, shape = self.models.device, self.models.latents_shape(generation)
         total = len(plan)
         on_progress(Phase.ENCODING, 0, total)
         with _timed(timings, Phase.ENCODING):
@@ -164,25 +160,41 @@ class Engine:
                 image.sequential_cfg = video.sequential_cfg = True
                 image.frames_at_once = 1
         with _timed(timings, Phase.SAMPLING):
-            # On the CPU: one seed, one clip, on any card. The run draws on from where the start noise ends; a second
-            # generator of the same seed would give the start noise again.
-            generator = torch.Generator().manual_seed(generation.seed)
-            latents = torch.randn(shape, generator=generator).to(device)
-            start, memory = 0, None
-            accepted = {name, *run_fingerprints_0_1(*run)}
-            found = Checkpoint.read(begin, accepted, shape, device) if isinstance(begin, Path) else begin
-            if found is not None:
-                start, latents, memory = found.step, found.latents, found.memory
-                generator.set_state(found.rng)
-                log.info("resumed after step %d of %d", start, total)
-            on_progress(Phase.SAMPLING, start, total)
-            for step in sample(
-                latents, plan, image=image, video=video, generator=generator, start=start, memory=memory
-            ):
-                latents = step.latents
-                on_step(Checkpoint(name, step.index + 1, latents, step.memory, generator.get_state()))
-                on_progress(Phase.SAMPLING, step.index + 1, total)
-        return SampledLatents(latents, total, timings, low_memory)
+            state = self._first_state(generation, plan, begin)
+            generator = torch.Generator()  # on the CPU: one seed, one clip, on any card
+            generator.set_state(state.rng)
+            on_progress(Phase.SAMPLING, state.step, total)
+            steps = sample(
+                state.latents,
+                plan,
+                image=image,
+                video=video,
+                generator=generator,
+                start=state.step,
+                memory=state.memory,
+            )
+            for step in steps:
+                state = replace(
+                    state, step=step.index + 1, latents=step.latents, memory=step.memory, rng=generator.get_state()
+                )
+                on_step(state)
+                on_progress(Phase.SAMPLING, state.step, total)
+        return SampledLatents(state.latents, total, timings, low_memory)
+
+    def _first_state(self, generation: Generation, plan: Plan, begin: Checkpoint | Path | None) -> Checkpoint:
+        """The checkpoint to resume from, or the state before the first step."""
+        run = (self._weights, self.models.entry.optimise, generation, plan)
+        device, shape, name = self.models.device, self.models.latents_shape(generation), run_fingerprint(*run)
+        found = begin
+        if isinstance(begin, Path):
+            found = Checkpoint.read(begin, {name, *run_fingerprints_0_1(*run)}, shape, device)
+        if isinstance(found, Checkpoint):
+            log.info("resumed after step %d of %d", found.step, len(plan))
+            return replace(found, fingerprint=name)
+        # The run draws on from where the start noise ends; a second generator of the same seed would give it again.
+        generator = torch.Generator().manual_seed(generation.seed)
+        latents = torch.randn(shape, generator=generator).to(device)
+        return Checkpoint(name, 0, latents, {}, generator.get_state())
 
     def failed_message(self, e: Exception) -> Failed:
         """The `Failed` message for an exception of `generate`.

@@ -15,7 +15,7 @@ from service.errors import StorageError
 from service.jobs.model import Generation, Job, Output
 from service.storage import StorageRetry, VideoStorage, object_keys, sha256_of
 from service.storage.manifest import FILE_NAME, MEDIA_TYPE, Manifest, StoredFile, manifests
-from worker.child import video
+from worker.child import video_encoder
 from worker.scratch import Scratch
 
 log = logging.getLogger("ivmix.child")
@@ -31,12 +31,12 @@ class Uploader:
 
     storage: VideoStorage
     scratch: Scratch
-    patience: StorageRetry
+    retry: StorageRetry
 
     def find(self, job: Job, execution_id: str, *, on_wait: Callable[[], None]) -> Manifest | None:
         """The manifest of a clip that an earlier execution finished, uploaded if necessary. Raises StorageError."""
         folder = self.scratch.claim(job.id, execution_id)
-        manifest = None if folder is None else _unharmed(folder, job.generation)
+        manifest = None if folder is None else _intact_manifest(folder, job.generation)
         if folder is not None and manifest is not None:
             log.info("job %s: uploading the finished clip left on scratch", job.id)
             self._store(folder, manifest, on_wait)
@@ -47,11 +47,11 @@ class Uploader:
             log.warning("job %s: cannot check for a finished clip: %s", job.id, e)
             return None
 
-    def deliver(
+    def upload(
         self,
         job: Job,
         execution_id: str,
-        frames: video.Frames,
+        frames: video_encoder.Frames,
         *,
         timings: Mapping[str, float],
         peak_memory_mb: float,
@@ -77,7 +77,7 @@ class Uploader:
             key=manifest.key, size_bytes=path.stat().st_size, sha256=sha256_of(path), media_type=MEDIA_TYPE
         )
         for file in (*manifest.files, last):
-            self.patience.call(lambda file=file: self._put(folder, file), on_wait=on_wait)
+            self.retry.call(lambda file=file: self._put(folder, file), on_wait=on_wait)
 
     def _put(self, folder: Path, file: StoredFile) -> None:
         self.storage.put(folder / file.name, key=file.key, media_type=file.media_type, sha256=file.sha256)
@@ -87,10 +87,10 @@ class Uploader:
         return manifest.job.generation == job.generation and manifest.is_complete(self.storage)
 
 
-def _write(frames: video.Frames, folder: Path, generation: Generation, prefix: str) -> tuple[StoredFile, ...]:
-    video.write_mp4(frames, folder / VIDEO, fps=generation.fps)
-    video.write_thumbnail(frames, folder / THUMBNAIL)
-    video.write_spritesheet(frames, folder / SHEET)
+def _write(frames: video_encoder.Frames, folder: Path, generation: Generation, prefix: str) -> tuple[StoredFile, ...]:
+    video_encoder.write_mp4(frames, folder / VIDEO, fps=generation.fps)
+    video_encoder.write_thumbnail(frames, folder / THUMBNAIL)
+    video_encoder.write_spritesheet(frames, folder / SHEET)
     return tuple(
         StoredFile(
             key=prefix + name,
@@ -113,7 +113,7 @@ def _output(files: tuple[StoredFile, ...]) -> Output:
     )
 
 
-def _unharmed(folder: Path, generation: Generation) -> Manifest | None:
+def _intact_manifest(folder: Path, generation: Generation) -> Manifest | None:
     """The manifest in the folder if it is for this generation and every checksum matches."""
     try:
         manifest = Manifest.model_validate_json((folder / FILE_NAME).read_bytes())

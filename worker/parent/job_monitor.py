@@ -1,5 +1,5 @@
 """Monitors one job in the parent while the child works on it: renews the lease, handles cancel and drain, detects a
-hanging child. Returns the child's result or the reason for stopping. Writes only progress and the lease.
+hanging child. Returns the child's result or why there is none. Writes only progress and the lease.
 """
 
 from __future__ import annotations
@@ -16,119 +16,150 @@ from service.jobs.model import Job, Phase
 from service.jobs.store import JobStore, LeaseReply
 from service.process.heartbeat_file import HeartbeatFile
 from service.settings import Settings
-from worker.messages import Cancel, Done, Drain, Failed, Progress, Ready, Run, Sampled, Stopped
+from service.storage.metrics import StorageCall
+from worker.messages import Done, Failed, Progress, Ready, Run, Sampled, Stop, Stopped
 from worker.parent.child_process import Channel, Child, ChildDied
+from worker.parent.metrics import WorkerMetrics
 
 log = logging.getLogger("ivmix.worker")
 
-POLL_S = 0.5  # longest wait for a message: bounds the delay of a drain
+POLL_S = 0.5  # longest wait for a report: bounds the delay of a drain
 FINISH_S = 3.0  # a drain gives a fully sampled clip this long to be stored
 
 
 class StopReason(StrEnum):
-    """Why the parent stopped a job."""
+    """Why a job has no result from the child."""
 
     CANCELLED = "cancelled"
     DRAINED = "drained"
     LOST = "lost"  # owned by another execution, or ended
     TIMED_OUT = "timed_out"
+    CHILD_HUNG = "child_hung"
+    CHILD_DIED = "child_died"
 
+
+Outcome = Done | Failed | StopReason
 
 STOP_REASONS = {LeaseReply.CANCEL: StopReason.CANCELLED, LeaseReply.LOST: StopReason.LOST}
 
 
-def _do_nothing() -> None: ...
-
-
-class _StoppedWhileLoading(Exception):
-    """A stop was requested before the child had the job."""
-
-
 @dataclass
 class JobMonitor:
-    """`on_beat` is called after every lease renewal; `is_draining` returns whether this worker is shutting down.
-
-    `is_stuck`: the child did not stop in time and must be killed.
-    """
-
     job: Job
     execution_id: str
     store: JobStore
-    child: Child
     settings: Settings
+    metrics: WorkerMetrics
     on_beat: Callable[[], None]
+    """Called after every lease renewal."""
     is_draining: Callable[[], bool]
-    heartbeat_file: HeartbeatFile = field(default_factory=HeartbeatFile)
-    is_stuck: bool = False
+    """Whether this worker is shutting down."""
+    heartbeat_file: HeartbeatFile
+    must_kill_child: bool = False
+    """It ended, is broken, hangs or did not stop in time."""
+    _channel: Channel | None = None
+    _phase: Phase = Phase.ENCODING
+    _started_at: float = field(default_factory=time.monotonic)
+    _last_report_at: float = 0.0
     _stop_reason: StopReason | None = None
+    _stop_seen_at: float | None = None
+    _stop_sent_at: float | None = None
     _next_beat_at: float = 0.0
     _is_redis_away: bool = False
-    _started_at: float = field(default_factory=time.monotonic)
 
-    def outcome(self) -> Done | Failed | StopReason | Sampled:
-        """Have the job done, or at least sampled. Raises ChildDied, also for a hanging child."""
+    def sample(self, child: Child) -> Outcome | Sampled:
+        """Load the models if necessary, and have the job sampled. Another outcome than `Sampled` is final."""
         try:
-            self.child.ensure(self._check_while_loading)
-        except _StoppedWhileLoading:
-            self.is_stuck = True
-            assert self._stop_reason is not None
-            return self._stop_reason
-        self.child.send(Run(self.job, self.execution_id, may_resume=self.job.step > 0))
-        return self._wait_for_outcome(self.child, drain_after_s=0.0)
+            child.ensure(self._renew_lease_while_loading)
+            if self._stop_reason is not None:
+                child.kill()  # it may not have loaded the models yet
+                return self._stop_reason
+            self.metrics.begin(self.execution_id)
+            self._channel = child.start(Run(self.job, self.execution_id, may_resume=self.job.step > 0))
+        except ChildDied as e:
+            return self._died(e)
+        outcome = self._watch(self._channel)
+        self.metrics.networks_idle()
+        return outcome
+
+    def finish(self) -> Outcome:
+        """After `Sampled`, in the background thread: RQ and the heartbeat file observe the main thread."""
+        self.on_beat, self.heartbeat_file, self._phase = lambda: None, HeartbeatFile(), Phase.DECODING
+        assert self._channel is not None
+        outcome = self._watch(self._channel)
+        assert not isinstance(outcome, Sampled)
+        return outcome
 
     def wait_until(self, condition: Callable[[float], bool]) -> None:
         """Renew the lease until `condition(timeout_s)` is true."""
         while not condition(POLL_S):
             self._renew_lease()
 
-    def finish(self, channel: Channel) -> Done | Failed | StopReason:
-        """After `Sampled`, in the postprocessing thread: the main one has RQ and the heartbeat. Raises ChildDied."""
-        self.on_beat, self.heartbeat_file = _do_nothing, HeartbeatFile()
-        outcome = self._wait_for_outcome(channel, drain_after_s=FINISH_S)
-        if isinstance(outcome, Sampled):
-            raise ChildDied("the child sampled one job twice")
-        return outcome
+    def kill_child(self) -> None:
+        if self._channel is not None:
+            self._channel.kill()
 
-    def _wait_for_outcome(self, channel: Channel, *, drain_after_s: float) -> Done | Failed | StopReason | Sampled:
+    def _watch(self, channel: Channel) -> Outcome | Sampled:
+        self._last_report_at = time.monotonic()
+        try:
+            while True:
+                progress, report = None, channel.receive(POLL_S)
+                now = time.monotonic()  # before calls of Redis, which may take long while the child works
+                self._last_report_at = self._last_report_at if report is None else now
+                match report:
+                    case Progress() as progress:
+                        self._phase = progress.phase
+                        self.metrics.progress(self.job.generation.model, progress)
+                    case StorageCall() as call:
+                        self.metrics.storage.observe(call)
+                    case Sampled() | Done() | Failed():
+                        self.must_kill_child = isinstance(report, Failed) and report.is_broken
+                        return report
+                    case Stopped():
+                        assert self._stop_reason is not None
+                        return self._stop_reason
+                    case Ready() | None:
+                        pass
+                self._renew_lease(progress)
+                self._send_stop_if_due(channel, now)
+                if (reason := self._overdue(now)) is not None:
+                    self.must_kill_child = True
+                    return reason
+        except ChildDied as e:
+            return self._died(e)
+
+    def _send_stop_if_due(self, channel: Channel, now: float) -> None:
+        """Once. A drain gives a fully sampled clip FINISH_S to be stored."""
+        if self._stop_reason is None or self._stop_sent_at is not None:
+            return
+        is_drain = self._stop_reason is StopReason.DRAINED
+        self._stop_seen_at = self._stop_seen_at or now
+        is_sampled = self._phase in (Phase.DECODING, Phase.UPLOADING)
+        if now >= self._stop_seen_at + (FINISH_S if is_drain and is_sampled else 0.0):
+            channel.send(Stop(save_checkpoint=is_drain))
+            self._stop_sent_at = now
+
+    def _overdue(self, now: float) -> StopReason | None:
+        """Why the child must be killed, if so."""
         settings = self.settings
-        last_progress_at, phase = time.monotonic(), Phase.ENCODING
-        stop_due_from = stop_sent_at = None
-        while True:
-            message = channel.receive(POLL_S)
-            now = time.monotonic()
-            match message:
-                case None:
-                    self._renew_lease()
-                case Progress():
-                    last_progress_at, phase = now, message.phase
-                    self._renew_lease(message)
-                case Done() | Failed() | Sampled():
-                    return message
-                case Stopped() if self._stop_reason is not None:
-                    return self._stop_reason
-                case Ready() | Stopped():
-                    raise ChildDied(f"unexpected message {message}")
-            if self._stop_reason is not None:
-                stop_due_from = now if stop_due_from is None else stop_due_from
-                order, after_s = (Drain, drain_after_s) if self._stop_reason is StopReason.DRAINED else (Cancel, 0.0)
-                if stop_sent_at is None and now >= stop_due_from + after_s:
-                    channel.send(order(self.execution_id))
-                    stop_sent_at = now
-                elif stop_sent_at is not None and now > stop_sent_at + settings.stop_grace_s:
-                    self.is_stuck = True
-                    return self._stop_reason
-            if now - self._started_at > settings.job_timeout_s:
-                self.is_stuck = True
-                return StopReason.TIMED_OUT
-            # An upload may wait for an unavailable storage; that has a separate limit.
-            if phase is not Phase.UPLOADING and now - last_progress_at > settings.stall_timeout_s:
-                self.is_stuck = True
-                raise ChildDied(f"no step for {settings.stall_timeout_s:g} s")
+        if self._stop_sent_at is not None and now > self._stop_sent_at + settings.stop_grace_s:
+            return self._stop_reason
+        if now - self._started_at > settings.job_timeout_s:
+            return StopReason.TIMED_OUT
+        # An upload may wait for an unavailable storage; that has a separate limit.
+        if self._phase is not Phase.UPLOADING and now - self._last_report_at > settings.stall_timeout_s:
+            log.error("job %s: no step for %g s", self.job.id, settings.stall_timeout_s)
+            return StopReason.CHILD_HUNG
+        return None
 
-    def _check_while_loading(self) -> None:
+    def _died(self, e: ChildDied) -> StopReason:
+        log.error("job %s: child process failed: %s", self.job.id, e)
+        self.must_kill_child = True
+        return StopReason.CHILD_DIED
+
+    def _renew_lease_while_loading(self) -> bool:
         self._renew_lease()
-        if self._stop_reason is not None:
-            raise _StoppedWhileLoading
+        return self._stop_reason is None
 
     def _renew_lease(self, progress: Progress | None = None) -> None:
         """Renew the lease or write progress, and note a request to stop."""

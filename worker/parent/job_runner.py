@@ -8,8 +8,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import TypeVar, assert_never
+from dataclasses import dataclass, field
+from typing import assert_never
 
 from redis.exceptions import RedisError
 
@@ -21,15 +21,14 @@ from service.log_config import log_context
 from service.process.heartbeat_file import HeartbeatFile
 from service.settings import Settings
 from service.storage import VideoStorage, object_keys
+from worker.background_thread import BackgroundThread
 from worker.messages import Done, Failed, Sampled
-from worker.parent.child_process import Channel, Child, ChildDied
-from worker.parent.job_monitor import JobMonitor, StopReason
-from worker.parent.postprocessing import PostprocessingThread
+from worker.parent.child_process import Child
+from worker.parent.job_monitor import JobMonitor, Outcome, StopReason
+from worker.parent.metrics import WorkerMetrics
 from worker.scratch import Scratch
 
 log = logging.getLogger("ivmix.worker")
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -39,9 +38,9 @@ class Runner:
     child: Child
     scratch: Scratch
     settings: Settings
-    on_lost: Callable[[], None] = lambda: None
+    metrics: WorkerMetrics = field(default_factory=WorkerMetrics)
     heartbeat_file: HeartbeatFile = field(default_factory=HeartbeatFile)
-    postprocessing: PostprocessingThread = field(default_factory=PostprocessingThread)
+    background: BackgroundThread = field(default_factory=BackgroundThread)
 
     def run(
         self,
@@ -62,30 +61,17 @@ class Runner:
                 log.info("job %s is no longer queued; skipping", job_id)
                 return self._is_over(job_id, execution_id)
             log.info("job %s started: attempt %d, execution %s", job_id, job.attempt, execution_id)
-            monitor = JobMonitor(
-                job, execution_id, self.store, self.child, self.settings, on_beat, is_draining, self.heartbeat_file
-            )
-            outcome = self._outcome(monitor)
+            store, settings, metrics, file = self.store, self.settings, self.metrics, self.heartbeat_file
+            monitor = JobMonitor(job, execution_id, store, settings, metrics, on_beat, is_draining, file)
+            outcome = monitor.sample(self.child)
             if not isinstance(outcome, Sampled):
-                return self._end(job, execution_id, outcome, is_draining)
-            channel = self.child.second()
-            monitor.wait_until(self.postprocessing.is_free)
-            hidden = replace(self, heartbeat_file=HeartbeatFile())  # the heartbeat file reports the main thread only
-            self.postprocessing.begin(lambda: hidden._finish(monitor, channel, on_finished))
+                if monitor.must_kill_child:
+                    self._wait_for_previous_job(monitor)
+                    self.child.kill()
+                return self._end(monitor, outcome)
+            monitor.wait_until(self.background.is_free)
+            self.background.begin(lambda: self._finish(monitor, on_finished))
             return False
-
-    def _finish(self, monitor: JobMonitor, channel: Channel, on_finished: Callable[[], None]) -> None:
-        """Decoding and upload. Kills a bad child; the main thread replaces it."""
-        job, execution_id = monitor.job, monitor.execution_id
-        with log_context(video_id=job.id, execution_id=execution_id):
-            try:
-                outcome = monitor.finish(channel)
-            except ChildDied as e:
-                outcome = _died(job, e)
-            if monitor.is_stuck or (isinstance(outcome, Failed) and outcome.is_broken):
-                channel.kill()
-            if self._end(job, execution_id, outcome, monitor.is_draining):
-                on_finished()
 
     def _start(self, job_id: str, execution_id: str) -> Job | None:
         try:
@@ -95,77 +81,78 @@ class Runner:
             self.store.fail(job_id, None, RECORD_DAMAGED)
             return None
 
-    def _outcome(self, monitor: JobMonitor) -> Done | Failed | StopReason | Sampled:
-        """The outcome of the job. A broken or hanging child is killed before this returns."""
-        has_died = False
-        try:
-            outcome = monitor.outcome()
-        except ChildDied as e:
-            has_died, outcome = True, _died(monitor.job, e)
-        if monitor.is_stuck or (isinstance(outcome, Failed) and outcome.is_broken):
-            self._wait_for_previous_job(monitor)
-        elif not has_died:
-            return outcome
-        self.child.kill()
-        return outcome
+    def _finish(self, monitor: JobMonitor, on_finished: Callable[[], None]) -> None:
+        with log_context(video_id=monitor.job.id, execution_id=monitor.execution_id):
+            outcome = monitor.finish()
+            if monitor.must_kill_child:
+                monitor.kill_child()
+            if self._end(monitor, outcome):
+                on_finished()
 
     def _wait_for_previous_job(self, monitor: JobMonitor) -> None:
-        """Before the child is killed, let the previous job finish its upload."""
+        """Before the child is killed, let it store the previous job's video."""
         until = time.monotonic() + self.settings.stop_grace_s
-        monitor.wait_until(lambda seconds: self.postprocessing.is_free(seconds) or time.monotonic() > until)
+        monitor.wait_until(lambda seconds: self.background.is_free(seconds) or time.monotonic() > until)
 
-    def _end(
-        self, job: Job, execution_id: str, outcome: Done | Failed | StopReason, is_draining: Callable[[], bool]
-    ) -> bool:
-        self._retry_while_redis_is_down(lambda: self._record_outcome(job, execution_id, outcome), is_draining)
+    def _end(self, monitor: JobMonitor, outcome: Outcome) -> bool:
+        """Count and record the outcome. Returns whether the job is over."""
+        job, execution_id = monitor.job, monitor.execution_id
+        if isinstance(outcome, Done):
+            self.metrics.completed(job.generation.model, outcome)
+        self.metrics.end(job.generation.model, execution_id, _metrics_label(outcome, monitor.must_kill_child))
+        self._retry_while_redis_is_down(monitor, lambda: self._record(job, execution_id, outcome))
         return self._is_over(job.id, execution_id)
 
-    def _record_outcome(self, job: Job, execution_id: str, outcome: Done | Failed | StopReason) -> None:
+    def _record(self, job: Job, execution_id: str, outcome: Outcome) -> None:
         match outcome:
-            case Done(output, timings, peak_memory_mb):
-                is_recorded = self.store.complete(job.id, execution_id, output, timings, peak_memory_mb)
-                log.info(
-                    "job %s %s after %.1f s", job.id, "completed" if is_recorded else "lost", sum(timings.values())
-                )
-                if is_recorded:
-                    self.store.record_duration(job.generation.model, sum(timings.values()))
-                else:
-                    self.on_lost()
-                self._delete_checkpoint(job, is_recorded)
-            case Failed(code, text, can_retry):
-                if can_retry and job.attempt < self.settings.max_attempts:
-                    self.store.requeue(job, execution_id)
-                else:
-                    is_recorded = self.store.fail(job.id, execution_id, JobError(code=code, message=text))
-                    self._delete_checkpoint(job, is_recorded)
+            case Done():
+                self._complete(job, execution_id, outcome)
+            case Failed(can_retry=can_retry):
+                self._fail(job, execution_id, JobError(code=outcome.code, message=outcome.message), can_retry=can_retry)
+            case StopReason.CHILD_DIED | StopReason.CHILD_HUNG:
+                self._fail(job, execution_id, WORKER_LOST, can_retry=True)
+            case StopReason.TIMED_OUT:
+                text = f"The job took longer than {self.settings.job_timeout_s} s."
+                self._fail(job, execution_id, JobError(code="timeout", message=text), can_retry=False)
             case StopReason.CANCELLED:
                 self._delete_checkpoint(job, self.store.finish_cancel(job.id, execution_id))
             case StopReason.DRAINED:
                 log.info("job %s requeued: worker shutting down", job.id)
                 self.store.requeue(job, execution_id, counts_as_attempt=False)
-            case StopReason.TIMED_OUT:
-                text = f"The job took longer than {self.settings.job_timeout_s} s."
-                is_recorded = self.store.fail(job.id, execution_id, JobError(code="timeout", message=text))
-                self._delete_checkpoint(job, is_recorded)
             case StopReason.LOST:
-                self.on_lost()
+                self.metrics.lease_lost()
                 log.warning("job %s lost: execution %s no longer owns it", job.id, execution_id)
             case _:
                 assert_never(outcome)
 
-    def _retry_while_redis_is_down(self, do: Callable[[], T], is_draining: Callable[[], bool]) -> T:
+    def _complete(self, job: Job, execution_id: str, done: Done) -> None:
+        seconds = sum(done.timings.values())
+        is_recorded = self.store.complete(job.id, execution_id, done.output, done.timings, done.peak_memory_mb)
+        log.info("job %s %s after %.1f s", job.id, "completed" if is_recorded else "lost", seconds)
+        if is_recorded:
+            self.store.record_duration(job.generation.model, seconds)
+        else:
+            self.metrics.lease_lost()
+        self._delete_checkpoint(job, is_recorded)
+
+    def _fail(self, job: Job, execution_id: str, error: JobError, *, can_retry: bool) -> None:
+        if can_retry and job.attempt < self.settings.max_attempts:
+            self.store.requeue(job, execution_id)
+        else:
+            self._delete_checkpoint(job, self.store.fail(job.id, execution_id, error))
+
+    def _retry_while_redis_is_down(self, monitor: JobMonitor, do: Callable[[], None]) -> None:
         """Retry while Redis is down, rather than lose minutes of GPU time. Raises RedisError after the time limit."""
-        began = time.monotonic()
+        began, settings = time.monotonic(), self.settings
         while True:
             try:
                 return do()
             except RedisError as e:
-                settings = self.settings
-                patience_s = settings.stop_grace_s if is_draining() else settings.commit_patience_s
-                if time.monotonic() - began > patience_s:
+                limit_s = settings.stop_grace_s if monitor.is_draining() else settings.commit_patience_s
+                if time.monotonic() - began > limit_s:
                     raise
                 log.warning("cannot record the outcome of a job, retrying: %s", type(e).__name__)
-                self.heartbeat_file.beat()
+                monitor.heartbeat_file.beat()
                 time.sleep(settings.redis_retry_s)
 
     def _delete_checkpoint(self, job: Job, is_recorded: bool) -> None:
@@ -189,6 +176,13 @@ class Runner:
         return is_over
 
 
-def _died(job: Job, e: ChildDied) -> Failed:
-    log.error("job %s: child process failed: %s", job.id, e)
-    return Failed(WORKER_LOST.code, WORKER_LOST.message, can_retry=True)
+def _metrics_label(outcome: Outcome, is_killed: bool) -> str:
+    match outcome:
+        case Done():
+            return "completed"
+        case Failed():
+            return outcome.code
+        case StopReason.CHILD_DIED:
+            return "died"
+        case _:
+            return "killed" if is_killed else "stopped"

@@ -1,4 +1,4 @@
-"""Prometheus metrics of one worker, derived from the messages between parent and child and served by the parent.
+"""Prometheus metrics of one worker, counted in the parent, which serves them.
 
 docs/operations.md documents every metric; a test compares the two.
 """
@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import cast
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 from service.jobs.model import Phase
 from service.process.metrics_server import serve_metrics
-from service.storage.metrics import StorageCall, StorageMetrics
-from worker.messages import Done, Failed, Message, Order, Progress, Run, Sampled, Stopped
-from worker.parent.child_process import Channel, Child, ChildDied
+from service.storage.metrics import StorageMetrics
+from worker.messages import Done, Progress
 
 PHASE_BUCKETS_S = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)
 GAP_BUCKETS_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
@@ -29,7 +27,7 @@ class WorkerMetrics:
         self.storage = StorageMetrics(self.registry)
         self._now = now
         self._step = 0
-        self._ended_at: float | None = None
+        self._idle_since: float | None = None
         self._executions = Counter(
             "ivmix_worker_executions", "Executions by outcome", ("model", "outcome"), registry=self.registry
         )
@@ -56,122 +54,40 @@ class WorkerMetrics:
         )
         ProcessCollector(registry=self.registry)
 
-    def begin(self, run: Run) -> None:
-        if self._ended_at is not None:
-            self._gap.observe(self._now() - self._ended_at)
+    def begin(self, execution_id: str) -> None:
+        """The networks have a job."""
+        if self._idle_since is not None:
+            self._gap.observe(self._now() - self._idle_since)
         self._step = 0
-        self._executing.add(run.execution_id)
+        self._executing.add(execution_id)
 
-    def progress(self, run: Run, progress: Progress) -> None:
+    def progress(self, model: str, progress: Progress) -> None:
         """The first step count of a resumed job includes the steps of earlier executions."""
         if progress.phase is not Phase.SAMPLING:
             return
         if self._step:
-            self._steps.labels(run.generation.model).inc(max(0, progress.step - self._step))
+            self._steps.labels(model).inc(max(0, progress.step - self._step))
         elif progress.step == 1:
-            self._steps.labels(run.generation.model).inc()
+            self._steps.labels(model).inc()
         self._step = max(self._step, progress.step)
 
-    def release(self) -> None:
-        """The networks are idle."""
-        self._ended_at = self._now()
+    def networks_idle(self) -> None:
+        self._idle_since = self._now()
 
-    def finish(self, run: Run, done: Done) -> None:
+    def completed(self, model: str, done: Done) -> None:
         for phase, seconds in done.timings.items():
-            self._phases.labels(run.generation.model, str(phase)).observe(seconds)
+            self._phases.labels(model, str(phase)).observe(seconds)
         if done.peak_memory_mb is not None:
             self._peak.set(done.peak_memory_mb * 2**20)
-        self.end(run, "completed")
 
-    def end(self, run: Run, outcome: str) -> None:
-        self._executions.labels(run.generation.model, outcome).inc()
-        self._executing.discard(run.execution_id)
+    def end(self, model: str, execution_id: str, outcome: str) -> None:
+        """The job is over in this worker, or was never begun."""
+        self._executions.labels(model, outcome).inc()
+        self._executing.discard(execution_id)
 
-    def lost(self) -> None:
+    def lease_lost(self) -> None:
         self._lost.inc()
 
     def serve(self, host: str, port: int) -> int:
         """Serve the metrics and return the port. Raises ConfigurationError if it is in use."""
         return serve_metrics(self.registry, host, port, "WORKER_METRICS_PORT")
-
-
-class MeasuredChannel:
-    """A channel that counts its messages. StorageCall messages are recorded and not passed on."""
-
-    def __init__(self, channel: Channel, metrics: WorkerMetrics, run: Run | None = None) -> None:
-        self._channel, self._metrics, self._run = channel, metrics, run
-
-    def send(self, message: Order) -> None:
-        self._channel.send(message)
-
-    def receive(self, timeout_s: float) -> Message | None:
-        until = time.monotonic() + timeout_s
-        try:
-            message = cast(Message | StorageCall | None, self._channel.receive(timeout_s))
-            while isinstance(message, StorageCall):  # None would mean a silent child
-                self._metrics.storage.observe(message)
-                message = cast(Message | StorageCall | None, self._channel.receive(max(0.0, until - time.monotonic())))
-        except ChildDied:
-            self._end("died")
-            raise
-        if self._run is not None:
-            self._count(self._run, message)
-        return message
-
-    def kill(self) -> None:
-        """A job that is still running hung, timed out or did not stop in time."""
-        self._end("killed")
-        self._channel.kill()
-
-    def _count(self, run: Run, message: Message | None) -> None:
-        match message:
-            case Progress():
-                self._metrics.progress(run, message)
-            case Done():
-                self._run = None
-                self._metrics.finish(run, message)
-            case Failed():
-                self._end(message.code)
-            case Stopped():
-                self._end("stopped")
-            case _:
-                pass
-
-    def _end(self, outcome: str) -> None:
-        if self._run is not None:
-            self._metrics.end(self._run, outcome)
-        self._run = None
-
-
-class MeasuredChild(MeasuredChannel):
-    def __init__(self, child: Child, metrics: WorkerMetrics) -> None:
-        super().__init__(child, metrics)
-        self._child = child
-
-    def ensure(self, beat: Callable[[], None]) -> None:
-        self._child.ensure(beat)
-
-    def send(self, message: Order) -> None:
-        if isinstance(message, Run):
-            self._run = message
-            self._metrics.begin(message)
-        try:
-            super().send(message)
-        except ChildDied:
-            self._end("died")
-            raise
-
-    def second(self) -> Channel:
-        """The channel on which the rest of the job sampled last is counted."""
-        run, self._run = self._run, None
-        return MeasuredChannel(self._child.second(), self._metrics, run)
-
-    def _count(self, run: Run, message: Message | None) -> None:
-        if isinstance(message, Sampled | Done):
-            self._metrics.release()
-        super()._count(run, message)
-
-    def _end(self, outcome: str) -> None:
-        if self._run is not None:
-            self._metrics.release()
-        super()._end(outcome)

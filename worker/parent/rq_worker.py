@@ -23,6 +23,7 @@ from rq.job import Job, JobStatus
 
 from service.jobs.rq_queues import RQ_RECORD_TTL_S, NoTimeout, TrustedJob, generate_queue
 from service.process.heartbeat_file import HeartbeatFile
+from worker.parent.job_runner import Runner
 
 log = logging.getLogger("ivmix.worker")
 
@@ -58,16 +59,15 @@ class GenerationWorker(SimpleWorker):
     death_penalty_class = NoTimeout
 
     def __init__(
-        self, connection: Redis, model: str, stopping: threading.Event, heartbeat_file: HeartbeatFile | None = None
+        self, connection: Redis, model: str, runner: Runner, stopping: threading.Event, heartbeat_file: HeartbeatFile
     ) -> None:
         name = generate_queue(connection, model).name
         queue = StoppableQueue(name, connection=connection, serializer="json", job_class=TrustedJob)
         super().__init__(  # pyright: ignore[reportUnknownMemberType]  RQ is typed in part
             [queue], connection=connection, serializer="json", worker_ttl=DEQUEUE_S + 15
         )
-        self._execution: Execution | None = None
+        self._runner, self._heartbeat_file = runner, heartbeat_file
         self._beaten_at = -FRESH_S
-        self._heartbeat_file = heartbeat_file or HeartbeatFile()
         self.max_connection_wait_time = DEQUEUE_S
         StoppableQueue.stopping = stopping
 
@@ -75,21 +75,19 @@ class GenerationWorker(SimpleWorker):
     def is_draining(self) -> bool:
         return StoppableQueue.stopping.is_set()
 
-    @property
-    def execution_id(self) -> str:
-        assert self._execution is not None, "only inside a job"
-        return self._execution.id
-
-    def prepare_execution(self, job: Job) -> Execution:
-        self._execution = super().prepare_execution(job)
-        return self._execution
-
     def perform_job(self, job: Job, queue: Queue, execution: Execution) -> bool:  # noqa: ARG002  RQ's signature
         """Run the job, then remove its execution from RQ's registries, and its entry if the job is over."""
         status, is_over = JobStatus.FAILED, False
         try:
             self.prepare_job_execution(job, remove_from_intermediate_queue=True)
-            is_over = bool(job.perform())
+            _ = job.func  # raises PermissionError if it is not ours
+            is_over = self._runner.run(
+                job.id,
+                execution.id,
+                on_beat=lambda: self.beat(job, execution),
+                is_draining=lambda: self.is_draining,
+                on_finished=lambda: self.close_entry(job),
+            )
             status = JobStatus.FINISHED
         except redis.exceptions.RedisError:
             raise  # the lease expires, and maintenance requeues the job
@@ -114,11 +112,10 @@ class GenerationWorker(SimpleWorker):
         except redis.exceptions.RedisError as e:
             log.warning("job %s: cannot delete RQ's entry: %s", job.id, type(e).__name__)
 
-    def beat(self, job: Job) -> None:
+    def beat(self, job: Job, execution: Execution) -> None:
         """Keep RQ's registries current for monitoring tools; job ownership depends on our lease only."""
-        assert self._execution is not None, "only inside a job"
         try:
-            self.maintain_heartbeats(job, self._execution)
+            self.maintain_heartbeats(job, execution)
         except redis.exceptions.RedisError as e:
             log.warning("job %s: RQ heartbeat failed: %s", job.id, type(e).__name__)
 

@@ -84,7 +84,13 @@ def _video_bodies() -> dict[str, Any]:
     model = Model.model_validate(entry)
     worker = WorkerStats(name="d41d8cd9", state="busy", last_seen=_CREATED_AT + 6, job=_job(JobState.RUNNING))
     stats = QueueStats(
-        model="demo", queued=3, running=1, workers=(worker,), videos_per_hour=412.0, seconds_per_video=8.5
+        model="demo",
+        queued=3,
+        ahead=3,
+        running=1,
+        workers=(worker,),
+        videos_per_hour=412.0,
+        seconds_per_video=8.5,
     )
     return _dumped(
         VideoQueued=queued,

@@ -20,7 +20,8 @@ from service.api.parsing import FORMS, parse, read_body
 from service.api.rate_limits import waiting_limits
 from service.api.routes.videos import POLL_AFTER_MS, get_job
 from service.catalog.model_entry import ModelEntry
-from service.errors import InvalidParameter, ModelNotFound
+from service.errors import InvalidParameter, ModelNotFound, VideoFailed
+from service.jobs.job_record import DamagedJob
 from service.jobs.model import Job
 from service.jobs.reader import Idempotency
 from service.jobs.request import VideoRequest
@@ -112,6 +113,8 @@ async def remix_video(
     idempotency_key: IdempotencyKey = None,
 ) -> Video:
     source = await run_in_threadpool(get_job, services, writer, video_id)
+    if isinstance(source, DamagedJob):
+        raise VideoFailed(f"The video '{source.id}' cannot be remixed: its stored record is damaged.")
     given = await read_body(request)
     if isinstance(model := given.get("model"), str):
         given["model"] = services.models.real_name(model)
@@ -135,7 +138,7 @@ def submit_job(
 ) -> Job:
     """Creates and enqueues a job, or returns the job of an earlier request with the same idempotency key.
 
-    Raises InvalidParameter, QueueFull or IdempotencyKeyReused; nothing is written then.
+    Raises InvalidParameter, QueueFull, NoSpace or IdempotencyKeyReused; nothing is written then.
     """
     idempotency = Idempotency(_unquoted(idempotency_key), _fingerprint(body, remixed_from)) if idempotency_key else None
     # Before validation: a replay succeeds even if the model or the receiver would be rejected by now.
@@ -145,6 +148,7 @@ def submit_job(
     generation = _model(services, body.model).resolve(body)
     if body.callback_url is not None:
         services.webhooks.url_policy.check(body.callback_url, "callback_url")
+    services.free_space.require()
     job = body.to_job(generation, owner=principal.owner, remixed_from=remixed_from)
     queue = generate_queue(services.redis, generation.model, job_timeout_s=services.settings.job_timeout_s)
     limits = waiting_limits(principal, services.settings.max_waiting)

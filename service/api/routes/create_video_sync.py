@@ -90,10 +90,10 @@ async def _wait(
 
 
 def _reload(services: Services, job: Job) -> Job:
-    current = services.store.get(job.id)
+    current = services.store.view(job.id)
     if current is None:
         raise SyncRequestFailed(job.id, "cancelled", f"The video '{job.id}' was deleted.")
-    return (services.store.get(job.id) or current) if services.store.fail_if_overdue(current) else current
+    return (services.store.view(job.id) or current) if services.store.fail_if_overdue(current) else current
 
 
 def _video_response(services: Services, job: Job, headers: dict[str, str]) -> Response:

@@ -12,6 +12,7 @@ from redis.exceptions import RedisError
 from service.api.errors import error_response
 from service.api.openapi.responses import errors, success
 from service.errors import ServiceUnavailable
+from service.log_config import ONCE_A_MINUTE
 from service.wiring import Services
 
 log = logging.getLogger("ivmix.api")
@@ -33,6 +34,6 @@ def ready(request: Request) -> Any:
     try:
         services.probe.set("ivm:ready", "1", ex=60)  # a Redis with a full disk still answers PING
     except RedisError as e:
-        log.warning("not ready: %s", type(e).__name__)
+        log.warning("not ready: %s", type(e).__name__, extra=ONCE_A_MINUTE)
         return error_response(503, "The job store does not accept writes.", code=ServiceUnavailable.code)
     return JSONResponse({"status": "ok"})

@@ -13,7 +13,7 @@ from fastapi import APIRouter, Depends, Request
 from redis.exceptions import RedisError
 from starlette.concurrency import run_in_threadpool
 
-from service.api.auth import ServicesDep, WebhookOwner
+from service.api.auth import ServicesDep, WebhookOwner, get_webhook_owner
 from service.api.open_requests import OpenRequests, client_of
 from service.api.openapi.responses import errors, json_body, success
 from service.api.webhook_schemas import TestEndpointRequest, WebhookEndpointTest, read_json_body
@@ -85,6 +85,7 @@ async def _wait(request: Request, services: Services, delivery: Delivery) -> Del
             break
         await anyio.sleep(POLL_INTERVAL_S)
         try:
+            await get_webhook_owner(request)  # raises if the key has been revoked or has lost its scope
             found = await run_in_threadpool(services.webhooks.deliveries.find, delivery.id)
         except RedisError:  # try again until the deadline
             continue

@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import logging
-import re
 import time
-from typing import Annotated, Any
+from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query, Request, Response
-from pydantic import Field
-from pydantic.json_schema import SkipJsonSchema
+from fastapi import APIRouter, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from service.api.auth import Principal, Reader, ServicesDep, Writer, get_reader, get_services
 from service.api.errors import error_response
 from service.api.openapi.responses import errors, success
 from service.api.polls import DirectRoute, PollBatcher
+from service.api.routes.video_filters import METADATA_PARAMETER, AfterParameter, Filter, check_cursor
 from service.api.schemas import DeletedVideo, VideoList
-from service.errors import StorageError, VideoNotDeletable, VideoNotFound
+from service.errors import StorageError, VideoNotFound
+from service.jobs.job_list import Order
 from service.jobs.model import Job
-from service.jobs.reader import JobWithPosition, Order
+from service.jobs.reader import JobWithPosition
+from service.jobs.store import Deletion
 from service.storage.manifest import delete_files
-from service.wire.video import STATUS, Renderer, Status, Video
+from service.wire.video import Renderer, Video
 from service.wiring import Services
 
-METADATA = re.compile(r"metadata\[(.{1,64})\]", re.DOTALL)
 POLL_AFTER_MS = "1000"  # constant, because the SDKs use the first value for the whole wait
 
 log = logging.getLogger("ivmix.api")
@@ -39,16 +38,17 @@ def get_job(services: Services, principal: Principal, video_id: str) -> Job:
 
 def get_job_and_position(services: Services, principal: Principal, video_id: str) -> JobWithPosition:
     """The job and its queue position. Fails a job whose start timeout has passed. Raises VideoNotFound."""
-    found = _visible(services.store.get_with_position(video_id), principal, video_id)
+    found = services.store.get_with_position(video_id)
+    if found is None or not _is_visible(services, principal, found[0]):
+        raise VideoNotFound(video_id)
     if services.store.fail_if_overdue(found[0]):
         return get_job_and_position(services, principal, video_id)
     return found
 
 
-def _visible(found: JobWithPosition | None, principal: Principal, video_id: str) -> JobWithPosition:
-    if found is None or principal.visible_owner not in (None, found[0].owner):
-        raise VideoNotFound(video_id)
-    return found
+def _is_visible(services: Services, principal: Principal, job: Job) -> bool:
+    owner = principal.visible_owner
+    return owner in (None, job.owner) or (not job.owner and services.store.is_in_index(job.id, owner))
 
 
 @polls.get(
@@ -61,8 +61,11 @@ def _visible(found: JobWithPosition | None, principal: Principal, video_id: str)
 async def retrieve_video(request: Request, video_id: str) -> Response:
     reader, services = await get_reader(request), await get_services(request)
     batcher: PollBatcher = request.app.state.polls
-    job, position = _visible(await batcher.read(video_id), reader, video_id)
-    if job.is_overdue(time.time()):
+    found = await batcher.read(video_id)
+    if found is None:
+        raise VideoNotFound(video_id)
+    job, position = found
+    if job.is_overdue(time.time()) or reader.visible_owner not in (None, job.owner):
         job, position = await run_in_threadpool(get_job_and_position, services, reader, video_id)
     video = Renderer(services.settings, services.storage).video(job, queue_position=position)
     return Response(
@@ -70,71 +73,49 @@ async def retrieve_video(request: Request, video_id: str) -> Response:
     )
 
 
-async def metadata_filter(request: Request) -> dict[str, str]:
-    """Parses `metadata[project]=shapes`, which FastAPI cannot."""
-    matches = ((METADATA.fullmatch(name), value) for name, value in request.query_params.items())
-    return {match[1]: value for match, value in matches if match}
-
-
-_METADATA_PARAMETER: dict[str, Any] = {
-    "name": "metadata",
-    "in": "query",
-    "required": False,
-    "description": "Only videos with these pairs: metadata[project]=shapes",
-    "style": "deepObject",
-    "explode": True,
-    "schema": {"type": "object", "additionalProperties": {"type": "string"}},
-    "example": {},
-}
-
-
 @router.get(
     "/videos",
     summary="List videos",
+    description="All conditions are combined. The videos of a page and `has_more` are exact, however rare matches are.",
     responses=success("VideoList") | errors(400),
-    openapi_extra={"parameters": [_METADATA_PARAMETER]},
+    openapi_extra={"parameters": [METADATA_PARAMETER]},
 )
 def list_videos(
     reader: Reader,
     services: ServicesDep,
-    metadata: Annotated[dict[str, str], Depends(metadata_filter)],
+    wanted: Filter,
     limit: Annotated[int, Query(ge=0, le=100)] = 20,
     order: Order = "desc",
-    after: Annotated[
-        Annotated[str, Field(max_length=64)] | SkipJsonSchema[None],
-        Query(description="The last id of the previous page"),
-    ] = None,
-    status: Annotated[Status | SkipJsonSchema[None], Query(description="Only videos with this status")] = None,
+    after: AfterParameter = None,
 ) -> VideoList:
-    page: dict[str, Any] = {"limit": limit, "order": order, "after": after, "owner": reader.visible_owner}
-    if status or metadata:
-
-        def matches(job: Job) -> bool:
-            return status in (None, STATUS[job.state]) and metadata.items() <= job.metadata.items()
-
-        jobs, has_more, last_scanned = services.store.list_matching(matches, **page)
-    else:
-        (jobs, has_more), last_scanned = services.store.list(**page), None
+    if after is not None:
+        check_cursor(services, after, reader.visible_owner)
+    jobs, has_more = services.store.lists.page(wanted, limit=limit, order=order, after=after)
     renderer = Renderer(services.settings, services.storage)
     videos = [renderer.video(job) for job in jobs]
-    first_id, last_id = (videos[0].id, videos[-1].id) if videos else (None, last_scanned if has_more else None)
+    first_id, last_id = (videos[0].id, videos[-1].id) if videos else (None, None)
     return VideoList(data=videos, first_id=first_id, last_id=last_id, has_more=has_more and last_id is not None)
 
 
 @router.delete(
     "/videos/{video_id}",
     summary="Delete a video",
-    description="Deletes the record and the files of a video that has ended. Cancel a running video first.",
-    responses=success("DeletedVideo") | errors(400, 404),
+    description="Deletes the record and the files of a video. A queued video is cancelled before; a running one is "
+    "cancelled, is 404 from now on, and its files are deleted when its worker has stopped. Webhooks are those of a "
+    "cancelled video.",
+    responses=success("DeletedVideo") | errors(404),
 )
 def delete_video(video_id: str, writer: Writer, services: ServicesDep) -> DeletedVideo:
     job = get_job(services, writer, video_id)
-    if not job.state.is_terminal:
-        raise VideoNotDeletable(f"The video '{job.id}' is {job.state}; cancel it first or wait until it has ended.")
-    services.store.delete(job.id)
+    deletion = services.store.delete(job.id, owner=writer.owner)
+    if deletion is None:
+        raise VideoNotFound(video_id)
+    if deletion is Deletion.STOPPING:
+        log.info("%s is cancelled and will be deleted", job.id)
+        return DeletedVideo(id=job.id)
     try:
         delete_files(services.storage, job.id)
-    except StorageError as e:  # maintenance removes files without a record
+    except StorageError as e:  # maintenance deletes them
         log.warning("%s: cannot delete its files yet: %s", job.id, e)
     log.info("%s deleted", job.id)
     return DeletedVideo(id=job.id)

@@ -1,6 +1,6 @@
 -- Read many records, each with the number of jobs ahead of it, in one round trip.
 -- KEYS: records
--- ARGV: 1 key prefix of queues, 2 .. the job ids
+-- ARGV: the job ids
 -- Returns one list per record: {} = no record, {'damaged'}, {JSON}, or {JSON, position} for a queued job (no position
 -- if a worker has taken it from the queue). The values are JSON already and become one text, because a reply of fifty
 -- parts takes the client long to parse.
@@ -15,12 +15,12 @@ local function get(key, id)
   end
   local text = '{' .. table.concat(parts, ',') .. '}'
   if state ~= QUEUED then return {text} end
-  return {text, redis.call('LPOS', ARGV[1] .. cjson.decode(generation).model, id)}
+  return {text, redis.call('LPOS', QUEUE .. cjson.decode(generation).model, id)}
 end
 
 local found = {}
 for i, key in ipairs(KEYS) do
-  local is_readable, answer = pcall(get, key, ARGV[i + 1])
+  local is_readable, answer = pcall(get, key, ARGV[i])
   found[i] = is_readable and answer or {'damaged'}
 end
 return found

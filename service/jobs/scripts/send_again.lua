@@ -6,5 +6,6 @@
 if redis.call('HGET', KEYS[1], 'state') ~= QUEUED then return 0 end
 if redis.call('LPOS', KEYS[2], ARGV[1]) then return 0 end
 redis.call('LREM', KEYS[3], 0, ARGV[1])
+redis.call('HSET', KEYS[1], 'returned', 'true')
 run_commands(2)
 return 1

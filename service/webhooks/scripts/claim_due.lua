@@ -16,13 +16,14 @@ for i = 6, #ARGV, 2 do
 end
 
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[1], 'LIMIT', 0, MOVED_AT_ONCE)) do
-  local owner = redis.call('HGET', record .. id, 'owner')
-  if owner then
-    owner = cjson.decode(owner)
+  local owner, attempts = unpack(redis.pcall('HMGET', record .. id, 'owner', 'attempts'))
+  local is_readable, name = pcall(cjson.decode, owner)
+  if is_readable and type(name) == 'string' and attempts and string.find(attempts, '^%d+$') then
+    owner = name
     redis.call('ZADD', queue .. owner, 'NX', ARGV[1], id)
     redis.call('ZADD', KEYS[2], 'NX', 0, owner)
     redis.call('ZADD', KEYS[1], expires, id)
-  else  -- the record has expired
+  else  -- the record has expired or is damaged
     redis.call('ZREM', KEYS[1], id)
   end
 end

@@ -50,7 +50,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def connections(clock: Clock) -> Connections:
-    return Connections(limit=4, per_address=3, timeout_s=TIMEOUT_S, exempt={"10.0.0.1"}, clock=clock)
+    return Connections(limit=8, per_address=7, timeout_s=TIMEOUT_S, exempt={"10.0.0.1"}, clock=clock)
 
 
 def add(connections: Connections, *peers: Peer, state: State = State.RECEIVING) -> list[Peer]:
@@ -64,65 +64,73 @@ def others(count: int) -> list[Peer]:
     return [Peer(f"198.51.100.{i}") for i in range(count)]
 
 
+def test_a_burst_of_half_requests_does_not_cost_the_idle_connections(connections: Connections) -> None:
+    """However young they are."""
+    idle = add(connections, *others(4), state=State.IDLE)
+    half = add(connections, *(Peer("203.0.113.1") for _ in range(40)))
+    assert [peer.end for peer in idle] == [None] * 4
+    assert [peer.end for peer in half] == ["evicted"] * 36 + [None] * 4
+
+
 def test_a_half_request_goes_before_an_idle_connection(connections: Connections, clock: Clock) -> None:
-    idle = add(connections, *others(3), state=State.IDLE)
+    idle = add(connections, *others(7), state=State.IDLE)
     (half,) = add(connections, Peer("203.0.113.1"))
     clock.now += 2
     (newest,) = add(connections, Peer("203.0.113.2"))
-    assert [peer.end for peer in (*idle, half, newest)] == [None, None, None, "evicted", None]
+    assert [peer.end for peer in (*idle, half, newest)] == [None] * 7 + ["evicted", None]
 
 
 def test_a_request_that_has_just_begun_stays_and_the_one_idle_for_longest_goes(
     connections: Connections, clock: Clock
 ) -> None:
-    begun = add(connections, *others(2))
-    idle = add(connections, Peer("203.0.113.1"), state=State.IDLE)
+    begun = add(connections, Peer())
+    idle = add(connections, *others(6), state=State.IDLE)
     clock.now += 0.1
     idle += add(connections, Peer("203.0.113.2"), state=State.IDLE)
     add(connections, Peer("203.0.113.3"))
-    assert [peer.end for peer in (*begun, *idle)] == [None, None, "evicted", None]
+    assert [peer.end for peer in (*begun, *idle)] == [None, "evicted"] + [None] * 6
 
 
 def test_a_client_that_takes_no_response_goes_too(connections: Connections, clock: Clock) -> None:
-    active = add(connections, *others(3), state=State.ACTIVE)
+    active = add(connections, *others(7), state=State.ACTIVE)
     (stalled,) = add(connections, Peer("203.0.113.1"), state=State.STALLED)
     clock.now += 2
     add(connections, Peer("203.0.113.2"))
-    assert [peer.end for peer in (*active, stalled)] == [None, None, None, "evicted"]
+    assert [peer.end for peer in (*active, stalled)] == [None] * 7 + ["evicted"]
 
 
 def test_if_all_are_at_work_the_newest_is_refused(connections: Connections) -> None:
-    active = add(connections, *others(4), state=State.ACTIVE)
+    active = add(connections, *others(8), state=State.ACTIVE)
     newest = Peer("203.0.113.1")
     connections.opened(newest)
-    assert [peer.end for peer in (*active, newest)] == [None] * 4 + ["refused"]
-    assert len(connections) == 4
+    assert [peer.end for peer in (*active, newest)] == [None] * 8 + ["refused"]
+    assert len(connections) == 8
 
 
 def test_beyond_its_limit_an_address_loses_its_own_connection(connections: Connections, clock: Clock) -> None:
     (other,) = add(connections, Peer("203.0.113.1"))
     clock.now += 2
-    own = add(connections, *(Peer() for _ in range(3)))
+    own = add(connections, *(Peer() for _ in range(7)))
     clock.now += 2
     add(connections, Peer())
-    assert [peer.end for peer in (other, *own)] == [None, "evicted", None, None]
+    assert [peer.end for peer in (other, *own)] == [None, "evicted"] + [None] * 6
 
 
 def test_an_exempt_address_has_only_the_limit_of_the_process(connections: Connections, clock: Clock) -> None:
-    proxied = add(connections, *(Peer("10.0.0.1") for _ in range(4)))
-    assert [peer.end for peer in proxied] == [None] * 4
+    proxied = add(connections, *(Peer("10.0.0.1") for _ in range(8)))
+    assert [peer.end for peer in proxied] == [None] * 8
     clock.now += 2
     add(connections, Peer("10.0.0.1"))
-    assert [peer.end for peer in proxied] == ["evicted", None, None, None]
+    assert [peer.end for peer in proxied] == ["evicted"] + [None] * 7
 
 
 def test_a_closed_connection_makes_room(connections: Connections) -> None:
-    peers = add(connections, *others(4), state=State.ACTIVE)
+    peers = add(connections, *others(8), state=State.ACTIVE)
     connections.closed(peers[0])
     connections.closed(peers[0])
     add(connections, Peer())
-    assert len(connections) == 4
-    assert [peer.end for peer in peers] == [None] * 4
+    assert len(connections) == 8
+    assert [peer.end for peer in peers] == [None] * 8
 
 
 @pytest.mark.parametrize("state", [State.RECEIVING, State.STALLED])

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 
 import pytest
+
+from service.log_config import OnceAMinute
 
 URL = "http://127.0.0.1/b/videos/v/e/video.mp4?X-Amz-Algorithm=A&X-Amz-Credential=key&X-Amz-Signature=5ecre7"
 
@@ -86,3 +89,37 @@ logging.getLogger("botocore").error("trouble")
 warnings.warn("old")
 """)
     assert [json.loads(line)["logger"] for line in lines] == ["botocore", "py.warnings"]
+
+
+def test_a_repeated_line_is_logged_once_a_minute_and_another_reason_at_once() -> None:
+    now = 100.0
+    throttle = OnceAMinute(now=lambda: now)
+
+    def is_logged(message: str, *args: str, name: str = "ivmix.x", once: bool = True) -> bool:
+        record = logging.LogRecord(name, logging.ERROR, "file", 1, message, args, None)
+        record.once_a_minute = once
+        return throttle.filter(record)
+
+    assert is_logged("Redis is unreachable: %s", "ConnectionError")
+    assert not is_logged("Redis is unreachable: %s", "ConnectionError")
+    assert is_logged("Redis is unreachable: %s", "AuthenticationError")
+    assert is_logged("Redis is unreachable: %s", "ConnectionError", name="ivmix.y")
+    assert [is_logged("created", once=False) for _ in range(2)] == [True, True]
+    assert [is_logged("Could not connect", name="rq.worker", once=False) for _ in range(2)] == [True, False]
+    now += 60
+    assert is_logged("Redis is unreachable: %s", "ConnectionError")
+
+
+@pytest.mark.parametrize("logger", ["uvicorn.error", "asyncio", "rq.worker"])
+def test_what_a_library_repeats_is_logged_once_a_minute(logger: str) -> None:
+    lines = logged(f"""
+for message in ("Invalid HTTP request received.", "out of system resource"):
+    for _ in range(100):
+        logging.getLogger({logger!r}).warning(message)
+        log.warning("ours")
+""")
+    assert [json.loads(line)["event"] for line in lines if logger in line] == [
+        "Invalid HTTP request received.",
+        "out of system resource",
+    ]
+    assert len(lines) == 202

@@ -108,6 +108,13 @@ def test_a_lease_must_outlast_two_failed_renewals(monkeypatch: pytest.MonkeyPatc
         load_settings()
 
 
+@pytest.mark.parametrize("origin", ["https://dash.example.com/", "dash.example.com", "*"])
+def test_cors_origins_are_written_as_browsers_send_them(monkeypatch: pytest.MonkeyPatch, origin: str) -> None:
+    monkeypatch.setenv("IVMIX_CORS_ORIGINS", f"https://fine.example.com,{origin}")
+    with pytest.raises(ConfigurationError, match=r"IVMIX_CORS_ORIGINS: .*is not an exact origin"):
+        load_settings()
+
+
 def test_the_documentation_lists_every_setting_as_declared() -> None:
     """`python -m service.settings_reference > docs/settings.md` renews it."""
     assert (ROOT / "docs" / "settings.md").read_text() == settings_reference()

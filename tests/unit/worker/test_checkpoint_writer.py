@@ -11,7 +11,6 @@ import pytest
 from service.errors import StorageError
 from service.storage import FileStorage
 from tests.processes import wait_for
-from worker.child import checkpoint_writer as keeper_module
 from worker.child.checkpoint_writer import CheckpointWriter
 
 KEY = "checkpoints/video_1.safetensors"
@@ -70,7 +69,7 @@ def test_latest_state_is_saved_when_the_work_stops(storage: Slow, tmp_path: Path
     checkpoint_writer = CheckpointWriter(storage, KEY, every_s=60)
     for name in ("1", "2", "3"):
         checkpoint_writer.offer(State(name))
-    checkpoint_writer.save_now()
+    checkpoint_writer.close(save_latest=True)
     assert stored_state(storage, tmp_path) == "3"
 
 
@@ -82,36 +81,21 @@ def test_states_that_come_while_one_is_on_its_way_do_not_wait(storage: Slow, tmp
     assert time.monotonic() - began < 2
     storage.let.set()
     wait_for(lambda: stored_state(storage, tmp_path), timeout_s=10)
-    checkpoint_writer.save_now()
+    checkpoint_writer.close(save_latest=True)
     assert stored_state(storage, tmp_path) == "99"
 
 
-def test_storage_that_hangs_does_not_keep_a_worker_from_stopping(
-    storage: Slow, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(keeper_module, "SAVE_S", 0.1)
+def test_stop_waits_a_limited_time_for_a_storage_that_hangs(storage: Slow, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.child.checkpoint_writer.SAVE_S", 0.1)
     checkpoint_writer = CheckpointWriter(storage, KEY, every_s=0)
     checkpoint_writer.offer(State("1"))
     began = time.monotonic()
-    checkpoint_writer.save_now()
-    checkpoint_writer.close()
+    checkpoint_writer.close(save_latest=True)
     assert time.monotonic() - began < 5
-
-
-def test_stop_waits_for_a_storage_that_hangs_once_only(storage: Slow, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A drain waits for the last state, and then the job's end must not wait for the same again."""
-    waited: list[float] = []
-    monkeypatch.setattr(keeper_module, "SAVE_S", 0.1)
-    monkeypatch.setattr(keeper_module, "wait", lambda _futures, timeout: waited.append(timeout))
-    checkpoint_writer = CheckpointWriter(storage, KEY, every_s=0)
-    checkpoint_writer.offer(State("1"))
-    checkpoint_writer.save_now()
-    checkpoint_writer.close()
-    assert waited == [0.1]
 
 
 def test_storage_that_fails_costs_nothing_but_the_state(tmp_path: Path) -> None:
     checkpoint_writer = CheckpointWriter(Broken(tmp_path), KEY, every_s=0)
     checkpoint_writer.offer(State("1"))
-    checkpoint_writer.save_now()
+    checkpoint_writer.close(save_latest=True)
     assert checkpoint_writer.fetch(tmp_path) is None

@@ -1,181 +1,196 @@
-"""One job as the child works on it, with the real demo models: what it answers and what it leaves in the storage."""
+"""One job as the child works on it, with the real demo models: what it reports and what it leaves in the storage."""
 
 from __future__ import annotations
 
 import errno
 import multiprocessing
 import os
-import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
+from multiprocessing.reduction import send_handle
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from service.errors import StorageError
 from service.jobs.model import Job, Phase
-from service.storage import FileStorage, StorageRetry, object_keys
+from service.settings import Settings
+from service.storage import FileStorage, VideoStorage, object_keys
+from service.storage.metrics import StorageCall
+from service.wiring import open_storage
 from tests.factories import make_generation, make_job
-from worker.child import main as child
-from worker.child.checkpoint_writer import CheckpointWriter
 from worker.child.engine import Engine
-from worker.child.upload import Uploader
-from worker.messages import Cancel, Done, Drain, Failed, Order, Progress, Run, Sampled, Stopped
-from worker.scratch import Scratch
+from worker.child.main import serve
+from worker.messages import Done, Failed, Progress, Ready, Report, Run, Sampled, Stop, Stopped
 
 STEPS = 3
 
 
+class Child:
+    """The child's main loop in a thread, with the demo models that are loaded already."""
+
+    def __init__(self, control: Connection, storage: VideoStorage) -> None:
+        self._control, self.storage = control, storage
+
+    @contextmanager
+    def job(self, job: Job, *, may_resume: bool = False) -> Iterator[Connection]:
+        ours, theirs = multiprocessing.Pipe()
+        with ours:
+            with theirs:
+                send_handle(self._control, theirs.fileno(), os.getpid())
+            ours.send(Run(job, "e1", may_resume))
+            yield ours
+
+    def run(self, job: Job, *, may_resume: bool = False) -> tuple[Report, list[Report]]:
+        with self.job(job, may_resume=may_resume) as pipe:
+            return outcome(pipe)
+
+
+def outcome(pipe: Connection) -> tuple[Report, list[Report]]:
+    """The last report of a job, and those before, without storage calls."""
+    reports: list[Report] = []
+    while not isinstance(report := pipe.recv(), Done | Failed | Stopped):
+        if not isinstance(report, StorageCall):
+            reports.append(report)
+    return report, reports
+
+
+@contextmanager
+def running(engine: Engine, folder: Path) -> Iterator[Child]:
+    settings = Settings(data_dir=folder, storage_retry_s=0.001)
+    ours, theirs = multiprocessing.Pipe()
+    thread = threading.Thread(target=serve, args=(theirs, settings, lambda: engine))
+    thread.start()
+    with ours:
+        assert isinstance(ours.recv(), Ready)
+        yield Child(ours, open_storage(settings))
+    thread.join(30)
+    assert not thread.is_alive(), "the child ends when its parent closes the control pipe"
+
+
 @pytest.fixture
-def storage(tmp_path: Path) -> FileStorage:
-    return FileStorage(tmp_path / "storage")
+def child(engine: Engine, tmp_path: Path) -> Iterator[Child]:
+    with running(engine, tmp_path / "data") as child:
+        yield child
 
 
 @pytest.fixture
 def job() -> Job:
-    return make_job(generation=make_generation(num_inference_steps=STEPS, sampler={"name": "ddim"}))
+    return make_job(generation=make_generation(num_frames=2, num_inference_steps=STEPS, sampler={"name": "ddim"}))
 
 
-@pytest.fixture
-def pipe() -> Iterator[tuple[Connection, Connection]]:
-    parent, ours = multiprocessing.Pipe()
-    with parent, ours:
-        yield parent, ours
+@contextmanager
+def at_call(engine: Engine, number: int, do: Callable[[], None]) -> Iterator[None]:
+    """`do` during this call of the video model; DDIM calls it once per step."""
+    calls: list[object] = []
+
+    def hook(*args: object) -> None:
+        calls.append(args)
+        if len(calls) == number:
+            do()
+
+    handle = engine.models.video_unet.register_forward_pre_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
-def run(
-    engine: Engine,
-    storage: FileStorage,
-    pipe: tuple[Connection, Connection],
-    job: Job,
-    *orders: Order,
-    may_resume: bool = False,
-) -> tuple[Done | Failed | Stopped, list[Progress]]:
-    parent, ours = pipe
-    for order in orders:
-        parent.send(order)
-    checkpoint_writer = CheckpointWriter(storage, object_keys.checkpoint(job.id), every_s=3600)
-    with tempfile.TemporaryDirectory() as scratch:
-        delivery = Uploader(storage, Scratch(Path(scratch)), StorageRetry(0.0))
-        parents_second, second = multiprocessing.Pipe()
-        with parents_second, second:
-            finisher = child.Postprocessor(engine, child.ParentChannel(second), delivery)
-            answer = child._run(
-                engine, delivery, checkpoint_writer, finisher, child.ParentChannel(ours), Run(job, "e1", may_resume)
-            )
-            assert finisher.is_free(60)
-            messages = [*_all(parent), *_all(parents_second)]
-    if isinstance(answer, Sampled):
-        answer = messages.pop()
-    return answer, messages
+def test_finished_job_is_in_the_storage_before_it_is_reported(child: Child, job: Job) -> None:
+    done, reports = child.run(job)
+    assert isinstance(done, Done)
+    assert child.storage.size(done.output.key) == done.output.size_bytes
+    assert reports[-1] == Progress(Phase.UPLOADING, STEPS, STEPS)
+    assert reports.index(Sampled()) < reports.index(Progress(Phase.DECODING, STEPS, STEPS))
+    assert set(done.timings) == {Phase.ENCODING, Phase.SAMPLING, Phase.DECODING, Phase.UPLOADING}
+    assert child.storage.size(object_keys.checkpoint(job.id)) is None
 
 
-def _all(channel: Connection) -> Iterator[Any]:
-    while channel.poll():
-        yield channel.recv()
+def test_storage_calls_are_reported_for_the_metrics_of_the_parent(child: Child, job: Job) -> None:
+    with child.job(job) as pipe:
+        calls: list[StorageCall] = []
+        while not isinstance(report := pipe.recv(), Done):
+            calls += [report] if isinstance(report, StorageCall) else []
+    assert [call.operation for call in calls].count("put") == 4, "video, thumbnail, spritesheet, manifest"
 
 
-def test_finished_job_is_in_the_storage_before_it_is_said(
-    engine: Engine, storage: FileStorage, pipe: tuple[Connection, Connection], job: Job
-) -> None:
-    answer, messages = run(engine, storage, pipe, job, Cancel("another"), Drain("another"))
-    assert isinstance(answer, Done)
-    assert storage.size(answer.output.key) == answer.output.size_bytes
-    assert messages[-1] == Progress(Phase.UPLOADING, STEPS, STEPS)
-    assert set(answer.timings) == {Phase.ENCODING, Phase.SAMPLING, Phase.DECODING, Phase.UPLOADING}
-    assert storage.size(object_keys.checkpoint(job.id)) is None
+def test_next_job_is_sampled_while_one_is_decoded(child: Child, engine: Engine, job: Job) -> None:
+    second = make_job(generation=job.generation)
+    is_second_sampling = threading.Event()
+    decode = engine.models.vae.decode
+
+    def slow_decode(*args, **kwargs):  # type: ignore[no-untyped-def]
+        assert is_second_sampling.wait(60)
+        return decode(*args, **kwargs)
+
+    engine.models.vae.decode = slow_decode
+    try:
+        with child.job(job) as pipe, child.job(second) as other, at_call(engine, STEPS + 1, is_second_sampling.set):
+            for each in (pipe, other):
+                assert isinstance(outcome(each)[0], Done)
+    finally:
+        engine.models.vae.decode = decode
 
 
 def test_drained_job_leaves_its_state_and_the_next_run_does_the_rest(
-    engine: Engine, storage: FileStorage, pipe: tuple[Connection, Connection], job: Job, tmp_path: Path
+    child: Child, engine: Engine, job: Job, tmp_path: Path
 ) -> None:
-    undisturbed, _ = run(engine, FileStorage(tmp_path / "elsewhere"), pipe, job)
-    parent, _ = pipe
-    say = parent.send
-
-    def drain_after_a_step(phase: Phase, step: int, total: int) -> None:
-        if (phase, step) == (Phase.SAMPLING, 2):
-            say(Drain("e1"))
-
-    sample = engine.sample
-
-    def interrupted(generation, on_progress, **rest):  # type: ignore[no-untyped-def]
-        def both(*progress):  # type: ignore[no-untyped-def]
-            drain_after_a_step(*progress)
-            on_progress(*progress)
-
-        return sample(generation, both, **rest)
-
-    engine.sample = interrupted  # type: ignore[method-assign]
-    try:
-        assert run(engine, storage, pipe, job)[0] == Stopped()
-    finally:
-        del engine.sample
-    assert storage.size(object_keys.checkpoint(job.id))
-    resumed, messages = run(engine, storage, pipe, job, may_resume=True)
+    with running(engine, tmp_path / "elsewhere") as other:
+        undisturbed, _ = other.run(job)
+    with child.job(job) as pipe, at_call(engine, 2, lambda: pipe.send(Stop(save_checkpoint=True))):
+        assert outcome(pipe)[0] == Stopped()
+    assert child.storage.size(object_keys.checkpoint(job.id))
+    resumed, reports = child.run(job, may_resume=True)
     assert isinstance(resumed, Done)
     assert isinstance(undisturbed, Done)
     assert resumed.output.sha256 == undisturbed.output.sha256
-    assert [p.step for p in messages if p.phase is Phase.SAMPLING] == [2, 3]
+    assert [p.step for p in reports if isinstance(p, Progress) and p.phase is Phase.SAMPLING] == [2, 3]
 
 
-def test_cancelled_job_leaves_nothing(
-    engine: Engine, storage: FileStorage, pipe: tuple[Connection, Connection], job: Job
-) -> None:
-    answer, messages = run(engine, storage, pipe, job, Cancel("e1"))
-    assert answer == Stopped()
-    assert len(messages) == 1
-    assert list(storage.list("")) == []
+@pytest.mark.parametrize("number", [1, STEPS], ids=["first step", "last step"])
+def test_cancelled_job_leaves_nothing(child: Child, engine: Engine, job: Job, number: int) -> None:
+    with child.job(job) as pipe, at_call(engine, number, lambda: pipe.send(Stop(save_checkpoint=False))):
+        last, reports = outcome(pipe)
+    assert last == Stopped()
+    assert reports[-1] == Progress(Phase.SAMPLING, number, STEPS)
+    assert list(child.storage.list("")) == []
 
 
-def test_job_without_room_fails_and_the_same_process_makes_the_next_one(
-    engine: Engine, storage: FileStorage, pipe: tuple[Connection, Connection], job: Job
-) -> None:
+def test_job_without_room_fails_and_the_same_process_makes_the_next_one(child: Child, engine: Engine, job: Job) -> None:
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("tried to allocate 80 GiB")
 
     hook = engine.models.video_unet.register_forward_pre_hook(full)
     try:
-        answer, _ = run(engine, storage, pipe, job)
+        failed, _ = child.run(job)
     finally:
         hook.remove()
-        engine._was_out_of_memory = False
-    assert isinstance(answer, Failed)
-    assert (answer.code, answer.can_retry, answer.is_broken) == ("out_of_memory", False, False)
-    assert isinstance(run(engine, storage, pipe, job)[0], Done)
+    assert isinstance(failed, Failed)
+    assert (failed.code, failed.can_retry, failed.is_broken) == ("out_of_memory", False, False)
+    assert isinstance(child.run(job)[0], Done)
 
 
 @pytest.mark.parametrize("reason", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
-def test_full_disk_is_said_and_another_worker_may_try(
-    engine: Engine,
-    storage: FileStorage,
-    pipe: tuple[Connection, Connection],
-    job: Job,
-    monkeypatch: pytest.MonkeyPatch,
-    reason: int,
+def test_full_disk_is_reported_and_another_worker_may_try(
+    child: Child, job: Job, monkeypatch: pytest.MonkeyPatch, reason: int
 ) -> None:
     def full(*_: object) -> None:
         raise OSError(reason, os.strerror(reason))
 
-    monkeypatch.setattr("worker.child.video.write_thumbnail", full)
-    answer, _ = run(engine, storage, pipe, job)
-    assert isinstance(answer, Failed)
-    assert (answer.code, answer.can_retry) == ("no_space", True)
+    monkeypatch.setattr("worker.child.video_encoder.write_thumbnail", full)
+    failed, _ = child.run(job)
+    assert isinstance(failed, Failed)
+    assert (failed.code, failed.can_retry) == ("no_space", True)
 
 
-def test_storage_that_fails_is_not_the_jobs_fault(
-    engine: Engine,
-    storage: FileStorage,
-    pipe: tuple[Connection, Connection],
-    job: Job,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_storage_that_fails_is_not_the_jobs_fault(child: Child, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: object, **__: object) -> None:
         raise StorageError("down")
 
-    monkeypatch.setattr(storage, "put", fails)
-    answer, _ = run(engine, storage, pipe, job)
-    assert isinstance(answer, Failed)
-    assert (answer.code, answer.can_retry) == ("storage_unavailable", False)
+    monkeypatch.setattr(FileStorage, "put", fails)
+    failed, _ = child.run(job)
+    assert isinstance(failed, Failed)
+    assert (failed.code, failed.can_retry) == ("storage_unavailable", False)

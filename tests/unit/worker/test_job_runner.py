@@ -1,8 +1,9 @@
-"""The parent's story of a job, against a real store; the child is scripted, because its faults are the subject."""
+"""What the parent does with a job, against a real store; the child is scripted, because its faults are the subject."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,67 +14,16 @@ from service.jobs.keys import job_key, lease_key
 from service.jobs.model import Job, JobState, Phase
 from service.jobs.store import LeaseReply
 from service.storage import object_keys, sha256_of
+from service.storage.metrics import StorageCall
 from service.wiring import Services
 from tests.factories import make_job, make_output
-from worker.messages import Cancel, Done, Drain, Failed, Message, Order, Progress, Run, Stopped
+from tests.unit.worker.scripted_child import STEP, ScriptedChild
+from worker.messages import Done, Failed, Progress, Run, Stop, Stopped
 from worker.parent.child_process import ChildDied
 from worker.parent.job_runner import Runner
 from worker.scratch import Scratch
 
-STEP = Progress(Phase.SAMPLING, 1, 20)
-
-
-class ScriptedChannel:
-    """Says what the script says, one message a call; None is silence. A stop goes on to `after_stop`."""
-
-    def __init__(self, *script: Message | Exception | None, after_stop: Message | None = None) -> None:
-        self._script: Iterator[Message | Exception | None] = iter(script)
-        self._after_stop = after_stop
-        self.sent: list[Order] = []
-        self.kills = 0
-
-    def send(self, message: Order) -> None:
-        self.sent.append(message)
-        if isinstance(message, Cancel | Drain) and self._after_stop is not None:
-            self._script = iter([self._after_stop])
-
-    def receive(self, timeout_s: float) -> Message | None:
-        message = next(self._script, None)
-        if isinstance(message, Exception):
-            raise message
-        return message
-
-    def kill(self) -> None:
-        self.kills += 1
-
-
-class ScriptedChild(ScriptedChannel):
-    def __init__(
-        self,
-        *script: Message | Exception | None,
-        after_stop: Message | None = None,
-        is_loading: bool = False,
-        second: ScriptedChannel | None = None,
-    ) -> None:
-        super().__init__(*script, after_stop=after_stop)
-        self._is_loading = is_loading
-        self._second = second
-
-    def ensure(self, beat: Callable[[], None]) -> None:
-        if self._is_loading:
-            beat()
-
-    def second(self) -> ScriptedChannel:
-        assert self._second is not None
-        return self._second
-
-
-@pytest.fixture
-def job(services: Services, queue: Queue) -> Job:
-    """Created, and taken from the queue as RQ does before it calls us."""
-    created = services.store.create(make_job(), queue)
-    queue.empty()
-    return created
+CHECKPOINT = StorageCall("put", 0.1, is_ok=True)
 
 
 def run(
@@ -135,7 +85,7 @@ def test_cancelled_job_is_stopped_between_two_steps(services: Services, job: Job
     child = ScriptedChild(STEP, after_stop=Stopped())
     assert run(services, job, child, on_beat=lambda: services.store.cancel(job.id) and None) is True
     assert now(services, job).state is JobState.CANCELLED
-    assert child.sent[-1] == Cancel("e1")
+    assert child.sent[-1] == Stop(save_checkpoint=False)
 
 
 def test_cancel_reaches_a_child_that_is_silent(services: Services, job: Job) -> None:
@@ -144,7 +94,7 @@ def test_cancel_reaches_a_child_that_is_silent(services: Services, job: Job) -> 
     assert now(services, job).state is JobState.CANCELLED
 
 
-def test_child_that_does_not_hear_the_cancel_is_killed(services: Services, job: Job) -> None:
+def test_child_that_ignores_a_cancel_is_killed(services: Services, job: Job) -> None:
     child = ScriptedChild(STEP)
     cancel = lambda: services.store.cancel(job.id) and None  # noqa: E731
     assert run(services, job, child, on_beat=cancel, stop_grace_s=0.0) is True
@@ -160,7 +110,7 @@ def test_draining_worker_gives_the_job_back_uncharged_and_at_the_front(
     left = now(services, job)
     assert (left.state, left.execution_id, left.attempt) == (JobState.QUEUED, None, 0)
     assert queue.job_ids == [job.id, other.id]
-    assert child.sent[-1] == Drain("e1")
+    assert child.sent[-1] == Stop(save_checkpoint=True)
 
 
 def test_worker_that_drains_while_the_models_load_gives_the_job_back(services: Services, job: Job) -> None:
@@ -210,6 +160,21 @@ def test_child_without_a_sign_of_life_is_killed_and_the_job_tried_again(services
     assert (child.kills, now(services, job).state) == (1, JobState.QUEUED)
 
 
+def test_slow_redis_does_not_make_a_working_child_look_stuck(
+    services: Services, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Regression: the reports that arrive during a call of Redis are signs of life."""
+    report = services.store.report_progress
+
+    def slow(job_id: str, execution_id: str, step: int, total: int, phase: Phase) -> LeaseReply:
+        time.sleep(0.1)
+        return report(job_id, execution_id, step, total, phase)
+
+    monkeypatch.setattr(services.store, "report_progress", slow)
+    assert run(services, job, ScriptedChild(STEP, CHECKPOINT, STEP, Done(make_output(), {}, 1.0)), stall_timeout_s=0.05)
+    assert now(services, job).state is JobState.COMPLETED
+
+
 def test_upload_that_waits_for_the_storage_is_no_hang(services: Services, job: Job) -> None:
     uploading = Progress(Phase.UPLOADING, 20, 20)
     child = ScriptedChild(uploading, None, None, Done(make_output(), {}, 1.0))
@@ -228,7 +193,7 @@ def test_job_over_its_time_fails_with_the_limit_in_the_message(services: Service
 @pytest.mark.parametrize(
     ("can_retry", "is_over", "state"), [(False, True, JobState.FAILED), (True, False, JobState.QUEUED)]
 )
-def test_failure_is_final_or_tried_again_as_the_child_says(
+def test_failure_is_final_or_tried_again_as_the_child_reports(
     services: Services, job: Job, can_retry: bool, is_over: bool, state: JobState
 ) -> None:
     child = ScriptedChild(Failed("out_of_memory", "too big", can_retry))
@@ -236,7 +201,7 @@ def test_failure_is_final_or_tried_again_as_the_child_says(
     assert (now(services, job).state, child.kills) == (state, 0)
 
 
-def test_child_that_says_it_is_broken_is_replaced(services: Services, job: Job) -> None:
+def test_broken_child_is_replaced(services: Services, job: Job) -> None:
     child = ScriptedChild(Failed("internal_error", "device lost", can_retry=True, is_broken=True))
     assert run(services, job, child) is False
     assert child.kills == 1

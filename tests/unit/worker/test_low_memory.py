@@ -15,8 +15,8 @@ from service.jobs.model import Phase
 from tests.factories import make_generation
 from worker.child.engine import Engine
 
-FRAMES = 8
-GENERATION = make_generation(num_inference_steps=2)
+FRAMES = 2
+GENERATION = make_generation(num_frames=FRAMES, num_inference_steps=2)
 
 
 @contextmanager
@@ -39,14 +39,8 @@ def room_for(network: nn.Module, images: int) -> Iterator[list[int]]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(engine: Engine) -> Tensor:
-    return engine.generate(GENERATION).frames
-
-
-@pytest.fixture(autouse=True)
-def forgets(engine: Engine) -> Iterator[None]:
-    yield
-    engine._was_out_of_memory = False
+def undisturbed(loaded_engine: Engine) -> Tensor:
+    return loaded_engine.generate(GENERATION).frames
 
 
 def test_image_model_without_room_is_called_frame_by_frame(engine: Engine, undisturbed: Tensor) -> None:

@@ -242,6 +242,23 @@ def test_slow_names_occupy_only_a_few_threads_of_the_api(monkeypatch: pytest.Mon
         policy.check("https://slow.example/", "url")  # the slots are free again
 
 
+def test_names_that_are_never_resolved_start_only_a_few_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system's resolver goes on long after the request has been answered."""
+    answer, calls = threading.Event(), list[str]()
+    monkeypatch.setattr("service.webhooks.url_policy.CHECK_TIMEOUT_S", 0.01)
+
+    def silent(host: str, _port: int) -> list[str]:
+        calls.append(host)
+        answer.wait(60)
+        return []
+
+    policy = UrlPolicy(resolver=silent)
+    for _ in range(3 * MAX_CONCURRENT_CHECKS):
+        policy.check("https://slow.example/", "url")
+    assert len(calls) == MAX_CONCURRENT_CHECKS
+    answer.set()
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "2130706433", "0x7f000001", "127.1"])
 def test_the_systems_resolver_knows_every_spelling_of_loopback(host: str) -> None:
     assert system_resolver(host, 443) == ["127.0.0.1"]
