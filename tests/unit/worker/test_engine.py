@@ -114,10 +114,10 @@ def samplers(draw: st.DrawFn) -> SamplerSettings:
 @settings(max_examples=100)
 @given(sampler=samplers(), steps=st.one_of(st.integers(1, 12), st.integers(1, 1000)), spacing=SPACINGS)
 def test_every_setting_that_the_api_accepts_can_be_planned_and_costs_what_the_record_says(
-    engine: Engine, sampler: SamplerSettings, steps: int, spacing: Spacing
+    loaded_engine: Engine, sampler: SamplerSettings, steps: int, spacing: Spacing
 ) -> None:
     generation = make_generation(sampler=sampler, num_inference_steps=steps, spacing=spacing)
-    plan = engine.plan(generation)
+    plan = loaded_engine.plan(generation)
     assert plan.calls == generation.network_calls
     assert len(plan) == generation.total_steps
 

@@ -17,9 +17,9 @@ TEXTS: SearchStrategy[str] = st.one_of(st.text(max_size=60), st.lists(WORDS, max
 
 
 @given(text=TEXTS)
-def test_api_never_counts_more_tokens_than_the_tokenizer(engine: Engine, text: str) -> None:
+def test_api_never_counts_more_tokens_than_the_tokenizer(loaded_engine: Engine, text: str) -> None:
     """What the API refuses for its length, the worker would have refused too."""
-    tokens = engine.models.video_text_encoder.tokenizer(text)["input_ids"]
+    tokens = loaded_engine.models.video_text_encoder.tokenizer(text)["input_ids"]
     assert len(CLIP_PIECES.findall(text)) + 2 <= len(tokens)
 
 
