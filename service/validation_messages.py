@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-MAX_SHOWN = 40  # longer texts may be prompts, and help nobody
+MAX_SHOWN = 40  # longer texts may be prompts
 
 _KINDS = {
     "int": "a whole number",

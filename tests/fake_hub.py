@@ -22,9 +22,9 @@ class Hub:
     commits: dict[tuple[str, str], dict[str, bytes]] = field(default_factory=dict)
     head: dict[str, str] = field(default_factory=dict)
     answers_with: str | None = None  # answer every request with this commit
-    lies: dict[str, object] = field(default_factory=dict)  # override keys of the listing
-    file_lies: dict[str, dict[str, object]] = field(default_factory=dict)  # the same for a file in it
-    body_lies: dict[str, bytes] = field(default_factory=dict)  # content sent instead, without its length
+    overrides: dict[str, object] = field(default_factory=dict)  # override keys of the listing
+    file_overrides: dict[str, dict[str, object]] = field(default_factory=dict)  # the same for a file in it
+    body_overrides: dict[str, bytes] = field(default_factory=dict)  # content sent instead, without its length
     redirect_to: str | None = None  # send every download there
     authorizations: list[str | None] = field(default_factory=list)  # of downloads
     requests: list[tuple[str, str | None]] = field(default_factory=list)  # path, Range
@@ -88,8 +88,8 @@ class _Handler(BaseHTTPRequestHandler):
         files = self.hub.commits[repo, str(revision)]
         siblings = [_sibling(name, data) for name, data in files.items()]
         for sibling in siblings:
-            sibling |= self.hub.file_lies.get(str(sibling["rfilename"]), {})
-        listing = {"id": repo, "sha": revision, "siblings": siblings} | self.hub.lies
+            sibling |= self.hub.file_overrides.get(str(sibling["rfilename"]), {})
+        listing = {"id": repo, "sha": revision, "siblings": siblings} | self.hub.overrides
         return self._answer(200, json.dumps(listing).encode())
 
     def _file(self, repo: str, revision: str, name: str) -> None:
@@ -97,7 +97,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.authorizations.append(self.headers.get("Authorization"))
         if self.hub.redirect_to is not None:
             return self._answer(302, b"", {"Location": f"{self.hub.redirect_to}{self.path}"})
-        if (body := self.hub.body_lies.get(name)) is not None:
+        if (body := self.hub.body_overrides.get(name)) is not None:
             self.send_response(200)
             self.send_header("Connection", "close")
             self.end_headers()

@@ -113,7 +113,7 @@ class OriginCheck:
 
 
 def _is_visit(scope: Scope, headers: Headers) -> bool:
-    """Whether somebody followed a link: the other page cannot read what the browser then shows."""
+    """Whether the user followed a link: the other page cannot read what the browser then shows."""
     mode, target = headers.get("sec-fetch-mode"), headers.get("sec-fetch-dest")
     return scope["method"] in ("GET", "HEAD") and mode == "navigate" and target == "document"
 

@@ -9,7 +9,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.settings import Settings
 
 _API_POLICY = "default-src 'none'; frame-ancestors 'none'"
-# The browser's own player, when somebody opens a video in a tab.
+# The browser's own player, when a video is opened in a tab.
 _MEDIA_POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; img-src 'self'; media-src 'self'; frame-ancestors 'none'"
 )

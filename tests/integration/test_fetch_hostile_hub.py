@@ -95,7 +95,7 @@ def test_an_honest_hub_is_fetched(box: Box) -> None:
     ],
 )
 def test_a_revision_that_is_no_commit_id_is_refused(box: Box, hub: Hub, sha: object) -> None:
-    hub.lies = {"sha": sha}
+    hub.overrides = {"sha": sha}
     box.refused("no commit id|response is invalid")
     assert not [path for path in box.weights.rglob("*") if path.is_dir()]
 
@@ -135,30 +135,30 @@ def test_hostile_names_in_a_listing_are_never_written(box: Box, hub: Hub) -> Non
 
 @pytest.mark.parametrize("name", [5, None, ["unet"], {"a": 1}, True])
 def test_a_name_of_another_type_is_ignored_or_refused(box: Box, hub: Hub, name: object) -> None:
-    hub.file_lies = {BIG: {"rfilename": name}}
+    hub.file_overrides = {BIG: {"rfilename": name}}
     box.refused("no weights for unet|response is invalid")
 
 
 @pytest.mark.parametrize("size", [-1, 2**60, 10**30, None, "12", 1.5, True, [1]])
 def test_impossible_sizes_are_refused(box: Box, hub: Hub, size: object) -> None:
-    hub.file_lies = {SMALL: {"size": size}}
+    hub.file_overrides = {SMALL: {"size": size}}
     box.refused("gives scheduler/scheduler_config.json the size|response is invalid")
 
 
 def test_more_than_fits_on_the_disk_is_refused_before_the_first_byte(box: Box, hub: Hub) -> None:
-    hub.file_lies = {BIG: {"size": 2**49}}
+    hub.file_overrides = {BIG: {"size": 2**49}}
     box.refused("GB are free; make room or set IVMIX_WEIGHTS_DIR")
     assert not hub.downloads()
 
 
 @pytest.mark.parametrize("sha256", ["../x", "A" * 64, "a" * 63, 5, ["a"]])
 def test_hashes_that_are_none_are_refused(box: Box, hub: Hub, sha256: object) -> None:
-    hub.file_lies = {BIG: {"lfs": {"sha256": sha256, "size": 400, "pointerSize": 1}}}
+    hub.file_overrides = {BIG: {"lfs": {"sha256": sha256, "size": 400, "pointerSize": 1}}}
     box.refused("the sha256|response is invalid")
 
 
 def test_a_file_that_never_ends_is_cut_off(box: Box, hub: Hub) -> None:
-    hub.body_lies = {SMALL: b"x" * 30_000_000}
+    hub.body_overrides = {SMALL: b"x" * 30_000_000}
     box.refused("sent more than the announced 900 bytes")
     assert all(path.stat().st_size <= 1000 for path in box.weights.rglob("scheduler_config.json*"))
 
@@ -172,7 +172,7 @@ def test_countless_files_are_refused(box: Box, hub: Hub) -> None:
 
 @pytest.mark.parametrize("answer", [{"siblings": 5}, {"siblings": [5]}, {"siblings": [{}]}, {"siblings": "text"}])
 def test_listings_of_another_shape_are_refused(box: Box, hub: Hub, answer: dict[str, object]) -> None:
-    hub.lies = answer
+    hub.overrides = answer
     box.refused("response is invalid")
 
 

@@ -110,7 +110,7 @@ class TestModelAliases:
 
     @pytest.mark.parametrize("aliases", [{"x": "nothing"}, {"animatediff": "demo"}])
     def test_a_wrong_alias_ends_the_start(self, aliases: dict[str, str]) -> None:
-        with pytest.raises(ConfigurationError, match="IVMIX_MODEL_ALIASES|alias animatediff"):
+        with pytest.raises(ConfigurationError, match=r"IVMIX_MODEL_ALIASES|alias animatediff"):
             ModelRegistry.load(aliases=aliases)
 
 
