@@ -81,7 +81,7 @@ def _models(container: Container) -> Iterator[str]:
             yield f"the API does not offer {name}"
 
 
-def _listening(container: Container) -> dict[int, HasPath]:
+def paths_by_port(container: Container) -> dict[int, HasPath]:
     """Port -> the paths that it serves."""
     settings = settings_of(container)
     match container.arguments[:1]:
@@ -98,7 +98,7 @@ def _listening(container: Container) -> dict[int, HasPath]:
 
 
 def _ports(container: Container) -> Iterator[str]:
-    listening = _listening(container)
+    listening = paths_by_port(container)
     for name, port in container.ports.items():
         if port not in listening:
             yield f"nothing listens on port {name}, {port}"
@@ -107,7 +107,7 @@ def _ports(container: Container) -> Iterator[str]:
 
 
 def _probes(container: Container) -> Iterator[str]:
-    listening = _listening(container)
+    listening = paths_by_port(container)
     for port, path in container.http_probes:
         number = port if isinstance(port, int) else container.ports.get(port, 0)
         if number not in listening or not listening[number](path):

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.container_checks import HEARTBEAT_PROBE, problems, settings_of
+from tests.container_checks import HEARTBEAT_PROBE, paths_by_port, problems, settings_of
 from tests.containers import DOCKER, IMAGES, ROOT, compose, compose_containers, env_file
 from tests.external_programs import run
 
 KNOWN_KEYS = {
     *("build", "cap_drop", "command", "configs", "depends_on", "deploy", "entrypoint", "environment", "healthcheck"),
-    *("image", "init", "logging", "ports", "profiles", "read_only", "restart", "security_opt", "shm_size"),
-    *("stop_grace_period", "tmpfs", "user", "volumes"),
+    *("image", "init", "logging", "mem_limit", "pids_limit", "ports", "profiles", "read_only", "restart"),
+    *("security_opt", "shm_size", "stop_grace_period", "tmpfs", "user", "volumes"),
 }
 HADOLINT = Path(sys.executable).with_name("hadolint")
 
@@ -100,6 +100,30 @@ def test_compose_services_are_hardened_and_come_back() -> None:
         for needed, condition in service.get("depends_on", {}).items():
             assert needed in document["services"]
             assert ("healthcheck" in document["services"][needed]) == (condition["condition"] == "service_healthy")
+
+
+def test_every_compose_service_has_limits() -> None:
+    services = compose()["services"]
+    for name, service in services.items():
+        assert in_bytes(service["mem_limit"]) >= 2**28, name
+        assert 100 <= service["pids_limit"] <= 10_000, name
+    (maxmemory,) = re.findall(r"^maxmemory (\S+)$", services["valkey"]["command"][-1], re.MULTILINE)
+    assert in_bytes(services["valkey"]["mem_limit"]) >= 2 * in_bytes(maxmemory)
+
+
+def in_bytes(text: str) -> int:
+    number, unit = re.fullmatch(r"(\d+)(mb?|gb?)", text).groups()  # pyright: ignore[reportOptionalMemberAccess]
+    return int(number) * {"m": 2**20, "g": 2**30}[unit[0]]
+
+
+def test_compose_publishes_the_api_without_its_metrics() -> None:
+    published = [c for c in compose_containers(compose()) if c.ports]
+    assert [c.arguments for c in published] == [("api",)]
+    for container in published:
+        assert settings_of(container).metrics_port not in (None, *container.ports.values())
+        public = paths_by_port(container)[settings_of(container).port]
+        assert public("/v1/videos")
+        assert not public("/metrics")
 
 
 def test_workers_are_given_time_to_hand_back_their_job() -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import kubernetes_validate
@@ -15,7 +13,6 @@ from rq import Queue
 from rq.registry import StartedJobRegistry
 
 from service.jobs.rq_queues import generate_queue_name, queue_key
-from service.webhooks.addresses import ALWAYS_REFUSED, NOT_PUBLIC_V4, NOT_PUBLIC_V6, PUBLIC_V6, refusal_reason
 from tests.container_checks import problems
 from tests.containers import (
     DEPLOY,
@@ -223,32 +220,6 @@ def test_scaling_counts_the_lists_that_the_workers_use() -> None:
         service = one("production", "Service", host.removesuffix(".ivmix.svc"))
         assert int(port) in {p["port"] for p in service["spec"]["ports"]}
         one("production", "TriggerAuthentication", trigger["authenticationRef"]["name"])
-
-
-def _edges() -> Iterator[str]:
-    """Addresses on both sides of every border."""
-    for network in (*ALWAYS_REFUSED, *NOT_PUBLIC_V4, *NOT_PUBLIC_V6, PUBLIC_V6):
-        for address in (network[0], network[-1]):
-            yield from {str(address), *(str(address + step) for step in (-1, 1) if _fits(address, step))}
-    yield from ("8.8.8.8", "1.1.1.1", "2606:4700:4700::1111", "fd00::1", "::1")
-
-
-def _fits(address: ipaddress.IPv4Address | ipaddress.IPv6Address, step: int) -> bool:
-    return 0 <= int(address) + step < 2**address.max_prefixlen
-
-
-@both
-def test_webhooks_reach_no_address_that_the_sender_would_refuse(overlay: str) -> None:
-    (rule,) = one(overlay, "NetworkPolicy", "webhooks")["spec"]["egress"]
-    blocks = [(block["ipBlock"]["cidr"], block["ipBlock"]["except"]) for block in rule["to"]]
-    opened = {
-        address
-        for address in map(ipaddress.ip_address, _edges())
-        for cidr, excepted in blocks
-        if address in ipaddress.ip_network(cidr) and not any(address in ipaddress.ip_network(e) for e in excepted)
-    }
-    assert {str(address) for address in opened if refusal_reason(str(address))} == set()
-    assert {"8.8.8.8", "1.1.1.1", "2606:4700:4700::1111"} <= {str(address) for address in opened}
 
 
 def test_images_of_all_overlays_are_ours_or_pinned() -> None:

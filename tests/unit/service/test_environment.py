@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from service.environment import refuse_unknown_variables
 from service.errors import ConfigurationError
 from service.settings import Settings, load_settings
-from tests.containers import ROOT
+from tests.containers import OVERLAYS, ROOT, Document, rendered
 
 SERVICE_LINKS = {  # of the Services ivmix, ivmix-api, ivmix-metrics and ivmix-worker-metrics
     "IVMIX_SERVICE_HOST": "10.0.0.1",
@@ -57,11 +59,43 @@ def test_addresses_of_kubernetes_services_are_ignored(monkeypatch: pytest.Monkey
     assert (settings.port, settings.metrics_port, settings.worker_metrics_port) == (8000, None, None)
 
 
-def test_variables_of_the_deployment_files_are_known() -> None:
-    lines = (ROOT / "docker" / ".env.example").read_text().splitlines()
-    names = [line.strip("# ").split("=")[0] for line in lines if "=" in line and "IVMIX_" in line.split("=")[0]]
-    assert names
-    refuse_unknown_variables(dict.fromkeys(names, "x"), Settings.model_fields)
+@pytest.mark.parametrize("overlay", OVERLAYS)
+@pytest.mark.parametrize("prefix", ["", "ivmix-", "ivmix-worker-"])
+def test_links_of_the_services_that_we_ship_do_not_matter(
+    overlay: str, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With every prefix that kustomize's namePrefix or a chart may add."""
+    services = [document for document in rendered(overlay) if document["kind"] == "Service"]
+    links = {name: value for service in services for name, value in service_links(service, prefix).items()}
+    assert len(links) > 10
+    for name, value in links.items():
+        monkeypatch.setenv(name, value)
+    assert load_settings().port == 8000
+
+
+def service_links(service: Document, prefix: str) -> dict[str, str]:
+    """The variables that Kubernetes and Docker set for a Service."""
+    name = re.sub(r"\W", "_", f"{prefix}{service['metadata']['name']}").upper()
+    found = {f"{name}_SERVICE_HOST": "10.0.0.1"}
+    for port in service["spec"]["ports"]:
+        number, url = str(port["port"]), f"tcp://10.0.0.1:{port['port']}"
+        found |= {f"{name}_SERVICE_PORT": number, f"{name}_SERVICE_PORT_{port['name'].upper()}": number}
+        found |= {f"{name}_PORT": url, f"{name}_PORT_{number}_TCP": url, f"{name}_PORT_{number}_TCP_PROTO": "tcp"}
+        found |= {f"{name}_PORT_{number}_TCP_PORT": number, f"{name}_PORT_{number}_TCP_ADDR": "10.0.0.1"}
+    return found
+
+
+def test_variables_of_docker_deploy_and_docs_are_known() -> None:
+    """In comments and texts too: that is where operators copy them from."""
+    files = [path for folder in ("docker", "deploy", "docs") for path in (ROOT / folder).rglob("*") if path.is_file()]
+    texts = {path: path.read_text() for path in (*files, ROOT / "README.md")}
+    for path, text in texts.items():
+        named = set(re.findall(r"\bIVMIX_[A-Z0-9_]*[A-Z0-9]\b(?!\*)", text))
+        try:
+            refuse_unknown_variables(dict.fromkeys(named, "x"), Settings.model_fields)
+        except ConfigurationError as e:
+            pytest.fail(f"{path}: {e.message}")
+    assert sum("IVMIX_S3_BUCKET" in text for text in texts.values()) >= 3
 
 
 def test_other_programs_variables_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
