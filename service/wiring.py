@@ -19,6 +19,7 @@ from service.redis_connection.client import open_redis
 from service.settings import Settings
 from service.storage import FileStorage, S3Storage, VideoStorage
 from service.storage.free_space import FreeSpace
+from service.storage.s3_endpoint import is_bucket_in_path, without_bucket
 from service.webhooks.deliveries import DeliveryStore
 from service.webhooks.endpoints import EndpointStore
 from service.webhooks.sender import Sender
@@ -92,12 +93,27 @@ def open_storage(settings: Settings) -> VideoStorage:
         return FileStorage(settings.data_dir / "storage")
     assert settings.s3_bucket is not None  # Settings rejects storage=s3 without it
     public = settings.s3_public_endpoint_url
+    _check_public_url(public, settings.s3_bucket)
     return S3Storage(
         _s3_client(settings, settings.s3_endpoint_url),
         bucket=settings.s3_bucket,
         presign_seconds=settings.presign_seconds,
         public_client=_s3_client(settings, public) if public else None,
     )
+
+
+def _check_public_url(public: str | None, bucket: str) -> None:
+    """Only clients would notice the bucket in it. Of the other URL the server's answer shows whether it is wrong."""
+    shorter = without_bucket(public, bucket)
+    if shorter is None:
+        return
+    problem = (
+        f"IVMIX_S3_PUBLIC_ENDPOINT_URL contains the bucket, which only IVMIX_S3_BUCKET={bucket} should name; set "
+        f"IVMIX_S3_PUBLIC_ENDPOINT_URL={shorter}"
+    )
+    if is_bucket_in_path(public, bucket):
+        raise ConfigurationError(problem)
+    log.warning("%s, unless the host is really called so", problem)  # s3.example.com with a bucket `s3`
 
 
 def check_storage(storage: VideoStorage) -> None:

@@ -122,10 +122,12 @@ class S3Storage:
     def check(self) -> None:
         try:
             self._client.put_object(Bucket=self._bucket, Key=CHECK_KEY, Body=b"ivmix")
-            self._client.list_objects_v2(Bucket=self._bucket, Prefix=CHECK_KEY, MaxKeys=1)
-            self._client.delete_object(Bucket=self._bucket, Key=CHECK_KEY)
+            try:
+                self._client.list_objects_v2(Bucket=self._bucket, Prefix=CHECK_KEY, MaxKeys=1)
+            finally:
+                self._client.delete_object(Bucket=self._bucket, Key=CHECK_KEY)
         except (BotoCoreError, ClientError) as e:
-            raise explain_s3_error(e, bucket=self._bucket) from e
+            raise explain_s3_error(e, bucket=self._bucket, endpoint_url=self._client.meta.endpoint_url) from e
 
     def _upload_problem(self, path: Path, key: str, sha256: str) -> str | None:
         """What is wrong with the stored object, or None."""

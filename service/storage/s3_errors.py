@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, cast
 
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, ParamValidationError, SSLError
 from botocore.exceptions import PartialCredentialsError as PartialCredentials
 
 from service.errors import ConfigurationError, StorageError
+from service.storage.s3_endpoint import without_bucket
 
 _KEYS = "IVMIX_S3_ACCESS_KEY_ID and IVMIX_S3_SECRET_ACCESS_KEY"
 
@@ -35,13 +37,29 @@ _STATUSES = {
     404: _CODES["NoSuchBucket"],
     405: "IVMIX_S3_ENDPOINT_URL is not the URL of an S3 server",
 }
+# Codes and statuses with which servers answer to a bucket in a wrong place.
+_MISPLACED_BUCKET = {
+    *("NoSuchBucket", "NoSuchKey", "InvalidBucketName", "InvalidURI", "InvalidRequest", "MethodNotAllowed"),
+    *("PermanentRedirect", "BucketAlreadyExists", "400", "404", "405"),
+}
+
+_WRONG_NAME = re.compile("hostname mismatch|doesn't match", re.IGNORECASE)  # of the certificate: by ssl, by urllib3
 
 
-def explain_s3_error(e: BotoCoreError | ClientError, *, bucket: str) -> ConfigurationError | StorageError:
+def explain_s3_error(
+    e: BotoCoreError | ClientError, *, bucket: str, endpoint_url: str | None = None
+) -> ConfigurationError | StorageError:
     """ConfigurationError if a setting must be corrected, StorageError if the failure may be temporary."""
     reason, name = _reason(e)
+    shorter = without_bucket(endpoint_url, bucket)
+    hint = (
+        f"IVMIX_S3_ENDPOINT_URL contains the bucket, which only IVMIX_S3_BUCKET={bucket} should name; set "
+        f"IVMIX_S3_ENDPOINT_URL={shorter}"
+    )
     if reason is None:
-        return StorageError(f"bucket {bucket}: {e}")
+        return StorageError(f"bucket {bucket}: {e}{f'; if this remains: {hint}' if shorter else ''}")
+    if shorter and (name in _MISPLACED_BUCKET or _WRONG_NAME.search(str(e))):
+        return ConfigurationError(f"S3 rejected the request ({name}): {hint}")
     return ConfigurationError(f"S3 rejected the request ({name}, bucket {bucket!r}): {reason}")
 
 
