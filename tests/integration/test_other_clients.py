@@ -108,6 +108,11 @@ class TestModelAliases:
         assert (model["id"], model["aliases"]) == ("demo", ["sora-2"])
         assert aliased.get("/v1/models/sora-2").json() == model
 
+    def test_lists_can_be_filtered_by_it(self, aliased: TestClient) -> None:
+        video = created(aliased, model="demo")
+        assert [found["id"] for found in aliased.get("/v1/videos?model=sora-2").json()["data"]] == [video["id"]]
+        assert aliased.get("/v1/videos?model=sora-3").status_code == 400
+
     @pytest.mark.parametrize("aliases", [{"x": "nothing"}, {"animatediff": "demo"}])
     def test_a_wrong_alias_ends_the_start(self, aliases: dict[str, str]) -> None:
         with pytest.raises(ConfigurationError, match=r"IVMIX_MODEL_ALIASES|alias animatediff"):

@@ -87,6 +87,7 @@ def job_filter(
 ) -> JobFilter:
     """A FastAPI dependency: which videos the client wants. Raises InvalidParameter for an unknown model."""
     if model is not None:
+        model = services.models.real_name(model)
         _check_model(services, model)
     return JobFilter(
         owner=reader.visible_owner,

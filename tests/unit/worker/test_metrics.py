@@ -13,7 +13,7 @@ from redis import Redis
 
 from service.jobs.model import Phase
 from service.jobs.rq_queues import generate_queue
-from service.storage.metrics import StorageCall
+from service.storage.metrics import OPERATIONS, StorageCall
 from service.wiring import Services
 from tests.factories import make_job, make_output
 from tests.unit.worker.scripted_child import STEP, ScriptedChild
@@ -147,3 +147,9 @@ def test_the_documentation_has_every_metric_and_no_other() -> None:
         if family.name.startswith("ivmix_"):
             counted.add(f"{family.name}_total" if family.type == "counter" else family.name)
     assert documented == counted
+
+
+def test_the_documentation_has_every_storage_operation_and_no_other() -> None:
+    document = (Path(__file__).parents[3] / "docs" / "operations.md").read_text()
+    (row,) = re.findall(r"^\| `ivmix_storage_seconds` \| `operation` \| (.*) \|$", document, re.MULTILINE)
+    assert set(re.findall(r"`(\w+)`", row)) == set(OPERATIONS.values())
