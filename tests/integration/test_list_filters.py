@@ -263,7 +263,7 @@ def test_a_page_goes_on_after_a_deleted_video(services: Services, client: TestCl
     [
         ("after=nonsense", "after", "send the last_id of the previous page"),
         ("after=video_" + "0" * 32, "after", "No video has the id"),
-        (f"after={new_job_id()}", "after", "No video has the id"),
+        ("after=video_01a21941361a7719af9f04ca5415e4f7", "after", "No video has the id"),
         ("model=sora", "model", "this server offers demo"),
         ("status=cancelled", "status", "'queued', 'in_progress', 'completed' or 'failed'"),
         ("status=queued,done", "status", "'queued', 'in_progress', 'completed' or 'failed'"),
