@@ -112,7 +112,7 @@ def test_every_compose_service_has_limits() -> None:
 
 
 def in_bytes(text: str) -> int:
-    number, unit = re.fullmatch(r"(\d+)(mb?|gb?)", text).groups()  # pyright: ignore[reportOptionalMemberAccess]
+    number, unit = re.fullmatch(r"(\d+)(mb?|gb?)", text).groups()
     return int(number) * {"m": 2**20, "g": 2**30}[unit[0]]
 
 

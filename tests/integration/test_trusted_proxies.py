@@ -50,7 +50,7 @@ def echo() -> Iterator[str]:
     app = FastAPI()
 
     @app.get("/")
-    def see(request: Request) -> dict[str, str]:  # pyright: ignore[reportUnusedFunction]
+    def see(request: Request) -> dict[str, str]:
         assert request.client is not None
         return {"client": request.client.host, "url": str(request.url)}
 
