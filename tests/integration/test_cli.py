@@ -26,14 +26,6 @@ def ivmix(*arguments: str, cwd: Path, **environment: str) -> subprocess.Complete
     )
 
 
-def test_compare_shows_both_samplers_from_one_seed(tmp_path: Path) -> None:
-    run = ivmix("generate", PROMPT, "-o", "both.mp4", "--steps", "3", "--compare", cwd=tmp_path)
-    assert run.returncode == 0, run.stderr
-    frames = read_mp4(tmp_path / "both.mp4").astype(int)
-    assert frames.shape == (8, 424, 768, 3)
-    assert abs(frames[:, 40:, :384] - frames[:, 40:, 384:]).mean() > 1
-
-
 @pytest.mark.parametrize("command", ["generate", "submit"])
 def test_help_shows_the_options(command: str, tmp_path: Path) -> None:
     run = ivmix(command, "--help", cwd=tmp_path)

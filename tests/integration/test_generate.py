@@ -1,4 +1,4 @@
-"""`ivmix generate` with the sampler's options."""
+"""`ivmix generate` with its options, and what it refuses."""
 
 from __future__ import annotations
 
@@ -24,14 +24,16 @@ def generate(folder: Path, *options: str, **environment: str) -> tuple[int, str]
     return ran.returncode, ran.stdout + ran.stderr
 
 
-def test_sampler_options_reach_the_sampler(tmp_path: Path) -> None:
+def test_compare_shows_both_samplers_from_one_seed_and_sampler_options_reach_the_sampler(tmp_path: Path) -> None:
     options = ("--combination", "RR-IV", "--order", "goback_first", "--interval", "0", "1", "--image-every", "2")
-    code, said = generate(tmp_path, "--steps", "4", "--seed", "7", *options)
+    code, said = generate(tmp_path, "--steps", "4", "--seed", "7", "--compare", *options)
     assert code == 0, said
     # steps 2 and 3 have room above them: I and V in the first, V and V in the second, and four ordinary steps
     assert "seed 7" in said
     assert "network calls: 1 image, 7 video" in said
-    assert read_mp4(tmp_path / "out.mp4").shape == (8, 384, 384, 3)
+    frames = read_mp4(tmp_path / "out.mp4").astype(int)
+    assert frames.shape == (8, 424, 768, 3)
+    assert abs(frames[:, 40:, :384] - frames[:, 40:, 384:]).mean() > 1
 
 
 @pytest.mark.parametrize(

@@ -134,6 +134,7 @@ def guided(model: ImageDenoiser) -> Tensor:
     return model(torch.randn(1, 4, FRAMES, 8, 8, generator=Generator().manual_seed(1)), 500, 0.5, 3.0)
 
 
+@pytest.mark.slow  # the C++ compiler takes half a minute
 def test_generated_code_is_kept_for_the_next_process(tmp_path: Path) -> None:
     """A new process has nothing but the folder."""
     expected, cache = frames(one_level(down="DownBlock2D")), tmp_path / "cache"  # two graphs: each takes seconds
