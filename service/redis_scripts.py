@@ -19,7 +19,7 @@ Script = Callable[[list[str], list[Any]], Any]  # script(KEYS, ARGV) -> reply
 def load_script(redis: Redis, package: str, name: str) -> Script:
     """Register a script with a client; EVALSHA is used from then on, and EVAL again after a server restart.
 
-    If the folder has a `prelude.lua`, its local functions are available to every script of the package.
+    The local functions in `scripts/shared/`, if there are any, are available to every script of the package.
 
     Args:
         package: package that contains the `scripts` folder.
@@ -30,13 +30,13 @@ def load_script(redis: Redis, package: str, name: str) -> Script:
 
 
 def flatten_commands(commands: Iterable[tuple[Any, ...]]) -> list[Any]:
-    """Encode Redis commands for `run_commands` in prelude.lua: each one preceded by its number of parts."""
+    """Encode Redis commands for `run_commands` in shared/common.lua: each one preceded by its number of parts."""
     return [part for command in commands for part in (len(command), *command)]
 
 
 @cache
 def _source(package: str, name: str) -> str:
     folder = files(package) / "scripts"
-    prelude = folder / "prelude.lua"
-    script = (folder / f"{name}.lua").read_text(encoding="utf-8")
-    return f"{prelude.read_text(encoding='utf-8')}\n{script}" if prelude.is_file() else script
+    shared = folder / "shared"
+    parts = sorted(shared.iterdir(), key=lambda part: part.name) if shared.is_dir() else []
+    return "\n".join(part.read_text(encoding="utf-8") for part in (*parts, folder / f"{name}.lua"))

@@ -30,7 +30,7 @@ DELETED = "ivm:deleted"  # sorted set of recently deleted job ids, scored by uni
 
 
 def metadata_index(name: str, value: str) -> str:
-    """Return the key of the index of a pair of metadata; prelude.lua computes the same."""
+    """Return the key of the index of a pair of metadata; shared/indexes.lua computes the same."""
     pair = f"{len(name.encode())}:{name}{value}"
     return f"{METADATA_INDEX}{hashlib.sha1(pair.encode(), usedforsecurity=False).hexdigest()}"
 

@@ -34,6 +34,7 @@ def run_here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     return run_main
 
 
+@pytest.mark.slow
 def test_quality_benchmark_prints_a_table_and_resumes(
     tmp_path: Path, run_here: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,9 +106,8 @@ def test_the_loop_costs_at_most_half_of_the_released_one(tmp_path: Path) -> None
     assert found["ratio"] == found["us_per_outer_step"] / found["reference_us_per_outer_step"] <= 0.5
 
 
-@pytest.mark.parametrize(
-    "arms", [("A", "B"), pytest.param(("A", "A'", "B", "B'"), marks=pytest.mark.slow)], ids=" ".join
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("arms", [("A", "B"), ("A", "A'", "B", "B'")], ids=" ".join)
 def test_the_gpu_benchmark_goes_its_whole_way_on_a_cpu(tmp_path: Path, arms: tuple[str, ...]) -> None:
     """With tiny networks; its figures mean nothing, but none may be missing."""
     out = tmp_path / "gpu.json"
