@@ -13,8 +13,8 @@ from pathlib import Path
 
 import httpx2
 
-from service.process.embedded_valkey import free_port
 from service.settings import Settings
+from tests.ports import free_port
 from tests.processes import clean_environment, wait_for
 
 

@@ -21,8 +21,8 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from service.process import process_guard
-from service.process.embedded_valkey import free_port
 from tests.certificates import Certificates
+from tests.ports import free_port
 
 START_TIMEOUT_S = 90.0
 STOP_TIMEOUT_S = 30.0

@@ -13,7 +13,8 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
-from service.process.embedded_valkey import _configuration, find_valkey_binary, free_port
+from service.process.embedded_valkey import _configuration, find_valkey_binary
+from tests.ports import free_port
 
 
 class Valkey:

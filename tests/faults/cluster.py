@@ -22,7 +22,6 @@ from pathlib import Path
 import httpx2
 from redis import Redis
 
-from service.process.embedded_valkey import free_port
 from service.process.parent_watch import SUPERVISOR
 from service.settings import Settings
 from service.wiring import Services, open_services
@@ -31,7 +30,8 @@ from tests.faults.history import History
 from tests.faults.proxies import TcpProxies
 from tests.faults.receiver import Receiver
 from tests.faults.s3_proxy import S3Proxy
-from tests.processes import clean_environment, session_of, wait_for
+from tests.ports import free_port
+from tests.processes import T, clean_environment, session_of, wait_for
 from tests.skewed_clock import CLOCK
 from tests.swift import ACCESS_KEY, SECRET_KEY, admin_client
 
@@ -122,9 +122,10 @@ class Cluster:
             self._stack.callback(self._kill_all)
             for name, module in MODULES.items():
                 self.processes[name] = self._process(name, module)
-            self._wait_until_ready()
             self._restarter = threading.Thread(target=self._restart_ended, name="restarter", daemon=True)
             self._restarter.start()
+            self._stack.callback(self._stop_restarter)
+            self._wait_until_ready()
             self._stack = self._stack.pop_all()
         return self
 
@@ -159,8 +160,7 @@ class Cluster:
 
     def stop(self) -> None:
         """Send SIGTERM to all, as an operator would, and record those that do not stop."""
-        self.is_closing.set()
-        self._restarter.join()
+        self._stop_restarter()
         # The last fault may have killed one that is no longer started again.
         running = [process for process in self.processes.values() if process.send(signal.SIGTERM)]
         deadline = time.monotonic() + STOP_S
@@ -192,8 +192,11 @@ class Cluster:
                     process.handle = process.start(process.clock_s)
                     self.history.record("cluster", "started", name=process.name, clock_s=process.clock_s)
 
-    def _kill_all(self) -> None:
+    def _stop_restarter(self) -> None:
         self.is_closing.set()
+        self._restarter.join()
+
+    def _kill_all(self) -> None:
         for process in self.processes.values():
             if process.is_running:
                 os.killpg(process.handle.pid, signal.SIGKILL)
@@ -287,8 +290,14 @@ class Cluster:
             except (httpx2.HTTPError, ValueError, KeyError):
                 return None
 
+        def wait(process: str, what: Callable[[], T | None]) -> T:
+            try:
+                return wait_for(what, timeout_s=READY_S)
+            except TimeoutError:
+                log = self.folder / f"{process}.log"
+                raise TimeoutError(f"{process} is not ready: {log.read_text()[-2000:] or 'empty log'}") from None
+
         for name in CLIENTS:
-            secret = wait_for(lambda name=name: answers(name), timeout_s=READY_S, hint="from the API")
-            self.receiver.secrets.append(secret)
+            self.receiver.secrets.append(wait("api", lambda name=name: answers(name)))
         for name in WORKERS:
-            wait_for(lambda name=name: self.processes[name].child, timeout_s=READY_S, hint=f"of {name}")
+            wait(name, lambda name=name: self.processes[name].child)

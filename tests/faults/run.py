@@ -6,6 +6,7 @@ import hashlib
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,16 +59,16 @@ class Run:
 
     def against(self, swift: SwiftServer) -> tuple[list[Line], list[Violation]]:
         self.folder.mkdir(parents=True, exist_ok=True)
-        history = History(self.path)
-        history.record("run", "settings", jobs=self.jobs, faults=self.faults, seed=self.seed, max_attempts=MAX_ATTEMPTS)
-        with Cluster(self.folder, history, swift.url) as cluster, Observer(cluster, history):
-            self._inject_faults(cluster, history)
-            cluster.stop()
-            self._record_final_state(cluster, history)
-            cluster.valkey.kill()  # every acknowledged write is in the log
-            for line in aof.transitions(cluster.valkey.folder / "appendonlydir"):
-                history.record("redis", "state", **line)
-        history.close()
+        settings = {"jobs": self.jobs, "faults": self.faults, "seed": self.seed, "max_attempts": MAX_ATTEMPTS}
+        with closing(History(self.path)) as history:
+            history.record("run", "settings", **settings)
+            with Cluster(self.folder, history, swift.url) as cluster, Observer(cluster, history):
+                self._inject_faults(cluster, history)
+                cluster.stop()
+                self._record_final_state(cluster, history)
+                cluster.valkey.kill()  # every acknowledged write is in the log
+                for line in aof.transitions(cluster.valkey.folder / "appendonlydir"):
+                    history.record("redis", "state", **line)
         lines = histories.read(self.path)
         return lines, check(lines)
 

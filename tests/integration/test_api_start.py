@@ -16,10 +16,10 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from service.api.app import create_app
 from service.errors import ConfigurationError
-from service.process.embedded_valkey import free_port
 from service.redis_connection.client import open_redis
 from service.settings import Settings
 from service.wiring import Services, open_services
+from tests.ports import free_port
 
 
 def test_a_server_open_to_others_without_authentication_does_not_start(services: Services) -> None:

@@ -19,9 +19,10 @@ from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, RedisError
 from redis.retry import Retry
 
-from service.process.embedded_valkey import find_valkey_binary, free_port
+from service.process.embedded_valkey import find_valkey_binary
 from service.settings import Settings
 from tests.containers import compose, pod_specs, rendered
+from tests.ports import free_port
 from tests.processes import wait_for
 
 

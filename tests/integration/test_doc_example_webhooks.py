@@ -11,12 +11,12 @@ import sys
 import httpx2
 import pytest
 
-from service.process.embedded_valkey import free_port
 from service.settings import Settings
 from service.wiring import Services
 from tests.api_calls import answer_of
 from tests.doc_examples import DOCS, example
 from tests.factories import deliver_webhooks
+from tests.ports import free_port
 from tests.processes import PROMPT, wait_for
 from tests.webhook_calls import complete
 

@@ -17,6 +17,7 @@ from redis.retry import Retry
 from service.errors import ConfigurationError, ServiceUnavailable
 from service.process import embedded_valkey as embedded
 from service.process.embedded_valkey import EmbeddedValkey, find_valkey_binary
+from tests.ports import free_port
 
 
 def wait_until(is_true: Callable[[], bool], seconds: float = 10) -> None:
@@ -137,7 +138,7 @@ def test_a_folder_in_use_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_port_that_was_taken_meanwhile_costs_a_second_try(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with EmbeddedValkey(tmp_path / "first") as url:
         taken = int(url.rsplit(":", 1)[1].split("/")[0])
-        ports = iter([taken, embedded.free_port()])
+        ports = iter([taken, free_port()])
         monkeypatch.setattr(embedded, "stable_port", lambda: next(ports))
         with EmbeddedValkey(tmp_path / "second") as other, Redis.from_url(other) as redis:
             assert redis.ping()

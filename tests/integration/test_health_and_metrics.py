@@ -18,13 +18,13 @@ from prometheus_client.parser import text_string_to_metric_families
 from service.api.app import create_app
 from service.api_keys import Scope
 from service.jobs.rq_queues import generate_queue
-from service.process.embedded_valkey import free_port
 from service.settings import Settings
 from service.webhook_dispatcher.metrics import DispatcherMetrics
 from service.wiring import Services
 from tests.api_calls import create
 from tests.doc_examples import DOCS
 from tests.factories import PROMPT, make_job
+from tests.ports import free_port
 from tests.processes import clean_environment, wait_for, worker
 
 

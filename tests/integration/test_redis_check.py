@@ -16,9 +16,9 @@ import pytest
 from redis import Redis
 
 from service.errors import ConfigurationError
-from service.process.embedded_valkey import free_port
 from service.redis_connection.check import RedisAway, check_redis
 from tests.certificates import Certificates
+from tests.ports import free_port
 from tests.processes import wait_for
 from tests.tls_front import TlsFront
 from tests.valkey import Valkey

@@ -15,7 +15,7 @@ import httpx2
 import pytest
 from redis import Redis
 
-from service.process.embedded_valkey import free_port
+from tests.ports import free_port
 from tests.processes import clean_environment, is_listening, wait_for
 from tests.valkey import Valkey
 

@@ -18,7 +18,6 @@ import pytest
 
 from service.jobs.outbox import OUTBOX
 from service.jobs.rq_queues import generate_queue
-from service.process.embedded_valkey import free_port
 from service.settings import Settings
 from service.webhook_dispatcher.attempt import AttemptRunner
 from service.webhook_dispatcher.dispatcher import POLL_S, run
@@ -26,6 +25,7 @@ from service.webhooks.deliveries import DUE, Delivery
 from service.webhooks.retry_policy import State
 from service.wiring import Services, open_services
 from tests.factories import make_job
+from tests.ports import free_port
 from tests.processes import PROMPT, clean_environment, ivmix_up, wait_for
 from tests.valkey import Valkey
 from tests.webhook_receivers import Receiver, raw, status
