@@ -10,7 +10,6 @@ import logging
 import secrets
 import time
 from collections.abc import Iterable
-from enum import StrEnum
 from threading import Lock
 
 from pydantic import Field
@@ -18,6 +17,9 @@ from redis import Redis
 
 from service.base import FrozenModel
 from service.redis_scripts import UntypedRedis
+from service.scopes import DEFAULT_SCOPES, Scope
+
+__all__ = ["CACHE_S", "DEFAULT_SCOPES", "KEYS", "ApiKey", "KeyStore", "Scope"]
 
 log = logging.getLogger("ivmix.api")
 
@@ -25,16 +27,6 @@ KEYS = "ivm:keys"  # hash: SHA-256 of the key -> ApiKey as JSON
 LAST_USED = "ivm:keys:last_used"  # hash: key id -> unix seconds
 CACHE_S = 5.0  # a revoked key works for up to this long in other API processes
 CACHE_SIZE = 10_000  # keys
-
-
-class Scope(StrEnum):
-    READ = "videos.read"
-    WRITE = "videos.write"
-    WEBHOOKS = "webhooks"
-    ADMIN = "admin"  # access to the videos of all keys
-
-
-DEFAULT_SCOPES = frozenset({Scope.READ, Scope.WRITE, Scope.WEBHOOKS})
 
 
 class ApiKey(FrozenModel):

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -56,12 +57,17 @@ class OnceAMinute(logging.Filter):
         return True
 
 
-def configure_logging(log_format: LogFormat, *, level: int = logging.INFO) -> None:
-    """Configure the root logger of this process."""
-    handler = logging.StreamHandler(sys.stderr)
+def configure_logging(log_format: LogFormat, *, level: int = logging.INFO, file: Path | None = None) -> None:
+    """Configure the root logger of this process.
+
+    Args:
+        file: where the lines go; None: to stderr.
+    """
+    handler = logging.FileHandler(file) if file else logging.StreamHandler(sys.stderr)
+    renderer = _renderer(log_format, is_terminal=file is None and sys.stderr.isatty())
     handler.setFormatter(
         ProcessorFormatter(
-            foreign_pre_chain=_PROCESSORS, processors=[ProcessorFormatter.remove_processors_meta, _renderer(log_format)]
+            foreign_pre_chain=_PROCESSORS, processors=[ProcessorFormatter.remove_processors_meta, renderer]
         )
     )
     handler.addFilter(OnceAMinute())
@@ -78,8 +84,8 @@ def log_context(**ids: str) -> AbstractContextManager[None]:
     return structlog.contextvars.bound_contextvars(**ids)
 
 
-def _renderer(log_format: LogFormat) -> Processor:
-    if log_format == "text" or (log_format == "auto" and sys.stderr.isatty()):
+def _renderer(log_format: LogFormat, *, is_terminal: bool) -> Processor:
+    if log_format == "text" or (log_format == "auto" and is_terminal):
         return structlog.dev.ConsoleRenderer(colors=False)
     return structlog.processors.JSONRenderer()
 

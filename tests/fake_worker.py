@@ -55,6 +55,8 @@ class Clip:
 
 
 class FakeEngine:
+    device_name = "no device"
+
     def __init__(self) -> None:
         self.is_broken = False
 

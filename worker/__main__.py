@@ -13,6 +13,7 @@ from redis.exceptions import RedisError
 from service.log_config import ONCE_A_MINUTE
 from service.process.data_folder import prepare_folder
 from service.process.heartbeat_file import HeartbeatFile
+from service.process.readiness import report_ready
 from service.process.startup import one_sentence_errors, prepare_data_folder, start_process
 from service.redis_connection.client import open_redis
 from service.redis_connection.wait import require_not_refused, wait_for_redis
@@ -50,6 +51,7 @@ def work(services: Services, model: str, child: Child, metrics: WorkerMetrics, h
         signal.signal(number, _exit_at_once)
     try:
         child.ensure(lambda: True)
+        report_ready(model, child.device)
         settings = services.settings
         scratch = Scratch(settings.scratch_folder)
         runner = Runner(services.store, services.storage, child, scratch, settings, metrics, heartbeat_file)

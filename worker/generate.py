@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from pydantic import ValidationError
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from service.catalog.model_entry import ModelEntry, invalid_parameter
 from service.catalog.registry import ModelRegistry
+from service.cli.console import Steps
 from service.errors import InvalidParameter
 from service.jobs.model import Generation, Phase
 from service.jobs.request import VideoRequest
@@ -58,13 +58,16 @@ def generate(
     options = locals()
     entry = ModelRegistry.of(load_settings()).get(model)
     generations = _generations(entry, options)
-    # --help and refused options answer without loading torch and diffusers, which takes seconds.
-    from worker.child import video_encoder
-    from worker.child.engine import Engine
+    steps_shown = Steps(Console(stderr=True))
+    with steps_shown.step("models", f"loading {entry.id}") as step:
+        # --help and refused options answer without loading torch and diffusers, which takes seconds.
+        from worker.child import video_encoder
+        from worker.child.engine import Engine
 
-    engine = Engine(entry)
+        engine = Engine(entry)
+        step.done = f"{entry.id} on {engine.device_name}"
     start = time.perf_counter()
-    clips = [_generate(engine, generation).frames.numpy() for generation in generations]
+    clips = [_generate(engine, generation, steps_shown).frames.numpy() for generation in generations]
     pixels = video_encoder.side_by_side(clips, ["DDIM", "IV-mixed"]) if compare else clips[0]
     last, output = generations[-1], output.expanduser()
     video_encoder.write_mp4(pixels, output, fps=last.fps)
@@ -100,20 +103,15 @@ def _request(fields: dict[str, Any], sampler: dict[str, Any]) -> VideoRequest:
         raise invalid_parameter(e) from e
 
 
-def _generate(engine: Engine, generation: Generation) -> Clip:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total}"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(generation.sampler.name, total=generation.total_steps)
+def _generate(engine: Engine, generation: Generation, steps: Steps) -> Clip:
+    with steps.step("video", generation.sampler.name) as shown:
 
         def show(phase: Phase, step: int, total: int) -> None:
-            bar.update(task, completed=step, total=total, description=f"{generation.sampler.name} {phase}")
+            shown.update(f"{generation.sampler.name} {phase} {step}/{total}", step, total)
 
-        return engine.generate(generation, show)
+        clip = engine.generate(generation, show)
+        shown.done = f"{generation.sampler.name}, {generation.total_steps} steps"
+    return clip
 
 
 if __name__ == "__main__":

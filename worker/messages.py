@@ -43,6 +43,8 @@ class Ready:
 
     seconds: float
     """Spent loading the models."""
+    device: str
+    """Where they are, for people."""
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,17 @@ import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 
-from service.cli.client import RequestError, VideoFailedError
-from service.process.startup import one_sentence_errors
-
 
 @contextmanager
 def user_errors() -> Generator[None]:
-    with one_sentence_errors():
-        try:
-            yield
-        except (RequestError, VideoFailedError) as e:
+    try:
+        yield
+    except Exception as e:
+        # Only now: the classes of errors load Redis and HTTP clients, which `--help` must not wait for.
+        from service.cli.client import RequestError, VideoFailedError
+        from service.process.startup import one_sentence_errors
+
+        if isinstance(e, RequestError | VideoFailedError):
             sys.exit(f"ivmix: {e}")
+        with one_sentence_errors():
+            raise

@@ -5,20 +5,15 @@ from __future__ import annotations
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from redis.exceptions import RedisError
-from rich.console import Console
-from rich.table import Table
 
-from service.api_keys import DEFAULT_SCOPES, KeyStore, Scope
 from service.errors import ConfigurationError, ServiceUnavailable
-from service.process.data_folder import keep_private, prepare_folder
-from service.process.embedded_valkey import reach_or_start
-from service.redis_connection.client import open_redis
-from service.redis_connection.wait import require_redis
-from service.settings import load_settings
+from service.scopes import DEFAULT_SCOPES, Scope
+
+if TYPE_CHECKING:
+    from service.api_keys import KeyStore
 
 keys = typer.Typer(help="Manage API keys.", no_args_is_help=True)
 
@@ -49,6 +44,9 @@ def create_key(
 @keys.command("list")
 def list_keys() -> None:
     """List all keys, without their secrets."""
+    from rich.console import Console
+    from rich.table import Table
+
     with _key_store() as store:
         table = Table("id", "name", "scopes", "owner", "created", "last used", "revoked", box=None)
         for key, used in store.list():
@@ -69,6 +67,15 @@ def revoke_key(key_id: str) -> None:
 @contextmanager
 def _key_store() -> Generator[KeyStore]:
     """Keys in IVMIX_REDIS_URL, else in the embedded server: that of a running `ivmix up`, or started temporarily."""
+    from redis.exceptions import RedisError
+
+    from service.api_keys import KeyStore
+    from service.process.data_folder import keep_private, prepare_folder
+    from service.process.embedded_valkey import reach_or_start
+    from service.redis_connection.client import open_redis
+    from service.redis_connection.wait import require_redis
+    from service.settings import load_settings
+
     settings = load_settings()
     with ExitStack() as stack:
         if settings.redis_url:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -23,6 +24,7 @@ from service.errors import ServiceUnavailable
 from service.process.embedded_valkey import EmbeddedValkey
 from service.process.parent_watch import SUPERVISOR
 from service.process.ports import bind_port
+from service.process.readiness import READY_FD, ReadyPipe, WorkerReady
 from service.redis_connection.wait import wait_for_redis
 from service.settings import PREFIX, Settings
 
@@ -42,18 +44,26 @@ class _Process:
     started: float = 0.0
     crashes: int = 0
     restart_at: float = 0.0
+    ready: WorkerReady | None = None
 
 
 @dataclass
 class Supervisor:
-    """A context manager: entering starts all processes and waits until the API is ready, leaving stops them."""
+    """A context manager: entering starts all processes and waits until the API is ready, leaving stops them.
+
+    Args:
+        workers: per model.
+        log_file: where the processes log; None: to this process's stderr.
+    """
 
     settings: Settings
     workers: int = 1
+    log_file: Path | None = None
     _stack: ExitStack = field(default_factory=ExitStack)
     _processes: list[_Process] = field(default_factory=list[_Process])
     _environment: Mapping[str, str] = field(default_factory=dict[str, str])
     _valkey: EmbeddedValkey | None = None
+    _pipe: ReadyPipe = field(init=False)
 
     @property
     def url(self) -> str:
@@ -68,18 +78,9 @@ class Supervisor:
         port = _usable_port(self.settings.host, self.settings.port)
         self.settings = self.settings.model_copy(update={"port": port})
         with self._stack:  # if the start fails, stop what was started
-            url = self._redis_url()
+            self._pipe = self._stack.enter_context(ReadyPipe())
+            self._environment = self._environment_of_processes(self._redis_url())
             self._stack.callback(self._stop_all)
-            self._environment = {
-                **os.environ,
-                PREFIX + "REDIS_URL": url,
-                PREFIX + "DATA_DIR": str(self.settings.data_dir),
-                PREFIX + "HOST": self.settings.host,
-                PREFIX + "PORT": str(port),
-                PREFIX + "AUTH": self.settings.auth,
-                PREFIX + "EMBEDDED_QUEUE": str(self._valkey is not None),
-                SUPERVISOR: str(os.getpid()),
-            }
             self._processes = [
                 _Process("api", ["service.api"]),
                 _Process("webhooks", ["service.webhook_dispatcher"]),
@@ -102,6 +103,45 @@ class Supervisor:
                 self._valkey.restart_if_exited()
             self._restart_crashed()
             time.sleep(0.2)
+            self._read_reports()
+
+    def wait_for_workers(self) -> None:
+        """Return when all workers can take jobs. Raises ServiceUnavailable if one ends instead."""
+        while not self.are_workers_ready:
+            for worker in self._workers:
+                if worker.handle is not None and (code := worker.handle.poll()) is not None:
+                    raise ServiceUnavailable(f"{worker.name} exited with code {code} while loading{self._see_log()}")
+            time.sleep(0.05)
+            self._read_reports()
+
+    @property
+    def are_workers_ready(self) -> bool:
+        """Whether every worker has loaded its models. False without workers."""
+        return bool(self._workers) and all(worker.ready for worker in self._workers)
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The models that have workers."""
+        return tuple(dict.fromkeys(worker.module[1] for worker in self._workers))
+
+    @property
+    def devices(self) -> dict[str, list[str]]:
+        """The devices of the ready workers by model."""
+        found: dict[str, list[str]] = {}
+        for ready in (worker.ready for worker in self._workers):
+            if ready is not None:
+                found.setdefault(ready.model, []).append(ready.device)
+        return found
+
+    @property
+    def _workers(self) -> list[_Process]:
+        return [process for process in self._processes if process.module[0] == "worker"]
+
+    def _read_reports(self) -> None:
+        reports = {report.pid: report for report in self._pipe.read()}
+        for worker in self._workers:
+            if worker.handle is not None:
+                worker.ready = reports.get(worker.handle.pid, worker.ready)
 
     def _restart_crashed(self) -> None:
         now = time.monotonic()
@@ -110,7 +150,7 @@ class Supervisor:
                 process.crashes = 0 if now - process.started > STABLE_S else process.crashes + 1
                 delay = RESTART_DELAYS_S[min(process.crashes, len(RESTART_DELAYS_S)) - 1] if process.crashes else 0.0
                 log.warning("%s exited with code %d; restarting it in %.1f s", process.name, code, delay)
-                process.handle, process.restart_at = None, now + delay
+                process.handle, process.ready, process.restart_at = None, None, now + delay
             elif process.handle is None and now >= process.restart_at:
                 self._launch(process)
 
@@ -121,14 +161,33 @@ class Supervisor:
         self._valkey = EmbeddedValkey(self.settings.data_dir)
         return self._stack.enter_context(self._valkey)
 
+    def _environment_of_processes(self, redis_url: str) -> dict[str, str]:
+        return {
+            **os.environ,
+            PREFIX + "REDIS_URL": redis_url,
+            PREFIX + "DATA_DIR": str(self.settings.data_dir),
+            PREFIX + "HOST": self.settings.host,
+            PREFIX + "PORT": str(self.settings.port),
+            PREFIX + "AUTH": self.settings.auth,
+            PREFIX + "LOG_FORMAT": self.settings.log_format,
+            PREFIX + "EMBEDDED_QUEUE": str(self._valkey is not None),
+            SUPERVISOR: str(os.getpid()),
+        }
+
     def _launch(self, process: _Process) -> None:
-        # In a new session: Ctrl-C in the terminal reaches only the supervisor, which then stops the others in order.
-        process.handle = subprocess.Popen(
-            [sys.executable, "-m", *process.module],
-            env=dict(self._environment),
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        pipe = [self._pipe.writer] if process in self._workers else []
+        with ExitStack() as stack:
+            log_file = stack.enter_context(open(self.log_file, "ab")) if self.log_file else None
+            # In a new session: Ctrl-C in the terminal reaches only the supervisor, which then stops the others in order.
+            process.handle = subprocess.Popen(
+                [sys.executable, "-m", *process.module],
+                env={**self._environment, **{READY_FD: str(writer) for writer in pipe}},
+                stdin=subprocess.DEVNULL,
+                stdout=log_file,
+                stderr=log_file,
+                start_new_session=True,
+                pass_fds=pipe,
+            )
         process.started = time.monotonic()
 
     def _wait_until_ready(self) -> None:
@@ -136,7 +195,7 @@ class Supervisor:
         api = self._processes[0]
         while time.monotonic() < deadline:
             if api.handle is not None and (code := api.handle.poll()) is not None:
-                raise ServiceUnavailable(f"the API exited with code {code} while starting; see its log output above")
+                raise ServiceUnavailable(f"the API exited with code {code} while starting{self._see_log()}")
             if self._valkey is not None:
                 self._valkey.restart_if_exited()
             try:
@@ -146,6 +205,9 @@ class Supervisor:
                 pass
             time.sleep(0.1)
         raise ServiceUnavailable(f"the API at {self.url} was not ready after {READY_TIMEOUT_S:.0f} s")
+
+    def _see_log(self) -> str:
+        return f"; see {self.log_file}" if self.log_file else "; see its log output above"
 
     def _stop_all(self) -> None:
         running = [p.handle for p in self._processes if p.handle is not None and p.handle.poll() is None]

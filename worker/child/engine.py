@@ -228,6 +228,14 @@ class Engine:
         }
         return plans[chosen.name](**used)
 
+    @property
+    def device_name(self) -> str:
+        """For people: the GPU's name, or `CPU` with its number of threads."""
+        if self.models.device.type == "cuda":
+            return torch.cuda.get_device_name(self.models.device)
+        threads = torch.get_num_threads()
+        return f"CPU, {threads} thread{'' if threads == 1 else 's'}"
+
     def peak_memory_mb(self) -> float:
         """On a GPU the most its allocator held since the last call, elsewhere the process's peak resident set."""
         if self.models.device.type == "cuda":

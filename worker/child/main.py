@@ -55,7 +55,7 @@ def serve(control: Connection, settings: Settings, load: Callable[[], Engine]) -
     """Sample one job after another. A background thread decodes and stores one while the next is sampled."""
     began = time.monotonic()
     engine, storage, background = load(), open_storage(settings), BackgroundThread()
-    control.send(Ready(seconds=time.monotonic() - began))
+    control.send(Ready(time.monotonic() - began, engine.device_name))
     while True:
         try:
             connection = Connection(recv_handle(control))

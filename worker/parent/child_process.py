@@ -43,6 +43,8 @@ class Channel(Protocol):
 class Child(Protocol):
     """The child process as the runner uses it. `ensure` and `start` raise ChildDied."""
 
+    device: str
+
     def ensure(self, beat: Callable[[], bool]) -> None: ...
     def start(self, run: Run) -> Channel: ...
     def kill(self) -> None: ...
@@ -77,6 +79,7 @@ class ChildProcess:
     def __init__(self, settings: Settings, model: str, enter: Enter | None = None) -> None:
         self._settings, self._model, self._enter = settings, model, enter or _enter
         self._control: PipeChannel | None = None
+        self.device = ""  # of the models, once they are loaded
 
     def ensure(self, beat: Callable[[], bool]) -> None:
         """Start a child and load the models if none is running. `beat` is called meanwhile; False ends the wait. Raises
@@ -100,7 +103,14 @@ class ChildProcess:
             if not beat():
                 return
             if isinstance(ready := self._control.receive(1.0), Ready):
-                log.info("models of %s loaded in %.1f s, child %s", self._model, ready.seconds, process.pid)
+                log.info(
+                    "models of %s loaded in %.1f s on %s, child %s",
+                    self._model,
+                    ready.seconds,
+                    ready.device,
+                    process.pid,
+                )
+                self.device = ready.device
                 return
         self.kill()
         raise ChildDied(f"no models after {LOAD_TIMEOUT_S:.0f} s")

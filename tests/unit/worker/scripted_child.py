@@ -27,6 +27,7 @@ class ScriptedChild:
         self._is_loading = is_loading
         self.sent: list[Run | Stop] = []
         self.kills = 0
+        self.device = "CPU"
 
     def ensure(self, beat: Callable[[], bool]) -> None:
         if self._is_loading:

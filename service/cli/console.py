@@ -1,0 +1,84 @@
+"""Progress of a command: a list of steps. In a terminal each has a spinner or a bar while it runs, elsewhere it is one
+plain line when it ends."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TaskID, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+NAME_WIDTH = 12
+
+
+@dataclass
+class Step:
+    """A running step. `done` is what its last line says."""
+
+    name: str
+    began: float = field(default_factory=time.monotonic)
+    done: str = ""
+    _progress: Progress | None = None
+    _task: TaskID = TaskID(0)
+
+    def update(self, detail: str, completed: float = 0, total: float | None = None) -> None:
+        """Show what happens now, and a bar if there is a `total`."""
+        if self._progress is not None:
+            self._progress.update(self._task, detail=detail, completed=completed, total=total)
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.began
+
+
+class Steps:
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console()
+        self.is_animated = self.console.is_terminal and not self.console.is_dumb_terminal
+        self._marks = ("✓", "✗") if self.console.encoding.startswith("utf") else ("+", "x")
+
+    @contextmanager
+    def step(self, name: str, detail: str = "") -> Generator[Step]:
+        """Run one step. If it raises, a terminal shows which one failed; the message is the caller's."""
+        if not self.is_animated:
+            yield (step := Step(name))
+            self.say(f"{name}: {step.done or detail}, {_duration(step.seconds)}")
+            return
+        spinner = "dots" if self._marks[0] == "✓" else "line"
+        columns = (SpinnerColumn(spinner), TextColumn(f"{name:<{NAME_WIDTH}} {{task.fields[detail]}}"), _BarIfTotal())
+        try:
+            with Progress(*columns, TimeElapsedColumn(), console=self.console, transient=True) as progress:
+                step = Step(name, _progress=progress, _task=progress.add_task("", total=None, detail=detail))
+                yield step
+        except BaseException as e:
+            if not isinstance(e, KeyboardInterrupt | GeneratorExit):
+                self._finish(self._marks[1], "red", name, detail, step)
+            raise
+        self._finish(self._marks[0], "green", name, step.done or detail, step)
+
+    def say(self, text: str, style: str = "") -> None:
+        """Print one line, never wrapped where others read it."""
+        self.console.print(Text(text, style=style), soft_wrap=True)
+
+    def _finish(self, mark: str, style: str, name: str, said: str, step: Step) -> None:
+        line = Text.assemble((mark, style), f" {name:<{NAME_WIDTH}} {said}  ", (_duration(step.seconds), "dim"))
+        self.console.print(line, soft_wrap=True)
+
+
+class _BarIfTotal(ProgressColumn):
+    """A bar for steps that know how much there is to do, nothing for others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._bar = BarColumn(bar_width=30)
+
+    def render(self, task: Task) -> Text | object:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return Text("") if task.total is None else self._bar.render(task)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"

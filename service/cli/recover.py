@@ -1,0 +1,34 @@
+"""`ivmix recover`: rebuild the records of stored videos after a loss of Redis."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, closing
+
+import typer
+
+from service.cli.up import prepare_data
+from service.maintenance.recovery import Finding, Recovery
+from service.process.embedded_valkey import EmbeddedValkey
+from service.redis_connection.wait import require_redis
+from service.settings import load_settings
+from service.wiring import open_services
+
+
+def run(*, is_dry: bool) -> None:
+    with ExitStack() as stack:
+        settings = load_settings()
+        prepare_data(settings)
+        if settings.redis_url is None:  # of `ivmix up`, which must not be running
+            url = stack.enter_context(EmbeddedValkey(settings.data_dir, is_temporary=True))
+            settings = settings.model_copy(update={"redis_url": url})
+        else:
+            require_redis(settings.redis_url)
+        services = stack.enter_context(closing(open_services(settings)))
+        services.storage.check()
+        recovery = Recovery(services.store, services.storage, settings.retention_seconds, is_dry)
+        counts = dict.fromkeys(Finding, 0)
+        for job_id, finding in recovery.run():
+            counts[finding] += 1
+            typer.echo(f"{finding} {job_id}")
+        summary = ", ".join(f"{count} {finding}" for finding, count in counts.items())
+        typer.echo(f"{sum(counts.values())} videos in the storage: {summary}{' (dry run)' if is_dry else ''}")

@@ -1,0 +1,96 @@
+"""`ivmix up`. In a terminal log lines go to a file; elsewhere they stay on stderr, as supervisors of services expect."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from types import FrameType
+
+from rich.console import Console
+from rich.logging import RichHandler
+
+from service.cli.console import Steps
+from service.log_config import configure_logging
+from service.process.data_folder import keep_private, prepare_folder
+from service.process.supervisor import Supervisor
+from service.settings import Settings
+
+AUTH_NOTICES = {
+    "off": "authentication is off: everyone who can reach this address can use it",
+    "keys": "clients need an API key: `ivmix keys create --name NAME` creates one",
+}
+
+
+class Stop:
+    """Set by SIGINT and SIGTERM. Until `is_started` they also interrupt what runs, because the start may block."""
+
+    def __init__(self) -> None:
+        self.is_set = self.is_started = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._set)
+
+    def _set(self, _number: int, _frame: FrameType | None) -> None:
+        self.is_set = True
+        if not self.is_started:
+            raise KeyboardInterrupt
+
+
+def run(settings: Settings, workers: int, *, with_logs: bool) -> None:
+    """Run all processes until a signal. Raises ConfigurationError or ServiceUnavailable if they do not start."""
+    steps = Steps()
+    configure_logging(settings.log_format)
+    prepare_data(settings)
+    log_file = None
+    if sys.stderr.isatty() and not with_logs:
+        if settings.log_format == "auto":  # a person will read it
+            settings = settings.model_copy(update={"log_format": "text"})
+        log_file = log_to_file(settings, settings.data_dir / "logs" / "up.log", steps.console)
+    stop = Stop()
+    try:
+        with ExitStack() as stack:
+            with steps.step("service", "queue, API, webhooks and maintenance"):
+                supervisor = stack.enter_context(Supervisor(settings, workers, log_file))
+            stop.is_started = True
+            steps.say(f"ivmix is up on {supervisor.url}  (API documentation: {supervisor.url}/docs; Ctrl-C stops)")
+            steps.say(AUTH_NOTICES[supervisor.settings.auth])
+            _load_models(steps, supervisor, stop)
+            supervisor.run_until(lambda: stop.is_set)
+            steps.say("stopping")
+    except KeyboardInterrupt:
+        steps.say("stopped while starting")
+
+
+def _load_models(steps: Steps, supervisor: Supervisor, stop: Stop) -> None:
+    """Say when the workers can take jobs. Those that do not start are restarted and logged meanwhile."""
+    if not supervisor.models:
+        steps.say("no worker runs here, so jobs wait until `ivmix worker` runs elsewhere")
+        return
+    with steps.step("models", f"loading {', '.join(supervisor.models)}") as step:
+        supervisor.run_until(lambda: stop.is_set or supervisor.are_workers_ready)
+        if stop.is_set:
+            raise KeyboardInterrupt
+        step.done = "; ".join(f"{model} on {', '.join(on)}" for model, on in supervisor.devices.items())
+    log = f"; log lines are in {supervisor.log_file}" if supervisor.log_file else ""
+    steps.say(f"ready for work: {step.done}{log}", style="bold")
+
+
+def prepare_data(settings: Settings) -> None:
+    """Raises ConfigurationError if the data folder is needed and cannot be used."""
+    if settings.redis_url is None or settings.storage == "file":
+        prepare_folder(settings.data_dir, "IVMIX_DATA_DIR")
+        keep_private(settings.data_dir)
+
+
+def log_to_file(settings: Settings, file: Path, console: Console) -> Path:
+    """Log to a new file, and show warnings about whole processes in the terminal. Keeps the log of the run before."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if file.exists():
+        file.replace(file.with_suffix(".log.1"))
+    configure_logging(settings.log_format, file=file)
+    shown = RichHandler(logging.WARNING, console, show_time=False, show_path=False)
+    shown.setFormatter(logging.Formatter(f"%(message)s; log: {file}"))
+    logging.getLogger("ivmix.up").handlers[:] = [shown]
+    return file
