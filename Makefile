@@ -2,7 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+RUN_STAMP := $(VENV)/.installed
+DEV_STAMP := $(VENV)/.installed-dev
+INSTALLER := tools/install.py
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo serve test check soak bench clean
@@ -10,23 +12,22 @@ STAMP := $(VENV)/.installed
 help:  ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
-setup: $(STAMP)  ## virtual environment with everything, in .venv
+setup: $(DEV_STAMP)  ## virtual environment with everything, in .venv
 
-# torch first and by its exact version: a range would take the newest build with gigabytes of CUDA libraries.
-$(STAMP): pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[all]' --group dev
-	touch $@
+# TORCH_INDEX=URL: where torch comes from; by default its index of CPU wheels. Empty: the default index, with CUDA.
+$(RUN_STAMP): pyproject.toml constraints.txt $(INSTALLER)
+	@$(PYTHON) $(INSTALLER)
 
-demo: $(STAMP)  ## one prompt to one video, through the whole service, then stop everything
-	$(BIN)/python -m demo.run
+$(DEV_STAMP): pyproject.toml constraints.txt $(INSTALLER)
+	@$(PYTHON) $(INSTALLER) --dev
 
-serve: $(STAMP)  ## the same service, kept up: http://127.0.0.1:8000
-	$(BIN)/ivmix up
+demo: $(RUN_STAMP)  ## one prompt to one video, through the whole service, then stop everything
+	@$(BIN)/python -m demo.run
 
-check: $(STAMP)  ## lint, types, import rules, wording, sizes
+serve: $(RUN_STAMP)  ## the same service, kept up: http://127.0.0.1:8000
+	@$(BIN)/ivmix up
+
+check: $(DEV_STAMP)  ## lint, types, import rules, wording, sizes
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright
@@ -38,10 +39,10 @@ test: check  ## check, then every test that needs no GPU
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu and not slow" -n 4 --dist worksteal
 
 MINUTES ?= 30
-soak: $(STAMP)  ## long tests with random seeds: faults, fuzzing, resume; MINUTES=30
+soak: $(DEV_STAMP)  ## long tests with random seeds: faults, fuzzing, resume; MINUTES=30
 	$(BIN)/python -m tests.soak --minutes $(MINUTES)
 
-bench: $(STAMP)  ## seconds per clip with the demo models; what one API process carries
+bench: $(DEV_STAMP)  ## seconds per clip with the demo models; what one API process carries
 	$(BIN)/python -m benchmarks.demo_clip
 	$(BIN)/python -m benchmarks.api_load
 

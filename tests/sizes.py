@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = ("service", "worker", "sampler", "demo", "benchmarks", "tests")
+FOLDERS = ("service", "worker", "sampler", "demo", "benchmarks", "tools", "tests")
 SUFFIXES = {".css", ".html", ".js", ".lua", ".mjs", ".py", ".sh"}
 DATA = ("tests/data", "demo/weights")
 FUNCTION_LINES, FILE_LINES = 40, 350

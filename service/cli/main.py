@@ -55,7 +55,9 @@ def up_command(
     ] = None,
     data: Annotated[Path | None, typer.Option(help="Folder for the queue and the videos [IVMIX_DATA_DIR].")] = None,
     workers: Annotated[int, typer.Option(min=0, help="Workers per model: one per GPU.")] = 1,
-    logs: Annotated[bool, typer.Option("--logs", help="In a terminal: show log lines, instead of writing them to a file.")] = False,
+    logs: Annotated[
+        bool, typer.Option("--logs", help="In a terminal: show log lines, instead of writing them to a file.")
+    ] = False,
 ) -> None:
     """Run everything on this machine: queue, API, webhooks and workers. Ctrl-C stops all of it."""
     from service.cli import up

@@ -72,9 +72,11 @@ def _load_models(steps: Steps, supervisor: Supervisor, stop: Stop) -> None:
         supervisor.run_until(lambda: stop.is_set or supervisor.are_workers_ready)
         if stop.is_set:
             raise KeyboardInterrupt
-        step.done = "; ".join(f"{model} on {', '.join(on)}" for model, on in supervisor.devices.items())
-    log = f"; log lines are in {supervisor.log_file}" if supervisor.log_file else ""
-    steps.say(f"ready for work: {step.done}{log}", style="bold")
+        step.done = ", ".join(supervisor.models)
+    devices = "; ".join(f"{model} on {', '.join(on)}" for model, on in supervisor.devices.items())
+    steps.say(f"ready for work: {devices}. Try it: {supervisor.url}/docs", style="bold")
+    if supervisor.log_file:
+        steps.say(f"log: {supervisor.log_file}")
 
 
 def prepare_data(settings: Settings) -> None:
