@@ -3,8 +3,8 @@
     python3 tools/install.py [--dev]
 
 It runs before anything is installed, so it uses the standard library only. uv installs if it is on the PATH, else pip.
-torch comes from TORCH_INDEX, by default its own index of CPU wheels: on the default index it is a build with CUDA, which
-is ten times as large. If TORCH_INDEX does not answer, or is empty, the same version comes from the default index.
+torch comes from TORCH_INDEX, by default its own index of CPU wheels: on the default index it is a build with CUDA,
+which is ten times as large. If TORCH_INDEX does not answer, or is empty, the same version comes from the default one.
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ def create_venv() -> None:
         return
     uv = shutil.which("uv")
     command = [uv, "venv", "--quiet", "--python", sys.executable] if uv else [sys.executable, "-m", "venv"]
-    ran = subprocess.run([*command, "--clear", str(VENV)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    if ran.returncode:
-        stop(f"the virtual environment could not be created:\n{ran.stdout.strip()}")
+    code, output = output_of([*command, "--clear", str(VENV)])
+    if code:
+        stop(f"the virtual environment could not be created:\n{output.strip()}")
 
 
 def install_torch(version: str, index: str) -> None:
@@ -73,8 +73,8 @@ def install_torch(version: str, index: str) -> None:
     if problem is None and install("torch", f"torch=={version}", index=index) == 0:
         return
     say(
-        f"environment: {index} {problem or 'does not have a torch for this machine'}, so torch comes from the default "
-        "index; its build may contain CUDA, up to 3 GB more. TORCH_INDEX=URL names another index."
+        f"environment: no torch from {index} ({problem or f'see {LOG}'}); taking it from the default index, where its "
+        "build may contain CUDA: up to 3 GB more. TORCH_INDEX=URL names another index."
     )
 
 
@@ -95,22 +95,27 @@ def install(what: str, *arguments: str, index: str | None = None) -> int:
             return 0
         if index is None:  # it does not read the configuration of pip, which may name a mirror
             say(f"environment: uv could not install the {what}; trying pip")
-    prepare_pip()
+    prepare_pip(has_groups="--group" in arguments)
     source = ["--index-url", index, "--no-deps", "--retries", "1"] if index else []
     options = ["--no-compile", "--no-input", "--disable-pip-version-check", "--progress-bar", "off", *source]
     return run(what, [str(PYTHON), "-m", "pip", "install", *options, *arguments], PIP_DEFAULT_TIMEOUT=NETWORK_TIMEOUT_S)
 
 
-def prepare_pip() -> None:
-    """In an environment that uv created there is none; before 25.1 it does not know dependency groups."""
-    asked = subprocess.run(
-        [str(PYTHON), "-m", "pip", "--version"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
-    found = re.match(r"pip (\d+)\.(\d+)", asked.stdout)
-    if found is None:
+def prepare_pip(*, has_groups: bool) -> None:
+    """An environment that uv created has no pip, and before 25.1 pip does not know dependency groups."""
+    pip = [str(PYTHON), "-m", "pip"]
+    code, output = output_of([*pip, "--version"])
+    if code:
         run("pip", [str(PYTHON), "-m", "ensurepip", "--default-pip"])
-    if found is None or (int(found[1]), int(found[2])) < (25, 1):
-        run("pip", [str(PYTHON), "-m", "pip", "install", "--disable-pip-version-check", "--upgrade", "pip>=25.1"])
+    version = re.match(r"pip (\d+)\.(\d+)", output)
+    if has_groups and (version is None or tuple(map(int, version.groups())) < (25, 1)):
+        run("pip", [*pip, "install", "--disable-pip-version-check", "--upgrade", "pip>=25.1"])
+
+
+def output_of(command: list[str]) -> tuple[int, str]:
+    """Exit code, and both outputs in one."""
+    ran = subprocess.run(command, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return ran.returncode, ran.stdout
 
 
 def index_problem(index: str, package: str, version: str) -> str | None:
@@ -122,16 +127,17 @@ def index_problem(index: str, package: str, version: str) -> str | None:
             with urllib.request.urlopen(f"{index.rstrip('/')}/{package}/", timeout=INDEX_TIMEOUT_S) as response:
                 page = response.read().decode(errors="replace")
         except Exception as e:  # whatever is wrong with it, there is another index
-            found.append(f"cannot be read ({getattr(e, 'reason', e) or type(e).__name__})")
+            cause = getattr(e, "reason", e)
+            found.append(str(getattr(cause, "strerror", None) or cause or type(e).__name__))
         else:
             is_listed = re.search(rf"{package}-{re.escape(version)}(-|\+|%2B)", page)
-            found.append(None if is_listed else f"does not have {package} {version}")
+            found.append(None if is_listed else f"it does not have {package} {version}")
 
     # In a thread: a name server that does not answer, or a page that trickles in, keeps no deadline of its own.
     asking = threading.Thread(target=ask, daemon=True)
     asking.start()
     asking.join(INDEX_TIMEOUT_S)
-    return found[0] if found else f"did not answer within {INDEX_TIMEOUT_S:.0f} s"
+    return found[0] if found else f"no answer within {INDEX_TIMEOUT_S:.0f} s"
 
 
 def pinned(package: str) -> str:

@@ -32,11 +32,11 @@ class Step:
     began: float = field(default_factory=time.monotonic)
     done: str = ""
     _progress: Progress | None = None
-    _task: TaskID = TaskID(0)
+    _task: TaskID | None = None
 
     def update(self, detail: str, completed: float = 0, total: float | None = None) -> None:
         """Show what happens now, and a bar if there is a `total`."""
-        if self._progress is not None:
+        if self._progress is not None and self._task is not None:
             self._progress.update(self._task, detail=detail, completed=completed, total=total)
 
     @property
@@ -55,26 +55,30 @@ class Steps:
         """Run one step. If it raises, a terminal shows which one failed; the message is the caller's."""
         if not self.is_animated:
             yield (step := Step(name))
-            self.say(f"{name}: {step.done or detail}, {_duration(step.seconds)}")
+            self.say(f"{name}: {step.done or detail} ({_duration(step.seconds)})")
             return
-        spinner = "dots" if self._marks[0] == "✓" else "line"
-        columns = (SpinnerColumn(spinner), TextColumn(f"{name:<{NAME_WIDTH}} {{task.fields[detail]}}"), _BarIfTotal())
+        columns = (
+            SpinnerColumn("dots" if self._marks[0] == "✓" else "line"),
+            TextColumn(f"{name:<{NAME_WIDTH}} {{task.fields[detail]}}"),
+            _BarIfTotal(),
+            TimeElapsedColumn(),
+        )
+        progress = Progress(*columns, console=self.console, transient=True)
+        step = Step(name, _progress=progress, _task=progress.add_task("", total=None, detail=detail))
         try:
-            with Progress(*columns, TimeElapsedColumn(), console=self.console, transient=True) as progress:
-                step = Step(name, _progress=progress, _task=progress.add_task("", total=None, detail=detail))
+            with progress:
                 yield step
-        except BaseException as e:
-            if not isinstance(e, KeyboardInterrupt | GeneratorExit):
-                self._finish(self._marks[1], "red", name, detail, step)
+        except Exception:
+            self._finish(self._marks[1], "red", step, detail)
             raise
-        self._finish(self._marks[0], "green", name, step.done or detail, step)
+        self._finish(self._marks[0], "green", step, step.done or detail)
 
     def say(self, text: str, style: str = "") -> None:
         """Print one line, never wrapped where others read it."""
         self.console.print(Text(text, style=style), soft_wrap=True)
 
-    def _finish(self, mark: str, style: str, name: str, said: str, step: Step) -> None:
-        line = Text.assemble((mark, style), f" {name:<{NAME_WIDTH}} {said}  ", (_duration(step.seconds), "dim"))
+    def _finish(self, mark: str, style: str, step: Step, said: str) -> None:
+        line = Text.assemble((mark, style), f" {step.name:<{NAME_WIDTH}} {said}  ", (_duration(step.seconds), "dim"))
         self.console.print(line, soft_wrap=True)
 
 

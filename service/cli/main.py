@@ -1,7 +1,7 @@
 """The commands of `ivmix`.
 
-Each command imports what it needs when it runs: `ivmix --help` answers at once. Modules that need torch are run by name,
-so that `ivmix api` works in an installation without torch.
+Each command imports what it needs when it runs: `ivmix --help` answers at once. Modules that need torch are run by
+name, so that `ivmix api` works in an installation without torch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`ivmix up`. In a terminal log lines go to a file; elsewhere they stay on stderr, as supervisors of services expect."""
+"""`ivmix up`. In a terminal log lines go to a file; elsewhere they stay on stderr, as service managers expect."""
 
 from __future__ import annotations
 

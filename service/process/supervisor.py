@@ -175,18 +175,21 @@ class Supervisor:
         }
 
     def _launch(self, process: _Process) -> None:
-        pipe = [self._pipe.writer] if process in self._workers else []
+        environment, inherited = dict(self._environment), list[int]()
+        if process in self._workers:
+            environment[READY_FD] = str(self._pipe.writer)
+            inherited.append(self._pipe.writer)
         with ExitStack() as stack:
             log_file = stack.enter_context(open(self.log_file, "ab")) if self.log_file else None
-            # In a new session: Ctrl-C in the terminal reaches only the supervisor, which then stops the others in order.
+            # In a new session: Ctrl-C reaches only the supervisor, which then stops the others in order.
             process.handle = subprocess.Popen(
                 [sys.executable, "-m", *process.module],
-                env={**self._environment, **{READY_FD: str(writer) for writer in pipe}},
+                env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log_file,
                 stderr=log_file,
                 start_new_session=True,
-                pass_fds=pipe,
+                pass_fds=inherited,
             )
         process.started = time.monotonic()
 
