@@ -91,10 +91,11 @@ def install(what: str, *arguments: str, index: str | None = None) -> int:
     if uv := shutil.which("uv"):
         source = ["--default-index", index, "--no-deps"] if index else []
         command = [uv, "pip", "install", "--python", str(PYTHON), *source, *arguments]
-        if run(what, command, UV_HTTP_TIMEOUT=NETWORK_TIMEOUT_S) == 0:
-            return 0
-        if index is None:  # it does not read the configuration of pip, which may name a mirror
-            say(f"environment: uv could not install the {what}; trying pip")
+        code = run(what, command, UV_HTTP_TIMEOUT=NETWORK_TIMEOUT_S)
+        if code == 0 or index:
+            return code
+        # It does not read the configuration of pip, which may name a mirror.
+        say(f"environment: uv could not install the {what}; trying pip")
     prepare_pip(has_groups="--group" in arguments)
     source = ["--index-url", index, "--no-deps", "--retries", "1"] if index else []
     options = ["--no-compile", "--no-input", "--disable-pip-version-check", "--progress-bar", "off", *source]
@@ -127,8 +128,9 @@ def index_problem(index: str, package: str, version: str) -> str | None:
             with urllib.request.urlopen(f"{index.rstrip('/')}/{package}/", timeout=INDEX_TIMEOUT_S) as response:
                 page = response.read().decode(errors="replace")
         except Exception as e:  # whatever is wrong with it, there is another index
-            cause = getattr(e, "reason", e)
-            found.append(str(getattr(cause, "strerror", None) or cause or type(e).__name__))
+            reason = getattr(e, "reason", None)
+            cause = reason if isinstance(reason, OSError) else e
+            found.append(getattr(cause, "strerror", None) or str(cause) or type(cause).__name__)
         else:
             is_listed = re.search(rf"{package}-{re.escape(version)}(-|\+|%2B)", page)
             found.append(None if is_listed else f"it does not have {package} {version}")

@@ -45,9 +45,14 @@ class Step:
 
 
 class Steps:
-    def __init__(self, console: Console | None = None) -> None:
+    """
+    Args:
+        may_animate: False where other lines appear in the same terminal.
+    """
+
+    def __init__(self, console: Console | None = None, *, may_animate: bool = True) -> None:
         self.console = console or Console()
-        self.is_animated = self.console.is_terminal and not self.console.is_dumb_terminal
+        self.is_animated = may_animate and self.console.is_terminal and not self.console.is_dumb_terminal
         self._marks = ("✓", "✗") if self.console.encoding.startswith("utf") else ("+", "x")
 
     @contextmanager

@@ -40,11 +40,12 @@ class Stop:
 
 def run(settings: Settings, workers: int, *, with_logs: bool) -> None:
     """Run all processes until a signal. Raises ConfigurationError or ServiceUnavailable if they do not start."""
-    steps = Steps()
+    logs_to_file = sys.stderr.isatty() and not with_logs
+    steps = Steps(may_animate=logs_to_file or not sys.stderr.isatty())
     configure_logging(settings.log_format)
     prepare_data(settings)
     log_file = None
-    if sys.stderr.isatty() and not with_logs:
+    if logs_to_file:
         if settings.log_format == "auto":  # a person will read it
             settings = settings.model_copy(update={"log_format": "text"})
         log_file = log_to_file(settings, settings.data_dir / "logs" / "up.log", steps.console)

@@ -1,0 +1,101 @@
+"""What `ivmix up` shows: steps and a ready line in a terminal, its log in a file; log lines on stderr elsewhere."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+from service.settings import MODELS_FILE
+from tests.processes import clean_environment, wait_for
+from tests.terminal import Terminal
+
+UP = [sys.executable, "-m", "service.cli", "up", "--port", "0"]
+
+
+def up_in_terminal(data: Path, *options: str, **environment: str) -> Terminal:
+    return Terminal([*UP, "--data", str(data), *options], cwd=data.parent, env=clean_environment() | environment)
+
+
+def is_log_line(line: str) -> bool:
+    return line.startswith("{") or "[info" in line
+
+
+def test_a_terminal_shows_steps_and_who_is_ready_where_and_the_log_is_in_a_file(tmp_path: Path) -> None:
+    with up_in_terminal(tmp_path / "data") as terminal:
+        terminal.read_until("ready for work")
+        terminal.read_until("log: ")
+        terminal.process.send_signal(signal.SIGINT)
+        assert terminal.wait() == 0
+        lines = terminal.lines
+    assert [line for line in lines if is_log_line(line)] == []
+    assert lines[0].startswith("✓ service")
+    url = lines[1].split()[4]
+    assert lines[1].startswith(f"ivmix is up on {url}")
+    assert next(line for line in lines if "models" in line).startswith("✓ models       demo")
+    (ready,) = [line for line in lines if line.startswith("ready for work")]
+    assert ready.startswith("ready for work: demo on CPU, ")
+    assert f"{url}/docs" in ready
+    log = tmp_path / "data" / "logs" / "up.log"
+    assert f"log: {log}" in lines
+    assert "models of demo loaded" in log.read_text()
+    assert lines[-1] == "stopping"
+
+
+def test_the_log_of_the_run_before_is_kept_and_logs_shows_it_in_the_terminal(tmp_path: Path) -> None:
+    log = tmp_path / "data" / "logs" / "up.log"
+    log.parent.mkdir(parents=True)
+    log.write_text("before\n")
+    for options, expected in ((["--logs"], "before\n"), ([], None)):
+        with up_in_terminal(tmp_path / "data", "--workers", "0", *options) as terminal:
+            terminal.read_until("no worker runs here")
+            if expected:
+                terminal.read_until("leading")
+            terminal.process.send_signal(signal.SIGTERM)
+            assert terminal.wait() == 0
+            assert any(is_log_line(line) for line in terminal.lines) is bool(expected)
+        assert (log.read_text() == "before\n") is bool(expected)
+    assert log.with_suffix(".log.1").read_text() == "before\n"
+    assert log.stat().st_mode & 0o077 == 0  # prompts are never logged, but ids are
+
+
+def test_a_worker_that_ends_is_shown_with_the_file_that_says_why(tmp_path: Path) -> None:
+    shutil.copytree(MODELS_FILE.parents[2] / "demo" / "weights", tmp_path / "weights")
+    (tmp_path / "weights" / "vae" / "extra.bin").touch()
+    registry = tmp_path / "models.toml"
+    registry.write_text(MODELS_FILE.read_text().replace("../../demo/weights", "weights"))
+    with up_in_terminal(tmp_path / "data", IVMIX_MODELS_FILE=str(registry)) as terminal:
+        terminal.read_until("worker demo 0 exited with code 1")
+        terminal.read_until("up.log")
+        terminal.process.send_signal(signal.SIGINT)
+        assert terminal.wait() == 0
+        assert not any("ready for work" in line for line in terminal.lines)
+    assert "extra.bin" in (tmp_path / "data" / "logs" / "up.log").read_text()
+
+
+def test_without_a_terminal_lines_are_plain_and_logs_are_json_on_stderr(tmp_path: Path) -> None:
+    command = [*UP, "--data", str(tmp_path / "data")]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=clean_environment()) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        written: dict[str, list[str]] = {"stdout": [], "stderr": []}
+        readers = [
+            threading.Thread(target=lambda stream=stream, to=to: to.extend(stream), daemon=True)
+            for stream, to in ((process.stdout, written["stdout"]), (process.stderr, written["stderr"]))
+        ]
+        for reader in readers:
+            reader.start()
+        wait_for(lambda: any("ready for work" in line for line in written["stdout"]) or None, timeout_s=90)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+        for reader in readers:
+            reader.join(10)
+    assert len(written["stdout"]) == 6
+    assert "\x1b" not in "".join(written["stdout"])
+    assert "models of demo loaded" in " ".join(json.loads(line)["event"] for line in written["stderr"])
+    assert not (tmp_path / "data" / "logs").exists()
