@@ -11,6 +11,8 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
+from urllib.parse import quote, unquote
 
 
 def wheel(name: str, version: str, requires: Sequence[str] = ()) -> tuple[str, bytes]:
@@ -31,6 +33,39 @@ def wheel(name: str, version: str, requires: Sequence[str] = ()) -> tuple[str, b
     return f"{name}-{version}-py3-none-any.whl", packed.getvalue()
 
 
+class IndexHandler(BaseHTTPRequestHandler):
+    """Answers like a package index. Subclasses set what there is."""
+
+    wheels: ClassVar[dict[str, tuple[str, bytes]]] = {}
+    is_broken = False
+    asked: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        self.asked.append(self.path)
+        part = unquote(self.path.strip("/").split("/")[-1])
+        files = dict(self.wheels.values())
+        if part in files and not self.is_broken:
+            self._answer(files[part], "application/zip")
+        elif part in self.wheels:
+            link = quote(self.wheels[part][0])
+            self._answer(f'<!DOCTYPE html><a href="{link}">{link}</a>'.encode(), "text/html")
+        else:
+            self.send_error(404)
+
+    do_HEAD = do_GET  # noqa: N815  the server looks for this name
+
+    def _answer(self, body: bytes, kind: str) -> None:
+        self.send_response(200)
+        self.send_header("content-type", kind)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
 @contextmanager
 def package_index(
     packages: Mapping[str, str], *, asked: list[str] | None = None, is_broken: bool = False
@@ -41,36 +76,12 @@ def package_index(
         asked: gets the path of every request.
         is_broken: wheels are listed, but not there.
     """
-    wheels = {name: wheel(name, version) for name, version in packages.items()}
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            if asked is not None:
-                asked.append(self.path)
-            part = self.path.strip("/").split("/")[-1].partition("#")[0].replace("%2B", "+").replace("%2b", "+")
-            files = dict(wheels.values())
-            if part in files and not is_broken:
-                self._answer(files[part], "application/zip")
-            elif part in wheels:
-                link = wheels[part][0].replace("+", "%2B")
-                self._answer(f'<!DOCTYPE html><a href="{link}">{link}</a>'.encode(), "text/html")
-            else:
-                self.send_error(404)
-
-        def _answer(self, body: bytes, kind: str) -> None:
-            self.send_response(200)
-            self.send_header("content-type", kind)
-            self.send_header("content-length", str(len(body)))
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(body)
-
-        do_HEAD = do_GET  # noqa: N815  the server looks for this name
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    has = {
+        "wheels": {name: wheel(name, version) for name, version in packages.items()},
+        "asked": [] if asked is None else asked,
+        "is_broken": is_broken,
+    }
+    with ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (IndexHandler,), has)) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}/simple"
         server.shutdown()

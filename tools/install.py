@@ -135,7 +135,7 @@ def index_problem(index: str, package: str, version: str) -> str | None:
             is_listed = re.search(rf"{package}-{re.escape(version)}(-|\+|%2B)", page)
             found.append(None if is_listed else f"it does not have {package} {version}")
 
-    # In a thread: a name server that does not answer, or a page that trickles in, keeps no deadline of its own.
+    # In a thread: a name server that does not answer, or a page that trickles in, ignores a socket's timeout.
     asking = threading.Thread(target=ask, daemon=True)
     asking.start()
     asking.join(INDEX_TIMEOUT_S)
