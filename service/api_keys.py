@@ -16,7 +16,7 @@ from threading import Lock
 from pydantic import Field
 from redis import Redis
 
-from service.base import FrozenModel
+from service.frozen_model import FrozenModel
 from service.redis_scripts import UntypedRedis
 
 log = logging.getLogger("ivmix.api")
