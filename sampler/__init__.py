@@ -1,13 +1,13 @@
 """The IV-Mixed Sampler (arXiv:2410.04171) as a library: tensors in, tensors out. Imports torch and nothing else."""
 
 from sampler.baseline_plans import ddim_plan, fused_plan, zigzag_plan
+from sampler.denoise_and_goback_moves import AnyMove, Call, FusedMove, Move, Renoise, Restart, SolverMove
 from sampler.denoisers import ImageDenoiser, VideoDenoiser
 from sampler.errors import IncompatibleInputs, InvalidSetting
 from sampler.freeinit import free_init_plan
 from sampler.guidance import Denoiser
 from sampler.loop import LatentsNotFinite, Step, sample
 from sampler.mixed_plans import mixed_plan
-from sampler.moves import AnyMove, Call, FusedMove, Move, Renoise, Restart, SolverMove
 from sampler.noise import seeded_noise
 from sampler.noise_schedule import NoiseSchedule
 from sampler.official_plans import official_plan

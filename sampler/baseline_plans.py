@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from sampler.denoise_and_goback_moves import AnyMove, FusedMove
 from sampler.level_grid import LevelGrid
-from sampler.moves import AnyMove, FusedMove
 from sampler.noise_schedule import NoiseSchedule
 from sampler.plan import Plan
 from sampler.validation import Guidance, Range, active_steps, finite_number, guidance_ramps

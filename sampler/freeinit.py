@@ -9,8 +9,8 @@ from typing import cast, get_args
 import torch
 from torch import Tensor
 
+from sampler.denoise_and_goback_moves import LowPass, Restart
 from sampler.errors import InvalidSetting
-from sampler.moves import LowPass, Restart
 from sampler.noise_schedule import NoiseSchedule, check_schedule
 from sampler.plan import Plan
 from sampler.validation import finite_number, one_of, whole_number

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sampler.moves import Call, ModelName, Move
+from sampler.denoise_and_goback_moves import Call, ModelName, Move
 from sampler.noise_schedule import NoiseSchedule, check_schedule
 
 

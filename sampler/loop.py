@@ -9,11 +9,11 @@ from functools import reduce
 import torch
 from torch import Tensor
 
+from sampler.denoise_and_goback_moves import AnyMove, Call, Restart, SolverMove
 from sampler.errors import IncompatibleInputs, InvalidSetting
 from sampler.finite_check import FiniteCheck
 from sampler.freeinit import restart_latents
 from sampler.guidance import Denoiser, GuidedDenoiser
-from sampler.moves import AnyMove, Call, Restart, SolverMove
 from sampler.noise import Generators, fresh_noise
 from sampler.plan import Plan
 

@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, get_args
 
+from sampler.denoise_and_goback_moves import AnyMove, ModelName, Renoise
 from sampler.errors import InvalidSetting
 from sampler.level_grid import LevelGrid
-from sampler.moves import AnyMove, ModelName, Renoise
 from sampler.noise_schedule import NoiseSchedule
 from sampler.plan import Plan
 from sampler.validation import Guidance, Range, active_steps, finite_number, guidance_ramps, one_of, whole_number

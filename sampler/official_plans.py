@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from sampler.denoise_and_goback_moves import AnyMove, ModelName, Move, SolverMove
 from sampler.errors import InvalidSetting
-from sampler.moves import AnyMove, ModelName, Move, SolverMove
 from sampler.noise_schedule import NoiseSchedule, check_schedule
 from sampler.plan import Plan
 from sampler.validation import (

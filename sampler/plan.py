@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from sampler.moves import AnyMove, Call
+from sampler.denoise_and_goback_moves import AnyMove, Call
 from sampler.plan_table import table
 
 

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 
-from sampler.moves import AnyMove, FusedMove, Move, Renoise, Restart, SolverMove
+from sampler.denoise_and_goback_moves import AnyMove, FusedMove, Move, Renoise, Restart, SolverMove
 
 LETTERS = {"image": "I", "video": "V"}
 HEAD = ("steps", "count", "kind", "moves", "guidance", "calls a step")

@@ -15,7 +15,7 @@ from threading import Lock
 from pydantic import Field
 from redis import Redis
 
-from service.base import FrozenModel
+from service.frozen_model import FrozenModel
 from service.redis_scripts import UntypedRedis
 from service.scopes import DEFAULT_SCOPES, Scope
 

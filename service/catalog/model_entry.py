@@ -11,11 +11,11 @@ from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import Field, JsonValue, ValidationError, model_validator
 
-from service.base import FrozenModel
 from service.catalog.families import LORA, OPTIONAL_COMPONENTS, REQUIRED_COMPONENTS, Family
 from service.catalog.frame_size import choose_size
 from service.catalog.weight_files import Component
 from service.errors import InvalidParameter
+from service.frozen_model import FrozenModel
 from service.jobs.model import Generation
 from service.jobs.request import VideoRequest
 from service.jobs.sampler_settings import USES, SamplerSettings

@@ -12,10 +12,10 @@ from typing import Any
 
 from pydantic import Field
 
-from service.base import FrozenModel
 from service.catalog.model_entry import ModelEntry
 from service.catalog.weight_files import Component, LockFile, Source
 from service.errors import ConfigurationError, ModelNotFetched, ModelNotFound
+from service.frozen_model import FrozenModel
 from service.settings import MODELS_FILE, Settings, default_data_dir
 
 

@@ -18,8 +18,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from service.base import FrozenModel
 from service.errors import ConfigurationError
+from service.frozen_model import FrozenModel
 
 LOCK_FILE = "models.lock.toml"
 PICKLE_SUFFIXES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")  # loading a pickle runs its code

@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import ConfigDict, Field
 
-from service.base import FrozenModel
+from service.frozen_model import FrozenModel
 from service.ids import created_at, new_job_id
-from service.jobs.network_calls import network_calls
+from service.jobs.denoiser_calls import network_calls
 from service.jobs.sampler_settings import SamplerSettings
 from service.jobs.timestep_spacing import Spacing
 

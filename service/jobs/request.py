@@ -7,7 +7,7 @@ from typing import Annotated, Any, Self, cast
 
 from pydantic import Field, field_validator, model_validator
 
-from service.base import FrozenModel
+from service.frozen_model import FrozenModel
 from service.jobs.model import EVENT_TYPES, Callback, EventType, Generation, Job, Priority
 
 MAX_SEED = 2**63 - 1

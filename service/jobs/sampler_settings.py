@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from service.base import FrozenModel
+from service.frozen_model import FrozenModel
 
 Guidance = Annotated[float, Field(ge=0, le=100)]  # classifier-free guidance scale
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from service.base import FrozenModel
+from service.frozen_model import FrozenModel
 
 
 class Spacing(FrozenModel):

@@ -25,8 +25,8 @@ from typing import Any, NamedTuple
 
 from redis import Redis
 
-from service.base import FrozenModel
 from service.errors import WebhookDeliveryNotFound
+from service.frozen_model import FrozenModel
 from service.ids import new_id
 from service.jobs.model import EventType
 from service.jobs.outbox import Command

@@ -16,8 +16,8 @@ from typing import Any
 from pydantic import TypeAdapter
 from redis import Redis
 
-from service.base import FrozenModel
 from service.errors import InvalidParameter, WebhookEndpointNotFound
+from service.frozen_model import FrozenModel
 from service.ids import new_id
 from service.jobs.model import EventType
 from service.jobs.outbox import LISTENERS

@@ -10,7 +10,7 @@ import hashlib
 import hmac
 import secrets
 
-from service.base import FrozenModel
+from service.frozen_model import FrozenModel
 
 PREFIX = "whsec_"
 KEY_BYTES = 32  # the specification allows 24 to 64

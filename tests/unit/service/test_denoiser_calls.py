@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from service.jobs.network_calls import network_calls
+from service.jobs.denoiser_calls import network_calls
 from service.jobs.sampler_settings import USES, SamplerSettings
 from service.jobs.timestep_spacing import Spacing
 
