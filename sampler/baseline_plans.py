@@ -11,9 +11,7 @@ from sampler.plan import Plan
 from sampler.validation import Guidance, Range, active_steps, finite_number, guidance_ramps, one_of
 
 
-def ddim_plan(
-    schedule: NoiseSchedule, steps: int = 50, *, guidance: float = 7.5, model: ModelName = "video"
-) -> Plan:
+def ddim_plan(schedule: NoiseSchedule, steps: int = 50, *, guidance: float = 7.5, model: ModelName = "video") -> Plan:
     """DDIM with one model alone (arXiv:2010.02502 Eq. 12, eta = 0): one call a step.
 
     Args:

@@ -74,7 +74,7 @@ def test_spritesheet_shows_every_frame_in_rows(tmp_path: Path) -> None:
 
 
 def test_side_by_side_keeps_both_clips_under_their_titles() -> None:
-    both = video_encoder.side_by_side([clip(), clip()[:, ::-1]], ["left", "right"], header=40)
+    both = video_encoder.side_by_side([clip(), clip()[:, ::-1]], ["left", "right"], band=40)
     assert both.shape == (8, 104, 192, 3)
     assert np.array_equal(both[:, 40:, :96], clip())
     assert np.array_equal(both[:, 40:, 96:], clip()[:, ::-1])
