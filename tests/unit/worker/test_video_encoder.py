@@ -79,3 +79,13 @@ def test_side_by_side_keeps_both_clips_under_their_titles() -> None:
     assert np.array_equal(both[:, 40:, :96], clip())
     assert np.array_equal(both[:, 40:, 96:], clip()[:, ::-1])
     assert both[0, :40].max() > 200  # the titles are legible
+
+
+def test_captions_are_below_the_clips_and_fit_their_columns() -> None:
+    long = "20 image + 36 video calls, 123.4 s"
+    three = video_encoder.side_by_side([clip()] * 3, ["a", "b", "c"], ["", long, ""], band=40)
+    assert three.shape == (8, 144, 288, 3)
+    assert np.array_equal(three[:, 40:104], np.concatenate([clip()] * 3, axis=2))
+    written = (three[0, 104:] > 100).any(axis=(0, 2)).nonzero()[0]
+    assert 96 <= written.min() < 110
+    assert 178 < written.max() < 192
