@@ -100,8 +100,8 @@ def arms(models: Models) -> dict[str, Plan]:
     return {
         f"image alone, {steps}": ddim_plan(models.image_schedule, steps, guidance=image.guidance_scale, model="image"),
         f"video alone, {steps}": ddim_plan(schedule, steps, guidance=guidance),
-        f"video alone, {_calls(mixed)} (compute-matched)": ddim_plan(schedule, _calls(mixed), guidance=guidance),
         f"IV-mixed, {steps}": mixed,
+        f"video alone, {_calls(mixed)} (compute-matched)": ddim_plan(schedule, _calls(mixed), guidance=guidance),
     }
 
 

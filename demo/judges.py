@@ -193,7 +193,7 @@ _DIRECTIONS = torch.tensor(list(MOTIONS.values()))
 
 
 def shape_masks(clips: Tensor) -> Tensor:
-    """(n, FRAMES, SIZE, SIZE) in {0, 1}: pixels of the shape, which differ from the border colour and are no watermark."""
+    """(n, FRAMES, SIZE, SIZE) in {0, 1}: the shape, where pixels differ from the border colour and are no watermark."""
     x = (clips + 1) / 2
     border = torch.cat(
         [x[..., :2, :].flatten(3), x[..., -2:, :].flatten(3), x[..., :2].flatten(3), x[..., -2:].flatten(3)], -1

@@ -1,4 +1,4 @@
-"""`python -m demo.picture`: the picture in the README, demo/comparison.png: every frame of each model alone and IV-mixed."""
+"""`python -m demo.picture` draws the README's demo/comparison.png: the frames of each model alone and of IV-mixed."""
 
 from __future__ import annotations
 

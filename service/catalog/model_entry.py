@@ -259,7 +259,7 @@ class ModelEntry(FrozenModel):
     def _guidance_scale(self, request: VideoRequest, sampler: SamplerSettings) -> float:
         """An image network by itself is at its best with another guidance than one that a video network corrects."""
         wanted = request.guidance_scale
-        if wanted is None and (sampler.name, sampler.network) == ("ddim", "image"):
+        if wanted is None and sampler.is_image_alone:
             wanted = self.image_guidance_scale
         return self.guidance_scale.resolve("guidance_scale", wanted)
 

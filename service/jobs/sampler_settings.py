@@ -102,6 +102,10 @@ class SamplerSettings(FrozenModel):
         return interval
 
     @property
+    def is_image_alone(self) -> bool:
+        return (self.name, self.network) == ("ddim", "image")
+
+    @property
     def used(self) -> dict[str, object]:
         """Values of the settings that the chosen sampler uses."""
         return {name: getattr(self, name) for name in USES[self.name]}
