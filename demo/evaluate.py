@@ -31,7 +31,7 @@ COLUMNS = (
 )
 
 
-def main() -> None:
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--prompts-seed", type=int, default=PROMPTS_SEED)
@@ -59,7 +59,11 @@ def main() -> None:
         help="JSON object with model and guidance of `ddim_plan` to evaluate in addition; repeatable",
     )
     parser.add_argument("--only-variants", action="store_true", help="omit the standard rows")
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = _arguments()
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     judges = Judges()

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from worker.child.engine import Clip, Engine
 
 Pair = tuple[float, float] | None
+COMPARE_HELP = f"Two or more samplers side by side, from the same seed: {', '.join(sorted(SAMPLERS))}."
 SETTINGS = frozenset[str]().union(*USES.values())  # options of this name
 OPTIONS = {  # all other options, and the fields of the request that they are
     "prompt": "prompt",
@@ -52,13 +53,7 @@ def generate(
     guidance: Annotated[float | None, typer.Option(help="guidance_scale.")] = None,
     size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT.")] = None,
     frames: Annotated[int | None, typer.Option(min=1, help="num_frames.")] = None,
-    compare: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SAMPLER,SAMPLER",
-            help=f"Two or more samplers side by side, from the same seed: {', '.join(sorted(SAMPLERS))}.",
-        ),
-    ] = None,
+    compare: Annotated[str | None, typer.Option(metavar="SAMPLER,SAMPLER", help=COMPARE_HELP)] = None,
     sampler: Annotated[str | None, _sampler_option(", ".join(USES))] = None,
     combination: Annotated[str | None, _sampler_option("IV-IV, R-I ...")] = None,
     order: Annotated[str | None, _sampler_option("denoise_first, goback_first")] = None,
@@ -72,19 +67,23 @@ def generate(
     network: Annotated[str | None, _sampler_option("ddim: video, image")] = None,
 ) -> None:
     """Generate a video without a server."""
-    options = locals()
-    entry = ModelRegistry.of(load_settings()).get(model)
+    _run(locals())
+
+
+def _run(options: dict[str, Any]) -> None:
+    """`options` are those of `generate`. Raises InvalidParameter."""
+    entry = ModelRegistry.of(load_settings()).get(options["model"])
     generations = _generations(entry, options)
     # --help and refused options answer without loading torch and diffusers, which takes seconds.
     from worker.child import video_encoder
     from worker.child.engine import Engine
 
-    engine, output = Engine(entry), output.expanduser()
-    if compare:  # first what every sampler needs once, or it would count as the time of the first one
+    engine, output = Engine(entry), options["output"].expanduser()
+    if options["compare"]:  # first what every sampler needs once, or it would count as the time of the first one
         engine.warm_up(entry.default_generation)
     arms = [_arm(engine, name, generation) for name, generation in generations.items()]
     (first, *_), (arm, *_) = generations.values(), arms
-    if compare:
+    if options["compare"]:
         write_comparison(arms, output, fps=first.fps)
     else:
         video_encoder.write_mp4(arm.frames, output, fps=first.fps)
