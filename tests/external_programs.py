@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,13 +19,23 @@ ROOT = Path(__file__).resolve().parents[1] / ".venv-clients"
 
 def sdk_python(version: str) -> Path:
     """Python interpreter of an environment with this version of `openai`."""
+    return python_with(f"openai=={version}")
+
+
+def python_with(requirement: str) -> Path:
+    """Python interpreter of an environment with this package and what it requires.
+
+    Packages of the tests' own environment are visible below it, so that pip installs only what is missing.
+    """
 
     def install(folder: Path) -> None:
-        run(sys.executable, "-m", "venv", str(folder))
-        pip = [str(folder / "bin" / "python"), "-m", "pip", "--quiet", "--disable-pip-version-check"]
-        run(*pip, "install", f"openai=={version}")
+        run(sys.executable, "-m", "venv", "--without-pip", str(folder))
+        own = sysconfig.get_path("purelib", vars={"base": str(folder)})
+        Path(own, "tests_environment.pth").write_text(sysconfig.get_path("purelib"))
+        pip = [sys.executable, "-m", "pip", "--python", str(folder / "bin" / "python"), "--quiet"]
+        run(*pip, "--disable-pip-version-check", "install", requirement)
 
-    return made_once(version, install) / "bin" / "python"
+    return made_once(requirement, install) / "bin" / "python"
 
 
 def sdk_node(version: str) -> tuple[Path, Path]:

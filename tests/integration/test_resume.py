@@ -20,7 +20,7 @@ from service.wiring import Services, open_services
 from tests.factories import make_generation
 from tests.processes import child_of, started, wait_for, worker
 
-STEPS = 8
+STEPS = 6
 WAIT_S = 240.0
 
 

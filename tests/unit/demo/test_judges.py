@@ -6,6 +6,8 @@ from demo import shapes
 from demo.judges import Judges, footage, frechet, size_spread
 from demo.shapes import FRAMES, SIZE, Scenes
 
+CLIPS = 60
+
 
 @pytest.fixture(scope="module")
 def judges() -> Judges:
@@ -15,19 +17,22 @@ def judges() -> Judges:
 @pytest.fixture(scope="module")
 def clips() -> tuple[Tensor, Tensor, Scenes]:
     """Sharp and degraded clips of the same scenes."""
-    return footage(100, Generator().manual_seed(99))
+    return footage(CLIPS, Generator().manual_seed(99))
 
 
-def test_judges_name_real_clips_rightly_sharp_or_degraded(judges: Judges, clips: tuple[Tensor, Tensor, Scenes]) -> None:
+@pytest.fixture(scope="module")
+def scores(judges: Judges, clips: tuple[Tensor, Tensor, Scenes]) -> tuple[dict[str, float], dict[str, float]]:
     sharp, rough, scenes = clips
-    for shown in (sharp, rough):
-        scores = judges.score(shown, scenes)
-        assert min(scores[k] for k in ("shape", "color", "background", "motion")) >= 0.97, scores
+    return judges.score(sharp, scenes), judges.score(rough, scenes)
 
 
-def test_judges_distinguish_sharp_from_degraded(judges: Judges, clips: tuple[Tensor, Tensor, Scenes]) -> None:
-    sharp, rough, scenes = clips
-    good, bad = judges.score(sharp, scenes), judges.score(rough, scenes)
+def test_judges_name_real_clips_rightly_sharp_or_degraded(scores: tuple[dict[str, float], dict[str, float]]) -> None:
+    for one in scores:
+        assert min(one[k] for k in ("shape", "color", "background", "motion")) >= 0.97, one
+
+
+def test_judges_distinguish_sharp_from_degraded(scores: tuple[dict[str, float], dict[str, float]]) -> None:
+    good, bad = scores
     assert good["frame_fd"] < 0.5 * bad["frame_fd"]
     assert good["video_fd"] < bad["video_fd"]
     assert abs(good["watermark"]) < 0.1 < 0.5 < bad["watermark"]
@@ -35,7 +40,7 @@ def test_judges_distinguish_sharp_from_degraded(judges: Judges, clips: tuple[Ten
 
 def test_wrong_prompts_score_no_better_than_chance(judges: Judges, clips: tuple[Tensor, Tensor, Scenes]) -> None:
     sharp, _, _ = clips
-    others = Scenes.random(100, Generator().manual_seed(98))
+    others = Scenes.random(CLIPS, Generator().manual_seed(98))
     scores = judges.score(sharp, others)
     assert scores["shape"] < 0.6
     assert scores["color"] < 0.5
