@@ -1,7 +1,8 @@
 """`python -m demo.evaluate`: prompt accuracy, watermark and Frechet distances of the demo models, per sampler.
 
-All samplers use the same prompts and noise. Plain DDIM runs twice: with as many steps as IV-mixed, and with as many
-network calls ("compute-matched"). Prints a table; writes JSON and a contact sheet.
+The arms are each model alone and IV-mixed, from the same prompts and noise. The video model alone runs twice: with as
+many steps as IV-mixed, and with as many network calls ("compute-matched"). Prints a table; writes JSON and a contact
+sheet.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ from worker.networks.models import Models
 
 PROMPTS_SEED = 41
 COLUMNS = (
-    *("shape", "color", "background", "motion", "degraded", "watermark", "wobble_px", "coherence"),
-    *("frame_fd", "video_fd", "calls", "seconds"),
+    *("shape", "color", "background", "motion", "degraded", "watermark", "wobble_px"),
+    *("size_spread", "coherence", "frame_fd", "video_fd", "calls", "seconds"),
 )
 
 
-def main() -> None:
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--prompts-seed", type=int, default=PROMPTS_SEED)
@@ -50,8 +51,19 @@ def main() -> None:
         default=[],
         help="JSON object of IV-mixed settings to evaluate in addition; repeatable",
     )
+    parser.add_argument(
+        "--alone",
+        type=json.loads,
+        action="append",
+        default=[],
+        help="JSON object with model and guidance of `ddim_plan` to evaluate in addition; repeatable",
+    )
     parser.add_argument("--only-variants", action="store_true", help="omit the standard rows")
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = _arguments()
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     judges = Judges()
@@ -61,7 +73,9 @@ def main() -> None:
         sharp, rough, real = footage(arguments.prompts, Generator().manual_seed(arguments.prompts_seed))
         rows["real, sharp"] = judges.score(sharp, real)
         rows["real, degraded"] = judges.score(rough, real)
-    plans = _plans(demo_models(), arguments.variant, standard=not arguments.only_variants)
+    models = demo_models()
+    plans = _variants(models, arguments.variant, arguments.alone)
+    plans = plans if arguments.only_variants else arms(models) | plans
     kept: list[Tensor] = []
     for name, drawn in draw(plans, scenes, first_seed=arguments.noise_seed, processes=arguments.processes):
         rows[name] = judges.score(drawn.clips, scenes) | {"calls": _calls(plans[name]), "seconds": drawn.seconds}
@@ -82,16 +96,27 @@ def default_settings(models: Models) -> dict[str, Any]:
     }
 
 
-def _plans(models: Models, variants: Sequence[Mapping[str, Any]], *, standard: bool) -> dict[str, Plan]:
+def arms(models: Models) -> dict[str, Plan]:
+    """Each model alone and IV-mixed, with the guidance that the model entry has for each."""
     schedule, settings = models.video_schedule, default_settings(models)
-    mixed, steps = mixed_plan(schedule, **settings), settings["steps"]
-    plans = {
-        f"DDIM {steps}": ddim_plan(schedule, steps, guidance=settings["guidance"]),
-        f"DDIM {_calls(mixed)} (compute-matched)": ddim_plan(schedule, _calls(mixed), guidance=settings["guidance"]),
-        f"IV-mixed {steps}": mixed,
+    mixed, steps, guidance = mixed_plan(schedule, **settings), settings["steps"], settings["guidance"]
+    image = models.entry.resolve(VideoRequest(prompt="a circle", sampler={"name": "ddim", "network": "image"}))
+    return {
+        f"image alone, {steps}": ddim_plan(models.image_schedule, steps, guidance=image.guidance_scale, model="image"),
+        f"video alone, {steps}": ddim_plan(schedule, steps, guidance=guidance),
+        f"IV-mixed, {steps}": mixed,
+        f"video alone, {_calls(mixed)} (compute-matched)": ddim_plan(schedule, _calls(mixed), guidance=guidance),
     }
-    tried = {json.dumps(v): mixed_plan(schedule, **settings | v) for v in variants}
-    return (plans if standard else {}) | tried
+
+
+def _variants(
+    models: Models, mixed: Sequence[Mapping[str, Any]], alone: Sequence[Mapping[str, Any]]
+) -> dict[str, Plan]:
+    settings = default_settings(models)
+    schedules = {"image": models.image_schedule, "video": models.video_schedule}
+    return {json.dumps(v): mixed_plan(models.video_schedule, **settings | v) for v in mixed} | {
+        f"alone {json.dumps(v)}": ddim_plan(schedules[v["model"]], settings["steps"], **v) for v in alone
+    }
 
 
 def _calls(plan: Plan) -> int:

@@ -141,6 +141,7 @@ class Judges:
             "degraded": named[3].float().mean().item(),
             "watermark": watermark_correlation(clips).mean().item(),
             "wobble_px": (track - straight).norm(dim=-1).mean().item(),
+            "size_spread": size_spread(clips).mean().item(),
             "coherence": self._coherence(clips),
         }
         if len(clips) > 1:  # one clip has no covariance
@@ -191,8 +192,8 @@ _FRAME_NUMBER = torch.arange(FRAMES) - (FRAMES - 1) / 2
 _DIRECTIONS = torch.tensor(list(MOTIONS.values()))
 
 
-def positions(clips: Tensor) -> Tensor:
-    """The shape's centre (n, FRAMES, 2) in px: pixels that differ from the border colour and are not watermark."""
+def shape_masks(clips: Tensor) -> Tensor:
+    """(n, FRAMES, SIZE, SIZE) in {0, 1}: the shape, where pixels differ from the border colour and are no watermark."""
     x = (clips + 1) / 2
     border = torch.cat(
         [x[..., :2, :].flatten(3), x[..., -2:, :].flatten(3), x[..., :2].flatten(3), x[..., -2:].flatten(3)], -1
@@ -203,10 +204,22 @@ def positions(clips: Tensor) -> Tensor:
     still = WATERMARK * 0.9 * difference.amin(1, keepdim=True)
     weight = (difference - 0.12 - still).clamp(min=0)
     weight = weight / weight.flatten(2).quantile(0.98, dim=2)[..., None, None].clamp(min=1e-3)
-    mask = (weight > 0.45).float()
+    return (weight > 0.45).float()
+
+
+def positions(clips: Tensor) -> Tensor:
+    """The shape's centre (n, FRAMES, 2) in px."""
+    mask = shape_masks(clips)
     area = mask.sum((2, 3)).clamp(min=1)
     pixel = torch.arange(SIZE) + 0.5
     return torch.stack([(mask * pixel).sum((2, 3)) / area, (mask * pixel[:, None]).sum((2, 3)) / area], -1)
+
+
+def size_spread(clips: Tensor) -> Tensor:
+    """(n,): standard deviation of the shape's size over the frames, relative to its mean; the size is the square root
+    of the area. Coherence hardly changes when the shape of every frame is another one of the same kind; this does."""
+    size = shape_masks(clips).sum((2, 3)).sqrt()
+    return size.std(1, correction=0) / size.mean(1).clamp(min=1)
 
 
 def _slope(track: Tensor) -> Tensor:

@@ -1,12 +1,12 @@
-"""`make demo`: start the service, generate one prompt with IV-mixed and plain DDIM (same seed), stop the service."""
+"""`make demo`: start the service, generate one prompt with both models and with each alone, stop the service."""
 
 from __future__ import annotations
 
 import sys
 import tempfile
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 from service.cli.client import Video, VideoClient
 from service.cli.console import Steps
@@ -15,35 +15,39 @@ from service.cli.submit import submit_and_download
 from service.cli.up import log_to_file
 from service.process.supervisor import Supervisor
 from service.settings import Settings
+from worker.compare import SAMPLERS, TITLES, Arm, write_comparison
 
 PROMPT = "a red circle moving right on a teal background"
 SEED = 7
 OUTPUT, COMPARISON = Path("demo.mp4"), Path("demo-compare.mp4")
 LOG = Path(".demo", "service.log").absolute()
+ARMS = ("ddim-image", "ddim", "iv-mixed")
 
 
 def main() -> int:
     steps = Steps()
     steps.say(f'ivmix demo: "{PROMPT}", seed {SEED}')
     with tempfile.TemporaryDirectory(prefix="ivmix-demo-") as folder, user_errors():
+        files = {name: Path(folder, f"{name}.mp4") for name in ARMS} | {"iv-mixed": OUTPUT}
         try:
-            mixed, plain = _generate(steps, Path(folder))
+            videos = generate(steps, Path(folder), files)
         except Exception:
             steps.say(f"The demo failed; the log of the service is in {LOG}")
             raise
-        with steps.step("comparison", f"{COMPARISON}"):
-            _write_comparison(Path(folder, "ddim.mp4"), fps=int(mixed["fps"]))
+        with steps.step("comparison", str(COMPARISON)):
+            compare(videos, files)
+    mixed = videos["iv-mixed"]
     steps.say(
         f"{OUTPUT}: IV-mixed, {mixed['num_inference_steps']} steps, {mixed['inference_time_s']:.1f} s of inference\n"
-        f"{COMPARISON}: left: video model alone ({plain['inference_time_s']:.1f} s), right: IV-mixed, same seed;\n"
-        "  the video model was trained on blurred, watermarked clips, the image model on clean pictures\n"
+        f"{COMPARISON}: image model alone, video model alone and IV-mixed, same seed; the video model was\n"
+        "  trained on blurred, watermarked clips, the image model on clean pictures without motion\n"
         "All processes have stopped. `make serve` keeps the service running; the README shows the API."
     )
     return 0
 
 
-def _generate(steps: Steps, data: Path) -> tuple[Video, Video]:
-    """Videos with IV-mixed and with plain DDIM."""
+def generate(steps: Steps, data: Path, files: Mapping[str, Path]) -> dict[str, Video]:
+    """Start the service, and write the mp4 of each arm. Returns the server's descriptions."""
     settings = Settings(data_dir=data, port=0, log_format="text")
     log_file = log_to_file(settings, LOG, steps.console)
     with ExitStack() as stack:
@@ -54,18 +58,24 @@ def _generate(steps: Steps, data: Path) -> tuple[Video, Video]:
             service.wait_for_workers()
             step.done = f"a worker is ready: demo on {service.devices['demo'][0]}"
         client = VideoClient(service.url)
-        body: dict[str, Any] = {"model": "demo", "prompt": PROMPT, "seed": SEED}
-        mixed = submit_and_download(client, body, OUTPUT, label="IV-mixed", steps=steps)
-        body["sampler"] = {"name": "ddim"}
-        plain = submit_and_download(client, body, data / "ddim.mp4", label="plain DDIM", steps=steps)
-    return mixed, plain
+        body = {"model": "demo", "prompt": PROMPT, "seed": SEED}
+        return {
+            name: submit_and_download(
+                client, {**body, "sampler": SAMPLERS[name]}, files[name], label=TITLES[name], steps=steps
+            )
+            for name in reversed(ARMS)
+        }
 
 
-def _write_comparison(plain: Path, *, fps: int) -> None:
+def compare(videos: Mapping[str, Video], files: Mapping[str, Path]) -> None:
+    """Write the comparison: `files` has the mp4 of each of `videos`, which the server described."""
     from worker.child import video_encoder  # loads av and numpy
 
-    clips = [video_encoder.read_mp4(plain), video_encoder.read_mp4(OUTPUT)]
-    video_encoder.write_mp4(video_encoder.side_by_side(clips, ["plain DDIM", "IV-mixed"]), COMPARISON, fps=fps)
+    arms = [
+        Arm(name, video_encoder.read_mp4(files[name]), videos[name]["network_calls"], videos[name]["inference_time_s"])
+        for name in ARMS
+    ]
+    write_comparison(arms, COMPARISON, fps=int(videos[ARMS[0]]["fps"]))
 
 
 if __name__ == "__main__":

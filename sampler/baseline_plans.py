@@ -1,28 +1,32 @@
-"""Samplers that IV-Mixed is compared with: plain DDIM, Z-Sampling and the fused step."""
+"""Samplers that IV-Mixed is compared with: DDIM with one of the models, Z-Sampling and the fused step."""
 
 from __future__ import annotations
 
-from sampler.denoise_and_goback_moves import AnyMove, FusedMove
+from typing import get_args
+
+from sampler.denoise_and_goback_moves import AnyMove, FusedMove, ModelName
 from sampler.level_grid import LevelGrid
 from sampler.noise_schedule import NoiseSchedule
 from sampler.plan import Plan
-from sampler.validation import Guidance, Range, active_steps, finite_number, guidance_ramps
+from sampler.validation import Guidance, Range, active_steps, finite_number, guidance_ramps, one_of
 
 
-def ddim_plan(schedule: NoiseSchedule, steps: int = 50, *, guidance: float = 7.5) -> Plan:
-    """DDIM with the video model alone (arXiv:2010.02502 Eq. 12, eta = 0): one call a step.
+def ddim_plan(schedule: NoiseSchedule, steps: int = 50, *, guidance: float = 7.5, model: ModelName = "video") -> Plan:
+    """DDIM with one model alone (arXiv:2010.02502 Eq. 12, eta = 0): one call a step.
 
     Args:
-        schedule: noise schedule of the video model; steps go between adjacent timesteps of it.
+        schedule: noise schedule of that model; steps go between adjacent timesteps of it.
         steps: from 1 to the number of timesteps in `schedule`.
-        guidance: classifier-free guidance scale; any finite number.
+        guidance: classifier-free guidance scale of that model; any finite number.
+        model: "video", or "image": every frame by itself. From independent noise the frames then share only the prompt.
 
     Raises:
         InvalidSetting: names the parameter, its value and what is allowed.
     """
     grid = LevelGrid(schedule, steps)
     finite_number("guidance", guidance)
-    return Plan(tuple((grid.ordinary_step(i, guidance),) for i in range(grid.steps)))
+    one_of("model", model, get_args(ModelName))
+    return Plan(tuple((grid.ordinary_step(i, guidance, model),) for i in range(grid.steps)))
 
 
 def zigzag_plan(

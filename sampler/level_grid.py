@@ -42,8 +42,8 @@ class LevelGrid:
     def call(self, model: ModelName, level: int, guidance: float, *, uncond: float = 1.0) -> Call:
         return Call(model, self.timesteps[model][level], self.alphas[level], guidance, uncond)
 
-    def ordinary_step(self, i: int, guidance: float) -> Move:
-        return Move("video", self.timesteps["video"][i], self.alphas[i], self.alpha_after(i), guidance)
+    def ordinary_step(self, i: int, guidance: float, model: ModelName = "video") -> Move:
+        return Move(model, self.timesteps[model][i], self.alphas[i], self.alpha_after(i), guidance)
 
     def alpha_after(self, i: int) -> float:
         """abar after the ordinary step `i`."""

@@ -18,11 +18,22 @@ from service.jobs.model import Generation, Phase
 from service.jobs.request import VideoRequest
 from service.jobs.sampler_settings import USES
 from service.settings import load_settings
+from worker.compare import SAMPLERS, Arm, compared_samplers, write_comparison
 
 if TYPE_CHECKING:
     from worker.child.engine import Clip, Engine
 
 Pair = tuple[float, float] | None
+COMPARE_HELP = f"Two or more samplers side by side, from the same seed: {', '.join(sorted(SAMPLERS))}."
+SETTINGS = frozenset[str]().union(*USES.values())  # options of this name
+OPTIONS = {  # all other options, and the fields of the request that they are
+    "prompt": "prompt",
+    "seed": "seed",
+    "steps": "num_inference_steps",
+    "guidance": "guidance_scale",
+    "size": "size",
+    "frames": "num_frames",
+}
 
 
 def _sampler_option(text: str) -> Any:  # Any: Typer's own return type
@@ -42,7 +53,7 @@ def generate(
     guidance: Annotated[float | None, typer.Option(help="guidance_scale.")] = None,
     size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT.")] = None,
     frames: Annotated[int | None, typer.Option(min=1, help="num_frames.")] = None,
-    compare: Annotated[bool, typer.Option(help="Plain DDIM and IV-mixed side by side, from the same seed.")] = False,
+    compare: Annotated[str | None, typer.Option(metavar="SAMPLER,SAMPLER", help=COMPARE_HELP)] = None,
     sampler: Annotated[str | None, _sampler_option(", ".join(USES))] = None,
     combination: Annotated[str | None, _sampler_option("IV-IV, R-I ...")] = None,
     order: Annotated[str | None, _sampler_option("denoise_first, goback_first")] = None,
@@ -53,46 +64,49 @@ def generate(
     image_every: Annotated[int | None, _sampler_option("image model in every n-th step")] = None,
     goback_guidance: Annotated[float | None, _sampler_option("zigzag")] = None,
     iterations: Annotated[int | None, _sampler_option("freeinit")] = None,
+    network: Annotated[str | None, _sampler_option("ddim: video, image")] = None,
 ) -> None:
     """Generate a video without a server."""
-    options = locals()
-    entry = ModelRegistry.of(load_settings()).get(model)
+    _run(locals())
+
+
+def _run(options: dict[str, Any]) -> None:
+    """`options` are those of `generate`. Raises InvalidParameter."""
+    entry = ModelRegistry.of(load_settings()).get(options["model"])
     generations = _generations(entry, options)
-    steps_shown = Steps(Console(stderr=True))
-    with steps_shown.step("models", f"loading {entry.id}") as step:
+    steps = Steps(Console(stderr=True))
+    with steps.step("models", f"loading {entry.id}") as step:
         # --help and refused options answer without loading torch and diffusers, which takes seconds.
         from worker.child import video_encoder
         from worker.child.engine import Engine
 
-        engine = Engine(entry)
+        engine, output = Engine(entry), options["output"].expanduser()
+        if options["compare"]:  # first what every sampler needs once, or it would count as the time of the first one
+            engine.warm_up(entry.default_generation)
         step.done = f"{entry.id} on {engine.device_name}"
-    start = time.perf_counter()
-    clips = [_generate(engine, generation, steps_shown).frames.numpy() for generation in generations]
-    pixels = video_encoder.side_by_side(clips, ["DDIM", "IV-mixed"]) if compare else clips[0]
-    last, output = generations[-1], output.expanduser()
-    video_encoder.write_mp4(pixels, output, fps=last.fps)
-    calls = ", ".join(f"{count} {network}" for network, count in last.network_calls.items())
-    typer.echo(f"{output}: seed {last.seed}, {time.perf_counter() - start:.1f} s, network calls: {calls}")
+    arms = [_arm(engine, name, generation, steps) for name, generation in generations.items()]
+    (first, *_), (arm, *_) = generations.values(), arms
+    if options["compare"]:
+        write_comparison(arms, output, fps=first.fps)
+    else:
+        video_encoder.write_mp4(arm.frames, output, fps=first.fps)
+    typer.echo(f"{output}: seed {first.seed}" + "".join(f"\n  {arm.sampler}: {arm.cost}" for arm in arms))
 
 
-def _generations(entry: ModelEntry, options: dict[str, Any]) -> list[Generation]:
-    """One, or with --compare DDIM's and IV-mixed's. Raises InvalidParameter."""
-    sampler = options["sampler"]
-    if options["compare"] and sampler not in (None, "iv-mixed"):
-        raise InvalidParameter("sampler", f"--compare runs ddim and iv-mixed; leave out --sampler {sampler}.")
-    settings = {name: options[name] for name in frozenset[str]().union(*USES.values())}
-    request = {
-        "prompt": options["prompt"],
-        "seed": options["seed"],
-        "num_inference_steps": options["steps"],
-        "guidance_scale": options["guidance"],
-        "size": options["size"],
-        "num_frames": options["frames"],
-    }
-    mixed = entry.resolve(_request(request, {**settings, "name": "iv-mixed" if options["compare"] else sampler}))
-    if not options["compare"]:
-        return [mixed]
-    return [entry.resolve(_request({**request, "seed": mixed.seed}, {"name": "ddim"})), mixed]
+def _generations(entry: ModelEntry, options: dict[str, Any]) -> dict[str, Generation]:
+    """One, or with --compare one for each of its samplers, from one seed. Raises InvalidParameter."""
+    settings = {name: options[name] for name in SETTINGS if options[name] is not None}
+    request = {field: options[option] for option, field in OPTIONS.items()}
+    if options["compare"] is None:
+        generation = entry.resolve(_request(request, {**settings, "name": options["sampler"]}))
+        return {generation.sampler.name: generation}
+    if options["sampler"] is not None:
+        raise InvalidParameter("sampler", f"--compare names its samplers; leave out --sampler {options['sampler']}.")
+    generations: dict[str, Generation] = {}
+    for name, sampler in compared_samplers(options["compare"], settings).items():
+        generations[name] = entry.resolve(_request(request, sampler))
+        request["seed"] = generations[name].seed
+    return generations
 
 
 def _request(fields: dict[str, Any], sampler: dict[str, Any]) -> VideoRequest:
@@ -103,14 +117,20 @@ def _request(fields: dict[str, Any], sampler: dict[str, Any]) -> VideoRequest:
         raise invalid_parameter(e) from e
 
 
-def _generate(engine: Engine, generation: Generation, steps: Steps) -> Clip:
-    with steps.step("video", generation.sampler.name) as shown:
+def _arm(engine: Engine, name: str, generation: Generation, steps: Steps) -> Arm:
+    start = time.perf_counter()
+    frames = _generate(engine, name, generation, steps).frames.numpy()
+    return Arm(name, frames, generation.network_calls, time.perf_counter() - start)
+
+
+def _generate(engine: Engine, name: str, generation: Generation, steps: Steps) -> Clip:
+    with steps.step("video", name) as shown:
 
         def show(phase: Phase, step: int, total: int) -> None:
-            shown.update(f"{generation.sampler.name} {phase} {step}/{total}", step, total)
+            shown.update(f"{name} {phase} {step}/{total}", step, total)
 
         clip = engine.generate(generation, show)
-        shown.done = f"{generation.sampler.name}, {generation.total_steps} steps"
+        shown.done = f"{name}, {generation.total_steps} steps"
     return clip
 
 

@@ -115,7 +115,13 @@ def _merge_remix(source: Generation, given: Body) -> Body:
     changes: Any = given.get("sampler", {})
     if isinstance(changes, dict) and cast(Body, changes).get("name", source.sampler.name) == source.sampler.name:
         changes = source.sampler.model_dump(mode="json") | cast(Body, changes)
+    if source.sampler.is_image_alone != (isinstance(changes, dict) and _is_image_alone(cast(Body, changes))):
+        del kept["guidance_scale"]  # the image network by itself has another default
     return kept | given | {"sampler": changes}
+
+
+def _is_image_alone(sampler: Body) -> bool:
+    return (sampler.get("name"), sampler.get("network")) == ("ddim", "image")
 
 
 def read_json(raw: bytes) -> Body:

@@ -50,6 +50,9 @@ class Model(ResponseModel):
     fps: Range
     num_inference_steps: Range
     guidance_scale: Range
+    image_guidance_scale: float | None = Field(
+        description="Default of `guidance_scale` for sampler `ddim` with network `image`; null if it is the same"
+    )
     negative_prompt: str
     sampler: SamplerSettings
     samplers: list[str] = Field(default=list(USES), description="Values of `sampler.name`")

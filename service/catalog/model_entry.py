@@ -119,6 +119,9 @@ class ModelEntry(FrozenModel):
     fps: Range
     num_inference_steps: Range
     guidance_scale: Range
+    image_guidance_scale: float | None = Field(
+        default=None, description="default guidance_scale of ddim with network image; default: that of guidance_scale"
+    )
     max_cost: float | None = Field(default=None, gt=0, description="limit of network calls x pixels x frames of a clip")
     negative_prompt: str = ""
     sampler: SamplerSettings = SamplerSettings()
@@ -139,6 +142,11 @@ class ModelEntry(FrozenModel):
         if self.path is None and missing:
             raise ValueError(
                 f"components lack {', '.join(sorted(missing))}, and the entry has no path; name them or add a path"
+            )
+        scale, bounds = self.image_guidance_scale, self.guidance_scale
+        if scale is not None and not bounds.min <= scale <= bounds.max:
+            raise ValueError(
+                f"image_guidance_scale={scale:g} is outside guidance_scale, {bounds.min:g}..{bounds.max:g}"
             )
         if self.num_inference_steps.max > self.spacing.num_train_timesteps:
             raise ValueError(
@@ -173,6 +181,7 @@ class ModelEntry(FrozenModel):
         self._check_text("prompt", request.prompt)
         self._check_text("negative_prompt", negative_prompt)
         width, height = choose_size(request, self.sizes)
+        sampler = self._sampler(request.sampler or {})
         fps = int(self.fps.resolve("fps", request.fps))
         generation = Generation(
             model=self.id,
@@ -187,8 +196,8 @@ class ModelEntry(FrozenModel):
             num_inference_steps=int(
                 self.num_inference_steps.resolve("num_inference_steps", request.num_inference_steps)
             ),
-            guidance_scale=self.guidance_scale.resolve("guidance_scale", request.guidance_scale),
-            sampler=self._sampler(request.sampler or {}),
+            guidance_scale=self._guidance_scale(request, sampler),
+            sampler=sampler,
             spacing=self.spacing,
         )
         self._check_cost(generation)
@@ -246,6 +255,13 @@ class ModelEntry(FrozenModel):
             if self.num_frames.min <= frames <= self.num_frames.max and _same(seconds * rate, frames):
                 return f" Send fps={rate} as well to get it."
         return ""
+
+    def _guidance_scale(self, request: VideoRequest, sampler: SamplerSettings) -> float:
+        """An image network by itself is at its best with another guidance than one that a video network corrects."""
+        wanted = request.guidance_scale
+        if wanted is None and sampler.is_image_alone:
+            wanted = self.image_guidance_scale
+        return self.guidance_scale.resolve("guidance_scale", wanted)
 
     def _sampler(self, changes: Mapping[str, Any]) -> SamplerSettings:
         """Refuses a setting that the chosen sampler does not read, unless it equals the model's default."""

@@ -21,7 +21,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-NAME_WIDTH = 12
+NAME_WIDTH = 17
 
 
 @dataclass

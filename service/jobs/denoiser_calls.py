@@ -48,7 +48,7 @@ def _moves(sampler: SamplerSettings, steps: int, spacing: Spacing, levels: list[
             yield "video", dst, src
         if sampler.name == "fused" and i in active:
             yield "image", src, dst
-        yield "video", src, dst
+        yield sampler.network if sampler.name == "ddim" else "video", src, dst
 
 
 def _zigzags(sampler: SamplerSettings, steps: int, active: range, levels: list[int]) -> Iterator[Move]:

@@ -61,6 +61,46 @@ def test_three_encodings_say_the_same(client: TestClient) -> None:
     assert (shown[0]["seed"], shown[0]["fps"], shown[0]["sampler"]["rho"]) == (5, 4, 3)
 
 
+def test_ddim_with_the_image_network_is_taken_in_every_encoding_and_shown(
+    client: TestClient, services: Services
+) -> None:
+    image = {"name": "ddim", "network": "image"}
+    form = {"prompt": PROMPT, "sampler[name]": "ddim", "sampler[network]": "image"}
+    answers = [
+        client.post("/v1/videos", json={"prompt": PROMPT, "sampler": image}),
+        client.post("/v1/videos", data=form),
+    ]
+    for answer in answers:
+        video = answer.json()
+        assert (answer.status_code, video["sampler"]["network"]) == (200, "image"), video
+        assert video["network_calls"] == {"image": 16, "video": 0}
+        assert video["guidance_scale"] == services.models.get("demo").image_guidance_scale
+        assert client.get(f"/v1/videos/{video['id']}").json()["sampler"] == video["sampler"]
+        job = services.store.get(video["id"])
+        assert job is not None
+        assert job.generation.sampler.network == "image"
+    assert "network" not in create(client, sampler=image | {"network": "video"})["sampler"]
+
+
+@pytest.mark.parametrize(
+    ("sampler", "message"),
+    [
+        ({"network": "image"}, "Sampler 'iv-mixed' has no network; leave it out, or use ddim."),
+        ({"name": "zigzag", "network": "image"}, "Sampler 'zigzag' has no network; leave it out, or use ddim."),
+        ({"name": "ddim", "network": "audio"}, "'image' or 'video'"),
+        ({"name": "ddim", "network": ["image"]}, "'image' or 'video'"),
+        ({"name": "ddim", "networks": "image"}, "network"),
+    ],
+    ids=str,
+)
+def test_network_where_it_cannot_be_used_is_refused(
+    client: TestClient, sampler: dict[str, object], message: str
+) -> None:
+    error = error_of(client.post("/v1/videos", json={"prompt": PROMPT, "sampler": sampler}), 400)
+    assert error["param"] in ("sampler.network", "sampler.networks")
+    assert message in error["message"]
+
+
 def test_json_needs_no_exact_content_type(client: TestClient) -> None:
     headers = {"content-type": "Application/JSON; charset=utf-8"}
     assert client.post("/v1/videos", content=json.dumps({"prompt": PROMPT}), headers=headers).status_code == 200

@@ -13,7 +13,7 @@ from tests.terminal import Terminal
 from worker.child.video_encoder import read_mp4
 
 DEMO = [sys.executable, "-m", "demo.run"]
-STEPS = ("service", "models", "IV-mixed", "plain DDIM", "comparison")
+STEPS = ("service", "models", "IV-mixed", "video model alone", "image model alone", "comparison")
 
 
 def demo(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:

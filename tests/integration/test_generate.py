@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -24,21 +26,45 @@ def generate(folder: Path, *options: str, **environment: str) -> tuple[int, str]
     return ran.returncode, ran.stdout + ran.stderr
 
 
-def test_compare_shows_both_samplers_from_one_seed_and_sampler_options_reach_the_sampler(tmp_path: Path) -> None:
+def test_compare_shows_all_samplers_from_one_seed_and_sampler_options_reach_the_sampler(tmp_path: Path) -> None:
     options = ("--combination", "RR-IV", "--order", "goback_first", "--interval", "0", "1", "--image-every", "2")
-    code, said = generate(tmp_path, "--steps", "4", "--seed", "7", "--compare", *options)
+    code, said = generate(tmp_path, "--steps", "4", "--seed", "7", "--compare", "ddim-image,ddim,iv-mixed", *options)
     assert code == 0, said
+    assert "out.mp4: seed 7" in said
+    assert re.search(r"^  ddim-image: 4 image calls, \d+\.\d s$", said, re.MULTILINE)
+    assert re.search(r"^  ddim: 4 video calls, \d+\.\d s$", said, re.MULTILINE)
     # steps 2 and 3 have room above them: I and V in the first, V and V in the second, and four ordinary steps
-    assert "seed 7" in said
-    assert "network calls: 1 image, 7 video" in said
+    assert re.search(r"^  iv-mixed: 1 image \+ 7 video calls, \d+\.\d s$", said, re.MULTILINE)
     frames = read_mp4(tmp_path / "out.mp4").astype(int)
-    assert frames.shape == (8, 424, 768, 3)
-    assert abs(frames[:, 40:, :384] - frames[:, 40:, 384:]).mean() > 1
+    assert frames.shape == (8, 464, 1152, 3)
+    columns = [frames[:, 40:424, 384 * i : 384 * (i + 1)] for i in range(3)]
+    assert all(abs(a - b).mean() > 1 for a, b in combinations(columns, 2))
+
+
+def test_arm_of_a_comparison_is_the_clip_of_that_sampler_alone(tmp_path: Path) -> None:
+    alone = ("--steps", "3", "--seed", "7", "--sampler", "ddim", "--network", "image")
+    code, said = generate(tmp_path, *alone)
+    assert code == 0, said
+    assert "ddim: 3 image calls" in said
+    clip = read_mp4(tmp_path / "out.mp4").astype(int)
+    code, said = generate(tmp_path, "--steps", "3", "--seed", "7", "--compare", "fused,ddim-image")
+    assert code == 0, said
+    arm = read_mp4(tmp_path / "out.mp4").astype(int)[:, 40:424, 384:]
+    assert abs(clip - arm).mean() < 2, "the same pixels, coded twice"
 
 
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
+        (("--compare", "ddim,euler"), "unknown sampler 'euler'; use two or more of ddim, ddim-image, freeinit, fused"),
+        (("--compare", "ddim"), "'ddim' is one sampler"),
+        (("--compare", "ddim,ddim"), "'ddim' is named more than once"),
+        (
+            ("--compare", "ddim,iv-mixed", "--sampler", "ddim"),
+            "--compare names its samplers; leave out --sampler ddim.",
+        ),
+        (("--compare", "ddim,zigzag", "--rho", "3"), "none of ddim, zigzag has rho"),
+        (("--network", "image"), "Sampler 'iv-mixed' has no network; leave it out, or use ddim."),
         (("--sampler", "ddim", "--rho", "3"), "Sampler 'ddim' has no rho; leave it out, or use iv-mixed, fused."),
         (("--combination", "R-I"), "use 'goback_first'"),
         (("--model", "modelscope"), "`ivmix models fetch modelscope` downloads them"),

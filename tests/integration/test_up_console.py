@@ -36,7 +36,7 @@ def test_a_terminal_shows_steps_and_who_is_ready_where_and_the_log_is_in_a_file(
     assert lines[0].startswith("✓ service")
     url = lines[1].split()[4]
     assert lines[1].startswith(f"ivmix is up on {url}")
-    assert next(line for line in lines if "models" in line).startswith("✓ models       demo")
+    assert next(line for line in lines if "models" in line).startswith("✓ models            demo")
     (ready,) = [line for line in lines if line.startswith("ready for work")]
     assert ready.startswith("ready for work: demo on CPU, ")
     assert f"{url}/docs" in ready

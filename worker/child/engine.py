@@ -9,7 +9,7 @@ import gc
 import logging
 import resource
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -22,6 +22,7 @@ from torch import Tensor
 from sampler import NoiseSchedule, Plan, ddim_plan, free_init_plan, fused_plan, mixed_plan, sample, zigzag_plan
 from service.catalog.model_entry import ModelEntry
 from service.jobs.model import Generation, Phase
+from service.jobs.sampler_settings import Network
 from worker.child.checkpoint import Checkpoint
 from worker.child.failures import failed_message
 from worker.child.fingerprint import run_fingerprint, run_fingerprints_0_1, weights_digest
@@ -218,9 +219,13 @@ class Engine:
         models, chosen = self.models, generation.sampler
         schedule = replace(models.video_schedule, **_spacing(generation))
         steps, guidance, used = generation.num_inference_steps, generation.guidance_scale, chosen.used
+        schedules: dict[Network, NoiseSchedule] = {
+            "image": replace(models.image_schedule, **_spacing(generation)),
+            "video": schedule,
+        }
         plain = partial(ddim_plan, schedule, steps, guidance=guidance)
         plans: dict[str, Callable[..., Plan]] = {
-            "ddim": plain,
+            "ddim": partial(_ddim, schedules, steps, guidance),
             "iv-mixed": partial(mixed_plan, schedule, steps, guidance=guidance, image_schedule=models.image_schedule),
             "fused": partial(fused_plan, schedule, steps, guidance=guidance, image_schedule=models.image_schedule),
             "zigzag": partial(zigzag_plan, schedule, steps, guidance=guidance),
@@ -243,6 +248,10 @@ class Engine:
             torch.cuda.reset_peak_memory_stats(self.models.device)
             return peak
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # ru_maxrss is in KiB on Linux
+
+
+def _ddim(schedules: Mapping[Network, NoiseSchedule], steps: int, guidance: float, *, network: Network) -> Plan:
+    return ddim_plan(schedules[network], steps, guidance=guidance, model=network)
 
 
 def _free_init(inner: Callable[[], Plan], schedule: NoiseSchedule, *, iterations: int) -> Plan:

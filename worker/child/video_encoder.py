@@ -4,6 +4,7 @@
 # PyAV is typed in part: its packets are generic without arguments.
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -49,16 +50,32 @@ def read_mp4(path: Path) -> Frames:
     return np.stack(pictures).astype(np.uint8, copy=False)
 
 
-def side_by_side(clips: list[Frames], titles: list[str], *, header: int = 40) -> Frames:
-    """Clips of one shape next to each other under their titles."""
+def side_by_side(
+    clips: Sequence[Frames], titles: Sequence[str], captions: Sequence[str] = (), *, band: int = 40
+) -> Frames:
+    """Clips of one shape next to each other: titles in a band above them, captions, if any, in one below.
+
+    Args:
+        band: height of a band in pixels, even.
+    """
     count, _, width, _ = clips[0].shape
-    banner = Image.new("RGB", (width * len(clips), header), (24, 24, 27))
-    draw = ImageDraw.Draw(banner)
-    font = ImageFont.load_default(size=header // 2)
-    for i, title in enumerate(titles):
-        draw.text(((i + 0.5) * width, header / 2), title, fill=(235, 235, 235), font=font, anchor="mm")
-    top = np.broadcast_to(np.asarray(banner), (count, header, width * len(clips), 3))
-    return np.concatenate([top, np.concatenate(clips, axis=2)], axis=1)
+    rows = [np.concatenate(clips, axis=2)]
+    for place, texts in ((0, titles), (2, captions)):
+        if texts:
+            row = np.asarray(_band(texts, width, band))
+            rows.insert(place, np.broadcast_to(row, (count, *row.shape)))
+    return np.concatenate(rows, axis=1)
+
+
+def _band(texts: Sequence[str], width: int, height: int) -> Image.Image:
+    """Each text in the middle of its column of `width` pixels, all in the largest font in which the widest one fits."""
+    band = Image.new("RGB", (width * len(texts), height), (24, 24, 27))
+    draw, size = ImageDraw.Draw(band), height // 2
+    widest = max(draw.textlength(text, font=ImageFont.load_default(size=size)) for text in texts)
+    font = ImageFont.load_default(size=size * min(1.0, (width - height / 4) / widest))
+    for i, text in enumerate(texts):
+        draw.text(((i + 0.5) * width, height / 2), text, fill=(235, 235, 235), font=font, anchor="mm")
+    return band
 
 
 def write_thumbnail(frames: Frames, path: Path) -> None:

@@ -2,8 +2,9 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from demo.judges import Judges, footage, frechet
-from demo.shapes import Scenes
+from demo import shapes
+from demo.judges import Judges, footage, frechet, size_spread
+from demo.shapes import FRAMES, SIZE, Scenes
 
 CLIPS = 60
 
@@ -52,3 +53,26 @@ def test_frechet_distance_of_two_known_gaussians() -> None:
     b = 2 * torch.randn(50_000, 3, generator=Generator().manual_seed(2)) + 2
     assert frechet(a, b) == pytest.approx(15, rel=0.03)
     assert frechet(a, a) == pytest.approx(0, abs=1e-4)
+
+
+def test_size_spread_is_that_of_the_drawn_shapes() -> None:
+    """Squares on white: of one size, then with sides of 8 and 16 px in turn, whose spread is 4 / 12."""
+    clips = torch.full((2, FRAMES, 3, SIZE, SIZE), 0.9)
+    for frame in range(FRAMES):
+        for row, side in enumerate((12, 8 if frame % 2 else 16)):
+            corner = 10 + frame
+            clips[row, frame, 0, corner : corner + side, corner : corner + side] = -1.0
+    assert size_spread(clips).tolist() == pytest.approx([0, 1 / 3], abs=1e-6)
+
+
+def test_size_spread_separates_unrelated_frames_from_a_clip(
+    judges: Judges, clips: tuple[Tensor, Tensor, Scenes]
+) -> None:
+    """Frames of clips of the same scene: each frame is right, but the sizes differ from frame to frame."""
+    sharp, _, _ = clips
+    same, generator = Scenes(*torch.zeros(4, 60, dtype=torch.int64)), Generator().manual_seed(5)
+    drawn, _ = shapes.render(same, generator)
+    mixed = torch.stack([drawn[torch.randperm(60, generator=generator), frame] for frame in range(FRAMES)], 1)
+    whole, shuffled = judges.score(drawn, same), judges.score(mixed, same)
+    assert whole["size_spread"] < 0.02 < 0.06 < shuffled["size_spread"]
+    assert judges.score(sharp, clips[2])["size_spread"] < 0.03

@@ -39,6 +39,7 @@ def last(
 # One plan of each kind; the second half of them draws noise.
 PLANS: dict[str, Plan] = {
     "ddim": ddim_plan(SD, 6),
+    "ddim image": ddim_plan(SD, 6, model="image"),
     **{f"mixed {c}": mixed_plan(SD, 6, combination=c) for c in ("I-I", "IV-IV", "VI-VI", "II-VV", "VV-VV")},
     "goback first": mixed_plan(SD, 6, order="goback_first", image_every=2),
     "z-sampling": zigzag_plan(SD, 6),

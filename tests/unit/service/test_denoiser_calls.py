@@ -17,6 +17,8 @@ def calls(steps: int = 50, spacing: Spacing | None = None, **settings: object) -
     ("settings", "expected"),
     [
         ({"name": "ddim"}, (0, 50)),
+        ({"name": "ddim", "network": "image"}, (50, 0)),
+        ({"name": "freeinit", "network": "image"}, (0, 150)),  # only ddim reads it
         ({}, (98, 148)),  # the last step has no zig-zag
         ({"combination": "I-I"}, (98, 50)),
         ({"combination": "VV-VV"}, (0, 246)),
@@ -39,6 +41,7 @@ def test_moves_between_equal_levels_cost_nothing() -> None:
     """linspace ends at timestep 0, which is the noise-free level unless set_alpha_to_one."""
     linspace = Spacing(timestep_spacing="linspace")
     assert calls(spacing=linspace, name="ddim") == (0, 49)
+    assert calls(spacing=linspace, name="ddim", network="image") == (49, 0)
     assert calls(spacing=linspace.model_copy(update={"set_alpha_to_one": True}), name="ddim") == (0, 50)
 
 
@@ -65,6 +68,7 @@ def test_every_setting_is_used_by_a_sampler() -> None:
         ({"image_every": 0}, "image_every", "greater than or equal to 1"),
         ({"iterations": 11}, "iterations", "less than or equal to 10"),
         ({"goback_guidance": -1}, "goback_guidance", "greater than or equal to 0"),
+        ({"name": "ddim", "network": "audio"}, "network", "'image' or 'video'"),
         ({"name": "euler"}, "name", "'iv-mixed', 'ddim', 'zigzag', 'freeinit' or 'fused'"),
     ],
     ids=str,

@@ -68,6 +68,13 @@ def test_a_job_survives_json() -> None:
     assert Job.model_validate_json(job.model_dump_json()) == job
 
 
+def test_records_name_the_network_only_where_it_is_not_the_default() -> None:
+    """Workers of older versions refuse unknown fields, and fingerprints of older checkpoints hash the settings."""
+    stored = {name: SamplerSettings(name="ddim", network=name).model_dump() for name in ("video", "image")}
+    assert ("network" in stored["video"], stored["image"]["network"]) == (False, "image")
+    assert {SamplerSettings.model_validate(stored[name]).network for name in stored} == {"video", "image"}
+
+
 def test_a_record_of_a_newer_version_can_be_read() -> None:
     assert Job.model_validate(make_job().model_dump() | {"priority": "low"})
 

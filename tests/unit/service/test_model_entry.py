@@ -5,8 +5,9 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
-from service.catalog.model_entry import Optimise
+from service.catalog.model_entry import ModelEntry, Optimise
 from service.catalog.registry import ModelRegistry
 from service.errors import InvalidParameter
 from service.jobs.sampler_settings import USES
@@ -137,6 +138,35 @@ def test_setting_of_another_sampler_is_refused_unless_it_says_what_the_model_say
     assert f"Sampler '{name}' has no combination; leave it out, or use iv-mixed." in error.message
     same = DEMO.resolve(make_request(sampler={"name": name, "combination": DEMO.sampler.combination, "rho": None}))
     assert (same.sampler.name, same.sampler.combination) == (name, DEMO.sampler.combination)
+
+
+@pytest.mark.parametrize("name", sorted(set(USES) - {"ddim"}))
+def test_network_is_a_setting_of_ddim_only(name: str) -> None:
+    error = refused(sampler={"name": name, "network": "image"})
+    assert (error.param, error.message) == (
+        "sampler.network",
+        f"Sampler '{name}' has no network; leave it out, or use ddim.",
+    )
+    error = refused(sampler={"name": "ddim", "network": "audio"})
+    assert error.param == "sampler.network"
+    assert "'image' or 'video'" in error.message
+
+
+def test_image_network_by_itself_has_its_own_default_guidance() -> None:
+    image = {"name": "ddim", "network": "image"}
+    own = DEMO.image_guidance_scale
+    assert own not in (None, DEMO.guidance_scale.default)
+    assert DEMO.resolve(make_request(sampler=image)).guidance_scale == own
+    assert DEMO.resolve(make_request(sampler=image, guidance_scale=3)).guidance_scale == 3
+    for other in ({"name": "ddim"}, {"name": "ddim", "network": "video"}, {}):
+        assert DEMO.resolve(make_request(sampler=other)).guidance_scale == DEMO.guidance_scale.default
+    made = ANIMATEDIFF.resolve(make_request(model="animatediff", sampler=image))
+    assert made.guidance_scale == ANIMATEDIFF.guidance_scale.default
+
+
+def test_default_guidance_of_the_image_network_is_within_the_limits() -> None:
+    with pytest.raises(ValidationError, match=r"image_guidance_scale=21 is outside guidance_scale, 0\.\.20"):
+        ModelEntry.model_validate(DEMO.model_dump() | {"image_guidance_scale": 21})
 
 
 @pytest.mark.parametrize("name", sorted(USES))

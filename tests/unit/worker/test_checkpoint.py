@@ -118,6 +118,16 @@ def test_run_resumed_after_any_step_gives_the_same_frames_and_does_only_the_rest
         assert steps == list(range(done + 1, 5))
 
 
+def test_image_network_alone_is_resumed_after_any_step_too(engine: Engine, tmp_path: Path) -> None:
+    generation = make_generation(num_inference_steps=3, sampler={"name": "ddim", "network": "image"})
+    frames, files = states(engine, generation, tmp_path)
+    for file in files[:-1]:
+        assert torch.equal(engine.generate(generation, resume=file).frames, frames)
+    video_alone = make_generation(num_inference_steps=3, sampler={"name": "ddim"})
+    resumed = engine.generate(video_alone, resume=files[0]).frames
+    assert torch.equal(resumed, engine.generate(video_alone).frames), "the state of another network is ignored"
+
+
 def freeinit(engine: Engine) -> Plan:
     schedule = engine.models.video_schedule
     return free_init_plan(ddim_plan(schedule, 2, guidance=3), schedule, 3)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sampler import Plan, Step, seeded_noise
+from sampler import NoiseSchedule, Plan, Step, seeded_noise
 from service.jobs.model import Phase
 from service.jobs.request import VideoRequest
 from service.jobs.sampler_settings import USES, SamplerSettings
@@ -70,7 +70,10 @@ def test_warm_up_calls_all_networks_once_or_more_and_decodes(engine: Engine) -> 
 def test_request_decides_the_plan(engine: Engine) -> None:
     plain = engine.plan(make_generation(sampler=SamplerSettings(name="ddim")))
     mixed = engine.plan(make_generation(sampler=SamplerSettings(interval=(0.5, 1.0), combination="VI-VI")))
+    frames = engine.plan(make_generation(sampler=SamplerSettings(name="ddim", network="image"), guidance_scale=1.5))
     assert plain.calls == {"image": 0, "video": 20}
+    assert frames.calls == {"image": 20, "video": 0}
+    assert {move.guidance for (move,) in frames} == {1.5}
     # ten active steps but the last, which has no room for a zig-zag
     assert mixed.calls == {"image": 18, "video": 38}
     assert [m.model for m in mixed.steps[12]] == ["video", "image", "video", "image", "video"]
@@ -108,6 +111,7 @@ def samplers(draw: st.DrawFn) -> SamplerSettings:
         image_every=draw(st.integers(1, 7)),
         goback_guidance=draw(st.floats(0, 20)),
         iterations=draw(st.integers(1, 4)),
+        network=draw(st.sampled_from(["image", "video"])),
     )
 
 
@@ -137,6 +141,17 @@ def test_every_sampler_and_combination_costs_what_the_record_says(engine: Engine
         assert engine.plan(generation).calls == generation.network_calls
 
 
+def test_image_network_alone_runs_on_its_own_schedule(engine: Engine) -> None:
+    """As the image model's own pipeline would; levels and prediction type may differ from the video model's."""
+    own = NoiseSchedule.linear(0.0001, 0.02, timestep_spacing="linspace")
+    engine.models = replace(engine.models, image_schedule=own)
+    generation = make_generation(sampler=SamplerSettings(name="ddim", network="image"), num_inference_steps=5)
+    plan = engine.plan(generation.model_copy(update={"spacing": Spacing(timestep_spacing="trailing")}))
+    assert [(move.timestep, move.src) for (move,) in plan] == [
+        (t, own.alphas_cumprod[t]) for t in (999, 799, 599, 399, 199)
+    ]
+
+
 def test_steps_of_a_run_are_those_that_are_counted(engine: Engine) -> None:
     for timestep_spacing in ("linspace", "leading", "trailing"):
         for steps in (*range(1, 60), 333, 999, 1000):
@@ -151,6 +166,7 @@ def test_steps_of_a_run_are_those_that_are_counted(engine: Engine) -> None:
         {"name": "freeinit", "iterations": 2},
         {"combination": "R-I", "order": "goback_first"},
         {"name": "zigzag"},
+        {"name": "ddim", "network": "image"},
         {"name": "fused", "image_guidance": (0.5, 0.5), "video_guidance": (0.5, 0.5)},
     ],
     ids=str,

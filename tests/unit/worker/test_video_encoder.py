@@ -74,8 +74,18 @@ def test_spritesheet_shows_every_frame_in_rows(tmp_path: Path) -> None:
 
 
 def test_side_by_side_keeps_both_clips_under_their_titles() -> None:
-    both = video_encoder.side_by_side([clip(), clip()[:, ::-1]], ["left", "right"], header=40)
+    both = video_encoder.side_by_side([clip(), clip()[:, ::-1]], ["left", "right"], band=40)
     assert both.shape == (8, 104, 192, 3)
     assert np.array_equal(both[:, 40:, :96], clip())
     assert np.array_equal(both[:, 40:, 96:], clip()[:, ::-1])
     assert both[0, :40].max() > 200  # the titles are legible
+
+
+def test_captions_are_below_the_clips_and_fit_their_columns() -> None:
+    long = "20 image + 36 video calls, 123.4 s"
+    three = video_encoder.side_by_side([clip()] * 3, ["a", "b", "c"], ["", long, ""], band=40)
+    assert three.shape == (8, 144, 288, 3)
+    assert np.array_equal(three[:, 40:104], np.concatenate([clip()] * 3, axis=2))
+    written = (three[0, 104:] > 100).any(axis=(0, 2)).nonzero()[0]
+    assert 96 <= written.min() < 110
+    assert 178 < written.max() < 192
