@@ -20,7 +20,7 @@ from service.catalog.registry import ModelRegistry
 from service.jobs.model import Generation
 from service.jobs.request import VideoRequest
 from service.jobs.sampler_settings import SamplerSettings
-from worker.child import video_encoder
+from worker.child import mp4
 from worker.child.engine import Engine
 
 PROMPT = "a red circle moving right on a teal background"
@@ -68,7 +68,7 @@ def _clip(engine: Engine, generation: Generation) -> float:
     began = time.perf_counter()
     clip = engine.generate(generation)
     with tempfile.TemporaryDirectory() as folder:
-        video_encoder.write_mp4(clip.frames.numpy(), Path(folder) / "a.mp4", fps=generation.fps)
+        mp4.write_mp4(clip.frames.numpy(), Path(folder) / "a.mp4", fps=generation.fps)
     return time.perf_counter() - began
 
 

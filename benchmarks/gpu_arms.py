@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu_networks import Pair
-from benchmarks.released import SCHEDULER, released_loop
+from benchmarks.released_loops import SCHEDULER, released_loop
 from sampler import ImageDenoiser, NoiseSchedule, VideoDenoiser, official_plan, sample
 from service.catalog.model_entry import Optimise
 from worker.networks.optimise import BlockCompiler, OptimisedNetwork, TextKVCache

@@ -25,7 +25,7 @@ import torch
 from benchmarks import gpu_measure
 from benchmarks.gpu_arms import ARMS, Arm
 from benchmarks.gpu_networks import STEPS, Family, flops, pair
-from benchmarks.roofs import matrix_roof, roofs
+from benchmarks.peak_rates import matrix_roof, roofs
 
 TIMED, ROUNDS = 10, 3  # outer steps of a turn; rounds of two turns for every arm
 SMOKE_STEPS, SMOKE_TIMED, SMOKE_ROUNDS = 4, 1, 1

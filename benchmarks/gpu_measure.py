@@ -16,7 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu_arms import Arm, exact
 from benchmarks.gpu_networks import CALLS, STEPS, Pair
-from benchmarks.roofs import wait
+from benchmarks.peak_rates import wait
 from worker.networks.optimise import vae_decode
 
 WARM_UP, GATE_STEPS = 2, 3

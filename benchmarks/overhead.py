@@ -18,7 +18,7 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
-from benchmarks.released import SCHEDULER, released_loop
+from benchmarks.released_loops import SCHEDULER, released_loop
 from sampler import ImageDenoiser, NoiseSchedule, VideoDenoiser, official_plan, sample, seeded_noise
 
 SHAPE = (1, 4, 2, 4, 4)  # small, so that the time is the host's work, which does not depend on the shape

@@ -24,7 +24,7 @@ from typing import Any
 from benchmarks.scale_table import Ceiling, Round, ceiling_table, table
 from service.jobs.keys import INDEX, job_key, lease_key, owner_index
 from service.jobs.model import Generation, Job, JobState, Phase
-from service.jobs.queue_stats import queue_stats
+from service.jobs.queue_and_waiting_time import queue_stats
 from service.jobs.rq_queues import generate_queue
 from service.jobs.sampler_settings import SamplerSettings
 from service.process.embedded_valkey import EmbeddedValkey

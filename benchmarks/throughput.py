@@ -33,7 +33,7 @@ from service.jobs.rq_queues import generate_queue
 from service.process.embedded_valkey import EmbeddedValkey, free_port
 from service.settings import Settings
 from service.wiring import Services, open_services
-from worker.child import video_encoder
+from worker.child import mp4
 from worker.child.engine import Engine
 
 PROMPT = "a red circle moving right on a teal background"
@@ -91,7 +91,7 @@ def loop(engine: Engine, wanted: list[Generation]) -> float:
     with tempfile.TemporaryDirectory() as folder:
         for generation in wanted:
             clip = engine.generate(generation)
-            video_encoder.write_mp4(clip.frames.numpy(), Path(folder) / "a.mp4", fps=generation.fps)
+            mp4.write_mp4(clip.frames.numpy(), Path(folder) / "a.mp4", fps=generation.fps)
     return time.perf_counter() - began
 
 

@@ -69,10 +69,10 @@ def generate(steps: Steps, data: Path, files: Mapping[str, Path]) -> dict[str, V
 
 def compare(videos: Mapping[str, Video], files: Mapping[str, Path]) -> None:
     """Write the comparison: `files` has the mp4 of each of `videos`, which the server described."""
-    from worker.child import video_encoder  # loads av and numpy
+    from worker.child import mp4  # loads av and numpy
 
     arms = [
-        Arm(name, video_encoder.read_mp4(files[name]), videos[name]["network_calls"], videos[name]["inference_time_s"])
+        Arm(name, mp4.read_mp4(files[name]), videos[name]["network_calls"], videos[name]["inference_time_s"])
         for name in ARMS
     ]
     write_comparison(arms, COMPARISON, fps=int(videos[ARMS[0]]["fps"]))

@@ -6,8 +6,8 @@ from sampler.denoisers import ImageDenoiser, VideoDenoiser
 from sampler.errors import IncompatibleInputs, InvalidSetting
 from sampler.freeinit import free_init_plan
 from sampler.guidance import Denoiser
+from sampler.iv_mixed_plans import mixed_plan
 from sampler.loop import LatentsNotFinite, Step, sample
-from sampler.mixed_plans import mixed_plan
 from sampler.noise import seeded_noise
 from sampler.noise_schedule import NoiseSchedule
 from sampler.official_plans import official_plan

@@ -14,7 +14,7 @@ from service.errors import InvalidParameter
 from service.jobs.sampler_settings import USES
 
 if TYPE_CHECKING:
-    from worker.child.video_encoder import Frames
+    from worker.child.mp4 import Frames
 
 # What --compare accepts: every sampler of the API, and DDIM with the image network.
 SAMPLERS: dict[str, dict[str, Any]] = {
@@ -98,9 +98,9 @@ def compared_samplers(text: str, settings: Mapping[str, Any]) -> dict[str, dict[
 
 def write_comparison(arms: Sequence[Arm], file: Path, *, fps: int) -> None:
     """Write the clips, which have one shape, next to each other as an mp4: titles above, network calls below."""
-    from worker.child import video_encoder
+    from worker.child import mp4
 
-    frames = video_encoder.side_by_side(
+    frames = mp4.side_by_side(
         [arm.frames for arm in arms], [TITLES[arm.sampler] for arm in arms], [arm.cost for arm in arms]
     )
-    video_encoder.write_mp4(frames, file, fps=fps)
+    mp4.write_mp4(frames, file, fps=fps)

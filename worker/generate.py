@@ -77,7 +77,7 @@ def _run(options: dict[str, Any]) -> None:
     steps = Steps(Console(stderr=True))
     with steps.step("models", f"loading {entry.id}") as step:
         # --help and refused options answer without loading torch and diffusers, which takes seconds.
-        from worker.child import video_encoder
+        from worker.child import mp4
         from worker.child.engine import Engine
 
         engine, output = Engine(entry), options["output"].expanduser()
@@ -89,7 +89,7 @@ def _run(options: dict[str, Any]) -> None:
     if options["compare"]:
         write_comparison(arms, output, fps=first.fps)
     else:
-        video_encoder.write_mp4(arm.frames, output, fps=first.fps)
+        mp4.write_mp4(arm.frames, output, fps=first.fps)
     typer.echo(f"{output}: seed {first.seed}" + "".join(f"\n  {arm.sampler}: {arm.cost}" for arm in arms))
 
 

@@ -14,7 +14,7 @@ from prometheus_client.registry import Collector
 from redis.exceptions import RedisError
 
 from service.api.openapi.responses import success
-from service.jobs.queue_stats import QueueStats, queue_stats
+from service.jobs.queue_and_waiting_time import QueueStats, queue_stats
 from service.wiring import Services
 
 router = APIRouter(tags=["health"])

@@ -16,7 +16,7 @@ from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 from starlette.types import Receive, Scope, Send
 
-from service.jobs.reader import JobWithPosition
+from service.jobs.record_reader import JobWithPosition
 
 BATCH_SIZE = 64  # bounds how long one script blocks Redis
 

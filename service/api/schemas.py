@@ -8,7 +8,7 @@ from pydantic import Field
 
 from service.catalog.model_entry import Range
 from service.jobs.model import Phase
-from service.jobs.queue_stats import QueueStats, WorkerStats
+from service.jobs.queue_and_waiting_time import QueueStats, WorkerStats
 from service.jobs.sampler_settings import COMBINATIONS, USES, SamplerSettings
 from service.wire.video import ResponseModel, Video, unix_seconds
 

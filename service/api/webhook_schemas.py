@@ -10,8 +10,8 @@ from pydantic import AfterValidator, BaseModel, Field, StrictBool, ValidationErr
 
 from service.api.auth import WebhookOwner
 from service.api.body_reader import media_type, read_bytes
-from service.api.parsing import is_json, read_json
 from service.api.schemas import Page
+from service.api.video_request_parser import is_json, read_json
 from service.catalog.model_entry import invalid_parameter
 from service.frozen_model import FrozenModel
 from service.jobs.model import EVENT_TYPES, EventType

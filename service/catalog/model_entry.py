@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import Field, JsonValue, ValidationError, model_validator
 
-from service.catalog.families import LORA, OPTIONAL_COMPONENTS, REQUIRED_COMPONENTS, Family
+from service.catalog.family_components import LORA, OPTIONAL_COMPONENTS, REQUIRED_COMPONENTS, Family
 from service.catalog.frame_size import choose_size
 from service.catalog.weight_files import Component
 from service.errors import InvalidParameter

@@ -33,7 +33,7 @@ from service.jobs.keys import (
 )
 from service.jobs.model import ALLOWED_TRANSITIONS, Job, JobError, JobState, Output, Phase
 from service.jobs.outbox import LISTENERS, OUTBOX, oldest_kept
-from service.jobs.reader import Idempotency, JobReader
+from service.jobs.record_reader import Idempotency, JobReader
 from service.jobs.rq_queues import generate_queue, recorded_generate
 from service.redis_records import encode_fields
 from service.redis_scripts import flatten_commands, load_script

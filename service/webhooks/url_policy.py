@@ -16,7 +16,7 @@ from ipaddress import ip_network
 import httpx2
 
 from service.errors import InvalidParameter
-from service.webhooks.addresses import Network, refusal_reason
+from service.webhooks.private_addresses import Network, refusal_reason
 
 MAX_URL = 2048
 CHECK_TIMEOUT_S = 3.0  # a name that takes longer is accepted now and resolved again before every request

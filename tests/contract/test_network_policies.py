@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from service.webhooks.addresses import ALWAYS_REFUSED, NOT_PUBLIC_V4, NOT_PUBLIC_V6, PUBLIC_V6, refusal_reason
+from service.webhooks.private_addresses import ALWAYS_REFUSED, NOT_PUBLIC_V4, NOT_PUBLIC_V6, PUBLIC_V6, refusal_reason
 from tests.containers import OVERLAYS, Document, manifest_containers, pod_specs, rendered
 
 PUBLIC = {"8.8.8.8", "1.1.1.1", "2606:4700:4700::1111"}

@@ -10,7 +10,7 @@ import httpx2
 import pytest
 
 from tests.processes import PROMPT, clean_environment, ivmix_up, wait_for
-from worker.child.video_encoder import read_mp4
+from worker.child.mp4 import read_mp4
 
 
 def ivmix(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:

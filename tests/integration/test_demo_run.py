@@ -10,7 +10,7 @@ from pathlib import Path
 from service.settings import MODELS_FILE
 from tests.processes import clean_environment
 from tests.terminal import Terminal
-from worker.child.video_encoder import read_mp4
+from worker.child.mp4 import read_mp4
 
 DEMO = [sys.executable, "-m", "demo.run"]
 STEPS = ("service", "models", "IV-mixed", "video model alone", "image model alone", "comparison")

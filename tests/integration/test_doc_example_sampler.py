@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests.doc_examples import DOCS, example
 from tests.processes import clean_environment
-from worker.child.video_encoder import read_mp4
+from worker.child.mp4 import read_mp4
 
 
 def test_the_example_makes_a_clip(tmp_path: Path) -> None:

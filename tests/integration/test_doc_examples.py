@@ -10,7 +10,7 @@ import pytest
 
 from tests.doc_examples import ADDRESS, DOCS, README, example
 from tests.external_programs import run, sdk_node, sdk_python
-from worker.child.video_encoder import read_mp4
+from worker.child.mp4 import read_mp4
 
 
 def is_a_video(file: Path) -> bool:

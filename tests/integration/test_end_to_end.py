@@ -12,7 +12,7 @@ import openai
 import pytest
 
 from tests.processes import PROMPT, finished_video, is_listening, is_running, ivmix_up, session_of, wait_for
-from worker.child.video_encoder import read_mp4
+from worker.child.mp4 import read_mp4
 
 STEPS = 6
 

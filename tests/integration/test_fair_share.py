@@ -17,7 +17,7 @@ from rq import Queue
 
 from service.jobs.keys import job_key
 from service.jobs.model import Job, Priority
-from service.jobs.queue_stats import queue_stats
+from service.jobs.queue_and_waiting_time import queue_stats
 from service.jobs.rq_queues import generate_queue
 from service.jobs.store import JobStore
 from service.wiring import Services

@@ -13,7 +13,7 @@ import pytest
 
 from service.settings import MODELS_FILE
 from tests.processes import clean_environment
-from worker.child.video_encoder import read_mp4
+from worker.child.mp4 import read_mp4
 
 PROMPT = "a red circle moving right on a teal background"
 

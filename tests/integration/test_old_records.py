@@ -16,8 +16,8 @@ from service.jobs.job_list import JobFilter
 from service.jobs.keys import job_key, lease_key
 from service.jobs.model import Job, JobState, Phase
 from service.jobs.outbox import job_of
-from service.jobs.queue_stats import queue_stats
-from service.jobs.reader import Idempotency
+from service.jobs.queue_and_waiting_time import queue_stats
+from service.jobs.record_reader import Idempotency
 from service.jobs.rq_queues import GENERATE, TrustedJob, generate_queue
 from service.jobs.store import LeaseReply
 from service.maintenance.index_builder import IndexBuilder

@@ -17,7 +17,7 @@ from service.storage.manifest import Manifest, manifests
 from service.wiring import open_storage
 from tests.factories import make_generation, make_job
 from tests.faulty_proxy import FaultyProxy
-from worker.child import video_encoder
+from worker.child import mp4
 from worker.child.upload import Uploader
 from worker.scratch import Scratch
 
@@ -76,7 +76,7 @@ def test_the_files_are_stored_and_the_manifest_says_all_that_the_record_will(
         "video.mp4",
     ]
     (tmp_path / "a.mp4").write_bytes(read(storage, manifest.output.key))
-    assert video_encoder.read_mp4(tmp_path / "a.mp4").shape == FRAMES.shape
+    assert mp4.read_mp4(tmp_path / "a.mp4").shape == FRAMES.shape
     assert manifest.output.sha256 == sha256_of(tmp_path / "a.mp4")
     (stored,) = manifests(storage, job.id)
     assert stored == manifest
@@ -186,7 +186,7 @@ def test_a_full_disk_leaves_no_half_files(
     def no_space(*args: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(video_encoder, "write_spritesheet", no_space)
+    monkeypatch.setattr(mp4, "write_spritesheet", no_space)
     with pytest.raises(OSError, match="No space"):
         deliver(uploader, job)
     assert list((tmp_path / "scratch").iterdir()) == []

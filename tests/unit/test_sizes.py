@@ -44,7 +44,7 @@ def test_every_folder_is_read() -> None:
         "worker/tasks.py",
         "sampler/loop.py",
         "demo/train.py",
-        "benchmarks/released.py",
+        "benchmarks/released_loops.py",
     ):
         assert any(path.endswith(f"/{name}") for path in read), name
     assert any(path.endswith("/tests/unit/test_sizes.py") for path in read)

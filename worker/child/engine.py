@@ -23,7 +23,7 @@ from sampler import NoiseSchedule, Plan, ddim_plan, free_init_plan, fused_plan, 
 from service.catalog.model_entry import ModelEntry
 from service.jobs.model import Generation, Phase
 from service.jobs.sampler_settings import Network
-from worker.child.checkpoint import Checkpoint
+from worker.child.checkpoint_file import Checkpoint
 from worker.child.failures import failed_message
 from worker.child.fingerprint import run_fingerprint, run_fingerprints_0_1, weights_digest
 from worker.messages import Failed

@@ -24,7 +24,7 @@ from service.storage import StorageRetry, VideoStorage, object_keys
 from service.storage.manifest import Manifest
 from service.storage.metrics import StorageCall, measured
 from worker.background_thread import BackgroundThread
-from worker.child.checkpoint_writer import CheckpointWriter
+from worker.child.checkpoint_upload import CheckpointWriter
 from worker.child.upload import Uploader
 from worker.messages import INTERNAL_ERROR, Done, Failed, Progress, Report, Run, Sampled, Stop, Stopped
 from worker.scratch import Scratch

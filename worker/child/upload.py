@@ -15,7 +15,7 @@ from service.errors import StorageError
 from service.jobs.model import Generation, Job, Output
 from service.storage import StorageRetry, VideoStorage, object_keys, sha256_of
 from service.storage.manifest import FILE_NAME, MEDIA_TYPE, Manifest, StoredFile, manifests
-from worker.child import video_encoder
+from worker.child import mp4
 from worker.scratch import Scratch
 
 log = logging.getLogger("ivmix.child")
@@ -51,7 +51,7 @@ class Uploader:
         self,
         job: Job,
         execution_id: str,
-        frames: video_encoder.Frames,
+        frames: mp4.Frames,
         *,
         timings: Mapping[str, float],
         peak_memory_mb: float,
@@ -87,10 +87,10 @@ class Uploader:
         return manifest.job.generation == job.generation and manifest.is_complete(self.storage)
 
 
-def _write(frames: video_encoder.Frames, folder: Path, generation: Generation, prefix: str) -> tuple[StoredFile, ...]:
-    video_encoder.write_mp4(frames, folder / VIDEO, fps=generation.fps)
-    video_encoder.write_thumbnail(frames, folder / THUMBNAIL)
-    video_encoder.write_spritesheet(frames, folder / SHEET)
+def _write(frames: mp4.Frames, folder: Path, generation: Generation, prefix: str) -> tuple[StoredFile, ...]:
+    mp4.write_mp4(frames, folder / VIDEO, fps=generation.fps)
+    mp4.write_thumbnail(frames, folder / THUMBNAIL)
+    mp4.write_spritesheet(frames, folder / SHEET)
     return tuple(
         StoredFile(
             key=prefix + name,

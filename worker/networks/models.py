@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sampler import ImageDenoiser, IncompatibleInputs, NoiseSchedule, VideoDenoiser
-from service.catalog.families import LORA
+from service.catalog.family_components import LORA
 from service.catalog.model_entry import ModelEntry
 from service.catalog.registry import ModelRegistry
 from service.errors import ConfigurationError, InvalidParameter

@@ -24,7 +24,7 @@ from service.api.webhook_schemas import (
 from service.catalog.model_entry import ModelEntry
 from service.catalog.registry import ModelRegistry
 from service.jobs.model import EVENT_TYPES, Job, JobState, Output, Phase
-from service.jobs.queue_stats import QueueStats, WorkerStats
+from service.jobs.queue_and_waiting_time import QueueStats, WorkerStats
 from service.jobs.request import VideoRequest
 from service.settings import Settings
 from service.storage import FileStorage

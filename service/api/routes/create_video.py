@@ -16,14 +16,14 @@ from starlette.concurrency import run_in_threadpool
 
 from service.api.auth import Principal, ServicesDep, Writer
 from service.api.openapi.responses import errors, example_refs, ref, success
-from service.api.parsing import FORMS, parse, read_body
 from service.api.rate_limits import waiting_limits
 from service.api.routes.videos import POLL_AFTER_MS, get_job
+from service.api.video_request_parser import FORMS, parse, read_body
 from service.catalog.model_entry import ModelEntry
 from service.errors import InvalidParameter, ModelNotFound, VideoFailed
 from service.jobs.job_record import DamagedJob
 from service.jobs.model import Job
-from service.jobs.reader import Idempotency
+from service.jobs.record_reader import Idempotency
 from service.jobs.request import VideoRequest
 from service.jobs.rq_queues import generate_queue
 from service.wire.video import Renderer, Video

@@ -7,7 +7,7 @@ from fastapi import APIRouter
 from service.api.auth import Reader, ServicesDep
 from service.api.openapi.responses import success
 from service.api.schemas import QueueReport, model_queue
-from service.jobs.queue_stats import queue_stats
+from service.jobs.queue_and_waiting_time import queue_stats
 
 router = APIRouter(prefix="/v1", tags=["queue"])
 

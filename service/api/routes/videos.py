@@ -18,7 +18,7 @@ from service.api.schemas import DeletedVideo, VideoList
 from service.errors import StorageError, VideoNotFound
 from service.jobs.job_list import Order
 from service.jobs.model import Job
-from service.jobs.reader import JobWithPosition
+from service.jobs.record_reader import JobWithPosition
 from service.jobs.store import Deletion
 from service.storage.manifest import delete_files
 from service.wire.video import Renderer, Video

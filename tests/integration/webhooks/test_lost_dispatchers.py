@@ -12,7 +12,7 @@ import pytest
 from rq import Queue
 
 from service.jobs.outbox import OUTBOX
-from service.jobs.queue_stats import queue_stats
+from service.jobs.queue_and_waiting_time import queue_stats
 from service.maintenance.rq_housekeeping import clean_registries
 from service.webhook_dispatcher.attempt import AttemptRunner
 from service.webhooks.deliveries import CLAIM_S, DUE, key

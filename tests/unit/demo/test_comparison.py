@@ -13,7 +13,7 @@ from demo.evaluate import arms
 from sampler import sample, seeded_noise
 from service.catalog.registry import ModelRegistry
 from worker.child.engine import Engine
-from worker.child.video_encoder import read_mp4, write_mp4
+from worker.child.mp4 import read_mp4, write_mp4
 
 
 def test_second_file_of_make_demo_shows_the_three_arms_in_order(

@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.overhead import Null
-from benchmarks.released import released_loop
+from benchmarks.released_loops import released_loop
 from sampler import ImageDenoiser, LatentsNotFinite, Move, Plan, VideoDenoiser, ddim_plan, sample, seeded_noise
 from sampler.finite_check import MAX_STEPS_AHEAD
 from tests.unit.sampler.networks import Smooth, texts

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import pytest
 
 from service.api.polls import BATCH_SIZE, PollBatcher
-from service.jobs.reader import JobWithPosition
+from service.jobs.record_reader import JobWithPosition
 from tests.factories import make_job
 
 JOBS = {job.id: job for job in (make_job() for _ in range(3))}

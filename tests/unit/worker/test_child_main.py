@@ -180,7 +180,7 @@ def test_full_disk_is_reported_and_another_worker_may_try(
     def full(*_: object) -> None:
         raise OSError(reason, os.strerror(reason))
 
-    monkeypatch.setattr("worker.child.video_encoder.write_thumbnail", full)
+    monkeypatch.setattr("worker.child.mp4.write_thumbnail", full)
     failed, _ = child.run(job)
     assert isinstance(failed, Failed)
     assert (failed.code, failed.can_retry) == ("no_space", True)

@@ -9,7 +9,7 @@ import pytest
 
 from service.errors import InvalidParameter
 from service.jobs.sampler_settings import USES, SamplerSettings
-from worker.child.video_encoder import Frames, read_mp4
+from worker.child.mp4 import Frames, read_mp4
 from worker.compare import SAMPLERS, TITLES, Arm, compared_samplers, write_comparison
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from service.webhooks.addresses import networks, refusal_reason
+from service.webhooks.private_addresses import networks, refusal_reason
 
 EVERYTHING = networks("0.0.0.0/0", "::/0")
 

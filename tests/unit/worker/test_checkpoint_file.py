@@ -13,7 +13,7 @@ from sampler import Call, FusedMove, Move, NoiseSchedule, Plan, Renoise, Restart
 from service.catalog.model_entry import Optimise
 from service.jobs.model import Generation
 from tests.factories import make_generation
-from worker.child.checkpoint import Checkpoint
+from worker.child.checkpoint_file import Checkpoint
 from worker.child.engine import Engine
 from worker.child.fingerprint import run_fingerprint, run_fingerprints_0_1, weights_digest
 

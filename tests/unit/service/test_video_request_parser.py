@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.api.parsing import NO_OPS, parse, parse_brackets
+from service.api.video_request_parser import NO_OPS, parse, parse_brackets
 from service.errors import InvalidParameter
 from tests.factories import PROMPT
 

@@ -16,7 +16,7 @@ from service.errors import StorageError
 from service.storage import VideoStorage, sha256_of
 
 if TYPE_CHECKING:  # it imports torch, which a test's checkpoints do not need
-    from worker.child.checkpoint import Checkpoint
+    from worker.child.checkpoint_file import Checkpoint
 
 log = logging.getLogger("ivmix.child")
 

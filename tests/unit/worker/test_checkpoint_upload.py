@@ -11,7 +11,7 @@ import pytest
 from service.errors import StorageError
 from service.storage import FileStorage
 from tests.processes import wait_for
-from worker.child.checkpoint_writer import CheckpointWriter
+from worker.child.checkpoint_upload import CheckpointWriter
 
 KEY = "checkpoints/video_1.safetensors"
 
@@ -86,7 +86,7 @@ def test_states_that_come_while_one_is_on_its_way_do_not_wait(storage: Slow, tmp
 
 
 def test_stop_waits_a_limited_time_for_a_storage_that_hangs(storage: Slow, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worker.child.checkpoint_writer.SAVE_S", 0.1)
+    monkeypatch.setattr("worker.child.checkpoint_upload.SAVE_S", 0.1)
     checkpoint_writer = CheckpointWriter(storage, KEY, every_s=0)
     checkpoint_writer.offer(State("1"))
     began = time.monotonic()
