@@ -48,6 +48,8 @@ def main() -> None:
         LOG.write_text("")
         install_torch(pinned("torch"), os.environ.get("TORCH_INDEX", CPU_INDEX))
         install_packages(is_dev)
+        if is_dev:  # several test processes would compile the same modules at the same time
+            run("bytecode", [str(PYTHON), "-m", "compileall", "-q", "-j", "0", str(VENV / "lib")])
     except KeyboardInterrupt:
         stop("interrupted; the next run continues")
     for stamp in (".installed", *([".installed-dev"] if is_dev else [])):
