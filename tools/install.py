@@ -40,7 +40,7 @@ def main() -> None:
     is_dev = parser.parse_args().dev
     if not PYTHONS[0] <= sys.version_info[:2] < PYTHONS[1]:
         stop(f"Python {sys.version.split()[0]} is not supported; run make with PYTHON=python3.11, 3.12 or 3.13")
-    size = "450 MB to download, 1.9 GB" if is_dev else "310 MB to download, 1.2 GB"
+    size = "450 MB to download, 2.1 GB" if is_dev else "310 MB to download, 1.3 GB"
     say(f"environment: {size} in .venv; one to two minutes on a fast line, once")
     began = time.monotonic()
     try:

@@ -38,6 +38,7 @@ def folder() -> Iterator[Path]:
 # Drops root's rights after the imports, because the interpreter may be in root's home. Root may do everything.
 WITHOUT_RIGHTS = """
 import encodings.idna, os, sys
+import service.cli.keys, service.cli.recover, service.cli.submit, service.cli.up, service.catalog.registry, service.wiring, rich.table, rich.console, importlib.metadata, json
 from service.cli.main import main
 if os.getuid() == 0:
     os.setgroups([])
