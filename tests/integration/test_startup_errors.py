@@ -38,7 +38,9 @@ def folder() -> Iterator[Path]:
 # Drops root's rights after the imports, because the interpreter may be in root's home. Root may do everything.
 WITHOUT_RIGHTS = """
 import encodings.idna, os, sys
-import service.cli.keys, service.cli.recover, service.cli.submit, service.cli.up, service.catalog.registry, service.wiring, rich.table, rich.console, importlib.metadata, json
+import importlib.metadata, json, rich.console, rich.table
+import service.catalog.registry, service.cli.keys, service.cli.recover, service.cli.submit
+import service.cli.up, service.wiring
 from service.cli.main import main
 if os.getuid() == 0:
     os.setgroups([])
