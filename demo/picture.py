@@ -14,7 +14,7 @@ from worker.child.engine import Engine
 from worker.compare import SAMPLERS, TITLES
 
 FILE = Path(__file__).parent / "comparison.png"
-SIDE, MARGIN, GAP = 128, 176, 4  # px: of a frame, of the column of titles, between rows
+SIDE, MARGIN, GAP = 128, 192, 4  # px: of a frame, of the column of titles, between rows
 
 
 def main() -> None:

@@ -49,6 +49,7 @@ def main() -> int:
 def generate(steps: Steps, data: Path, files: Mapping[str, Path]) -> dict[str, Video]:
     """Start the service, and write the mp4 of each arm. Returns the server's descriptions."""
     settings = Settings(data_dir=data, port=0, log_format="text")
+    LOG.parent.mkdir(exist_ok=True)
     log_file = log_to_file(settings, LOG, steps.console)
     with ExitStack() as stack:
         with steps.step("service", "starting queue and API") as step:

@@ -71,6 +71,7 @@ def configure_logging(log_format: LogFormat, *, level: int = logging.INFO, file:
         )
     )
     handler.addFilter(OnceAMinute())
+    logging.raiseExceptions = file is None  # a full disk must not print a traceback per line into the terminal
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)

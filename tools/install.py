@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -165,10 +166,10 @@ def run(what: str, command: list[str], **environment: str) -> int:
         process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env={**os.environ, **environment})
         try:
             for mark in itertools.cycle(SPINNER):
-                if process.poll() is not None:
-                    break
                 show(f"{mark} {what:<12} {time.monotonic() - began:3.0f} s  {last_line(LOG)}")
-                time.sleep(0.1)
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(0.1)
+                    break
         finally:
             show("")
             process.terminate()

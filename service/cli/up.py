@@ -22,6 +22,7 @@ AUTH_NOTICES = {
     "off": "authentication is off: everyone who can reach this address can use it",
     "keys": "clients need an API key: `ivmix keys create --name NAME` creates one",
 }
+LARGE_LOG_BYTES = 10 * 2**20  # the next run starts a new file
 
 
 class Stop:
@@ -48,7 +49,9 @@ def run(settings: Settings, workers: int, *, with_logs: bool) -> None:
     if logs_to_file:
         if settings.log_format == "auto":  # a person will read it
             settings = settings.model_copy(update={"log_format": "text"})
-        log_file = log_to_file(settings, settings.data_dir / "logs" / "up.log", steps.console)
+        logs = settings.data_dir / "logs"
+        prepare_folder(logs, "IVMIX_DATA_DIR")
+        log_file = log_to_file(settings, logs / "up.log", steps.console)
     stop = Stop()
     try:
         with ExitStack() as stack:
@@ -88,9 +91,11 @@ def prepare_data(settings: Settings) -> None:
 
 
 def log_to_file(settings: Settings, file: Path, console: Console) -> Path:
-    """Log to a new file, and show warnings about whole processes in the terminal. Keeps the log of the run before."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    if file.exists():
+    """Append the log to a file, and show warnings about whole processes in the terminal.
+
+    The file is not renamed at every start: a second `ivmix up` would take it from the one that runs, and then end.
+    """
+    if file.is_file() and file.stat().st_size > LARGE_LOG_BYTES:
         file.replace(file.with_suffix(".log.1"))
     configure_logging(settings.log_format, file=file)
     shown = RichHandler(logging.WARNING, console, show_time=False, show_path=False)

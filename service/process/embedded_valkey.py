@@ -15,6 +15,7 @@ import secrets
 import shutil
 import socket
 import time
+from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -287,9 +288,13 @@ maxmemory-policy noeviction
 """
 
 
-def stable_port() -> int:
-    """A free port that the system does not give to outgoing connections."""
-    for port in random.sample(PORTS, 20):
+def stable_port(candidates: Iterable[int] | None = None) -> int:
+    """A free port that the system does not give to outgoing connections.
+
+    Args:
+        candidates: in this order; None: some of `PORTS`.
+    """
+    for port in random.sample(PORTS, 20) if candidates is None else candidates:
         with socket.socket() as s:
             try:
                 s.bind(("127.0.0.1", port))

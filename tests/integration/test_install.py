@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -17,9 +16,10 @@ import pytest
 
 from tests.containers import ROOT
 from tests.package_index import package_index, silent_server
+from tests.ports import free_port
 from tests.terminal import Terminal
 
-UV = shutil.which("uv", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+UV = Path(sys.executable).with_name("uv")  # of the dev group
 PROJECT = """
 [build-system]
 requires = []
@@ -95,12 +95,10 @@ def installed(project: Path) -> dict[str, str]:
 
 
 PLAIN_PATH = "/usr/bin:/bin"
-UV_PATH = f"{Path(UV).parent}:{PLAIN_PATH}" if UV else PLAIN_PATH
-needs_uv = pytest.mark.skipif(UV is None, reason="uv is not installed; the dev group has it")
-TOOLS = [pytest.param(PLAIN_PATH, id="pip"), pytest.param(UV_PATH, id="uv", marks=needs_uv)]
+UV_PATH = f"{UV.parent}:{PLAIN_PATH}"
 
 
-@pytest.mark.parametrize("path", TOOLS)
+@pytest.mark.parametrize("path", [PLAIN_PATH, UV_PATH], ids=["pip", "uv"])
 def test_torch_comes_from_its_index_and_the_rest_from_the_default(project: Path, default_index: str, path: str) -> None:
     asked: list[str] = []
     with package_index({"torch": f"{PINNED}+cpu", "numpy": "1.0"}, asked=asked) as torch_index:
@@ -117,8 +115,8 @@ def test_torch_comes_from_its_index_and_the_rest_from_the_default(project: Path,
     assert asked == []  # it is there already
 
 
-@needs_uv  # pip would first have to renew itself, from an index that has pip
 def test_only_the_tests_get_what_the_tests_need(project: Path, default_index: str) -> None:
+    """With uv: pip would first have to renew itself, from an index that has pip."""
     stamps = (project / ".venv" / ".installed", project / ".venv" / ".installed-dev")
     assert install(project, environment(default_index, "", path=UV_PATH)).returncode == 0
     assert "pytest" not in installed(project)
@@ -127,11 +125,6 @@ def test_only_the_tests_get_what_the_tests_need(project: Path, default_index: st
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert installed(project)["pytest"] == "9.0.0"
     assert [stamp.exists() for stamp in stamps] == [True, True]
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
 
 
 @pytest.mark.parametrize(
@@ -193,7 +186,6 @@ def test_without_any_index_the_end_of_the_log_is_shown(project: Path) -> None:
     assert not (project / ".venv" / ".installed").exists()
 
 
-@needs_uv
 def test_pip_takes_over_where_uv_finds_nothing(project: Path, default_index: str) -> None:
     """pip may be configured for a mirror that uv does not know."""
     nowhere = f"http://127.0.0.1:{free_port()}/simple"

@@ -10,6 +10,9 @@ import sys
 import threading
 from pathlib import Path
 
+import pytest
+
+from service.cli.up import LARGE_LOG_BYTES
 from service.settings import MODELS_FILE
 from tests.processes import clean_environment, wait_for
 from tests.terminal import Terminal
@@ -46,7 +49,7 @@ def test_a_terminal_shows_steps_and_who_is_ready_where_and_the_log_is_in_a_file(
     assert lines[-1] == "stopping"
 
 
-def test_the_log_of_the_run_before_is_kept_and_logs_shows_it_in_the_terminal(tmp_path: Path) -> None:
+def test_logs_of_several_runs_are_in_one_file_and_logs_shows_them_in_the_terminal(tmp_path: Path) -> None:
     log = tmp_path / "data" / "logs" / "up.log"
     log.parent.mkdir(parents=True)
     log.write_text("before\n")
@@ -58,9 +61,50 @@ def test_the_log_of_the_run_before_is_kept_and_logs_shows_it_in_the_terminal(tmp
             terminal.process.send_signal(signal.SIGTERM)
             assert terminal.wait() == 0
             assert any(is_log_line(line) for line in terminal.lines) is bool(expected)
+        assert log.read_text().startswith("before\n")
         assert (log.read_text() == "before\n") is bool(expected)
-    assert log.with_suffix(".log.1").read_text() == "before\n"
     assert log.stat().st_mode & 0o077 == 0  # prompts are never logged, but ids are
+
+
+def test_a_large_log_is_set_aside_when_the_next_run_starts(tmp_path: Path) -> None:
+    log = tmp_path / "up.log"
+    for size, is_set_aside in ((LARGE_LOG_BYTES, False), (LARGE_LOG_BYTES + 1, True)):
+        log.write_bytes(b"x" * size)
+        program = "import sys, pathlib; from service.cli.up import Console, Settings, log_to_file; "
+        program += "log_to_file(Settings(), pathlib.Path(sys.argv[1]), Console())"
+        subprocess.run([sys.executable, "-c", program, str(log)], check=True)
+        assert log.with_suffix(".log.1").exists() is is_set_aside
+
+
+def test_a_second_up_in_a_terminal_ends_and_leaves_the_log_to_the_first(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    log = data / "logs" / "up.log"
+    with up_in_terminal(data, "--workers", "0") as first:
+        first.read_until("no worker runs here")
+        file = log.stat().st_ino
+        with up_in_terminal(data, "--workers", "0") as second:
+            assert second.wait() == 1
+            assert "in use" in second.text
+        first.process.send_signal(signal.SIGINT)
+        assert first.wait() == 0
+    assert log.stat().st_ino == file
+    assert not log.with_suffix(".log.1").exists()
+
+
+@pytest.mark.parametrize("name", ["logs", "logs/up.log"])
+def test_a_log_that_cannot_be_written_is_one_sentence(tmp_path: Path, name: str) -> None:
+    data = tmp_path / "data"
+    wrong = data / name
+    if name == "logs":
+        data.mkdir()
+        wrong.touch()
+    else:
+        wrong.mkdir(parents=True)
+    with up_in_terminal(data, "--workers", "0") as terminal:
+        assert terminal.wait() == 1
+    (line,) = terminal.lines
+    assert line.startswith("ivmix: ")
+    assert str(wrong) in line
 
 
 def test_a_worker_that_ends_is_shown_with_the_file_that_says_why(tmp_path: Path) -> None:
