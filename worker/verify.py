@@ -13,7 +13,7 @@ from service.settings import load_settings
 
 def verify(entry: ModelEntry) -> Iterator[str]:
     """One line per valid component. Raises ConfigurationError for the first invalid one."""
-    from worker.networks.component_loader import check_files, check_shapes  # diffusers takes seconds: not for --help
+    from worker.networks.weight_checks import check_files, check_shapes  # diffusers takes seconds: not for --help
 
     check_files(entry)
     for name, component in entry.all_components.items():

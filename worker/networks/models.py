@@ -23,20 +23,16 @@ from service.errors import ConfigurationError, InvalidParameter
 from service.jobs.model import Generation
 from service.settings import load_settings
 from worker.networks import cpu_tuning
-from worker.networks.component_loader import (
-    Network,
-    check_files,
-    errors_only,
-    fuse_lora,
-    load_network,
-    load_schedule,
-    load_text_encoder,
-)
+from worker.networks.component_loader import load_network, load_text_encoder
+from worker.networks.lora import fuse_lora
+from worker.networks.network_classes import Network, errors_only
 from worker.networks.optimise import BlockCompiler, OptimisedNetwork, TextKVCache, vae_decode
 from worker.networks.optimise.weight_memory import channels_last, resident_bytes, shared_bytes
+from worker.networks.schedules import load_schedule
 from worker.networks.text_encoder import TextEmbeddings, TextEncoder
+from worker.networks.weight_checks import check_files
 
-from diffusers import UNetMotionModel  # isort: skip  # after component_loader, which switches the hub client offline
+from diffusers import UNetMotionModel  # isort: skip  # after network_classes, which switches the hub client offline
 
 log = logging.getLogger("ivmix.child")
 

@@ -16,9 +16,9 @@ from service.errors import ConfigurationError
 from service.jobs.request import VideoRequest
 from tests.tiny_models import Golden, save_model, save_text, save_unet, save_vae, write_entry
 from worker.child.engine import Engine
-from worker.networks.component_loader import WeightsMismatch
 from worker.networks.models import IncompatibleModels, Models, load, load_unets
 from worker.networks.text_encoder import PromptTooLong
+from worker.networks.weight_checks import WeightsMismatch
 
 FAMILIES = ("animatediff", "modelscope", "videocrafter")
 PROMPT, NEGATIVE = "a red circle moving left on a teal background", "low quality"

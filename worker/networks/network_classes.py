@@ -1,0 +1,54 @@
+"""The classes of diffusers and transformers that a model's components are."""
+
+# pyright: reportPrivateImportUsage=false, reportUnknownMemberType=false
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any
+
+from service.catalog.model_entry import ModelEntry
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # huggingface_hub reads it when it is imported below
+
+from diffusers import AutoencoderKL, MotionAdapter, UNet2DConditionModel, UNet3DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from worker.networks.videocrafter_unet import VideoCrafterUNet
+
+Network = Any  # diffusers and transformers are only partly typed
+
+
+def empty_network(kind: Network, config: dict[str, Any]) -> Network:
+    return CLIPTextModel(CLIPTextConfig(**config)) if kind is CLIPTextModel else kind.from_config(config)
+
+
+def network_class(entry: ModelEntry, name: str) -> Network:
+    video = {
+        "animatediff": UNet2DConditionModel,
+        "modelscope": UNet3DConditionModel,
+        "videocrafter": VideoCrafterUNet,
+    }
+    classes: dict[str, Network] = {
+        "text_encoder": CLIPTextModel,
+        "image_text_encoder": CLIPTextModel,
+        "vae": AutoencoderKL,
+        "unet": video[entry.family],
+        "motion_adapter": MotionAdapter,
+        "image_unet": UNet2DConditionModel,
+    }
+    return classes[name]
+
+
+@contextmanager
+def errors_only(name: str) -> Generator[None]:
+    """Suppress the warnings of a logger."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
