@@ -16,6 +16,7 @@ from starlette.requests import ClientDisconnect
 from service.errors import (
     IdempotencyKeyReused,
     InvalidParameter,
+    ModelUnavailable,
     NoSpace,
     NotAllowed,
     NotAuthenticated,
@@ -33,7 +34,7 @@ from service.validation_messages import invalid_value
 log = logging.getLogger("ivmix.api")
 
 RETRY_AFTER_S = 2
-NO_SPACE_RETRY_AFTER_S = 30
+REFUSED_RETRY_AFTER_S = 30  # of a 503 that has its own reason
 
 INTERNAL_ERROR = "Internal error; quote this x-request-id."
 UNAVAILABLE = "Temporarily unavailable; try again."
@@ -54,7 +55,14 @@ STATUS: dict[type[ServiceError], int] = {
 }
 
 # POST /v1/videos/sync without a video, by the job's error code; every other code is 500.
-SYNC_STATUS = {"invalid_input": 400, "not_finite": 400, "cancelled": 400, "sync_timeout": 504, "start_timeout": 504}
+SYNC_STATUS = {
+    "invalid_input": 400,
+    "not_finite": 400,
+    "cancelled": 400,
+    "model_unavailable": 503,
+    "sync_timeout": 504,
+    "start_timeout": 504,
+}
 
 TYPE = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
@@ -128,8 +136,8 @@ def _handle_service_error(request: Request, e: Exception) -> JSONResponse:
     if isinstance(e, SyncRequestFailed):
         headers = {"x-video-id": e.video_id, "x-should-retry": "false"}  # a retry would create another video
         return error_response(SYNC_STATUS.get(e.reason, 500), e.message, code=e.reason, headers=headers)
-    if isinstance(e, NoSpace):
-        return error_response(503, e.message, code=e.code, headers={"retry-after": str(NO_SPACE_RETRY_AFTER_S)})
+    if isinstance(e, NoSpace | ModelUnavailable):
+        return error_response(503, e.message, code=e.code, headers={"retry-after": str(REFUSED_RETRY_AFTER_S)})
     status = next((STATUS[kind] for kind in type(e).__mro__ if kind in STATUS), 500)
     if status >= 500:
         _log(request, e)  # the details name hosts and buckets, so they go to the log only

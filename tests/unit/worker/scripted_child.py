@@ -28,6 +28,7 @@ class ScriptedChild:
         self.sent: list[Run | Stop] = []
         self.kills = 0
         self.device = "CPU"
+        self.is_loaded = True
 
     def ensure(self, beat: Callable[[], bool]) -> None:
         if self._is_loading:
