@@ -46,8 +46,9 @@ def _folders(settings: Settings) -> set[Path]:
     except ServiceError:
         entries = ()
     components = (part.path for entry in entries for part in entry.all_components.values())
-    places = {settings.models_file, settings.weights_dir, *components, *(entry.path for entry in entries)}
-    return {folder for place in places if place is not None for folder in place.absolute().parents} - {Path("/")}
+    places = {settings.models_file, *components, *(entry.path for entry in entries)}
+    above = {folder for place in places if place is not None for folder in place.absolute().parents}
+    return (above | {settings.weights_dir.absolute()}) - {Path("/")}
 
 
 def _is_out_of_memory(e: Exception) -> bool:
