@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.container_checks import HEARTBEAT_PROBE, paths_by_port, problems, settings_of
+from service.process.heartbeat_file import HeartbeatFile
+from tests.container_checks import HEARTBEAT_PROBE, READY_PROBE, paths_by_port, problems, settings_of
 from tests.containers import DOCKER, IMAGES, ROOT, compose, compose_containers, env_file
 from tests.external_programs import run
 
