@@ -83,7 +83,8 @@ def _take_jobs(services: Services, model: str, runner: Runner, stopping: threadi
                 GenerationWorker(redis, model, runner, stopping, runner.heartbeat_file).work(logging_level="WARNING")
             except RedisError as e:
                 log.error("Redis is unreachable: %s", type(e).__name__, extra=ONCE_A_MINUTE)
-            stopping.wait(RECONNECT_S)
+            if runner.child.is_loaded:
+                stopping.wait(RECONNECT_S)
 
 
 def _files(services: Services, model: str) -> list[Path]:

@@ -34,7 +34,7 @@ from service.validation_messages import invalid_value
 log = logging.getLogger("ivmix.api")
 
 RETRY_AFTER_S = 2
-REFUSED_RETRY_AFTER_S = 30  # of a 503 that has its own reason
+NO_SPACE_RETRY_AFTER_S = 30
 
 INTERNAL_ERROR = "Internal error; quote this x-request-id."
 UNAVAILABLE = "Temporarily unavailable; try again."
@@ -136,8 +136,10 @@ def _handle_service_error(request: Request, e: Exception) -> JSONResponse:
     if isinstance(e, SyncRequestFailed):
         headers = {"x-video-id": e.video_id, "x-should-retry": "false"}  # a retry would create another video
         return error_response(SYNC_STATUS.get(e.reason, 500), e.message, code=e.reason, headers=headers)
-    if isinstance(e, NoSpace | ModelUnavailable):
-        return error_response(503, e.message, code=e.code, headers={"retry-after": str(REFUSED_RETRY_AFTER_S)})
+    if isinstance(e, NoSpace):
+        return error_response(503, e.message, code=e.code, headers={"retry-after": str(NO_SPACE_RETRY_AFTER_S)})
+    if isinstance(e, ModelUnavailable):
+        return error_response(503, e.message, code=e.code)
     status = next((STATUS[kind] for kind in type(e).__mro__ if kind in STATUS), 500)
     if status >= 500:
         _log(request, e)  # the details name hosts and buckets, so they go to the log only

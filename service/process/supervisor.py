@@ -107,9 +107,9 @@ class Supervisor:
 
     def wait_for_workers(self) -> None:
         """Return when all workers can take jobs. Raises ServiceUnavailable if one ends instead, or cannot load."""
-        while not (self.have_workers_reported and not self.problems):
-            for model, problem in self.problems.items():
-                raise ServiceUnavailable(f"model {model} cannot be loaded: {problem}{self._see_log()}")
+        while not self.have_workers_reported or self.problems:
+            if problems := [f"model {model} cannot be loaded: {problem}" for model, problem in self.problems.items()]:
+                raise ServiceUnavailable(f"{'; '.join(problems)}{self._see_log()}")
             for worker in self._workers:
                 if worker.handle is not None and (code := worker.handle.poll()) is not None:
                     raise ServiceUnavailable(f"{worker.name} exited with code {code} while loading{self._see_log()}")

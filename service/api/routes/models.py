@@ -9,6 +9,7 @@ from service.api.auth import Reader, ServicesDep
 from service.api.openapi.responses import errors, success
 from service.api.schemas import Model, ModelList
 from service.errors import ModelUnavailable
+from service.jobs.model_loads import ModelLoads
 from service.wiring import Services
 
 router = APIRouter(prefix="/v1", tags=["models"])
@@ -41,8 +42,8 @@ def retrieve_model(model: str, _reader: Reader, services: ServicesDep) -> Model:
 
 
 def _load_failures(services: Services, *models: str) -> dict[str, str]:
-    """Without Redis the registry alone answers."""
+    """Without Redis the registry alone answers, and soon."""
     try:
-        return services.loads.failures(models)
+        return ModelLoads(services.probe).failures(models)
     except RedisError:
         return {}
