@@ -144,14 +144,15 @@ class TestApi:
         loads.forget("demo", "w1")
         assert [model["id"] for model in client.get("/v1/models").json()["data"]] == ["demo"]
 
-    @pytest.mark.parametrize("route", ["/v1/videos", "/v1/videos/sync", "remix"])
+    @pytest.mark.parametrize("route", ["/v1/videos", "/v1/videos/sync", "remix", "run_again"])
     def test_a_request_for_it_is_refused_before_anything_is_written(
         self, client: TestClient, services: Services, queue: Queue, route: str
     ) -> None:
         first = create(client)
         services.loads.report("demo", "w1", REASON)
-        path = f"/v1/videos/{first['id']}/remix" if route == "remix" else route
-        answer = client.post(path, json={"prompt": PROMPT}, headers={"Idempotency-Key": "key"})
+        path = route if route.startswith("/") else f"/v1/videos/{first['id']}/{route}"
+        body = {} if route == "run_again" else {"prompt": PROMPT}
+        answer = client.post(path, json=body, headers={"Idempotency-Key": "key"})
         assert error_of(answer, 503)["code"] == "model_unavailable"
         assert REASON in error_of(answer, 503)["message"]
         assert int(answer.headers["retry-after"]) > 0
