@@ -46,7 +46,7 @@ def or_use(setting: str, family: Family, verb: str = "use") -> str:
 
 
 def _released_settings(family: Family) -> dict[str, Any]:
-    """What the released code uses unless told otherwise."""
+    """The values of the released code, of the settings that sampler `official` reads."""
     released, fields = RELEASED[family], SamplerSettings.model_fields
     values = {name: fields[name].default for name in USES["official"]}
     values |= {"active_steps": released.active_steps, "zz": released.zz}
