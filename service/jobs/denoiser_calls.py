@@ -31,8 +31,7 @@ def network_calls(
 @lru_cache(maxsize=1024)  # every status response contains them
 def _network_calls(sampler: SamplerSettings, steps: int, spacing: Spacing, family: Family) -> Mapping[str, int]:
     if sampler.name == "official":
-        released = RELEASED[family]
-        moves = released.moves(steps, sampler.active_steps or released.active_steps, sampler.zz or released.zz, spacing)
+        moves = RELEASED[family].moves(steps, sampler.active_steps, sampler.zz, spacing)
     else:
         moves = _moves(sampler, steps, spacing, [*spacing.timesteps(steps), 0])
     calls = Counter(model for model, src, dst in moves if src != dst)

@@ -32,8 +32,10 @@ class ReleasedLoop:
         """The solver's timesteps begin one above the clean end."""
         return num_train_timesteps - self.has_solver
 
-    def moves(self, steps: int, active_steps: tuple[int, int], zz: int | None, spacing: Spacing) -> Iterator[Move]:
-        """The moves of a run of at most `most_steps` steps, in order."""
+    def moves(
+        self, steps: int, active_steps: tuple[int, int] | None, zz: int | None, spacing: Spacing
+    ) -> Iterator[Move]:
+        """The moves of a run of at most `most_steps` steps, in order. None: as released."""
         count = spacing.num_train_timesteps
         gap = count // steps
         end = CLEAN if spacing.set_alpha_to_one and not self.has_solver else 0
@@ -41,7 +43,8 @@ class ReleasedLoop:
         def after(t: int) -> int:
             return t - gap if t >= gap else end
 
-        first_active, last_active = active_steps
+        first_active, last_active = active_steps or self.active_steps
+        zz = (zz or self.zz) if self.zz else None
         for i, t in enumerate(self._timesteps(steps, count)):
             if first_active <= i <= last_active:
                 p = max(0, t - gap)
