@@ -91,7 +91,7 @@ def test_model_that_does_not_load_leaves_the_worker_running_until_it_is_stopped(
     services: Services, environment: dict[str, str], tmp_path: Path
 ) -> None:
     registry = tmp_path / "models.toml"
-    registry.write_text(MODELS_FILE.read_text().replace('path = "../demo/weights"', 'path = "nothing"'))
+    registry.write_text(MODELS_FILE.read_text().replace('path = "../../demo/weights"', 'path = "nothing"'))
     named = {"IVMIX_MODELS_FILE": str(registry), "IVMIX_MODELS": "demo"}
     with worker({**environment, **named}) as process:
         reason = wait_for(lambda: services.loads.failures(["demo"]).get("demo"), timeout_s=90)
