@@ -189,6 +189,8 @@ class Engine:
         found = begin
         if isinstance(begin, Path):
             found = Checkpoint.read(begin, {name, *run_fingerprints_0_1(*run)}, shape, device)
+        if isinstance(found, Checkpoint) and not found.is_finite:  # on a GPU NaN is noticed up to two steps late
+            found = None
         if isinstance(found, Checkpoint):
             log.info("resumed after step %d of %d", found.step, len(plan))
             return replace(found, fingerprint=name)
@@ -259,8 +261,10 @@ def _free_init(inner: Callable[[], Plan], schedule: NoiseSchedule, *, iterations
 
 
 def _spacing(generation: Generation) -> dict[str, Any]:
-    """The time steps fixed when the job was created, even if the registry entry has changed since."""
-    return generation.spacing.model_dump(exclude={"num_train_timesteps"})
+    """The time steps fixed when the job was created, even if the registry entry has changed since; none if the API had
+    no files to know them from: then the schedule's own are right."""
+    fixed = {"timestep_spacing", "steps_offset", "set_alpha_to_one"}
+    return {} if generation.spacing.is_estimate else generation.spacing.model_dump(include=fixed)
 
 
 @contextmanager

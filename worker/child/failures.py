@@ -8,12 +8,12 @@ import torch
 
 from sampler import InvalidSetting, LatentsNotFinite
 from worker.messages import INTERNAL_ERROR, Failed
+from worker.networks.not_finite import NotFinite
 from worker.networks.text_encoder import PromptTooLong
 
 log = logging.getLogger("ivmix.child")
 
 OUT_OF_MEMORY = "Not enough GPU memory for this size and num_frames, even in low-memory mode; lower one of them."
-NOT_FINITE = "Sampling diverged (NaN); lower guidance_scale."
 
 
 def failed_message(e: Exception, device: torch.device) -> Failed:
@@ -21,7 +21,10 @@ def failed_message(e: Exception, device: torch.device) -> Failed:
     match e:
         case LatentsNotFinite():
             log.error("latents are not finite", exc_info=e)
-            return Failed("not_finite", NOT_FINITE, can_retry=False)
+            return Failed("not_finite", _diverged(e), can_retry=False)
+        case NotFinite():
+            log.error("a network's output is not finite", exc_info=e)
+            return Failed("not_finite", e.message, can_retry=False)
         case PromptTooLong():
             return Failed("prompt_too_long", f"A prompt is too long: {e}.", can_retry=False)
         case InvalidSetting():  # final, the client can change the request; any other ValueError is a bug
@@ -32,6 +35,14 @@ def failed_message(e: Exception, device: torch.device) -> Failed:
         case _:
             log.error("job failed", exc_info=e)
             return Failed("internal_error", INTERNAL_ERROR, can_retry=True, is_broken=is_broken(e, device))
+
+
+def _diverged(e: LatentsNotFinite) -> str:
+    models = " and ".join(sorted({f"the {call.model} model" for call in e.move.calls})) or "new noise"
+    return (
+        f"Sampling diverged: NaN or infinity in step {e.step + 1}, after {models}. Lower guidance_scale; if other "
+        "prompts fail in step 1 as well, the model's weights are broken or overflow in float16."
+    )
 
 
 def is_broken(e: Exception, device: torch.device) -> bool:
