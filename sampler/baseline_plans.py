@@ -10,7 +10,6 @@ from sampler.noise_schedule import NoiseSchedule
 from sampler.plan import Plan
 from sampler.validation import Guidance, Range, active_steps, finite_number, guidance_ramps, one_of
 
-
 Grid = Literal["adjacent", "diffusers"]
 
 

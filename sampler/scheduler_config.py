@@ -40,7 +40,12 @@ _COMMON = (
     "SASolverScheduler",
     "UniPCMultistepScheduler",
 )
-_KARRAS = ("DPMSolverSDEScheduler", "HeunDiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler")
+_KARRAS = (
+    "DPMSolverSDEScheduler",
+    "HeunDiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+)
 _CONSISTENCY = ("LCMScheduler", "TCDScheduler")
 # Variance-preserving schedulers of diffusers, and where their training defaults differ from `TRAINING` (0.42).
 CLASSES: dict[str, dict[str, Any]] = {

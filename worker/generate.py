@@ -65,6 +65,7 @@ def generate(
     goback_guidance: Annotated[float | None, _sampler_option("zigzag")] = None,
     iterations: Annotated[int | None, _sampler_option("freeinit")] = None,
     network: Annotated[str | None, _sampler_option("ddim: video, image")] = None,
+    grid: Annotated[str | None, _sampler_option("ddim: adjacent, diffusers")] = None,
 ) -> None:
     """Generate a video without a server."""
     _run(locals())

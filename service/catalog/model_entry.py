@@ -253,7 +253,9 @@ class ModelEntry(FrozenModel):
     def _steps(self, wanted: int | None, spacing: Spacing) -> int:
         steps = int(self.num_inference_steps.resolve("num_inference_steps", wanted))
         if not spacing.is_estimate and steps > spacing.num_train_timesteps:
-            message = f"num_inference_steps={steps} is above the {spacing.num_train_timesteps} timesteps of the network."
+            message = (
+                f"num_inference_steps={steps} is above the {spacing.num_train_timesteps} timesteps of the network."
+            )
             raise InvalidParameter("num_inference_steps", message)
         return steps
 

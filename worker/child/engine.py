@@ -22,7 +22,7 @@ from torch import Tensor
 from sampler import NoiseSchedule, Plan, ddim_plan, free_init_plan, fused_plan, mixed_plan, sample, zigzag_plan
 from service.catalog.model_entry import ModelEntry
 from service.jobs.model import Generation, Phase
-from service.jobs.sampler_settings import Network
+from service.jobs.sampler_settings import Grid, Network
 from worker.child.checkpoint_file import Checkpoint
 from worker.child.failures import failed_message
 from worker.child.fingerprint import run_fingerprint, run_fingerprints_0_1, weights_digest
@@ -252,8 +252,10 @@ class Engine:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # ru_maxrss is in KiB on Linux
 
 
-def _ddim(schedules: Mapping[Network, NoiseSchedule], steps: int, guidance: float, *, network: Network) -> Plan:
-    return ddim_plan(schedules[network], steps, guidance=guidance, model=network)
+def _ddim(
+    schedules: Mapping[Network, NoiseSchedule], steps: int, guidance: float, *, network: Network, grid: Grid
+) -> Plan:
+    return ddim_plan(schedules[network], steps, guidance=guidance, model=network, grid=grid)
 
 
 def _free_init(inner: Callable[[], Plan], schedule: NoiseSchedule, *, iterations: int) -> Plan:

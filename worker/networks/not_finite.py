@@ -13,7 +13,9 @@ class NotFinite(ServiceError):
 
     def __init__(self, network: str, dtype: torch.dtype) -> None:
         name = str(dtype).removeprefix("torch.")
-        way_out = "its weights are broken" if dtype is torch.float32 else f"its weights are broken, or overflow in {name}"
+        way_out = (
+            "its weights are broken" if dtype is torch.float32 else f"its weights are broken, or overflow in {name}"
+        )
         super().__init__(f"The {network} of this model returned NaN or infinity in {name}: {way_out}.")
 
 

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from worker.networks.network_classes import errors_only
 from worker.networks.not_finite import NotFinite
 from worker.networks.vae_config import unscaled_latents
 
@@ -63,10 +64,11 @@ def _finite_frames(vae: Any, latents: Tensor, upscale: int, frames_per_call: int
 @contextmanager
 def _in_float32(vae: Any) -> Generator[None]:
     dtype = vae.dtype
-    try:
-        yield vae.to(torch.float32)
-    finally:
-        vae.to(dtype)  # the weights have the same bytes as before
+    with errors_only("diffusers"):  # it warns of every cast
+        try:
+            yield vae.to(torch.float32)
+        finally:
+            vae.to(dtype)  # the weights have the same bytes as before
 
 
 @cache
