@@ -99,7 +99,7 @@ class NoiseSchedule:
 
     @classmethod
     def from_betas(cls, betas: Sequence[float], steps: int, **settings: Any) -> Self:
-        """The betas themselves ("trained_betas"), one for each of `steps` timesteps. Other args as in `scaled_linear`."""
+        """The betas themselves ("trained_betas"), one for each of `steps` timesteps. Args as in `scaled_linear`."""
         whole_number("steps", steps)
         if len(betas) != steps or not all(0 < finite_number("trained_betas", beta) < 1 for beta in betas):
             raise InvalidSetting(f"trained_betas must be {steps} numbers in (0, 1), one for each timestep")

@@ -35,8 +35,8 @@ def schedule_warnings(entry: ModelEntry) -> Iterator[str]:
     found = read_json(_file(entry, "video")).get("beta_schedule", "linear")
     if found != "linear":
         yield (
-            f"model {entry.id}: {_file(entry, 'video')} has beta_schedule {found}, but AnimateDiff's motion modules were "
-            'trained with linear; add video_schedule = { beta_schedule = "linear" } to the entry, or name '
+            f"model {entry.id}: {_file(entry, 'video')} has beta_schedule {found}, but AnimateDiff's motion modules "
+            'were trained with linear; add video_schedule = { beta_schedule = "linear" } to the entry, or name '
             f'"{found}" there if your motion adapter was trained with it'
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,10 +24,13 @@ from torch import Tensor
 
 from sampler import sample, seeded_noise
 from service.catalog.model_entry import ModelEntry
+from service.errors import ConfigurationError
 from service.jobs.request import VideoRequest
+from service.jobs.timestep_spacing import Spacing
 from tests.tiny_models import save_model
 from worker.child.engine import Engine
-from worker.networks.schedules import load_schedules
+from worker.networks.schedules import load_schedules, schedule_warnings
+from worker.verify import verify
 
 PROMPT, NEGATIVE = "a red circle moving left on a teal background", "low quality"
 SD = {
@@ -197,3 +201,53 @@ def test_entry_overrides_only_what_it_names(animatediff: Pair) -> None:
     for_video = entry.model_copy(update={"video_schedule": {"timestep_spacing": "linspace"}})
     assert for_video.spacing_of("video").timestep_spacing == "linspace"
     assert for_video.spacing_of("image").timestep_spacing == "leading"
+
+
+def test_steps_are_fixed_when_the_job_is_created_unless_the_api_could_only_estimate_them(animatediff: Pair) -> None:
+    animatediff.write(SD | {"timestep_spacing": "trailing", "num_train_timesteps": 500})
+    image, video = load_schedules(animatediff.entry)
+    engine = copy.copy(animatediff.engine)
+    engine.models = replace(engine.models, image_schedule=image, video_schedule=video)
+    created = animatediff.entry.resolve(VideoRequest(prompt=PROMPT, sampler={"name": "ddim"}))
+    by_the_file = engine.plan(created)
+    assert [move.timestep for (move,) in by_the_file] == [499, 374, 249, 124]
+    estimated = created.model_copy(update={"spacing": Spacing(is_estimate=True)})
+    assert engine.plan(estimated) == by_the_file
+    earlier = created.model_copy(update={"spacing": Spacing()})
+    assert [move.timestep for (move,) in engine.plan(earlier)] == [376, 251, 126, 1]
+
+
+@pytest.mark.parametrize(("file", "network"), [("scheduler", "video"), ("image_scheduler", "image")])
+def test_refused_schedule_names_network_file_and_the_way_out(animatediff: Pair, file: str, network: str) -> None:
+    animatediff.write(SD)
+    written = animatediff.folder / file / "scheduler_config.json"
+    before = written.read_text()
+    written.write_text(json.dumps(SD | {"rescale_betas_zero_snr": True}))
+    way_out = {f"{network}_schedule": {"rescale_betas_zero_snr": False}}
+    with pytest.raises(ConfigurationError) as raised:
+        load_schedules(animatediff.entry)
+    corrected = load_schedules(animatediff.entry.model_copy(update=way_out))
+    written.write_text(before)
+    for part in (
+        f"schedule of the {network} model",
+        str(written),
+        "rescale_betas_zero_snr=False",
+        f"{network}_schedule",
+    ):
+        assert part in raised.value.message
+    assert len(corrected[1]) == 1000
+
+
+@pytest.mark.parametrize(
+    ("found", "named", "warns"),
+    [("scaled_linear", None, True), ("linear", None, False), ("scaled_linear", "scaled_linear", False)],
+)
+def test_own_animatediff_entry_without_linear_betas_is_warned_of(
+    animatediff: Pair, found: str, named: str | None, warns: bool
+) -> None:
+    animatediff.write(SD | {"beta_schedule": found})
+    entry = animatediff.entry.model_copy(update={"video_schedule": {"beta_schedule": named} if named else {}})
+    warnings = list(schedule_warnings(entry))
+    assert len(warnings) == warns
+    assert all('video_schedule = { beta_schedule = "linear" }' in warning for warning in warnings)
+    assert [line for line in verify(entry) if "linear" in line] == [f"warning: {warning}" for warning in warnings]
