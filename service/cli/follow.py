@@ -47,7 +47,7 @@ def follow(
 
 
 def check_output(output: Path) -> Path:
-    """Raises RequestError if a file cannot be written there: nobody wants to learn it after minutes of waiting."""
+    """Raises RequestError if a file cannot be written there: after minutes of waiting it would be too late."""
     try:
         output = expand_home(output)
     except ValueError as e:
