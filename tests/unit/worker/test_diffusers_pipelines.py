@@ -217,6 +217,26 @@ def test_steps_are_fixed_when_the_job_is_created_unless_the_api_could_only_estim
     assert [move.timestep for (move,) in engine.plan(earlier)] == [376, 251, 126, 1]
 
 
+def test_each_network_is_called_at_timesteps_of_its_own_schedule(animatediff: Pair) -> None:
+    """Levels of equal noise: the image model's last of 500 timesteps is the video model's last of 1000."""
+    animatediff.write(SD | {"timestep_spacing": "trailing"})
+    file = animatediff.folder / "image_scheduler" / "scheduler_config.json"
+    before = file.read_text()
+    file.write_text(json.dumps(SD | {"num_train_timesteps": 500, "steps_offset": 0, "set_alpha_to_one": True}))
+    image, video = load_schedules(animatediff.entry)
+    engine = copy.copy(animatediff.engine)
+    engine.models = replace(engine.models, image_schedule=image, video_schedule=video)
+    mixed, alone = (
+        engine.plan(animatediff.entry.resolve(VideoRequest(prompt=PROMPT, sampler=sampler)))
+        for sampler in ({"combination": "I-I"}, {"name": "ddim", "network": "image"})
+    )
+    file.write_text(before)
+    first, *_, last = mixed.steps[0]
+    assert (first.model, first.timestep, last.model, last.timestep) == ("image", 499, "video", 999)
+    assert [move.timestep for (move,) in alone] == [375, 250, 125, 0]
+    assert alone.steps[-1][0].dst == 1
+
+
 @pytest.mark.parametrize(("file", "network"), [("scheduler", "video"), ("image_scheduler", "image")])
 def test_refused_schedule_names_network_file_and_the_way_out(animatediff: Pair, file: str, network: str) -> None:
     animatediff.write(SD)
