@@ -13,13 +13,15 @@ from pydantic import Field, JsonValue, ValidationError, ValidationInfo, field_va
 from service.catalog.family_components import LORA, OPTIONAL_COMPONENTS, REQUIRED_COMPONENTS, Family
 from service.catalog.frame_size import choose_size
 from service.catalog.optimise import Optimise
+from service.catalog.sampler_choice import choose_sampler
 from service.catalog.scheduler_settings import check_overrides, named_spacing, run_spacing
 from service.catalog.weight_files import Component
 from service.errors import InvalidParameter
 from service.frozen_model import FrozenModel
 from service.jobs.model import Generation
+from service.jobs.released_loops import RELEASED
 from service.jobs.request import VideoRequest
-from service.jobs.sampler_settings import USES, Network, SamplerSettings
+from service.jobs.sampler_settings import Network, SamplerSettings
 from service.jobs.timestep_spacing import Spacing
 from service.validation_messages import invalid_value, unknown_parameter
 
@@ -164,6 +166,11 @@ class ModelEntry(FrozenModel):
         own = components.get("image_scheduler", scheduler) if network == "image" else scheduler
         return run_spacing(named_spacing(self.spacing, overrides), own)
 
+    def _network_of(self, sampler: SamplerSettings) -> Network:
+        """The network on whose schedule a run goes; AnimateDiff's released code has only that of its base."""
+        is_on_base = sampler.name == "official" and self.family == "animatediff"
+        return "image" if sampler.is_image_alone or is_on_base else "video"
+
     @property
     def default_generation(self) -> Generation:
         """A request with nothing but a prompt: what most jobs look like."""
@@ -172,12 +179,14 @@ class ModelEntry(FrozenModel):
 
     def resolve(self, request: VideoRequest) -> Generation:
         """Fill in the defaults of this model. Raises InvalidParameter for anything it cannot do."""
-        negative_prompt = self.negative_prompt if request.negative_prompt is None else request.negative_prompt
+        sampler = self._sampler(request.sampler or {})
+        spacing = self.spacing_of(self._network_of(sampler))
+        negative_prompt = request.negative_prompt
+        if negative_prompt is None:
+            negative_prompt = "" if sampler.name == "official" else self.negative_prompt
         self._check_text("prompt", request.prompt)
         self._check_text("negative_prompt", negative_prompt)
         width, height = choose_size(request, self.sizes)
-        sampler = self._sampler(request.sampler or {})
-        spacing = self.spacing_of("image" if sampler.is_image_alone else "video")
         fps = int(self.fps.resolve("fps", request.fps))
         generation = Generation(
             model=self.id,
@@ -189,10 +198,11 @@ class ModelEntry(FrozenModel):
             height=height,
             num_frames=self._num_frames(request, fps),
             fps=fps,
-            num_inference_steps=self._steps(request.num_inference_steps, spacing),
+            num_inference_steps=self._num_inference_steps(request, sampler, spacing),
             guidance_scale=self._guidance_scale(request, sampler),
             sampler=sampler,
             spacing=spacing,
+            official_family=self.family if sampler.name == "official" else None,
         )
         self._check_cost(generation)
         return generation
@@ -250,8 +260,14 @@ class ModelEntry(FrozenModel):
                 return f" Send fps={rate} as well to get it."
         return ""
 
-    def _steps(self, wanted: int | None, spacing: Spacing) -> int:
-        steps = int(self.num_inference_steps.resolve("num_inference_steps", wanted))
+    def _num_inference_steps(self, request: VideoRequest, sampler: SamplerSettings, spacing: Spacing) -> int:
+        steps = int(self.num_inference_steps.resolve("num_inference_steps", request.num_inference_steps))
+        most = RELEASED[self.family].most_steps(spacing.num_train_timesteps)
+        if sampler.name == "official" and steps > most:
+            message = (
+                f"num_inference_steps={steps}: the released {self.family} code takes at most {most} for this model."
+            )
+            raise InvalidParameter("num_inference_steps", message)
         if not spacing.is_estimate and steps > spacing.num_train_timesteps:
             message = (
                 f"num_inference_steps={steps} is above the {spacing.num_train_timesteps} timesteps of the network."
@@ -267,19 +283,11 @@ class ModelEntry(FrozenModel):
         return self.guidance_scale.resolve("guidance_scale", wanted)
 
     def _sampler(self, changes: Mapping[str, Any]) -> SamplerSettings:
-        """Refuses a setting that the chosen sampler does not read, unless it equals the model's default."""
-        given = {name: value for name, value in changes.items() if value is not None}
         try:
-            chosen = SamplerSettings.model_validate(self.sampler.model_dump() | given)
+            return choose_sampler(self.sampler, self.family, changes)
         except ValidationError as e:
             known = [f"sampler.{name}" for name in SamplerSettings.model_fields]
             raise invalid_parameter(e, within="sampler", known=known) from e
-        for name in set(given) - USES[chosen.name] - {"name"}:
-            if getattr(chosen, name) != getattr(self.sampler, name):
-                readers = ", ".join(reader for reader, settings in USES.items() if name in settings)
-                message = f"Sampler '{chosen.name}' has no {name}; leave it out, or use {readers}."
-                raise InvalidParameter(f"sampler.{name}", message)
-        return chosen
 
     def _check_cost(self, generation: Generation) -> None:
         """The error names the first parameter whose default would bring the cost below the limit."""
