@@ -230,8 +230,8 @@ class Settings(BaseSettings):
     log_format: Annotated[LogFormat, Section("Logging and probes")] = "auto"
     """`json`: one object per line. `auto`: `text` in a terminal, otherwise `json`."""
     pulse_file: ExpandedPath | None = None
-    """File that a worker with loaded models, a webhook dispatcher or a maintenance process touches every few seconds,
-    for liveness probes. One file per process."""
+    """File that a worker, a webhook dispatcher or a maintenance process touches every few seconds, for liveness probes.
+    A worker writes `ready` or `not ready` into it, for readiness probes. One file per process."""
 
     @model_validator(mode="after")
     def _has_s3_settings(self) -> Self:
