@@ -16,7 +16,8 @@ from service.errors import ConfigurationError
 from service.jobs.request import VideoRequest
 from tests.tiny_models import Golden, save_model, save_text, save_unet, save_vae, write_entry
 from worker.child.engine import Engine
-from worker.networks.models import IncompatibleModels, Models, load, load_unets
+from worker.networks.assembly import assemble
+from worker.networks.models import IncompatibleModels, Models, load
 from worker.networks.text_encoder import PromptTooLong
 from worker.networks.weight_checks import WeightsMismatch
 
@@ -105,7 +106,7 @@ def test_half_precision_is_the_same_network_within_its_rounding(entry: ModelEntr
     fps = {"fps": 8} if entry.family == "videocrafter" else {}
     answers: list[Tensor] = []
     for dtype in (torch.float32, torch.bfloat16):
-        unet = load_unets(entry, dtype)[1]
+        unet = assemble(entry, dtype).video_unet
         assert {parameter.dtype for parameter in unet.parameters()} == {dtype}
         video = VideoDenoiser(unet, text.to(dtype), text.to(dtype), network_args=fps)
         with torch.no_grad():
@@ -295,10 +296,11 @@ def test_names_of_old_checkpoints_are_known(folder: Path) -> None:
 
 def test_weights_of_a_variant_are_taken_and_no_others(folder: Path) -> None:
     save_model("modelscope", folder)
-    for file in (folder / "image_unet").glob("*.safetensors"):
-        file.rename(file.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    plain = folder / "image_unet" / "diffusion_pytorch_model.safetensors"
+    save_file({"other": torch.zeros(1)}, plain.with_name("diffusion_pytorch_model.non_ema.safetensors"))
+    plain.rename(plain.with_name("diffusion_pytorch_model.fp16.safetensors"))
     lines = ('components = { image_unet = "half/image_unet" }', "[sources.half]", 'folder = "."')
-    with pytest.raises(ConfigurationError, match="image_unet has no safetensors; pickles"):
+    with pytest.raises(ConfigurationError, match='variants fp16, non_ema of its weights; choose one: variant = "fp16"'):
         load(write_entry(folder, "modelscope", *lines), "cpu")
     entry = write_entry(folder, "modelscope", *lines, 'variant = "fp16"')
     assert load(entry, "cpu").image_unet.config.in_channels == 4
