@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import secrets
 from collections.abc import Iterable, Mapping
@@ -157,10 +158,13 @@ class ModelEntry(FrozenModel):
 
     @property
     def all_components(self) -> dict[str, Component]:
-        """The named components and those in `path`, fetched or not; optional ones only where they exist."""
+        """The named components and those in `path`, fetched or not; optional ones only where they exist.
+
+        A broken link counts as existing, so that it is refused, not ignored.
+        """
         if self.path is None:
             return dict(self.components)
-        optional = (name for name in OPTIONAL_COMPONENTS if (self.path / name).exists())
+        optional = (name for name in OPTIONAL_COMPONENTS if os.path.lexists(self.path / name))
         names = (*REQUIRED_COMPONENTS[self.family], *optional)
         return {name: Component.in_folder(name, self.path) for name in names} | self.components
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -14,11 +15,10 @@ from sampler import NoiseSchedule
 from service.catalog.family_components import LORA
 from service.catalog.model_entry import ModelEntry
 from service.errors import ConfigurationError
-from worker.networks.component_files import component_folder, refused
-from worker.networks.component_loader import load_component
+from worker.networks.component_files import component_folder, refused, unreadable
+from worker.networks.component_loader import load_component, load_scheduler
 from worker.networks.lora import fuse_lora
 from worker.networks.network_classes import Network, errors_only
-from worker.networks.schedules import load_schedule
 from worker.networks.text_encoder import TextEncoder
 
 from diffusers import UNetMotionModel  # isort: skip  # after network_classes, which switches the hub client offline
@@ -43,10 +43,16 @@ class Assembly:
 
 def check_files(entry: ModelEntry) -> None:
     """Raises ConfigurationError if a component is missing, or a file differs from its known SHA-256."""
+    components = entry.all_components
     if missing := entry.missing:
         where = f"model folder {entry.path} lacks" if entry.path else f"model {entry.id} lacks"
-        raise ConfigurationError(f"{where} {', '.join(missing)}; `ivmix models fetch {entry.id}` downloads hub files")
-    for component in entry.all_components.values():
+        first = components[missing[0]]
+        way_out = f"`ivmix models fetch {entry.id}` downloads them"
+        if first.source.repo is None and first.path is not None:
+            why = unreadable(first.path) or "is missing"
+            way_out = f"{first.path} {why}; put it there, or name its folder in the entry"
+        raise ConfigurationError(f"{where} {', '.join(missing)}: {way_out}")
+    for component in components.values():
         component.verify()
 
 
@@ -75,7 +81,7 @@ def fit_together(entry: ModelEntry, parts: Mapping[str, Any]) -> Assembly:
         vae=parts["vae"],
         image_unet=image_unet,
         video_unet=video_unet,
-        image_schedule=parts.get("image_scheduler") or load_schedule(scheduler, entry.image_schedule, entry.spacing),
+        image_schedule=parts.get("image_scheduler") or load_scheduler(entry, scheduler, entry.image_schedule),
         video_schedule=parts["scheduler"],
     )
 
@@ -110,7 +116,9 @@ def _unets(entry: ModelEntry, parts: Mapping[str, Any]) -> tuple[Network, Networ
     image = parts.get("image_unet", base)
     if lora := entry.all_components.get(LORA):
         image = copy.deepcopy(image) if image is base else image  # the video model keeps the base without the LoRA
-        fuse_lora(image, lora, entry.lora_scale)
+        with refused(f"LoRA {lora.path}", "take one that was made for this UNet"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of weights that are only checked
+            fuse_lora(image, lora, entry.lora_scale)
     return image, video
 
 

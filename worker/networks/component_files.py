@@ -43,12 +43,25 @@ def component_folder(component: Component) -> Path:
     folder = component.path
     if folder is None:
         raise ConfigurationError(f"{component.name} has not been fetched; fetch the model with `ivmix models fetch`")
+    if why := unreadable(folder):
+        raise ConfigurationError(f"{folder} {why}; put it there, or name its folder in the entry")
     if not folder.is_dir():
         raise ConfigurationError(
             f"{folder} is not a folder; {component.name} is a folder in the diffusers layout, with its config and "
             "its weights as files inside"
         )
     return folder
+
+
+def unreadable(path: Path) -> str | None:
+    """Why nothing can be read there; None if something can."""
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return "is a link to what does not exist" if path.is_symlink() else "is missing"
+    except OSError as e:
+        return f"cannot be read: {e.strerror}"
+    return None
 
 
 def file_names(folder: Path) -> list[str]:
@@ -61,9 +74,8 @@ def file_names(folder: Path) -> list[str]:
 
 def check_file(file: Path) -> None:
     """Raises ConfigurationError for what is no file, cannot be read, is empty, or is the wrong download."""
-    if not file.exists():
-        missing = "is a link to a file that does not exist" if file.is_symlink() else "is missing"
-        raise ConfigurationError(f"{file} {missing}; {DOWNLOAD_AGAIN}")
+    if why := unreadable(file):
+        raise ConfigurationError(f"{file} {why}; {DOWNLOAD_AGAIN}")
     if not file.is_file():
         raise ConfigurationError(f"{file} is not a file; {DOWNLOAD_AGAIN}")
     try:

@@ -7,12 +7,14 @@ are on torch's meta device, so that checking needs the memory of one tensor.
 # pyright: reportPrivateImportUsage=false, reportUnknownMemberType=false
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import init_empty_weights
 
+from sampler import NoiseSchedule
 from service.catalog.model_entry import ModelEntry
 from service.catalog.weight_files import Component
 from service.errors import ConfigurationError
@@ -22,9 +24,10 @@ from worker.networks.component_files import (
     component_folder,
     file_names,
     read_config,
+    read_json,
     refused,
 )
-from worker.networks.config_checks import check_config
+from worker.networks.config_checks import check_config, check_numbers
 from worker.networks.network_classes import Network, empty_network, errors_only, network_class
 from worker.networks.schedules import load_schedule
 from worker.networks.weight_checks import check_weights, read_weights, stored_weights
@@ -47,7 +50,7 @@ def load_component(entry: ModelEntry, name: str, dtype: torch.dtype, *, only_che
             return load_tokenizer(component)
         case "scheduler":
             overrides = entry.image_schedule if name == "image_scheduler" else entry.video_schedule
-            return load_schedule(component, overrides, entry.spacing)
+            return load_scheduler(entry, component, overrides)
         case _:
             return load_network(entry, name, dtype, only_check=only_check)
 
@@ -77,12 +80,22 @@ def load_network(entry: ModelEntry, name: str, dtype: torch.dtype, *, only_check
     return network.eval().requires_grad_(False)
 
 
+def load_scheduler(entry: ModelEntry, component: Component, overrides: Mapping[str, Any]) -> NoiseSchedule:
+    """Raises ConfigurationError if the file cannot be read, or is of a schedule that cannot be run."""
+    file = component_folder(component) / "scheduler_config.json"
+    check_numbers(file, {**read_json(file), **overrides})
+    with refused(file, "take the one that belongs to the network"):
+        return load_schedule(component, overrides, entry.spacing)
+
+
 def load_tokenizer(component: Component) -> Any:  # transformers has no types for what from_pretrained returns
     """Raises ConfigurationError if files are missing or broken. transformers would go on with half a vocabulary."""
     folder = component_folder(component)
     names = [name for name in file_names(folder) if component.has_file(str(Path(component.inside, name)))]
     for name in names:
         check_file(folder / name)
+        if name.endswith(".json"):
+            read_json(folder / name)
     if "tokenizer.json" not in names and not {"vocab.json", "merges.txt"} <= set(names):
         raise ConfigurationError(
             f"{folder} lacks {'merges.txt' if 'vocab.json' in names else 'vocab.json'}: a tokenizer needs vocab.json "

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 from service.catalog.model_entry import ModelEntry
 from service.errors import ConfigurationError
+from worker.networks.component_files import DOWNLOAD_AGAIN
 
 # Inputs of diffusers' UNets next to latents, timestep and text.
 OTHER_INPUTS = {
@@ -17,7 +19,8 @@ OTHER_INPUTS = {
     "encoder_hid_dim_type": "another text or image encoder",
     "time_cond_proj_dim": "a distilled guidance scale",
 }
-DEEPEST = 200  # layers of one kind; a damaged number would be built for hours
+# Highest numbers by the end of their names: with a damaged one, building would take hours or all memory.
+HIGHEST = {"layers_per_block": 200, "hidden_layers": 200, "layers_per_mid_block": 200, "num_train_timesteps": 100_000}
 
 
 def check_config(entry: ModelEntry, name: str, file: Path, config: Mapping[str, Any]) -> None:
@@ -36,9 +39,19 @@ def check_config(entry: ModelEntry, name: str, file: Path, config: Mapping[str, 
                 f"{file}: {key}={config[key]!r} is not supported: this UNet also wants {what}; use one that takes "
                 "latents, timestep and text only, such as those of Stable Diffusion 1 and 2"
             )
+    if name == "vae":
+        factor: object = config.get("scaling_factor", 1.0)
+        if not isinstance(factor, int | float) or not 0 < factor < math.inf:
+            raise ConfigurationError(f"{file}: scaling_factor={factor!r} must be a positive number; {DOWNLOAD_AGAIN}")
+    check_numbers(file, config)
+
+
+def check_numbers(file: Path, config: Mapping[str, Any]) -> None:
+    """Raises ConfigurationError if a number is higher than any released model's."""
     for key, value in config.items():
-        if "layers" in key and any(number > DEEPEST for number in _numbers(value)):
-            raise ConfigurationError(f"{file}: {key}={value!r} is more than {DEEPEST}; download it again")
+        most = next((most for end, most in HIGHEST.items() if key.endswith(end)), math.inf)
+        if any(number > most for number in _numbers(value)):
+            raise ConfigurationError(f"{file}: {key}={value!r} is more than {most}; {DOWNLOAD_AGAIN}")
 
 
 def _class_of(entry: ModelEntry, name: str) -> str | None:
