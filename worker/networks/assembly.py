@@ -15,13 +15,15 @@ from sampler import NoiseSchedule
 from service.catalog.family_components import LORA
 from service.catalog.model_entry import ModelEntry
 from service.errors import ConfigurationError
-from worker.networks.component_files import component_folder, refused, unreadable
+from worker.networks.component_files import PUT_THERE, component_folder, refused, unreadable
 from worker.networks.component_loader import load_component, load_scheduler
 from worker.networks.lora import fuse_lora
 from worker.networks.network_classes import Network, errors_only
 from worker.networks.text_encoder import TextEncoder
 
-from diffusers import UNetMotionModel  # isort: skip  # after network_classes, which switches the hub client offline
+# after network_classes, which switches the hub client offline
+from diffusers import UNetMotionModel  # isort: skip
+from diffusers.models.modeling_utils import no_init_weights  # isort: skip
 
 
 class IncompatibleModels(ConfigurationError):
@@ -49,8 +51,7 @@ def check_files(entry: ModelEntry) -> None:
         first = components[missing[0]]
         way_out = f"`ivmix models fetch {entry.id}` downloads them"
         if first.source.repo is None and first.path is not None:
-            why = unreadable(first.path) or "is missing"
-            way_out = f"{first.path} {why}; put it there, or name its folder in the entry"
+            way_out = unreadable(first.path, PUT_THERE) or f"{first.path} is incomplete"
         raise ConfigurationError(f"{where} {', '.join(missing)}: {way_out}")
     for component in components.values():
         component.verify()
@@ -133,7 +134,12 @@ def _with_motion(base: Network, adapter: Network, entry: ModelEntry) -> tuple[Ne
         )
     way_out = "use an adapter that was made for this UNet (Stable Diffusion 1.5: v1-5-2, v1-5-3)"
     # diffusers suggests a setting of from_pretrained, which does not make a motion UNet
-    with errors_only("diffusers"), refused(f"model {entry.id}: the motion adapter {folder}", way_out), base.device:
+    with (
+        errors_only("diffusers"),
+        refused(f"model {entry.id}: the motion adapter {folder}", way_out),
+        base.device,
+        no_init_weights(),
+    ):
         video = cast("Any", UNetMotionModel.from_unet2d(base, adapter))
     video.eval().requires_grad_(False)
     weights = video.state_dict(keep_vars=True)

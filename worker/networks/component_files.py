@@ -14,6 +14,8 @@ from service.errors import ConfigurationError, ServiceError
 
 LFS_POINTER = b"version https://git-lfs"
 DOWNLOAD_AGAIN = "download it again"
+PUT_THERE = "put it there, or name its folder in the entry"
+RIGHTS = "give this user the right to read it"
 MAX_REASON = 300  # characters of another library's error
 
 
@@ -43,8 +45,8 @@ def component_folder(component: Component) -> Path:
     folder = component.path
     if folder is None:
         raise ConfigurationError(f"{component.name} has not been fetched; fetch the model with `ivmix models fetch`")
-    if why := unreadable(folder):
-        raise ConfigurationError(f"{folder} {why}; put it there, or name its folder in the entry")
+    if why := unreadable(folder, PUT_THERE):
+        raise ConfigurationError(why)
     if not folder.is_dir():
         raise ConfigurationError(
             f"{folder} is not a folder; {component.name} is a folder in the diffusers layout, with its config and "
@@ -53,14 +55,14 @@ def component_folder(component: Component) -> Path:
     return folder
 
 
-def unreadable(path: Path) -> str | None:
-    """Why nothing can be read there; None if something can."""
+def unreadable(path: Path, if_missing: str) -> str | None:
+    """Why nothing can be read there, with the way out; None if something can."""
     try:
         path.stat()
     except FileNotFoundError:
-        return "is a link to what does not exist" if path.is_symlink() else "is missing"
+        return f"{path} {'is a link to what does not exist' if path.is_symlink() else 'is missing'}; {if_missing}"
     except OSError as e:
-        return f"cannot be read: {e.strerror}"
+        return f"{path} cannot be read: {e.strerror}; {RIGHTS}"
     return None
 
 
@@ -69,20 +71,20 @@ def file_names(folder: Path) -> list[str]:
     try:
         return sorted(os.listdir(folder))
     except OSError as e:
-        raise ConfigurationError(f"{folder} cannot be read: {e.strerror}; give this user the right to read it") from e
+        raise ConfigurationError(f"{folder} cannot be read: {e.strerror}; {RIGHTS}") from e
 
 
 def check_file(file: Path) -> None:
     """Raises ConfigurationError for what is no file, cannot be read, is empty, or is the wrong download."""
-    if why := unreadable(file):
-        raise ConfigurationError(f"{file} {why}; {DOWNLOAD_AGAIN}")
+    if why := unreadable(file, DOWNLOAD_AGAIN):
+        raise ConfigurationError(why)
     if not file.is_file():
         raise ConfigurationError(f"{file} is not a file; {DOWNLOAD_AGAIN}")
     try:
         with file.open("rb") as stream:
             start = stream.read(512)
     except OSError as e:
-        raise ConfigurationError(f"{file} cannot be read: {e.strerror}; give this user the right to read it") from e
+        raise ConfigurationError(f"{file} cannot be read: {e.strerror}; {RIGHTS}") from e
     if not start:
         raise ConfigurationError(f"{file} is empty; {DOWNLOAD_AGAIN}")
     if start.startswith(LFS_POINTER):
