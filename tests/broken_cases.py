@@ -77,6 +77,10 @@ PLACES = {
     "component is missing": Broken(lambda f: shutil.rmtree(f / "vae"), ("lacks vae", "put it there")),
     "component is a broken link": Broken(broken_link("unet"), ("lacks unet", "is a link to what does not exist")),
     "optional component is a broken link": Broken(broken_link("image_unet"), ("lacks image_unet", "is a link to what")),
+    "component is a link to itself": Broken(
+        lambda folder: (shutil.rmtree(folder / "vae"), (folder / "vae").symlink_to("vae")),
+        ("lacks vae", "symbolic"),
+    ),
     "config is missing": Broken(delete("unet/config.json"), ("unet/config.json is missing", AGAIN)),
     "config is a broken link": Broken(broken_link("unet/config.json"), ("config.json is a link to what does not",)),
     "weights are a broken link": Broken(broken_link(UNET_FILE), (f"{UNET_FILE} is a link to what does not exist",)),
@@ -216,6 +220,14 @@ TEXTS = {
     "vocab.json and merges.txt": Broken(vocabulary_files()),
     "no merges.txt": Broken(vocabulary_files(without="merges.txt"), ("tokenizer lacks merges.txt", AGAIN)),
     "no vocab.json": Broken(vocabulary_files(without="vocab.json"), ("tokenizer lacks vocab.json", AGAIN)),
+    "merges.txt that is cut": Broken(
+        vocabulary_files(merges_kept=60), ("tokenizer: merges are missing, without which 12 tokens", AGAIN)
+    ),
+    "merges.txt of a comment": Broken(vocabulary_files(merges_kept=0), ("tokenizer: merges are missing",)),
+    "text encoder without its tokenizer": Broken(
+        lambda folder: shutil.copytree(folder / "text_encoder", folder / "image_text_encoder"),
+        ("image_text_encoder without image_tokenizer",),
+    ),
     "no tokenizer files": Broken(delete("tokenizer/tokenizer.json"), ("tokenizer lacks vocab.json",)),
     "tokenizer.json is not JSON": Broken(
         write("tokenizer/tokenizer.json", "{"), ("tokenizer/tokenizer.json is not JSON",)

@@ -172,13 +172,13 @@ def longer_header(name: str, change: Callable[[dict[str, Any]], object]) -> Call
     return apply
 
 
-def vocabulary_files(*, without: str = "") -> Callable[[Path], object]:
+def vocabulary_files(*, without: str = "", merges_kept: int | None = None) -> Callable[[Path], object]:
     """The tokenizer as older repositories have it: vocab.json and merges.txt."""
 
     def change(folder: Path) -> None:
         file = folder / "tokenizer" / "tokenizer.json"
         model = json.loads(file.read_text())["model"]
-        merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+        merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]][:merges_kept]
         files = {"vocab.json": json.dumps(model["vocab"]), "merges.txt": "\n".join(["#version: 0.2", *merges])}
         for name, text in files.items():
             if name != without:

@@ -52,9 +52,9 @@ class ModelRegistry:
         aliases: Mapping[str, str] | None = None,
     ) -> ModelRegistry:
         """Raises ConfigurationError naming the file and what is wrong in it."""
-        file, weights_dir = _expanded(file), _expanded(weights_dir or default_data_dir() / "models")
-        lock = LockFile.read(weights_dir)
         try:
+            file, weights_dir = _expanded(file), _expanded(weights_dir or default_data_dir() / "models")
+            lock = LockFile.read(weights_dir)
             raw = _RegistryFile.model_validate(tomllib.loads(file.read_text("utf-8")))
             sources = {name: _resolved(file, source) for name, source in raw.sources.items()}
             entries = [_entry(file, name, entry, sources, weights_dir, lock) for name, entry in raw.models.items()]
@@ -124,11 +124,11 @@ def _absolute(file: Path, folder: str | Path) -> Path:
 
 
 def _expanded(path: Path) -> Path:
-    """With the home directory for a leading `~`. Raises ConfigurationError if there is none."""
+    """With the home directory for a leading `~`. Raises ValueError if there is none."""
     try:
         return path.expanduser()
     except RuntimeError as e:
-        raise ConfigurationError(f"{path}: there is no such home directory; write the folder without ~") from e
+        raise ValueError(f"{path}: there is no such home directory; write the folder without ~") from e
 
 
 def _entry(
@@ -137,8 +137,10 @@ def _entry(
     try:
         places = _texts(raw, "components")
         located = {part: Component.locate(part, place, sources, weights_dir, lock) for part, place in places.items()}
-        path = {"path": _absolute(file, str(raw["path"]))} if "path" in raw else {}
-        return ModelEntry.model_validate({"id": name, **raw, **path, "components": located})
+        if not isinstance(path := raw.get("path", "."), str):
+            raise ValueError(f"path must be a text, not {path!r}")
+        own = {"path": _absolute(file, path)} if "path" in raw else {}
+        return ModelEntry.model_validate({"id": name, **raw, **own, "components": located})
     except ValueError as e:
         raise ValueError(f"models.{name}: {e}") from e
 

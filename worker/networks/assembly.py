@@ -72,7 +72,12 @@ def fit_together(entry: ModelEntry, parts: Mapping[str, Any]) -> Assembly:
     """
     image_unet, video_unet = _unets(entry, parts)
     video_text = _text_encoder(entry, parts, "")
-    image_text = _text_encoder(entry, parts, "image_") if "image_text_encoder" in parts else video_text
+    pair = {"image_tokenizer", "image_text_encoder"}
+    if len(pair & set(parts)) == 1:
+        raise IncompatibleModels(
+            f"model {entry.id} has {min(pair & set(parts))} without {min(pair - set(parts))}; name both or none"
+        )
+    image_text = _text_encoder(entry, parts, "image_") if pair <= set(parts) else video_text
     _check_compatibility(entry, parts["vae"], (image_unet, image_text), (video_unet, video_text))
     check_sizes(entry, parts["vae"])
     scheduler = entry.all_components["scheduler"]

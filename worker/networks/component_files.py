@@ -62,7 +62,8 @@ def unreadable(path: Path, if_missing: str) -> str | None:
     except FileNotFoundError:
         return f"{path} {'is a link to what does not exist' if path.is_symlink() else 'is missing'}; {if_missing}"
     except OSError as e:
-        return f"{path} cannot be read: {e.strerror}; {RIGHTS}"
+        way_out = RIGHTS if isinstance(e, PermissionError) else if_missing
+        return f"{path} cannot be read: {e.strerror}; {way_out}"
     return None
 
 

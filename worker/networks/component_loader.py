@@ -7,6 +7,7 @@ are on torch's meta device, so that checking needs the memory of one tensor.
 # pyright: reportPrivateImportUsage=false, reportUnknownMemberType=false
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -103,4 +104,18 @@ def load_tokenizer(component: Component) -> Any:  # transformers has no types fo
         )
     kind: Network = CLIPTokenizer
     with refused(folder, DOWNLOAD_AGAIN):
-        return kind.from_pretrained(folder, local_files_only=True)
+        tokenizer = kind.from_pretrained(folder, local_files_only=True)
+        lost = _tokens_without_merge(tokenizer)
+    if lost:
+        raise ConfigurationError(
+            f"{folder}: merges are missing, without which {len(lost)} tokens of the vocabulary are never used "
+            f"({', '.join(lost[:3])}); {DOWNLOAD_AGAIN}"
+        )
+    return tokenizer
+
+
+def _tokens_without_merge(tokenizer: Any) -> list[str]:
+    """Tokens of the vocabulary that are longer than one letter, and that no merge of byte-pair encoding makes."""
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    made = {"".join(pair) for pair in model["merges"]} | set(tokenizer.get_added_vocab())
+    return [token for token in model["vocab"] if len(token.removesuffix("</w>")) > 1 and token not in made]
