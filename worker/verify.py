@@ -18,6 +18,7 @@ def verify(entry: ModelEntry) -> Iterator[str]:
 
     from worker.networks.assembly import check_files, fit_together
     from worker.networks.component_loader import load_component
+    from worker.networks.schedules import schedule_warnings
     from worker.networks.weight_files import weight_files
 
     check_files(entry)
@@ -32,6 +33,7 @@ def verify(entry: ModelEntry) -> Iterator[str]:
             checks += [f"variant {variant}"] if variant else []
         yield f"{name}: OK ({', '.join(checks) or 'present'})"
     fit_together(entry, parts)
+    yield from (f"warning: {warning}" for warning in schedule_warnings(entry))
 
 
 app = typer.Typer(add_completion=False)

@@ -26,6 +26,7 @@ SAMPLER_OPTIONS = {
     "goback_guidance",
     "iterations",
     "network",
+    "grid",
 }
 
 Pair = tuple[float, float] | None
@@ -68,6 +69,7 @@ def submit(
     goback_guidance: Annotated[float | None, _sampler_option("zigzag: guidance of the inversion")] = None,
     iterations: Annotated[int | None, _sampler_option("freeinit: number of sampling runs")] = None,
     network: Annotated[str | None, _sampler_option("ddim: video, image")] = None,
+    grid: Annotated[str | None, _sampler_option("ddim: adjacent, diffusers")] = None,
 ) -> None:
     """Send a prompt to a running server, wait for the video and download it."""
     body = _request(locals())

@@ -16,9 +16,10 @@ from service.catalog.family_components import LORA
 from service.catalog.model_entry import ModelEntry
 from service.errors import ConfigurationError
 from worker.networks.component_files import PUT_THERE, component_folder, refused, unreadable
-from worker.networks.component_loader import load_component, load_scheduler
+from worker.networks.component_loader import load_component
 from worker.networks.lora import fuse_lora
 from worker.networks.network_classes import Network, errors_only
+from worker.networks.schedules import load_schedules
 from worker.networks.text_encoder import TextEncoder
 
 # after network_classes, which switches the hub client offline
@@ -80,15 +81,16 @@ def fit_together(entry: ModelEntry, parts: Mapping[str, Any]) -> Assembly:
     image_text = _text_encoder(entry, parts, "image_") if pair <= set(parts) else video_text
     _check_compatibility(entry, parts["vae"], (image_unet, image_text), (video_unet, video_text))
     check_sizes(entry, parts["vae"])
-    scheduler = entry.all_components["scheduler"]
+    with refused(f"model {entry.id}: the noise schedule", "take the scheduler's file of the same model"):
+        image_schedule, video_schedule = load_schedules(entry)
     return Assembly(
         image_text_encoder=image_text,
         video_text_encoder=video_text,
         vae=parts["vae"],
         image_unet=image_unet,
         video_unet=video_unet,
-        image_schedule=parts.get("image_scheduler") or load_scheduler(entry, scheduler, entry.image_schedule),
-        video_schedule=parts["scheduler"],
+        image_schedule=image_schedule,
+        video_schedule=video_schedule,
     )
 
 

@@ -8,15 +8,14 @@ are on torch's meta device, so that checking needs the memory of one tensor.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import init_empty_weights
 
-from sampler import NoiseSchedule
 from service.catalog.model_entry import ModelEntry
+from service.catalog.scheduler_settings import SCHEDULER_FILE
 from service.catalog.weight_files import Component
 from service.errors import ConfigurationError
 from worker.networks.component_files import (
@@ -30,7 +29,7 @@ from worker.networks.component_files import (
 )
 from worker.networks.config_checks import check_config, check_numbers
 from worker.networks.network_classes import Network, empty_network, errors_only, network_class
-from worker.networks.schedules import load_schedule
+from worker.networks.vae_config import check_vae_config, vae_dtype
 from worker.networks.weight_checks import check_weights, read_weights, stored_weights
 from worker.networks.weight_files import weight_files
 
@@ -39,7 +38,7 @@ from transformers import CLIPTokenizer  # isort: skip
 
 
 def load_component(entry: ModelEntry, name: str, dtype: torch.dtype, *, only_check: bool = False) -> Any:
-    """A tokenizer, a NoiseSchedule, or a network on the CPU (with `only_check`: without weights).
+    """A tokenizer, the component itself of a scheduler, or a network on the CPU (with `only_check`: without weights).
 
     Raises:
         WeightsMismatch: the weights are not those of the configuration.
@@ -50,8 +49,9 @@ def load_component(entry: ModelEntry, name: str, dtype: torch.dtype, *, only_che
         case "tokenizer":
             return load_tokenizer(component)
         case "scheduler":
-            overrides = entry.image_schedule if name == "image_scheduler" else entry.video_schedule
-            return load_scheduler(entry, component, overrides)
+            file = component_folder(component) / SCHEDULER_FILE
+            check_numbers(file, read_json(file))
+            return component  # `load_schedules` needs the whole entry
         case _:
             return load_network(entry, name, dtype, only_check=only_check)
 
@@ -63,12 +63,16 @@ def load_network(entry: ModelEntry, name: str, dtype: torch.dtype, *, only_check
     folder = component_folder(component)
     file, config = folder / "config.json", read_config(folder)
     check_config(entry, name, file, config)
+    on_gpu = getattr(torch, entry.dtype)
+    if name == "vae":
+        check_vae_config(entry)
+        dtype, on_gpu = vae_dtype(entry, dtype), vae_dtype(entry, on_gpu)
     kind = network_class(entry, name)
     with refused(file, "take the one that belongs to the weights"), torch.device("meta"):
         network = empty_network(kind, config)
     stored = stored_weights(weight_files(component).files)
     check_weights(folder, network, stored)
-    weights = read_weights(stored, torch.finfo(getattr(torch, entry.dtype)).max)
+    weights = read_weights(stored, torch.finfo(on_gpu).max)
     if only_check:
         for _ in weights:
             pass
@@ -79,14 +83,6 @@ def load_network(entry: ModelEntry, name: str, dtype: torch.dtype, *, only_check
     network.load_state_dict({key: value.to(dtype) for key, value in weights}, strict=False, assign=True)
     network.to(dtype)
     return network.eval().requires_grad_(False)
-
-
-def load_scheduler(entry: ModelEntry, component: Component, overrides: Mapping[str, Any]) -> NoiseSchedule:
-    """Raises ConfigurationError if the file cannot be read, or is of a schedule that cannot be run."""
-    file = component_folder(component) / "scheduler_config.json"
-    check_numbers(file, {**read_json(file), **overrides})
-    with refused(file, "take the one that belongs to the network"):
-        return load_schedule(component, overrides, entry.spacing)
 
 
 def load_tokenizer(component: Component) -> Any:  # transformers has no types for what from_pretrained returns

@@ -39,10 +39,6 @@ def check_config(entry: ModelEntry, name: str, file: Path, config: Mapping[str, 
                 f"{file}: {key}={config[key]!r} is not supported: this UNet also wants {what}; use one that takes "
                 "latents, timestep and text only, such as those of Stable Diffusion 1 and 2"
             )
-    if name == "vae":
-        factor: object = config.get("scaling_factor", 1.0)
-        if not isinstance(factor, int | float) or not 0 < factor < math.inf:
-            raise ConfigurationError(f"{file}: scaling_factor={factor!r} must be a positive number; {DOWNLOAD_AGAIN}")
     check_numbers(file, config)
 
 

@@ -23,8 +23,10 @@ from service.settings import load_settings
 from worker.networks import cpu_tuning
 from worker.networks.assembly import Assembly, IncompatibleModels, assemble, pixels_per_latent
 from worker.networks.network_classes import Network
+from worker.networks.not_finite import finite
 from worker.networks.optimise import BlockCompiler, OptimisedNetwork, TextKVCache, vae_decode
 from worker.networks.optimise.weight_memory import channels_last, resident_bytes, shared_bytes
+from worker.networks.schedules import schedule_warnings
 from worker.networks.text_encoder import TextEmbeddings, TextEncoder
 
 __all__ = ["IncompatibleModels", "Models", "default_device", "load"]
@@ -98,14 +100,17 @@ class Models:
         Raises:
             InvalidParameter: a word is not in the vocabulary of a model with a closed one.
             PromptTooLong: a text has more tokens than an encoder takes.
+            NotFinite: an encoder returned NaN or infinity.
         """
         texts = [texts] if isinstance(texts, str) else texts
         for text in texts:
             self.entry.check_vocabulary("prompt", text)
         image, video = self.image_text_encoder, self.video_text_encoder
         ids = {id(encoder): encoder.token_ids(texts) for encoder in (image, video)}
-        for_video = video.encode(ids[id(video)]).to(self.dtype)
-        for_image = for_video if image is video else image.encode(ids[id(image)]).to(self.dtype)
+        for_video = finite(video.encode(ids[id(video)]).to(self.dtype), "text encoder (text_encoder)")
+        if image is video:
+            return TextEmbeddings(for_video, for_video)
+        for_image = finite(image.encode(ids[id(image)]).to(self.dtype), "image model's encoder (image_text_encoder)")
         return TextEmbeddings(for_image, for_video)
 
     def denoisers(
@@ -121,7 +126,7 @@ class Models:
                 entry has `network_fps`; None: the model's default.
 
         Raises:
-            InvalidParameter, PromptTooLong: as `encode`.
+            InvalidParameter, PromptTooLong, NotFinite: as `encode`.
             IncompatibleInputs: embeddings of different shapes.
         """
         if isinstance(negative, str):
@@ -156,6 +161,7 @@ class Models:
 
         Raises:
             IncompatibleInputs: `latents` has another shape, such as a batch of two clips.
+            NotFinite: the autoencoder returned NaN or infinity, in float32 too.
         """
         channels = int(self.vae.config.latent_channels)
         if latents.ndim != 5 or latents.shape[:2] != (1, channels):
@@ -184,7 +190,7 @@ def load(model: ModelEntry | str, device: torch.device | str | None = None) -> M
         device: where the networks run; None: the GPU if there is one, else the CPU.
 
     Returns:
-        The networks, in the entry's `dtype` on a GPU and in float32 on a CPU.
+        The networks, in the entry's `dtype` and `vae_dtype` on a GPU and in float32 on a CPU.
 
     Raises:
         ModelNotFound, ModelNotFetched: the registry has no such model, or its weights are not on this machine.
@@ -195,6 +201,8 @@ def load(model: ModelEntry | str, device: torch.device | str | None = None) -> M
     device = default_device() if device is None else torch.device(device)
     dtype = getattr(torch, entry.dtype) if device.type == "cuda" else torch.float32
     models = _on_device(entry, assemble(entry, dtype), device, dtype)
+    for warning in schedule_warnings(entry):
+        log.warning(warning)
     megabytes, shared = models.weights_bytes / 1e6, shared_bytes(models.image_unet, models.video_unet) / 1e6
     log.info("%s on %s: %.0f MB, %.0f MB shared by both UNets", entry.id, device, megabytes, shared)
     return models
