@@ -77,20 +77,29 @@ def check_adapters(entry: ModelEntry) -> None:
 
 
 def _fuse(target: Target, networks: Mapping[Role, Network], loras: Sequence[LoraFile]) -> None:
+    """Check all files, then merge. A parameter that two networks share and that gets the same LoRAs stays shared."""
+    plans = {role: _by_module(loras, target, role, network) for role, network in networks.items()}
     merged: dict[tuple[int, tuple[int, ...]], tuple[nn.Parameter, nn.Parameter | None]] = {}
-    replaced: list[nn.Parameter] = []  # kept, so that no id of `merged` is given to another parameter
+    replaced: list[nn.Parameter] = []  # kept, so that no other parameter gets an id of `merged`
     for role, network in networks.items():
-        by_module: dict[str, dict[int, Adapter]] = {}
-        for number, lora in enumerate(loras):
-            for name, adapter in lora.adapters(target, role, network).items():
-                by_module.setdefault(name, {})[number] = adapter
-        for name, adapters in by_module.items():
+        for name, adapters in plans[role].items():
             module = network.get_submodule(name)
             key = (id(module.weight), tuple(adapters))
             if key not in merged:
                 replaced.append(module.weight)
                 merged[key] = _merged(module, {loras[number]: adapter for number, adapter in adapters.items()})
             module.weight, module.bias = merged[key]
+
+
+def _by_module(
+    loras: Sequence[LoraFile], target: Target, role: Role, network: Network
+) -> dict[str, dict[int, Adapter]]:
+    """Adapters by the name of the module and the number of the LoRA."""
+    found: dict[str, dict[int, Adapter]] = {}
+    for number, lora in enumerate(loras):
+        for name, adapter in lora.adapters(target, role, network).items():
+            found.setdefault(name, {})[number] = adapter
+    return found
 
 
 def _merged(module: Any, adapters: Mapping[LoraFile, Adapter]) -> tuple[nn.Parameter, nn.Parameter | None]:
