@@ -1,6 +1,6 @@
 """Adds the words of textual inversions to a tokenizer and text encoder, as diffusers' load_textual_inversion does."""
 
-# pyright: reportPrivateImportUsage=false, reportUnknownMemberType=false
+# pyright: reportPrivateImportUsage=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 from collections.abc import Sequence

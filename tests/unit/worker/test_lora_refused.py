@@ -156,7 +156,9 @@ def test_file_that_is_no_safetensors_file_is_refused(folder: Path) -> None:
 
 def test_overflow_of_the_models_precision_is_refused(folder: Path) -> None:
     entry = entry_with(folder, good(), settings="scale = 1e6")
-    with pytest.raises(ConfigurationError, match=r"style\.safetensors overflow torch\.float16; lower their scale"):
+    with pytest.raises(
+        ConfigurationError, match=r"style\.safetensors: the sum overflows the weights of a layer; lower the scale"
+    ):
         load_unets(entry, torch.float16)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -16,14 +17,19 @@ from tests.diffusers_pipelines import NEGATIVE, Pipelines, assert_same_latents
 from tests.lora_files import Numbers
 from tests.tiny_models import animatediff_without_image_parts, save_model, write_entry
 from worker.child.fingerprint import weights_digest
-from worker.networks.lora import check_adapters
-from worker.networks.models import load
+from worker.networks.lora import adapt_text_encoders, check_adapters
+from worker.networks.models import Models, load
 from worker.networks.text_encoder import PromptTooLong
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return animatediff_without_image_parts(tmp_path_factory.mktemp("inversion") / "model")
+
+
+@pytest.fixture(scope="module")
+def plain(folder: Path) -> Models:
+    return load(write_entry(folder, "animatediff"), "cpu")
 
 
 def entry_with(
@@ -96,8 +102,7 @@ def test_model_with_a_closed_vocabulary_accepts_the_word(folder: Path) -> None:
         closed.check_vocabulary("prompt", "red <x> <y>")
 
 
-def test_word_for_one_model_leaves_the_other_models_encoder(folder: Path) -> None:
-    plain = load(write_entry(folder, "animatediff"), "cpu")
+def test_word_for_one_model_leaves_the_other_models_encoder(folder: Path, plain: Models) -> None:
     word = ("<x>", {"emb_params": Numbers()(2, 32)})
     models = load(entry_with(folder, word, settings='on = ["image"]'), "cpu")
     before, texts = plain.encode([NEGATIVE, "a <x>"]), models.encode([NEGATIVE, "a <x>"])
@@ -131,10 +136,10 @@ def test_run_does_not_resume_with_other_vectors(folder: Path) -> None:
     ],
 )
 def test_file_or_word_that_does_not_fit_is_refused(
-    folder: Path, token: str, weights: dict[str, Tensor], complaint: str
+    folder: Path, plain: Models, token: str, weights: dict[str, Tensor], complaint: str
 ) -> None:
-    entry = entry_with(folder, (token, weights))
-    for refuse in (check_adapters, load):
+    entry, text = entry_with(folder, (token, weights)), copy.deepcopy(plain.video_text_encoder)
+    for refuse in (check_adapters, lambda entry: adapt_text_encoders(entry, text, text)):
         with pytest.raises(ConfigurationError, match=rf"textual inversion .*word0\.safetensors.*{complaint}"):
             refuse(entry)
 
