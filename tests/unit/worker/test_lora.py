@@ -131,6 +131,15 @@ def scaled(pair: tuple[Weights, Weights]) -> tuple[Weights, Weights]:
     return pair[0], {name: SCALE * value for name, value in pair[1].items()}
 
 
+def with_own_alphas(weights: Weights) -> tuple[Weights, Weights]:
+    """diffusers applies the most frequent alpha to the attention layers of all."""
+    file, added, numbers = lora_files.kohya("lora_unet", weights, Numbers()), {}, Numbers()
+    for alpha, (name, weight) in enumerate(weights.items()):
+        file[f"lora_unet_{name.replace('.', '_')}.alpha"] = torch.tensor(float(alpha))
+        added[name] = SCALE * alpha / RANK * product(*lora_files.lora(weight, numbers), weight)
+    return file, added
+
+
 def with_dora(weights: Weights) -> tuple[Weights, Weights]:
     file = lora_files.kohya("lora_unet", weights, Numbers(), dora=True)
     return file, dora(file, weights)
@@ -138,6 +147,7 @@ def with_dora(weights: Weights) -> tuple[Weights, Weights]:
 
 EIGHTS = [name for name in UNET if name != "conv_in"]  # layers whose sides LoKr can divide
 FORMULAS: dict[str, tuple[list[str], Callable[[Weights], tuple[Weights, Weights]]]] = {
+    "alpha of each layer": (UNET, with_own_alphas),
     "dora": (UNET, with_dora),
     "loha": (UNET, lambda w: scaled(lora_files.loha("lora_unet", w, Numbers()))),
     "loha tucker": (CONVOLUTIONS[1:], lambda w: scaled(lora_files.loha("lora_unet", w, Numbers(), tucker=True))),
@@ -202,6 +212,14 @@ def test_names_of_stable_diffusions_own_code_are_those_of_diffusers(folder: Path
     )
     models = with_loras(folder, (lora_files.kohya("lora_unet", original, Numbers()), ""))
     assert same_weights(models.image_unet, expected.image_unet)
+
+
+def test_bias_is_added_too(folder: Path, plain: Models) -> None:
+    layer = plain.image_unet.get_submodule("conv_in")
+    file = lora_files.dotted("unet.", {"conv_in": layer.weight}, Numbers(), ".lora_A.weight", ".lora_B.weight")
+    bias = Numbers(2)(*layer.bias.shape)
+    models = with_loras(folder, (file | {"unet.conv_in.lora_B.bias": bias}, f"scale = {SCALE}"))
+    assert_same(models.image_unet.conv_in.bias, layer.bias + SCALE * bias)
 
 
 def test_alpha_in_the_files_metadata_counts(folder: Path, plain: Models, pipelines: Pipelines) -> None:
