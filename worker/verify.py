@@ -25,8 +25,7 @@ def verify(entry: ModelEntry) -> Iterator[str]:
     parts: dict[str, Any] = {}
     for name, component in entry.all_components.items():
         checks = [f"sha256 of {len(component.sha256)} files"] if component.sha256 else []
-        if not component.is_file:
-            parts[name] = load_component(entry, name, torch.float32, only_check=True)
+        parts[name] = load_component(entry, name, torch.float32, only_check=True)
         if component.has_weights and not component.is_file:
             checks.append("names, shapes and values of all weights")
             variant = weight_files(component).variant

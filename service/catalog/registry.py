@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from pydantic import Field, ValidationError
 
+from service.catalog.adapters import locate_adapters
 from service.catalog.model_entry import ModelEntry, Range
 from service.catalog.optimise import Optimise
 from service.catalog.scheduler_settings import SPACING_KEYS
@@ -141,10 +142,11 @@ def _entry(
     try:
         places = _texts(raw, "components")
         located = {part: Component.locate(part, place, sources, weights_dir, lock) for part, place in places.items()}
+        adapters = locate_adapters(raw, lambda part, place: Component.locate(part, place, sources, weights_dir, lock))
         if not isinstance(path := raw.get("path", "."), str):
             raise ValueError(f"path must be a text, not {path!r}")
         own = {"path": _absolute(file, path)} if "path" in raw else {}
-        return ModelEntry.model_validate({"id": name, **raw, **own, "components": located})
+        return ModelEntry.model_validate({"id": name, **raw, **adapters, **own, "components": located})
     except ValueError as e:
         raise ValueError(f"models.{name}: {_reason(e)}") from e
 

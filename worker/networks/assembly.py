@@ -3,8 +3,6 @@
 # pyright: reportPrivateImportUsage=false, reportUnknownMemberType=false
 from __future__ import annotations
 
-import copy
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -12,12 +10,11 @@ from typing import Any, cast
 import torch
 
 from sampler import NoiseSchedule
-from service.catalog.family_components import LORA
 from service.catalog.model_entry import ModelEntry
 from service.errors import ConfigurationError
 from worker.networks.component_files import PUT_THERE, component_folder, refused, unreadable
 from worker.networks.component_loader import load_component
-from worker.networks.lora import fuse_lora
+from worker.networks.lora import adapt_text_encoders, fuse_unet_loras
 from worker.networks.network_classes import Network, errors_only
 from worker.networks.schedules import load_schedules
 from worker.networks.text_encoder import TextEncoder
@@ -61,8 +58,7 @@ def check_files(entry: ModelEntry) -> None:
 def assemble(entry: ModelEntry, dtype: torch.dtype) -> Assembly:
     """Load all components. Raises ConfigurationError."""
     check_files(entry)
-    names = [name for name in entry.all_components if name != LORA]
-    return fit_together(entry, {name: load_component(entry, name, dtype) for name in names})
+    return fit_together(entry, {name: load_component(entry, name, dtype) for name in entry.all_components})
 
 
 def fit_together(entry: ModelEntry, parts: Mapping[str, Any]) -> Assembly:
@@ -79,6 +75,7 @@ def fit_together(entry: ModelEntry, parts: Mapping[str, Any]) -> Assembly:
             f"model {entry.id} has {min(pair & set(parts))} without {min(pair - set(parts))}; name both or none"
         )
     image_text = _text_encoder(entry, parts, "image_") if pair <= set(parts) else video_text
+    image_text, video_text = adapt_text_encoders(entry, image_text, video_text)
     _check_compatibility(entry, parts["vae"], (image_unet, image_text), (video_unet, video_text))
     check_sizes(entry, parts["vae"])
     with refused(f"model {entry.id}: the noise schedule", "take the scheduler's file of the same model"):
@@ -122,11 +119,7 @@ def _unets(entry: ModelEntry, parts: Mapping[str, Any]) -> tuple[Network, Networ
     if entry.family == "animatediff":
         base, video = _with_motion(video, parts["motion_adapter"], entry)
     image = parts.get("image_unet", base)
-    if lora := entry.all_components.get(LORA):
-        image = copy.deepcopy(image) if image is base else image  # the video model keeps the base without the LoRA
-        with refused(f"LoRA {lora.path}", "take one that was made for this UNet"), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of weights that are only checked
-            fuse_lora(image, lora, entry.lora_scale)
+    fuse_unet_loras(entry, image, video)
     return image, video
 
 

@@ -38,13 +38,19 @@ from transformers import CLIPTokenizer  # isort: skip
 
 
 def load_component(entry: ModelEntry, name: str, dtype: torch.dtype, *, only_check: bool = False) -> Any:
-    """A tokenizer, the component itself of a scheduler, or a network on the CPU (with `only_check`: without weights).
+    """A tokenizer, a network on the CPU (with `only_check`: without weights), or the component itself of other kinds.
+
+    Those are schedulers, LoRAs and textual inversions: `fit_together` reads them.
 
     Raises:
         WeightsMismatch: the weights are not those of the configuration.
         ConfigurationError: a file is missing, cannot be read, or is not what its place in the entry needs.
     """
     component = entry.all_components[name]
+    if component.is_file:
+        assert component.path is not None, "check_files refuses what was not fetched"
+        check_file(component.path)
+        return component  # `fuse_unet_loras` and `adapt_text_encoders` need the networks
     match component.kind:
         case "tokenizer":
             return load_tokenizer(component)
