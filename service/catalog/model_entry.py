@@ -151,10 +151,7 @@ class ModelEntry(FrozenModel):
 
     @property
     def all_components(self) -> dict[str, Component]:
-        """The named components and those in `path`, fetched or not; optional ones only where they exist.
-
-        A broken link counts as existing, so that it is refused, not ignored.
-        """
+        """The named components and those in `path`, fetched or not; optional ones only where they, or a link, exist."""
         named = self.components | {file.name: file for file in self._adapter_files}
         if self.path is None:
             return named

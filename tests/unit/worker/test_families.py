@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -36,8 +37,6 @@ def entry(request: pytest.FixtureRequest, folder: Path) -> ModelEntry:
 
 
 def animatediff(folder: Path, *lines: str, without: tuple[str, ...] = ()) -> ModelEntry:
-    import shutil
-
     save_model("animatediff", folder)
     for name in without:
         shutil.rmtree(folder / name)
@@ -259,8 +258,6 @@ def test_autoencoder_of_another_latent_space_is_refused(folder: Path) -> None:
 
 
 def test_image_model_without_an_encoder_of_its_width_is_refused(folder: Path) -> None:
-    import shutil
-
     save_model("modelscope", folder)
     for name in ("image_tokenizer", "image_text_encoder"):
         shutil.rmtree(folder / name)
@@ -308,7 +305,7 @@ def test_weights_of_a_variant_are_taken_and_no_others(folder: Path) -> None:
     plain = folder / "image_unet" / "diffusion_pytorch_model.safetensors"
     save_file({"other": torch.zeros(1)}, plain.with_name("diffusion_pytorch_model.non_ema.safetensors"))
     plain.rename(plain.with_name("diffusion_pytorch_model.fp16.safetensors"))
-    lines = ('components = { image_unet = "half/image_unet" }', "[sources.half]", 'folder = "."')
+    lines = 'components = { image_unet = "half/image_unet" }', "[sources.half]", 'folder = "."'
     with pytest.raises(ConfigurationError, match='variants fp16, non_ema of its weights; choose one: variant = "fp16"'):
         load(write_entry(folder, "modelscope", *lines), "cpu")
     entry = write_entry(folder, "modelscope", *lines, 'variant = "fp16"')

@@ -48,7 +48,7 @@ def test_files_that_are_never_read_do_not_block_a_folder(copied: ModelEntry) -> 
     ):
         (copied.path / name).parent.mkdir(exist_ok=True)
         (copied.path / name).write_bytes(b"never read")
-    assert len(list(verify(copied))) == len(copied.all_components)
+    assert all(any(line.startswith(f"{name}: OK") for line in verify(copied)) for name in ("unet", "vae"))
     load(copied, CPU)
 
 
