@@ -20,7 +20,7 @@ class Spacing(FrozenModel):
     is_estimate: bool = Field(
         default=False,
         exclude_if=lambda is_estimate: not is_estimate,
-        description="made without the model's files: the worker takes the spacing of its own",
+        description="made without the model's files: the worker takes the spacing that its files say",
     )
 
     def timesteps(self, steps: int) -> list[int]:

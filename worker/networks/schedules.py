@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from sampler import NoiseSchedule
 from service.catalog.model_entry import ModelEntry
-from service.catalog.scheduler_settings import SCHEDULER_FILE, named_spacing
+from service.catalog.scheduler_settings import SCHEDULER_FILE, ScheduleOverrides, named_spacing
 from service.errors import ConfigurationError
 from service.jobs.sampler_settings import Network
 from worker.networks.component_files import component_folder, read_json
@@ -30,6 +31,12 @@ def load_schedules(entry: ModelEntry) -> tuple[NoiseSchedule, NoiseSchedule]:
 
 def schedule_warnings(entry: ModelEntry) -> Iterator[str]:
     """What may be wrong with a schedule that can be loaded."""
+    for file in dict.fromkeys((_file(entry, "video"), _file(entry, "image"))):
+        known = ScheduleOverrides.model_fields
+        for key in read_json(file):
+            is_known = key in known or key == "timestep_scaling"  # LCMScheduler's own
+            if not is_known and (near := difflib.get_close_matches(key, known, 1, cutoff=0.85)):
+                yield f"{file}: no scheduler reads {key}; probably {near[0]} is meant"
     if entry.family != "animatediff" or "beta_schedule" in entry.video_schedule:
         return
     found = read_json(_file(entry, "video")).get("beta_schedule", "linear")

@@ -11,15 +11,19 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor
 
 from sampler import LatentsNotFinite, seeded_noise
+from service.cli.console import Steps
+from service.errors import ServiceError
 from service.jobs.model import Generation
 from service.jobs.request import VideoRequest
 from service.jobs.timestep_spacing import Spacing
 from tests.tiny_models import save_model
 from worker.child.checkpoint_file import Checkpoint
 from worker.child.engine import Engine
+from worker.generate import _generate
 from worker.networks.not_finite import NotFinite
 from worker.networks.optimise import vae_decode
 
@@ -77,10 +81,21 @@ def test_autoencoder_with_a_broken_weight_fails_the_job_and_is_named(
 ) -> None:
     spoil(engine.models.vae.decoder, value)
     engine.models.vae.to(dtype)
-    code, message, can_retry = failure(engine, generation(engine))
+    code, message, can_retry = failure(engine, generation(engine, sampler={"name": "ddim"}, num_inference_steps=1))
     assert (code, can_retry) == ("not_finite", False)
     assert "autoencoder (vae)" in message
     assert engine.models.vae.dtype is dtype
+
+
+def test_command_line_says_it_in_one_sentence(engine: Engine, broken_when: Callable[..., None]) -> None:
+    """`ivmix generate` prints the message of a ServiceError, and a traceback for other exceptions."""
+    steps = Steps(Console(quiet=True))
+    broken_when("image")
+    with pytest.raises(ServiceError, match=r"Sampling diverged: NaN or infinity in step 1, after the image model\."):
+        _generate(engine, "iv-mixed", generation(engine), steps)
+    spoil(engine.models.vae.decoder, float("nan"))
+    with pytest.raises(ServiceError, match=r"autoencoder \(vae\)"):
+        _generate(engine, "ddim", generation(engine, sampler={"name": "ddim"}), steps)
 
 
 def test_one_broken_frame_of_the_last_batch_is_enough(engine: Engine) -> None:
