@@ -23,7 +23,7 @@ from worker.models import load
 from worker.networks.component_loader import load_component
 from worker.verify import app, verify
 
-ROUNDS, SEED = int(os.environ.get("BROKEN_ROUNDS", "20")), int(os.environ.get("BROKEN_SEED", "0"))
+ROUNDS, SEED = int(os.environ.get("BROKEN_ROUNDS", "12")), int(os.environ.get("BROKEN_SEED", "0"))
 LONGEST = 700  # characters of a sentence
 
 
