@@ -1,7 +1,8 @@
 """`python -m tests.soak [--minutes 30]` runs the long tests for a bounded time and prints a summary.
 
-Parts: fault injection (tests.faults, a new seed per run), fuzzing (Schemathesis), and the tests marked `slow` (resumed
-videos, generated code, scale simulation). `make test` runs a short share of each with fixed seeds.
+Parts: fault injection (tests.faults, a new seed per run), fuzzing (Schemathesis), randomly damaged model folders, and
+the tests marked `slow` (resumed videos, generated code, scale simulation). `make test` runs a short share of each with
+fixed seeds.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Annotated
 
 import typer
 
-SHARES = {"faults": 0.5, "fuzzing": 0.2, "slow tests": 0.3}  # of the time
+SHARES = {"faults": 0.45, "fuzzing": 0.2, "broken models": 0.05, "slow tests": 0.3}  # of the time
 SHORTEST_S = 120.0  # no run starts with less time left
 
 
@@ -43,6 +44,7 @@ def main(
     results = [
         *_faults(first, logs, minutes * 60 * SHARES["faults"]),
         *_fuzzing(first, logs, minutes * 60 * SHARES["fuzzing"]),
+        *_broken_models(first, logs, minutes * 60 * SHARES["broken models"]),
         *_slow_tests(first, logs, minutes * 60 * SHARES["slow tests"]),
     ]
     failed = [result for result in results if not result.passed]
@@ -64,6 +66,12 @@ def _fuzzing(seed: int, logs: Path, budget_s: float) -> Iterator[Result]:
     environment = {"SCHEMATHESIS_SECONDS": str(max(5, int(budget_s / 3) - 20)), "SCHEMATHESIS_SEED": str(seed)}
     command = ["-m", "pytest", "-q", "tests/integration/test_schemathesis.py"]
     yield _run("fuzzing", f"seed {seed}", command, logs, environment, budget_s + 600)
+
+
+def _broken_models(seed: int, logs: Path, budget_s: float) -> Iterator[Result]:
+    environment = {"BROKEN_ROUNDS": str(int(budget_s)), "BROKEN_SEED": str(seed)}  # a round takes half a second
+    command = ["-m", "pytest", "-q", "tests/unit/worker/test_broken_models.py", "-k", "randomly_damaged"]
+    yield _run("broken models", f"seed {seed}", command, logs, environment, budget_s + 600)
 
 
 def _slow_tests(seed: int, logs: Path, budget_s: float) -> Iterator[Result]:

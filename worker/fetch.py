@@ -6,6 +6,7 @@ model available.
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -84,18 +85,31 @@ def _wanted_files(component: Component, listing: RepoListing, source: Source) ->
             raise ConfigurationError(f"{source.repo} at {listing.revision} has no {', '.join(missing)}")
         wanted = [listing.files[name] for name in listed]
     if component.has_weights and not any(file.path.endswith(".safetensors") for file in wanted):
-        inside = [name for name in listing.files if name.rpartition("/")[0] == component.inside]
-        pickles = [name for name in inside if name.endswith(PICKLE_SUFFIXES)]
-        found = f"only pickles ({', '.join(pickles)}), which run code when loaded" if pickles else "no weights"
-        raise ConfigurationError(
-            f"{source.repo} at {listing.revision} has {found} for {component.name}; ivmix loads safetensors only. "
-            "Name another revision or repository, or convert them and name the local folder"
-        )
+        raise ConfigurationError(f"{source.repo} at {listing.revision} has {_instead_of_weights(component, listing)}")
     if not wanted:
         raise ConfigurationError(
             f"{source.repo} at {listing.revision} has no files of {component.name} in '{component.inside}'"
         )
     return wanted
+
+
+def _instead_of_weights(component: Component, listing: RepoListing) -> str:
+    """What a repository has for a component without the wanted safetensors, and the way out."""
+    inside = [name for name in listing.files if name.rpartition("/")[0] == component.inside]
+    matches = (
+        re.search(r"[./](?:model|diffusion_pytorch_model)\.(\w+)[^/.]*\.safetensors$", f"/{name}") for name in inside
+    )
+    if variants := sorted({match[1] for match in matches if match}):
+        return (
+            f"the weights of {component.name} as variant {', '.join(variants)} only; "
+            f'add variant = "{variants[0]}" to its source in the models file'
+        )
+    pickles = [name for name in inside if name.endswith(PICKLE_SUFFIXES)]
+    found = f"only pickles ({', '.join(pickles)}), which run code when loaded" if pickles else "no weights"
+    return (
+        f"{found} for {component.name}; ivmix loads safetensors only. "
+        "Name another revision or repository, or convert them and name the local folder"
+    )
 
 
 def _check_files(source: Source, folder: Path, files: list[RemoteFile]) -> None:

@@ -1,8 +1,9 @@
-"""`ivmix models verify NAME`: check SHA-256, names and shapes of all weights without loading them."""
+"""`ivmix models verify NAME`: everything that loading a model checks, without a GPU and without its memory."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import typer
 
@@ -12,20 +13,25 @@ from service.settings import load_settings
 
 
 def verify(entry: ModelEntry) -> Iterator[str]:
-    """One line per valid component. Raises ConfigurationError for the first invalid one."""
-    from worker.networks.schedules import load_schedules, schedule_warnings
-    from worker.networks.vae_config import check_vae_config
-    from worker.networks.weight_checks import check_files, check_shapes  # diffusers takes seconds: not for --help
+    """One line per valid component. Raises ConfigurationError for the first that loading would refuse."""
+    import torch  # diffusers and torch take seconds: not for --help
+
+    from worker.networks.assembly import check_files, fit_together
+    from worker.networks.component_loader import load_component
+    from worker.networks.schedules import schedule_warnings
+    from worker.networks.weight_files import weight_files
 
     check_files(entry)
+    parts: dict[str, Any] = {}
     for name, component in entry.all_components.items():
         checks = [f"sha256 of {len(component.sha256)} files"] if component.sha256 else []
+        parts[name] = load_component(entry, name, torch.float32, only_check=True)
         if component.has_weights and not component.is_file:
-            check_shapes(entry, name)
-            checks.append("names and shapes of all weights")
+            checks.append("names, shapes and values of all weights")
+            variant = weight_files(component).variant
+            checks += [f"variant {variant}"] if variant else []
         yield f"{name}: OK ({', '.join(checks) or 'present'})"
-    load_schedules(entry)
-    check_vae_config(entry)
+    fit_together(entry, parts)
     yield from (f"warning: {warning}" for warning in schedule_warnings(entry))
 
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pydantic import Field, ValidationError
 
+from service.catalog.adapters import locate_adapters
 from service.catalog.model_entry import ModelEntry, Range
 from service.catalog.optimise import Optimise
 from service.catalog.scheduler_settings import SPACING_KEYS
@@ -56,14 +57,14 @@ class ModelRegistry:
         aliases: Mapping[str, str] | None = None,
     ) -> ModelRegistry:
         """Raises ConfigurationError naming the file and what is wrong in it."""
-        file, weights_dir = file.expanduser(), (weights_dir or default_data_dir() / "models").expanduser()
-        lock = LockFile.read(weights_dir)
         try:
-            raw = _RegistryFile.model_validate(tomllib.loads(file.read_text()))
+            file, weights_dir = _expanded(file), _expanded(weights_dir or default_data_dir() / "models")
+            lock = LockFile.read(weights_dir)
+            raw = _RegistryFile.model_validate(tomllib.loads(file.read_text("utf-8")))
             sources = {name: _resolved(file, source) for name, source in raw.sources.items()}
             entries = [_entry(file, name, entry, sources, weights_dir, lock) for name, entry in raw.models.items()]
             return cls(entries, names, aliases)
-        except (OSError, ValueError) as e:
+        except (OSError, RuntimeError, ValueError) as e:  # RuntimeError: a link that points to itself
             raise ConfigurationError(f"models file {file}: {e}") from e
 
     @classmethod
@@ -124,17 +125,28 @@ def _resolved(file: Path, source: Source) -> Source:
 
 def _absolute(file: Path, folder: str | Path) -> Path:
     """Folders are relative to the file that names them."""
-    return (file.parent / Path(folder).expanduser()).resolve()
+    return (file.parent / _expanded(Path(folder))).resolve()
+
+
+def _expanded(path: Path) -> Path:
+    """With the home directory for a leading `~`. Raises ValueError if there is none."""
+    try:
+        return path.expanduser()
+    except RuntimeError as e:
+        raise ValueError(f"{path}: there is no such home directory; write the folder without ~") from e
 
 
 def _entry(
     file: Path, name: str, raw: Mapping[str, Any], sources: Mapping[str, Source], weights_dir: Path, lock: LockFile
 ) -> ModelEntry:
     try:
-        places = dict(raw.get("components", {}))
+        places = _texts(raw, "components")
         located = {part: Component.locate(part, place, sources, weights_dir, lock) for part, place in places.items()}
-        path = {"path": _absolute(file, raw["path"])} if "path" in raw else {}
-        return ModelEntry.model_validate({"id": name, **raw, **path, "components": located})
+        adapters = locate_adapters(raw, lambda part, place: Component.locate(part, place, sources, weights_dir, lock))
+        if not isinstance(path := raw.get("path", "."), str):
+            raise ValueError(f"path must be a text, not {path!r}")
+        own = {"path": _absolute(file, path)} if "path" in raw else {}
+        return ModelEntry.model_validate({"id": name, **raw, **adapters, **own, "components": located})
     except ValueError as e:
         raise ValueError(f"models.{name}: {_reason(e)}") from e
 
@@ -162,3 +174,11 @@ _TABLES = {
     "optimise": Optimise.model_fields,
     **dict.fromkeys(("num_frames", "fps", "num_inference_steps", "guidance_scale"), Range.model_fields),
 }
+
+
+def _texts(raw: Mapping[str, Any], name: str) -> dict[str, str]:
+    """Raises ValueError if the field is not a table of texts."""
+    table: object = raw.get(name, {})
+    if not isinstance(table, dict) or not all(isinstance(text, str) for text in cast("dict[str, Any]", table).values()):
+        raise ValueError(f'{name} must be a table of places such as {{ unet = "source/folder" }}, not {table!r}')
+    return cast("dict[str, str]", table)

@@ -125,7 +125,7 @@ class LockFile(FrozenModel):
 
 
 class Component(FrozenModel):
-    """One component of a model: a folder in the diffusers layout, or one file (a LoRA), with its expected files."""
+    """One component of a model: a folder in the diffusers layout or a file such as a LoRA, with its expected files."""
 
     name: str
     source: Source
@@ -169,7 +169,7 @@ class Component(FrozenModel):
     @property
     def is_available(self) -> bool:
         """Whether all files are present with the fetched sizes; `verify` reads their content."""
-        if self.root is None or self.path is None or not self.path.exists():
+        if self.root is None or self.path is None or not os.path.exists(self.path):  # Path.exists raises without rights
             return False
         was_fetched = self.source.repo is None or bool(self.sizes)
         return was_fetched and all(_size(self.root / name) == size for name, size in self.sizes.items())

@@ -108,7 +108,7 @@ def test_pinned_model_is_fetched_verified_and_makes_a_clip(machine: Machine, hub
     assert machine.file(BIG).read_bytes() == files[BIG]
     code, said = machine.ivmix("verify", "tiny")
     assert code == 0, said
-    assert "unet: OK (sha256 of 2 files, names and shapes of all weights)" in said
+    assert "unet: OK (sha256 of 2 files, names, shapes and values of all weights)" in said
     import torch
 
     from worker.child.engine import Engine
@@ -187,6 +187,17 @@ def test_repository_that_does_not_exist_is_said(machine: Machine) -> None:
     machine.register('sha256 = "unknown"')
     code, said = machine.ivmix("fetch", "tiny")
     assert (code, f"{REPO} is not on the hub, or needs HF_TOKEN" in said) == (1, True)
+
+
+def test_repository_with_other_variants_only_is_refused_with_their_name(
+    machine: Machine, hub: Hub, files: dict[str, bytes]
+) -> None:
+    hub.commit(REPO, {name.replace("model.safe", "model.fp16.safe"): data for name, data in files.items()})
+    machine.register('sha256 = "unknown"')
+    code, said = machine.ivmix("fetch", "tiny")
+    assert (code, 'as variant fp16 only; add variant = "fp16" to its source' in said.replace("\n", " ")) == (1, True), (
+        said
+    )
 
 
 def test_repository_with_pickles_only_is_refused_and_says_so(

@@ -100,13 +100,13 @@ def test_output_that_cannot_be_written_is_refused_before_anything_is_loaded(
 def test_model_that_cannot_be_loaded_is_reported_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "weights").mkdir()
     shutil.copytree(MODELS_FILE.parents[2] / "demo" / "weights", tmp_path / "weights", dirs_exist_ok=True)
-    (tmp_path / "weights" / "vae" / "extra.bin").touch()
+    (tmp_path / "weights" / "vae" / "diffusion_pytorch_model.safetensors").write_text("<html>404</html>")
     registry = MODELS_FILE.read_text().replace("../../demo/weights", "weights")
     (tmp_path / "models.toml").write_text(registry)
     code, said = generate(tmp_path, IVMIX_MODELS_FILE=str(tmp_path / "models.toml"))
     assert code == 1
     (line,) = said.strip().splitlines()
-    assert "extra.bin; only safetensors are loaded" in line
+    assert "vae/diffusion_pytorch_model.safetensors is a web page" in line
 
 
 @pytest.mark.parametrize("command", ["generate", "models fetch", "models verify"])

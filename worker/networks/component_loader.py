@@ -1,54 +1,123 @@
-"""Loads one component of a model from its files: safetensors only; nothing is fetched and no code is run.
+"""Loads or checks one component of a model from its files: safetensors only; nothing is fetched and no code is run.
 
-diffusers initialises missing weights randomly, so names and shapes are compared with the configuration first.
+With `only_check`, everything happens that loading does, but the weights are read, checked and dropped: the networks
+are on torch's meta device, so that checking needs the memory of one tensor.
 """
 
 # pyright: reportPrivateImportUsage=false, reportUnknownMemberType=false
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 
 from service.catalog.model_entry import ModelEntry
+from service.catalog.scheduler_settings import SCHEDULER_FILE
+from service.catalog.weight_files import Component
 from service.errors import ConfigurationError
-from worker.networks.component_files import component_folder
-from worker.networks.network_classes import Network, errors_only, network_class
-from worker.networks.text_encoder import TextEncoder
-from worker.networks.weight_checks import check_shapes
+from worker.networks.component_files import (
+    DOWNLOAD_AGAIN,
+    check_file,
+    component_folder,
+    file_names,
+    read_config,
+    read_json,
+    refused,
+)
+from worker.networks.config_checks import check_config, check_numbers
+from worker.networks.network_classes import Network, empty_network, errors_only, network_class
+from worker.networks.vae_config import check_vae_config, vae_dtype
+from worker.networks.weight_checks import check_weights, read_weights, stored_weights
+from worker.networks.weight_files import weight_files
 
 # after network_classes, which switches the hub client offline
-from transformers import CLIPTextModel, CLIPTokenizer  # isort: skip
-from transformers.utils import logging as transformers_logging  # isort: skip
+from transformers import CLIPTokenizer  # isort: skip
+
+
+def load_component(entry: ModelEntry, name: str, dtype: torch.dtype, *, only_check: bool = False) -> Any:
+    """A tokenizer, a network on the CPU (with `only_check`: without weights), or the component itself of other kinds.
+
+    Those are schedulers, LoRAs and textual inversions: `fit_together` reads them.
+
+    Raises:
+        WeightsMismatch: the weights are not those of the configuration.
+        ConfigurationError: a file is missing, cannot be read, or is not what its place in the entry needs.
+    """
+    component = entry.all_components[name]
+    if component.is_file:
+        assert component.path is not None, "check_files refuses what was not fetched"
+        check_file(component.path)
+        return component  # `fuse_unet_loras` and `adapt_text_encoders` need the networks
+    match component.kind:
+        case "tokenizer":
+            return load_tokenizer(component)
+        case "scheduler":
+            file = component_folder(component) / SCHEDULER_FILE
+            check_numbers(file, read_json(file))
+            return component  # `load_schedules` needs the whole entry
+        case _:
+            return load_network(entry, name, dtype, only_check=only_check)
 
 
 @errors_only("diffusers")  # it warns of VideoCrafter's fps_cond
-def load_network(entry: ModelEntry, name: str, dtype: torch.dtype) -> Network:
-    """A network on the CPU. Raises WeightsMismatch, or ConfigurationError if a file cannot be read."""
+def load_network(entry: ModelEntry, name: str, dtype: torch.dtype, *, only_check: bool = False) -> Network:
+    """A network in `dtype`. Raises as `load_component`."""
     component = entry.all_components[name]
     folder = component_folder(component)
-    check_shapes(entry, name)
-    kind: Network = network_class(entry, name)
-    settings: dict[str, Any] = {
-        "use_safetensors": True,
-        "local_files_only": True,
-        "variant": component.source.variant,
-        "dtype" if kind is CLIPTextModel else "torch_dtype": dtype,
-    }
-    loaded = kind.from_pretrained(folder, **settings)
-    return loaded.eval().requires_grad_(False)
+    file, config = folder / "config.json", read_config(folder)
+    check_config(entry, name, file, config)
+    on_gpu = getattr(torch, entry.dtype)
+    if name == "vae":
+        check_vae_config(entry)
+        dtype, on_gpu = vae_dtype(entry, dtype), vae_dtype(entry, on_gpu)
+    kind = network_class(entry, name)
+    with refused(file, "take the one that belongs to the weights"), torch.device("meta"):
+        network = empty_network(kind, config)
+    stored = stored_weights(weight_files(component).files)
+    check_weights(folder, network, stored)
+    weights = read_weights(stored, torch.finfo(on_gpu).max)
+    if only_check:
+        for _ in weights:
+            pass
+        return network.eval().requires_grad_(False)
+    if {buffer for buffer, _ in network.named_buffers()} - set(stored):
+        with init_empty_weights(include_buffers=False):  # what is not stored has its values from here
+            network = empty_network(kind, config)
+    network.load_state_dict({key: value.to(dtype) for key, value in weights}, strict=False, assign=True)
+    network.to(dtype)
+    return network.eval().requires_grad_(False)
 
 
-def load_text_encoder(entry: ModelEntry, prefix: str, dtype: torch.dtype) -> TextEncoder:
-    """Raises ConfigurationError if tokenizer and encoder do not match: every prompt would turn into noise."""
-    transformers_logging.disable_progress_bar()
-    folder = component_folder(entry.all_components[f"{prefix}tokenizer"])
-    kind: Network = CLIPTokenizer
-    tokenizer = kind.from_pretrained(folder, local_files_only=True)
-    encoder = load_network(entry, f"{prefix}text_encoder", dtype)
-    if len(tokenizer) != encoder.config.vocab_size:
+def load_tokenizer(component: Component) -> Any:  # transformers has no types for what from_pretrained returns
+    """Raises ConfigurationError if files are missing or broken. transformers would go on with half a vocabulary."""
+    folder = component_folder(component)
+    names = [name for name in file_names(folder) if component.has_file(str(Path(component.inside, name)))]
+    for name in names:
+        check_file(folder / name)
+        if name.endswith(".json"):
+            read_json(folder / name)
+    if "tokenizer.json" not in names and not {"vocab.json", "merges.txt"} <= set(names):
         raise ConfigurationError(
-            f"{folder}: the tokenizer has {len(tokenizer)} tokens, its text encoder {encoder.config.vocab_size}; "
-            "use the tokenizer that the encoder was trained with"
+            f"{folder} lacks {'merges.txt' if 'vocab.json' in names else 'vocab.json'}: a tokenizer needs vocab.json "
+            f"and merges.txt, or tokenizer.json; {DOWNLOAD_AGAIN}"
         )
-    return TextEncoder(tokenizer, encoder)
+    kind: Network = CLIPTokenizer
+    with refused(folder, DOWNLOAD_AGAIN):
+        tokenizer = kind.from_pretrained(folder, local_files_only=True)
+        lost = _tokens_without_merge(tokenizer)
+    if lost:
+        raise ConfigurationError(
+            f"{folder}: merges are missing, without which {len(lost)} tokens of the vocabulary are never used "
+            f"({', '.join(lost[:3])}); {DOWNLOAD_AGAIN}"
+        )
+    return tokenizer
+
+
+def _tokens_without_merge(tokenizer: Any) -> list[str]:
+    """Tokens of the vocabulary that are longer than one letter, and that no merge of byte-pair encoding makes."""
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    made = {"".join(pair) for pair in model["merges"]} | set(tokenizer.get_added_vocab())
+    return [token for token in model["vocab"] if len(token.removesuffix("</w>")) > 1 and token not in made]

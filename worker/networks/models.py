@@ -6,45 +6,35 @@ The families differ in the video model: a 2D UNet with motion modules, a 3D UNet
 # pyright: reportPrivateImportUsage=false, reportUnknownMemberType=false
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sampler import ImageDenoiser, IncompatibleInputs, NoiseSchedule, VideoDenoiser
-from service.catalog.family_components import LORA
 from service.catalog.model_entry import ModelEntry
 from service.catalog.registry import ModelRegistry
-from service.errors import ConfigurationError, InvalidParameter
+from service.errors import InvalidParameter
 from service.jobs.model import Generation
 from service.settings import load_settings
 from worker.networks import cpu_tuning
-from worker.networks.component_loader import load_network, load_text_encoder
-from worker.networks.lora import fuse_lora
-from worker.networks.network_classes import Network, errors_only
+from worker.networks.assembly import Assembly, IncompatibleModels, assemble, pixels_per_latent
+from worker.networks.network_classes import Network
 from worker.networks.not_finite import finite
 from worker.networks.optimise import BlockCompiler, OptimisedNetwork, TextKVCache, vae_decode
 from worker.networks.optimise.weight_memory import channels_last, resident_bytes, shared_bytes
-from worker.networks.schedules import load_schedules, schedule_warnings
+from worker.networks.schedules import schedule_warnings
 from worker.networks.text_encoder import TextEmbeddings, TextEncoder
-from worker.networks.vae_config import check_vae_config, vae_dtype
-from worker.networks.weight_checks import check_files
 
-from diffusers import UNetMotionModel  # isort: skip  # after network_classes, which switches the hub client offline
-
+__all__ = ["IncompatibleModels", "Models", "default_device", "load"]
 log = logging.getLogger("ivmix.child")
 
 # Largest latent pixels of a frame for `cpu_tuning.tune_network`: attention as matrix products is twice as fast at this
 # size (measured 2026-11, demo pair), but many times slower at 64x64, where it also takes gigabytes.
 MAX_TUNED_PIXELS = 24 * 24
-
-
-class IncompatibleModels(ConfigurationError):
-    """Image model, video model, autoencoder and text encoders that cannot work together."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -95,7 +85,7 @@ class Models:
             raise InvalidParameter(
                 "num_frames", f"num_frames={frames}: the video model of '{self.entry.id}' takes at most {most} frames."
             )
-        scale = _pixels_per_latent(self.entry, self.vae)
+        scale = pixels_per_latent(self.entry, self.vae)
         return 1, int(self.vae.config.latent_channels), frames, height // scale, width // scale
 
     def encode(self, texts: str | Sequence[str]) -> TextEmbeddings:
@@ -210,41 +200,30 @@ def load(model: ModelEntry | str, device: torch.device | str | None = None) -> M
     entry = model if isinstance(model, ModelEntry) else ModelRegistry.of(load_settings()).get(model)
     device = default_device() if device is None else torch.device(device)
     dtype = getattr(torch, entry.dtype) if device.type == "cuda" else torch.float32
-    check_files(entry)
+    models = _on_device(entry, assemble(entry, dtype), device, dtype)
     for warning in schedule_warnings(entry):
         log.warning(warning)
-    models = _load(entry, device, dtype)
     megabytes, shared = models.weights_bytes / 1e6, shared_bytes(models.image_unet, models.video_unet) / 1e6
     log.info("%s on %s: %.0f MB, %.0f MB shared by both UNets", entry.id, device, megabytes, shared)
     return models
 
 
-def _load(entry: ModelEntry, device: torch.device, dtype: torch.dtype) -> Models:
-    image_schedule, video_schedule = load_schedules(entry)
-    check_vae_config(entry)
-    image_unet, video_unet = load_unets(entry, dtype)
-    vae, components = load_network(entry, "vae", vae_dtype(entry, dtype)), entry.all_components
-    video_text = load_text_encoder(entry, "", dtype)
-    image_text = load_text_encoder(entry, "image_", dtype) if "image_text_encoder" in components else video_text
-    _check_compatibility(entry, vae, (image_unet, image_text), (video_unet, video_text))
-    for module in (video_text.encoder, image_text.encoder, vae, image_unet, video_unet):
+def _on_device(entry: ModelEntry, parts: Assembly, device: torch.device, dtype: torch.dtype) -> Models:
+    for module in (parts.video_text_encoder.encoder, parts.image_text_encoder.encoder, parts.vae):
         module.to(device)
-    channels_last(vae)
+    for unet in (parts.image_unet, parts.video_unet):
+        unet.to(device)
+    channels_last(parts.vae)
     text_kv_cache = TextKVCache()
-    optimised = _optimised(entry, device, vae, (image_unet, video_unet), text_kv_cache)
+    unets = parts.image_unet, parts.video_unet
+    image, video = _optimised(entry, device, parts.vae, unets, text_kv_cache)
     return Models(
         entry=entry,
         device=device,
         dtype=dtype,
-        image_text_encoder=image_text,
-        video_text_encoder=video_text,
-        vae=vae,
-        image_unet=image_unet,
-        video_unet=video_unet,
-        image_schedule=image_schedule,
-        video_schedule=video_schedule,
-        optimised_image_unet=optimised[0],
-        optimised_video_unet=optimised[1],
+        **vars(parts),
+        optimised_image_unet=image,
+        optimised_video_unet=video,
         text_kv_cache=text_kv_cache,
     )
 
@@ -253,7 +232,7 @@ def _optimised(
     entry: ModelEntry, device: torch.device, vae: Network, unets: tuple[Network, Network], cache: TextKVCache
 ) -> list[OptimisedNetwork]:
     sides = (map(int, size.split("x")) for size in entry.sizes)
-    largest = max(width * height for width, height in sides) / _pixels_per_latent(entry, vae) ** 2
+    largest = max(width * height for width, height in sides) / pixels_per_latent(entry, vae) ** 2
     if device.type == "cpu" and largest <= MAX_TUNED_PIXELS:
         # The sampler `official` shows ModelScope's image network 64x64, whatever the size of the clip.
         for unet in unets[1:] if entry.family == "modelscope" else unets:
@@ -262,61 +241,6 @@ def _optimised(
     return [OptimisedNetwork(unet, entry.optimise, cache, compiler) for unet in unets]
 
 
-def _pixels_per_latent(entry: ModelEntry, vae: Network) -> int:
-    """Picture pixels per latent pixel along one side, with the entry's `upscale`."""
-    return entry.upscale * 2 ** (len(vae.config.block_out_channels) - 1)
-
-
 def default_device() -> torch.device:
     """The GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def load_unets(entry: ModelEntry, dtype: torch.dtype) -> tuple[Network, Network]:
-    """(image UNet, video UNet), on the CPU."""
-    base, video = None, load_network(entry, "unet", dtype)
-    if entry.family == "animatediff":
-        base, video = _with_motion(video, load_network(entry, "motion_adapter", dtype), entry)
-    components = entry.all_components
-    image = load_network(entry, "image_unet", dtype) if "image_unet" in components else base
-    if lora := components.get(LORA):
-        image = copy.deepcopy(image) if image is base else image  # the video model keeps the base without the LoRA
-        fuse_lora(image, lora, entry.lora_scale)
-    return image, video
-
-
-def _with_motion(base: Network, adapter: Network, entry: ModelEntry) -> tuple[Network, Network]:
-    """(base, video model with motion modules), with the base's weights in memory once."""
-    longest = int(adapter.config.motion_max_seq_length)
-    if entry.num_frames.max > longest:
-        raise IncompatibleModels(
-            f"model {entry.id}: num_frames.max={entry.num_frames.max}, but the motion adapter takes {longest} frames"
-        )
-    try:
-        with errors_only("diffusers"):  # it suggests a setting of from_pretrained, which does not make a motion UNet
-            video = cast("Any", UNetMotionModel.from_unet2d(base, adapter))
-    except RuntimeError as e:
-        raise IncompatibleModels(f"model {entry.id}: the motion adapter does not fit the UNet: {e}") from e
-    video.eval().requires_grad_(False)
-    weights = video.state_dict(keep_vars=True)
-    base.load_state_dict({name: weights[name] for name in base.state_dict()}, assign=True)
-    return base, video
-
-
-def _check_compatibility(
-    entry: ModelEntry, vae: Network, image: tuple[Network, TextEncoder], video: tuple[Network, TextEncoder]
-) -> None:
-    channels = int(vae.config.latent_channels)
-    for name, (unet, encoder) in {"image model": image, "video model": video}.items():
-        config = unet.config
-        if (config.in_channels, config.out_channels) != (channels, channels):
-            raise IncompatibleModels(
-                f"model {entry.id}: the {name} takes {config.in_channels} latent channels and returns "
-                f"{config.out_channels}, the autoencoder has {channels}; all three must share one latent space"
-            )
-        if config.cross_attention_dim != encoder.dim:
-            raise IncompatibleModels(
-                f"model {entry.id}: the {name} takes embeddings of dim {config.cross_attention_dim}, its text encoder "
-                f"returns {encoder.dim}; name a separate tokenizer and text encoder (image_tokenizer, "
-                "image_text_encoder for the image model)"
-            )

@@ -14,6 +14,7 @@ from service.catalog.model_entry import ModelEntry
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # huggingface_hub reads it when it is imported below
 
 from diffusers import AutoencoderKL, MotionAdapter, UNet2DConditionModel, UNet3DConditionModel
+from diffusers.models.modeling_utils import no_init_weights
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from worker.networks.videocrafter_unet import VideoCrafterUNet
@@ -22,7 +23,9 @@ Network = Any  # diffusers and transformers are only partly typed
 
 
 def empty_network(kind: Network, config: dict[str, Any]) -> Network:
-    return CLIPTextModel(CLIPTextConfig(**config)) if kind is CLIPTextModel else kind.from_config(config)
+    """A network whose weights are not initialised."""
+    with no_init_weights():
+        return CLIPTextModel(CLIPTextConfig(**config)) if kind is CLIPTextModel else kind.from_config(config)
 
 
 def network_class(entry: ModelEntry, name: str) -> Network:

@@ -1,22 +1,21 @@
-"""Checks a model's files before they are loaded: presence, SHA-256, names and shapes of all weights."""
+"""Checks of stored weights: names, shapes and dtypes against the configuration, then every value, tensor by tensor."""
 
 # pyright: reportPrivateImportUsage=false, reportUnknownMemberType=false
 from __future__ import annotations
 
+import itertools
 import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
+from torch import Tensor
 
-from service.catalog.model_entry import ModelEntry
-from service.catalog.weight_files import PICKLE_SUFFIXES, Component
 from service.errors import ConfigurationError
-from worker.networks.component_files import component_folder, read_config
-from worker.networks.network_classes import empty_network, errors_only, network_class
-
-Shapes = dict[str, tuple[int, ...]]
+from worker.networks.component_files import DOWNLOAD_AGAIN, refused
+from worker.networks.network_classes import Network
 
 # Regular expression of a weight's name in old checkpoints -> its current name.
 RENAMED_WEIGHTS = (
@@ -27,67 +26,96 @@ RENAMED_WEIGHTS = (
     (r"(\.attentions\.\d+)\.proj_attn\.", r"\1.to_out.0."),
 )
 NOT_WEIGHTS = re.compile(r"\.position_ids$")
+FLOATS = ("F16", "BF16", "F32", "F64")  # safetensors' names of the dtypes that are loaded
 MAX_NAMES_SHOWN = 3
 
 
 class WeightsMismatch(ConfigurationError):
-    """Names or shapes of a component's weights differ from its configuration."""
+    """Names, shapes or dtypes of a component's weights differ from its configuration."""
 
 
-def check_files(entry: ModelEntry) -> None:
-    """Raises ConfigurationError if a file is missing, is a pickle, or differs from its known SHA-256."""
-    if missing := entry.missing:
-        where = f"model folder {entry.path} lacks" if entry.path else f"model {entry.id} lacks"
-        raise ConfigurationError(f"{where} {', '.join(missing)}; `ivmix models fetch {entry.id}` downloads hub files")
-    components = entry.all_components.values()
-    local = {entry.path, *(component.path for component in components if component.source.repo is None)}
-    for folder in sorted(folder for folder in local if folder is not None and folder.is_dir()):
-        pickles = [str(f.relative_to(folder)) for f in sorted(folder.rglob("*")) if f.suffix in PICKLE_SUFFIXES]
-        if pickles:
-            raise ConfigurationError(f"model folder {folder} holds {', '.join(pickles)}; only safetensors are loaded")
-    for component in components:
-        component.verify()
+class StoredWeight(NamedTuple):
+    file: Path
+    key: str
+    shape: tuple[int, ...]
+    dtype: str
 
 
-def check_shapes(entry: ModelEntry, name: str) -> None:
-    """Compare a component's weights with its configuration, reading headers only. Raises WeightsMismatch."""
-    component = entry.all_components[name]
-    expected, buffers = _expected_shapes(entry, name)
-    found = _stored_shapes(component)
+def stored_weights(files: Sequence[Path]) -> dict[str, StoredWeight]:
+    """The weights of all files by their current names, from the headers. Raises ConfigurationError."""
+    found: dict[str, StoredWeight] = {}
+    for file in files:
+        with refused(file, DOWNLOAD_AGAIN), _open(file) as weights:
+            for key in weights.keys():  # noqa: SIM118  not a dict
+                name, part = _current_name(key), weights.get_slice(key)
+                if NOT_WEIGHTS.search(name):
+                    continue
+                if name in found:
+                    both = " and ".join(dict.fromkeys((found[name].file.name, file.name)))
+                    raise WeightsMismatch(
+                        f"{file.parent} holds the weight {name} twice, in {both}; delete the files that are left over"
+                    )
+                found[name] = StoredWeight(file, key, tuple(part.get_shape()), part.get_dtype())
+    return found
+
+
+def check_weights(folder: Path, network: Network, stored: Mapping[str, StoredWeight]) -> None:
+    """Compare with a network built from the configuration: diffusers would fill missing weights with random numbers.
+
+    Raises WeightsMismatch.
+    """
+    expected = {key: tuple(value.shape) for key, value in network.state_dict().items()}
+    optional = {key for key, _ in network.named_buffers()}
+    common = set(stored) & set(expected)
     differences = {
-        "lacks": sorted(set(expected) - set(found) - buffers),
-        "has unexpected": sorted(set(found) - set(expected)),
-        "has with another shape": sorted(k for k in set(found) & set(expected) if found[k] != expected[k]),
+        "lacks": set(expected) - set(stored) - optional,
+        "has unexpected": set(stored) - set(expected),
+        "has with another shape": {k for k in common if stored[k].shape != expected[k]},
+        "has with a dtype that is no float": {k for k in common if stored[k].dtype not in FLOATS},
     }
-    if errors := [f"{what} {_abbreviated(names)}" for what, names in differences.items() if names]:
-        raise WeightsMismatch(f"{component.path} does not fit its config.json: {'; '.join(errors)}")
+    if errors := [f"{what} {_abbreviated(sorted(names))}" for what, names in differences.items() if names]:
+        raise WeightsMismatch(
+            f"{folder} does not fit its config.json: {'; '.join(errors)}. Both must come from the same model, "
+            "unquantised and of the kind that its place in the entry needs"
+        )
+
+
+def read_weights(stored: Mapping[str, StoredWeight], highest: float) -> Iterator[tuple[str, Tensor]]:
+    """Every weight by its current name, one at a time.
+
+    Args:
+        highest: largest magnitude that the dtype of the model's entry holds.
+
+    Raises:
+        ConfigurationError: a file cannot be read, or a value is NaN, infinite or above `highest`.
+    """
+    for file, weights in itertools.groupby(stored.items(), key=lambda item: item[1].file):
+        with refused(file, DOWNLOAD_AGAIN), _open(file) as opened:
+            for name, weight in weights:
+                value = opened.get_tensor(weight.key)
+                _check_values(weight, value, highest)
+                yield name, value
+
+
+def _check_values(weight: StoredWeight, value: Tensor, highest: float) -> None:
+    if not value.numel():
+        return
+    low, high = torch.aminmax(value)  # both NaN if one value is; allocates nothing
+    most = float(torch.maximum(high, -low))
+    if not torch.isfinite(torch.tensor(most)):
+        raise ConfigurationError(
+            f"{weight.file}: the weight {weight.key} holds NaN or infinity; {DOWNLOAD_AGAIN}, or take another model"
+        )
+    if most > highest:
+        raise ConfigurationError(
+            f"{weight.file}: the weight {weight.key} holds {most:.3g}, more than the model's dtype can; set "
+            'dtype = "bfloat16" or "float32" in its entry'
+        )
 
 
 def _abbreviated(names: list[str]) -> str:
     more = f" and {len(names) - MAX_NAMES_SHOWN} more" if len(names) > MAX_NAMES_SHOWN else ""
     return ", ".join(names[:MAX_NAMES_SHOWN]) + more
-
-
-@errors_only("diffusers")
-def _expected_shapes(entry: ModelEntry, name: str) -> tuple[Shapes, set[str]]:
-    """Shapes by name, and the names of buffers, which need not be stored."""
-    config = read_config(component_folder(entry.all_components[name]))
-    with torch.device("meta"):
-        empty = empty_network(network_class(entry, name), config)
-    shapes = {key: tuple(value.shape) for key, value in empty.state_dict().items()}
-    return shapes, {key for key, _ in empty.named_buffers()}
-
-
-def _stored_shapes(component: Component) -> Shapes:
-    shapes: Shapes = {}
-    for file in _weight_files(component):
-        try:
-            with _open(file) as weights:
-                for key in weights.keys():  # noqa: SIM118  not a dict
-                    shapes[_current_name(key)] = tuple(weights.get_slice(key).get_shape())
-        except (OSError, SafetensorError) as e:
-            raise ConfigurationError(f"{file} is not a safetensors file: {e}") from e
-    return {key: shape for key, shape in shapes.items() if not NOT_WEIGHTS.search(key)}
 
 
 def _open(file: Path) -> Any:  # safetensors has no types for it
@@ -98,13 +126,3 @@ def _current_name(name: str) -> str:
     for old, new in RENAMED_WEIGHTS:
         name = re.sub(old, new, name)
     return name
-
-
-def _weight_files(component: Component) -> list[Path]:
-    assert component.root is not None
-    folder = component_folder(component)
-    names = sorted(file.relative_to(component.root).as_posix() for file in folder.glob("*.safetensors"))
-    if files := [component.root / name for name in names if component.has_file(name)]:
-        return files
-    variant = f" of variant {component.source.variant}" if component.source.variant else ""
-    raise ConfigurationError(f"{folder} has no safetensors{variant}; pickles (.bin, .ckpt) are not loaded")

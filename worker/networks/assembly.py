@@ -1,0 +1,181 @@
+"""Loads or checks all components of a model and fits them together: the part that `load` and `verify` share."""
+
+# pyright: reportPrivateImportUsage=false, reportUnknownMemberType=false
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+
+from sampler import NoiseSchedule
+from service.catalog.model_entry import ModelEntry
+from service.errors import ConfigurationError
+from worker.networks.component_files import PUT_THERE, component_folder, refused, unreadable
+from worker.networks.component_loader import load_component
+from worker.networks.lora import adapt_text_encoders, fuse_unet_loras
+from worker.networks.network_classes import Network, errors_only
+from worker.networks.schedules import load_schedules
+from worker.networks.text_encoder import TextEncoder
+
+# after network_classes, which switches the hub client offline
+from diffusers import UNetMotionModel  # isort: skip
+from diffusers.models.modeling_utils import no_init_weights  # isort: skip
+
+
+class IncompatibleModels(ConfigurationError):
+    """Image model, video model, autoencoder and text encoders that cannot work together."""
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """The parts of a model. With `only_check`, its networks are on torch's meta device."""
+
+    image_text_encoder: TextEncoder
+    video_text_encoder: TextEncoder
+    vae: Network
+    image_unet: Network
+    video_unet: Network
+    image_schedule: NoiseSchedule
+    video_schedule: NoiseSchedule
+
+
+def check_files(entry: ModelEntry) -> None:
+    """Raises ConfigurationError if a component is missing, or a file differs from its known SHA-256."""
+    components = entry.all_components
+    if missing := entry.missing:
+        where = f"model folder {entry.path} lacks" if entry.path else f"model {entry.id} lacks"
+        first = components[missing[0]]
+        way_out = f"`ivmix models fetch {entry.id}` downloads them"
+        if first.source.repo is None and first.path is not None:
+            way_out = unreadable(first.path, PUT_THERE) or f"{first.path} is incomplete"
+        raise ConfigurationError(f"{where} {', '.join(missing)}: {way_out}")
+    for component in components.values():
+        component.verify()
+
+
+def assemble(entry: ModelEntry, dtype: torch.dtype) -> Assembly:
+    """Load all components. Raises ConfigurationError."""
+    check_files(entry)
+    return fit_together(entry, {name: load_component(entry, name, dtype) for name in entry.all_components})
+
+
+def fit_together(entry: ModelEntry, parts: Mapping[str, Any]) -> Assembly:
+    """Combine components, loaded or only checked. Raises IncompatibleModels, or ConfigurationError of the LoRA.
+
+    Args:
+        parts: what `load_component` returned, by component.
+    """
+    image_unet, video_unet = _unets(entry, parts)
+    video_text = _text_encoder(entry, parts, "")
+    pair = {"image_tokenizer", "image_text_encoder"}
+    if len(pair & set(parts)) == 1:
+        raise IncompatibleModels(
+            f"model {entry.id} has {min(pair & set(parts))} without {min(pair - set(parts))}; name both or none"
+        )
+    image_text = _text_encoder(entry, parts, "image_") if pair <= set(parts) else video_text
+    image_text, video_text = adapt_text_encoders(entry, image_text, video_text)
+    _check_compatibility(entry, parts["vae"], (image_unet, image_text), (video_unet, video_text))
+    check_sizes(entry, parts["vae"])
+    with refused(f"model {entry.id}: the noise schedule", "take the scheduler's file of the same model"):
+        image_schedule, video_schedule = load_schedules(entry)
+    return Assembly(
+        image_text_encoder=image_text,
+        video_text_encoder=video_text,
+        vae=parts["vae"],
+        image_unet=image_unet,
+        video_unet=video_unet,
+        image_schedule=image_schedule,
+        video_schedule=video_schedule,
+    )
+
+
+def pixels_per_latent(entry: ModelEntry, vae: Network) -> int:
+    """Picture pixels per latent pixel along one side, with the entry's `upscale`."""
+    return entry.upscale * 2 ** (len(vae.config.block_out_channels) - 1)
+
+
+def check_sizes(entry: ModelEntry, vae: Network) -> None:
+    """Raises IncompatibleModels if videos would come out smaller than a size of the entry.
+
+    The UNets themselves take latents of any size: they upsample to the size that they downsampled from.
+    """
+    step = pixels_per_latent(entry, vae)
+    for size in entry.sizes:
+        sides = [int(side) for side in size.split("x")]
+        if any(side % step for side in sides):
+            lower, higher = ("x".join(str(max(side // step + up, 1) * step) for side in sides) for up in (0, 1))
+            near = " or ".join(dict.fromkeys((lower, higher)))
+            raise IncompatibleModels(
+                f"model {entry.id}: sizes has {size}, but width and height must be multiples of {step}, the pixels of "
+                f"one latent ({step // entry.upscale} of the autoencoder, upscale {entry.upscale}); write {near}"
+            )
+
+
+def _unets(entry: ModelEntry, parts: Mapping[str, Any]) -> tuple[Network, Network]:
+    """(image UNet, video UNet)."""
+    base, video = None, parts["unet"]
+    if entry.family == "animatediff":
+        base, video = _with_motion(video, parts["motion_adapter"], entry)
+    image = parts.get("image_unet", base)
+    fuse_unet_loras(entry, image, video)
+    return image, video
+
+
+def _with_motion(base: Network, adapter: Network, entry: ModelEntry) -> tuple[Network, Network]:
+    """(base, video model with motion modules), with the base's weights in memory once."""
+    folder = component_folder(entry.all_components["motion_adapter"])
+    longest = int(adapter.config.motion_max_seq_length)
+    if entry.num_frames.max > longest:
+        raise IncompatibleModels(
+            f"model {entry.id}: num_frames.max={entry.num_frames.max}, but the motion adapter takes {longest} frames; "
+            f"write {longest} or less"
+        )
+    way_out = "use an adapter that was made for this UNet (Stable Diffusion 1.5: v1-5-2, v1-5-3)"
+    # diffusers suggests a setting of from_pretrained, which does not make a motion UNet
+    with (
+        errors_only("diffusers"),
+        refused(f"model {entry.id}: the motion adapter {folder}", way_out),
+        base.device,
+        no_init_weights(),
+    ):
+        video = cast("Any", UNetMotionModel.from_unet2d(base, adapter))
+    video.eval().requires_grad_(False)
+    weights = video.state_dict(keep_vars=True)
+    base.load_state_dict({name: weights[name] for name in base.state_dict()}, assign=True)
+    return base, video
+
+
+def _text_encoder(entry: ModelEntry, parts: Mapping[str, Any], prefix: str) -> TextEncoder:
+    """Raises IncompatibleModels if tokenizer and encoder do not match: every prompt would turn into noise."""
+    folder = component_folder(entry.all_components[f"{prefix}tokenizer"])
+    tokenizer, encoder = parts[f"{prefix}tokenizer"], parts[f"{prefix}text_encoder"]
+    if len(tokenizer) != encoder.config.vocab_size:
+        raise IncompatibleModels(
+            f"{folder}: the tokenizer has {len(tokenizer)} tokens, its text encoder {encoder.config.vocab_size}; "
+            "use the tokenizer that the encoder was trained with"
+        )
+    text_encoder = TextEncoder(tokenizer, encoder)
+    with refused(folder, "use the tokenizer that the encoder was trained with"):
+        text_encoder.token_ids(["a video"])
+    return text_encoder
+
+
+def _check_compatibility(
+    entry: ModelEntry, vae: Network, image: tuple[Network, TextEncoder], video: tuple[Network, TextEncoder]
+) -> None:
+    channels = int(vae.config.latent_channels)
+    for name, (unet, encoder) in {"image model": image, "video model": video}.items():
+        config = unet.config
+        if (config.in_channels, config.out_channels) != (channels, channels):
+            raise IncompatibleModels(
+                f"model {entry.id}: the {name} takes {config.in_channels} latent channels and returns "
+                f"{config.out_channels}, the autoencoder has {channels}; all three must share one latent space"
+            )
+        if config.cross_attention_dim != encoder.dim:
+            raise IncompatibleModels(
+                f"model {entry.id}: the {name} takes embeddings of dim {config.cross_attention_dim}, its text encoder "
+                f"returns {encoder.dim}; name a separate tokenizer and text encoder (image_tokenizer, "
+                "image_text_encoder for the image model)"
+            )
