@@ -118,6 +118,20 @@ def list_models() -> None:
     Console().print(table)
 
 
+@models_app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+)
+def add(context: typer.Context) -> None:
+    """Add a model from a folder, a file or a hub repository. `ivmix models add --help` lists the options."""
+    _run_module("worker.add", *context.args)
+
+
+@models_app.command()
+def remove(name: str, yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False) -> None:
+    """Delete a model that `add` registered, with its converted and fetched files."""
+    _run_module("worker.remove", name, *(["--yes"] if yes else []))
+
+
 @models_app.command()
 def fetch(name: str) -> None:
     """Download a model's weights from a Hugging Face hub: pinned, verified, safetensors only. Resumes downloads."""
