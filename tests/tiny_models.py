@@ -72,6 +72,14 @@ def save_model(family: str, folder: Path) -> ModelEntry:
     return write_entry(folder, family)
 
 
+def animatediff_without_image_parts(folder: Path) -> Path:
+    """AnimateDiff whose image model is its base and reads the video model's embeddings: all weights are shared."""
+    save_model("animatediff", folder)
+    for name in ("image_unet", "image_tokenizer", "image_text_encoder"):
+        shutil.rmtree(folder / name)
+    return folder
+
+
 def write_entry(folder: Path, family: str, *lines: str) -> ModelEntry:
     """Write `folder`'s models.toml and return its entry; `lines` are added to the TOML."""
     file = folder / "models.toml"

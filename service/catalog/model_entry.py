@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import Field, JsonValue, ValidationError, model_validator
 
+from service.catalog.adapters import Lora, TextualInversion, without_tokens
 from service.catalog.family_components import LORA, OPTIONAL_COMPONENTS, REQUIRED_COMPONENTS, Family
 from service.catalog.frame_size import choose_size
 from service.catalog.weight_files import Component
@@ -105,7 +106,9 @@ class ModelEntry(FrozenModel):
     spacing: Spacing = Spacing()
     video_schedule: dict[str, JsonValue] = Field(default={}, description="overrides of the scheduler's config")
     image_schedule: dict[str, JsonValue] = Field(default={}, description="overrides of the image_scheduler's config")
-    lora_scale: float = 1.0
+    lora_scale: float = Field(default=1.0, description="of components.lora, for the image model")
+    loras: tuple[Lora, ...] = ()
+    textual_inversions: tuple[TextualInversion, ...] = ()
     optimise: Optimise = Optimise()
     network_fps: int | None = Field(
         default=None, ge=1, description="videocrafter: frame rate that conditions the network; default: the clip's"
@@ -138,6 +141,9 @@ class ModelEntry(FrozenModel):
             )
         if LORA in self.components and not self.components[LORA].is_file:
             raise ValueError(f"components.{LORA} must name a .safetensors file, 'source/file.safetensors'")
+        tokens = [inversion.token.lower() for inversion in self.textual_inversions]
+        if twice := sorted({token for token in tokens if tokens.count(token) > 1}):
+            raise ValueError(f"textual_inversions has the token {twice[0]} twice; CLIP ignores upper and lower case")
         missing = set(REQUIRED_COMPONENTS[self.family]) - set(self.components)
         if self.path is None and missing:
             raise ValueError(
@@ -158,11 +164,22 @@ class ModelEntry(FrozenModel):
     @property
     def all_components(self) -> dict[str, Component]:
         """The named components and those in `path`, fetched or not; optional ones only where they exist."""
+        named = self.components | {file.name: file for file in self._adapter_files}
         if self.path is None:
-            return dict(self.components)
+            return named
         optional = (name for name in OPTIONAL_COMPONENTS if (self.path / name).exists())
         names = (*REQUIRED_COMPONENTS[self.family], *optional)
-        return {name: Component.in_folder(name, self.path) for name in names} | self.components
+        return {name: Component.in_folder(name, self.path) for name in names} | named
+
+    @property
+    def _adapter_files(self) -> list[Component]:
+        return [adapter.file for adapter in (*self.loras, *self.textual_inversions)]
+
+    @property
+    def all_loras(self) -> tuple[Lora, ...]:
+        """`loras`, preceded by `components.lora`."""
+        file = self.components.get(LORA)
+        return self.loras if file is None else (Lora(file=file, scale=self.lora_scale), *self.loras)
 
     @property
     def missing(self) -> list[str]:
@@ -214,7 +231,8 @@ class ModelEntry(FrozenModel):
                 f"{param} has {len(text)} characters; model '{self.id}' reads at most {self.max_prompt_length}.",
                 "string_above_max_length",
             )
-        pieces = len(CLIP_PIECES.findall(text)) + 2  # start and end tokens
+        words, inversions = without_tokens(text, self.textual_inversions)  # each is at least one token
+        pieces = len(CLIP_PIECES.findall(words)) + inversions + 2  # start and end tokens
         if self.max_prompt_tokens is not None and pieces > self.max_prompt_tokens:
             raise InvalidParameter(
                 param,
@@ -228,7 +246,7 @@ class ModelEntry(FrozenModel):
     def check_vocabulary(self, param: str, text: str) -> None:
         """Raises InvalidParameter naming `param` and the words that a model with a closed vocabulary does not know."""
         if self.prompt is not None:
-            self.prompt.check(param, self.id, _words(text))
+            self.prompt.check(param, self.id, _words(without_tokens(text, self.textual_inversions)[0]))
 
     def _num_frames(self, request: VideoRequest, fps: int) -> int:
         """`seconds` alone sets the number of frames; together with `num_frames` it must agree."""

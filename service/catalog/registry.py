@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import Field
 
+from service.catalog.adapters import locate_adapters
 from service.catalog.added_models import ADDED_FILE
 from service.catalog.model_entry import ModelEntry
 from service.catalog.weight_files import Component, LockFile, Source
@@ -149,7 +150,8 @@ def _entry(
     try:
         places = dict(raw.get("components", {}))
         located = {part: Component.locate(part, place, sources, weights_dir, lock) for part, place in places.items()}
+        adapters = locate_adapters(raw, lambda part, place: Component.locate(part, place, sources, weights_dir, lock))
         path = {"path": _absolute(file, raw["path"])} if "path" in raw else {}
-        return ModelEntry.model_validate({"id": name, **raw, **path, "components": located})
+        return ModelEntry.model_validate({"id": name, **raw, **adapters, **path, "components": located})
     except ValueError as e:
         raise ValueError(f"models.{name}: {e}") from e

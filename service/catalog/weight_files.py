@@ -125,7 +125,7 @@ class LockFile(FrozenModel):
 
 
 class Component(FrozenModel):
-    """One component of a model: a folder in the diffusers layout, or one file (a LoRA), with its expected files."""
+    """One component of a model: a folder in the diffusers layout or a file such as a LoRA, with its expected files."""
 
     name: str
     source: Source

@@ -9,6 +9,7 @@ import torch
 
 from sampler import Plan
 from service.catalog.model_entry import Optimise
+from service.catalog.weight_files import file_sha256
 from service.jobs.model import Generation
 from worker.networks.models import Models
 
@@ -54,4 +55,7 @@ def weights_digest(models: Models) -> str:
             digest.update(f"{name} {x.dtype} {tuple(x.shape)}".encode())
         ends = [x[(end,) * x.ndim].double() for x in network.parameters() if x.numel() for end in (0, -1)]
         digest.update(torch.stack(ends).cpu().numpy().tobytes())
+    for adapter in (*models.entry.loras, *models.entry.textual_inversions):  # may leave first and last numbers unchanged
+        assert adapter.file.path is not None
+        digest.update(f"{file_sha256(adapter.file.path)} {adapter.model_dump_json(exclude={'file'})}".encode())
     return digest.hexdigest()

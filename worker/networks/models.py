@@ -6,7 +6,6 @@ The families differ in the video model: a 2D UNet with motion modules, a 3D UNet
 # pyright: reportPrivateImportUsage=false, reportUnknownMemberType=false
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +15,6 @@ import torch
 from torch import Tensor
 
 from sampler import ImageDenoiser, IncompatibleInputs, NoiseSchedule, VideoDenoiser
-from service.catalog.family_components import LORA
 from service.catalog.model_entry import ModelEntry
 from service.catalog.registry import ModelRegistry
 from service.errors import ConfigurationError, InvalidParameter
@@ -24,7 +22,7 @@ from service.jobs.model import Generation
 from service.settings import load_settings
 from worker.networks import cpu_tuning
 from worker.networks.component_loader import load_network, load_text_encoder
-from worker.networks.lora import fuse_lora
+from worker.networks.lora import adapt_text_encoders, fuse_unet_loras
 from worker.networks.network_classes import Network, errors_only
 from worker.networks.optimise import BlockCompiler, OptimisedNetwork, TextKVCache, vae_decode
 from worker.networks.optimise.weight_memory import channels_last, resident_bytes, shared_bytes
@@ -216,6 +214,7 @@ def _load(entry: ModelEntry, device: torch.device, dtype: torch.dtype) -> Models
     vae, components = load_network(entry, "vae", dtype), entry.all_components
     video_text = load_text_encoder(entry, "", dtype)
     image_text = load_text_encoder(entry, "image_", dtype) if "image_text_encoder" in components else video_text
+    image_text, video_text = adapt_text_encoders(entry, image_text, video_text)
     _check_compatibility(entry, vae, (image_unet, image_text), (video_unet, video_text))
     for module in (video_text.encoder, image_text.encoder, vae, image_unet, video_unet):
         module.to(device)
@@ -270,9 +269,7 @@ def load_unets(entry: ModelEntry, dtype: torch.dtype) -> tuple[Network, Network]
         base, video = _with_motion(video, load_network(entry, "motion_adapter", dtype), entry)
     components = entry.all_components
     image = load_network(entry, "image_unet", dtype) if "image_unet" in components else base
-    if lora := components.get(LORA):
-        image = copy.deepcopy(image) if image is base else image  # the video model keeps the base without the LoRA
-        fuse_lora(image, lora, entry.lora_scale)
+    fuse_unet_loras(entry, image, video)
     return image, video
 
 

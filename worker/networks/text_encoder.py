@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,16 +16,28 @@ class PromptTooLong(ValueError):
 
 @dataclass(frozen=True)
 class TextEncoder:
+    """
+    Args:
+        multi_vector: token ids that replace the one of a word, for textual inversions of several vectors.
+    """
+
     tokenizer: Any  # transformers has no types for what from_pretrained returns
     encoder: Any
+    multi_vector: Mapping[int, tuple[int, ...]] = field(default_factory=dict[int, tuple[int, ...]])
 
     def token_ids(self, texts: Sequence[str]) -> Tensor:
         """(B, tokens), padded. Raises PromptTooLong."""
         limit = self.max_tokens
-        for text in texts:
-            if (count := len(self.tokenizer(text)["input_ids"])) > limit:
-                raise PromptTooLong(f"the text has {count} tokens, the text encoder takes {limit}; shorten it")
-        return self.tokenizer(list(texts), padding="max_length", max_length=limit, return_tensors="pt").input_ids
+        token_ids = [self._token_ids(text) for text in texts]
+        if (count := max(map(len, token_ids))) > limit:
+            raise PromptTooLong(f"the text has {count} tokens, the text encoder takes {limit}; shorten it")
+        return self.tokenizer.pad(
+            {"input_ids": token_ids}, padding="max_length", max_length=limit, return_tensors="pt"
+        ).input_ids
+
+    def _token_ids(self, text: str) -> list[int]:
+        words: list[int] = self.tokenizer(text)["input_ids"]
+        return [token_id for word in words for token_id in self.multi_vector.get(word, (word,))]
 
     @torch.no_grad()
     def encode(self, token_ids: Tensor) -> Tensor:
