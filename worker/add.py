@@ -6,6 +6,7 @@ The entry is written last, after `verify` passed; if anything fails before, no f
 from __future__ import annotations
 
 import dataclasses
+import re
 import secrets
 import shutil
 import signal
@@ -14,13 +15,14 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import FrameType
 from typing import Annotated, Any, Literal
 
 import typer
 
 from service.catalog.added_models import ADDED_FOLDER, AddedModels
 from service.catalog.family_components import Family
-from service.catalog.model_entry import ModelEntry
+from service.catalog.model_entry import NAME, ModelEntry
 from service.catalog.registry import ModelRegistry
 from service.catalog.weight_files import LockFile, Source
 from service.errors import ConfigurationError
@@ -28,8 +30,8 @@ from service.process.data_folder import keep_private, prepare_folder
 from service.settings import Settings, load_settings
 from worker.adding.configs import read_json
 from worker.adding.entry import draft, fit_limits, tables
-from worker.adding.gather import Given, Gathering
-from worker.adding.layout import Part, Tree
+from worker.adding.gather import Gathering, Given
+from worker.adding.layout import Tree
 from worker.adding.removal import delete_files
 
 MAX_JSON_BYTES = 1_000_000
@@ -39,7 +41,9 @@ SPARE_BYTES = 50_000_000  # free space to leave
 Print = Callable[[str], None]
 
 
-def add(given: Given, settings: Settings, changes: dict[str, Any], report: Print, *, may_replace: bool = False) -> ModelEntry:
+def add(
+    given: Given, settings: Settings, changes: dict[str, Any], report: Print, *, may_replace: bool = False
+) -> ModelEntry:
     """Register the model. Raises ConfigurationError with the reason; then nothing has changed.
 
     Args:
@@ -61,8 +65,10 @@ def add(given: Given, settings: Settings, changes: dict[str, Any], report: Print
 
 
 def _check_name(name: str, registry: ModelRegistry, added: AddedModels, may_replace: bool) -> None:
-    if name.startswith("."):
-        raise ConfigurationError(f"'{name}': a model's name may not begin with a dot")
+    if name.startswith(".") or not re.fullmatch(NAME, name):
+        raise ConfigurationError(
+            f"'{name}' cannot be a model's name: 1 to 64 letters, digits and _ . - are, not beginning with a dot"
+        )
     taken = {*registry.known, *(alias for entry in registry.known.values() for alias in entry.aliases)}
     if name in taken and name not in added.models:
         raise ConfigurationError(f"there is a model '{name}' in the models file already; choose another name")
@@ -110,7 +116,12 @@ def _convert(found: Gathering, folder: Path, report: Print) -> None:
 
 
 def _verified(
-    name: str, raw: dict[str, Any], sources: dict[str, Source], registry: ModelRegistry, settings: Settings, report: Print
+    name: str,
+    raw: dict[str, Any],
+    sources: dict[str, Source],
+    registry: ModelRegistry,
+    settings: Settings,
+    report: Print,
 ) -> dict[str, Any]:
     """Fetch what is on a hub, and verify all. Returns the entry within the limits of its networks."""
     weights_dir = settings.weights_dir.expanduser().resolve()
@@ -135,7 +146,13 @@ def _verified(
 
 
 def _publish(
-    name: str, raw: dict[str, Any], sources: dict[str, Source], registry: ModelRegistry, weights_dir: Path, partial: Path, final: Path
+    name: str,
+    raw: dict[str, Any],
+    sources: dict[str, Source],
+    registry: ModelRegistry,
+    weights_dir: Path,
+    partial: Path,
+    final: Path,
 ) -> ModelEntry:
     """Rename the converted folder and write the entry; the files of a replaced model are deleted then."""
     added = AddedModels(weights_dir)
@@ -179,11 +196,16 @@ def _open_repo(repo: str, revision: str | None) -> Tree:
 
 
 def _next_step(name: str, settings: Settings) -> str:
-    offered = f" Add it to IVMIX_MODELS, which names the offered models ({', '.join(settings.models)})." if settings.models else ""
-    return (
-        f"{offered} Restart the server to offer it, then:\n"
-        f'  ivmix submit "a prompt" --model {name} -o {name}.mp4'
+    offered = (
+        f" Add it to IVMIX_MODELS, which names the offered models ({', '.join(settings.models)})."
+        if settings.models
+        else ""
     )
+    return f'{offered} Restart the server to offer it, then:\n  ivmix submit "a prompt" --model {name} -o {name}.mp4'
+
+
+def _exit(number: int, _frame: FrameType | None) -> None:
+    sys.exit(128 + number)  # an exception, so that nothing half converted stays
 
 
 app = typer.Typer(add_completion=False)
@@ -192,7 +214,9 @@ app = typer.Typer(add_completion=False)
 @app.command()
 def main(
     name: Annotated[str, typer.Argument(help="Name of the new model in requests.")],
-    source: Annotated[str, typer.Option("--from", help="Folder, .safetensors file, or owner/repo[@revision] of a hub.")],
+    source: Annotated[
+        str, typer.Option("--from", help="Folder, .safetensors file, or owner/repo[@revision] of a hub.")
+    ],
     motion_adapter: Annotated[str | None, typer.Option(help="AnimateDiff: motion modules; likewise.")] = None,
     image_model: Annotated[str | None, typer.Option(help="Another image model with its text encoder.")] = None,
     vae: Annotated[str | None, typer.Option(help="Another VAE.")] = None,
@@ -206,7 +230,9 @@ def main(
     ] = None,
     base: Annotated[str | None, typer.Option(help="Model that gives the components that are missing.")] = None,
     variant: Annotated[str | None, typer.Option(help="Such as fp16, where a folder has several.")] = None,
-    size: Annotated[list[str] | None, typer.Option(help="WIDTHxHEIGHT; may be repeated, the first is the default.")] = None,
+    size: Annotated[
+        list[str] | None, typer.Option(help="WIDTHxHEIGHT; may be repeated, the first is the default.")
+    ] = None,
     licence: Annotated[str | None, typer.Option(help="Licence of the weights, for `ivmix models list`.")] = None,
     description: Annotated[str | None, typer.Option(help="For GET /v1/models.")] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Replace an added model of this name.")] = False,
@@ -214,7 +240,7 @@ def main(
     """Add a model from what you have: a diffusers folder, a single file, or a hub repository. safetensors only."""
     settings = load_settings()
     keep_private(settings.data_dir)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # leave nothing half converted
+    signal.signal(signal.SIGTERM, _exit)
     given = Given(name, source, family, motion_adapter, image_model, vae, tokenizer, config, base)
     given = dataclasses.replace(given, variant=variant, prediction=prediction_type)
     given = dataclasses.replace(given, loras=tuple(lora or ()), inversions=tuple(textual_inversion or ()))

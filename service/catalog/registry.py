@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from service.catalog.adapters import locate_adapters
 from service.catalog.added_models import ADDED_FILE
@@ -72,6 +72,10 @@ class ModelRegistry:
         try:
             return _entry(weights_dir / ADDED_FILE, name, raw, sources, weights_dir, LockFile.read(weights_dir))
         except ValueError as e:
+            if isinstance(e.__cause__, ValidationError):
+                first = e.__cause__.errors(include_url=False)[0]
+                where = ".".join(map(str, first["loc"])) or "entry"
+                raise ConfigurationError(f"model {name}: {where}={first['input']!r}: {first['msg']}"[:1000]) from e
             raise ConfigurationError(str(e)) from e
 
     @classmethod

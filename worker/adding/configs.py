@@ -27,7 +27,13 @@ VAE_CONFIG: Config = {
     "scaling_factor": 0.18215,
     "sample_size": 512,
 }
-_TEXT: Config = {"vocab_size": 49408, "max_position_embeddings": 77, "bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1}
+_TEXT: Config = {
+    "vocab_size": 49408,
+    "max_position_embeddings": 77,
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+    "pad_token_id": 1,
+}
 _SCHEDULER: Config = {
     "beta_start": 0.00085,
     "beta_end": 0.012,

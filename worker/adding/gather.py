@@ -150,7 +150,10 @@ class Gathering:
             own = self.given.tokenizer
         padding = None
         if own is None or not own.is_dir():
-            own, padding = find_tokenizer(self.registry.known.values(), file.vocabulary or 0), PADDING.get(file.text_width or 0)
+            own, padding = (
+                find_tokenizer(self.registry.known.values(), file.vocabulary or 0),
+                PADDING.get(file.text_width or 0),
+            )
         if own is None:
             raise ConfigurationError(
                 f"{file.path} has no tokenizer, as all single files, and no model on this machine has one with "
@@ -183,7 +186,7 @@ class Gathering:
         return self.folder / name
 
     def _adapters(self) -> None:
-        loras = [_with_suffix(spec, r"[-+]?[0-9.]+") for spec in self.given.loras]
+        loras = [_with_suffix(spec, r"[-+]?(?:\d+\.?\d*|\.\d+)") for spec in self.given.loras]
         inversions = [_with_suffix(spec, r"\S+") for spec in self.given.inversions]
         for path, _ in loras:
             WeightsFile.read(path).require(LORA)
@@ -191,7 +194,9 @@ class Gathering:
             WeightsFile.read(path).require(INVERSION)
         self.adapters = {
             "loras": [{"file": path, **({"scale": float(scale)} if scale else {})} for path, scale in loras],
-            "textual_inversions": [{"file": path, "token": token or f"<{path.stem}>"} for path, token in inversions],
+            "textual_inversions": [
+                {"file": path, "token": token or f"<{'_'.join(path.stem.split())}>"} for path, token in inversions
+            ],
         }
 
     def _from_base(self, family: Family) -> None:

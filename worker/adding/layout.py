@@ -135,7 +135,7 @@ def refuse_other_models(tree: Tree) -> str:
                 raise ConfigurationError(f"{tree.where} is a {name}: {reason}")
     if "tokenizer_2/vocab.json" in tree.names or unet.get("addition_embed_type") == "text_time":
         raise ConfigurationError(f"{tree.where} is an SDXL model: {SDXL}")
-    if not kind and not any(name.startswith("unet/") for name in tree.names):
+    if not kind and not unet and "down_block_types" not in tree.json("config.json"):
         _refuse_no_layout(tree)
     return str(kind or "")
 
@@ -145,8 +145,9 @@ def guess_family(tree: Tree, kind: str) -> Family:
     config = tree.json("unet/config.json") or tree.json("config.json")
     if config.get("fps_cond"):
         return "videocrafter"
-    by_network: dict[str, Family] = {"UNet2DConditionModel": "animatediff", "UNet3DConditionModel": "modelscope"}
-    family = FAMILIES.get(kind) or by_network.get(str(config.get("_class_name")))
+    blocks = str(config.get("down_block_types"))
+    by_blocks: Family | None = "modelscope" if "3D" in blocks else "animatediff" if "2D" in blocks else None
+    family = FAMILIES.get(kind) or by_blocks
     if family is None:
         raise ConfigurationError(
             f"{tree.where} is a {kind or 'model'} of {', '.join(sorted(tree.names)[:3])}: its family cannot be read from "

@@ -6,7 +6,6 @@ import json
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, cast
 
 from service.catalog.model_entry import ModelEntry
 from service.catalog.weight_files import Component, Source
@@ -47,6 +46,6 @@ def _size(folder: Path) -> int | None:
         return len(read_json(file))
     if not (file := folder / "tokenizer.json").is_file():
         return None
-    content = cast("dict[str, Any]", read_json(file))
+    content = read_json(file)
     added = {token["content"] for token in content.get("added_tokens", ())}
     return len(added | set(content.get("model", {}).get("vocab", ())))

@@ -39,7 +39,10 @@ CLIP_WORDS, OPEN_CLIP_WORDS = (
     "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight",
     "cond_stage_model.model.token_embedding.weight",
 )
-_CONV_IN, _FIRST_MOTION = f"{UNET}input_blocks.0.0.weight", "down_blocks.0.motion_modules.0.temporal_transformer.norm.weight"
+_CONV_IN, _FIRST_MOTION = (
+    f"{UNET}input_blocks.0.0.weight",
+    "down_blocks.0.motion_modules.0.temporal_transformer.norm.weight",
+)
 _ADAPTERS = r"lora_(down|up|A|B)\b|\.lora\.|\.alpha$|hada_w1|lokr_|dora_scale|_lora\."
 
 
@@ -122,7 +125,11 @@ _IMAGE_INPUT = "its UNet also takes an image, which no sampler here gives; use t
 _Rule = tuple[str, str | None, Callable[[WeightsFile], bool]]
 _KINDS: list[_Rule] = [
     (LORA, None, lambda file: file.has(_ADAPTERS)),
-    ("a ControlNet or SparseCtrl", "it is not supported", lambda file: file.has(r"^control_model\.|controlnet_|input_hint")),
+    (
+        "a ControlNet or SparseCtrl",
+        "it is not supported",
+        lambda file: file.has(r"^control_model\.|controlnet_|input_hint"),
+    ),
     ("an IP-Adapter", "it is not supported", lambda file: file.has(r"^(image_proj|ip_adapter)\.")),
     (
         "a HotshotXL motion model",
@@ -141,15 +148,23 @@ _KINDS: list[_Rule] = [
     (
         "an original VideoCrafter or ModelScope checkpoint",
         "only its diffusers version is loaded; give that folder or repository",
-        lambda file: file.has(r"temopral_conv|fps_embedding|input_blocks\.0\.1\.") or len(file.shapes.get(_CONV_IN, ())) == 5,
+        lambda file: (
+            file.has(r"temopral_conv|fps_embedding|input_blocks\.0\.1\.") or len(file.shapes.get(_CONV_IN, ())) == 5
+        ),
     ),
-    ("an inpainting or image-conditioned checkpoint", _IMAGE_INPUT, lambda file: file.width(_CONV_IN, 1) not in (None, 4)),
+    (
+        "an inpainting or image-conditioned checkpoint",
+        _IMAGE_INPUT,
+        lambda file: file.width(_CONV_IN, 1) not in (None, 4),
+    ),
     (CHECKPOINT, None, lambda file: _CONV_IN in file.shapes),
     (
         "a checkpoint of a diffusion transformer (Stable Diffusion 3, Flux or another)",
         "the image model must be a UNet of Stable Diffusion 1.5 or 2",
-        lambda file: file.has(r"(joint|double|single|transformer)_blocks\.\d+\..*(attn|img|x_block)")
-        and not file.has(r"(down|up)_blocks\.|text_model|resblocks"),
+        lambda file: (
+            file.has(r"(joint|double|single|transformer)_blocks\.\d+\..*(attn|img|x_block)")
+            and not file.has(r"(down|up)_blocks\.|text_model|resblocks")
+        ),
     ),
     (
         "a UNet in the diffusers layout without its config.json",
@@ -162,8 +177,16 @@ _KINDS: list[_Rule] = [
         lambda file: any(n.endswith("decoder.conv_in.weight") and s[1:2] != (4,) for n, s in file.shapes.items()),
     ),
     (VAE, None, lambda file: file.has(r"(^|first_stage_model\.|vae\.)decoder\.(up|up_blocks)\.0\.")),
-    ("a text encoder", "give the folder or checkpoint that it is from", lambda file: file.has(r"text_model\.|resblocks\.")),
-    (INVERSION, None, lambda file: 0 < len(file.shapes) <= 2 and all(len(shape) <= 2 for shape in file.shapes.values())),
+    (
+        "a text encoder",
+        "give the folder or checkpoint that it is from",
+        lambda file: file.has(r"text_model\.|resblocks\."),
+    ),
+    (
+        INVERSION,
+        None,
+        lambda file: 0 < len(file.shapes) <= 2 and all(len(shape) <= 2 for shape in file.shapes.values()),
+    ),
 ]
 
 

@@ -24,6 +24,7 @@ from worker.networks.network_classes import Network, empty_network, errors_only
 from diffusers import AutoencoderKL, MotionAdapter, UNet2DConditionModel  # isort: skip
 from diffusers.loaders import single_file_utils as converters  # isort: skip
 from transformers import CLIPTextModel  # isort: skip
+from transformers.utils import logging as transformers_logging  # isort: skip
 
 Weights = dict[str, Tensor]
 Config = Mapping[str, Any]
@@ -36,8 +37,10 @@ CLASSES: dict[str, Network] = {
     "text_encoder": CLIPTextModel,
     "motion_adapter": MotionAdapter,
 }
-# What training leaves in a file. OpenCLIP's last block, projection and scale are not part of Stable Diffusion 2.
-NOT_WEIGHTS = re.compile(r"^(loss|model_ema)\.|position_ids$|^cond_stage_model\.model\.(transformer\.resblocks\.23\.|\w+$)")
+# What training and other programs leave in a file, and no component reads.
+NOT_WEIGHTS = re.compile(
+    r"^(first_stage_model\.)?(loss|model_ema)\.|(position_ids|logit_scale|text_projection(\.weight)?)$"
+)
 POSITIONS = re.compile(r"pos_encoder\.pe$|pos_embed\.pe$")
 
 
@@ -81,6 +84,7 @@ def convert_motion_modules(file: Path, folder: Path, config: Config) -> None:
 
 @errors_only("diffusers")
 def _convert(what: str, name: str, weights: Weights, config: Config, folder: Path) -> None:
+    transformers_logging.disable_progress_bar()
     try:
         with init_empty_weights():  # of parameters only: position encodings are buffers, and are computed
             network = empty_network(CLASSES[name], dict(config))
@@ -119,7 +123,10 @@ def _check(what: str, expected: Weights, weights: Weights, converted: Weights) -
         "has unexpected": [
             key
             for key, value in weights.items()
-            if not is_copied and value.data_ptr() not in used and not NOT_WEIGHTS.search(key) and not POSITIONS.search(key)
+            if not is_copied
+            and value.data_ptr() not in used
+            and not NOT_WEIGHTS.search(key)
+            and not POSITIONS.search(key)
         ],
         "has with another shape": [
             key for key, value in converted.items() if key in expected and value.shape != expected[key].shape
