@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from tests import lora_files
 from tests.diffusers_pipelines import Pipelines, assert_same, assert_same_latents, ours
