@@ -13,7 +13,8 @@ from service.settings import load_settings
 
 def verify(entry: ModelEntry) -> Iterator[str]:
     """One line per valid component. Raises ConfigurationError for the first invalid one."""
-    from worker.networks.weight_checks import check_files, check_shapes  # diffusers takes seconds: not for --help
+    from worker.networks.lora import check_adapters  # diffusers takes seconds: not for --help
+    from worker.networks.weight_checks import check_files, check_shapes
 
     check_files(entry)
     for name, component in entry.all_components.items():
@@ -22,6 +23,7 @@ def verify(entry: ModelEntry) -> Iterator[str]:
             check_shapes(entry, name)
             checks.append("names and shapes of all weights")
         yield f"{name}: OK ({', '.join(checks) or 'present'})"
+    check_adapters(entry)
 
 
 app = typer.Typer(add_completion=False)

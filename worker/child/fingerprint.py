@@ -55,7 +55,10 @@ def weights_digest(models: Models) -> str:
             digest.update(f"{name} {x.dtype} {tuple(x.shape)}".encode())
         ends = [x[(end,) * x.ndim].double() for x in network.parameters() if x.numel() for end in (0, -1)]
         digest.update(torch.stack(ends).cpu().numpy().tobytes())
-    for adapter in (*models.entry.loras, *models.entry.textual_inversions):  # may leave first and last numbers unchanged
+    for adapter in (
+        *models.entry.loras,
+        *models.entry.textual_inversions,
+    ):  # may leave first and last numbers unchanged
         assert adapter.file.path is not None
         digest.update(f"{file_sha256(adapter.file.path)} {adapter.model_dump_json(exclude={'file'})}".encode())
     return digest.hexdigest()

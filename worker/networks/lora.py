@@ -8,9 +8,7 @@ LoRA changes stays shared.
 from __future__ import annotations
 
 import copy
-import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
 
 import torch
 from torch import nn
@@ -30,19 +28,23 @@ from worker.networks.textual_inversion import add_inversions
 from diffusers import UNetMotionModel  # isort: skip
 from transformers import CLIPTokenizer  # isort: skip
 
-ROLES: tuple[Role, ...] = ("image", "video")
-
 
 def fuse_unet_loras(entry: ModelEntry, image: Network, video: Network) -> None:
-    """Merge the LoRAs of an entry into its UNets. Raises ConfigurationError if one does not fit."""
+    """Merge the LoRAs of an entry into its UNets; those on torch's meta device are only checked.
+
+    Raises:
+        ConfigurationError: a file is no LoRA, is of an unknown kind, or does not fit.
+    """
     _fuse("unet", {"image": image, "video": video}, [LoraFile(lora) for lora in entry.all_loras])
 
 
 def adapt_text_encoders(entry: ModelEntry, image: TextEncoder, video: TextEncoder) -> tuple[TextEncoder, TextEncoder]:
     """(image's, video's) with the LoRAs and textual inversions of an entry; one object only if both get the same.
 
+    Those on torch's meta device are only checked.
+
     Raises:
-        ConfigurationError: a file does not fit.
+        ConfigurationError: a file is not one, is of an unknown kind, or does not fit.
     """
     loras = [LoraFile(lora) for lora in entry.all_loras]
     on = [lora.on for lora in loras if any(layer.target == "text_encoder" for layer in lora.layers)]
@@ -59,59 +61,62 @@ def adapt_text_encoders(entry: ModelEntry, image: TextEncoder, video: TextEncode
 
 @errors_only("diffusers")
 def check_adapters(entry: ModelEntry) -> None:
-    """Check the LoRAs and textual inversions of an entry as loading does, without the weights of its networks.
-
-    Raises:
-        ConfigurationError: a file is not one, is of an unknown kind, or does not fit a network of the model.
-    """
+    """Check the LoRAs and textual inversions of an entry as loading does, without the weights of its networks."""
     if not entry.all_loras and not entry.textual_inversions:
         return
-    loras = [LoraFile(lora) for lora in entry.all_loras]
     with torch.device("meta"):
         unets, encoders = _empty_unets(entry), _empty_text_encoders(entry)
-        for lora, role in itertools.product(loras, ROLES):
-            lora.adapters("unet", role, unets[role])
-            lora.adapters("text_encoder", role, encoders[role].encoder)
-    for role, text in encoders.items():
-        add_inversions(text, [inversion for inversion in entry.textual_inversions if role in inversion.on], role)
+    fuse_unet_loras(entry, *unets)
+    adapt_text_encoders(entry, *encoders)
 
 
 def _fuse(target: Target, networks: Mapping[Role, Network], loras: Sequence[LoraFile]) -> None:
-    merged: dict[tuple[int, tuple[int, ...]], tuple[nn.Parameter, nn.Parameter | None]] = {}
-    replaced: list[nn.Parameter] = []  # kept, so that no id of `merged` is given to another parameter
+    """Check all files, then merge. A parameter that two networks share and that gets the same LoRAs stays shared."""
+    plans = {role: _by_module(loras, target, role, network) for role, network in networks.items()}
+    merged: dict[tuple[int, tuple[int, ...]], dict[str, nn.Parameter]] = {}
+    replaced: list[nn.Parameter] = []  # kept, so that no other parameter gets an id of `merged`
     for role, network in networks.items():
-        by_module: dict[str, dict[int, Adapter]] = {}
-        for number, lora in enumerate(loras):
-            for name, adapter in lora.adapters(target, role, network).items():
-                by_module.setdefault(name, {})[number] = adapter
-        for name, adapters in by_module.items():
+        for name, adapters in plans[role].items():
             module = network.get_submodule(name)
+            if module.weight.is_meta:
+                continue
             key = (id(module.weight), tuple(adapters))
             if key not in merged:
                 replaced.append(module.weight)
                 merged[key] = _merged(module, {loras[number]: adapter for number, adapter in adapters.items()})
-            module.weight, module.bias = merged[key]
+            for parameter, value in merged[key].items():
+                setattr(module, parameter, value)
 
 
-def _merged(module: Any, adapters: Mapping[LoraFile, Adapter]) -> tuple[nn.Parameter, nn.Parameter | None]:
-    """The module's weight and bias with all adapters: each is computed without the others, so the order is free."""
-    weight, bias = module.weight.float(), None if module.bias is None else module.bias.float()
-    changed_weight, changed_bias = weight.clone(), None if bias is None else bias.clone()
+def _by_module(
+    loras: Sequence[LoraFile], target: Target, role: Role, network: Network
+) -> dict[str, dict[int, Adapter]]:
+    """Adapters by the name of the module and the number of the LoRA."""
+    found: dict[str, dict[int, Adapter]] = {}
+    for number, lora in enumerate(loras):
+        for name, adapter in lora.adapters(target, role, network).items():
+            found.setdefault(name, {})[number] = adapter
+    return found
+
+
+def _merged(module: nn.Module, adapters: Mapping[LoraFile, Adapter]) -> dict[str, nn.Parameter]:
+    """Weight and bias with all adapters. Each is computed without the others, so that their order is free."""
+    before = dict(module.named_parameters())
+    after = {name: value.float().clone() for name, value in before.items()}
     for lora, adapter in adapters.items():
         try:
-            with_adapter = adapter.merged(module)
+            for name, value in adapter.merged(module).items():
+                after[name] += value - before[name].float()
         except ValueError as e:
             raise ConfigurationError(f"LoRA {lora.path}: {min(adapter.layer.keys.values())}: {e}") from e
-        changed_weight += with_adapter[0] - weight
-        if changed_bias is not None and bias is not None:
-            changed_bias += cast("Any", with_adapter[1]) - bias
-    kept = nn.Parameter(changed_weight.to(module.weight.dtype), requires_grad=False)
-    if not torch.isfinite(kept).all():
-        raise ConfigurationError(
-            f"LoRAs {', '.join(str(lora.path) for lora in adapters)} overflow {module.weight.dtype}; lower their scale"
-        )
-    same_bias = bias is None or changed_bias is None or torch.equal(bias, changed_bias)
-    return kept, module.bias if same_bias else nn.Parameter(changed_bias.to(module.bias.dtype), requires_grad=False)
+    merged = {name: value.to(before[name].dtype) for name, value in after.items()}
+    if not all(torch.isfinite(value).all() for value in merged.values()):
+        files = ", ".join(str(lora.path) for lora in adapters)
+        raise ConfigurationError(f"LoRA {files}: the sum overflows the weights of a layer; lower the scale")
+    return {
+        name: before[name] if torch.equal(value, before[name]) else nn.Parameter(value, requires_grad=False)
+        for name, value in merged.items()
+    }
 
 
 def _with_same_weights(network: Network) -> Network:
@@ -119,23 +124,25 @@ def _with_same_weights(network: Network) -> Network:
     return copy.deepcopy(network, {id(x): x for x in (*network.parameters(), *network.buffers())})
 
 
-def _empty_unets(entry: ModelEntry) -> dict[Role, Network]:
+def _empty_unets(entry: ModelEntry) -> tuple[Network, Network]:
+    """(image UNet, video UNet)."""
     base, video = None, _empty(entry, "unet")
     if entry.family == "animatediff":
         base, video = video, UNetMotionModel.from_unet2d(video, _empty(entry, "motion_adapter"))
-    return {"image": _empty(entry, "image_unet") if "image_unet" in entry.all_components else base, "video": video}
+    return _empty(entry, "image_unet") if "image_unet" in entry.all_components else base, video
 
 
-def _empty_text_encoders(entry: ModelEntry) -> dict[Role, TextEncoder]:
-    prefix = "image_" if "image_text_encoder" in entry.all_components else ""
-    encoders: dict[Role, TextEncoder] = {}
-    for role, name in (("image", prefix), ("video", "")):
-        kind: Network = CLIPTokenizer
-        tokenizer = kind.from_pretrained(
-            component_folder(entry.all_components[f"{name}tokenizer"]), local_files_only=True
-        )
-        encoders[role] = TextEncoder(tokenizer, _empty(entry, f"{name}text_encoder"))
-    return encoders
+def _empty_text_encoders(entry: ModelEntry) -> tuple[TextEncoder, TextEncoder]:
+    """(image's, video's)."""
+    video = _empty_text_encoder(entry, "")
+    own = "image_text_encoder" in entry.all_components
+    return _empty_text_encoder(entry, "image_") if own else video, video
+
+
+def _empty_text_encoder(entry: ModelEntry, prefix: str) -> TextEncoder:
+    kind: Network = CLIPTokenizer
+    folder = component_folder(entry.all_components[f"{prefix}tokenizer"])
+    return TextEncoder(kind.from_pretrained(folder, local_files_only=True), _empty(entry, f"{prefix}text_encoder"))
 
 
 def _empty(entry: ModelEntry, name: str) -> Network:

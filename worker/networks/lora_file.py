@@ -93,7 +93,7 @@ def _configured_alpha(config: Mapping[str, Any], module: str) -> float | None:
     """Alpha of a module in the peft configuration that diffusers writes into a file; None without one."""
     patterns: dict[str, float] = config.get("alpha_pattern") or {}
     for name in (module, f"text_model.{module}"):
-        if (key := get_pattern_key(patterns.keys(), name)) in patterns:
+        if (key := get_pattern_key(list(patterns), name)) in patterns:
             return float(patterns[key])
     alpha = config.get("lora_alpha", config.get("alpha"))
     return None if alpha is None else float(alpha)

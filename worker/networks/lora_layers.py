@@ -67,9 +67,9 @@ class Adapter:
             self._check_product(module, peft_layer)
 
     @torch.no_grad()
-    def merged(self, module: nn.Module) -> tuple[Tensor, Tensor | None]:
-        """Weight and bias of the module with this adapter, in float32. Raises ValueError if they are not finite."""
-        plain: Any = copy.deepcopy(module).float()
+    def merged(self, module: nn.Module) -> dict[str, nn.Parameter]:
+        """The module's parameters with this adapter, in float32. Raises ValueError if they are not finite."""
+        plain = copy.deepcopy(module).float()
         layer = self._peft_layer(plain)
         weights = {
             name: self.read(self.layer.keys[part]).reshape(weight.shape)
@@ -78,7 +78,7 @@ class Adapter:
         layer.load_state_dict(weights, strict=False, assign=True)
         layer.scaling[NAME] *= self.scale
         layer.merge(safe_merge=True)
-        return plain.weight, plain.bias
+        return dict(plain.named_parameters())
 
     def _key(self, part: str | None = None) -> str:
         return self.layer.keys[part] if part else min(self.layer.keys.values())

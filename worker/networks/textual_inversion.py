@@ -1,6 +1,6 @@
 """Adds the words of textual inversions to a tokenizer and text encoder, as diffusers' load_textual_inversion does."""
 
-# pyright: reportPrivateImportUsage=false, reportUnknownMemberType=false
+# pyright: reportPrivateImportUsage=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -51,10 +51,9 @@ def add_inversions(text: TextEncoder, inversions: Sequence[TextualInversion], ro
     for inversion in inversions:
         vectors = read_vectors(inversion)
         if vectors.shape[1] != text.dim:
-            other = "video" if role == "image" else "image"
             raise ConfigurationError(
                 f"textual inversion {inversion.file.path} has vectors of dim {vectors.shape[1]}, the text encoder of "
-                f'the {role} model takes {text.dim}; `on = ["{other}"]` gives it to the other model only'
+                f"the {role} model takes {text.dim}; name the models that get it with `on`, or get one of that dim"
             )
         ids = _add_tokens(text.tokenizer, inversion, len(vectors))
         if len(ids) > 1:
@@ -69,7 +68,7 @@ def _add_tokens(tokenizer: Any, inversion: TextualInversion, count: int) -> list
     known = tokenizer(token, add_special_tokens=False)["input_ids"]
     for name in (token, *(f"{token}_{number}" for number in range(1, count))):
         is_word = name == token and len(known) == 1 and known[0] != tokenizer.unk_token_id
-        if is_word or tokenizer.add_tokens(name) != 1:
+        if is_word or name in tokenizer.get_vocab() or tokenizer.add_tokens(name) != 1:
             raise ConfigurationError(
                 f"textual inversion {inversion.file.path}: the token '{name}' is in the tokenizer's vocabulary "
                 "already; choose another one"

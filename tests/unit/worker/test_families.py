@@ -181,8 +181,8 @@ def lora(folder: Path, naming: str) -> Tensor:
         text = "lora_te_text_model_encoder_layers_0_self_attn_q_proj"
         weights = {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up, f"{key}.alpha": torch.tensor(ALPHA)}
         weights |= {
-            f"{text}.lora_down.weight": down.clone(),
-            f"{text}.lora_up.weight": up.clone(),
+            f"{text}.lora_down.weight": torch.ones(RANK, 32),
+            f"{text}.lora_up.weight": torch.ones(32, RANK),
             f"{text}.alpha": torch.tensor(ALPHA),
         }
         factor = ALPHA / RANK

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
 from tests import lora_files
 from tests.diffusers_pipelines import Pipelines, assert_same, assert_same_latents, ours
@@ -113,11 +112,11 @@ def test_latents_equal_those_of_diffusers_with_the_same_file(
     assert change > 1e-3
 
 
-# -- what diffusers drops or cannot load: the formula of its paper ------------------------------------------------------
+# -- what diffusers drops or cannot load: the formula of its paper ----------------------------------------------------
 
 
 def dora(file: Weights, weights: Weights) -> Weights:
-    """arXiv:2402.09353, equation 5: the direction W + BA, with the file's norm for each output. Returns what it adds."""
+    """arXiv:2402.09353, equation 5: the direction of W + BA with the file's norm for each output."""
     added: Weights = {}
     for name, weight in weights.items():
         stem = f"lora_unet_{name.replace('.', '_')}"
@@ -219,7 +218,7 @@ def test_alpha_in_the_files_metadata_counts(folder: Path, plain: Models, pipelin
         assert_same(models.image_unet.get_submodule(name).weight, expected)
 
 
-# -- several, and shared weights ----------------------------------------------------------------------------------------
+# -- several, and shared weights --------------------------------------------------------------------------------------
 
 
 def test_loras_add_up_in_any_order(folder: Path, plain: Models) -> None:
@@ -259,7 +258,7 @@ def test_run_does_not_resume_with_another_lora(folder: Path, plain: Models) -> N
     assert len(digests) == 5
 
 
-# -- the other families ---------------------------------------------------------------------------------------------------
+# -- the other families -----------------------------------------------------------------------------------------------
 
 THREE_D = ["down_blocks.0.temp_attentions.0.transformer_blocks.0.attn1.to_q", "down_blocks.0.temp_convs.0.conv1.2"]
 
