@@ -98,7 +98,9 @@ def unet(weights: Weights, layers: int) -> Weights:
             return f"{blocks}.{first + layers}.0.{rest.replace('conv', 'op')}"
         if kind == "upsamplers":
             return f"{blocks}.{first + layers}.{1 + (f'up_blocks.{block}.attentions' in with_attention)}.{rest}"
-        return f"{blocks}.{first + layer}.{int(kind == 'attentions')}.{rest if kind == 'attentions' else renamed(rest, _RESNET)}"
+        if kind == "attentions":
+            return f"{blocks}.{first + layer}.1.{rest}"
+        return f"{blocks}.{first + layer}.0.{renamed(rest, _RESNET)}"
 
     return {name(key): value for key, value in weights.items()}
 

@@ -53,8 +53,8 @@ def add(
     weights_dir = settings.weights_dir.expanduser().resolve()
     prepare_folder(weights_dir, "IVMIX_WEIGHTS_DIR")
     with adding_lock(weights_dir):
-        registry = ModelRegistry.of(settings)
-        _check_name(given.name, registry, AddedModels(weights_dir), may_replace)
+        registry = ModelRegistry.load(settings.models_file, weights_dir=weights_dir)
+        _check_name(given.name, registry, settings, may_replace)
         with _partial_folder(weights_dir, given.name) as (partial, final):
             found = Gathering(given, registry, partial, _open_repo)
             family = found.run()
@@ -64,12 +64,14 @@ def add(
             return _publish(given.name, raw, sources, registry, weights_dir, partial, final)
 
 
-def _check_name(name: str, registry: ModelRegistry, added: AddedModels, may_replace: bool) -> None:
+def _check_name(name: str, registry: ModelRegistry, settings: Settings, may_replace: bool) -> None:
+    added = AddedModels(settings.weights_dir.expanduser())
     if name.startswith(".") or not re.fullmatch(NAME, name):
         raise ConfigurationError(
             f"'{name}' cannot be a model's name: 1 to 64 letters, digits and _ . - are, not beginning with a dot"
         )
-    taken = {*registry.known, *(alias for entry in registry.known.values() for alias in entry.aliases)}
+    aliases = {alias for entry in registry.known.values() for alias in entry.aliases}
+    taken = {*registry.known, *aliases, *(alias.partition("=")[0] for alias in settings.model_aliases)}
     if name in taken and name not in added.models:
         raise ConfigurationError(f"there is a model '{name}' in the models file already; choose another name")
     if name in taken and not may_replace:
@@ -107,8 +109,8 @@ def _convert(found: Gathering, folder: Path, report: Print) -> None:
     needed = sum(conversion.size for conversion in found.conversions) + SPARE_BYTES
     if needed > (free := shutil.disk_usage(folder).free):
         raise ConfigurationError(
-            f"converting needs {needed / 1e9:.2f} GB in {folder.parent}, {free / 1e9:.2f} GB are free; make room or set "
-            "IVMIX_WEIGHTS_DIR"
+            f"converting needs {needed / 1e9:.2f} GB in {folder.parent}, {free / 1e9:.2f} GB are free; make room or "
+            "set IVMIX_WEIGHTS_DIR"
         )
     for conversion in found.conversions:
         report(f"converting {conversion.what}")

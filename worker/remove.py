@@ -1,4 +1,4 @@
-"""`ivmix models remove NAME`: delete a model that `ivmix models add` registered, with its converted and fetched files."""
+"""`ivmix models remove NAME`: delete a model that `ivmix models add` registered, with its files."""
 
 from __future__ import annotations
 
@@ -34,7 +34,11 @@ def main(
     with adding_lock(weights_dir):
         added = AddedModels(weights_dir)
         sources = [Source.model_validate(added.sources[key]) for key in added.source_names(name)]
-        others = [entry for entry in ModelRegistry.of(settings).known.values() if entry.id != name]
+        others = [
+            entry
+            for entry in ModelRegistry.load(settings.models_file, weights_dir=weights_dir).known.values()
+            if entry.id != name
+        ]
         folders = deletable(sources, others, weights_dir)
         for folder in folders:
             typer.echo(f"{folder}: {_size(folder) / 1e9:.2f} GB")

@@ -1,4 +1,4 @@
-"""The models that `ivmix models add` registered: `added.toml` in the weights folder, read in addition to the models file.
+"""The models that `ivmix models add` registered: `added.toml` in the weights folder, read next to the models file.
 
 The sources of model NAME are `NAME.1`, `NAME.2`, ...; its converted files are in a folder of `added/`.
 """
@@ -18,8 +18,8 @@ from service.errors import ConfigurationError
 ADDED_FILE = "added.toml"
 ADDED_FOLDER = "added"
 HEADER = """\
-# Written by `ivmix models add`, and read in addition to the models file. Entries may be edited; `ivmix models remove NAME`
-# deletes one.
+# Written by `ivmix models add`, and read in addition to the models file. Entries may be edited;
+# `ivmix models remove NAME` deletes one.
 """
 
 

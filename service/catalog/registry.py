@@ -62,7 +62,8 @@ class ModelRegistry:
         added = _entries(added_file, weights_dir, lock) if added_file.is_file() else []
         if twice := sorted({entry.id for entry in entries} & {entry.id for entry in added}):
             raise ConfigurationError(
-                f"model {twice[0]} is in {file} and in {added_file}; `ivmix models remove {twice[0]}` deletes the latter"
+                f"model {twice[0]} is in {file} and in {added_file}; `ivmix models remove {twice[0]}` deletes the "
+                "latter"
             )
         return cls([*entries, *added], names, aliases)
 

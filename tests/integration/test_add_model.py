@@ -237,6 +237,12 @@ def test_failure_leaves_nothing(machine: Machine, model: Path, tmp_path: Path, m
     machine.refused(r"model m: sizes\.0='32x30x2': String should match", "m", *files, "--size", "32x30x2")
     machine.refused("cannot be a model's name", "a/b", *files)
     broken = dict(original_layout.checkpoint(model, layers=1))
+    words = "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight"
+    save_file({**broken, words: torch.zeros(50, 32)}, tmp_path / "words.safetensors")
+    configs = tmp_path / "without tokenizer"
+    shutil.copytree(model, configs, ignore=shutil.ignore_patterns("*.safetensors", "tokenizer"))
+    options = ("--motion-adapter", model / "mm.safetensors", "--config", configs, *SIZE)
+    machine.refused("one with 50 tokens; name a folder", "m", "--from", tmp_path / "words.safetensors", *options)
     broken.pop("first_stage_model.decoder.conv_in.weight")
     save_file(broken, tmp_path / "broken.safetensors")
     machine.refused("lacks 1 weights", "m", "--from", tmp_path / "broken.safetensors", *files[2:], *SIZE)
@@ -250,7 +256,7 @@ def test_failure_leaves_nothing(machine: Machine, model: Path, tmp_path: Path, m
     monkeypatch.setenv("IVMIX_DATA_DIR", str(machine.weights.parent))
     monkeypatch.setattr("worker.networks.convert.convert_motion_modules", interrupt)
     ran = CliRunner().invoke(app, [str(argument) for argument in ("m", *files, *SIZE)])
-    assert ran.exit_code == 1
+    assert ran.exit_code == 130
     assert "converting mm.safetensors" in ran.output
     assert not machine.content()
     assert not (machine.weights / ADDED_FOLDER).exists()

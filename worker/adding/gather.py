@@ -203,7 +203,9 @@ class Gathering:
         if self.given.base is None:
             return
         entry = self.registry.entry(self.given.base)
-        for name in (*REQUIRED_COMPONENTS[family], *OPTIONAL_COMPONENTS):
+        required = REQUIRED_COMPONENTS[family]
+        needs_image_model = "image_unet" in required and "image_unet" not in self.parts
+        for name in (*required, *OPTIONAL_COMPONENTS) if needs_image_model else required:
             if name in entry.all_components and name not in self.parts:
                 component = entry.all_components[name]
                 self.parts[name] = Part(component.source, component.inside)

@@ -36,6 +36,8 @@ REFUSED = {
     ),
     "CLIPText": "it is a text encoder; give the folder of the whole model",
 }
+CLASSES = {"vae": "AutoencoderKL", "motion_adapter": "MotionAdapter"}
+XL_SCALING, XL_MOTION = 0.13025, [320, 640, 1280]
 WEIGHTS = re.compile(r"(?:diffusion_pytorch_model|model)(?:\.(?P<variant>\w+))?(?:-\d+-of-\d+)?\.safetensors")
 
 
@@ -122,14 +124,20 @@ class Tree:
         found = self.part(name, name, variant) or self.part(name, "", variant)
         if found is None:
             raise ConfigurationError(f"{self.where} has no {name}: neither config.json with weights, nor {name}/")
+        config = self.json(f"{found.inside}/config.json" if found.inside else "config.json")
+        kind, expected = _shown(config.get("_class_name")), CLASSES.get(name)
+        if kind and expected and kind != expected:
+            raise ConfigurationError(f"{self.where} is a {kind}, not a {expected} as {name} must be")
+        if config.get("scaling_factor") == XL_SCALING or config.get("block_out_channels") == XL_MOTION:
+            raise ConfigurationError(f"{self.where} is of SDXL: {SDXL}")
         return found
 
 
 def refuse_other_models(tree: Tree) -> str:
     """The class of a pipeline's or network's folder. Raises ConfigurationError for those that cannot be used."""
-    kind = tree.json("model_index.json").get("_class_name") or tree.json("config.json").get("_class_name")
+    kind = _shown(tree.json("model_index.json").get("_class_name") or tree.json("config.json").get("_class_name"))
     unet = tree.json("unet/config.json")
-    for name in (str(kind), str(unet.get("_class_name"))):
+    for name in (kind, _shown(unet.get("_class_name"))):
         for part, reason in REFUSED.items():
             if part in name:
                 raise ConfigurationError(f"{tree.where} is a {name}: {reason}")
@@ -137,7 +145,7 @@ def refuse_other_models(tree: Tree) -> str:
         raise ConfigurationError(f"{tree.where} is an SDXL model: {SDXL}")
     if not kind and not unet and "down_block_types" not in tree.json("config.json"):
         _refuse_no_layout(tree)
-    return str(kind or "")
+    return kind
 
 
 def guess_family(tree: Tree, kind: str) -> Family:
@@ -150,10 +158,15 @@ def guess_family(tree: Tree, kind: str) -> Family:
     family = FAMILIES.get(kind) or by_blocks
     if family is None:
         raise ConfigurationError(
-            f"{tree.where} is a {kind or 'model'} of {', '.join(sorted(tree.names)[:3])}: its family cannot be read from "
-            "its configs; name it with --family animatediff, modelscope or videocrafter"
+            f"{tree.where} is a {kind or 'model'} whose family cannot be read from its configs; name it with --family "
+            "animatediff, modelscope or videocrafter"
         )
     return family
+
+
+def _shown(name: object) -> str:
+    """A class name; a hub could send anything."""
+    return "".join(letter for letter in str(name or "") if letter.isalnum() or letter == "_")[:80]
 
 
 def _refuse_no_layout(tree: Tree) -> None:

@@ -61,14 +61,19 @@ class WeightsFile:
         try:
             with path.open("rb") as stream:
                 size = struct.unpack("<Q", stream.read(8))[0]
-                header = json.loads(stream.read(size)) if size <= MAX_HEADER_BYTES else None
-            tensors: dict[str, Any] = {name: value for name, value in header.items() if name != "__metadata__"}  # pyright: ignore
+                header: dict[str, Any] = json.loads(stream.read(size)) if size <= MAX_HEADER_BYTES else {}
+            tensors = {name: value for name, value in header.items() if name != "__metadata__"}
+            end = max(value["data_offsets"][1] for value in tensors.values())
+            if 8 + size + end != path.stat().st_size:
+                raise ValueError("cut off")
             shapes = {name: tuple(map(int, value["shape"])) for name, value in tensors.items()}
             return cls(path, shapes, frozenset(str(value["dtype"]) for value in tensors.values()))
         except OSError as e:
             raise ConfigurationError(f"{path} cannot be read: {e.strerror}") from e
         except (AttributeError, KeyError, RecursionError, TypeError, ValueError, struct.error) as e:
-            raise ConfigurationError(f"{path} is not a safetensors file, or is cut off; download it again") from e
+            raise ConfigurationError(
+                f"{path} is not a safetensors file, or is cut off; download it again, or run `git lfs pull` in a clone"
+            ) from e
 
     @cached_property
     def names(self) -> str:
@@ -194,10 +199,11 @@ def refuse_pickle(path: Path) -> None:
     """Raises ConfigurationError with a command that converts the file, if it is a pickle by name or content."""
     try:
         with path.open("rb") as stream:
-            start = stream.read(2)
+            start = stream.read(9)
     except OSError as e:
         raise ConfigurationError(f"{path} cannot be read: {e.strerror}") from e
-    if path.suffix.lower() in PICKLE_SUFFIXES or start in (b"PK", b"\x80\x02"):
+    looks_like_one = start.startswith((b"PK", b"\x80")) and start[8:] != b"{"  # where safetensors has its header
+    if path.suffix.lower() in PICKLE_SUFFIXES or looks_like_one:
         command = shlex.join([sys.executable, "-c", CONVERT, str(path), str(path.with_suffix(".safetensors"))])
         raise ConfigurationError(
             f"{path} is a pickle, which can run code when it is loaded; only safetensors are. This converts it without "

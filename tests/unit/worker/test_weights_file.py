@@ -89,6 +89,18 @@ def test_other_files(tmp_path: Path, content: bytes) -> None:
         WeightsFile.read(file)
 
 
+def test_cut_off_files_and_headers_that_begin_like_a_pickle(tmp_path: Path) -> None:
+    write(tmp_path, {"emb_params": (2, 768)})
+    file = tmp_path / "x.safetensors"
+    content = file.read_bytes()
+    file.write_bytes(content[:-1])
+    with pytest.raises(ConfigurationError, match="cut off"):
+        WeightsFile.read(file)
+    header = content[8 : 8 + content[0]].ljust(640)  # 640 is 80 02 00 00 00 00 00 00
+    file.write_bytes(len(header).to_bytes(8, "little") + header + content[8 + content[0] :])
+    assert WeightsFile.read(file).shapes == {"emb_params": (2, 768)}
+
+
 @pytest.mark.parametrize("name", ["a.ckpt", "a.pt", "a.pth", "a.bin", "a.PKL", "a.safetensors"])
 def test_pickles(tmp_path: Path, name: str) -> None:
     torch.save({"a": torch.zeros(1)}, tmp_path / name)
