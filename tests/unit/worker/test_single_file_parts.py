@@ -1,4 +1,4 @@
-"""What a single file does not have: its configs, and its tokenizer with the padding that its encoder was trained with."""
+"""What a single file does not have: its configs, and its tokenizer with the padding of its encoder."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_tokenizer_of_another_model_is_padded_as_the_checkpoint_wants(tmp_path: 
 
 def test_stable_diffusion_2_has_to_say_what_it_predicts(tmp_path: Path) -> None:
     file = write(tmp_path, {CONV_IN: (2, 4, 3, 3), CROSS: (2, 1024)})
-    with pytest.raises(ConfigurationError, match="--prediction-type v_prediction .*--prediction-type epsilon"):
+    with pytest.raises(ConfigurationError, match=r"--prediction-type v_prediction .*--prediction-type epsilon"):
         checkpoint_configs(file, None, None)
     configs = checkpoint_configs(file, None, "v_prediction")
     assert configs["scheduler"]["prediction_type"] == "v_prediction"
@@ -74,5 +74,5 @@ def test_stable_diffusion_2_has_to_say_what_it_predicts(tmp_path: Path) -> None:
 
 def test_motion_modules_without_positions_need_a_config(tmp_path: Path) -> None:
     file = write(tmp_path, {"down_blocks.0.motion_modules.0.temporal_transformer.norm.weight": (320,)})
-    with pytest.raises(ConfigurationError, match="motion_adapter/config.json with --config"):
+    with pytest.raises(ConfigurationError, match=r"motion_adapter/config\.json with --config"):
         motion_config(file, None)
