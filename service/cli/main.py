@@ -97,7 +97,7 @@ def generate(context: typer.Context) -> None:
     _run_module("worker.generate", *context.args)
 
 
-models_app = typer.Typer(help="List models; download and verify weights.", no_args_is_help=True)
+models_app = typer.Typer(help="List, add, download and verify models.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
 
 
