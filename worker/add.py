@@ -113,7 +113,7 @@ def _convert(found: Gathering, folder: Path, report: Print) -> None:
             "set IVMIX_WEIGHTS_DIR"
         )
     for conversion in found.conversions:
-        report(f"converting {conversion.what}")
+        report(conversion.what)
         conversion.run()
 
 

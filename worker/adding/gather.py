@@ -142,7 +142,9 @@ class Gathering:
 
             convert_checkpoint(file.path, targets, configs)
 
-        self.conversions.append(Conversion(f"{file.path.name}: {', '.join(names)}", _size(file.path), convert))
+        self.conversions.append(
+            Conversion(f"converting {file.path.name}: {', '.join(targets)}", _size(file.path), convert)
+        )
 
     def _copy_tokenizer(self, file: WeightsFile, target: Path) -> None:
         own = self.given.config / "tokenizer" if self.given.config else None
@@ -160,7 +162,9 @@ class Gathering:
                 f"{file.vocabulary} tokens; name a folder with vocab.json and merges.txt with --tokenizer, or fetch a "
                 "model that has one first: ivmix models fetch animatediff"
             )
-        self.conversions.append(Conversion("tokenizer", 10_000_000, partial(copy_tokenizer, own, target, padding)))
+        self.conversions.append(
+            Conversion(f"copying the tokenizer in {own}", 10_000_000, partial(copy_tokenizer, own, target, padding))
+        )
 
     def _one(self, name: str, spec: str, kind: str) -> None:
         """A component that the user named by itself."""
@@ -178,7 +182,7 @@ class Gathering:
             else:
                 convert_motion_modules(file.path, target, motion_config(file, self.given.config))
 
-        self.conversions.append(Conversion(f"{file.path.name}: {kind}", _size(file.path), convert))
+        self.conversions.append(Conversion(f"converting {file.path.name}: {kind}", _size(file.path), convert))
 
     def _target(self, name: str) -> Path:
         """The folder that a conversion writes the component to."""

@@ -16,8 +16,8 @@ def delete_files(sources: Sequence[Source], others: Iterable[ModelEntry], weight
     others = list(others)
     for folder in deletable(sources, others, weights_dir):
         shutil.rmtree(folder, ignore_errors=True)
-        if folder.parent != weights_dir / ADDED_FOLDER and not any(folder.parent.iterdir()):
-            folder.parent.rmdir()  # the last commit of a repository
+        if not any(folder.parent.iterdir()):
+            folder.parent.rmdir()  # `added`, or that of a repository
     in_use = {component.source.lock_key for entry in others for component in entry.all_components.values()}
     lock = LockFile.read(weights_dir)
     unlocked = {source.lock_key for source in sources if source.repo} & set(lock.sources) - in_use

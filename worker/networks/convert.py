@@ -89,7 +89,7 @@ def _convert(what: str, name: str, weights: Weights, config: Config, folder: Pat
         with init_empty_weights():  # of parameters only: position encodings are buffers, and are computed
             network = empty_network(CLASSES[name], dict(config))
         expected = network.state_dict()
-        converted = weights if set(expected) <= set(weights) else _diffusers_names(name, network, weights, config)
+        converted = weights if set(expected) <= set(weights) else diffusers_names(name, network, weights)
     except Exception as e:  # an odd config or missing names lead to any error in diffusers
         raise ConfigurationError(f"{what} cannot be converted: {type(e).__name__} {_line(e)}") from e
     _check(what, expected, weights, converted)
@@ -99,12 +99,14 @@ def _convert(what: str, name: str, weights: Weights, config: Config, folder: Pat
     network.save_pretrained(folder, safe_serialization=True)
 
 
-def _diffusers_names(name: str, network: Network, weights: Weights, config: Config) -> Weights:
+def diffusers_names(name: str, network: Network, weights: Weights) -> Weights:
+    """The weights of a component in its original layout, named and shaped as diffusers does, by its converters."""
+    config = dict(network.config) if name != "text_encoder" else {}  # the given one, completed with defaults
     match name:
         case "unet":
-            return converters.convert_ldm_unet_checkpoint(weights, dict(config))
+            return converters.convert_ldm_unet_checkpoint(weights, config)
         case "vae":
-            return converters.convert_ldm_vae_checkpoint(weights, dict(config))
+            return converters.convert_ldm_vae_checkpoint(weights, config)
         case "motion_adapter":
             return converters.convert_animatediff_checkpoint_to_diffusers(weights)
         case _:

@@ -17,7 +17,15 @@ from tests import original_layout
 from tests.tiny_models import save_model
 from worker.adding.configs import STANDARD, checkpoint_configs, motion_config
 from worker.adding.weights_file import WeightsFile
-from worker.networks.convert import convert_checkpoint, convert_motion_modules, convert_vae
+from worker.networks.convert import (
+    CLASSES,
+    PREFIXES,
+    convert_checkpoint,
+    convert_motion_modules,
+    convert_vae,
+    diffusers_names,
+)
+from worker.networks.network_classes import empty_network
 
 NAMES = ("unet", "vae", "text_encoder")
 VAE: dict[str, Any] = {
@@ -134,11 +142,8 @@ def test_other_positions_are_refused(tmp_path: Path) -> None:
         convert_motion_modules(file, tmp_path / "found", motion_config(WeightsFile.read(file), None))
 
 
-def test_standard_configs_are_those_of_stable_diffusion(tmp_path: Path) -> None:
-    """Numbers of weights of the released networks."""
-    from worker.networks.convert import CLASSES
-    from worker.networks.network_classes import empty_network
-
+def test_standard_configs_and_names_are_those_of_stable_diffusion() -> None:
+    """Numbers of weights of the released networks, and all their names; on torch's meta device."""
     counts = {
         768: {"unet": 859_520_964, "vae": 83_653_863, "text_encoder": 123_060_480},
         1024: {"unet": 865_910_724, "vae": 83_653_863, "text_encoder": 340_387_840},
@@ -147,3 +152,15 @@ def test_standard_configs_are_those_of_stable_diffusion(tmp_path: Path) -> None:
         with torch.device("meta"):
             networks = {name: empty_network(CLASSES[name], dict(STANDARD[width][name])) for name in NAMES}
         assert {name: sum(p.numel() for p in net.parameters()) for name, net in networks.items()} == expected
+        weights = {name: network.state_dict() for name, network in networks.items()}
+        prefix = "cond_stage_model.transformer.text_model."
+        clip = {prefix + key: value for key, value in weights["text_encoder"].items()}
+        original = {
+            "unet": {PREFIXES["unet"] + key: value for key, value in original_layout.unet(weights["unet"], 2).items()},
+            "vae": {PREFIXES["vae"] + k: v for k, v in original_layout.original_vae(weights["vae"]).items()},
+            "text_encoder": clip if width == 768 else original_layout.open_clip(weights["text_encoder"]),
+        }
+        for name, network in networks.items():
+            found = diffusers_names(name, network, original[name])
+            found.pop("text_projection.weight", None)
+            assert {key: value.shape for key, value in found.items()} == {k: v.shape for k, v in weights[name].items()}
