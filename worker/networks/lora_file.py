@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft.utils.other import get_pattern_key
@@ -33,16 +33,15 @@ class LoraFile:
         try:
             self._file: Any = safe_open(path, "pt")
             keys: list[str] = list(self._file.keys())
-            metadata = json.loads((self._file.metadata() or {}).get(LORA_ADAPTER_METADATA_KEY, "{}"))
             self.layers = read_layers(keys)
+            self._config = _config(self._file.metadata() or {})
+            for key in keys:
+                if not torch.isfinite(self.tensor(key)).all():
+                    raise ValueError(f"{key} is not finite; get the file again, or another version of it")
         except (OSError, SafetensorError) as e:
-            raise ConfigurationError(f"{path} is not a safetensors file: {e}") from e
+            raise ConfigurationError(f"LoRA {path} is not a safetensors file: {e}; get it again") from e
         except ValueError as e:
             raise ConfigurationError(f"LoRA {path}: {e}") from e
-        self._metadata: dict[str, Any] = metadata
-        for key in keys:
-            if not torch.isfinite(self.tensor(key)).all():
-                raise ConfigurationError(f"LoRA {path}: {key} is not finite; get the file again, or another version")
 
     def tensor(self, key: str) -> Tensor:
         return self._file.get_tensor(key).float()
@@ -78,22 +77,33 @@ class LoraFile:
         shapes = {part: tuple(self._file.get_slice(key).get_shape()) for part, key in layer.keys.items()}
         if math.prod(shapes.pop("alpha", ())) != 1:
             raise ValueError(f"{layer.keys['alpha']} is not one number")
-        config = {
-            name.removeprefix(f"{layer.target}."): value
-            for name, value in self._metadata.items()
-            if name.startswith(f"{layer.target}.")
-        }
+        config = self._config.get(layer.target, {})
         alpha = _configured_alpha(config, name)
         if "alpha" in layer.keys:
             alpha = float(self.tensor(layer.keys["alpha"]))
         return Adapter(layer, shapes, self.tensor, alpha, bool(config.get("use_rslora")), self.scale)
 
 
+def _config(metadata: Mapping[str, str]) -> dict[Target, dict[str, Any]]:
+    """peft's configuration of each network, as diffusers' save_lora_weights stores it. Raises ValueError."""
+    stored: object = json.loads(metadata.get(LORA_ADAPTER_METADATA_KEY, "{}"))
+    if not isinstance(stored, dict):
+        raise ValueError(f"its metadata {LORA_ADAPTER_METADATA_KEY} is not an object")
+    config: dict[Target, dict[str, Any]] = {"unet": {}, "text_encoder": {}}
+    for name, value in cast("dict[str, Any]", stored).items():
+        target, _, setting = name.partition(".")
+        if target in config:
+            config[target][setting] = value
+    return config
+
+
 def _configured_alpha(config: Mapping[str, Any], module: str) -> float | None:
-    """Alpha of a module in the peft configuration that diffusers writes into a file; None without one."""
-    patterns: dict[str, float] = config.get("alpha_pattern") or {}
-    for name in (module, f"text_model.{module}"):
-        if (key := get_pattern_key(list(patterns), name)) in patterns:
-            return float(patterns[key])
-    alpha = config.get("lora_alpha", config.get("alpha"))
-    return None if alpha is None else float(alpha)
+    """Alpha of a module; None without a configuration. Raises ValueError."""
+    alpha: object = config.get("lora_alpha", config.get("alpha"))
+    patterns: object = config.get("alpha_pattern")
+    if isinstance(patterns, dict):
+        for name in (module, f"text_model.{module}"):
+            alpha = patterns.get(get_pattern_key(list(patterns), name), alpha)
+    if alpha is not None and not (isinstance(alpha, int | float) and math.isfinite(alpha)):
+        raise ValueError(f"its metadata {LORA_ADAPTER_METADATA_KEY} has the alpha {alpha!r}, which is no number")
+    return alpha

@@ -94,6 +94,7 @@ def _dotted(key: str) -> tuple[Target, str]:
     """Network, and the key without its prefix, with the parts named as in peft."""
     if found := re.match(r"lora_(unet|te1?)_", key):
         return "unet" if found[1] == "unet" else "text_encoder", _peft_parts(key[found.end() :])
+    key = key.removeprefix("module.")  # of a network that was trained on several GPUs
     is_text = key.startswith(("text_encoder.", "text_model."))
     name = key.removeprefix("text_encoder.").removeprefix("text_model.").removeprefix("unet.")
     if is_text:

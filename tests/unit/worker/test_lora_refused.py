@@ -1,4 +1,4 @@
-"""LoRA files that cannot be applied whole are refused by name, alike by `check_adapters` and by loading."""
+"""LoRA files that cannot be applied whole are refused by name, alike by verify and by loading."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from tests.lora_files import RANK, Numbers, Weights
 from tests.tiny_models import animatediff_without_image_parts, save_model, write_entry
 from worker.networks.lora import adapt_text_encoders, check_adapters, fuse_unet_loras
 from worker.networks.models import Models, load, load_unets
+from worker.verify import verify
 
 LAYER = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"  # 16 to 16
 CONV = "down_blocks.0.resnets.0.conv1"  # 16 to 16, 3x3
@@ -137,13 +138,21 @@ def test_file_that_cannot_be_applied_whole_is_refused(folder: Path, plain: Model
     file, complaint = CASES[case]
     entry = entry_with(folder, file())
 
-    def apply(entry: ModelEntry) -> None:  # as `load` does
+    def apply() -> None:  # as `load` does
         fuse_unet_loras(entry, plain.image_unet, plain.video_unet)
         adapt_text_encoders(entry, plain.image_text_encoder, plain.video_text_encoder)
 
-    for refuse in (check_adapters, apply):
-        with pytest.raises(ConfigurationError, match=rf"LoRA .*style\.safetensors.*{complaint}"):
-            refuse(entry)
+    with pytest.raises(ConfigurationError, match=rf"LoRA .*style\.safetensors.*{complaint}"):
+        apply()
+
+
+@pytest.mark.parametrize(
+    "case", ["absent text layer", "other rank", "lokr of another layer", "dora over inputs", "nan"]
+)
+def test_verify_refuses_it_without_the_networks_weights(folder: Path, case: str) -> None:
+    file, complaint = CASES[case]
+    with pytest.raises(ConfigurationError, match=rf"LoRA .*style\.safetensors.*{complaint}"):
+        list(verify(entry_with(folder, file())))
 
 
 def test_file_that_is_no_safetensors_file_is_refused(folder: Path) -> None:
@@ -152,6 +161,14 @@ def test_file_that_is_no_safetensors_file_is_refused(folder: Path) -> None:
     for refuse in (check_adapters, load):
         with pytest.raises(ConfigurationError, match=r"style\.safetensors is not a safetensors file"):
             refuse(entry)
+
+
+@pytest.mark.parametrize("config", ["[]", '{"unet.lora_alpha": NaN}', '{"unet.lora_alpha": "8"}', "{"])
+def test_metadata_that_cannot_be_read_is_refused(folder: Path, config: str) -> None:
+    entry = entry_with(folder, good())
+    save_file(good(), folder / "style.safetensors", {"lora_adapter_metadata": config})
+    with pytest.raises(ConfigurationError, match=r"LoRA .*style\.safetensors"):
+        check_adapters(entry)
 
 
 def test_overflow_of_the_models_precision_is_refused(folder: Path) -> None:
