@@ -153,6 +153,7 @@ def test_variants_and_shards(machine: Machine, pipeline: Path, model: Path, tmp_
     adapter.save_pretrained(tmp_path / "adapter", variant="b")
     options = ("m", "--from", folder, "--motion-adapter", tmp_path / "adapter", *SIZE)
     machine.refused("variants a, b; choose one with --variant", *options)
+    machine.refused("no component has weights of this variant", "m", "--from", model, *SIZE, "--variant", "fp32")
     machine.add(*options, "--variant", "b")
     components = machine.registry().get("m").all_components
     variants = {name: components[name].source.variant for name in ("unet", "vae", "motion_adapter")}

@@ -11,6 +11,7 @@ from typing import Any
 from service.catalog.family_components import Family
 from service.catalog.model_entry import ModelEntry
 from service.catalog.weight_files import Source
+from service.errors import ConfigurationError
 from service.settings import MODELS_FILE
 from worker.adding.configs import read_json
 from worker.adding.layout import Part
@@ -37,6 +38,10 @@ def draft(
     def place(source: Source, inside: str) -> str:
         key = next((key for key, known in sources.items() if known == source), f"{name}.{len(sources) + 1}")
         sources[key] = source
+        if source.folder is not None and not _is_text(str(source.folder)):
+            raise ConfigurationError(
+                f"{ascii(str(source.folder))} is not UTF-8, as a models file is; rename the folder"
+            )
         return f"{key}/{inside}" if inside else key
 
     raw: Raw = {"family": family, "created": int(time.time()), **defaults, **changes}
@@ -62,6 +67,10 @@ def fit_limits(raw: Raw, entry: ModelEntry) -> Raw:
     if tokens and "max_prompt_tokens" in raw:
         fitted["max_prompt_tokens"] = min(raw["max_prompt_tokens"], tokens)
     return fitted
+
+
+def _is_text(path: str) -> bool:
+    return path.encode("utf-8", "replace").decode() == path
 
 
 def _number(entry: ModelEntry, name: str, key: str) -> int | None:

@@ -88,6 +88,9 @@ class Gathering:
         known = {*REQUIRED_COMPONENTS[family], *OPTIONAL_COMPONENTS}
         if unknown := sorted(set(self.parts) - known):
             raise ConfigurationError(f"family {family} takes no {', '.join(unknown)}; leave out that option")
+        wanted = self.given.variant
+        if wanted and all(part.source.variant != wanted for part in self.parts.values()):
+            raise ConfigurationError(f"--variant {wanted}: no component has weights of this variant")
         self._from_base(family)
         if missing := [name for name in REQUIRED_COMPONENTS[family] if name not in self.parts]:
             hints = [f"{name} (name it with {WAYS_OUT[name]})" if name in WAYS_OUT else name for name in missing]

@@ -127,7 +127,7 @@ class Tree:
         config = self.json(f"{found.inside}/config.json" if found.inside else "config.json")
         kind, expected = _shown(config.get("_class_name")), CLASSES.get(name)
         if kind and expected and kind != expected:
-            raise ConfigurationError(f"{self.where} is a {kind}, not a {expected} as {name} must be")
+            raise ConfigurationError(f"{self.where} is a {kind}; {name} must be of class {expected}")
         if config.get("scaling_factor") == XL_SCALING or config.get("block_out_channels") == XL_MOTION:
             raise ConfigurationError(f"{self.where} is of SDXL: {SDXL}")
         return found
