@@ -40,7 +40,7 @@ def draft(
         sources[key] = source
         if source.folder is not None and not _is_text(str(source.folder)):
             raise ConfigurationError(
-                f"{ascii(str(source.folder))} is not UTF-8, as a models file is; rename the folder"
+                f"{str(source.folder)!a} is not UTF-8, as a models file is; rename the folder"
             )
         return f"{key}/{inside}" if inside else key
 

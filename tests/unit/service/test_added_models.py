@@ -20,7 +20,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 VALUES = st.recursive(PLAIN | TEXT, lambda inner: st.lists(inner) | st.dictionaries(TEXT, inner))
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(value=VALUES)
 def test_values_are_read_back(value: object) -> None:
     assert tomllib.loads(f"a = {toml(value)}") == {"a": value}

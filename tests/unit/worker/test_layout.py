@@ -58,8 +58,8 @@ def test_families(tmp_path: Path, files: dict[str, object], family: str) -> None
     ],
 )
 def test_refusals(tmp_path: Path, files: dict[str, object], said: str) -> None:
+    found = tree(tmp_path, files)
     with pytest.raises(ConfigurationError, match=said) as raised:
-        found = tree(tmp_path, files)
         guess_family(found, refuse_other_models(found))
     assert raised.value.message.isprintable()
 
