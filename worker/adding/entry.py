@@ -39,9 +39,7 @@ def draft(
         key = next((key for key, known in sources.items() if known == source), f"{name}.{len(sources) + 1}")
         sources[key] = source
         if source.folder is not None and not _is_text(str(source.folder)):
-            raise ConfigurationError(
-                f"{str(source.folder)!a} is not UTF-8, as a models file is; rename the folder"
-            )
+            raise ConfigurationError(f"{str(source.folder)!a} is not UTF-8, as a models file is; rename the folder")
         return f"{key}/{inside}" if inside else key
 
     raw: Raw = {"family": family, "created": int(time.time()), **defaults, **changes}
