@@ -86,7 +86,7 @@ def loha(prefix: str, weights: Weights, numbers: Numbers, tucker: bool = False) 
         out, inside, *kernel = weight.shape
         parts: Weights = {}
         for w in ("w1", "w2"):
-            if tucker and kernel:
+            if tucker and max(kernel, default=1) > 1:
                 parts |= {f"{w}_a": numbers(RANK, out), f"{w}_b": numbers(RANK, inside)}
                 parts[w.replace("w", "t")] = numbers(RANK, RANK, *kernel)
             else:

@@ -166,16 +166,13 @@ class ModelEntry(FrozenModel):
     @property
     def all_components(self) -> dict[str, Component]:
         """The named components and those in `path`, fetched or not; optional ones only where they exist."""
-        named = self.components | {file.name: file for file in self._adapter_files}
+        files = (adapter.file for adapter in (*self.loras, *self.textual_inversions))
+        named = self.components | {file.name: file for file in files}
         if self.path is None:
             return named
         optional = (name for name in OPTIONAL_COMPONENTS if (self.path / name).exists())
         names = (*REQUIRED_COMPONENTS[self.family], *optional)
         return {name: Component.in_folder(name, self.path) for name in names} | named
-
-    @property
-    def _adapter_files(self) -> list[Component]:
-        return [adapter.file for adapter in (*self.loras, *self.textual_inversions)]
 
     @property
     def all_loras(self) -> tuple[Lora, ...]:

@@ -19,8 +19,9 @@ from tests.diffusers_pipelines import Pipelines, assert_same, assert_same_latent
 from tests.lora_files import RANK, Numbers, Weights, layer_weights, product
 from tests.tiny_models import animatediff_without_image_parts, save_model, write_entry
 from worker.child.fingerprint import weights_digest
-from worker.networks.lora import check_adapters, fuse_unet_loras
+from worker.networks.lora import fuse_unet_loras
 from worker.networks.models import Models, load
+from worker.verify import verify
 
 BLOCK = "down_blocks.0.attentions.0"
 ATTENTION = [f"{BLOCK}.transformer_blocks.0.{name}" for name in ("attn1.to_q", "attn2.to_k", "attn2.to_out.0")]
@@ -62,9 +63,7 @@ def entry_with(folder: Path, *loras: tuple[Weights, str], family: str = "animate
 
 
 def with_lora(folder: Path, weights: Weights, settings: str = "") -> Models:
-    entry = entry_with(folder, (weights, settings))
-    check_adapters(entry)
-    return load(entry, "cpu")
+    return load(entry_with(folder, (weights, settings)), "cpu")
 
 
 def fused(folder: Path, plain: Models, *loras: tuple[Weights, str]) -> tuple[Any, Any]:
@@ -243,6 +242,21 @@ def test_alpha_in_the_files_metadata_counts(folder: Path, plain: Models) -> None
         assert_same(image.get_submodule(name).weight, expected)
 
 
+def test_verify_passes_what_loads(folder: Path, plain: Models) -> None:
+    text = {
+        f"text_model.{name}": weight for name, weight in layer_weights(plain.video_text_encoder.encoder, TEXT).items()
+    }
+    weights, motion = layer_weights(plain.image_unet, EIGHTS), layer_weights(plain.video_unet, MOTION)
+    loras = [
+        lora_files.kohya("lora_unet", weights, Numbers(), dora=True) | lora_files.kohya("lora_te", text, Numbers()),
+        lora_files.loha("lora_unet", weights, Numbers(), tucker=True)[0],
+        lora_files.lokr("lora_unet", weights, Numbers())[0],
+        lora_files.original_motion(lora_files.old_diffusers("unet.", motion, Numbers())),
+    ]
+    entry = entry_with(folder, *((file, "") for file in loras))
+    assert [line.partition(" (")[0] for line in verify(entry)][-4:] == [f"loras.{number}: OK" for number in range(4)]
+
+
 # -- several, and shared weights --------------------------------------------------------------------------------------
 
 
@@ -299,7 +313,7 @@ def test_3d_networks_take_loras_on_the_layers_they_have(tmp_path: Path, family: 
         else lora_files.dotted("unet.", weights, Numbers(), ".lora_A.weight", ".lora_B.weight")
     )
     entry = entry_with(folder, (file, 'on = ["video"]'), family=family)
-    check_adapters(entry)
+    list(verify(entry))
     models, numbers = load(entry, "cpu"), Numbers()
     for name, weight in weights.items():
         added = product(*lora_files.lora(weight, numbers), weight)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,8 +15,8 @@ from service.errors import ConfigurationError
 from tests import lora_files
 from tests.lora_files import RANK, Numbers, Weights
 from tests.tiny_models import animatediff_without_image_parts, save_model, write_entry
-from worker.networks.lora import adapt_text_encoders, check_adapters, fuse_unet_loras
-from worker.networks.models import Models, load, load_unets
+from worker.networks.lora import adapt_text_encoders, fuse_unet_loras
+from worker.networks.models import Models, load
 from worker.verify import verify
 
 LAYER = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"  # 16 to 16
@@ -158,25 +159,23 @@ def test_verify_refuses_it_without_the_networks_weights(folder: Path, case: str)
 def test_file_that_is_no_safetensors_file_is_refused(folder: Path) -> None:
     entry = entry_with(folder, good())
     (folder / "style.safetensors").write_bytes(b"PK pickle")
-    for refuse in (check_adapters, load):
-        with pytest.raises(ConfigurationError, match=r"style\.safetensors is not a safetensors file"):
-            refuse(entry)
+    with pytest.raises(ConfigurationError, match=r"style\.safetensors is not a safetensors file"):
+        list(verify(entry))
 
 
 @pytest.mark.parametrize("config", ["[]", '{"unet.lora_alpha": NaN}', '{"unet.lora_alpha": "8"}', "{"])
-def test_metadata_that_cannot_be_read_is_refused(folder: Path, config: str) -> None:
+def test_metadata_that_cannot_be_read_is_refused(folder: Path, plain: Models, config: str) -> None:
     entry = entry_with(folder, good())
     save_file(good(), folder / "style.safetensors", {"lora_adapter_metadata": config})
     with pytest.raises(ConfigurationError, match=r"LoRA .*style\.safetensors"):
-        check_adapters(entry)
+        fuse_unet_loras(entry, plain.image_unet, plain.video_unet)
 
 
-def test_overflow_of_the_models_precision_is_refused(folder: Path) -> None:
+def test_overflow_of_the_models_precision_is_refused(folder: Path, plain: Models) -> None:
     entry = entry_with(folder, good(), settings="scale = 1e6")
-    with pytest.raises(
-        ConfigurationError, match=r"style\.safetensors: the sum overflows the weights of a layer; lower the scale"
-    ):
-        load_unets(entry, torch.float16)
+    image = copy.deepcopy(plain.image_unet).to(torch.float16)
+    with pytest.raises(ConfigurationError, match=r"style\.safetensors: the sum overflows the weights of a layer"):
+        fuse_unet_loras(entry, image, plain.video_unet)
 
 
 @pytest.mark.parametrize(
@@ -210,6 +209,5 @@ def test_3d_network_refuses_what_it_has_no_layer_for(
     folder = tmp_path / "model"
     save_model("modelscope", folder)
     entry = entry_with(folder, file(), "modelscope", settings)
-    for refuse in (check_adapters, load):
-        with pytest.raises(ConfigurationError, match=complaint):
-            refuse(entry)
+    with pytest.raises(ConfigurationError, match=complaint):
+        load(entry, "cpu")
