@@ -69,7 +69,7 @@ def _fetch_source(
     _check_files(source, folder, files)
     fetched: dict[str, LockedFile] = {}
     for file in files:
-        sha256 = _fetch_file(source, listing.revision, file, folder / file.path, known.get(file.path) or file.sha256)
+        sha256 = fetch_file(source, listing.revision, file, folder / file.path, known.get(file.path) or file.sha256)
         if file.path not in known:
             report(f"  {file.path}: sha256 {sha256} recorded (trust on first use)")
         fetched[file.path] = LockedFile(sha256=sha256, size=file.size)
@@ -132,7 +132,7 @@ def _check_files(source: Source, folder: Path, files: list[RemoteFile]) -> None:
         )
 
 
-def _fetch_file(source: Source, revision: str, file: RemoteFile, target: Path, expected: str | None) -> str:
+def fetch_file(source: Source, revision: str, file: RemoteFile, target: Path, expected: str | None) -> str:
     """Download to `target` unless it is there already; returns its sha256."""
     if target.exists() and target.stat().st_size == file.size and expected in (None, found := file_sha256(target)):
         return found

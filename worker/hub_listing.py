@@ -37,14 +37,20 @@ class RepoListing:
     files: dict[str, RemoteFile]
 
 
-def read_listing(source: Source, locked: LockedSource | None) -> RepoListing:
-    """Files at the pinned commit, else at the locked one, else at the newest. Raises ConfigurationError."""
-    wanted = source.revision if source.revision != "unpinned" else locked.revision if locked else None
+def read_listing(source: Source, locked: LockedSource | None, branch: str | None = None) -> RepoListing:
+    """Files at the pinned commit, else at the locked one, else at the newest. Raises ConfigurationError.
+
+    Args:
+        branch: a branch, tag or commit instead.
+    """
+    wanted = source.revision if source.revision != "unpinned" else locked.revision if locked else branch
     try:
         info: Any = HfApi().model_info(str(source.repo), revision=wanted, files_metadata=True)
     except RevisionNotFoundError as e:
         raise ConfigurationError(
-            f"{source.repo} no longer has commit {wanted}; its history was rewritten. Pin another commit in "
+            f"{source.repo} has no branch or tag {wanted}"
+            if branch
+            else f"{source.repo} no longer has commit {wanted}; its history was rewritten. Pin another commit in "
             "the models file if you trust it"
         ) from e
     except RepositoryNotFoundError as e:
@@ -55,7 +61,8 @@ def read_listing(source: Source, locked: LockedSource | None) -> RepoListing:
         raise ConfigurationError(f"{source.repo}: the hub's response is invalid: {printable(e)}") from e
     if not isinstance(info.sha, str) or not _COMMIT.fullmatch(info.sha):
         raise ConfigurationError(f"{source.repo}: the hub returned {printable(repr(info.sha))}, which is no commit id")
-    if wanted is not None and info.sha != wanted:
+    is_commit = wanted is not None and _COMMIT.fullmatch(wanted)
+    if is_commit and info.sha != wanted:
         raise ConfigurationError(f"{source.repo}: asked for commit {wanted}, the hub returned {info.sha}")
     files = _files(str(source.repo), info.siblings or ())
     return RepoListing(info.sha, {file.path: file for file in files})

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, JsonValue, ValidationError, ValidationInfo, field_validator, model_validator
 
 from service.catalog.adapters import Lora, TextualInversion, without_tokens
+from service.catalog.closed_vocabulary import ClosedVocabulary
 from service.catalog.family_components import LORA, OPTIONAL_COMPONENTS, REQUIRED_COMPONENTS, Family
 from service.catalog.frame_size import choose_size
 from service.catalog.optimise import Optimise
@@ -53,19 +54,6 @@ class Range(FrozenModel):
         if not self.min <= value <= self.max:
             raise InvalidParameter(param, f"{param}={value:g} is outside {self.min:g}..{self.max:g} for this model.")
         return value
-
-
-class ClosedVocabulary(FrozenModel):
-    """The only words a model was trained on, and the hint that the error for any other word ends with."""
-
-    vocabulary: frozenset[str]
-    can_draw: str
-
-    def check(self, param: str, model: str, words: list[str]) -> None:
-        """Raises InvalidParameter naming the unknown words."""
-        if unknown := sorted(set(words) - self.vocabulary):
-            shown = ", ".join(f"'{word[:40]}'" for word in unknown[:10])
-            raise InvalidParameter(param, f"{param}: model '{model}' does not know {shown}. {self.can_draw}")
 
 
 class ModelEntry(FrozenModel):

@@ -1,4 +1,5 @@
-"""The model registry: one TOML file that names every model and the sources of its files. Read without torch.
+"""The model registry: a TOML file that names every model and the sources of its files, and `added.toml` in the weights
+folder with those that `ivmix models add` registered. Read without torch.
 
 A model is offered when its weights are on this machine, or when the operator names it in IVMIX_MODELS.
 """
@@ -13,6 +14,7 @@ from typing import Any, cast
 from pydantic import Field, ValidationError
 
 from service.catalog.adapters import locate_adapters
+from service.catalog.added_models import ADDED_FILE
 from service.catalog.model_entry import ModelEntry, Range
 from service.catalog.optimise import Optimise
 from service.catalog.scheduler_settings import SPACING_KEYS
@@ -59,13 +61,25 @@ class ModelRegistry:
         """Raises ConfigurationError naming the file and what is wrong in it."""
         try:
             file, weights_dir = _expanded(file), _expanded(weights_dir or default_data_dir() / "models")
-            lock = LockFile.read(weights_dir)
-            raw = _RegistryFile.model_validate(tomllib.loads(file.read_text("utf-8")))
-            sources = {name: _resolved(file, source) for name, source in raw.sources.items()}
-            entries = [_entry(file, name, entry, sources, weights_dir, lock) for name, entry in raw.models.items()]
-            return cls(entries, names, aliases)
-        except (OSError, RuntimeError, ValueError) as e:  # RuntimeError: a link that points to itself
+        except ValueError as e:
             raise ConfigurationError(f"models file {file}: {e}") from e
+        lock, added_file = LockFile.read(weights_dir), weights_dir / ADDED_FILE
+        entries = _entries(file, weights_dir, lock)
+        added = _entries(added_file, weights_dir, lock) if added_file.is_file() else []
+        if twice := sorted({entry.id for entry in entries} & {entry.id for entry in added}):
+            raise ConfigurationError(
+                f"model {twice[0]} is in {file} and in {added_file}; `ivmix models remove {twice[0]}` deletes the "
+                "latter"
+            )
+        return cls([*entries, *added], names, aliases)
+
+    @staticmethod
+    def build(name: str, raw: Mapping[str, Any], sources: Mapping[str, Source], weights_dir: Path) -> ModelEntry:
+        """An entry that is in no file yet. Raises ConfigurationError."""
+        try:
+            return _entry(weights_dir / ADDED_FILE, name, raw, sources, weights_dir, LockFile.read(weights_dir))
+        except ValueError as e:
+            raise ConfigurationError(str(e)) from e
 
     @classmethod
     def of(cls, settings: Settings) -> ModelRegistry:
@@ -115,6 +129,15 @@ def _with_aliases(known: dict[str, ModelEntry], aliases: Mapping[str, str]) -> d
 class _RegistryFile(FrozenModel):
     sources: dict[str, Source] = {}
     models: dict[str, dict[str, Any]] = Field(min_length=1)
+
+
+def _entries(file: Path, weights_dir: Path, lock: LockFile) -> list[ModelEntry]:
+    try:
+        raw = _RegistryFile.model_validate(tomllib.loads(file.read_text("utf-8")))
+        sources = {name: _resolved(file, source) for name, source in raw.sources.items()}
+        return [_entry(file, name, entry, sources, weights_dir, lock) for name, entry in raw.models.items()]
+    except (OSError, RuntimeError, ValueError) as e:  # RuntimeError: a link that points to itself
+        raise ConfigurationError(f"models file {file}: {e}") from e
 
 
 def _resolved(file: Path, source: Source) -> Source:

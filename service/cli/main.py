@@ -97,7 +97,7 @@ def generate(context: typer.Context) -> None:
     _run_module("worker.generate", *context.args)
 
 
-models_app = typer.Typer(help="List models; download and verify weights.", no_args_is_help=True)
+models_app = typer.Typer(help="List, add, download and verify models.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
 
 
@@ -116,6 +116,20 @@ def list_models() -> None:
         here, offered = ("no" if entry.missing else "yes"), ("yes" if name in registry.ids() else "no")
         table.add_row(name, entry.family, here, offered, entry.licence)
     Console().print(table)
+
+
+@models_app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+)
+def add(context: typer.Context) -> None:
+    """Add a model from a folder, a file or a hub repository. `ivmix models add --help` lists the options."""
+    _run_module("worker.add", *context.args)
+
+
+@models_app.command()
+def remove(name: str, yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False) -> None:
+    """Delete a model that `add` registered, with its converted and fetched files."""
+    _run_module("worker.remove", name, *(["--yes"] if yes else []))
 
 
 @models_app.command()

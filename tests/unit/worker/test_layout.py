@@ -1,0 +1,79 @@
+"""Folders that are no model, or not one that a family uses, are refused with the option that takes them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from service.errors import ConfigurationError
+from worker.adding.layout import Tree, guess_family, refuse_other_models
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+UNET = {"_class_name": "UNet2DConditionModel", "down_block_types": ["DownBlock2D"]}
+VIDEO = {"_class_name": "UNet3DConditionModel", "down_block_types": ["DownBlock3D"]}
+
+
+def tree(folder: Path, files: dict[str, object]) -> Tree:
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(json.dumps(content))
+    return Tree.of_folder(folder)
+
+
+@pytest.mark.parametrize(
+    ("files", "family"),
+    [
+        ({"model_index.json": {"_class_name": "StableDiffusionPipeline"}}, "animatediff"),
+        ({"model_index.json": {"_class_name": "TextToVideoSDPipeline"}, "unet/config.json": VIDEO}, "modelscope"),
+        ({"model_index.json": {}, "unet/config.json": {**VIDEO, "fps_cond": True}}, "videocrafter"),
+        ({"config.json": {**VIDEO, "fps_cond": True}, WEIGHTS: {}}, "videocrafter"),
+        ({"config.json": VIDEO, WEIGHTS: {}}, "modelscope"),
+        ({"unet/config.json": {"down_block_types": ["CrossAttnDownBlock2D"]}}, "animatediff"),
+    ],
+)
+def test_families(tmp_path: Path, files: dict[str, object], family: str) -> None:
+    found = tree(tmp_path, files)
+    assert guess_family(found, refuse_other_models(found)) == family
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({"model_index.json": {"_class_name": "StableDiffusionXLPipeline"}}, "is a StableDiffusionXLPipeline: its lat"),
+        ({"unet/config.json": {**UNET, "addition_embed_type": "text_time"}}, "is an SDXL model"),
+        ({"model_index.json": {"_class_name": "StableDiffusionInpaintPipeline"}}, "an image and a mask"),
+        ({"unet/config.json": {"_class_name": "UNetMotionModel"}}, "motion modules merged .*--motion-adapter"),
+        ({"config.json": {"_class_name": "AutoencoderKL"}, WEIGHTS: {}}, "give it with --vae"),
+        ({"config.json": {"_class_name": "MotionAdapter"}, WEIGHTS: {}}, "give it with --motion-adapter"),
+        ({"config.json": {"_class_name": "ControlNetModel"}, WEIGHTS: {}}, "ControlNets are not supported"),
+        ({"pytorch_lora_weights.safetensors": {}}, "give its file with --lora"),
+        ({"sd.safetensors": {}, "other.safetensors": {}}, "name one of its files: other.safetensors, sd.safetensors"),
+        ({"sd.ckpt": {}}, "is a pickle"),
+        ({"notes.txt": {}}, "neither model_index.json nor unet/config.json, only notes.txt"),
+        ({}, "only no files"),
+        ({"model_index.json": {"_class_name": "LTXPipeline\u001b[2J"}}, "is a LTXPipeline2J whose family"),
+        ({"model_index.json": []}, "is not a JSON object"),
+    ],
+)
+def test_refusals(tmp_path: Path, files: dict[str, object], said: str) -> None:
+    found = tree(tmp_path, files)
+    with pytest.raises(ConfigurationError, match=said) as raised:
+        guess_family(found, refuse_other_models(found))
+    assert raised.value.message.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("name", "files", "said"),
+    [
+        ("vae", {"config.json": {"scaling_factor": 0.13025}, WEIGHTS: {}}, "is of SDXL"),
+        ("vae", {"config.json": UNET, WEIGHTS: {}}, "is a UNet2DConditionModel; vae must be of class"),
+        ("motion_adapter", {"config.json": {"block_out_channels": [320, 640, 1280]}, WEIGHTS: {}}, "is of SDXL"),
+        ("motion_adapter", {"motion_adapter/diffusion_pytorch_model.bin": {}}, "is a pickle"),
+        ("motion_adapter", {"unet/config.json": UNET}, "has no motion_adapter: neither config.json"),
+    ],
+)
+def test_single_components(tmp_path: Path, name: str, files: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigurationError, match=said):
+        tree(tmp_path, files).only(name, None)

@@ -1,0 +1,256 @@
+"""`ivmix models add NAME`: make a registry entry from a folder, a file or a hub repository, and convert what needs it.
+
+The entry is written last, after `verify` passed; if anything fails before, no file of the new model stays.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import secrets
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import FrameType
+from typing import Annotated, Any, Literal
+
+import typer
+
+from service.catalog.added_models import ADDED_FOLDER, AddedModels
+from service.catalog.family_components import Family
+from service.catalog.model_entry import NAME, ModelEntry
+from service.catalog.registry import ModelRegistry
+from service.catalog.weight_files import LockFile, Source
+from service.errors import ConfigurationError
+from service.process.data_folder import keep_private, prepare_folder
+from service.settings import Settings, load_settings
+from worker.adding.configs import read_json
+from worker.adding.entry import draft, fit_limits, tables
+from worker.adding.gather import Gathering, Given
+from worker.adding.layout import Tree
+from worker.adding.removal import delete_files
+
+MAX_JSON_BYTES = 1_000_000
+PARTIAL = ".partial-"
+SPARE_BYTES = 50_000_000  # free space to leave
+
+Print = Callable[[str], None]
+
+
+def add(
+    given: Given, settings: Settings, changes: dict[str, Any], report: Print, *, may_replace: bool = False
+) -> ModelEntry:
+    """Register the model. Raises ConfigurationError with the reason; then nothing has changed.
+
+    Args:
+        changes: keys of the entry that replace the family's defaults.
+        may_replace: whether an added model of this name is replaced.
+    """
+    weights_dir = settings.weights_dir.expanduser().resolve()
+    prepare_folder(weights_dir, "IVMIX_WEIGHTS_DIR")
+    with adding_lock(weights_dir):
+        registry = ModelRegistry.load(settings.models_file, weights_dir=weights_dir)
+        _check_name(given.name, registry, settings, may_replace)
+        with _partial_folder(weights_dir, given.name) as (partial, final):
+            found = Gathering(given, registry, partial, _open_repo)
+            family = found.run()
+            _convert(found, partial, report)
+            raw, sources = draft(given.name, family, found.parts, found.adapters, changes)
+            raw = _verified(given.name, raw, sources, registry, settings, report)
+            return _publish(given.name, raw, sources, registry, weights_dir, partial, final)
+
+
+def _check_name(name: str, registry: ModelRegistry, settings: Settings, may_replace: bool) -> None:
+    added = AddedModels(settings.weights_dir.expanduser())
+    if name.startswith(".") or not re.fullmatch(NAME, name):
+        raise ConfigurationError(
+            f"'{name}' cannot be a model's name: 1 to 64 letters, digits and _ . - are, not beginning with a dot"
+        )
+    aliases = {alias for entry in registry.known.values() for alias in entry.aliases}
+    taken = {*registry.known, *aliases, *(alias.partition("=")[0] for alias in settings.model_aliases)}
+    if name in taken and name not in added.models:
+        raise ConfigurationError(f"there is a model '{name}' in the models file already; choose another name")
+    if name in taken and not may_replace:
+        raise ConfigurationError(f"there is a model '{name}' already; choose another name, or add --replace")
+
+
+@contextmanager
+def adding_lock(weights_dir: Path) -> Generator[None]:
+    """One `add` or `remove` at a time. What a killed one left is deleted."""
+    from huggingface_hub.utils import WeakFileLock
+
+    with WeakFileLock(weights_dir / ".adding"):
+        for left in (weights_dir / ADDED_FOLDER).glob(f"{PARTIAL}*"):
+            shutil.rmtree(left, ignore_errors=True)
+        yield
+
+
+@contextmanager
+def _partial_folder(weights_dir: Path, name: str) -> Generator[tuple[Path, Path]]:
+    """Where to convert to, and the folder's later name. It is deleted on any error, Ctrl-C too."""
+    unique = f"{name}-{secrets.token_hex(4)}"
+    partial, final = (weights_dir / ADDED_FOLDER / f"{prefix}{unique}" for prefix in (PARTIAL, ""))
+    try:
+        yield partial, final
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        if not any((weights_dir / ADDED_FOLDER).glob("*")):
+            shutil.rmtree(weights_dir / ADDED_FOLDER, ignore_errors=True)
+
+
+def _convert(found: Gathering, folder: Path, report: Print) -> None:
+    if not found.conversions:
+        return
+    folder.mkdir(parents=True, mode=0o700)
+    needed = sum(conversion.size for conversion in found.conversions) + SPARE_BYTES
+    if needed > (free := shutil.disk_usage(folder).free):
+        raise ConfigurationError(
+            f"converting needs {needed / 1e9:.2f} GB in {folder.parent}, {free / 1e9:.2f} GB are free; make room or "
+            "set IVMIX_WEIGHTS_DIR"
+        )
+    for conversion in found.conversions:
+        report(conversion.what)
+        conversion.run()
+
+
+def _verified(
+    name: str,
+    raw: dict[str, Any],
+    sources: dict[str, Source],
+    registry: ModelRegistry,
+    settings: Settings,
+    report: Print,
+) -> dict[str, Any]:
+    """Fetch what is on a hub, and verify all. Returns the entry within the limits of its networks."""
+    weights_dir = settings.weights_dir.expanduser().resolve()
+    entry = ModelRegistry.build(name, raw, sources, weights_dir)
+    locked_before = set(LockFile.read(weights_dir).sources)
+    if any(source.repo for source in sources.values()):
+        from worker.fetch import fetch
+
+        fetch(entry, settings, report)
+    try:
+        raw = fit_limits(raw, ModelRegistry.build(name, raw, sources, weights_dir))
+        entry = ModelRegistry.build(name, raw, sources, weights_dir)
+        from worker.verify import verify
+
+        for line in verify(entry):
+            report(line)
+    except ConfigurationError:
+        fetched = [source for source in sources.values() if source.repo and source.lock_key not in locked_before]
+        delete_files(fetched, registry.known.values(), weights_dir)
+        raise
+    return raw
+
+
+def _publish(
+    name: str,
+    raw: dict[str, Any],
+    sources: dict[str, Source],
+    registry: ModelRegistry,
+    weights_dir: Path,
+    partial: Path,
+    final: Path,
+) -> ModelEntry:
+    """Rename the converted folder and write the entry; the files of a replaced model are deleted then."""
+    added = AddedModels(weights_dir)
+    replaced = [Source.model_validate(added.sources[key]) for key in added.source_names(name)]
+    if partial.exists():
+        partial.rename(final)
+    moved = {
+        key: source.model_copy(update={"folder": final}) if source.folder == partial else source
+        for key, source in sources.items()
+    }
+    try:
+        added.put(name, raw, tables(moved))
+        added.write()
+    except BaseException:
+        shutil.rmtree(final, ignore_errors=True)
+        raise
+    entry = ModelRegistry.build(name, raw, moved, weights_dir)
+    others = [entry for other, entry in registry.known.items() if other != name]
+    delete_files(replaced, [*others, entry], weights_dir)
+    return entry
+
+
+def _open_repo(repo: str, revision: str | None) -> Tree:
+    """The files of a repository at the commit that the hub names now."""
+    from worker.fetch import fetch_file
+    from worker.hub_listing import read_listing
+
+    listing = read_listing(Source(repo=repo), None, revision)
+    source = Source(repo=repo, revision=listing.revision)
+
+    def read(name: str) -> dict[str, Any]:
+        file = listing.files[name]
+        if file.size > MAX_JSON_BYTES:
+            raise ConfigurationError(f"{repo}: {name} has {file.size} bytes, more than a config")
+        with TemporaryDirectory() as folder:
+            target = Path(folder) / "config.json"
+            fetch_file(source, listing.revision, file, target, file.sha256)
+            return read_json(target)
+
+    return Tree(f"{repo} at {listing.revision}", source, frozenset(listing.files), read)
+
+
+def _next_step(name: str, settings: Settings) -> str:
+    offered = (
+        f" Add it to IVMIX_MODELS, which names the offered models ({', '.join(settings.models)})."
+        if settings.models
+        else ""
+    )
+    return f'{offered} Restart the server to offer it, then:\n  ivmix submit "a prompt" --model {name} -o {name}.mp4'
+
+
+def _exit(number: int, _frame: FrameType | None) -> None:
+    sys.exit(128 + number)  # an exception, so that nothing half converted stays
+
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def main(
+    name: Annotated[str, typer.Argument(help="Name of the new model in requests.")],
+    source: Annotated[
+        str, typer.Option("--from", help="Folder, .safetensors file, or owner/repo[@revision] of a hub.")
+    ],
+    motion_adapter: Annotated[str | None, typer.Option(help="AnimateDiff: motion modules; likewise.")] = None,
+    image_model: Annotated[str | None, typer.Option(help="Another image model with its text encoder.")] = None,
+    vae: Annotated[str | None, typer.Option(help="Another VAE.")] = None,
+    lora: Annotated[list[str] | None, typer.Option(help="FILE[:SCALE]; may be repeated.")] = None,
+    textual_inversion: Annotated[list[str] | None, typer.Option(help="FILE[:TOKEN]; may be repeated.")] = None,
+    family: Annotated[Family | None, typer.Option(help="Default: as the configs say.")] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="Folder of the tokenizer of a single file.")] = None,
+    config: Annotated[Path | None, typer.Option(help="Folder with the diffusers configs of a single file.")] = None,
+    prediction_type: Annotated[
+        Literal["epsilon", "v_prediction"] | None, typer.Option(help="What the UNet of a single file predicts.")
+    ] = None,
+    base: Annotated[str | None, typer.Option(help="Model that gives the components that are missing.")] = None,
+    variant: Annotated[str | None, typer.Option(help="Such as fp16, where a folder has several.")] = None,
+    size: Annotated[
+        list[str] | None, typer.Option(help="WIDTHxHEIGHT; may be repeated, the first is the default.")
+    ] = None,
+    licence: Annotated[str | None, typer.Option(help="Licence of the weights, for `ivmix models list`.")] = None,
+    description: Annotated[str | None, typer.Option(help="For GET /v1/models.")] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace an added model of this name.")] = False,
+) -> None:
+    """Add a model from what you have: a diffusers folder, a single file, or a hub repository. safetensors only."""
+    settings = load_settings()
+    keep_private(settings.data_dir)
+    signal.signal(signal.SIGTERM, _exit)
+    given = Given(name, source, family, motion_adapter, image_model, vae, tokenizer, config, base)
+    given = dataclasses.replace(given, variant=variant, prediction=prediction_type)
+    given = dataclasses.replace(given, loras=tuple(lora or ()), inversions=tuple(textual_inversion or ()))
+    changes = {"licence": licence or f"not known; see {source}", "description": description or f"Added from {source}."}
+    changes |= {"sizes": size} if size else {}
+    entry = add(given, settings, changes, typer.echo, may_replace=replace)
+    typer.echo(f"{name} is added (family {entry.family}).{_next_step(name, settings)}")
+
+
+if __name__ == "__main__":
+    app(prog_name="ivmix models add")

@@ -1,0 +1,78 @@
+"""The registry entry of a new model: its components, and the defaults of its family's bundled entry."""
+
+from __future__ import annotations
+
+import time
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from service.catalog.family_components import Family
+from service.catalog.model_entry import ModelEntry
+from service.catalog.weight_files import Source
+from service.errors import ConfigurationError
+from service.settings import MODELS_FILE
+from worker.adding.configs import read_json
+from worker.adding.layout import Part
+
+BUNDLED: dict[Family, str] = {"animatediff": "animatediff", "modelscope": "modelscope", "videocrafter": "videocrafter2"}
+# What describes the bundled entry's weights, not its family.
+OWN = {"family", "path", "components", "aliases", "created", "description", "licence", "loras", "textual_inversions"}
+
+Raw = dict[str, Any]
+
+
+def draft(
+    name: str,
+    family: Family,
+    parts: Mapping[str, Part],
+    adapters: Mapping[str, list[dict[str, Any]]],
+    changes: Mapping[str, Any],
+) -> tuple[Raw, dict[str, Source]]:
+    """The entry and its sources. `changes` replace the family's defaults."""
+    bundled = tomllib.loads(MODELS_FILE.read_text("utf-8"))["models"][BUNDLED[family]]
+    defaults = {key: value for key, value in bundled.items() if key not in OWN}
+    sources: dict[str, Source] = {}
+
+    def place(source: Source, inside: str) -> str:
+        key = next((key for key, known in sources.items() if known == source), f"{name}.{len(sources) + 1}")
+        sources[key] = source
+        if source.folder is not None and not _is_text(str(source.folder)):
+            raise ConfigurationError(f"{str(source.folder)!a} is not UTF-8, as a models file is; rename the folder")
+        return f"{key}/{inside}" if inside else key
+
+    raw: Raw = {"family": family, "created": int(time.time()), **defaults, **changes}
+    raw["components"] = {part: place(*where) for part, where in parts.items()}
+    for kind, files in adapters.items():
+        located = [{**file, "file": place(Source(folder=file["file"].parent), file["file"].name)} for file in files]
+        raw |= {kind: located} if located else {}
+    return raw, sources
+
+
+def tables(sources: Mapping[str, Source]) -> dict[str, Raw]:
+    """Sources as they are written into a models file."""
+    return {key: source.model_dump(mode="json", exclude_defaults=True) for key, source in sources.items()}
+
+
+def fit_limits(raw: Raw, entry: ModelEntry) -> Raw:
+    """The entry within what its networks take: frames of the motion modules, tokens of the text encoder."""
+    fitted = dict(raw)
+    if frames := _number(entry, "motion_adapter", "motion_max_seq_length"):
+        limits = {key: min(value, frames) for key, value in raw["num_frames"].items()}
+        fitted["num_frames"] = limits
+    tokens = _number(entry, "text_encoder", "max_position_embeddings")
+    if tokens and "max_prompt_tokens" in raw:
+        fitted["max_prompt_tokens"] = min(raw["max_prompt_tokens"], tokens)
+    return fitted
+
+
+def _is_text(path: str) -> bool:
+    return path.encode("utf-8", "replace").decode() == path
+
+
+def _number(entry: ModelEntry, name: str, key: str) -> int | None:
+    component = entry.all_components.get(name)
+    file = component.path / "config.json" if component and component.path else Path()
+    value = read_json(file).get(key) if file.is_file() else None
+    return value if isinstance(value, int) and value > 0 else None

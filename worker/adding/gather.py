@@ -1,0 +1,243 @@
+"""Finds every component of a new model in what the user named, and what has to be converted for it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from service.catalog.family_components import OPTIONAL_COMPONENTS, REQUIRED_COMPONENTS, Family
+from service.catalog.registry import ModelRegistry
+from service.catalog.weight_files import Source
+from service.errors import ConfigurationError
+from worker.adding.configs import Prediction, checkpoint_configs, motion_config, vae_config
+from worker.adding.layout import Part, Tree, guess_family, refuse_other_models
+from worker.adding.tokenizers import PADDING, copy_tokenizer, find_tokenizer
+from worker.adding.weights_file import AUTOENCODER, CHECKPOINT, INVERSION, LORA, MOTION, TEXT, VAE, WeightsFile
+
+REPO = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]{1,200}))?", re.ASCII)
+IMAGE_PARTS = ("unet", "tokenizer", "text_encoder", "scheduler")
+WAYS_OUT = {
+    "motion_adapter": "--motion-adapter, such as guoyww/animatediff-motion-adapter-v1-5-3",
+    "vae": "--vae",
+    "image_unet": "--image-model, such as stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "tokenizer": "--tokenizer",
+}
+
+
+@dataclass(frozen=True)
+class Given:
+    """The options of `ivmix models add`."""
+
+    name: str
+    source: str
+    family: Family | None = None
+    motion_adapter: str | None = None
+    image_model: str | None = None
+    vae: str | None = None
+    tokenizer: Path | None = None
+    config: Path | None = None
+    base: str | None = None
+    loras: tuple[str, ...] = ()
+    inversions: tuple[str, ...] = ()
+    variant: str | None = None
+    prediction: Prediction | None = None
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """Writes files into the new model's folder. `size` is how many bytes at most."""
+
+    what: str
+    size: int
+    run: Callable[[], None]
+
+
+@dataclass
+class Gathering:
+    """What was found so far.
+
+    Args:
+        folder: where conversions write; made when the first one runs.
+        open_repo: the files of a hub repository at a revision.
+    """
+
+    given: Given
+    registry: ModelRegistry
+    folder: Path
+    open_repo: Callable[[str, str | None], Tree]
+    parts: dict[str, Part] = field(default_factory=dict)
+    conversions: list[Conversion] = field(default_factory=list)
+    adapters: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+
+    def run(self) -> Family:
+        """Find all components. Raises ConfigurationError naming the option or file that helps; converts nothing."""
+        family = self._video_model()
+        if self.given.vae:
+            self._one("vae", self.given.vae, VAE)
+        if self.given.motion_adapter:
+            self._one("motion_adapter", self.given.motion_adapter, MOTION)
+        if self.given.image_model:
+            self._image_model(self.given.image_model)
+        if self.given.tokenizer:
+            self.parts["tokenizer"] = Tree.of_folder(self.given.tokenizer).only("tokenizer", None)
+        self._adapters()
+        known = {*REQUIRED_COMPONENTS[family], *OPTIONAL_COMPONENTS}
+        if unknown := sorted(set(self.parts) - known):
+            raise ConfigurationError(f"family {family} takes no {', '.join(unknown)}; leave out that option")
+        wanted = self.given.variant
+        if wanted and all(part.source.variant != wanted for part in self.parts.values()):
+            raise ConfigurationError(f"--variant {wanted}: no component has weights of this variant")
+        self._from_base(family)
+        if missing := [name for name in REQUIRED_COMPONENTS[family] if name not in self.parts]:
+            hints = [f"{name} (name it with {WAYS_OUT[name]})" if name in WAYS_OUT else name for name in missing]
+            raise ConfigurationError(
+                f"{self.given.source} has no {', '.join(hints)}; --base MODEL takes what is missing from another model"
+            )
+        return family
+
+    def _video_model(self) -> Family:
+        found = self._open(self.given.source)
+        if isinstance(found, WeightsFile):
+            if self.given.family not in (None, "animatediff"):
+                raise ConfigurationError(
+                    f"{found.path} is an image model, of which only family animatediff makes a video model; give it "
+                    "with --image-model"
+                )
+            names = [*IMAGE_PARTS, *([] if self.given.vae else ["vae"])]
+            self._convert_checkpoint(found.require(CHECKPOINT), names, prefix="")
+            return "animatediff"
+        kind = refuse_other_models(found)
+        family = self.given.family or guess_family(found, kind)
+        names = (*REQUIRED_COMPONENTS[family], *OPTIONAL_COMPONENTS)
+        self.parts |= found.parts(names, self.given.variant)
+        if "unet" not in self.parts and "config.json" in found.names:
+            self.parts["unet"] = found.only("unet", self.given.variant)
+        return family
+
+    def _image_model(self, spec: str) -> None:
+        found = self._open(spec)
+        if isinstance(found, WeightsFile):
+            return self._convert_checkpoint(found.require(CHECKPOINT), list(IMAGE_PARTS), prefix="image_")
+        refuse_other_models(found)
+        self.parts |= found.parts(IMAGE_PARTS, self.given.variant, prefix="image_")
+        if "image_unet" not in self.parts:
+            self.parts["image_unet"] = found.only("unet", self.given.variant)
+        return None
+
+    def _convert_checkpoint(self, file: WeightsFile, names: list[str], prefix: str) -> None:
+        """Its components; --base gives those that it has been stripped of."""
+        configs = checkpoint_configs(file, self.given.config, self.given.prediction)
+        if not file.has(f"^{re.escape(TEXT)}"):
+            names = [name for name in names if name not in ("text_encoder", "tokenizer")]
+        if not file.has(f"^{re.escape(AUTOENCODER)}"):
+            names = [name for name in names if name != "vae"]
+        targets = {name: self._target(prefix + name) for name in names}
+        tokenizer = targets.pop("tokenizer", None)
+        if tokenizer and (prefix or not self.given.tokenizer):
+            self._copy_tokenizer(file, tokenizer)
+
+        def convert() -> None:
+            from worker.networks.convert import convert_checkpoint
+
+            convert_checkpoint(file.path, targets, configs)
+
+        self.conversions.append(
+            Conversion(f"converting {file.path.name}: {', '.join(targets)}", _size(file.path), convert)
+        )
+
+    def _copy_tokenizer(self, file: WeightsFile, target: Path) -> None:
+        own = self.given.config / "tokenizer" if self.given.config else None
+        if self.given.tokenizer:
+            own = self.given.tokenizer
+        padding = None
+        if own is None or not own.is_dir():
+            own, padding = (
+                find_tokenizer(self.registry.known.values(), file.vocabulary or 0),
+                PADDING.get(file.text_width or 0),
+            )
+        if own is None:
+            raise ConfigurationError(
+                f"{file.path} has no tokenizer, as all single files, and no model on this machine has one with "
+                f"{file.vocabulary} tokens; name a folder with vocab.json and merges.txt with --tokenizer, or fetch a "
+                "model that has one first: ivmix models fetch animatediff"
+            )
+        self.conversions.append(
+            Conversion(f"copying the tokenizer in {own}", 10_000_000, partial(copy_tokenizer, own, target, padding))
+        )
+
+    def _one(self, name: str, spec: str, kind: str) -> None:
+        """A component that the user named by itself."""
+        found = self._open(spec)
+        if isinstance(found, Tree):
+            self.parts[name] = found.only(name, self.given.variant)
+            return
+        file, target = found.require(kind), self._target(name)
+
+        def convert() -> None:
+            from worker.networks.convert import convert_motion_modules, convert_vae
+
+            if kind == VAE:
+                convert_vae(file.path, target, vae_config(self.given.config))
+            else:
+                convert_motion_modules(file.path, target, motion_config(file, self.given.config))
+
+        self.conversions.append(Conversion(f"converting {file.path.name}: {kind}", _size(file.path), convert))
+
+    def _target(self, name: str) -> Path:
+        """The folder that a conversion writes the component to."""
+        self.parts[name] = Part(Source(folder=self.folder), name)
+        return self.folder / name
+
+    def _adapters(self) -> None:
+        loras = [_with_suffix(spec, r"[-+]?(?:\d+\.?\d*|\.\d+)") for spec in self.given.loras]
+        inversions = [_with_suffix(spec, r"\S+") for spec in self.given.inversions]
+        for path, _ in loras:
+            WeightsFile.read(path).require(LORA)
+        for path, _ in inversions:
+            WeightsFile.read(path).require(INVERSION)
+        self.adapters = {
+            "loras": [{"file": path, **({"scale": float(scale)} if scale else {})} for path, scale in loras],
+            "textual_inversions": [
+                {"file": path, "token": token or f"<{'_'.join(path.stem.split())}>"} for path, token in inversions
+            ],
+        }
+
+    def _from_base(self, family: Family) -> None:
+        if self.given.base is None:
+            return
+        entry = self.registry.entry(self.given.base)
+        required = REQUIRED_COMPONENTS[family]
+        needs_image_model = "image_unet" in required and "image_unet" not in self.parts
+        for name in (*required, *OPTIONAL_COMPONENTS) if needs_image_model else required:
+            if name in entry.all_components and name not in self.parts:
+                component = entry.all_components[name]
+                self.parts[name] = Part(component.source, component.inside)
+
+    def _open(self, spec: str) -> WeightsFile | Tree:
+        """A file, a folder, or a repository. Raises ConfigurationError if it is none of them."""
+        path = Path(spec).expanduser()
+        if path.is_dir():
+            return Tree.of_folder(path)
+        if path.exists():
+            return WeightsFile.read(path.resolve())
+        if found := REPO.fullmatch(spec):
+            return self.open_repo(found["repo"], found["revision"])
+        raise ConfigurationError(f"{spec} is neither a file or folder on this machine nor owner/repo of a hub")
+
+
+def _with_suffix(spec: str, suffix: str) -> tuple[Path, str | None]:
+    """FILE or FILE:SUFFIX. Raises ConfigurationError if there is no such file."""
+    path, value = Path(spec).expanduser(), None
+    if not path.is_file() and (found := re.fullmatch(rf"(.+):({suffix})", spec)):
+        path, value = Path(found[1]).expanduser(), found[2]
+    if not path.is_file():
+        raise ConfigurationError(f"{spec}: there is no file {path}")
+    return path.resolve(), value
+
+
+def _size(file: Path) -> int:
+    return file.stat().st_size

@@ -1,0 +1,188 @@
+"""Which parts of a model a folder or hub repository in the diffusers layout has."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from service.catalog.family_components import Family
+from service.catalog.weight_files import PICKLE_SUFFIXES, Component, Source
+from service.errors import ConfigurationError
+from worker.adding.configs import read_json
+from worker.adding.weights_file import SDXL, refuse_pickle
+
+FAMILIES: dict[str, Family] = {
+    "StableDiffusionPipeline": "animatediff",
+    "StableDiffusionImg2ImgPipeline": "animatediff",
+    "AnimateDiffPipeline": "animatediff",
+    "TextToVideoSDPipeline": "modelscope",
+    "VideoToVideoSDPipeline": "modelscope",
+    "VideoCrafterPipeline": "videocrafter",
+}
+# Parts of class names -> why such a folder is refused.
+REFUSED = {
+    "XL": SDXL,
+    "Inpaint": "its UNet also takes an image and a mask, which no sampler here gives; use the text-to-image version",
+    "InstructPix2Pix": "its UNet also takes an image, which no sampler here gives; use the text-to-image version",
+    "ControlNet": "ControlNets are not supported",
+    "AutoencoderKL": "it is a VAE; give it with --vae",
+    "MotionAdapter": "it is a motion adapter; give it with --motion-adapter",
+    "UNetMotionModel": (
+        "its UNet has the motion modules merged into it; give the folder of the image model, and the motion modules "
+        "with --motion-adapter"
+    ),
+    "CLIPText": "it is a text encoder; give the folder of the whole model",
+}
+CLASSES = {"vae": "AutoencoderKL", "motion_adapter": "MotionAdapter"}
+XL_SCALING, XL_MOTION = 0.13025, [320, 640, 1280]
+WEIGHTS = re.compile(r"(?:diffusion_pytorch_model|model)(?:\.(?P<variant>\w+))?(?:-\d+-of-\d+)?\.safetensors")
+
+
+class Part(NamedTuple):
+    """Where a component is: a source, and the folder or file in it."""
+
+    source: Source
+    inside: str
+
+
+@dataclass(frozen=True)
+class Tree:
+    """The files of a folder on this machine, or of a repository at one commit.
+
+    `where` names it in messages; `names` are relative, two levels deep; `read` returns the content of a JSON file.
+    """
+
+    where: str
+    source: Source
+    names: frozenset[str]
+    read: Callable[[str], dict[str, Any]]
+
+    @classmethod
+    def of_folder(cls, folder: Path) -> Tree:
+        """Raises ConfigurationError if the folder cannot be read."""
+        try:
+            files = [file for pattern in ("*", "*/*") for file in folder.glob(pattern) if file.is_file()]
+        except OSError as e:
+            raise ConfigurationError(f"{folder} cannot be read: {e.strerror}") from e
+        names = frozenset(file.relative_to(folder).as_posix() for file in files)
+        return cls(str(folder), Source(folder=folder.resolve()), names, lambda name: read_json(folder / name))
+
+    def json(self, name: str) -> dict[str, Any]:
+        return self.read(name) if name in self.names else {}
+
+    def inside(self, folder: str) -> list[str]:
+        """Names of the files in a folder; "" is the root."""
+        return sorted(name.rpartition("/")[2] for name in self.names if name.rpartition("/")[0] == folder)
+
+    def part(self, name: str, folder: str, variant: str | None) -> Part | None:
+        """The component `name` in `folder`, in its only variant or the wanted one; None if it has no files.
+
+        Raises ConfigurationError if it has only pickles, or several variants and none of them is wanted.
+        """
+        files = self.inside(folder)
+        source = self.source
+        if name.removeprefix("image_") not in ("tokenizer", "scheduler"):
+            variants = {found["variant"] for file in files if (found := WEIGHTS.fullmatch(file))}
+            if not variants:
+                self._refuse_pickles(name, folder, files)
+                return None
+            source = source.model_copy(update={"variant": self._variant(name, variants, variant)})
+        component = Component(name=name, source=source, inside=folder, root=None)
+        prefix = f"{folder}/" if folder else ""
+        return Part(source, folder) if any(component.has_file(prefix + file) for file in files) else None
+
+    def _variant(self, name: str, variants: set[str | None], wanted: str | None) -> str | None:
+        if wanted in variants:
+            return wanted
+        if None in variants:
+            return None
+        if len(variants) == 1:
+            return variants.pop()
+        names = ", ".join(sorted(filter(None, variants)))
+        raise ConfigurationError(f"{self.where} has {name} in variants {names}; choose one with --variant")
+
+    def _refuse_pickles(self, name: str, folder: str, files: list[str]) -> None:
+        pickles = [file for file in files if file.endswith(PICKLE_SUFFIXES)]
+        if pickles and self.source.folder is not None:
+            refuse_pickle(self.source.folder / folder / pickles[0])
+        if pickles:
+            raise ConfigurationError(
+                f"{self.where} has {name} only as pickles ({', '.join(pickles)}), which can run code when they are "
+                "loaded; name another revision with owner/repo@REVISION, or another repository"
+            )
+
+    def parts(self, names: Iterable[str], variant: str | None, prefix: str = "") -> dict[str, Part]:
+        """Those of the components that exist; `prefix` is put before their names."""
+        found = {prefix + name: self.part(name, name, variant) for name in names}
+        return {name: part for name, part in found.items() if part is not None}
+
+    def only(self, name: str, variant: str | None) -> Part:
+        """One component, from the root or from its folder. Raises ConfigurationError."""
+        found = self.part(name, name, variant) or self.part(name, "", variant)
+        if found is None:
+            raise ConfigurationError(f"{self.where} has no {name}: neither config.json with weights, nor {name}/")
+        config = self.json(f"{found.inside}/config.json" if found.inside else "config.json")
+        kind, expected = _shown(config.get("_class_name")), CLASSES.get(name)
+        if kind and expected and kind != expected:
+            raise ConfigurationError(f"{self.where} is a {kind}; {name} must be of class {expected}")
+        if config.get("scaling_factor") == XL_SCALING or config.get("block_out_channels") == XL_MOTION:
+            raise ConfigurationError(f"{self.where} is of SDXL: {SDXL}")
+        return found
+
+
+def refuse_other_models(tree: Tree) -> str:
+    """The class of a pipeline's or network's folder. Raises ConfigurationError for those that cannot be used."""
+    kind = _shown(tree.json("model_index.json").get("_class_name") or tree.json("config.json").get("_class_name"))
+    unet = tree.json("unet/config.json")
+    for name in (kind, _shown(unet.get("_class_name"))):
+        for part, reason in REFUSED.items():
+            if part in name:
+                raise ConfigurationError(f"{tree.where} is a {name}: {reason}")
+    if "tokenizer_2/vocab.json" in tree.names or unet.get("addition_embed_type") == "text_time":
+        raise ConfigurationError(f"{tree.where} is an SDXL model: {SDXL}")
+    if not kind and not unet and "down_block_types" not in tree.json("config.json"):
+        _refuse_no_layout(tree)
+    return kind
+
+
+def guess_family(tree: Tree, kind: str) -> Family:
+    """Raises ConfigurationError if the configs do not show it."""
+    config = tree.json("unet/config.json") or tree.json("config.json")
+    if config.get("fps_cond"):
+        return "videocrafter"
+    blocks = str(config.get("down_block_types"))
+    by_blocks: Family | None = "modelscope" if "3D" in blocks else "animatediff" if "2D" in blocks else None
+    family = FAMILIES.get(kind) or by_blocks
+    if family is None:
+        raise ConfigurationError(
+            f"{tree.where} is a {kind or 'model'} whose family cannot be read from its configs; name it with --family "
+            "animatediff, modelscope or videocrafter"
+        )
+    return family
+
+
+def _shown(name: object) -> str:
+    """A class name; a hub could send anything."""
+    return "".join(letter for letter in str(name or "") if letter.isalnum() or letter == "_")[:80]
+
+
+def _refuse_no_layout(tree: Tree) -> None:
+    files = sorted(name for name in tree.names if name.endswith(".safetensors"))
+    if "adapter_config.json" in tree.names or any("lora" in name.lower() for name in files):
+        raise ConfigurationError(f"{tree.where} is a LoRA; give its file with --lora")
+    if files and tree.source.folder is not None:
+        raise ConfigurationError(f"{tree.where} has no diffusers layout; name one of its files: {', '.join(files[:5])}")
+    if files:
+        raise ConfigurationError(
+            f"{tree.where} has no diffusers layout; download one of its files ({', '.join(files[:5])}) and name that"
+        )
+    pickles = [name for name in sorted(tree.names) if name.endswith(PICKLE_SUFFIXES)]
+    if pickles and tree.source.folder is not None:
+        refuse_pickle(tree.source.folder / pickles[0])
+    raise ConfigurationError(
+        f"{tree.where} is no model: it has neither model_index.json nor unet/config.json, only "
+        f"{', '.join([*pickles, *sorted(tree.names)][:3]) or 'no files'}"
+    )

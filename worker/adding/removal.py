@@ -1,0 +1,39 @@
+"""Deletes the files of an added model that no other model uses."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from service.catalog.added_models import ADDED_FOLDER
+from service.catalog.model_entry import ModelEntry
+from service.catalog.weight_files import LockFile, Source, snapshot_dir
+
+
+def delete_files(sources: Sequence[Source], others: Iterable[ModelEntry], weights_dir: Path) -> None:
+    """Converted folders and fetched snapshots; never a folder that the user named."""
+    others = list(others)
+    for folder in deletable(sources, others, weights_dir):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not any(folder.parent.iterdir()):
+            folder.parent.rmdir()  # `added`, or that of a repository
+    in_use = {component.source.lock_key for entry in others for component in entry.all_components.values()}
+    lock = LockFile.read(weights_dir)
+    unlocked = {source.lock_key for source in sources if source.repo} & set(lock.sources) - in_use
+    if unlocked:
+        LockFile(sources={key: value for key, value in lock.sources.items() if key not in unlocked}).write(weights_dir)
+
+
+def deletable(sources: Iterable[Source], others: Iterable[ModelEntry], weights_dir: Path) -> list[Path]:
+    """Folders in the weights folder that only these sources use."""
+    in_use = {component.root for entry in others for component in entry.all_components.values()}
+    folders = {_folder(source, weights_dir) for source in sources} - in_use
+    return sorted(folder for folder in folders if folder is not None and folder.is_dir())
+
+
+def _folder(source: Source, weights_dir: Path) -> Path | None:
+    if source.repo is not None:
+        return snapshot_dir(weights_dir, source.repo, source.revision)
+    added = weights_dir / ADDED_FOLDER
+    return source.folder if source.folder is not None and source.folder.parent == added else None

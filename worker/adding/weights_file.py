@@ -1,0 +1,211 @@
+"""Which kind of weights a safetensors file holds, from the names and shapes in its header. Reads no weights."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import struct
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from service.catalog.weight_files import PICKLE_SUFFIXES
+from service.errors import ConfigurationError
+
+MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
+QUANTISED = {"F8_E4M3", "F8_E5M2", "I8", "U8"}
+# Reads the tensors of a pickle without running its code. A checkpoint has them in state_dict, an embedding in
+# string_to_param. Clones, because safetensors stores no tensor twice.
+CONVERT = (
+    "import sys, torch, safetensors.torch as s; w = torch.load(sys.argv[1], 'cpu', weights_only=True); "
+    "w = w.get('state_dict', w.get('string_to_param', w)); "
+    "s.save_file({k: v.detach().clone().contiguous() for k, v in w.items() if torch.is_tensor(v)}, sys.argv[2])"
+)
+
+CHECKPOINT, MOTION, VAE, LORA, INVERSION = "checkpoint", "motion modules", "VAE", "LoRA", "textual inversion"
+OPTIONS = {
+    CHECKPOINT: "--from or --image-model",
+    MOTION: "--motion-adapter",
+    VAE: "--vae",
+    LORA: "--lora",
+    INVERSION: "--textual-inversion",
+}
+UNET, TEXT, AUTOENCODER = "model.diffusion_model.", "cond_stage_model.", "first_stage_model."
+CLIP_WORDS, OPEN_CLIP_WORDS = (
+    "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight",
+    "cond_stage_model.model.token_embedding.weight",
+)
+_CONV_IN, _FIRST_MOTION = (
+    f"{UNET}input_blocks.0.0.weight",
+    "down_blocks.0.motion_modules.0.temporal_transformer.norm.weight",
+)
+_ADAPTERS = r"lora_(down|up|A|B)\b|\.lora\.|\.alpha$|hada_w1|lokr_|dora_scale|_lora\."
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """The header of a safetensors file."""
+
+    path: Path
+    shapes: dict[str, tuple[int, ...]]
+    dtypes: frozenset[str]
+
+    @classmethod
+    def read(cls, path: Path) -> WeightsFile:
+        """Raises ConfigurationError for a pickle or another file that is not in safetensors."""
+        refuse_pickle(path)
+        try:
+            with path.open("rb") as stream:
+                size = struct.unpack("<Q", stream.read(8))[0]
+                header: dict[str, Any] = json.loads(stream.read(size)) if size <= MAX_HEADER_BYTES else {}
+            tensors = {name: value for name, value in header.items() if name != "__metadata__"}
+            end = max(value["data_offsets"][1] for value in tensors.values())
+            if 8 + size + end != path.stat().st_size:
+                raise ValueError("cut off")
+            shapes = {name: tuple(map(int, value["shape"])) for name, value in tensors.items()}
+            return cls(path, shapes, frozenset(str(value["dtype"]) for value in tensors.values()))
+        except OSError as e:
+            raise ConfigurationError(f"{path} cannot be read: {e.strerror}") from e
+        except (AttributeError, KeyError, RecursionError, TypeError, ValueError, struct.error) as e:
+            raise ConfigurationError(
+                f"{path} is not a safetensors file, or is cut off; download it again, or run `git lfs pull` in a clone"
+            ) from e
+
+    @cached_property
+    def names(self) -> str:
+        """All names, one a line, for searching."""
+        return "\n".join(self.shapes)
+
+    def has(self, pattern: str) -> bool:
+        return re.search(pattern, self.names, re.MULTILINE) is not None
+
+    def width(self, name: str, axis: int) -> int | None:
+        shape = self.shapes.get(name, ())
+        return shape[axis] if len(shape) > 1 else None
+
+    @property
+    def text_width(self) -> int | None:
+        """Width of the embeddings that the UNet of a checkpoint reads."""
+        keys = (name for name in self.shapes if name.startswith(UNET) and name.endswith("attn2.to_k.weight"))
+        return next((self.width(name, 1) for name in keys), None)
+
+    @property
+    def vocabulary(self) -> int | None:
+        """Number of tokens that the text encoder of a checkpoint knows."""
+        return self.width(CLIP_WORDS, 0) or self.width(OPEN_CLIP_WORDS, 0)
+
+    def require(self, kind: str) -> WeightsFile:
+        """Returns itself if it is of this kind. Raises ConfigurationError that says what it is, and what to do."""
+        found, reason = self._recognised()
+        if reason is not None:
+            raise ConfigurationError(f"{self.path} is {found}: {reason}")
+        if found != kind:
+            raise ConfigurationError(f"{self.path} is a {found}, not a {kind}; give it with {OPTIONS[found]}")
+        if kind in (CHECKPOINT, MOTION, VAE) and (found_types := self.dtypes & QUANTISED):
+            raise ConfigurationError(
+                f"{self.path} has weights in {', '.join(sorted(found_types))}; use its version in float16, bfloat16 or "
+                "float32"
+            )
+        return self
+
+    def _recognised(self) -> tuple[str, str | None]:
+        """The kind, and why it is refused if it is."""
+        for name, reason, matches in _KINDS:
+            if matches(self):
+                return name, reason
+        some = ", ".join(sorted(self.shapes)[:3]) or "none"
+        return "not recognised", f"its weights are named {some}, as in no format that ivmix knows"
+
+
+SDXL = (
+    "its latents and its two text encoders are others than those of the video models, which work with Stable Diffusion "
+    "1.5 (AnimateDiff) or 2 (ModelScope, VideoCrafter); use a Stable Diffusion 1.5 or 2 model"
+)
+_IMAGE_INPUT = "its UNet also takes an image, which no sampler here gives; use the model's text-to-image version"
+
+_Rule = tuple[str, str | None, Callable[[WeightsFile], bool]]
+_KINDS: list[_Rule] = [
+    (LORA, None, lambda file: file.has(_ADAPTERS)),
+    (
+        "a ControlNet or SparseCtrl",
+        "it is not supported",
+        lambda file: file.has(r"^control_model\.|controlnet_|input_hint"),
+    ),
+    ("an IP-Adapter", "it is not supported", lambda file: file.has(r"^(image_proj|ip_adapter)\.")),
+    (
+        "a HotshotXL motion model",
+        SDXL,
+        lambda file: file.has(r"temporal_attentions\.|pos_encoder\.positional_encoding$"),
+    ),
+    (
+        "a motion model of SDXL",  # three blocks instead of four
+        SDXL,
+        lambda file: file.shapes.get(_FIRST_MOTION) == (320,) and not file.has(r"down_blocks\.3\."),
+    ),
+    (MOTION, None, lambda file: file.has(r"motion_modules\.")),
+    ("an SDXL checkpoint", SDXL, lambda file: file.has(r"^conditioner\.embedders\.") or (file.text_width or 0) > 1024),
+    ("an unCLIP checkpoint", _IMAGE_INPUT, lambda file: file.has(r"label_emb\.")),
+    ("a textual inversion of SDXL", SDXL, lambda file: file.has(r"^clip_g$")),
+    (
+        "an original VideoCrafter or ModelScope checkpoint",
+        "only its diffusers version is loaded; give that folder or repository",
+        lambda file: (
+            file.has(r"temopral_conv|fps_embedding|input_blocks\.0\.1\.") or len(file.shapes.get(_CONV_IN, ())) == 5
+        ),
+    ),
+    (
+        "an inpainting or image-conditioned checkpoint",
+        _IMAGE_INPUT,
+        lambda file: file.width(_CONV_IN, 1) not in (None, 4),
+    ),
+    (CHECKPOINT, None, lambda file: _CONV_IN in file.shapes),
+    (
+        "a checkpoint of a diffusion transformer (Stable Diffusion 3, Flux or another)",
+        "the image model must be a UNet of Stable Diffusion 1.5 or 2",
+        lambda file: (
+            file.has(r"(joint|double|single|transformer)_blocks\.\d+\..*(attn|img|x_block)")
+            and not file.has(r"(down|up)_blocks\.|text_model|resblocks")
+        ),
+    ),
+    (
+        "a UNet in the diffusers layout without its config.json",
+        "give the folder that it is from",
+        lambda file: file.has(r"^(down|up)_blocks\.0\.resnets\."),
+    ),
+    (
+        "a VAE of another latent space",
+        "the video models have the latents of Stable Diffusion 1.5, with 4 channels",
+        lambda file: any(n.endswith("decoder.conv_in.weight") and s[1:2] != (4,) for n, s in file.shapes.items()),
+    ),
+    (VAE, None, lambda file: file.has(r"(^|first_stage_model\.|vae\.)decoder\.(up|up_blocks)\.0\.")),
+    (
+        "a text encoder",
+        "give the folder or checkpoint that it is from",
+        lambda file: file.has(r"text_model\.|resblocks\."),
+    ),
+    (
+        INVERSION,
+        None,
+        lambda file: 0 < len(file.shapes) <= 2 and all(len(shape) <= 2 for shape in file.shapes.values()),
+    ),
+]
+
+
+def refuse_pickle(path: Path) -> None:
+    """Raises ConfigurationError with a command that converts the file, if it is a pickle by name or content."""
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(9)
+    except OSError as e:
+        raise ConfigurationError(f"{path} cannot be read: {e.strerror}") from e
+    looks_like_one = start.startswith((b"PK", b"\x80")) and start[8:] != b"{"  # where safetensors has its header
+    if path.suffix.lower() in PICKLE_SUFFIXES or looks_like_one:
+        command = shlex.join([sys.executable, "-c", CONVERT, str(path), str(path.with_suffix(".safetensors"))])
+        raise ConfigurationError(
+            f"{path} is a pickle, which can run code when it is loaded; only safetensors are. This converts it without "
+            f"running its code: {command}"
+        )
