@@ -62,7 +62,7 @@ def is_json(kind: str) -> bool:
 
 
 def parse(body: Body, source: Generation | None = None) -> VideoRequest:
-    """Validates a body; for a remix, `source` provides the fields that the body omits.
+    """Validates a body; for a remix, `source` provides the fields that the body omits, all but the prompt.
 
     Raises InvalidParameter.
     """
