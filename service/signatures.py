@@ -1,7 +1,6 @@
 """HMAC signatures for what a browser carries instead of an API key: URLs of files, and sessions.
 
-All processes share one random secret, in Redis. Without it nobody can make a signature; whoever can read Redis can read
-every video anyway.
+All processes share one random secret, in Redis: a program that can read Redis can read every video anyway.
 """
 
 from __future__ import annotations
