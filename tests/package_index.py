@@ -16,11 +16,14 @@ from urllib.parse import quote, unquote
 
 
 def wheel(name: str, version: str, requires: Sequence[str] = ()) -> tuple[str, bytes]:
-    """File name and bytes of a package with one module that has the version."""
+    """File name and bytes of a package with one module that has the version, and with test programs as torch's."""
     info = f"{name}-{version}.dist-info"
     metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\nProvides-Extra: all\n"
     files = {
         f"{name}/__init__.py": f"version = {version!r}\n",
+        f"{name}/test/a_test": "",
+        f"{name}/bin/test_b": "",
+        f"{name}/bin/shm_manager": "",
         f"{info}/METADATA": metadata + "".join(f"Requires-Dist: {needed}\n" for needed in requires),
         f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }

@@ -41,7 +41,7 @@ def main() -> None:
     is_dev = parser.parse_args().dev
     if not PYTHONS[0] <= sys.version_info[:2] < PYTHONS[1]:
         stop(f"Python {sys.version.split()[0]} is not supported; run make with PYTHON=python3.11, 3.12 or 3.13")
-    size = "450 MB to download, 2.1 GB" if is_dev else "310 MB to download, 1.3 GB"
+    size = "450 MB to download, 2.1 GB" if is_dev else "310 MB to download, 1.2 GB"
     say(f"environment: {size} in .venv; one to two minutes on a fast line, once")
     began = time.monotonic()
     try:
@@ -49,6 +49,7 @@ def main() -> None:
         LOG.write_text("")
         install_torch(pinned("torch"), os.environ.get("TORCH_INDEX", CPU_INDEX))
         install_packages(is_dev)
+        remove_test_programs_of_torch()
         if is_dev:  # several test processes would compile the same modules at the same time
             run("bytecode", [str(PYTHON), "-m", "compileall", "-q", "-j", "0", str(VENV / "lib")])
     except KeyboardInterrupt:
@@ -87,6 +88,14 @@ def install_packages(is_dev: bool) -> None:
     if code:
         tail = "\n".join(LOG.read_text(errors="replace").splitlines()[-LOG_TAIL:])
         stop(f"the packages could not be installed (exit code {code}). The end of {LOG}:\n{tail}")
+
+
+def remove_test_programs_of_torch() -> None:
+    """Of some builds, the wheel holds torch's C++ tests: 120 MB that nothing runs."""
+    for torch in VENV.glob("lib/python*/site-packages/torch"):
+        shutil.rmtree(torch / "test", ignore_errors=True)
+        for program in [*torch.glob("bin/test_*"), *torch.glob("bin/*Test")]:
+            program.unlink()
 
 
 def install(what: str, *arguments: str, index: str | None = None) -> int:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from service.settings import MODELS_FILE
+from tests import browser
 from tests.processes import clean_environment
 from tests.terminal import Terminal
 from worker.child.mp4 import read_mp4
@@ -29,8 +30,11 @@ def test_without_a_terminal_each_step_is_one_line(tmp_path: Path) -> None:
     assert len(lines) <= 25  # the set-up may add five
     assert not any(line.startswith("{") for line in lines)
     assert "ready: demo on CPU" in ran.stdout
-    for name in ("demo.mp4", "demo-compare.mp4"):
-        assert len(read_mp4(tmp_path / name)) >= 8
+    files = [tmp_path / name for name in ("demo.mp4", "demo-compare.mp4")]
+    assert all(len(read_mp4(file)) >= 8 for file in files)
+    if browser.CHROMIUM:
+        played = browser.play(tmp_path / "profile", *files)
+        assert [(video["size"], video["ended"]) for video in played] == [([384, 384], True), ([1152, 464], True)]
 
 
 def test_in_a_terminal_each_step_gets_its_mark_and_no_log_line_is_between_them(tmp_path: Path) -> None:

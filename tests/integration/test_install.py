@@ -107,6 +107,9 @@ def test_torch_comes_from_its_index_and_the_rest_from_the_default(project: Path,
         assert ran.returncode == 0, ran.stdout + ran.stderr
         assert installed(project) == {"torch": f"{PINNED}+cpu", "numpy": "2.0.0", "tiny": "1"}
         assert {page.split("/")[2] for page in asked} == {"torch"}
+        (torch,) = project.glob(".venv/lib/python*/site-packages/torch")
+        files = {str(file.relative_to(torch)) for file in torch.rglob("*") if file.is_file()}
+        assert files == {"__init__.py", "bin/shm_manager"}, "without its test programs"
         first, last = ran.stdout.splitlines()
         assert "310 MB to download" in first
         assert "ready after" in last
