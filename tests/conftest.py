@@ -6,7 +6,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from service.api.app import create_app
 from service.jobs.rq_queues import generate_queue
 from service.jobs.store import JobStore
 from service.process.embedded_valkey import EmbeddedValkey
+from service.process.quick_imports import quick_imports
 from service.settings import PREFIX, Settings
 from service.wiring import Services, open_services
 from tests.certificates import Certificates
@@ -34,6 +35,13 @@ from tests.swift import ACCESS_KEY, SECRET_KEY, SwiftServer, admin_client
 # Fixed examples and no deadline, so that results do not depend on the run or the machine's load.
 # `--hypothesis-profile=default` explores new examples.
 hypothesis.settings.load_profile("ci")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Every test module is imported: all libraries, in every process of xdist."""
+    with quick_imports():
+        return (yield)
 
 
 @pytest.fixture(autouse=True)

@@ -17,6 +17,7 @@ from service.errors import InvalidParameter
 from service.jobs.model import Generation, Phase
 from service.jobs.request import VideoRequest
 from service.jobs.sampler_settings import USES
+from service.process.quick_imports import quick_imports
 from service.settings import load_settings
 from worker.compare import SAMPLERS, Arm, compared_samplers, write_comparison
 
@@ -77,8 +78,9 @@ def _run(options: dict[str, Any]) -> None:
     steps = Steps(Console(stderr=True))
     with steps.step("models", f"loading {entry.id}") as step:
         # --help and refused options answer without loading torch and diffusers, which takes seconds.
-        from worker.child import mp4
-        from worker.child.engine import Engine
+        with quick_imports():
+            from worker.child import mp4
+            from worker.child.engine import Engine
 
         engine, output = Engine(entry), options["output"].expanduser()
         if options["compare"]:  # first what every sampler needs once, or it would count as the time of the first one

@@ -8,12 +8,14 @@ import typer
 
 from service.catalog.model_entry import ModelEntry
 from service.catalog.registry import ModelRegistry
+from service.process.quick_imports import quick_imports
 from service.settings import load_settings
 
 
 def verify(entry: ModelEntry) -> Iterator[str]:
     """One line per valid component. Raises ConfigurationError for the first invalid one."""
-    from worker.networks.weight_checks import check_files, check_shapes  # diffusers takes seconds: not for --help
+    with quick_imports():  # of diffusers, which takes seconds: not for --help
+        from worker.networks.weight_checks import check_files, check_shapes
 
     check_files(entry)
     for name, component in entry.all_components.items():
