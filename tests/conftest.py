@@ -44,6 +44,16 @@ def pytest_collection() -> Generator[None, object, object]:
         return (yield)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that share a server come first and together, so that one process of xdist starts it."""
+    servers = ("demo_server", "swift_server", "s3_server")
+
+    def place(item: pytest.Item) -> list[bool]:
+        return [name not in getattr(item, "fixturenames", ()) for name in servers]
+
+    items.sort(key=place)
+
+
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Remove the developer's IVMIX_ variables, so that they do not affect tests."""

@@ -33,10 +33,10 @@ log = logging.getLogger("ivmix.child")
 
 def main(control: Connection, parent: int, settings: Settings, model: str) -> None:
     def load() -> Engine:
+        entry = ModelRegistry.of(settings).get(model)  # before the imports: what is missing is said at once
         with quick_imports():
             from worker.child.engine import Engine  # imports torch, which a test engine does not need
 
-        entry = ModelRegistry.of(settings).get(model)
         engine = Engine(entry)
         _warm_up(engine, entry)
         return engine
