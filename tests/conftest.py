@@ -19,7 +19,6 @@ from fastapi.testclient import TestClient
 from redis import Redis
 from rq import Queue
 
-from service.api.app import create_app
 from service.jobs.rq_queues import generate_queue
 from service.jobs.store import JobStore
 from service.process.embedded_valkey import EmbeddedValkey
@@ -30,6 +29,7 @@ from tests.certificates import Certificates
 from tests.dispatching import dispatching
 from tests.factories import finish
 from tests.processes import ivmix_up
+from tests.quick_app import quick_app
 from tests.swift import ACCESS_KEY, SECRET_KEY, SwiftServer, admin_client
 
 # Fixed examples and no deadline, so that results do not depend on the run or the machine's load.
@@ -103,7 +103,7 @@ def queue(services: Services) -> Queue:
 @pytest.fixture
 def client(services: Services) -> Iterator[TestClient]:
     """Client of the application in this process. Exceptions become responses, as for a real client."""
-    with TestClient(create_app(services), raise_server_exceptions=False) as http:
+    with TestClient(quick_app(services), raise_server_exceptions=False) as http:
         yield http
 
 
@@ -140,7 +140,7 @@ class serve:  # noqa: N801  # reads as a verb where it is used
 
     def __enter__(self) -> str:
         config = uvicorn.Config(
-            create_app(self.services), port=0, log_config=None, lifespan="off", timeout_graceful_shutdown=1
+            quick_app(self.services), port=0, log_config=None, lifespan="off", timeout_graceful_shutdown=1
         )
         self._uvicorn = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._uvicorn.run, daemon=True)
