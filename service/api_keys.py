@@ -74,17 +74,16 @@ class KeyStore:
             max_waiting=max_waiting,
         )
         secret = f"ivmix_{secrets.token_urlsafe(32)}"
-        self._redis.hset(KEYS, _digest(secret), record.model_dump_json())
+        self._redis.hset(KEYS, digest_of(secret), record.model_dump_json())
         return record, secret
 
-    def find_cached(self, secret: str) -> ApiKey | None:
+    def find_cached(self, digest: str) -> ApiKey | None:
         """Return a key that `find` returned within the last CACHE_S seconds, without a call to Redis."""
-        until, key = self._cache.get(_digest(secret), (0.0, None))
+        until, key = self._cache.get(digest, (0.0, None))
         return key if time.monotonic() < until else None
 
-    def find(self, secret: str) -> ApiKey | None:
-        """Look up a key and record its use. None if it is unknown or revoked."""
-        digest = _digest(secret)
+    def find(self, digest: str) -> ApiKey | None:
+        """Look up a key by its `digest_of` and record its use. None if it is unknown or revoked."""
         found = self._redis.hget(KEYS, digest)
         key = _decode(found) if found else None
         with self._lock:
@@ -123,5 +122,5 @@ def _decode(record: bytes) -> ApiKey | None:
         return None
 
 
-def _digest(secret: str) -> str:
+def digest_of(secret: str) -> str:
     return hashlib.sha256(secret.encode(errors="surrogatepass")).hexdigest()

@@ -7,6 +7,7 @@ from enum import StrEnum
 
 class Scope(StrEnum):
     READ = "videos.read"
+    READ_ALL = "videos.read_all"  # the videos of all keys, read only: for dashboards
     WRITE = "videos.write"
     WEBHOOKS = "webhooks"
     ADMIN = "admin"  # access to the videos of all keys

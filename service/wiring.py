@@ -17,6 +17,7 @@ from service.jobs.outbox import Outbox
 from service.jobs.store import JobStore
 from service.redis_connection.client import open_redis
 from service.settings import Settings
+from service.signatures import Signer
 from service.storage import FileStorage, S3Storage, VideoStorage
 from service.storage.free_space import FreeSpace
 from service.storage.s3_endpoint import is_bucket_in_path, without_bucket
@@ -24,6 +25,7 @@ from service.webhooks.deliveries import DeliveryStore
 from service.webhooks.endpoints import EndpointStore
 from service.webhooks.sender import Sender
 from service.webhooks.url_policy import UrlPolicy
+from service.wire.video import Renderer
 
 log = logging.getLogger("ivmix.storage")
 
@@ -48,11 +50,17 @@ class Services:
     models: ModelRegistry
     webhooks: Webhooks
     free_space: FreeSpace
+    signer: Signer
 
     @property
     def redis_url(self) -> str:
         assert self.settings.redis_url is not None  # open_services requires it
         return self.settings.redis_url
+
+    @property
+    def renderer(self) -> Renderer:
+        """Shows jobs to clients of the API, with the URLs of this server."""
+        return Renderer(self.settings, self.storage, self.signer)
 
     def close(self) -> None:
         self.redis.close()
@@ -73,6 +81,7 @@ def open_services(settings: Settings) -> Services:
         storage=open_storage(settings),
         models=ModelRegistry.of(settings),
         webhooks=open_webhooks(settings, redis),
+        signer=Signer(redis),
         free_space=FreeSpace(settings.data_dir if settings.needs_disk else None, settings.min_free_mb),
     )
 

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from service.catalog.sampler_choice import or_use, settings_of
 from service.errors import InvalidParameter
+from service.jobs.released_loops import Family
 from service.jobs.sampler_settings import USES
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ TITLES = {
     "zigzag": "Z-Sampling",
     "freeinit": "FreeInit",
     "fused": "fused (experimental)",
+    "official": "released code",
 }
 EXAMPLE = "ddim-image,ddim,iv-mixed"
 
@@ -75,21 +78,26 @@ def sampler_names(text: str) -> list[str]:
     return names
 
 
-def compared_samplers(text: str, settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def compared_samplers(
+    text: str, settings: Mapping[str, Any], family: Family = "animatediff"
+) -> dict[str, dict[str, Any]]:
     """The samplers that `sampler_names` finds in `text`, each with those of the given settings that it uses.
+
+    Args:
+        text: their names.
+        settings: of all of them.
+        family: of the model.
 
     Raises InvalidParameter, also for a setting that none of them uses.
     """
     names = sampler_names(text)
     if "network" in settings:
         raise InvalidParameter("network", "--compare: leave out --network; ddim-image and ddim name the two networks.")
-    used = {name: USES[SAMPLERS[name]["name"]] for name in names}
+    used = {name: settings_of(SAMPLERS[name]["name"], family) for name in names}
     for setting in settings:
         if not any(setting in uses for uses in used.values()):
-            readers = ", ".join(sampler for sampler, uses in USES.items() if setting in uses)
-            raise InvalidParameter(
-                setting, f"--compare: none of {', '.join(names)} has {setting}; leave it out, or add {readers}."
-            )
+            way_out = f"leave it out{or_use(setting, family, 'add')}"
+            raise InvalidParameter(setting, f"--compare: none of {', '.join(names)} has {setting}; {way_out}.")
     return {
         name: {setting: value for setting, value in settings.items() if setting in used[name]} | SAMPLERS[name]
         for name in names

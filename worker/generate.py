@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from worker.child.engine import Clip, Engine
 
 Pair = tuple[float, float] | None
+StepPair = tuple[int, int] | None
 COMPARE_HELP = f"Two or more samplers side by side, from the same seed: {', '.join(sorted(SAMPLERS))}."
 SETTINGS = frozenset[str]().union(*USES.values())  # options of this name
 OPTIONS = {  # all other options, and the fields of the request that they are
@@ -66,6 +67,8 @@ def generate(
     goback_guidance: Annotated[float | None, _sampler_option("zigzag")] = None,
     iterations: Annotated[int | None, _sampler_option("freeinit")] = None,
     network: Annotated[str | None, _sampler_option("ddim: video, image")] = None,
+    active_steps: Annotated[StepPair, _sampler_option("official: first and last step with a zig-zag, from 0")] = None,
+    zz: Annotated[int | None, _sampler_option("official: no image model in every zz-th step")] = None,
 ) -> None:
     """Generate a video without a server."""
     _run(locals())
@@ -105,7 +108,7 @@ def _generations(entry: ModelEntry, options: dict[str, Any]) -> dict[str, Genera
     if options["sampler"] is not None:
         raise InvalidParameter("sampler", f"--compare names its samplers; leave out --sampler {options['sampler']}.")
     generations: dict[str, Generation] = {}
-    for name, sampler in compared_samplers(options["compare"], settings).items():
+    for name, sampler in compared_samplers(options["compare"], settings, entry.family).items():
         generations[name] = entry.resolve(_request(request, sampler))
         request["seed"] = generations[name].seed
     return generations

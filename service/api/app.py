@@ -6,7 +6,7 @@ from fastapi import FastAPI, Security
 from fastapi.middleware.cors import CORSMiddleware
 
 from service.api import metrics
-from service.api.auth import API_KEY, API_KEY_HEADER
+from service.api.auth import API_KEY, API_KEY_HEADER, SESSION
 from service.api.contract import Contract, QueryCheck
 from service.api.errors import add_error_handlers
 from service.api.metrics import Metrics
@@ -19,6 +19,7 @@ from service.api.polls import PollBatcher
 from service.api.rate_limits import RateLimiter
 from service.api.request_path import HeadRequests, RequestPath
 from service.api.routes import (
+    cancel_videos,
     create_video,
     create_video_sync,
     docs,
@@ -28,6 +29,7 @@ from service.api.routes import (
     models,
     queue,
     send_test_event,
+    session,
     videos,
     webhooks,
 )
@@ -79,14 +81,24 @@ def create_app(services: Services) -> FastAPI:
 
 
 def _add_routes(app: FastAPI, settings: Settings) -> None:
-    modules = (videos, event_stream, download_video, create_video_sync, models, queue, webhooks, send_test_event)
+    modules = (
+        cancel_videos,
+        videos,
+        event_stream,
+        download_video,
+        create_video_sync,
+        models,
+        queue,
+        session,
+        webhooks,
+        send_test_event,
+    )
+    ways = [Security(way) for way in (API_KEY, API_KEY_HEADER, SESSION)]
     for router in (create_video.router, videos.polls, *(module.router for module in modules)):
         if settings.auth == "off":
             app.include_router(router, responses=errors(500, 503))
         else:
-            app.include_router(
-                router, dependencies=[Security(API_KEY), Security(API_KEY_HEADER)], responses=errors(401, 403, 500, 503)
-            )
+            app.include_router(router, dependencies=ways, responses=errors(401, 403, 500, 503))
     app.include_router(health.router)
     if settings.metrics_port is None:
         app.include_router(metrics.router)

@@ -1,4 +1,4 @@
-"""API key authentication: the Authorization header -> Principal with owner, scopes and limits."""
+"""Authentication: an API key, or the session of a browser -> Principal with owner, scopes and limits."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends, Request
-from fastapi.security import APIKeyHeader, HTTPBearer
+from fastapi.security import APIKeyCookie, APIKeyHeader, HTTPBearer
 from starlette.concurrency import run_in_threadpool
 
-from service.api_keys import ApiKey, Scope
+from service.api.origin_check import is_from_own_page
+from service.api.sessions import COOKIE, key_digest
+from service.api_keys import ApiKey, Scope, digest_of
 from service.errors import NotAllowed, NotAuthenticated
 from service.jobs.model import LOCAL
 from service.wiring import Services
@@ -20,6 +22,12 @@ API_KEY_HEADER = APIKeyHeader(
     scheme_name="ApiKeyHeader",
     name="x-api-key",
     description="The same key, for clients that send it this way.",
+    auto_error=False,
+)
+SESSION = APIKeyCookie(
+    scheme_name="Session",
+    name=COOKIE,
+    description="Set by `POST /v1/session`, for pages of this server.",
     auto_error=False,
 )
 API_KEY = HTTPBearer(scheme_name="ApiKey", description="A key made by `ivmix keys create`.", auto_error=False)
@@ -43,7 +51,11 @@ class Principal:
     @property
     def visible_owner(self) -> str | None:
         """The owner whose videos this caller can see; None means every owner."""
-        return None if Scope.ADMIN in self.scopes else self.owner
+        return None if self.scopes & {Scope.ADMIN, Scope.READ_ALL} else self.owner
+
+    def may_change(self, owner: str) -> bool:
+        """Whether the caller may cancel and delete the videos of an owner."""
+        return Scope.ADMIN in self.scopes or owner == self.owner
 
 
 ANONYMOUS_ADMIN = Principal(owner=LOCAL, scopes=frozenset(Scope), requests_per_minute=None, max_waiting=None)
@@ -62,14 +74,37 @@ async def get_principal(request: Request) -> Principal:
     services = await get_services(request)
     if services.settings.auth == "off":
         return ANONYMOUS_ADMIN
-    secret = _sent_key(request)
-    key = services.keys.find_cached(secret) or await run_in_threadpool(services.keys.find, secret)
+    key = await find_key(request, services)
     if key is None:
         raise NotAuthenticated("This API key is unknown or revoked.")
     return _principal(key, services)
 
 
-def _sent_key(request: Request) -> str:
+async def find_key(request: Request, services: Services) -> ApiKey | None:
+    """The key in the headers, else the one of the session. Raises NotAuthenticated if there is neither."""
+    digest = _session_key(request, services) if uses_session(request) else digest_of(sent_key(request))
+    return services.keys.find_cached(digest) or await run_in_threadpool(services.keys.find, digest)
+
+
+def uses_session(request: Request) -> bool:
+    return COOKIE in request.cookies and not set(request.headers) & {"authorization", "x-api-key"}
+
+
+def _session_key(request: Request, services: Services) -> str:
+    """The digest of the key that opened the session. Raises NotAuthenticated.
+
+    SameSite=Strict keeps other sites' pages from sending the cookie, and the check of the origin those of sibling
+    domains, which browsers count as the same site.
+    """
+    digest = key_digest(request.cookies[COOKIE], services.signer)
+    if digest is None:
+        raise NotAuthenticated("The session has expired; sign in again.")
+    if request.method not in ("GET", "HEAD") and not is_from_own_page(request.headers):
+        raise NotAuthenticated("A session is for pages of this server only; send the API key in a header.")
+    return digest
+
+
+def sent_key(request: Request) -> str:
     """Raises NotAuthenticated if there is none, or if the two headers hold different keys."""
     sent = {key.strip() for key in request.headers.getlist("x-api-key")}
     for header in request.headers.getlist("authorization"):
@@ -84,6 +119,9 @@ def _sent_key(request: Request) -> str:
     return sent.pop()
 
 
+PrincipalDep = Annotated[Principal, Depends(get_principal)]
+
+
 def _principal(key: ApiKey, services: Services) -> Principal:
     return Principal(
         owner=key.owner,
@@ -93,12 +131,15 @@ def _principal(key: ApiKey, services: Services) -> Principal:
     )
 
 
+IMPLIED_BY = {Scope.READ: (Scope.READ_ALL,)}
+
+
 def require_scope(scope: Scope) -> Callable[[Request], Awaitable[Principal]]:
-    """A dependency that raises NotAllowed unless the caller has the scope; `admin` implies every scope."""
+    """A dependency that raises NotAllowed unless the caller has the scope or one that implies it."""
 
     async def check(request: Request) -> Principal:
         principal = await get_principal(request)
-        if not principal.scopes & {scope, Scope.ADMIN}:
+        if not principal.scopes & {scope, *IMPLIED_BY.get(scope, ()), Scope.ADMIN}:
             raise NotAllowed(f"This API key lacks the scope '{scope}'.")
         return principal
 

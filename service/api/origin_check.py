@@ -112,6 +112,17 @@ class OriginCheck:
         return sent in self._origins or own == (authority.host, authority.port)
 
 
+def is_from_own_page(headers: Headers) -> bool:
+    """Whether a browser says that a page of this very origin sent the request."""
+    if site := headers.get("sec-fetch-site"):
+        return site == "same-origin"
+    sent, host = _origin(headers.get("origin", ""), exact=True), Authority.parse(headers.get("host", ""))
+    if sent is None or host is None:
+        return False
+    scheme, origin = sent
+    return (host.host, host.port or _DEFAULT_PORTS[scheme]) == (origin.host, origin.port)
+
+
 def _is_visit(scope: Scope, headers: Headers) -> bool:
     """Whether the user followed a link: the other page cannot read what the browser then shows."""
     mode, target = headers.get("sec-fetch-mode"), headers.get("sec-fetch-dest")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Generic, Literal, TypeVar
+from typing import Generic, Literal, Self, TypeVar
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from service.catalog.model_entry import Range
 from service.jobs.model import Phase
 from service.jobs.queue_and_waiting_time import QueueStats, WorkerStats
+from service.jobs.request import MAX_METADATA_PAIRS
 from service.jobs.sampler_settings import COMBINATIONS, USES, SamplerSettings
-from service.wire.video import ResponseModel, Video, unix_seconds
+from service.scopes import Scope
+from service.wire.video import ResponseModel, Status, Video, unix_seconds
 
 T = TypeVar("T")
 
@@ -32,6 +34,57 @@ class VideoList(Page[Video]):
 class DeletedVideo(ResponseModel):
     id: str
     object: Literal["video.deleted"] = "video.deleted"
+    deleted: Literal[True] = True
+
+
+MOST_TO_CANCEL = 100  # videos per request, which bounds its time
+
+
+class CancelRequest(BaseModel):
+    """Either ids, or conditions: all videos of the caller that have not ended and meet them."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    ids: list[str] | None = Field(default=None, min_length=1, max_length=MOST_TO_CANCEL)
+    status: Literal["queued", "in_progress"] | None = None
+    model: str | None = None
+    metadata: dict[str, str] | None = Field(default=None, max_length=MAX_METADATA_PAIRS)
+    created_before: float | None = Field(default=None, ge=0, description="Unix seconds")
+
+    @model_validator(mode="after")
+    def _has_ids_or_conditions(self) -> Self:
+        conditions = [name for name, value in self if name != "ids" and value is not None]
+        if (self.ids is None) == (not conditions):
+            raise ValueError('send either ids, or conditions such as {"status": "queued"}')
+        return self
+
+
+class CancelledVideo(ResponseModel):
+    id: str
+    object: Literal["video"] = "video"
+    status: Status | Literal["not_found"] = Field(
+        description="`failed` if it is cancelled, `in_progress` until its worker has stopped, `completed` if it was"
+    )
+
+
+class CancelledVideos(ResponseModel):
+    object: Literal["list"] = "list"
+    data: list[CancelledVideo]
+    has_more: bool = Field(description="More videos meet the conditions: send the request again")
+
+
+class Session(ResponseModel):
+    """What the caller may do."""
+
+    object: Literal["session"] = "session"
+    auth: Literal["keys", "off"] = Field(description="Of this server; `off`: everybody may do everything")
+    name: str | None = Field(description="Label of the API key; null without authentication")
+    scopes: list[Scope]
+    expires_at: int | None = Field(description="Unix seconds; null if the caller sent a key instead of the cookie")
+
+
+class DeletedSession(ResponseModel):
+    object: Literal["session.deleted"] = "session.deleted"
     deleted: Literal[True] = True
 
 

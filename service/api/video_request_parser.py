@@ -62,7 +62,7 @@ def is_json(kind: str) -> bool:
 
 
 def parse(body: Body, source: Generation | None = None) -> VideoRequest:
-    """Validates a body; for a remix, `source` provides the fields that the body omits.
+    """Validates a body; for a remix, `source` provides the fields that the body omits, all but the prompt.
 
     Raises InvalidParameter.
     """
@@ -115,8 +115,11 @@ def _merge_remix(source: Generation, given: Body) -> Body:
     changes: Any = given.get("sampler", {})
     if isinstance(changes, dict) and cast(Body, changes).get("name", source.sampler.name) == source.sampler.name:
         changes = source.sampler.model_dump(mode="json") | cast(Body, changes)
-    if source.sampler.is_image_alone != (isinstance(changes, dict) and _is_image_alone(cast(Body, changes))):
+    sampler = cast(Body, changes) if isinstance(changes, dict) else {}
+    if source.sampler.is_image_alone != _is_image_alone(sampler):
         del kept["guidance_scale"]  # the image network by itself has another default
+    if (source.sampler.name == "official") != (sampler.get("name") == "official"):
+        del kept["negative_prompt"]  # the released code has none
     return kept | given | {"sampler": changes}
 
 

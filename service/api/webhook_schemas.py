@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, Literal, TypeVar
 
-from fastapi import HTTPException, Request
-from pydantic import AfterValidator, BaseModel, Field, StrictBool, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, StrictBool
 
-from service.api.auth import WebhookOwner
-from service.api.body_reader import media_type, read_bytes
 from service.api.schemas import Page
-from service.api.video_request_parser import is_json, read_json
-from service.catalog.model_entry import invalid_parameter
 from service.frozen_model import FrozenModel
 from service.jobs.model import EVENT_TYPES, EventType
 from service.webhooks.deliveries import Delivery
@@ -22,9 +16,6 @@ from service.webhooks.url_policy import MAX_URL
 from service.wire.video import ResponseModel
 
 M = TypeVar("M", bound=BaseModel)
-
-
-MAX_BODY_BYTES = 65_536
 
 
 def _unique(types: tuple[EventType, ...]) -> tuple[EventType, ...]:
@@ -146,21 +137,6 @@ class WebhookDelivery(ResponseModel):
 
 class WebhookDeliveryList(Page[WebhookDelivery]):
     pass
-
-
-def read_json_body(model: type[M]) -> Callable[[Request, str], Awaitable[M]]:
-    """A dependency that validates a JSON body; an empty body is the same as {}."""
-
-    async def read(request: Request, _owner: WebhookOwner) -> M:  # the key is checked before the body is read
-        raw = await read_bytes(request, MAX_BODY_BYTES)
-        if raw and not is_json(kind := media_type(request)):
-            raise HTTPException(415, f"Send the body as application/json, not as '{kind[:80]}'.")
-        try:
-            return model.model_validate(read_json(raw) if raw else {})
-        except ValidationError as e:
-            raise invalid_parameter(e, known=model.model_fields) from e
-
-    return read
 
 
 def render_endpoint(endpoint: Endpoint) -> WebhookEndpoint:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
-Family = Literal["animatediff", "modelscope", "videocrafter"]
+from service.jobs.released_loops import Family
 
 REQUIRED_COMPONENTS: dict[Family, tuple[str, ...]] = {
     "animatediff": ("tokenizer", "text_encoder", "vae", "unet", "motion_adapter", "scheduler"),

@@ -13,12 +13,14 @@ from pydantic import Field, JsonValue, ValidationError, model_validator
 
 from service.catalog.family_components import LORA, OPTIONAL_COMPONENTS, REQUIRED_COMPONENTS, Family
 from service.catalog.frame_size import choose_size
+from service.catalog.sampler_choice import choose_sampler
 from service.catalog.weight_files import Component
 from service.errors import InvalidParameter
 from service.frozen_model import FrozenModel
 from service.jobs.model import Generation
+from service.jobs.released_loops import RELEASED
 from service.jobs.request import VideoRequest
-from service.jobs.sampler_settings import USES, SamplerSettings
+from service.jobs.sampler_settings import SamplerSettings
 from service.jobs.timestep_spacing import Spacing
 from service.validation_messages import invalid_value, unknown_parameter
 
@@ -177,11 +179,13 @@ class ModelEntry(FrozenModel):
 
     def resolve(self, request: VideoRequest) -> Generation:
         """Fill in the defaults of this model. Raises InvalidParameter for anything it cannot do."""
-        negative_prompt = self.negative_prompt if request.negative_prompt is None else request.negative_prompt
+        sampler = self._sampler(request.sampler or {})
+        negative_prompt = request.negative_prompt
+        if negative_prompt is None:
+            negative_prompt = "" if sampler.name == "official" else self.negative_prompt
         self._check_text("prompt", request.prompt)
         self._check_text("negative_prompt", negative_prompt)
         width, height = choose_size(request, self.sizes)
-        sampler = self._sampler(request.sampler or {})
         fps = int(self.fps.resolve("fps", request.fps))
         generation = Generation(
             model=self.id,
@@ -193,12 +197,11 @@ class ModelEntry(FrozenModel):
             height=height,
             num_frames=self._num_frames(request, fps),
             fps=fps,
-            num_inference_steps=int(
-                self.num_inference_steps.resolve("num_inference_steps", request.num_inference_steps)
-            ),
+            num_inference_steps=self._num_inference_steps(request, sampler),
             guidance_scale=self._guidance_scale(request, sampler),
             sampler=sampler,
             spacing=self.spacing,
+            official_family=self.family if sampler.name == "official" else None,
         )
         self._check_cost(generation)
         return generation
@@ -256,6 +259,16 @@ class ModelEntry(FrozenModel):
                 return f" Send fps={rate} as well to get it."
         return ""
 
+    def _num_inference_steps(self, request: VideoRequest, sampler: SamplerSettings) -> int:
+        steps = int(self.num_inference_steps.resolve("num_inference_steps", request.num_inference_steps))
+        most = RELEASED[self.family].most_steps(self.spacing.num_train_timesteps)
+        if sampler.name == "official" and steps > most:
+            message = (
+                f"num_inference_steps={steps}: the released {self.family} code takes at most {most} for this model."
+            )
+            raise InvalidParameter("num_inference_steps", message)
+        return steps
+
     def _guidance_scale(self, request: VideoRequest, sampler: SamplerSettings) -> float:
         """An image network by itself is at its best with another guidance than one that a video network corrects."""
         wanted = request.guidance_scale
@@ -264,19 +277,11 @@ class ModelEntry(FrozenModel):
         return self.guidance_scale.resolve("guidance_scale", wanted)
 
     def _sampler(self, changes: Mapping[str, Any]) -> SamplerSettings:
-        """Refuses a setting that the chosen sampler does not read, unless it equals the model's default."""
-        given = {name: value for name, value in changes.items() if value is not None}
         try:
-            chosen = SamplerSettings.model_validate(self.sampler.model_dump() | given)
+            return choose_sampler(self.sampler, self.family, changes)
         except ValidationError as e:
             known = [f"sampler.{name}" for name in SamplerSettings.model_fields]
             raise invalid_parameter(e, within="sampler", known=known) from e
-        for name in set(given) - USES[chosen.name] - {"name"}:
-            if getattr(chosen, name) != getattr(self.sampler, name):
-                readers = ", ".join(reader for reader, settings in USES.items() if name in settings)
-                message = f"Sampler '{chosen.name}' has no {name}; leave it out, or use {readers}."
-                raise InvalidParameter(f"sampler.{name}", message)
-        return chosen
 
     def _check_cost(self, generation: Generation) -> None:
         """The error names the first parameter whose default would bring the cost below the limit."""

@@ -46,7 +46,7 @@ def follow(
 
 
 def check_output(output: Path) -> Path:
-    """Raises RequestError if a file cannot be written there: nobody wants to learn it after minutes of waiting."""
+    """Raises RequestError if a file cannot be written there: after minutes of waiting it would be too late."""
     output = output.expanduser()
     folder = output.parent
     problem = None

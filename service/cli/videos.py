@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from service.cli.client import VideoClient
 
 DEFAULT_URL = "http://127.0.0.1:8000"
-SAMPLERS = "iv-mixed, ddim, zigzag, freeinit, fused"
+SAMPLERS = "iv-mixed, ddim, zigzag, freeinit, fused, official"
 RENAMED = {"steps": "num_inference_steps", "guidance": "guidance_scale", "frames": "num_frames", "sampler": "name"}
 NOT_SENT = {"output", "detach", "url", "api_key"}
 SAMPLER_OPTIONS = {
@@ -26,9 +26,12 @@ SAMPLER_OPTIONS = {
     "goback_guidance",
     "iterations",
     "network",
+    "active_steps",
+    "zz",
 }
 
 Pair = tuple[float, float] | None
+StepPair = tuple[int, int] | None
 Url = Annotated[str, typer.Option(help="URL of the server.", envvar="IVMIX_URL")]
 ApiKey = Annotated[str | None, typer.Option(help="API key, if required.", envvar="IVMIX_API_KEY", show_default=False)]
 VideoId = Annotated[str, typer.Argument(metavar="VIDEO", help="Id of the video.")]
@@ -68,6 +71,8 @@ def submit(
     goback_guidance: Annotated[float | None, _sampler_option("zigzag: guidance of the inversion")] = None,
     iterations: Annotated[int | None, _sampler_option("freeinit: number of sampling runs")] = None,
     network: Annotated[str | None, _sampler_option("ddim: video, image")] = None,
+    active_steps: Annotated[StepPair, _sampler_option("official: first and last step with a zig-zag, from 0")] = None,
+    zz: Annotated[int | None, _sampler_option("official: no image model in every zz-th step")] = None,
 ) -> None:
     """Send a prompt to a running server, wait for the video and download it."""
     body = _request(locals())

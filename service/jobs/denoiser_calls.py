@@ -9,28 +9,32 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 
+from service.jobs.released_loops import CLEAN, RELEASED, Family, Move
 from service.jobs.sampler_settings import SamplerSettings
 from service.jobs.timestep_spacing import Spacing
 
 NETWORKS = {"I": "image", "V": "video"}
-CLEAN = -1  # the noise-free level; all others are named by their timestep
-
-Move = tuple[str, int, int]  # network, from level, to level; no call if both levels are the same
 
 
-def network_calls(sampler: SamplerSettings, steps: int, spacing: Spacing) -> dict[str, int]:
+def network_calls(
+    sampler: SamplerSettings, steps: int, spacing: Spacing, family: Family = "animatediff"
+) -> dict[str, int]:
     """Return {"image": n, "video": n} for a whole run. The two branches of guidance count as one call.
 
     Args:
         steps: denoising steps of one run.
+        family: whose released loop the sampler `official` runs.
     """
-    return dict(_network_calls(sampler, steps, spacing))  # pyright: ignore[reportArgumentType]  # frozen models are hashable
+    return dict(_network_calls(sampler, steps, spacing, family))  # pyright: ignore[reportArgumentType]  # frozen models are hashable
 
 
 @lru_cache(maxsize=1024)  # every status response contains them
-def _network_calls(sampler: SamplerSettings, steps: int, spacing: Spacing) -> Mapping[str, int]:
-    levels = [*spacing.timesteps(steps), 0]
-    calls = Counter(model for model, src, dst in _moves(sampler, steps, spacing, levels) if src != dst)
+def _network_calls(sampler: SamplerSettings, steps: int, spacing: Spacing, family: Family) -> Mapping[str, int]:
+    if sampler.name == "official":
+        moves = RELEASED[family].moves(steps, sampler.active_steps, sampler.zz, spacing)
+    else:
+        moves = _moves(sampler, steps, spacing, [*spacing.timesteps(steps), 0])
+    calls = Counter(model for model, src, dst in moves if src != dst)
     runs = sampler.iterations if sampler.name == "freeinit" else 1
     return {model: runs * calls[model] for model in ("image", "video")}
 

@@ -10,6 +10,7 @@ from pydantic import ConfigDict, Field
 from service.frozen_model import FrozenModel
 from service.ids import created_at, new_job_id
 from service.jobs.denoiser_calls import network_calls
+from service.jobs.released_loops import Family
 from service.jobs.sampler_settings import SamplerSettings
 from service.jobs.timestep_spacing import Spacing
 
@@ -85,6 +86,8 @@ class Generation(FrozenModel):
     guidance_scale: float  #: classifier-free guidance scale of the denoising steps
     sampler: SamplerSettings  #: sampler and its settings
     spacing: Spacing = Spacing()  #: timesteps that the denoising steps visit
+    official_family: Family | None = Field(default=None, exclude_if=lambda family: family is None)
+    #: family whose released code runs; None unless the sampler is `official`
 
     @property
     def seconds(self) -> float:
@@ -98,7 +101,8 @@ class Generation(FrozenModel):
     @property
     def network_calls(self) -> dict[str, int]:
         """Calls of each network in the whole job: {"image": n, "video": n}."""
-        return network_calls(self.sampler, self.num_inference_steps, self.spacing)
+        family = self.official_family or "animatediff"
+        return network_calls(self.sampler, self.num_inference_steps, self.spacing, family)
 
     @property
     def cost(self) -> int:

@@ -11,6 +11,7 @@ from service.frozen_model import FrozenModel
 
 Guidance = Annotated[float, Field(ge=0, le=100)]  # classifier-free guidance scale
 Network = Literal["image", "video"]
+StepIndex = Annotated[int, Field(ge=0, le=100_000)]
 
 # Settings that each sampler uses, in addition to num_inference_steps and guidance_scale.
 USES: dict[str, frozenset[str]] = {
@@ -21,6 +22,7 @@ USES: dict[str, frozenset[str]] = {
     "zigzag": frozenset({"interval", "goback_guidance"}),
     "freeinit": frozenset({"iterations"}),
     "fused": frozenset({"interval", "image_guidance", "video_guidance", "rho"}),
+    "official": frozenset({"active_steps", "zz", "image_guidance", "video_guidance", "rho"}),
 }
 
 # One or two letters before the dash and as many after it. Only the inversion, before the dash, can use R.
@@ -35,9 +37,10 @@ COMBINATIONS = tuple(
 class SamplerSettings(FrozenModel):
     """Sampler and its settings. `iv-mixed` is the IV-Mixed Sampler (arXiv:2410.04171), `ddim` uses only the video
     model, or with `network` "image" only the image model, `zigzag` is Z-Sampling, `freeinit` is FreeInit around `ddim`,
-    `fused` is experimental. A setting that the sampler does not use can only have the model's value."""
+    `fused` is experimental, `official` is the paper's released code for the model's family, with its settings unless
+    others are given. A setting that the sampler does not use can only have the model's value."""
 
-    name: Literal["iv-mixed", "ddim", "zigzag", "freeinit", "fused"] = "iv-mixed"
+    name: Literal["iv-mixed", "ddim", "zigzag", "freeinit", "fused", "official"] = "iv-mixed"
     combination: str = Field(
         default="IV-IV",
         description="iv-mixed: models that invert, dash, models that denoise; I (image), V (video), "
@@ -51,16 +54,21 @@ class SamplerSettings(FrozenModel):
         description="iv-mixed, zigzag, fused: fraction of the steps, start to end, in which it is active",
     )
     image_guidance: tuple[Guidance, Guidance] = Field(
-        default=(4.0, 4.0), description="iv-mixed, fused: guidance scale of the image model at the first and last step"
+        default=(4.0, 4.0),
+        description="iv-mixed, fused, AnimateDiff's official: guidance scale of the image model at the first and last "
+        "step",
     )
     video_guidance: tuple[Guidance, Guidance] = Field(
-        default=(4.0, 4.0), description="iv-mixed, fused: guidance scale of the video model at the first and last step"
+        default=(4.0, 4.0),
+        description="iv-mixed, fused, AnimateDiff's official: guidance scale of the video model at the first and last "
+        "step",
     )
     rho: float = Field(
         default=7.0,
         gt=0,
         le=100,
-        description="iv-mixed, fused: exponent of the guidance schedule between first and last step",
+        description="iv-mixed, fused, AnimateDiff's official: exponent of the guidance schedule between first and last "
+        "step",
     )
     image_every: int = Field(
         default=1, ge=1, le=1000, description="iv-mixed: use the image model in every n-th step only"
@@ -74,6 +82,20 @@ class SamplerSettings(FrozenModel):
         exclude_if=lambda network: network == "video",
         description="ddim: the only network that is called; image draws every frame by itself, without motion. "
         "`guidance_scale` is that of this network. Responses leave out the default",
+    )
+    active_steps: tuple[StepIndex, StepIndex] | None = Field(
+        default=None,
+        exclude_if=lambda active_steps: active_steps is None,
+        description="official: first and last step with a zig-zag, counted from 0, both included; last before first: "
+        "none. Default: [0, 49], VideoCrafter [0, 60]",
+    )
+    zz: int | None = Field(
+        default=None,
+        ge=1,
+        le=100_000,
+        exclude_if=lambda zz: zz is None,
+        description="official, not ModelScope's: in every zz-th step the video model replaces the image model. "
+        "Default: 1000, VideoCrafter 3",
     )
 
     @field_validator("combination")

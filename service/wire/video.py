@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -10,7 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from service.jobs.model import Generation, Job, JobState, Phase, Priority
 from service.jobs.sampler_settings import SamplerSettings
 from service.settings import Settings
+from service.signatures import Signer
 from service.storage import VideoStorage
+from service.wire.file_urls import FileUrls, Variant
 
 Status = Literal["queued", "in_progress", "completed", "failed"]
 
@@ -30,8 +33,6 @@ STAGES: dict[str, str] = {
     Phase.DECODING: "vae_decode_gen_ms",
     Phase.UPLOADING: "upload_ms",
 }
-
-Variant = Literal["video", "thumbnail", "spritesheet"]
 
 _FILE_ENDINGS = {"video/mp4": ".mp4", "image/webp": ".webp", "image/jpeg": ".jpg"}
 
@@ -90,9 +91,12 @@ class Video(ResponseModel):
     media_type: str | None
     url: str | None = Field(description="URL of `/content`; null unless the server has a public base URL")
     download_url: str | None = Field(
-        description="Temporary URL that needs no API key; null if the server stores files itself"
+        description="Temporary URL that needs no API key, for `<video>` too. If the server does not know its public "
+        "URL and stores files itself, a path on it"
     )
-    download_url_expires_at: int | None
+    download_url_expires_at: int | None = Field(description="Also for the next two")
+    thumbnail_url: str | None = Field(description="Temporary URL of a WebP picture; null if the video has none")
+    spritesheet_url: str | None = Field(description="Temporary URL of a JPEG of all frames; null if it has none")
     metadata: dict[str, str]
     user: str | None
 
@@ -100,17 +104,31 @@ class Video(ResponseModel):
 GENERATION_FIELDS = sorted(Video.model_fields.keys() & Generation.model_fields.keys())
 
 
+@dataclass(frozen=True)
+class TemporaryUrls:
+    """Fields of the Video: URLs that need no API key."""
+
+    download_url: str | None = None
+    download_url_expires_at: int | None = None
+    thumbnail_url: str | None = None
+    spritesheet_url: str | None = None
+
+
+TEMPORARY_URLS = {field.name for field in fields(TemporaryUrls)}
+
+
 class Renderer:
     """Converts jobs to videos, with the URLs of this server."""
 
-    def __init__(self, settings: Settings, storage: VideoStorage) -> None:
+    def __init__(self, settings: Settings, storage: VideoStorage, signer: Signer | None = None) -> None:
+        """Without a signer there are no URLs of files on this server."""
         self._storage = storage
+        self._files = FileUrls.of(settings, signer) if signer else None
         self._base = settings.client_base_url
         self._presign_seconds = settings.presign_seconds
 
     def video(self, job: Job, *, queue_position: int | None = None) -> Video:
         generation = job.generation
-        download_url = self._download_url(job)
         return Video(
             **{name: getattr(generation, name) for name in GENERATION_FIELDS},
             id=job.id,
@@ -139,17 +157,27 @@ class Renderer:
             peak_memory_mb=job.peak_memory_mb,
             media_type=job.output.media_type if job.output else None,
             url=f"{self._base}/v1/videos/{job.id}/content" if job.output and self._base else None,
-            download_url=download_url,
-            download_url_expires_at=int(time.time()) + self._presign_seconds if download_url else None,
+            **vars(self._temporary_urls(job)),
             metadata=job.metadata,
             user=job.user,
         )
 
-    def _download_url(self, job: Job) -> str | None:
-        if job.output is None:
-            return None
-        key, media_type = job.output.key, job.output.media_type
-        return self._storage.url(key, filename=file_name(job, "video", media_type), media_type=media_type)
+    def _temporary_urls(self, job: Job) -> TemporaryUrls:
+        output, files = job.output, self._files
+        if output is None:
+            return TemporaryUrls()
+        filename = file_name(job, "video", output.media_type)
+        video = self._storage.url(output.key, filename=filename, media_type=output.media_type)
+        until = int(time.time()) + self._presign_seconds if video else None
+        if files is None:
+            return TemporaryUrls(video, until)
+        expires = files.expires_at()
+        return TemporaryUrls(
+            video or files.url(job.id, "video", expires),
+            until or expires,
+            files.url(job.id, "thumbnail", expires) if output.thumbnail_key else None,
+            files.url(job.id, "spritesheet", expires) if output.spritesheet_key else None,
+        )
 
 
 def file_name(job: Job, variant: Variant, media_type: str) -> str:

@@ -11,10 +11,10 @@ from pydantic import Field
 
 from service.jobs.model import EventType, Generation, Job, JobError, JobState
 from service.jobs.sampler_settings import SamplerSettings
-from service.wire.video import Renderer, ResponseModel
+from service.wire.video import TEMPORARY_URLS, Renderer, ResponseModel
 
 # Prompts can have 32,000 characters each, while receivers expect at most 20 kB; a presigned URL expires in minutes.
-OMITTED_FIELDS = {"prompt", "negative_prompt", "download_url", "download_url_expires_at"}
+OMITTED_FIELDS = {"prompt", "negative_prompt", *TEMPORARY_URLS}
 
 
 class WebhookEvent(ResponseModel):
@@ -26,7 +26,7 @@ class WebhookEvent(ResponseModel):
     type: EventType
     timestamp: datetime
     data: dict[str, Any] = Field(
-        description="The video as in GET /v1/videos/{video_id}, without prompt, negative_prompt and download_url. "
+        description="The video as in GET /v1/videos/{video_id}, without prompt, negative_prompt and temporary URLs. "
         "A cancelled video has status failed and error.code cancelled."
     )
 

@@ -14,7 +14,7 @@ from redis import Redis
 
 from service import api_keys as keys_module
 from service.api.app import create_app
-from service.api_keys import KEYS, KeyStore, Scope
+from service.api_keys import KEYS, KeyStore, Scope, digest_of
 from service.jobs.model import Job
 from service.jobs.rq_queues import generate_queue
 from service.settings import Settings
@@ -143,7 +143,7 @@ class TestKeyStore:
     def test_the_key_itself_is_nowhere_in_redis(self, store: KeyStore, valkey: str) -> None:
         key, secret = store.create("a")
         assert re.fullmatch(r"ivmix_[\w-]{43}", secret)
-        assert store.find(secret) == key
+        assert store.find(digest_of(secret)) == key
         with Redis.from_url(valkey) as redis:
             everything = b"".join(part for pair in redis.hgetall(KEYS).items() for part in pair)
         assert secret.encode() not in everything
@@ -151,16 +151,16 @@ class TestKeyStore:
 
     def test_a_key_is_remembered_for_a_while_and_forgotten_when_revoked(self, store: KeyStore) -> None:
         key, secret = store.create("a")
-        assert store.find_cached(secret) is None
-        store.find(secret)
-        assert store.find_cached(secret) == key
+        assert store.find_cached(digest_of(secret)) is None
+        store.find(digest_of(secret))
+        assert store.find_cached(digest_of(secret)) == key
         store.revoke(key.id)
-        assert store.find(secret) is None
-        assert store.find_cached(secret) is None
+        assert store.find(digest_of(secret)) is None
+        assert store.find_cached(digest_of(secret)) is None
 
     def test_all_keys_are_listed_with_their_last_use(self, store: KeyStore) -> None:
         (first, secret), (second, _) = store.create("a"), store.create("b", scopes=[Scope.READ], max_waiting=3)
-        store.find(secret)
+        store.find(digest_of(secret))
         (shown, used), (other, unused) = store.list()
         assert (shown, other) == (first, second)
         assert used is not None

@@ -70,7 +70,7 @@ class TestRemix:
         assert answer.status_code == 200, answer.text
         return answer.json()
 
-    @pytest.mark.parametrize("name", ["iv-mixed", "ddim"])
+    @pytest.mark.parametrize("name", ["iv-mixed", "ddim", "official"])
     def test_the_prompt_is_new_and_the_settings_are_the_same(self, client: TestClient, name: str) -> None:
         source = create(client, fps=4, num_inference_steps=9, guidance_scale=2, sampler={"name": name})
         made = self.remix(client, source, prompt=OTHER)
@@ -103,6 +103,12 @@ class TestRemix:
         assert self.remix(client, clip, prompt=OTHER, sampler=image, guidance_scale=3)["guidance_scale"] == 3
         other = create(client, guidance_scale=4)
         assert self.remix(client, other, prompt=OTHER, sampler="ddim")["guidance_scale"] == 4
+
+    def test_negative_prompt_is_kept_unless_one_of_both_is_the_released_code(self, client: TestClient) -> None:
+        clip, released = create(client), create(client, sampler="official", negative_prompt="low")
+        assert self.remix(client, clip, prompt=OTHER, sampler="official")["negative_prompt"] == ""
+        assert self.remix(client, released, prompt=OTHER, sampler={"zz": 2})["negative_prompt"] == "low"
+        assert self.remix(client, released, prompt=OTHER, sampler="ddim")["negative_prompt"] == "low quality"
 
     def test_metadata_user_and_priority_are_not_inherited(self, client: TestClient) -> None:
         source = create(client, metadata={"a": "b"}, user="u", priority="low")

@@ -101,6 +101,41 @@ def test_network_where_it_cannot_be_used_is_refused(
     assert message in error["message"]
 
 
+def test_released_code_is_taken_and_shown_with_its_settings(client: TestClient, services: Services) -> None:
+    made = create(client, sampler="official")
+    shown = {name: made["sampler"][name] for name in ("name", "active_steps", "zz", "image_guidance")}
+    assert shown == {"name": "official", "active_steps": [0, 49], "zz": 1000, "image_guidance": [4, 4]}
+    assert (made["negative_prompt"], made["network_calls"]) == ("", {"image": 30, "video": 45})
+    assert create(client, sampler=made["sampler"])["sampler"] == made["sampler"]
+    job = services.store.get(made["id"])
+    assert job is not None
+    assert job.generation.official_family == "animatediff"
+    form = {"prompt": PROMPT, "sampler[name]": "official", "sampler[active_steps][]": ["2", "3"]}
+    answer = client.post("/v1/videos", data=form).json()
+    assert answer["sampler"]["active_steps"] == [2, 3]
+
+
+@pytest.mark.parametrize(
+    ("sampler", "param", "message"),
+    [
+        ({"name": "official", "interval": [0, 0.5]}, "interval", "its active_steps are the first and the last step"),
+        ({"name": "official", "combination": "II-VV"}, "combination", "has no combination; leave it out, or use iv"),
+        ({"name": "official", "active_steps": [0, -1]}, "active_steps.1", "at least 0"),
+        ({"name": "official", "active_steps": [0.5, 2]}, "active_steps.0", "a whole number"),
+        ({"name": "official", "zz": 0}, "zz", "at least 1"),
+        ({"zz": 3}, "zz", "Sampler 'iv-mixed' has no zz; leave it out, or use official."),
+        ({"name": "ddim", "active_steps": [0, 3]}, "active_steps", "leave it out, or use official."),
+    ],
+    ids=str,
+)
+def test_what_the_released_code_cannot_do_is_refused(
+    client: TestClient, sampler: dict[str, object], param: str, message: str
+) -> None:
+    error = error_of(client.post("/v1/videos", json={"prompt": PROMPT, "sampler": sampler}), 400)
+    assert error["param"] == f"sampler.{param}"
+    assert message in error["message"]
+
+
 def test_json_needs_no_exact_content_type(client: TestClient) -> None:
     headers = {"content-type": "Application/JSON; charset=utf-8"}
     assert client.post("/v1/videos", content=json.dumps({"prompt": PROMPT}), headers=headers).status_code == 200

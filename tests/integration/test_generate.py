@@ -54,7 +54,9 @@ def test_arm_of_a_comparison_is_the_clip_of_that_sampler_alone(tmp_path: Path, m
 
     assert "ddim: 3 image calls" in run("--sampler", "ddim", "--network", "image")
     clip = read_mp4(tmp_path / "out.mp4").astype(int)
-    run("--compare", "fused,ddim-image")
+    said = run("--compare", "official,ddim-image", "--zz", "2")
+    # timesteps 999, 500 and 0 with T // N = 333: a zig-zag with the image network, one without, and one without effect
+    assert re.search(r"^  official: 2 image \+ 8 video calls, \d+\.\d s$", said, re.MULTILINE)
     arm = read_mp4(tmp_path / "out.mp4").astype(int)[:, 40:424, 384:]
     assert abs(clip - arm).mean() < 2, "the same pixels, coded twice"
 
@@ -71,7 +73,10 @@ def test_arm_of_a_comparison_is_the_clip_of_that_sampler_alone(tmp_path: Path, m
         ),
         (("--compare", "ddim,zigzag", "--rho", "3"), "none of ddim, zigzag has rho"),
         (("--network", "image"), "Sampler 'iv-mixed' has no network; leave it out, or use ddim."),
-        (("--sampler", "ddim", "--rho", "3"), "Sampler 'ddim' has no rho; leave it out, or use iv-mixed, fused."),
+        (
+            ("--sampler", "ddim", "--rho", "3"),
+            "Sampler 'ddim' has no rho; leave it out, or use iv-mixed, fused, official.",
+        ),
         (("--combination", "R-I"), "use 'goback_first'"),
         (("--model", "modelscope"), "`ivmix models fetch modelscope` downloads them"),
         (("--size", "large"), "Invalid value for 'size'"),

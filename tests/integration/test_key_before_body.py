@@ -24,10 +24,10 @@ def app(services: Services) -> FastAPI:
 
 
 def operations(app: FastAPI) -> Iterator[tuple[str, str]]:
-    """Method and path of every operation outside the health group, hidden routes included."""
+    """Method and path of every operation but health and signing in, which read no body, hidden routes included."""
     for template, methods in app.openapi()["paths"].items():
         for method, operation in methods.items():
-            if operation["tags"] != ["health"]:
+            if operation["tags"] not in (["health"], ["session"]):
                 yield method.upper(), re.sub(r"\{\w+\}", "video_0", template)
     yield from (("POST", f"/v1/videos/{name}") for name in ("edits", "extensions", "characters"))
 

@@ -19,9 +19,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sampler import NoiseSchedule, Plan, ddim_plan, free_init_plan, fused_plan, mixed_plan, sample, zigzag_plan
+from sampler import (
+    ImageDenoiser,
+    NoiseSchedule,
+    Plan,
+    VideoDenoiser,
+    ddim_plan,
+    free_init_plan,
+    fused_plan,
+    mixed_plan,
+    official_plan,
+    sample,
+    zigzag_plan,
+)
 from service.catalog.model_entry import ModelEntry
 from service.jobs.model import Generation, Phase
+from service.jobs.released_loops import RELEASED, Family
 from service.jobs.sampler_settings import Network
 from worker.child.checkpoint_file import Checkpoint
 from worker.child.failures import failed_message
@@ -133,8 +146,7 @@ class Engine:
         """One step that calls all networks of the plan, and its decoding, thrown away: kernels are chosen and memory is
         taken before the first job."""
         plan = self.plan(generation)
-        texts = self.models.encode([generation.prompt, generation.negative_prompt])
-        image, video = self.models.denoisers(texts[:1], texts[1:], fps=generation.fps)
+        image, video = self._denoisers(generation)
         latents = torch.randn(self.models.latents_shape(generation), generator=torch.Generator().manual_seed(0))
         models_of = [{call.model for move in step for call in move.calls} for step in plan]
         start = max(range(len(plan)), key=lambda index: len(models_of[index]))
@@ -155,8 +167,7 @@ class Engine:
         total = len(plan)
         on_progress(Phase.ENCODING, 0, total)
         with _timed(timings, Phase.ENCODING):
-            texts = self.models.encode([generation.prompt, generation.negative_prompt])
-            image, video = self.models.denoisers(texts[:1], texts[1:], fps=generation.fps)
+            image, video = self._denoisers(generation)
             if low_memory:
                 image.sequential_cfg = video.sequential_cfg = True
                 image.frames_at_once = 1
@@ -181,6 +192,20 @@ class Engine:
                 on_step(state)
                 on_progress(Phase.SAMPLING, state.step, total)
         return SampledLatents(state.latents, total, timings, low_memory)
+
+    def _denoisers(self, generation: Generation) -> tuple[ImageDenoiser, VideoDenoiser]:
+        models = self.models
+        family = self._family(generation) if generation.sampler.name == "official" else None
+        texts = models.encode([generation.prompt, generation.negative_prompt])
+        if family == "animatediff" and models.image_text_encoder.dim == models.video_text_encoder.dim:
+            texts = replace(texts, image=texts.video)  # the released code has one text encoder, the video model's
+        image, video = models.denoisers(texts[:1], texts[1:], fps=generation.fps)
+        if family == "modelscope":
+            image.resize = (64, 64)
+        return image, video
+
+    def _family(self, generation: Generation) -> Family:
+        return generation.official_family or self.models.entry.family
 
     def _first_state(self, generation: Generation, plan: Plan, begin: Checkpoint | Path | None) -> Checkpoint:
         """The checkpoint to resume from, or the state before the first step."""
@@ -230,6 +255,7 @@ class Engine:
             "fused": partial(fused_plan, schedule, steps, guidance=guidance, image_schedule=models.image_schedule),
             "zigzag": partial(zigzag_plan, schedule, steps, guidance=guidance),
             "freeinit": partial(_free_init, plain, schedule),
+            "official": partial(_official, schedules, steps, guidance, self._family(generation)),
         }
         return plans[chosen.name](**used)
 
@@ -256,6 +282,21 @@ def _ddim(schedules: Mapping[Network, NoiseSchedule], steps: int, guidance: floa
 
 def _free_init(inner: Callable[[], Plan], schedule: NoiseSchedule, *, iterations: int) -> Plan:
     return free_init_plan(inner(), schedule, iterations)
+
+
+def _official(
+    schedules: Mapping[Network, NoiseSchedule],
+    steps: int,
+    guidance: float,
+    family: Family,
+    *,
+    active_steps: tuple[int, int] | None,
+    **settings: Any,
+) -> Plan:
+    """Both networks run on one schedule. AnimateDiff's is that of its base, an image model, not its motion modules'."""
+    schedule = schedules["image" if family == "animatediff" else "video"]
+    used = {name: value for name, value in settings.items() if name not in RELEASED[family].ignored}
+    return official_plan(family, schedule, steps, interval=active_steps, guidance=guidance, **used)
 
 
 def _spacing(generation: Generation) -> dict[str, Any]:

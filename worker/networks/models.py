@@ -247,7 +247,8 @@ def _optimised(
     sides = (map(int, size.split("x")) for size in entry.sizes)
     largest = max(width * height for width, height in sides) / _pixels_per_latent(entry, vae) ** 2
     if device.type == "cpu" and largest <= MAX_TUNED_PIXELS:
-        for unet in unets:
+        # The sampler `official` shows ModelScope's image network 64x64, whatever the size of the clip.
+        for unet in unets[1:] if entry.family == "modelscope" else unets:
             cpu_tuning.tune_network(unet)
     compiler = BlockCompiler(cache_dir=load_settings().data_dir / "compiled") if entry.optimise.compile else None
     return [OptimisedNetwork(unet, entry.optimise, cache, compiler) for unet in unets]

@@ -31,6 +31,7 @@ TAGS = [
     {"name": "webhooks", "description": "Get notified when a video completes or fails."},
     {"name": "models", "description": "Available models and their limits."},
     {"name": "queue", "description": "Queue depth, workers and estimated wait."},
+    {"name": "session", "description": "Signing in, for pages in a browser."},
     {"name": "health", "description": "Probes and metrics for operators; no API key needed."},
 ]
 
@@ -70,7 +71,11 @@ def _request_schemas() -> dict[str, Any]:
     ]
     fields["seconds"]["anyOf"].insert(1, {"type": "string", "pattern": r"^\d+(\.\d+)?$"})  # OpenAI's type
     form = {"title": "VideoForm", "properties": {name: _without_null(field) for name, field in fields.items()}}
-    return schemas | {"VideoForm": schemas["VideoRequest"] | form}
+    changes = {name: part for name, part in schemas["VideoRequest"].items() if name != "required"}
+    return schemas | {
+        "VideoForm": schemas["VideoRequest"] | form,
+        "VideoChanges": changes | {"title": "VideoChanges", "description": "Changes of the source's settings."},
+    }
 
 
 def _without_null(field: dict[str, Any]) -> dict[str, Any]:

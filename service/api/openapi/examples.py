@@ -8,7 +8,18 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from service.api.schemas import DeletedVideo, Model, ModelList, QueueReport, VideoList, model_queue
+from service.api.schemas import (
+    CancelledVideo,
+    CancelledVideos,
+    DeletedSession,
+    DeletedVideo,
+    Model,
+    ModelList,
+    QueueReport,
+    Session,
+    VideoList,
+    model_queue,
+)
 from service.api.webhook_schemas import (
     DeletedWebhookEndpoint,
     WebhookAttempt,
@@ -26,6 +37,7 @@ from service.catalog.registry import ModelRegistry
 from service.jobs.model import EVENT_TYPES, Job, JobState, Output, Phase
 from service.jobs.queue_and_waiting_time import QueueStats, WorkerStats
 from service.jobs.request import VideoRequest
+from service.scopes import DEFAULT_SCOPES
 from service.settings import Settings
 from service.storage import FileStorage
 from service.webhooks.deliveries import State
@@ -44,6 +56,9 @@ REQUESTS: dict[str, dict[str, Any]] = {
         "metadata": {"project": "shapes"},
     },
     "RemixPrompt": {"prompt": "a blue square moving up on a pink background"},
+    "AnotherSeed": {"seed": -1},
+    "CancelVideos": {"ids": ["video_019ab0d8a8007c3e8f5b2d6a4c1e9f70"]},
+    "CancelQueuedVideos": {"status": "queued", "metadata": {"project": "shapes"}},
     "CreateWebhookEndpoint": {
         "name": "my app",
         "url": "https://app.example.com/hooks",
@@ -100,6 +115,9 @@ def _video_bodies() -> dict[str, Any]:
         VideoCancelled=cancelled,
         VideoList=VideoList(data=[completed], first_id=completed.id, last_id=completed.id, has_more=True),
         DeletedVideo=DeletedVideo(id=completed.id),
+        CancelledVideos=CancelledVideos(data=[CancelledVideo(id=cancelled.id, status="failed")], has_more=False),
+        Session=Session(auth="keys", name="dashboard", scopes=sorted(DEFAULT_SCOPES), expires_at=int(_CREATED_AT) + 60),
+        DeletedSession=DeletedSession(),
         Model=model,
         ModelList=ModelList(data=[model]),
         QueueReport=QueueReport(data=[model_queue(stats, None)]),

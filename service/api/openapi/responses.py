@@ -83,6 +83,7 @@ HEADERS: dict[str, Any] = {
     "cache-control": _header("How long the response may be cached"),
     "content-disposition": _header("A file name"),
     "content-range": _header("Which bytes these are, and the size of the file"),
+    "set-cookie": _header("The session"),
     "location": _header("Temporary URL of the file", format="uri"),
 }
 

@@ -26,7 +26,7 @@ from service.jobs.model import Job
 from service.jobs.record_reader import Idempotency
 from service.jobs.request import VideoRequest
 from service.jobs.rq_queues import generate_queue
-from service.wire.video import Renderer, Video
+from service.wire.video import Video
 from service.wiring import Services
 
 log = logging.getLogger("ivmix.api")
@@ -58,6 +58,15 @@ def request_body(*examples: str) -> dict[str, Any]:
         kind: {"schema": ref("schemas", name), "examples": example_refs(*examples)} for kind, name in schemas.items()
     }
     return {"requestBody": {"required": True, "content": content}}
+
+
+CHANGES_BODY: dict[str, Any] = {
+    "requestBody": {
+        "content": {
+            "application/json": {"schema": ref("schemas", "VideoChanges"), "examples": example_refs("AnotherSeed")}
+        }
+    }
+}
 
 
 async def rate_limited(request: Request, writer: Writer) -> Principal:
@@ -112,19 +121,60 @@ async def remix_video(
     response: Response,
     idempotency_key: IdempotencyKey = None,
 ) -> Video:
+    source = await _source(services, writer, video_id)
+    body = _inherited(services, await read_body(request), source)
+    return await run_in_threadpool(_remix, services, writer, body, idempotency_key, response, source)
+
+
+@router.post(
+    "/videos/{video_id}/run_again",
+    summary="Run a video again",
+    description="As remix, but the prompt is inherited too: without a body, the same video is made again. Send "
+    '`{"seed": -1}` for another one.',
+    responses=success("VideoRemixed", headers=("openai-poll-after-ms", "idempotent-replayed"))
+    | CREATE_ERRORS
+    | errors(404),
+    openapi_extra=CHANGES_BODY,
+)
+async def run_again(
+    writer: RateLimitedWriter,
+    video_id: str,
+    request: Request,
+    services: ServicesDep,
+    response: Response,
+    idempotency_key: IdempotencyKey = None,
+) -> Video:
+    source = await _source(services, writer, video_id)
+    has_body = request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers
+    given = await read_body(request) if has_body else {}
+    body = _inherited(services, {"prompt": source.generation.prompt, **given}, source)
+    return await run_in_threadpool(_remix, services, writer, body, idempotency_key, response, source)
+
+
+async def _source(services: Services, writer: Principal, video_id: str) -> Job:
+    """Raises VideoNotFound, or VideoFailed for a damaged record."""
     source = await run_in_threadpool(get_job, services, writer, video_id)
     if isinstance(source, DamagedJob):
-        raise VideoFailed(f"The video '{source.id}' cannot be remixed: its stored record is damaged.")
-    given = await read_body(request)
+        raise VideoFailed(f"The video '{source.id}' cannot be made again: its stored record is damaged.")
+    return source
+
+
+def _inherited(services: Services, given: dict[str, Any], source: Job) -> VideoRequest:
     if isinstance(model := given.get("model"), str):
         given["model"] = services.models.real_name(model)
-    body = parse(given, source.generation)
+    return parse(given, source.generation)
 
-    def remix() -> Video:
-        job = submit_job(services, writer, body, idempotency_key, response, remixed_from=source.id)
-        return _render_created(services, job, response)
 
-    return await run_in_threadpool(remix)
+def _remix(
+    services: Services,
+    writer: Principal,
+    body: VideoRequest,
+    idempotency_key: str | None,
+    response: Response,
+    source: Job,
+) -> Video:
+    job = submit_job(services, writer, body, idempotency_key, response, remixed_from=source.id)
+    return _render_created(services, job, response)
 
 
 def submit_job(
@@ -162,7 +212,7 @@ def submit_job(
 
 def _render_created(services: Services, job: Job, response: Response) -> Video:
     response.headers["openai-poll-after-ms"] = POLL_AFTER_MS
-    renderer = Renderer(services.settings, services.storage)
+    renderer = services.renderer
     try:
         found = services.store.get_with_position(job.id)
     except RedisError:  # the job exists: after an error, clients would create it again

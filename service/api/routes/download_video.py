@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, HTTPException, Request
+from fastapi import APIRouter, Depends, HTTPException, Query, Request
 from fastapi.responses import RedirectResponse, Response, StreamingResponse
+from pydantic.json_schema import SkipJsonSchema
 
-from service.api.auth import Reader, ServicesDep
+from service.api.auth import Principal, ServicesDep, get_reader
 from service.api.openapi.responses import FILE, errors, success
 from service.api.request_path import is_head
 from service.api.routes.videos import get_job
+from service.api_keys import Scope
 from service.errors import NotFound, VideoExpired, VideoFailed, VideoNotReady
 from service.jobs.model import Job, JobState, Output
 from service.storage import VideoStorage
-from service.wire.video import Variant, file_name
+from service.wire.file_urls import FileUrls, Variant
+from service.wire.video import file_name
 
 router = APIRouter(prefix="/v1", tags=["videos"])
 
@@ -31,13 +34,33 @@ _RESPONSES = (
     )
     | success(description="The client's copy is current (If-None-Match)", headers=_FILE_HEADERS, status=304)
     | success(description="A temporary URL of the file", headers=("location", "cache-control"), status=307)
-    | errors(400, 404, 416)
+    | errors(400, 403, 404, 416)
 )
+
+
+async def get_file_reader(
+    request: Request,
+    video_id: str,
+    services: ServicesDep,
+    variant: Variant = "video",
+    expires: Annotated[int | SkipJsonSchema[None], Query(description="Of a signed URL")] = None,
+    signature: Annotated[str | SkipJsonSchema[None], Query(max_length=100, description="Of a signed URL")] = None,
+) -> Principal:
+    """The caller, or any client with a signed URL of this file. Raises NotAllowed for one that is not valid."""
+    if signature is None:
+        return await get_reader(request)
+    FileUrls.of(services.settings, services.signer).check(video_id, variant, expires, signature)
+    return URL_HOLDER
+
+
+# The URL was checked: it is of this file, and a client that may see the video got it.
+URL_HOLDER = Principal(owner="", scopes=frozenset({Scope.READ_ALL}), requests_per_minute=None, max_waiting=None)
+FileReader = Annotated[Principal, Depends(get_file_reader)]
 
 
 @router.get("/videos/{video_id}/content", summary="Download a video", responses=_RESPONSES, response_class=Response)
 def download_video(
-    request: Request, video_id: str, reader: Reader, services: ServicesDep, variant: Variant = "video"
+    request: Request, video_id: str, reader: FileReader, services: ServicesDep, variant: Variant = "video"
 ) -> Response:
     return _content(request, get_job(services, reader, video_id), variant, services.storage)
 

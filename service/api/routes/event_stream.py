@@ -23,7 +23,6 @@ from service.api.openapi.responses import errors, example_refs, ref, success
 from service.api.routes.videos import get_job_and_position
 from service.errors import NotAllowed, NotAuthenticated, NotFound
 from service.jobs.model import Job, JobState
-from service.wire.video import Renderer
 from service.wiring import Services
 
 POLL_INTERVAL_S = 0.5
@@ -94,7 +93,7 @@ async def _events(
     request: Request, services: Services, video_id: str, last_event_id: str | None
 ) -> AsyncIterator[bytes]:
     stopping = request.app.state.open_requests.stopping
-    renderer = Renderer(services.settings, services.storage)
+    renderer = services.renderer
     last_sent = time.monotonic()
     end = last_sent + MAX_DURATION_S
     while not stopping.is_set() and time.monotonic() < end:

@@ -14,9 +14,10 @@ from redis.exceptions import RedisError
 from starlette.concurrency import run_in_threadpool
 
 from service.api.auth import ServicesDep, WebhookOwner, get_webhook_owner
+from service.api.json_body import read_json_body
 from service.api.open_requests import OpenRequests, client_of
 from service.api.openapi.responses import errors, json_body, success
-from service.api.webhook_schemas import TestEndpointRequest, WebhookEndpointTest, read_json_body
+from service.api.webhook_schemas import TestEndpointRequest, WebhookEndpointTest
 from service.errors import WebhookTestFailed
 from service.ids import new_id
 from service.jobs.model import EventType

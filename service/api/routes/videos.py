@@ -15,13 +15,13 @@ from service.api.openapi.responses import errors, success
 from service.api.polls import DirectRoute, PollBatcher
 from service.api.routes.video_filters import METADATA_PARAMETER, AfterParameter, Filter, check_cursor
 from service.api.schemas import DeletedVideo, VideoList
-from service.errors import StorageError, VideoNotFound
+from service.errors import NotAllowed, StorageError, VideoNotFound
 from service.jobs.job_list import Order
 from service.jobs.model import Job
 from service.jobs.record_reader import JobWithPosition
 from service.jobs.store import Deletion
 from service.storage.manifest import delete_files
-from service.wire.video import Renderer, Video
+from service.wire.video import Video
 from service.wiring import Services
 
 POLL_AFTER_MS = "1000"  # constant, because the SDKs use the first value for the whole wait
@@ -46,6 +46,14 @@ def get_job_and_position(services: Services, principal: Principal, video_id: str
     return found
 
 
+def get_own_job(services: Services, principal: Principal, video_id: str) -> Job:
+    """A job that the caller may change. Raises VideoNotFound or NotAllowed."""
+    job = get_job(services, principal, video_id)
+    if not principal.may_change(job.owner) and not services.store.is_in_index(job.id, principal.owner):
+        raise NotAllowed(f"This API key may see the videos of other keys, but not change them, as '{video_id}'.")
+    return job
+
+
 def _is_visible(services: Services, principal: Principal, job: Job) -> bool:
     owner = principal.visible_owner
     return owner in (None, job.owner) or (not job.owner and services.store.is_in_index(job.id, owner))
@@ -67,7 +75,7 @@ async def retrieve_video(request: Request, video_id: str) -> Response:
     job, position = found
     if job.is_overdue(time.time()) or reader.visible_owner not in (None, job.owner):
         job, position = await run_in_threadpool(get_job_and_position, services, reader, video_id)
-    video = Renderer(services.settings, services.storage).video(job, queue_position=position)
+    video = services.renderer.video(job, queue_position=position)
     return Response(
         video.model_dump_json(), media_type="application/json", headers={"openai-poll-after-ms": POLL_AFTER_MS}
     )
@@ -91,7 +99,7 @@ def list_videos(
     if after is not None:
         check_cursor(services, after, reader.visible_owner)
     jobs, has_more = services.store.lists.page(wanted, limit=limit, order=order, after=after)
-    renderer = Renderer(services.settings, services.storage)
+    renderer = services.renderer
     videos = [renderer.video(job) for job in jobs]
     first_id, last_id = (videos[0].id, videos[-1].id) if videos else (None, None)
     return VideoList(data=videos, first_id=first_id, last_id=last_id, has_more=has_more and last_id is not None)
@@ -106,7 +114,7 @@ def list_videos(
     responses=success("DeletedVideo") | errors(404),
 )
 def delete_video(video_id: str, writer: Writer, services: ServicesDep) -> DeletedVideo:
-    job = get_job(services, writer, video_id)
+    job = get_own_job(services, writer, video_id)
     deletion = services.store.delete(job.id, owner=writer.owner)
     if deletion is None:
         raise VideoNotFound(video_id)
@@ -129,12 +137,12 @@ def delete_video(video_id: str, writer: Writer, services: ServicesDep) -> Delete
     responses=success("VideoCancelled", headers=("openai-poll-after-ms",)) | errors(404),
 )
 def cancel_video(video_id: str, writer: Writer, services: ServicesDep, response: Response) -> Video:
-    job = services.store.cancel(get_job(services, writer, video_id).id)
+    job = services.store.cancel(get_own_job(services, writer, video_id).id)
     if job is None:
         raise VideoNotFound(video_id)
     log.info("%s: cancel requested, state %s", job.id, job.state)
     response.headers["openai-poll-after-ms"] = POLL_AFTER_MS
-    return Renderer(services.settings, services.storage).video(job)
+    return services.renderer.video(job)
 
 
 def unsupported(request: Request) -> Response:

@@ -10,6 +10,7 @@ from pydantic.json_schema import SkipJsonSchema
 
 from service.api.auth import WebhookOwner
 from service.api.cursors import cursor, cursor_schema
+from service.api.json_body import read_json_body
 from service.api.openapi.responses import errors, json_body, success
 from service.api.webhook_schemas import (
     CreateEndpointRequest,
@@ -23,7 +24,6 @@ from service.api.webhook_schemas import (
     WebhookEndpointList,
     WebhookEndpointWithSecret,
     WebhookEventTypeList,
-    read_json_body,
     render_delivery,
     render_endpoint,
     render_endpoint_with_secret,

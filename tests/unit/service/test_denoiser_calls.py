@@ -30,6 +30,9 @@ def calls(steps: int = 50, spacing: Spacing | None = None, **settings: object) -
         ({"name": "zigzag"}, (0, 148)),
         ({"name": "fused"}, (50, 50)),
         ({"name": "freeinit", "iterations": 5}, (0, 250)),
+        ({"name": "official"}, (96, 147)),  # 100 and 150, of which 7 have no effect
+        ({"name": "official", "active_steps": (10, 19)}, (20, 69)),
+        ({"name": "official", "active_steps": (1, 0)}, (0, 49)),
     ],
     ids=str,
 )
@@ -69,7 +72,7 @@ def test_every_setting_is_used_by_a_sampler() -> None:
         ({"iterations": 11}, "iterations", "less than or equal to 10"),
         ({"goback_guidance": -1}, "goback_guidance", "greater than or equal to 0"),
         ({"name": "ddim", "network": "audio"}, "network", "'image' or 'video'"),
-        ({"name": "euler"}, "name", "'iv-mixed', 'ddim', 'zigzag', 'freeinit' or 'fused'"),
+        ({"name": "euler"}, "name", "'iv-mixed', 'ddim', 'zigzag', 'freeinit', 'fused' or 'official'"),
     ],
     ids=str,
 )

@@ -42,7 +42,7 @@ def test_samplers_keep_their_order_and_get_the_settings_that_they_use() -> None:
             "ddim,ddim-image",
             {"rho": 3},
             "rho",
-            "none of ddim, ddim-image has rho; leave it out, or add iv-mixed, fused.",
+            "none of ddim, ddim-image has rho; leave it out, or add iv-mixed, fused, official.",
         ),
         ("ddim,iv-mixed", {"network": "image"}, "network", "leave out --network"),
     ],
@@ -55,6 +55,16 @@ def test_other_lists_are_refused_with_the_way_out(
         compared_samplers(text, settings)
     assert raised.value.param == param
     assert complaint in raised.value.message
+
+
+def test_released_code_gets_the_settings_that_it_has_for_the_models_family() -> None:
+    given = {"zz": 2, "rho": 3.0}
+    animatediff = compared_samplers("fused,official", given)
+    videocrafter = compared_samplers("fused,official", given, "videocrafter")
+    assert animatediff["official"] == {"name": "official", "zz": 2, "rho": 3.0}
+    assert videocrafter == {"fused": {"name": "fused", "rho": 3.0}, "official": {"name": "official", "zz": 2}}
+    with pytest.raises(InvalidParameter, match=r"none of fused, official has zz; leave it out\.$"):
+        compared_samplers("fused,official", given, "modelscope")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,61 @@
+"""The sampler of a request: the model's own settings with the request's changes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from service.errors import InvalidParameter
+from service.jobs.released_loops import RELEASED, Family
+from service.jobs.sampler_settings import USES, SamplerSettings
+
+
+def choose_sampler(own: SamplerSettings, family: Family, changes: Mapping[str, Any]) -> SamplerSettings:
+    """Return the sampler with all its settings.
+
+    Args:
+        own: the model's sampler.
+        family: of the model.
+        changes: the request's settings; None means not given.
+
+    Raises:
+        ValidationError: a setting is unknown or its value impossible.
+        InvalidParameter: the chosen sampler does not read a setting, which differs from the model's.
+    """
+    given = {name: value for name, value in changes.items() if value is not None}
+    settings = own.model_dump()
+    if given.get("name", own.name) == "official":
+        released = _released_settings(family)
+        settings = released | settings if own.name == "official" else settings | released
+    chosen = SamplerSettings.model_validate(settings | given)
+    for name in set(given) - settings_of(chosen.name, family) - {"name"}:
+        if getattr(chosen, name) != getattr(own, name):
+            raise InvalidParameter(f"sampler.{name}", _not_read(name, chosen.name, family))
+    return chosen
+
+
+def settings_of(sampler: str, family: Family) -> frozenset[str]:
+    """Names of the settings that a sampler reads for a model of this family."""
+    return USES[sampler] - RELEASED[family].ignored if sampler == "official" else USES[sampler]
+
+
+def or_use(setting: str, family: Family, verb: str = "use") -> str:
+    """The end of a way out: the samplers that read the setting, if there are any."""
+    readers = [sampler for sampler in USES if setting in settings_of(sampler, family)]
+    return f", or {verb} {', '.join(readers)}" if readers else ""
+
+
+def _released_settings(family: Family) -> dict[str, Any]:
+    """The values of the released code, of the settings that sampler `official` reads."""
+    released, fields = RELEASED[family], SamplerSettings.model_fields
+    values = {name: fields[name].default for name in USES["official"]}
+    values |= {"active_steps": released.active_steps, "zz": released.zz}
+    return {name: values[name] for name in settings_of("official", family)}
+
+
+def _not_read(name: str, sampler: str, family: Family) -> str:
+    released = f": the released {family} code does not use it" if name in USES[sampler] else ""
+    way_out = f"leave it out{or_use(name, family)}"
+    if (sampler, name) == ("official", "interval"):
+        way_out = "its active_steps are the first and the last step with a zig-zag, counted from 0"
+    return f"Sampler '{sampler}' has no {name}{released}; {way_out}."
