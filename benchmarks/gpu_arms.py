@@ -12,7 +12,7 @@ from torch import Tensor
 from benchmarks.gpu_networks import Pair
 from benchmarks.released_loops import SCHEDULER, released_loop
 from sampler import ImageDenoiser, NoiseSchedule, VideoDenoiser, official_plan, sample
-from service.catalog.model_entry import Optimise
+from service.catalog.optimise import Optimise
 from worker.networks.optimise import BlockCompiler, OptimisedNetwork, TextKVCache
 from worker.networks.optimise.weight_memory import channels_last, resident_bytes
 

@@ -57,6 +57,10 @@ class ReplayedChild:
     def seconds(self) -> float:
         return self.encode_s + sum(self.steps_s) + self.decode_s
 
+    @property
+    def is_loaded(self) -> bool:
+        return True
+
     def ensure(self, beat: Callable[[], bool]) -> None: ...
 
     def start(self, run: Run) -> ReplayedJob:

@@ -2,31 +2,52 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import Literal, get_args
 
-from sampler.denoise_and_goback_moves import AnyMove, FusedMove, ModelName
+from sampler.denoise_and_goback_moves import AnyMove, FusedMove, ModelName, Move
 from sampler.level_grid import LevelGrid
 from sampler.noise_schedule import NoiseSchedule
 from sampler.plan import Plan
 from sampler.validation import Guidance, Range, active_steps, finite_number, guidance_ramps, one_of
 
+Grid = Literal["adjacent", "diffusers"]
 
-def ddim_plan(schedule: NoiseSchedule, steps: int = 50, *, guidance: float = 7.5, model: ModelName = "video") -> Plan:
+
+def ddim_plan(
+    schedule: NoiseSchedule,
+    steps: int = 50,
+    *,
+    guidance: float = 7.5,
+    model: ModelName = "video",
+    grid: Grid = "adjacent",
+) -> Plan:
     """DDIM with one model alone (arXiv:2010.02502 Eq. 12, eta = 0): one call a step.
 
     Args:
-        schedule: noise schedule of that model; steps go between adjacent timesteps of it.
+        schedule: noise schedule of that model.
         steps: from 1 to the number of timesteps in `schedule`.
         guidance: classifier-free guidance scale of that model; any finite number.
         model: "video", or "image": every frame by itself. From independent noise the frames then share only the prompt.
+        grid: where a step ends. "adjacent": at the next timestep of the run. "diffusers": `len(schedule) // steps`
+            timesteps lower, as diffusers' DDIMScheduler does; the same for "leading", and for "trailing" where `steps`
+            divides the timesteps, but not for "linspace", where each step overlaps the next or leaves a gap.
 
     Raises:
         InvalidSetting: names the parameter, its value and what is allowed.
     """
-    grid = LevelGrid(schedule, steps)
+    levels = LevelGrid(schedule, steps)
     finite_number("guidance", guidance)
     one_of("model", model, get_args(ModelName))
-    return Plan(tuple((grid.ordinary_step(i, guidance, model),) for i in range(grid.steps)))
+    one_of("grid", grid, get_args(Grid))
+    if grid == "adjacent":
+        return Plan(tuple((levels.ordinary_step(i, guidance, model),) for i in range(levels.steps)))
+    alphas, stride = schedule.alphas_cumprod, len(schedule) // levels.steps
+
+    def move(t: int) -> Move:
+        below = alphas[t - stride] if t >= stride else schedule.final_alpha
+        return Move(model, t, alphas[t], below, guidance)
+
+    return Plan(tuple((move(t),) for t in schedule.timesteps(steps)))
 
 
 def zigzag_plan(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, Literal, Self, cast, get_args
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from sampler.errors import InvalidSetting
+from sampler.scheduler_config import complete_config
 from sampler.validation import finite_number, one_of, whole_number
 
 TimestepSpacing = Literal["linspace", "leading", "trailing"]
@@ -56,6 +57,7 @@ class NoiseSchedule:
             )
         one_of("timestep_spacing", self.timestep_spacing, get_args(TimestepSpacing))
         one_of("prediction_type", self.prediction_type, get_args(PredictionType))
+        _check_run_settings(self.steps_offset, self.set_alpha_to_one)
 
     def __repr__(self) -> str:
         others = ", ".join(f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if f.name != "alphas_cumprod")
@@ -96,38 +98,36 @@ class NoiseSchedule:
         return cls(_cumulate(torch.tensor(betas, dtype=torch.float32)), **settings)
 
     @classmethod
+    def from_betas(cls, betas: Sequence[float], steps: int, **settings: Any) -> Self:
+        """The betas themselves ("trained_betas"), one for each of `steps` timesteps. Args as in `scaled_linear`."""
+        whole_number("steps", steps)
+        if len(betas) != steps or not all(0 < finite_number("trained_betas", beta) < 1 for beta in betas):
+            raise InvalidSetting(f"trained_betas must be {steps} numbers in (0, 1), one for each timestep")
+        return cls(_cumulate(torch.tensor(list(betas), dtype=torch.float32)), **settings)
+
+    @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
         """From a diffusers scheduler config.
 
         Args:
-            config: `scheduler.config`, or the contents of a scheduler_config.json. Missing keys have the defaults of
-                `DDIMScheduler`.
+            config: `scheduler.config`, or the contents of a scheduler_config.json. Missing keys: see
+                `sampler.scheduler_config`. What only other samplers read, such as use_karras_sigmas, is ignored.
 
         Raises:
             InvalidSetting: the config has a feature that is not supported; the message names it.
         """
-        if config.get("rescale_betas_zero_snr"):
-            raise InvalidSetting(
-                "rescale_betas_zero_snr=True is not supported: its last level holds no signal, so nothing can be "
-                "inverted there; train or load the network with rescale_betas_zero_snr=False"
-            )
-        if config.get("trained_betas") is not None:
-            raise InvalidSetting("trained_betas is not supported; give beta_schedule, beta_start and beta_end instead")
-        beta_schedule = config.get("beta_schedule", "linear")
-        betas = config.get("beta_start", 0.0001), config.get("beta_end", 0.02)
+        complete = complete_config(config)
+        steps, trained = complete.pop("num_train_timesteps"), complete.pop("trained_betas")
+        beta_schedule, *betas = (complete.pop(key) for key in ("beta_schedule", "beta_start", "beta_end"))
+        if trained is not None:
+            return cls.from_betas(trained, steps, **complete)
         make: dict[str, Callable[..., Self]] = {
             "linear": partial(cls.linear, *betas),
             "scaled_linear": partial(cls.scaled_linear, *betas),
             "squaredcos_cap_v2": cls.squaredcos,
         }
         one_of("beta_schedule", beta_schedule, tuple(make))
-        return make[beta_schedule](
-            steps=config.get("num_train_timesteps", 1000),
-            timestep_spacing=config.get("timestep_spacing", "leading"),
-            steps_offset=config.get("steps_offset", 0),
-            set_alpha_to_one=config.get("set_alpha_to_one", True),
-            prediction_type=config.get("prediction_type", "epsilon"),
-        )
+        return make[beta_schedule](steps=steps, **complete)
 
     def __len__(self) -> int:
         """Number of timesteps the network was trained with."""
@@ -190,6 +190,13 @@ def _log_noise_to_signal(alpha: float) -> float:
 
 def _cumulate(betas: Tensor) -> tuple[float, ...]:
     return tuple(cast("list[float]", torch.cumprod(1.0 - betas, dim=0).tolist()))  # pyright: ignore[reportUnknownMemberType]
+
+
+def _check_run_settings(steps_offset: Any, set_alpha_to_one: Any) -> None:  # Any: what a caller passed is checked
+    if not isinstance(steps_offset, int) or isinstance(steps_offset, bool) or steps_offset < 0:
+        raise InvalidSetting(f"steps_offset={steps_offset!r} must be a whole number of at least 0")
+    if not isinstance(set_alpha_to_one, bool):
+        raise InvalidSetting(f"set_alpha_to_one={set_alpha_to_one!r} must be True or False")
 
 
 def _check_betas(beta_start: Any, beta_end: Any, steps: Any) -> None:  # Any: what a caller passed is checked

@@ -153,3 +153,12 @@ class NoSpace(ServiceUnavailable):
 
     def __init__(self) -> None:
         super().__init__("The server has too little free disk space for new videos; try again later.")
+
+
+class ModelUnavailable(ServiceUnavailable):
+    """No worker can load the model. `reason` is one sentence without paths of the server."""
+
+    code = "model_unavailable"
+
+    def __init__(self, model: str, reason: str) -> None:
+        super().__init__(f"Model '{model}' cannot be loaded at present: {reason}")

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, BeforeValidator, Field, FilePath, SecretStr, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.environment import PREFIX, is_service_address, refuse_unknown_variables
@@ -30,12 +30,18 @@ def default_data_dir() -> Path:
     return Path(home) / "ivmix"
 
 
-def _expand(path: Path) -> Path:
-    """`~` at the start, which only shells expand."""
+def expand_home(path: Path) -> Path:
+    """With the home folder for `~` at the start, which only shells expand. Raises ValueError if there is none."""
     try:
         return path.expanduser()
     except RuntimeError as e:
         raise ValueError(f"'{path}': there is no such home folder; write the path in full") from e
+
+
+def _existing_file(path: Path) -> Path:
+    if not path.is_file():
+        raise ValueError(f"'{path}' is not a file")
+    return path
 
 
 def _split(value: object) -> object:
@@ -55,7 +61,7 @@ T = TypeVar("T")
 CommaSeparated = Annotated[tuple[T, ...], NoDecode, BeforeValidator(_split)]
 NetworkOrHost = Annotated[str, AfterValidator(_network_or_host)]
 Delay = Annotated[float, Field(ge=0)]
-ExpandedPath = Annotated[Path, AfterValidator(_expand)]
+ExpandedPath = Annotated[Path, AfterValidator(expand_home)]
 
 
 class Section(str):
@@ -104,7 +110,7 @@ class Settings(BaseSettings):
     """URL of the S3 server. If unset: AWS."""
     s3_public_endpoint_url: str | None = None
     """URL under which clients reach the S3 server, if it differs from IVMIX_S3_ENDPOINT_URL; used in download URLs."""
-    s3_ca_file: FilePath | None = None
+    s3_ca_file: Annotated[ExpandedPath, AfterValidator(_existing_file)] | None = None
     """PEM file with the CA of the server's certificate. If unset: the system's CAs."""
     s3_region: str | None = None
     """Region of the bucket. If unset: `us-east-1`."""
@@ -224,8 +230,8 @@ class Settings(BaseSettings):
     log_format: Annotated[LogFormat, Section("Logging and probes")] = "auto"
     """`json`: one object per line. `auto`: `text` in a terminal, otherwise `json`."""
     pulse_file: ExpandedPath | None = None
-    """File that a worker with loaded models, a webhook dispatcher or a maintenance process touches every few seconds,
-    for liveness probes. One file per process."""
+    """File that a worker, a webhook dispatcher or a maintenance process touches every few seconds, for liveness probes.
+    A worker writes `ready` or `not ready` into it, for readiness probes. One file per process."""
 
     @model_validator(mode="after")
     def _has_s3_settings(self) -> Self:

@@ -13,6 +13,7 @@ from redis import Redis
 from service.api_keys import KeyStore
 from service.catalog.registry import ModelRegistry
 from service.errors import ConfigurationError, StorageError
+from service.jobs.model_loads import ModelLoads
 from service.jobs.outbox import Outbox
 from service.jobs.store import JobStore
 from service.redis_connection.client import open_redis
@@ -45,6 +46,7 @@ class Services:
     redis: Redis
     probe: Redis  # the same server with short timeouts, for health checks
     store: JobStore
+    loads: ModelLoads
     keys: KeyStore
     storage: VideoStorage
     models: ModelRegistry
@@ -77,6 +79,7 @@ def open_services(settings: Settings) -> Services:
         redis=redis,
         probe=open_redis(settings.redis_url, reply_timeout_s=0.4, connect_timeout_s=0.4, retries=0),
         store=JobStore(redis, retention_seconds=settings.retention_seconds, lease_s=settings.lease_s),
+        loads=ModelLoads(redis),
         keys=KeyStore(redis),
         storage=open_storage(settings),
         models=ModelRegistry.of(settings),

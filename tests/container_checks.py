@@ -36,6 +36,8 @@ THIRD_PARTY = {
     "XDG_CACHE_HOME",
 }
 HEARTBEAT_PROBE = 'test -n "$(find "$IVMIX_PULSE_FILE" -mmin -2)"'
+READY_PROBE = 'grep -qx ready "$IVMIX_PULSE_FILE"'
+READY_PROBES = {READY_PROBE, f"{READY_PROBE} && {HEARTBEAT_PROBE}"}
 HAVE_HEARTBEAT = {"worker", "webhooks", "maintenance"}
 
 
@@ -113,8 +115,10 @@ def _probes(container: Container) -> Iterator[str]:
         if number not in listening or not listening[number](path):
             yield f"a probe requests {path} on port {port}, which does not exist"
     for program in container.exec_probes:
-        if program != HEARTBEAT_PROBE:
+        if program not in {HEARTBEAT_PROBE, *READY_PROBES}:
             yield f"a probe runs {program}"
+        elif program in READY_PROBES and container.arguments[0] != "worker":
+            yield "only a worker's heartbeat file contains whether it is ready"
         elif container.arguments[0] not in HAVE_HEARTBEAT or f"{PREFIX}PULSE_FILE" not in container.variables:
             yield "a probe checks a heartbeat file that the program does not write"
 

@@ -1,9 +1,10 @@
 """`python -m tests.fake_worker` runs a real worker, parent and child, with an engine that only sleeps.
 
 The prompt names faults as fault@step: `die`, `hang`, `fail` (the device is lost), `late` (waits until the file named by
-FAKE_GATE exists). fault@decode happens after the last step. FAKE_STEP_S sets the duration of a step. If FAKE_WINDOW is
-set, the worker creates the file it names after dequeuing a job and waits there, before starting it, until it is
-stopped. FAKE_CLOCK_S: see tests/skewed_clock.py.
+FAKE_GATE exists). fault@decode happens after the last step. FAKE_STEP_S sets the duration of a step. While the file
+named by FAKE_LOAD exists, loading fails with its content as the reason. If FAKE_WINDOW is set, the worker creates the
+file it names after dequeuing a job and waits there, before starting it, until it is stopped. FAKE_CLOCK_S: see
+tests/skewed_clock.py.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from service.errors import ConfigurationError
 from service.jobs.model import Generation, Phase
 from service.process.heartbeat_file import HeartbeatFile
 from service.process.startup import start_process
@@ -107,9 +109,16 @@ class FakeEngine:
     def warm_up(self, _generation: Generation) -> None: ...
 
 
+def load() -> FakeEngine:
+    file = Path(os.environ.get("FAKE_LOAD", os.devnull))
+    if reason := file.read_text() if file.exists() else "":
+        raise ConfigurationError(reason)
+    return FakeEngine()
+
+
 def enter(control: Connection, parent: int, settings: Settings, model: str) -> None:
     skew_clock()
-    start(control, parent, settings, FakeEngine)  # type: ignore[arg-type]
+    start(control, parent, settings, load)  # type: ignore[arg-type]
 
 
 def stay_in_window(flag: Path) -> None:

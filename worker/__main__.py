@@ -1,4 +1,4 @@
-"""`python -m worker [model]`: load the models, then work until SIGTERM. Exits with 1 if the models do not load."""
+"""`python -m worker [model]`: load the models, then work until SIGTERM. Models that do not load are tried again."""
 
 from __future__ import annotations
 
@@ -6,21 +6,23 @@ import logging
 import signal
 import sys
 import threading
+from pathlib import Path
 from types import FrameType
 
 from redis.exceptions import RedisError
 
+from service.jobs.model_loads import ModelLoads
 from service.log_config import ONCE_A_MINUTE
 from service.process.data_folder import prepare_folder
 from service.process.heartbeat_file import HeartbeatFile
-from service.process.readiness import report_ready
 from service.process.startup import one_sentence_errors, prepare_data_folder, start_process
 from service.redis_connection.client import open_redis
 from service.redis_connection.wait import require_not_refused, wait_for_redis
 from service.wiring import Services, check_storage, open_services
-from worker.parent.child_process import Child, ChildDied, ChildProcess
+from worker.parent.child_process import Child, ChildProcess
 from worker.parent.job_runner import Runner
 from worker.parent.metrics import WorkerMetrics
+from worker.parent.model_loader import ModelLoader
 from worker.parent.rq_worker import GenerationWorker
 from worker.scratch import Scratch
 
@@ -46,42 +48,48 @@ def main() -> int:
 
 
 def work(services: Services, model: str, child: Child, metrics: WorkerMetrics, heartbeat_file: HeartbeatFile) -> int:
-    """Work until a signal, and return the exit status. The heartbeat starts when the models are loaded."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # while the models load there is no job to requeue
-        signal.signal(number, _exit_at_once)
+    """Work until a signal, and return the exit status. Whenever the child has ended, load the models again."""
+    stopping = threading.Event()
+
+    def request_stop(_number: int, _frame: FrameType | None) -> None:
+        stopping.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):  # RQ's handlers, which replace these, set the same event
+        signal.signal(number, request_stop)
+    settings, files = services.settings, _files(services, model)
+    loader = ModelLoader(child, model, ModelLoads(services.probe), metrics, heartbeat_file, stopping, files)
+    scratch = Scratch(settings.scratch_folder)
+    runner = Runner(services.store, services.storage, child, scratch, settings, metrics, heartbeat_file)
     try:
-        child.ensure(lambda: True)
-        report_ready(model, child.device)
-        settings = services.settings
-        scratch = Scratch(settings.scratch_folder)
-        runner = Runner(services.store, services.storage, child, scratch, settings, metrics, heartbeat_file)
-        _work_until_stopped(services, model, runner, heartbeat_file)
+        is_loaded = loader.load()
+        if is_loaded:
+            with one_sentence_errors():
+                wait_for_redis(services.redis_url, stopping, heartbeat_file.beat)
+        while is_loaded:
+            _take_jobs(services, model, runner, stopping)
+            is_loaded = loader.load()
         runner.background.close()
         return 0
-    except ChildDied as e:
-        log.error("cannot load the models of %s: %s", model, e)
-        return 1
     finally:
         child.kill()
 
 
-def _work_until_stopped(services: Services, model: str, runner: Runner, heartbeat_file: HeartbeatFile) -> None:
+def _take_jobs(services: Services, model: str, runner: Runner, stopping: threading.Event) -> None:
     """RQ's loop ends when Redis is unreachable; start a new one and keep the models loaded."""
-    stopping = threading.Event()
-    with one_sentence_errors():
-        wait_for_redis(services.redis_url, stopping, heartbeat_file.beat)
     with open_redis(services.redis_url, reply_timeout_s=None) as redis:
-        while not stopping.is_set():
-            heartbeat_file.beat()
+        while not stopping.is_set() and runner.child.is_loaded:
+            runner.heartbeat_file.beat()
             try:
-                GenerationWorker(redis, model, runner, stopping, heartbeat_file).work(logging_level="WARNING")
+                GenerationWorker(redis, model, runner, stopping, runner.heartbeat_file).work(logging_level="WARNING")
             except RedisError as e:
                 log.error("Redis is unreachable: %s", type(e).__name__, extra=ONCE_A_MINUTE)
-            stopping.wait(RECONNECT_S)
+            if runner.child.is_loaded:
+                stopping.wait(RECONNECT_S)
 
 
-def _exit_at_once(_number: int, _frame: FrameType | None) -> None:
-    sys.exit(0)
+def _files(services: Services, model: str) -> list[Path]:
+    components = services.models.get(model).all_components.values()
+    return [services.settings.models_file, *(part.path for part in components if part.path is not None)]
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ from rich.console import Console
 from service.catalog.model_entry import ModelEntry, invalid_parameter
 from service.catalog.registry import ModelRegistry
 from service.cli.console import Steps
-from service.errors import InvalidParameter
+from service.cli.errors import user_errors
+from service.errors import InvalidParameter, ServiceError
 from service.jobs.model import Generation, Phase
 from service.jobs.request import VideoRequest
 from service.jobs.sampler_settings import USES
@@ -67,6 +68,7 @@ def generate(
     goback_guidance: Annotated[float | None, _sampler_option("zigzag")] = None,
     iterations: Annotated[int | None, _sampler_option("freeinit")] = None,
     network: Annotated[str | None, _sampler_option("ddim: video, image")] = None,
+    grid: Annotated[str | None, _sampler_option("ddim: adjacent, diffusers")] = None,
     active_steps: Annotated[StepPair, _sampler_option("official: first and last step with a zig-zag, from 0")] = None,
     zz: Annotated[int | None, _sampler_option("official: no image model in every zz-th step")] = None,
 ) -> None:
@@ -75,8 +77,10 @@ def generate(
 
 
 def _run(options: dict[str, Any]) -> None:
-    """`options` are those of `generate`. Raises InvalidParameter."""
-    entry = ModelRegistry.of(load_settings()).get(options["model"])
+    """`options` are those of `generate`. Raises ServiceError, RequestError."""
+    from service.cli.follow import check_output  # it loads an HTTP client
+
+    entry, output = ModelRegistry.of(load_settings()).get(options["model"]), check_output(options["output"])
     generations = _generations(entry, options)
     steps = Steps(Console(stderr=True))
     with steps.step("models", f"loading {entry.id}") as step:
@@ -85,7 +89,7 @@ def _run(options: dict[str, Any]) -> None:
             from worker.child import mp4
             from worker.child.engine import Engine
 
-        engine, output = Engine(entry), options["output"].expanduser()
+        engine = Engine(entry)
         if options["compare"]:  # first what every sampler needs once, or it would count as the time of the first one
             engine.warm_up(entry.default_generation)
         step.done = f"{entry.id} on {engine.device_name}"
@@ -134,10 +138,18 @@ def _generate(engine: Engine, name: str, generation: Generation, steps: Steps) -
         def show(phase: Phase, step: int, total: int) -> None:
             shown.update(f"{name} {phase} {step}/{total}", step, total)
 
-        clip = engine.generate(generation, show)
+        try:
+            clip = engine.generate(generation, show)
+        except Exception as e:
+            from worker.child.failures import expected_failure
+
+            if failed := expected_failure(e):
+                raise ServiceError(failed.message) from e
+            raise
         shown.done = f"{name}, {generation.total_steps} steps"
     return clip
 
 
 if __name__ == "__main__":
-    app(prog_name="ivmix generate")
+    with user_errors():
+        app(prog_name="ivmix generate")

@@ -2,7 +2,7 @@
 
 Each job has its own pipe. The parent sends Run, and may send Stop later. The child sends Progress and StorageCall,
 Sampled when it is ready for the next job, and at the end Done, Failed or Stopped. A control pipe carries Ready once and
-then the child's ends of the jobs' pipes.
+then the child's ends of the jobs' pipes, or CannotLoad, after which the child ends.
 """
 
 from __future__ import annotations
@@ -45,6 +45,20 @@ class Ready:
     """Spent loading the models."""
     device: str
     """Where they are, for people."""
+
+
+@dataclass(frozen=True)
+class CannotLoad:
+    """The models did not load."""
+
+    reason: str
+    """One sentence for the operator."""
+    shown: str
+    """One sentence for clients, without folders of this machine."""
+    is_final: bool = False
+    """The same happens again until files or settings are changed."""
+    details: str = ""
+    """Traceback of an unexpected error."""
 
 
 @dataclass(frozen=True)
@@ -91,4 +105,4 @@ class Stopped:
     """The reply to Stop."""
 
 
-Report = Ready | Progress | Sampled | Done | Failed | Stopped | StorageCall
+Report = Ready | CannotLoad | Progress | Sampled | Done | Failed | Stopped | StorageCall

@@ -15,6 +15,8 @@ from service.settings import load_settings
 def verify(entry: ModelEntry) -> Iterator[str]:
     """One line per valid component. Raises ConfigurationError for the first invalid one."""
     with quick_imports():  # of diffusers, which takes seconds: not for --help
+        from worker.networks.schedules import load_schedules, schedule_warnings
+        from worker.networks.vae_config import check_vae_config
         from worker.networks.weight_checks import check_files, check_shapes
 
     check_files(entry)
@@ -24,6 +26,9 @@ def verify(entry: ModelEntry) -> Iterator[str]:
             check_shapes(entry, name)
             checks.append("names and shapes of all weights")
         yield f"{name}: OK ({', '.join(checks) or 'present'})"
+    load_schedules(entry)
+    check_vae_config(entry)
+    yield from (f"warning: {warning}" for warning in schedule_warnings(entry))
 
 
 app = typer.Typer(add_completion=False)

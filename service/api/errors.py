@@ -16,6 +16,7 @@ from starlette.requests import ClientDisconnect
 from service.errors import (
     IdempotencyKeyReused,
     InvalidParameter,
+    ModelUnavailable,
     NoSpace,
     NotAllowed,
     NotAuthenticated,
@@ -54,7 +55,14 @@ STATUS: dict[type[ServiceError], int] = {
 }
 
 # POST /v1/videos/sync without a video, by the job's error code; every other code is 500.
-SYNC_STATUS = {"invalid_input": 400, "not_finite": 400, "cancelled": 400, "sync_timeout": 504, "start_timeout": 504}
+SYNC_STATUS = {
+    "invalid_input": 400,
+    "not_finite": 400,
+    "cancelled": 400,
+    "model_unavailable": 503,
+    "sync_timeout": 504,
+    "start_timeout": 504,
+}
 
 TYPE = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
@@ -130,6 +138,8 @@ def _handle_service_error(request: Request, e: Exception) -> JSONResponse:
         return error_response(SYNC_STATUS.get(e.reason, 500), e.message, code=e.reason, headers=headers)
     if isinstance(e, NoSpace):
         return error_response(503, e.message, code=e.code, headers={"retry-after": str(NO_SPACE_RETRY_AFTER_S)})
+    if isinstance(e, ModelUnavailable):
+        return error_response(503, e.message, code=e.code)
     status = next((STATUS[kind] for kind in type(e).__mro__ if kind in STATUS), 500)
     if status >= 500:
         _log(request, e)  # the details name hosts and buckets, so they go to the log only

@@ -63,6 +63,7 @@ class QueueCollector(Collector):
         services = self._services
         try:
             queues = [queue_stats(services.redis, services.store, model) for model in services.models.ids()]
+            failures = services.loads.failures(services.models.ids())
             outbox, pending = services.webhooks.outbox.depth(), services.webhooks.deliveries.pending()
         except RedisError:
             yield Gauge("ivmix_job_store_up", "Whether Redis answers", 0)
@@ -81,6 +82,9 @@ class QueueCollector(Collector):
             "ivmix_videos_per_hour", "Videos completed in the last hour", queues, lambda queue: queue.videos_per_hour
         )
         yield _workers(queues)
+        yield _by_model(
+            "ivmix_model_unavailable", "Whether no worker can load it", queues, lambda queue: queue.model in failures
+        )
         yield Gauge("ivmix_webhook_outbox", "Ended videos not yet seen by the webhook dispatcher", outbox)
         yield Gauge("ivmix_webhook_pending", "Webhook deliveries in progress or waiting for a retry", pending)
 

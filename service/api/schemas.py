@@ -145,6 +145,7 @@ class ModelQueue(ResponseModel):
     estimated_wait_s: float | None = Field(
         description="Estimate for a new video of this API key; null without workers or recent videos"
     )
+    unavailable: str | None = Field(description="Why no worker can load the model; null otherwise")
 
 
 class QueueReport(ResponseModel):
@@ -152,8 +153,8 @@ class QueueReport(ResponseModel):
     data: list[ModelQueue]
 
 
-def model_queue(stats: QueueStats, visible_owner: str | None) -> ModelQueue:
-    """`visible_owner`: whose video ids are shown; None means all."""
+def model_queue(stats: QueueStats, visible_owner: str | None, unavailable: str | None = None) -> ModelQueue:
+    """`visible_owner`: whose video ids are shown; None means all. `unavailable`: why no worker can load the model."""
     return ModelQueue(
         model=stats.model,
         queued=stats.queued,
@@ -162,6 +163,7 @@ def model_queue(stats: QueueStats, visible_owner: str | None) -> ModelQueue:
         videos_per_hour=stats.videos_per_hour,
         seconds_per_video=_rounded(stats.seconds_per_video),
         estimated_wait_s=_rounded(stats.estimated_wait_s),
+        unavailable=unavailable,
     )
 
 

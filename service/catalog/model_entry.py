@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import secrets
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, cast
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, JsonValue, ValidationError, model_validator
+from pydantic import Field, JsonValue, ValidationError, ValidationInfo, field_validator, model_validator
 
 from service.catalog.family_components import LORA, OPTIONAL_COMPONENTS, REQUIRED_COMPONENTS, Family
 from service.catalog.frame_size import choose_size
+from service.catalog.optimise import Optimise
 from service.catalog.sampler_choice import choose_sampler
+from service.catalog.scheduler_settings import check_overrides, named_spacing, run_spacing
 from service.catalog.weight_files import Component
 from service.errors import InvalidParameter
 from service.frozen_model import FrozenModel
 from service.jobs.model import Generation
 from service.jobs.released_loops import RELEASED
 from service.jobs.request import VideoRequest
-from service.jobs.sampler_settings import SamplerSettings
+from service.jobs.sampler_settings import Network, SamplerSettings
 from service.jobs.timestep_spacing import Spacing
 from service.validation_messages import invalid_value, unknown_parameter
-
-log = logging.getLogger("ivmix.models")
 
 # How CLIP's tokenizer splits a text before it merges letters: every piece is at least one token.
 CLIP_PIECES = re.compile(r"'(?:s|t|re|ve|m|ll|d)|[^\W\d_]+|\d|(?:[^\w\s]|_)+", re.IGNORECASE)
@@ -67,29 +66,6 @@ class ClosedVocabulary(FrozenModel):
             raise InvalidParameter(param, f"{param}: model '{model}' does not know {shown}. {self.can_draw}")
 
 
-class Optimise(FrozenModel):
-    """Optimisations of the networks. Each changes results by rounding only and can be switched off per model."""
-
-    cache_text_kv: bool = Field(default=True, description="compute cross-attention keys and values once per job")
-    cache_time_embeds: bool = Field(default=True, description="compute the embedding of a timestep once")
-    channels_last: bool = Field(default=False, description="store convolution weights channels-last")
-    compile: bool = Field(default=False, description="torch.compile the repeated blocks; slow at first use")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _accept_old_names(cls, raw: object) -> object:
-        """Registry files written for version 0.1 stay valid."""
-        if not isinstance(raw, dict):
-            return raw
-        switches = dict(cast("dict[str, Any]", raw))
-        for old, new in {"text_once": "cache_text_kv", "time_table": "cache_time_embeds"}.items():
-            if old in switches:
-                switches.setdefault(new, switches.pop(old))
-        if switches.pop("halves_once", None) is not None:
-            log.warning("optimise.halves_once was removed and is ignored; delete it from the models file")
-        return switches
-
-
 class ModelEntry(FrozenModel):
     id: str = Field(pattern=NAME)
     aliases: tuple[Annotated[str, Field(pattern=NAME)], ...] = Field(
@@ -104,7 +80,12 @@ class ModelEntry(FrozenModel):
     dtype: Literal["float16", "bfloat16", "float32"] = Field(
         default="float16", description="on a GPU; a CPU always runs float32"
     )
-    spacing: Spacing = Spacing()
+    vae_dtype: Literal["float16", "bfloat16", "float32"] | None = Field(
+        default=None, description="of the autoencoder on a GPU; default: dtype, or what force_upcast in its config asks"
+    )
+    spacing: Spacing = Field(
+        default=Spacing(), description="what it names overrides the configs of scheduler and image_scheduler"
+    )
     video_schedule: dict[str, JsonValue] = Field(default={}, description="overrides of the scheduler's config")
     image_schedule: dict[str, JsonValue] = Field(default={}, description="overrides of the image_scheduler's config")
     lora_scale: float = 1.0
@@ -131,6 +112,12 @@ class ModelEntry(FrozenModel):
     max_prompt_tokens: int | None = Field(default=None, ge=1, description="limit of the text encoders, 77 for CLIP")
     prompt: ClosedVocabulary | None = None
 
+    @field_validator("video_schedule", "image_schedule")
+    @classmethod
+    def _check_overrides(cls, overrides: dict[str, JsonValue], info: ValidationInfo) -> dict[str, JsonValue]:
+        check_overrides(info.field_name or "", overrides)
+        return overrides
+
     @model_validator(mode="after")
     def _check_components_and_steps(self) -> Self:
         known = {*REQUIRED_COMPONENTS[self.family], *OPTIONAL_COMPONENTS, LORA}
@@ -150,10 +137,10 @@ class ModelEntry(FrozenModel):
             raise ValueError(
                 f"image_guidance_scale={scale:g} is outside guidance_scale, {bounds.min:g}..{bounds.max:g}"
             )
-        if self.num_inference_steps.max > self.spacing.num_train_timesteps:
+        named = named_spacing(self.spacing, self.video_schedule).get("num_train_timesteps")
+        if named is not None and self.num_inference_steps.max > named:
             raise ValueError(
-                f"num_inference_steps.max={self.num_inference_steps.max} is above "
-                f"spacing.num_train_timesteps={self.spacing.num_train_timesteps}"
+                f"num_inference_steps.max={self.num_inference_steps.max} is above num_train_timesteps={named}"
             )
         return self
 
@@ -171,6 +158,19 @@ class ModelEntry(FrozenModel):
         """Names of the components that are not on this machine."""
         return [name for name, component in self.all_components.items() if not component.is_available]
 
+    def spacing_of(self, network: Network) -> Spacing:
+        """The timesteps of a run on the schedule of one network."""
+        overrides = self.image_schedule if network == "image" else self.video_schedule
+        components = self.all_components
+        scheduler = components["scheduler"]
+        own = components.get("image_scheduler", scheduler) if network == "image" else scheduler
+        return run_spacing(named_spacing(self.spacing, overrides), own)
+
+    def _network_of(self, sampler: SamplerSettings) -> Network:
+        """The network on whose schedule a run goes; AnimateDiff's released code has only that of its base."""
+        is_on_base = sampler.name == "official" and self.family == "animatediff"
+        return "image" if sampler.is_image_alone or is_on_base else "video"
+
     @property
     def default_generation(self) -> Generation:
         """A request with nothing but a prompt: what most jobs look like."""
@@ -180,6 +180,7 @@ class ModelEntry(FrozenModel):
     def resolve(self, request: VideoRequest) -> Generation:
         """Fill in the defaults of this model. Raises InvalidParameter for anything it cannot do."""
         sampler = self._sampler(request.sampler or {})
+        spacing = self.spacing_of(self._network_of(sampler))
         negative_prompt = request.negative_prompt
         if negative_prompt is None:
             negative_prompt = "" if sampler.name == "official" else self.negative_prompt
@@ -197,10 +198,10 @@ class ModelEntry(FrozenModel):
             height=height,
             num_frames=self._num_frames(request, fps),
             fps=fps,
-            num_inference_steps=self._num_inference_steps(request, sampler),
+            num_inference_steps=self._num_inference_steps(request, sampler, spacing),
             guidance_scale=self._guidance_scale(request, sampler),
             sampler=sampler,
-            spacing=self.spacing,
+            spacing=spacing,
             official_family=self.family if sampler.name == "official" else None,
         )
         self._check_cost(generation)
@@ -259,12 +260,17 @@ class ModelEntry(FrozenModel):
                 return f" Send fps={rate} as well to get it."
         return ""
 
-    def _num_inference_steps(self, request: VideoRequest, sampler: SamplerSettings) -> int:
+    def _num_inference_steps(self, request: VideoRequest, sampler: SamplerSettings, spacing: Spacing) -> int:
         steps = int(self.num_inference_steps.resolve("num_inference_steps", request.num_inference_steps))
-        most = RELEASED[self.family].most_steps(self.spacing.num_train_timesteps)
+        most = RELEASED[self.family].most_steps(spacing.num_train_timesteps)
         if sampler.name == "official" and steps > most:
             message = (
                 f"num_inference_steps={steps}: the released {self.family} code takes at most {most} for this model."
+            )
+            raise InvalidParameter("num_inference_steps", message)
+        if not spacing.is_estimate and steps > spacing.num_train_timesteps:
+            message = (
+                f"num_inference_steps={steps} is above the {spacing.num_train_timesteps} timesteps of the network."
             )
             raise InvalidParameter("num_inference_steps", message)
         return steps

@@ -10,13 +10,17 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
-from service.catalog.model_entry import ModelEntry
+from service.catalog.model_entry import ModelEntry, Range
+from service.catalog.optimise import Optimise
+from service.catalog.scheduler_settings import SPACING_KEYS
 from service.catalog.weight_files import Component, LockFile, Source
 from service.errors import ConfigurationError, ModelNotFetched, ModelNotFound
 from service.frozen_model import FrozenModel
+from service.jobs.sampler_settings import SamplerSettings
 from service.settings import MODELS_FILE, Settings, default_data_dir
+from service.validation_messages import unknown_parameter
 
 
 class ModelRegistry:
@@ -132,4 +136,29 @@ def _entry(
         path = {"path": _absolute(file, raw["path"])} if "path" in raw else {}
         return ModelEntry.model_validate({"id": name, **raw, **path, "components": located})
     except ValueError as e:
-        raise ValueError(f"models.{name}: {e}") from e
+        raise ValueError(f"models.{name}: {_reason(e)}") from e
+
+
+def _reason(e: ValueError) -> str:
+    """One sentence for each thing that is wrong in an entry, with the key that may have been meant."""
+    if not isinstance(e, ValidationError):
+        return str(e)
+    return "; ".join(
+        _sentence([str(part) for part in error["loc"]], error["type"], error["msg"]) for error in e.errors()
+    )
+
+
+def _sentence(location: list[str], kind: str, message: str) -> str:
+    table = _TABLES.get(".".join(location[:-1]))
+    if kind == "extra_forbidden" and table is not None:
+        return unknown_parameter(".".join(location), [".".join([*location[:-1], key]) for key in table], kind="key")
+    return ": ".join(filter(None, (".".join(location), message.removeprefix("Value error, "))))
+
+
+_TABLES = {
+    "": ModelEntry.model_fields,
+    "spacing": SPACING_KEYS,
+    "sampler": SamplerSettings.model_fields,
+    "optimise": Optimise.model_fields,
+    **dict.fromkeys(("num_frames", "fps", "num_inference_steps", "guidance_scale"), Range.model_fields),
+}

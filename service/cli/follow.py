@@ -13,6 +13,7 @@ from rich.console import Console
 
 from service.cli.client import RequestError, Video, VideoClient
 from service.cli.console import Steps
+from service.settings import expand_home
 
 INTERRUPTED = 130  # exit status of a shell's command that Ctrl-C ended
 
@@ -47,7 +48,10 @@ def follow(
 
 def check_output(output: Path) -> Path:
     """Raises RequestError if a file cannot be written there: after minutes of waiting it would be too late."""
-    output = output.expanduser()
+    try:
+        output = expand_home(output)
+    except ValueError as e:
+        raise RequestError(f"--output {e}") from e
     folder = output.parent
     problem = None
     if output.is_dir():

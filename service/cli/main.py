@@ -62,7 +62,7 @@ def up_command(
     """Run everything on this machine: queue, API, webhooks and workers. Ctrl-C stops all of it."""
     from service.cli import up
 
-    given = {"host": host, "port": port, "data_dir": os.path.abspath(data) if data else None}
+    given = {"host": host, "port": port, "data_dir": _absolute(data) if data else None}
     settings = _settings_with({name: value for name, value in given.items() if value is not None})
     up.run(settings, workers, with_logs=logs)
 
@@ -147,6 +147,11 @@ def _settings_with(changes: dict[str, Any]) -> Settings:
     for name, value in changes.items():
         os.environ[PREFIX + name.upper()] = str(value)
     return load_settings()
+
+
+def _absolute(path: Path) -> str:
+    """`~` stays for the settings to expand, or to refuse."""
+    return str(path) if path.parts[:1] and path.parts[0].startswith("~") else os.path.abspath(path)
 
 
 def _run_module(name: str, *arguments: str) -> None:

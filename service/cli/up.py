@@ -68,17 +68,18 @@ def run(settings: Settings, workers: int, *, with_logs: bool) -> None:
 
 
 def _load_models(steps: Steps, supervisor: Supervisor, stop: Stop) -> None:
-    """Say when the workers can take jobs. Those that do not start are restarted and logged meanwhile."""
+    """Say which models can take jobs. The supervisor logs why others cannot, and workers that end."""
     if not supervisor.models:
         steps.say("no worker runs here, so jobs wait until `ivmix worker` runs elsewhere")
         return
     with steps.step("models", f"loading {', '.join(supervisor.models)}") as step:
-        supervisor.run_until(lambda: stop.is_set or supervisor.are_workers_ready)
+        supervisor.run_until(lambda: stop.is_set or supervisor.have_workers_reported)
         if stop.is_set:
             raise KeyboardInterrupt
-        step.done = ", ".join(supervisor.models)
+        step.done = ", ".join(supervisor.devices) or "none could be loaded"
     devices = "; ".join(f"{model} on {', '.join(on)}" for model, on in supervisor.devices.items())
-    steps.say(f"ready for work: {devices}. Try it: {supervisor.url}/docs", style="bold")
+    if devices:
+        steps.say(f"ready for work: {devices}. Try it: {supervisor.url}/docs", style="bold")
     if supervisor.log_file:
         steps.say(f"log: {supervisor.log_file}")
 

@@ -26,6 +26,7 @@ SAMPLER_OPTIONS = {
     "goback_guidance",
     "iterations",
     "network",
+    "grid",
     "active_steps",
     "zz",
 }
@@ -71,6 +72,7 @@ def submit(
     goback_guidance: Annotated[float | None, _sampler_option("zigzag: guidance of the inversion")] = None,
     iterations: Annotated[int | None, _sampler_option("freeinit: number of sampling runs")] = None,
     network: Annotated[str | None, _sampler_option("ddim: video, image")] = None,
+    grid: Annotated[str | None, _sampler_option("ddim: adjacent, diffusers")] = None,
     active_steps: Annotated[StepPair, _sampler_option("official: first and last step with a zig-zag, from 0")] = None,
     zz: Annotated[int | None, _sampler_option("official: no image model in every zz-th step")] = None,
 ) -> None:

@@ -52,6 +52,9 @@ def _moves(sampler: SamplerSettings, steps: int, spacing: Spacing, levels: list[
             yield "video", dst, src
         if sampler.name == "fused" and i in active:
             yield "image", src, dst
+        if sampler.name == "ddim" and sampler.grid == "diffusers":
+            below = src - spacing.num_train_timesteps // steps
+            dst = below if below >= 0 else clean
         yield sampler.network if sampler.name == "ddim" else "video", src, dst
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from service.errors import ModelUnavailable
 from service.jobs.model import JobError
 
 RECORD_DAMAGED = JobError(
@@ -11,3 +12,8 @@ RECORD_DAMAGED = JobError(
 )
 START_TIMEOUT = JobError(code="start_timeout", message="No worker was free within start_timeout_s.")
 WORKER_LOST = JobError(code="worker_lost", message="The worker process died several times on this job.")
+
+
+def model_unavailable(model: str, reason: str) -> JobError:
+    """Why a queued job fails if no worker can load its model."""
+    return JobError(code=ModelUnavailable.code, message=ModelUnavailable(model, reason).message)

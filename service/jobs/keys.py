@@ -57,3 +57,8 @@ def idempotency_key(owner: str, key: str) -> str:
 def durations_key(model: str) -> str:
     """Return the key of the list of [completion in unix seconds, seconds spent] of a model's last videos."""
     return f"ivm:finished:{model}"
+
+
+def loads_key(model: str) -> str:
+    """Return the key of the hash of workers that have not loaded this model; see shared/model_loads.lua."""
+    return f"ivm:loads:{model}"

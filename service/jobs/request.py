@@ -61,7 +61,11 @@ class VideoRequest(FrozenModel):
     num_frames: int | None = Field(default=None, ge=1)
     fps: int | None = Field(default=None, ge=1)
     num_inference_steps: int | None = Field(default=None, ge=1)
-    guidance_scale: float | None = None
+    guidance_scale: float | None = Field(
+        default=None,
+        description="Classifier-free guidance. 1: the prompt alone, without negative_prompt. Below 1: between prompt "
+        "and negative_prompt; 0: negative_prompt alone. (diffusers treats every value up to 1 like 1.)",
+    )
     negative_prompt: str | None = Field(default=None, max_length=32_000)
     seed: int | None = Field(
         default=None, ge=-1, le=MAX_SEED, description="Random if omitted or -1; the one used is always returned"

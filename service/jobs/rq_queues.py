@@ -63,6 +63,11 @@ def is_generate_queue(name: str) -> bool:
     return name.startswith(generate_queue_name(""))
 
 
+def model_of(name: str) -> str:
+    """Return the model of a queue for which `is_generate_queue` is true."""
+    return name.removeprefix(generate_queue_name(""))
+
+
 def generate_queue(redis: Redis, model: str, *, job_timeout_s: int = 1800) -> Queue:
     """Return a model's queue. Entries are JSON: pickle, RQ's default, can run code when it is loaded."""
     if job_timeout_s <= 0:

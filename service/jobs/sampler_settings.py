@@ -11,6 +11,7 @@ from service.frozen_model import FrozenModel
 
 Guidance = Annotated[float, Field(ge=0, le=100)]  # classifier-free guidance scale
 Network = Literal["image", "video"]
+Grid = Literal["adjacent", "diffusers"]
 StepIndex = Annotated[int, Field(ge=0, le=100_000)]
 
 # Settings that each sampler uses, in addition to num_inference_steps and guidance_scale.
@@ -18,7 +19,7 @@ USES: dict[str, frozenset[str]] = {
     "iv-mixed": frozenset(
         {"combination", "order", "interval", "image_guidance", "video_guidance", "rho", "image_every"}
     ),
-    "ddim": frozenset({"network"}),
+    "ddim": frozenset({"network", "grid"}),
     "zigzag": frozenset({"interval", "goback_guidance"}),
     "freeinit": frozenset({"iterations"}),
     "fused": frozenset({"interval", "image_guidance", "video_guidance", "rho"}),
@@ -82,6 +83,13 @@ class SamplerSettings(FrozenModel):
         exclude_if=lambda network: network == "video",
         description="ddim: the only network that is called; image draws every frame by itself, without motion. "
         "`guidance_scale` is that of this network. Responses leave out the default",
+    )
+    grid: Grid = Field(
+        default="adjacent",
+        exclude_if=lambda grid: grid == "adjacent",
+        description="ddim: where a step ends: at the next timestep of the run, or as in diffusers' DDIMScheduler "
+        "num_train_timesteps // num_inference_steps lower. They differ with timestep_spacing linspace, and with "
+        "trailing where the steps do not divide the timesteps. Responses leave out the default",
     )
     active_steps: tuple[StepIndex, StepIndex] | None = Field(
         default=None,

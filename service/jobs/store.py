@@ -189,10 +189,12 @@ class JobStore(JobReader):
 
     def fail_if_overdue(self, job: Job) -> bool:
         """Fail a job that was not started within its start_timeout_s; False if it is not late or was just started."""
-        if not job.is_overdue(time.time()):
-            return False
-        fields = {"completed_at": time.time(), "error": START_TIMEOUT.model_dump()}
-        return self._end(job.id, None, JobState.FAILED, fields, sources={JobState.QUEUED})
+        return job.is_overdue(time.time()) and self.fail_queued(job.id, START_TIMEOUT)
+
+    def fail_queued(self, job_id: str, error: JobError) -> bool:
+        """Fail a job that waits; False if it does not, or was just started."""
+        fields = {"completed_at": time.time(), "error": error.model_dump()}
+        return self._end(job_id, None, JobState.FAILED, fields, sources={JobState.QUEUED})
 
     def finish_cancel(self, job_id: str, execution_id: str) -> bool:
         """End a running job as cancelled, after its worker has stopped."""

@@ -17,6 +17,11 @@ class Spacing(FrozenModel):
     steps_offset: int = Field(default=1, ge=0)
     set_alpha_to_one: bool = False
     num_train_timesteps: int = Field(default=1000, ge=1)
+    is_estimate: bool = Field(
+        default=False,
+        exclude_if=lambda is_estimate: not is_estimate,
+        description="made without the model's files: the worker takes the spacing that its files say",
+    )
 
     def timesteps(self, steps: int) -> list[int]:
         """Return the timesteps of a run, noisiest first (arXiv:2305.08891, Table 2)."""

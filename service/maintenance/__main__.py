@@ -12,6 +12,7 @@ from service.maintenance.leader import MaintenanceLeader, PeriodicTask
 from service.maintenance.lost_job_reaper import LostJobReaper
 from service.maintenance.retention import Retention
 from service.maintenance.rq_housekeeping import clean_registries
+from service.maintenance.unavailable_models import UnavailableModels
 from service.process.heartbeat_file import HeartbeatFile
 from service.process.startup import one_sentence_errors, prepare_data_folder, start_process
 from service.redis_connection.wait import wait_for_redis
@@ -37,8 +38,10 @@ def periodic_tasks(services: Services) -> list[PeriodicTask]:
         grace_s=max(settings.beat_s / 2, 2.0),
         max_attempts=settings.max_attempts,
     )
+    unavailable = UnavailableModels(services.redis, services.store, services.loads)
     return [
         PeriodicTask("lost jobs", settings.look_s, reaper.run_once),
+        PeriodicTask("unavailable models", settings.look_s, unavailable.run_once),
         PeriodicTask("list indexes", settings.look_s, IndexBuilder(services.redis, services.store).run_once),
         PeriodicTask("ended jobs", settings.look_s * 5, retention.run_once),
         PeriodicTask("incomplete uploads", 3600.0, lambda: services.storage.clean(older_than_s=86400.0)),

@@ -1,6 +1,7 @@
 """A file that a process touches periodically, for liveness probes of processes without an HTTP port.
 
-The main loop touches it. An HTTP endpoint would keep responding from its own thread while the main loop hangs.
+The main loop touches it. An HTTP endpoint would keep responding from its own thread while the main loop hangs. A worker
+also writes into it whether its models are loaded, for readiness probes.
 """
 
 from __future__ import annotations
@@ -32,3 +33,8 @@ class HeartbeatFile:
     def beat(self) -> None:
         if self._file is not None:
             self._file.touch()
+
+    def set_ready(self, *, is_ready: bool) -> None:
+        """Write `ready` or `not ready` into the file."""
+        if self._file is not None:
+            self._file.write_text("ready\n" if is_ready else "not ready\n")

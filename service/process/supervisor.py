@@ -24,7 +24,7 @@ from service.errors import ServiceUnavailable
 from service.process.embedded_valkey import EmbeddedValkey
 from service.process.parent_watch import SUPERVISOR
 from service.process.ports import bind_port
-from service.process.readiness import READY_FD, ReadyPipe, WorkerReady
+from service.process.readiness import READY_FD, ReadyPipe, WorkerReport
 from service.redis_connection.wait import wait_for_redis
 from service.settings import PREFIX, Settings
 
@@ -44,7 +44,7 @@ class _Process:
     started: float = 0.0
     crashes: int = 0
     restart_at: float = 0.0
-    ready: WorkerReady | None = None
+    report: WorkerReport | None = None  # of a worker: the last one
 
 
 @dataclass
@@ -106,8 +106,10 @@ class Supervisor:
             self._read_reports()
 
     def wait_for_workers(self) -> None:
-        """Return when all workers can take jobs. Raises ServiceUnavailable if one ends instead."""
-        while not self.are_workers_ready:
+        """Return when all workers can take jobs. Raises ServiceUnavailable if one ends instead, or cannot load."""
+        while not self.have_workers_reported or self.problems:
+            if problems := [f"model {model} cannot be loaded: {problem}" for model, problem in self.problems.items()]:
+                raise ServiceUnavailable(f"{'; '.join(problems)}{self._see_log()}")
             for worker in self._workers:
                 if worker.handle is not None and (code := worker.handle.poll()) is not None:
                     raise ServiceUnavailable(f"{worker.name} exited with code {code} while loading{self._see_log()}")
@@ -115,9 +117,9 @@ class Supervisor:
             self._read_reports()
 
     @property
-    def are_workers_ready(self) -> bool:
-        """Whether every worker has loaded its models. False without workers."""
-        return bool(self._workers) and all(worker.ready for worker in self._workers)
+    def have_workers_reported(self) -> bool:
+        """Whether every worker has loaded its models or has said why it cannot. False without workers."""
+        return bool(self._workers) and all(worker.report for worker in self._workers)
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -128,10 +130,19 @@ class Supervisor:
     def devices(self) -> dict[str, list[str]]:
         """The devices of the ready workers by model."""
         found: dict[str, list[str]] = {}
-        for ready in (worker.ready for worker in self._workers):
-            if ready is not None:
-                found.setdefault(ready.model, []).append(ready.device)
+        for report in self._reports:
+            if not report.problem:
+                found.setdefault(report.model, []).append(report.device)
         return found
+
+    @property
+    def problems(self) -> dict[str, str]:
+        """Why models cannot be loaded; only of models without a ready worker."""
+        return {report.model: report.problem for report in self._reports if report.model not in self.devices}
+
+    @property
+    def _reports(self) -> list[WorkerReport]:
+        return [worker.report for worker in self._workers if worker.report is not None]
 
     @property
     def _workers(self) -> list[_Process]:
@@ -140,8 +151,9 @@ class Supervisor:
     def _read_reports(self) -> None:
         reports = {report.pid: report for report in self._pipe.read()}
         for worker in self._workers:
-            if worker.handle is not None:
-                worker.ready = reports.get(worker.handle.pid, worker.ready)
+            if worker.handle is not None and (report := reports.get(worker.handle.pid)) is not None:
+                _log_change(worker, report)
+                worker.report = report
 
     def _restart_crashed(self) -> None:
         now = time.monotonic()
@@ -150,7 +162,7 @@ class Supervisor:
                 process.crashes = 0 if now - process.started > STABLE_S else process.crashes + 1
                 delay = RESTART_DELAYS_S[min(process.crashes, len(RESTART_DELAYS_S)) - 1] if process.crashes else 0.0
                 log.warning("%s exited with code %d; restarting it in %.1f s", process.name, code, delay)
-                process.handle, process.ready, process.restart_at = None, None, now + delay
+                process.handle, process.report, process.restart_at = None, None, now + delay
             elif process.handle is None and now >= process.restart_at:
                 self._launch(process)
 
@@ -225,6 +237,14 @@ class Supervisor:
                 os.killpg(handle.pid, signal.SIGKILL)  # the whole session, including a worker's child process
                 handle.wait()
         self._processes.clear()
+
+
+def _log_change(worker: _Process, report: WorkerReport) -> None:
+    before = worker.report.problem if worker.report else ""
+    if report.problem and report.problem != before:
+        log.error("model %s cannot be loaded by %s, which tries again: %s", report.model, worker.name, report.problem)
+    elif before and not report.problem:
+        log.warning("model %s is loaded again by %s", report.model, worker.name)
 
 
 def _usable_port(host: str, port: int) -> int:

@@ -38,6 +38,7 @@ HSETNX {hash} a 1
 HGET {hash} a
 HMGET {hash} a
 HGETALL {hash}
+HDEL {hash} absent
 HEXISTS {hash} a
 HINCRBY {hash} a 1
 HINCRBYFLOAT {hash} b 1

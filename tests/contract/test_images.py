@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.container_checks import HEARTBEAT_PROBE, paths_by_port, problems, settings_of
+from service.process.heartbeat_file import HeartbeatFile
+from tests.container_checks import HEARTBEAT_PROBE, READY_PROBE, paths_by_port, problems, settings_of
 from tests.containers import DOCKER, IMAGES, ROOT, compose, compose_containers, env_file
 from tests.external_programs import run
 
@@ -146,5 +147,18 @@ def test_pulse_probe_looks_at_the_age_of_the_file(tmp_path: Path, age_s: int | N
     file = tmp_path / "heartbeat_file"
     if age_s is not None:
         run("touch", "-d", f"{age_s} seconds ago", str(file))
-    probe = subprocess.run(["sh", "-c", HEARTBEAT_PROBE], env={"IVMIX_PULSE_FILE": str(file)}, capture_output=True)
-    assert (probe.returncode == 0) is is_alive
+    assert succeeds(HEARTBEAT_PROBE, file) is is_alive
+
+
+def test_ready_probe_looks_at_what_a_worker_writes(tmp_path: Path) -> None:
+    file = tmp_path / "heartbeat_file"
+    heartbeat_file = HeartbeatFile(file)
+    assert not succeeds(READY_PROBE, file)
+    for is_ready in (False, True, False):
+        heartbeat_file.set_ready(is_ready=is_ready)
+        heartbeat_file.beat()
+        assert succeeds(READY_PROBE, file) is is_ready
+
+
+def succeeds(probe: str, file: Path) -> bool:
+    return subprocess.run(["sh", "-c", probe], env={"IVMIX_PULSE_FILE": str(file)}, capture_output=True).returncode == 0

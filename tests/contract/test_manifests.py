@@ -13,7 +13,7 @@ from rq import Queue
 from rq.registry import StartedJobRegistry
 
 from service.jobs.rq_queues import generate_queue_name, queue_key
-from tests.container_checks import problems
+from tests.container_checks import HEARTBEAT_PROBE, READY_PROBE, problems
 from tests.containers import (
     DEPLOY,
     IMAGES,
@@ -201,8 +201,10 @@ def test_worker_is_given_one_gpu_time_to_drain_and_no_twin(overlay: str) -> None
         assert pod["terminationGracePeriodSeconds"] == 120
         assert workload["spec"]["strategy"]["rollingUpdate"]["maxSurge"] == 0
         (container,) = pod["containers"]
-        probe = container["startupProbe"]
-        assert probe["periodSeconds"] * probe["failureThreshold"] >= 900  # worker.parent.child_process.LOAD_TIMEOUT_S
+        # Only the pulse decides about a restart: a worker may load for 15 minutes, or wait for files to be repaired.
+        programs = [container[probe]["exec"]["command"][-1] for probe in ("startupProbe", "livenessProbe")]
+        assert programs == [HEARTBEAT_PROBE] * 2
+        assert container["readinessProbe"]["exec"]["command"][-1] == READY_PROBE
         assert workload["metadata"]["name"] == f"worker-{container['args'][1]}"
         if overlay == "production":
             assert container["resources"]["limits"]["nvidia.com/gpu"] == 1

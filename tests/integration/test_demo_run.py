@@ -46,6 +46,8 @@ def test_a_failure_names_the_step_and_the_log(tmp_path: Path) -> None:
     ran = demo(tmp_path, **light_engine(LOAD_ERROR="extra.bin is no safetensors file"))
     log = tmp_path / ".demo" / "service.log"
     assert ran.returncode == 1
-    assert ran.stderr == f"ivmix: worker demo 0 exited with code 1 while loading; see {log}\n"
+    assert ran.stderr.startswith("ivmix: model demo cannot be loaded: ")
+    assert ran.stderr.endswith(f"; see {log}\n")
+    assert "extra.bin" in ran.stderr
     assert "extra.bin" in log.read_text()
     assert not (tmp_path / "demo.mp4").exists()

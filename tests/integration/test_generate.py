@@ -90,6 +90,19 @@ def test_what_cannot_be_done_is_said_in_one_line(tmp_path: Path, options: tuple[
     assert "Traceback" not in said
 
 
+@pytest.mark.parametrize(
+    ("output", "complaint"), [("none/x.mp4", "there is no folder none"), (".", "it is a folder"), ("~nosuch/x", "home")]
+)
+def test_output_that_cannot_be_written_is_refused_before_anything_is_loaded(
+    tmp_path: Path, output: str, complaint: str
+) -> None:
+    code, said = generate(tmp_path, "--steps", "1", "-o", output)
+    assert code == 1
+    (line,) = said.strip().splitlines()
+    assert f"--output {output.partition('/')[0]}" in line.replace("'", "")
+    assert complaint in line
+
+
 def test_model_that_cannot_be_loaded_is_reported_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "weights").mkdir()
     shutil.copytree(MODELS_FILE.parents[2] / "demo" / "weights", tmp_path / "weights", dirs_exist_ok=True)

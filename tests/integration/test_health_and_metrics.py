@@ -50,6 +50,7 @@ class TestQueueReport:
                     "videos_per_hour": 0.0,
                     "seconds_per_video": None,
                     "estimated_wait_s": None,
+                    "unavailable": None,
                 }
             ],
         }

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from service.api_keys import Scope
+from service.api_keys import Scope, digest_of
 from service.errors import IdempotencyKeyReused
 from service.jobs.job_list import JobFilter
 from service.jobs.keys import job_key, lease_key
@@ -196,11 +196,11 @@ def test_queued_jobs_are_cancelled(services: Services, name: str) -> None:
 
 
 def test_api_keys_are_read(services: Services) -> None:
-    key = services.keys.find(NAMES["secret"])
+    key = services.keys.find(digest_of(NAMES["secret"]))
     assert key is not None
     assert (key.id, key.name, key.requests_per_minute, key.max_waiting) == (OWNER, "reader", 30, 5)
     assert key.scopes == {Scope.READ, Scope.WRITE, Scope.WEBHOOKS}
-    assert services.keys.find(NAMES["revoked_secret"]) is None
+    assert services.keys.find(digest_of(NAMES["revoked_secret"])) is None
     (active, used_at), (revoked, never) = services.keys.list()
     assert (active, revoked.id, never) == (key, NAMES["revoked_key"], None)
     assert used_at is not None

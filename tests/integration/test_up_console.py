@@ -105,14 +105,15 @@ def test_a_log_that_cannot_be_written_is_one_sentence(tmp_path: Path, name: str)
     assert str(wrong) in line
 
 
-def test_a_worker_that_ends_is_shown_with_the_file_that_says_why(tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_loaded_is_shown_with_the_reason(tmp_path: Path) -> None:
     reason = light_engine(LOAD_ERROR="extra.bin is no safetensors file")
     with up_in_terminal(tmp_path / "data", **reason) as terminal:
-        terminal.read_until("worker demo 0 exited with code 1")
-        terminal.read_until("up.log")
+        terminal.read_until("model demo cannot be loaded by worker demo 0")
+        terminal.read_until("none could be loaded")
+        assert "extra.bin" in terminal.text
         terminal.process.send_signal(signal.SIGINT)
         assert terminal.wait() == 0
-        assert not any("ready for work" in line for line in terminal.lines)
+        assert not any("ready for work" in line or "exited" in line for line in terminal.lines)
     assert "extra.bin" in (tmp_path / "data" / "logs" / "up.log").read_text()
 
 

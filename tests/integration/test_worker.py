@@ -87,12 +87,19 @@ def test_function_that_is_not_ours_is_not_run(
     assert not (tmp_path / "owned").exists()
 
 
-def test_model_that_does_not_load_ends_the_worker_with_an_error(environment: dict[str, str], tmp_path: Path) -> None:
+def test_model_that_does_not_load_leaves_the_worker_running_until_it_is_stopped(
+    services: Services, environment: dict[str, str], tmp_path: Path
+) -> None:
     registry = tmp_path / "models.toml"
-    registry.write_text(MODELS_FILE.read_text().replace('path = "../demo/weights"', 'path = "nothing"'))
+    registry.write_text(MODELS_FILE.read_text().replace('path = "../../demo/weights"', 'path = "nothing"'))
     named = {"IVMIX_MODELS_FILE": str(registry), "IVMIX_MODELS": "demo"}
     with worker({**environment, **named}) as process:
-        assert process.wait(60) == 1
+        reason = wait_for(lambda: services.loads.failures(["demo"]).get("demo"), timeout_s=90)
+        assert reason.startswith("model folder nothing lacks")
+        assert process.poll() is None
+        process.terminate()
+        assert process.wait(30) == 0
+    assert services.loads.failures(["demo"]) == {}
 
 
 def test_worker_stops_on_sigterm_even_without_redis(tmp_path: Path) -> None:

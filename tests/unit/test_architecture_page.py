@@ -14,7 +14,17 @@ from tests.containers import ROOT
 
 TEXT = (ROOT / "docs" / "architecture.md").read_text()
 # Folders that a path may start from, besides the root.
-BASES = ("", "service", "service/api", "service/jobs", "service/process", "worker", "worker/child")
+BASES = (
+    "",
+    "service",
+    "service/api",
+    "service/jobs",
+    "service/process",
+    "service/maintenance",
+    "worker",
+    "worker/child",
+    "worker/parent",
+)
 
 
 def exists(path: str) -> bool:

@@ -33,6 +33,11 @@ class Checkpoint:
     memory: Mapping[str, Tensor]
     rng: Tensor
 
+    @property
+    def is_finite(self) -> bool:
+        """Waits for the device."""
+        return all(bool(x.isfinite().all()) for x in (self.latents, *self.memory.values()))
+
     def write(self, path: Path) -> None:
         """Waits for the device."""
         named = {LATENTS: self.latents, RNG: self.rng, **{MEMORY + name: x for name, x in self.memory.items()}}

@@ -35,7 +35,7 @@ from sampler import (
 from service.catalog.model_entry import ModelEntry
 from service.jobs.model import Generation, Phase
 from service.jobs.released_loops import RELEASED, Family
-from service.jobs.sampler_settings import Network
+from service.jobs.sampler_settings import Grid, Network
 from worker.child.checkpoint_file import Checkpoint
 from worker.child.failures import failed_message
 from worker.child.fingerprint import run_fingerprint, run_fingerprints_0_1, weights_digest
@@ -214,6 +214,8 @@ class Engine:
         found = begin
         if isinstance(begin, Path):
             found = Checkpoint.read(begin, {name, *run_fingerprints_0_1(*run)}, shape, device)
+        if isinstance(found, Checkpoint) and not found.is_finite:  # on a GPU NaN is noticed up to two steps late
+            found = None
         if isinstance(found, Checkpoint):
             log.info("resumed after step %d of %d", found.step, len(plan))
             return replace(found, fingerprint=name)
@@ -276,8 +278,10 @@ class Engine:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # ru_maxrss is in KiB on Linux
 
 
-def _ddim(schedules: Mapping[Network, NoiseSchedule], steps: int, guidance: float, *, network: Network) -> Plan:
-    return ddim_plan(schedules[network], steps, guidance=guidance, model=network)
+def _ddim(
+    schedules: Mapping[Network, NoiseSchedule], steps: int, guidance: float, *, network: Network, grid: Grid
+) -> Plan:
+    return ddim_plan(schedules[network], steps, guidance=guidance, model=network, grid=grid)
 
 
 def _free_init(inner: Callable[[], Plan], schedule: NoiseSchedule, *, iterations: int) -> Plan:
@@ -300,8 +304,10 @@ def _official(
 
 
 def _spacing(generation: Generation) -> dict[str, Any]:
-    """The time steps fixed when the job was created, even if the registry entry has changed since."""
-    return generation.spacing.model_dump(exclude={"num_train_timesteps"})
+    """The time steps fixed when the job was created, even if the registry entry has changed since; none if the API had
+    no files to know them from: then the schedule's own are right."""
+    fixed = {"timestep_spacing", "steps_offset", "set_alpha_to_one"}
+    return {} if generation.spacing.is_estimate else generation.spacing.model_dump(include=fixed)
 
 
 @contextmanager

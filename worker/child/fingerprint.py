@@ -8,7 +8,7 @@ import json
 import torch
 
 from sampler import Plan
-from service.catalog.model_entry import Optimise
+from service.catalog.optimise import Optimise
 from service.jobs.model import Generation
 from worker.networks.models import Models
 

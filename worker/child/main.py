@@ -1,4 +1,5 @@
-"""The child's main loop: load the models once, then turn one generation after another into stored files.
+"""The child's main loop: load the models once, then turn one generation after another into stored files. Models that
+do not load end it with a report.
 
 Independent of Redis, RQ and HTTP. The parent handles signals.
 """
@@ -23,6 +24,7 @@ from service.settings import Settings
 from service.wiring import open_storage
 from worker.background_thread import BackgroundThread
 from worker.child.job import ChildJob
+from worker.child.load_failures import cannot_load
 from worker.messages import Ready, Run
 
 if TYPE_CHECKING:
@@ -56,7 +58,12 @@ def start(control: Connection, parent: int, settings: Settings, load: Callable[[
 def serve(control: Connection, settings: Settings, load: Callable[[], Engine]) -> None:
     """Sample one job after another. A background thread decodes and stores one while the next is sampled."""
     began = time.monotonic()
-    engine, storage, background = load(), open_storage(settings), BackgroundThread()
+    try:
+        engine = load()
+    except Exception as e:
+        control.send(cannot_load(e, settings))
+        return
+    storage, background = open_storage(settings), BackgroundThread()
     control.send(Ready(time.monotonic() - began, engine.device_name))
     while True:
         try:

@@ -28,7 +28,7 @@ def write_mp4(frames: Frames, path: Path, *, fps: int) -> None:
     if count == 0 or height % 2 or width % 2:
         raise ValueError(f"frames {frames.shape}: there must be at least one, and both sides must be even")
     # One thread and no clock in the file: the same frames give the same bytes.
-    with av.open(str(path), "w", options={"movflags": "+faststart", "fflags": "+bitexact"}) as container:
+    with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart", "fflags": "+bitexact"}) as container:
         stream = container.add_stream("libx264", rate=fps, options={"crf": "17", "preset": "medium", "threads": "1"})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.time_base = Fraction(1, fps)

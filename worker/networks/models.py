@@ -26,10 +26,12 @@ from worker.networks import cpu_tuning
 from worker.networks.component_loader import load_network, load_text_encoder
 from worker.networks.lora import fuse_lora
 from worker.networks.network_classes import Network, errors_only
+from worker.networks.not_finite import finite
 from worker.networks.optimise import BlockCompiler, OptimisedNetwork, TextKVCache, vae_decode
 from worker.networks.optimise.weight_memory import channels_last, resident_bytes, shared_bytes
-from worker.networks.schedules import load_schedule
+from worker.networks.schedules import load_schedules, schedule_warnings
 from worker.networks.text_encoder import TextEmbeddings, TextEncoder
+from worker.networks.vae_config import check_vae_config, vae_dtype
 from worker.networks.weight_checks import check_files
 
 from diffusers import UNetMotionModel  # isort: skip  # after network_classes, which switches the hub client offline
@@ -108,14 +110,17 @@ class Models:
         Raises:
             InvalidParameter: a word is not in the vocabulary of a model with a closed one.
             PromptTooLong: a text has more tokens than an encoder takes.
+            NotFinite: an encoder returned NaN or infinity.
         """
         texts = [texts] if isinstance(texts, str) else texts
         for text in texts:
             self.entry.check_vocabulary("prompt", text)
         image, video = self.image_text_encoder, self.video_text_encoder
         ids = {id(encoder): encoder.token_ids(texts) for encoder in (image, video)}
-        for_video = video.encode(ids[id(video)]).to(self.dtype)
-        for_image = for_video if image is video else image.encode(ids[id(image)]).to(self.dtype)
+        for_video = finite(video.encode(ids[id(video)]).to(self.dtype), "text encoder (text_encoder)")
+        if image is video:
+            return TextEmbeddings(for_video, for_video)
+        for_image = finite(image.encode(ids[id(image)]).to(self.dtype), "image model's encoder (image_text_encoder)")
         return TextEmbeddings(for_image, for_video)
 
     def denoisers(
@@ -131,7 +136,7 @@ class Models:
                 entry has `network_fps`; None: the model's default.
 
         Raises:
-            InvalidParameter, PromptTooLong: as `encode`.
+            InvalidParameter, PromptTooLong, NotFinite: as `encode`.
             IncompatibleInputs: embeddings of different shapes.
         """
         if isinstance(negative, str):
@@ -166,6 +171,7 @@ class Models:
 
         Raises:
             IncompatibleInputs: `latents` has another shape, such as a batch of two clips.
+            NotFinite: the autoencoder returned NaN or infinity, in float32 too.
         """
         channels = int(self.vae.config.latent_channels)
         if latents.ndim != 5 or latents.shape[:2] != (1, channels):
@@ -194,7 +200,7 @@ def load(model: ModelEntry | str, device: torch.device | str | None = None) -> M
         device: where the networks run; None: the GPU if there is one, else the CPU.
 
     Returns:
-        The networks, in the entry's `dtype` on a GPU and in float32 on a CPU.
+        The networks, in the entry's `dtype` and `vae_dtype` on a GPU and in float32 on a CPU.
 
     Raises:
         ModelNotFound, ModelNotFetched: the registry has no such model, or its weights are not on this machine.
@@ -205,6 +211,8 @@ def load(model: ModelEntry | str, device: torch.device | str | None = None) -> M
     device = default_device() if device is None else torch.device(device)
     dtype = getattr(torch, entry.dtype) if device.type == "cuda" else torch.float32
     check_files(entry)
+    for warning in schedule_warnings(entry):
+        log.warning(warning)
     models = _load(entry, device, dtype)
     megabytes, shared = models.weights_bytes / 1e6, shared_bytes(models.image_unet, models.video_unet) / 1e6
     log.info("%s on %s: %.0f MB, %.0f MB shared by both UNets", entry.id, device, megabytes, shared)
@@ -212,8 +220,10 @@ def load(model: ModelEntry | str, device: torch.device | str | None = None) -> M
 
 
 def _load(entry: ModelEntry, device: torch.device, dtype: torch.dtype) -> Models:
+    image_schedule, video_schedule = load_schedules(entry)
+    check_vae_config(entry)
     image_unet, video_unet = load_unets(entry, dtype)
-    vae, components = load_network(entry, "vae", dtype), entry.all_components
+    vae, components = load_network(entry, "vae", vae_dtype(entry, dtype)), entry.all_components
     video_text = load_text_encoder(entry, "", dtype)
     image_text = load_text_encoder(entry, "image_", dtype) if "image_text_encoder" in components else video_text
     _check_compatibility(entry, vae, (image_unet, image_text), (video_unet, video_text))
@@ -222,8 +232,6 @@ def _load(entry: ModelEntry, device: torch.device, dtype: torch.dtype) -> Models
     channels_last(vae)
     text_kv_cache = TextKVCache()
     optimised = _optimised(entry, device, vae, (image_unet, video_unet), text_kv_cache)
-    scheduler = components["scheduler"]
-    image_scheduler = components.get("image_scheduler", scheduler)
     return Models(
         entry=entry,
         device=device,
@@ -233,8 +241,8 @@ def _load(entry: ModelEntry, device: torch.device, dtype: torch.dtype) -> Models
         vae=vae,
         image_unet=image_unet,
         video_unet=video_unet,
-        image_schedule=load_schedule(image_scheduler, entry.image_schedule, entry.spacing),
-        video_schedule=load_schedule(scheduler, entry.video_schedule, entry.spacing),
+        image_schedule=image_schedule,
+        video_schedule=video_schedule,
         optimised_image_unet=optimised[0],
         optimised_video_unet=optimised[1],
         text_kv_cache=text_kv_cache,

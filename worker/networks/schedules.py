@@ -1,22 +1,67 @@
-"""Loads the noise schedule of a network."""
+"""Loads the noise schedules of both networks: the scheduler's file, and over it what the entry names."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from sampler import NoiseSchedule
-from service.catalog.weight_files import Component
+from service.catalog.model_entry import ModelEntry
+from service.catalog.scheduler_settings import SCHEDULER_FILE, ScheduleOverrides, named_spacing
 from service.errors import ConfigurationError
-from service.jobs.timestep_spacing import Spacing
+from service.jobs.sampler_settings import Network
 from worker.networks.component_files import component_folder, read_json
 
+log = logging.getLogger("ivmix.child")
 
-def load_schedule(component: Component, overrides: Mapping[str, Any], spacing: Spacing) -> NoiseSchedule:
-    """The scheduler's config with the overrides of the model entry. Raises ConfigurationError."""
-    file = component_folder(component) / "scheduler_config.json"
-    config = {**read_json(file), **overrides, **spacing.model_dump()}
+
+def load_schedules(entry: ModelEntry) -> tuple[NoiseSchedule, NoiseSchedule]:
+    """(of the image model, of the video model). Raises ConfigurationError naming the schedule, its file and key."""
+    image, video = (_load(entry, network) for network in ("image", "video"))
+    if entry.num_inference_steps.max > len(video):
+        raise ConfigurationError(
+            f"model {entry.id}: num_inference_steps.max={entry.num_inference_steps.max} is above the {len(video)} "
+            f"timesteps of {_file(entry, 'video')}; lower it"
+        )
+    return image, video
+
+
+def schedule_warnings(entry: ModelEntry) -> Iterator[str]:
+    """What may be wrong with a schedule that can be loaded."""
+    for file in dict.fromkeys((_file(entry, "video"), _file(entry, "image"))):
+        known = ScheduleOverrides.model_fields
+        for key in read_json(file):
+            is_known = key in known or key == "timestep_scaling"  # LCMScheduler's own
+            if not is_known and (near := difflib.get_close_matches(key, known, 1, cutoff=0.85)):
+                yield f"{file}: no scheduler reads {key}; probably {near[0]} is meant"
+    if entry.family != "animatediff" or "beta_schedule" in entry.video_schedule:
+        return
+    found = read_json(_file(entry, "video")).get("beta_schedule", "linear")
+    if found != "linear":
+        yield (
+            f"model {entry.id}: {_file(entry, 'video')} has beta_schedule {found}, but AnimateDiff's motion modules "
+            'were trained with linear; add video_schedule = { beta_schedule = "linear" } to the entry, or name '
+            f'"{found}" there if your motion adapter was trained with it'
+        )
+
+
+def _load(entry: ModelEntry, network: Network) -> NoiseSchedule:
+    overrides = entry.image_schedule if network == "image" else entry.video_schedule
+    file = _file(entry, network)
+    config: dict[str, Any] = {**read_json(file), **overrides, **named_spacing(entry.spacing, overrides)}
     try:
         return NoiseSchedule.from_config(config)
-    except ValueError as e:
-        raise ConfigurationError(f"{file}, with the overrides of the model entry: {e}") from e
+    except (TypeError, ValueError) as e:
+        raise ConfigurationError(
+            f"model {entry.id}, schedule of the {network} model, from {file} and the entry: {e} "
+            f"(a key under {network}_schedule in the entry replaces that of the file)"
+        ) from e
+
+
+def _file(entry: ModelEntry, network: Network) -> Path:
+    components = entry.all_components
+    name = "image_scheduler" if network == "image" and "image_scheduler" in components else "scheduler"
+    return component_folder(components[name]) / SCHEDULER_FILE

@@ -9,14 +9,14 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import send_handle
 from typing import Protocol, cast
 
 from service.settings import Settings
-from worker.messages import Ready, Report, Run, Stop
+from worker.messages import CannotLoad, Ready, Report, Run, Stop
 
 log = logging.getLogger("ivmix.worker")
 
@@ -31,6 +31,14 @@ class ChildDied(Exception):
     """The child ended without a result (killed, crashed, out of host memory)."""
 
 
+class ModelsNotLoaded(ChildDied):
+    """The child has said why it cannot load the models."""
+
+    def __init__(self, failure: CannotLoad) -> None:
+        super().__init__(failure.reason)
+        self.failure = failure
+
+
 class Channel(Protocol):
     """Messages about one job, for one thread at a time. `receive` returns None after a timeout and raises ChildDied;
     `kill` kills the process that has the job."""
@@ -41,9 +49,12 @@ class Channel(Protocol):
 
 
 class Child(Protocol):
-    """The child process as the runner uses it. `ensure` and `start` raise ChildDied."""
+    """The child process as the runner uses it. `ensure` and `start` raise ChildDied, `ensure` also ModelsNotLoaded."""
 
     device: str
+
+    @property
+    def is_loaded(self) -> bool: ...
 
     def ensure(self, beat: Callable[[], bool]) -> None: ...
     def start(self, run: Run) -> Channel: ...
@@ -79,14 +90,40 @@ class ChildProcess:
     def __init__(self, settings: Settings, model: str, enter: Enter | None = None) -> None:
         self._settings, self._model, self._enter = settings, model, enter or _enter
         self._control: PipeChannel | None = None
+        self._has_loaded = False
         self.device = ""  # of the models, once they are loaded
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether a child is running and has loaded the models."""
+        return self._has_loaded and self._control is not None and self._control.process.is_alive()
 
     def ensure(self, beat: Callable[[], bool]) -> None:
         """Start a child and load the models if none is running. `beat` is called meanwhile; False ends the wait. Raises
-        ChildDied."""
-        if self._control is not None and self._control.process.is_alive():
+        ChildDied or ModelsNotLoaded."""
+        if self.is_loaded:
             return
         self.kill()
+        control = self._control = self._spawn()
+        deadline = time.monotonic() + LOAD_TIMEOUT_S
+        while time.monotonic() < deadline:
+            if not beat():
+                return
+            match control.receive(1.0):
+                case Ready() as ready:
+                    pid = control.process.pid
+                    log.info("models of %s loaded in %.1f s on %s, child %s", self._model, *astuple(ready), pid)
+                    self.device, self._has_loaded = ready.device, True
+                    return
+                case CannotLoad() as failure:
+                    self.kill()
+                    raise ModelsNotLoaded(failure)
+                case _:
+                    pass
+        self.kill()
+        raise ChildDied(f"no models after {LOAD_TIMEOUT_S:.0f} s")
+
+    def _spawn(self) -> PipeChannel:
         context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
         ours, theirs = context.Pipe()
         process = context.Process(
@@ -97,23 +134,7 @@ class ChildProcess:
         )
         process.start()
         theirs.close()
-        self._control = PipeChannel(ours, process)
-        deadline = time.monotonic() + LOAD_TIMEOUT_S
-        while time.monotonic() < deadline:
-            if not beat():
-                return
-            if isinstance(ready := self._control.receive(1.0), Ready):
-                log.info(
-                    "models of %s loaded in %.1f s on %s, child %s",
-                    self._model,
-                    ready.seconds,
-                    ready.device,
-                    process.pid,
-                )
-                self.device = ready.device
-                return
-        self.kill()
-        raise ChildDied(f"no models after {LOAD_TIMEOUT_S:.0f} s")
+        return PipeChannel(ours, process)
 
     def start(self, run: Run) -> Channel:
         """Send a job to the child. Each job has its own pipe; the control pipe carries the child's ends of them."""
@@ -135,7 +156,7 @@ class ChildProcess:
             self._control.connection.close()
             self._control.process.join(0.2)
             self._control.kill()
-            self._control = None
+            self._control, self._has_loaded = None, False
 
 
 def _enter(control: Connection, parent: int, settings: Settings, model: str) -> None:

@@ -17,8 +17,8 @@ from service.jobs.store import JobStore, LeaseReply
 from service.process.heartbeat_file import HeartbeatFile
 from service.settings import Settings
 from service.storage.metrics import StorageCall
-from worker.messages import Done, Failed, Progress, Ready, Run, Sampled, Stop, Stopped
-from worker.parent.child_process import Channel, Child, ChildDied
+from worker.messages import CannotLoad, Done, Failed, Progress, Ready, Run, Sampled, Stop, Stopped
+from worker.parent.child_process import Channel, Child, ChildDied, ModelsNotLoaded
 from worker.parent.metrics import WorkerMetrics
 
 log = logging.getLogger("ivmix.worker")
@@ -36,6 +36,7 @@ class StopReason(StrEnum):
     TIMED_OUT = "timed_out"
     CHILD_HUNG = "child_hung"
     CHILD_DIED = "child_died"
+    MODELS_NOT_LOADED = "models_not_loaded"  # by this worker; another one may have them
 
 
 Outcome = Done | Failed | StopReason
@@ -76,6 +77,8 @@ class JobMonitor:
                 return self._stop_reason
             self.metrics.begin(self.execution_id)
             self._channel = child.start(Run(self.job, self.execution_id, may_resume=self.job.step > 0))
+        except ModelsNotLoaded:
+            return StopReason.MODELS_NOT_LOADED
         except ChildDied as e:
             return self._died(e)
         outcome = self._watch(self._channel)
@@ -118,7 +121,7 @@ class JobMonitor:
                     case Stopped():
                         assert self._stop_reason is not None
                         return self._stop_reason
-                    case Ready() | None:
+                    case Ready() | CannotLoad() | None:
                         pass
                 self._renew_lease(progress)
                 self._send_stop_if_due(channel, now)

@@ -116,8 +116,8 @@ class Runner:
                 self._fail(job, execution_id, JobError(code="timeout", message=text), can_retry=False)
             case StopReason.CANCELLED:
                 self._delete_checkpoint(job, self.store.finish_cancel(job.id, execution_id))
-            case StopReason.DRAINED:
-                log.info("job %s requeued: worker shutting down", job.id)
+            case StopReason.DRAINED | StopReason.MODELS_NOT_LOADED:
+                log.info("job %s requeued: %s", job.id, outcome)
                 self.store.requeue(job, execution_id, counts_as_attempt=False)
             case StopReason.LOST:
                 self.metrics.lease_lost()

@@ -52,6 +52,11 @@ class WorkerMetrics:
         self._peak = Gauge(
             "ivmix_worker_peak_memory_bytes", "Peak memory of the last completed job", registry=self.registry
         )
+        self.load_failures = Gauge(
+            "ivmix_worker_load_failures",
+            "Attempts to load the models that failed since the last success",
+            registry=self.registry,
+        )
         ProcessCollector(registry=self.registry)
 
     def begin(self, execution_id: str) -> None:

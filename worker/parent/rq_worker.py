@@ -9,6 +9,7 @@ SIGTERM sets a flag that is asked at the moments when stopping loses nothing (rq
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from typing import Any
@@ -28,18 +29,19 @@ from worker.parent.job_runner import Runner
 log = logging.getLogger("ivmix.worker")
 
 DEQUEUE_S = 5  # how long an idle worker blocks, so how late it notices a stop
+MIN_SILENCE_S = 4 * DEQUEUE_S
 FRESH_S = 2.0  # a heartbeat so young needs no other: every write is a sync of the disk, and the networks wait on_wait
 
 
 class StoppableQueue(Queue):
-    """Checks for shutdown before every dequeue, when stopping cannot lose a job."""
+    """Checks before every dequeue whether to stop, when that cannot lose a job."""
 
-    stopping = threading.Event()  # RQ calls dequeue_any on the class
+    worker: GenerationWorker | None = None  # RQ calls dequeue_any on the class
 
     @classmethod
     def dequeue_any(cls, *args: Any, **kwargs: Any) -> Any:
         """Deletes an entry that RQ cannot read, which would end every worker in turn; maintenance enqueues it again."""
-        while not cls.stopping.is_set():
+        while cls.worker is None or not cls.worker.must_stop:
             try:
                 return super().dequeue_any(*args, **kwargs)
             except (redis.exceptions.RedisError, DequeueTimeout):
@@ -66,14 +68,21 @@ class GenerationWorker(SimpleWorker):
         super().__init__(  # pyright: ignore[reportUnknownMemberType]  RQ is typed in part
             [queue], connection=connection, serializer="json", worker_ttl=DEQUEUE_S + 15
         )
-        self._runner, self._heartbeat_file = runner, heartbeat_file
+        self._runner, self._heartbeat_file, self._stopping = runner, heartbeat_file, stopping
+        # Known as alive for as long as its lease, so that maintenance knows which models are loaded.
+        self._silence_s = max(MIN_SILENCE_S, math.ceil(runner.settings.lease_s))
         self._beaten_at = -FRESH_S
         self.max_connection_wait_time = DEQUEUE_S
-        StoppableQueue.stopping = stopping
+        StoppableQueue.worker = self
+
+    @property
+    def must_stop(self) -> bool:
+        """Whether this worker takes no more jobs: it shuts down, or its models must be loaded again."""
+        return self.is_draining or not self._runner.child.is_loaded
 
     @property
     def is_draining(self) -> bool:
-        return StoppableQueue.stopping.is_set()
+        return self._stopping.is_set()
 
     def perform_job(self, job: Job, queue: Queue, execution: Execution) -> bool:  # noqa: ARG002  RQ's signature
         """Run the job, then remove its execution from RQ's registries, and its entry if the job is over."""
@@ -132,7 +141,7 @@ class GenerationWorker(SimpleWorker):
             return
         try:
             with self.connection.pipeline() as pipe:  # pyright: ignore[reportUnknownMemberType]
-                super().heartbeat(timeout, pipe)
+                super().heartbeat(timeout or self._silence_s, pipe)
                 pipe.execute()
         except redis.exceptions.RedisError:
             if self.is_draining:
@@ -146,7 +155,7 @@ class GenerationWorker(SimpleWorker):
             super().set_state(state, pipeline)
 
     def get_heartbeat_ttl(self, job: Job, working_time: float = 0.0) -> int:  # noqa: ARG002  RQ's signature
-        return 2 * self.job_monitoring_interval
+        return self._silence_s
 
     def run_maintenance_tasks(self) -> None:
         """`ivmix maintenance` does it, for all workers."""
@@ -155,7 +164,7 @@ class GenerationWorker(SimpleWorker):
         """No commands: publishing to Redis must not stop jobs. Cancellation is a field of the job record."""
 
     def _shutdown(self) -> None:
-        StoppableQueue.stopping.set()
+        self._stopping.set()
         self._stop_requested = True
 
     def request_force_stop(self, signum: int, frame: Any) -> None:

@@ -120,6 +120,7 @@ ERROR_RESPONSES: dict[str, Any] = {
     "Error503": _error_response(503, JOB_STORE_UNAVAILABLE, ServiceUnavailable.code),
     "SyncError400": _error_response(400, *_INVALID, *_SYNC[1:]),
     "SyncError500": _error_response(500, INTERNAL_ERROR, ServiceError.code, *_SYNC),
+    "SyncError503": _error_response(503, JOB_STORE_UNAVAILABLE, ServiceUnavailable.code, *_SYNC),
     "SyncError504": _error_response(
         504, "The video 'video_0' is still running; ask for it at /v1/videos/video_0.", "sync_timeout", *_SYNC
     ),

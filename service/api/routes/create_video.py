@@ -89,6 +89,7 @@ RequestBody = Annotated[VideoRequest, Depends(read_request)]
 @router.post(
     "/videos",
     summary="Create a video",
+    description="503 `model_unavailable`: no worker can load the model; `message` has the reason.",
     responses=success("VideoQueued", headers=("openai-poll-after-ms", "idempotent-replayed")) | CREATE_ERRORS,
     openapi_extra=request_body("PromptOnly", "PromptAndSettings"),
 )
@@ -188,7 +189,7 @@ def submit_job(
 ) -> Job:
     """Creates and enqueues a job, or returns the job of an earlier request with the same idempotency key.
 
-    Raises InvalidParameter, QueueFull, NoSpace or IdempotencyKeyReused; nothing is written then.
+    Raises InvalidParameter, QueueFull, NoSpace, ModelUnavailable or IdempotencyKeyReused; nothing is written then.
     """
     idempotency = Idempotency(_unquoted(idempotency_key), _fingerprint(body, remixed_from)) if idempotency_key else None
     # Before validation: a replay succeeds even if the model or the receiver would be rejected by now.
@@ -199,6 +200,7 @@ def submit_job(
     if body.callback_url is not None:
         services.webhooks.url_policy.check(body.callback_url, "callback_url")
     services.free_space.require()
+    services.loads.require(generation.model)
     job = body.to_job(generation, owner=principal.owner, remixed_from=remixed_from)
     queue = generate_queue(services.redis, generation.model, job_timeout_s=services.settings.job_timeout_s)
     limits = waiting_limits(principal, services.settings.max_waiting)

@@ -47,7 +47,7 @@ router = APIRouter(prefix="/v1", tags=["videos"])
     )
     | CREATE_ERRORS
     | errors(404)
-    | errors(400, 500, 504, prefix="Sync"),
+    | errors(400, 500, 503, 504, prefix="Sync"),
     openapi_extra=request_body("PromptOnly", "PromptAndSettings"),
 )
 async def create_video_sync(

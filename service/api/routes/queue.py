@@ -14,5 +14,6 @@ router = APIRouter(prefix="/v1", tags=["queue"])
 
 @router.get("/queue", summary="Queue status", responses=success("QueueReport"))
 def report_queue(reader: Reader, services: ServicesDep) -> QueueReport:
+    failures = services.loads.failures(services.models.ids())
     queues = (queue_stats(services.redis, services.store, model, owner=reader.owner) for model in services.models.ids())
-    return QueueReport(data=[model_queue(stats, reader.visible_owner) for stats in queues])
+    return QueueReport(data=[model_queue(stats, reader.visible_owner, failures.get(stats.model)) for stats in queues])

@@ -18,6 +18,7 @@ def calls(steps: int = 50, spacing: Spacing | None = None, **settings: object) -
     [
         ({"name": "ddim"}, (0, 50)),
         ({"name": "ddim", "network": "image"}, (50, 0)),
+        ({"name": "ddim", "grid": "diffusers"}, (0, 50)),
         ({"name": "freeinit", "network": "image"}, (0, 150)),  # only ddim reads it
         ({}, (98, 148)),  # the last step has no zig-zag
         ({"combination": "I-I"}, (98, 50)),
@@ -46,6 +47,12 @@ def test_moves_between_equal_levels_cost_nothing() -> None:
     assert calls(spacing=linspace, name="ddim") == (0, 49)
     assert calls(spacing=linspace, name="ddim", network="image") == (49, 0)
     assert calls(spacing=linspace.model_copy(update={"set_alpha_to_one": True}), name="ddim") == (0, 50)
+
+
+def test_grid_is_left_out_of_records_where_it_says_nothing_new() -> None:
+    """Workers of version 0.1 refuse fields that they do not know."""
+    assert "grid" not in SamplerSettings(name="ddim").model_dump_json()
+    assert '"grid":"diffusers"' in SamplerSettings(name="ddim", grid="diffusers").model_dump_json()
 
 
 @pytest.mark.parametrize("name", sorted(USES))

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from service.catalog.model_entry import ModelEntry, Optimise
+from service.catalog.model_entry import ModelEntry
+from service.catalog.optimise import Optimise
 from service.catalog.registry import ModelRegistry
 from service.errors import InvalidParameter
 from service.jobs.sampler_settings import USES

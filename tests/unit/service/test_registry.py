@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from service.catalog.family_components import OPTIONAL_COMPONENTS, REQUIRED_COMPONENTS
-from service.catalog.model_entry import Optimise
+from service.catalog.optimise import Optimise
 from service.catalog.registry import ModelRegistry
 from service.catalog.weight_files import LOCK_FILE, LockedFile, LockedSource, LockFile
 from service.errors import ConfigurationError, ModelNotFetched, ModelNotFound

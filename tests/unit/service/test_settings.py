@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from service.errors import ConfigurationError
 from service.settings import MODELS_FILE, Settings, load_settings
@@ -122,3 +123,19 @@ def test_the_documentation_lists_every_setting_as_declared() -> None:
 
 def test_every_setting_is_explained() -> None:
     assert [name for name, field in Settings.model_fields.items() if not field.description] == []
+
+
+def test_home_is_expanded_in_every_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "file").touch()
+    names = [name for name, field in Settings.model_fields.items() if "Path" in str(field.annotation)]
+    assert {"data_dir", "models_file", "weights_dir", "s3_ca_file", "scratch_dir", "pulse_file"} == set(names)
+    for name in names:
+        monkeypatch.setenv(f"IVMIX_{name.upper()}", "~/file")
+    settings = load_settings()
+    assert {getattr(settings, name) for name in names} == {tmp_path / "file"}
+
+
+def test_missing_ca_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match=r"s3_ca_file[\s\S]*is not a file"):
+        Settings(s3_ca_file=tmp_path / "none")

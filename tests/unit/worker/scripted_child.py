@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from service.jobs.model import Phase
 from worker.messages import Progress, Report, Run, Stop
+from worker.parent.child_process import ChildDied
 
 STEP = Progress(Phase.SAMPLING, 1, 20)
 
@@ -21,17 +22,22 @@ class ScriptedChild:
         *script: Report | Exception | threading.Event | None,
         after_stop: Report | None = None,
         is_loading: bool = False,
+        load_failure: ChildDied | None = None,
     ) -> None:
         self._script = deque(script)
         self._after_stop = after_stop
         self._is_loading = is_loading
+        self._load_failure = load_failure
         self.sent: list[Run | Stop] = []
         self.kills = 0
         self.device = "CPU"
+        self.is_loaded = True
 
     def ensure(self, beat: Callable[[], bool]) -> None:
         if self._is_loading:
             beat()
+        if self._load_failure is not None:
+            raise self._load_failure
 
     def start(self, run: Run) -> ScriptedChild:
         self.sent.append(run)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sampler import Call, FusedMove, Move, NoiseSchedule, Plan, Renoise, Restart, ddim_plan, free_init_plan, mixed_plan
-from service.catalog.model_entry import Optimise
+from service.catalog.optimise import Optimise
 from service.jobs.model import Generation
 from tests.factories import make_generation
 from worker.child.checkpoint_file import Checkpoint

@@ -24,7 +24,8 @@ from torch import Generator, Tensor
 from torch._dynamo.utils import counters
 
 from sampler import ImageDenoiser
-from service.catalog.model_entry import ModelEntry, Optimise
+from service.catalog.model_entry import ModelEntry
+from service.catalog.optimise import Optimise
 from tests.tiny_models import save_model
 from tests.unit.worker.test_optimise import FAMILIES, FRAMES, NONE, clip, close, models_of, plain_latents, plainly
 from worker.networks.models import Models

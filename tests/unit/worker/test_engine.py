@@ -112,6 +112,7 @@ def samplers(draw: st.DrawFn) -> SamplerSettings:
         goback_guidance=draw(st.floats(0, 20)),
         iterations=draw(st.integers(1, 4)),
         network=draw(st.sampled_from(["image", "video"])),
+        grid=draw(st.sampled_from(["adjacent", "diffusers"])),
     )
 
 

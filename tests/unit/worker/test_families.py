@@ -324,7 +324,7 @@ def test_schedule_of_the_entry_wins_over_the_schedulers_file(folder: Path) -> No
 
 def test_schedule_that_cannot_be_run_is_refused_with_its_file(folder: Path) -> None:
     entry = animatediff(folder).model_copy(update={"video_schedule": {"beta_schedule": "wavy"}})
-    with pytest.raises(ConfigurationError, match=r"scheduler_config.json, with the overrides.*'wavy' is not supported"):
+    with pytest.raises(ConfigurationError, match=r"of the video model.*scheduler_config.json.*'wavy' is not supported"):
         load(entry, "cpu")
 
 

@@ -18,8 +18,8 @@ from service.storage.metrics import StorageCall
 from service.wiring import Services
 from tests.factories import make_job, make_output
 from tests.unit.worker.scripted_child import STEP, ScriptedChild
-from worker.messages import Done, Failed, Progress, Run, Stop, Stopped
-from worker.parent.child_process import ChildDied
+from worker.messages import CannotLoad, Done, Failed, Progress, Run, Stop, Stopped
+from worker.parent.child_process import ChildDied, ModelsNotLoaded
 from worker.parent.job_runner import Runner
 from worker.scratch import Scratch
 
@@ -152,6 +152,15 @@ def test_child_that_dies_costs_an_attempt_and_the_last_one_fails_the_job(
     error = now(services, job).error
     assert error is not None
     assert (now(services, job).state, error.code) == (JobState.FAILED, "worker_lost")
+
+
+def test_models_that_do_not_load_cost_no_attempt(services: Services, job: Job, queue: Queue) -> None:
+    failure = ModelsNotLoaded(CannotLoad("broken", "broken"))
+    for execution in ("e1", "e2", "e3", "e4"):
+        assert run(services, job, ScriptedChild(load_failure=failure), execution=execution) is False
+        assert (now(services, job).state, now(services, job).attempt) == (JobState.QUEUED, 0)
+        assert queue.job_ids == [job.id]
+        queue.empty()
 
 
 def test_child_without_a_sign_of_life_is_killed_and_the_job_tried_again(services: Services, job: Job) -> None:

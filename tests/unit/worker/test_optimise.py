@@ -12,7 +12,8 @@ import torch
 from torch import Generator, Tensor, nn
 
 from sampler import ImageDenoiser, VideoDenoiser, mixed_plan, sample
-from service.catalog.model_entry import ModelEntry, Optimise
+from service.catalog.model_entry import ModelEntry
+from service.catalog.optimise import Optimise
 from tests.tiny_models import save_model, write_entry
 from worker.networks.models import Models, load
 from worker.networks.optimise import OptimisedNetwork, TextKVCache, vae_decode

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from service.catalog.model_entry import Optimise
+from service.catalog.optimise import Optimise
 from worker.networks.optimise.compile_blocks import BlockCompiler, CompiledBlocks
 from worker.networks.optimise.text_kv_cache import TextKVCache, Texts, cached_text, replace_text_attentions
 from worker.networks.optimise.time_embedding_cache import TimeEmbeddingCache

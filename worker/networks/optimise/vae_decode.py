@@ -3,11 +3,21 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
+import logging
+from collections.abc import Generator
+from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from worker.networks.network_classes import errors_only
+from worker.networks.not_finite import NotFinite
+from worker.networks.vae_config import unscaled_latents
+
+log = logging.getLogger("ivmix.child")
 
 # Activations of the decoder at its peak, per output pixel and channel of its last level: 0.40 GB for a frame of
 # 512x512 in half precision with 128 channels (counted on the meta device, 2026-11).
@@ -20,12 +30,50 @@ FRAMES_PER_CALL_ON_CPU = 4  # more are not faster
 def decode(vae: Any, latents: Tensor, *, upscale: int = 1, frames_per_call: int | None = None) -> Tensor:
     """Latents (1, C, F, h, w) -> frames (F, H, W, 3) uint8 on the CPU, enlarged `upscale` times.
 
-    `frames_per_call`: frames that are decoded together; None: what fits in memory.
+    An autoencoder that overflows in half precision decodes the clip once more in float32.
+
+    Args:
+        frames_per_call: frames that are decoded together; None: what fits in memory.
+
+    Raises:
+        NotFinite: the autoencoder returned NaN or infinity, in float32 too.
     """
-    z = latents[0].transpose(0, 1).to(vae.dtype) / vae.config.scaling_factor  # (F, C, h, w)
+    frames = _finite_frames(vae, latents, upscale, frames_per_call)
+    if frames is None and vae.dtype is not torch.float32:
+        _warn_once(f"the autoencoder overflows in {vae.dtype}; such clips are decoded again in float32: set vae_dtype")
+        with _in_float32(vae):
+            frames = _finite_frames(vae, latents, upscale, frames_per_call)
+    if frames is None:
+        raise NotFinite("autoencoder (vae)", torch.float32)
+    return frames
+
+
+def _finite_frames(vae: Any, latents: Tensor, upscale: int, frames_per_call: int | None) -> Tensor | None:
+    """None if a pixel is NaN or infinite. The host waits for the device once."""
+    z = unscaled_latents(vae, latents[0].transpose(0, 1).to(vae.dtype))  # (F, C, h, w)
     z = z.contiguous(memory_format=torch.channels_last)
-    batches = z.split(frames_per_call or fitting_frames(vae, latents))
-    return torch.cat([_to_pixels(vae.decode(batch).sample, upscale) for batch in batches]).cpu()
+    ranges: list[Tensor] = []
+    pixels: list[Tensor] = []
+    for batch in z.split(frames_per_call or fitting_frames(vae, latents)):
+        frames = vae.decode(batch).sample
+        ranges.extend(frames.aminmax())  # NaN if one is
+        pixels.append(_to_pixels(frames, upscale))
+    return torch.cat(pixels).cpu() if torch.stack(ranges).isfinite().all() else None
+
+
+@contextmanager
+def _in_float32(vae: Any) -> Generator[None]:
+    dtype = vae.dtype
+    with errors_only("diffusers"):  # it warns of every cast
+        try:
+            yield vae.to(torch.float32)
+        finally:
+            vae.to(dtype)  # the weights have the same bytes as before
+
+
+@cache
+def _warn_once(message: str) -> None:
+    log.warning(message)
 
 
 def fitting_frames(vae: Any, latents: Tensor) -> int:

@@ -1,0 +1,86 @@
+"""Reads a diffusers scheduler config: which keys count, their defaults, and what is refused.
+
+Two rules for keys that are missing. What a network was trained with is decided by the class that the config names. How
+a run chooses its timesteps has the defaults of `DDIMScheduler`, whatever the class: a run is one of DDIM moves, and
+`DDIMScheduler.from_config` of diffusers ignores what another class would have filled in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sampler.errors import InvalidSetting
+from sampler.validation import one_of
+
+TRAINING = {
+    "num_train_timesteps": 1000,
+    "beta_schedule": "linear",
+    "beta_start": 0.0001,
+    "beta_end": 0.02,
+    "trained_betas": None,
+    "prediction_type": "epsilon",
+}
+RUN = {"timestep_spacing": "leading", "steps_offset": 0, "set_alpha_to_one": True}
+
+_COMMON = (
+    "DDIMInverseScheduler",
+    "DDIMParallelScheduler",
+    "DDIMScheduler",
+    "DDPMParallelScheduler",
+    "DDPMScheduler",
+    "DEISMultistepScheduler",
+    "DPMSolverMultistepInverseScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "LMSDiscreteScheduler",
+    "PNDMScheduler",
+    "SASolverScheduler",
+    "UniPCMultistepScheduler",
+)
+_KARRAS = (
+    "DPMSolverSDEScheduler",
+    "HeunDiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+)
+_CONSISTENCY = ("LCMScheduler", "TCDScheduler")
+# Variance-preserving schedulers of diffusers, and where their training defaults differ from `TRAINING` (0.42).
+CLASSES: dict[str, dict[str, Any]] = {
+    **{name: {} for name in _COMMON},
+    **{name: {"beta_start": 0.00085, "beta_end": 0.012} for name in _KARRAS},
+    **{name: {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"} for name in _CONSISTENCY},
+}
+
+# Keys that change results, and values with which a run would not be what the config says.
+_REFUSED: dict[str, str] = {
+    "rescale_betas_zero_snr": "its last level holds no signal, so nothing can be inverted there; "
+    "rescale_betas_zero_snr=False runs the network without that level",
+    "clip_sample": "it cuts off pixel values, and latents have no such bound; use clip_sample=False, "
+    "as Stable Diffusion's pipelines do",
+    "thresholding": "it cuts off pixel values, and latents have no such bound; use thresholding=False",
+    "use_flow_sigmas": "the network was trained by flow matching, not with noise levels of betas",
+}
+
+
+def complete_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of `TRAINING` and `RUN` with their defaults.
+
+    Raises:
+        InvalidSetting: the config has a feature that is not supported; the message names it.
+    """
+    filled_in: Any = config.get("_use_default_values", ())  # by the class; diffusers leaves them out as well
+    given = {key: value for key, value in config.items() if key not in filled_in}
+    kind = given.get("_class_name") or "DDIMScheduler"
+    one_of("_class_name", kind, tuple(CLASSES))
+    for key, reason in _REFUSED.items():
+        if given.get(key):
+            raise InvalidSetting(f"{key}={given[key]!r} is not supported: {reason}")
+    if str(given.get("variance_type") or "").startswith("learned"):
+        raise InvalidSetting(
+            f"variance_type={given['variance_type']!r} is not supported: the network returns a variance as well; "
+            "use one that predicts epsilon or v alone"
+        )
+    return {key: given.get(key, default) for key, default in (TRAINING | CLASSES[kind] | RUN).items()}

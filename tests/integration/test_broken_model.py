@@ -1,0 +1,82 @@
+"""A model whose files break while `ivmix up` runs: it is said to be so, its jobs fail, the other model works on."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+import httpx2
+
+from service.settings import MODELS_FILE
+from tests.processes import PROMPT, clean_environment, finished_video, session_of, wait_for
+from tests.terminal import Terminal
+
+PROMISED_S = 60.0  # until a job of a broken model has failed
+
+
+def registry_with_copy(folder: Path) -> Path:
+    """A registry with the demo models, and with a copy of them named `second` in `folder`; returns its file."""
+    shutil.copytree(MODELS_FILE.parents[2] / "demo" / "weights", folder / "second")
+    demo = MODELS_FILE.read_text().partition("\n[models.animatediff]")[0].partition("[models.demo]")[2]
+    demo = demo.partition("\n# The three model pairs")[0]
+    second = demo.replace("../../demo/weights", str(folder / "second"))
+    second = second.replace("[models.demo.prompt]", "[models.second.prompt]")
+    demo = demo.replace("../../demo/weights", str(MODELS_FILE.parents[2] / "demo" / "weights"))
+    file = folder / "models.toml"
+    file.write_text(f"[models.demo]{demo}\n[models.second]\naliases = ['sora-2']{second}")
+    return file
+
+
+def child_of(supervisor: int, model: str) -> int:
+    """Process id of the child that has loaded a model."""
+    for pid in session_of(supervisor):
+        if f"worker\0{model}\0" in Path(f"/proc/{pid}/cmdline").read_text():
+            return next(p for p in session_of(pid) if "spawn_main" in Path(f"/proc/{p}/cmdline").read_text())
+    raise LookupError(model)
+
+
+def offered(http: httpx2.Client) -> list[str]:
+    return [model["id"] for model in http.get("/v1/models").json()["data"]]
+
+
+def test_jobs_of_a_model_that_breaks_fail_others_complete_and_it_comes_back(tmp_path: Path) -> None:
+    registry = registry_with_copy(tmp_path)
+    weights = tmp_path / "second" / "vae" / "diffusion_pytorch_model.safetensors"
+    content = weights.read_bytes()
+    command = [sys.executable, "-m", "service.cli", "up", "--port", "0", "--data", str(tmp_path / "data")]
+    with Terminal(command, cwd=tmp_path, env=clean_environment() | {"IVMIX_MODELS_FILE": str(registry)}) as terminal:
+        terminal.read_until("ready for work", timeout_s=240)
+        url = next(line for line in terminal.lines if "ivmix is up on" in line).split()[4]
+        with httpx2.Client(base_url=url, timeout=30) as http:
+            assert offered(http) == ["demo", "second"]
+            body = {"prompt": PROMPT, "num_inference_steps": 100}
+            jobs = [http.post("/v1/videos", json={**body, "model": "sora-2"}).json()["id"] for _ in range(2)]
+            wait_for(lambda: http.get(f"/v1/videos/{jobs[0]}").json()["progress"] > 0 or None, timeout_s=120)
+            os.truncate(weights, len(content) // 2)
+            os.kill(child_of(terminal.process.pid, "second"), signal.SIGKILL)
+            broken_at = time.monotonic()
+            for job in jobs:
+                video = finished_video(http, job)
+                assert (video["status"], video["error"]["code"]) == ("failed", "model_unavailable")
+                assert "vae/diffusion_pytorch_model.safetensors" in video["error"]["message"]
+                assert str(tmp_path) not in video["error"]["message"]
+            assert time.monotonic() - broken_at < PROMISED_S
+            assert offered(http) == ["demo"]
+            refused = http.post("/v1/videos", json={"prompt": PROMPT, "model": "sora-2"})
+            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "model_unavailable")
+            assert "vae/diffusion_pytorch_model.safetensors" in refused.json()["error"]["message"]
+            demo = http.post("/v1/videos", json={"prompt": PROMPT, "num_inference_steps": 2}).json()["id"]
+            assert finished_video(http, demo)["status"] == "completed"
+            terminal.read_until("model second cannot be loaded by worker second 0")
+            weights.write_bytes(content)
+            wait_for(lambda: offered(http) == ["demo", "second"] or None, timeout_s=90)
+            again = http.post("/v1/videos", json={"prompt": PROMPT, "model": "sora-2", "num_inference_steps": 2})
+            assert finished_video(http, again.json()["id"])["status"] == "completed"
+        terminal.read_until("model second is loaded again")
+        terminal.process.send_signal(signal.SIGINT)
+        assert terminal.wait() == 0
+    assert str(weights) in (tmp_path / "data" / "logs" / "up.log").read_text()
