@@ -9,7 +9,7 @@ INSTALLER := tools/install.py
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test check soak bench clean
+.PHONY: help setup demo serve test check check-types check-rest soak bench clean
 
 help:  ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -30,9 +30,14 @@ serve: $(RUN_STAMP)  ## the same service, kept up: http://127.0.0.1:8000
 	@$(BIN)/ivmix up
 
 check: $(DEV_STAMP)  ## lint, types, import rules, wording, sizes
+	@$(MAKE) --no-print-directory --jobs --keep-going --output-sync=target check-types check-rest
+
+check-types:  # takes longer than all others together
+	$(BIN)/basedpyright
+
+check-rest:
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/basedpyright
 	$(BIN)/lint-imports
 	$(BIN)/python -m tests.wording
 	$(BIN)/python -m tests.sizes

@@ -6,7 +6,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,21 +19,39 @@ from fastapi.testclient import TestClient
 from redis import Redis
 from rq import Queue
 
-from service.api.app import create_app
 from service.jobs.rq_queues import generate_queue
 from service.jobs.store import JobStore
 from service.process.embedded_valkey import EmbeddedValkey
+from service.process.quick_imports import quick_imports
 from service.settings import PREFIX, Settings
 from service.wiring import Services, open_services
 from tests.certificates import Certificates
 from tests.dispatching import dispatching
 from tests.factories import finish
 from tests.processes import ivmix_up
+from tests.quick_app import quick_app
 from tests.swift import ACCESS_KEY, SECRET_KEY, SwiftServer, admin_client
 
 # Fixed examples and no deadline, so that results do not depend on the run or the machine's load.
 # `--hypothesis-profile=default` explores new examples.
 hypothesis.settings.load_profile("ci")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Every test module is imported: all libraries, in every process of xdist."""
+    with quick_imports():
+        return (yield)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that share a server come first and together, so that one process of xdist starts it."""
+    servers = ("demo_server", "swift_server", "s3_server")
+
+    def place(item: pytest.Item) -> list[bool]:
+        return [name not in getattr(item, "fixturenames", ()) for name in servers]
+
+    items.sort(key=place)
 
 
 @pytest.fixture(autouse=True)
@@ -85,7 +103,7 @@ def queue(services: Services) -> Queue:
 @pytest.fixture
 def client(services: Services) -> Iterator[TestClient]:
     """Client of the application in this process. Exceptions become responses, as for a real client."""
-    with TestClient(create_app(services), raise_server_exceptions=False) as http:
+    with TestClient(quick_app(services), raise_server_exceptions=False) as http:
         yield http
 
 
@@ -122,7 +140,7 @@ class serve:  # noqa: N801  # reads as a verb where it is used
 
     def __enter__(self) -> str:
         config = uvicorn.Config(
-            create_app(self.services), port=0, log_config=None, lifespan="off", timeout_graceful_shutdown=1
+            quick_app(self.services), port=0, log_config=None, lifespan="off", timeout_graceful_shutdown=1
         )
         self._uvicorn = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._uvicorn.run, daemon=True)

@@ -84,7 +84,7 @@ class FakeEngine:
     def decode(self, sampled: Generation, on_progress: Callable[[Phase, int, int], None]) -> Clip:
         on_progress(Phase.DECODING, sampled.num_inference_steps, sampled.num_inference_steps)
         self._misbehave(sampled, "decode")
-        return Clip(np.full((2, 16, 16, 3), sampled.seed % 256, np.uint8))
+        return Clip(np.full((2, 64, 64, 3), sampled.seed % 256, np.uint8))
 
     def _misbehave(self, generation: Generation, now: str) -> None:
         faults = {name for name, at in re.findall(r"(\w+)@(\w+)", generation.prompt) if at == now}
@@ -105,6 +105,8 @@ class FakeEngine:
 
     def peak_memory_mb(self) -> float:
         return 1.0
+
+    def warm_up(self, _generation: Generation) -> None: ...
 
 
 def load() -> FakeEngine:

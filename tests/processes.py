@@ -18,6 +18,7 @@ import httpx2
 
 T = TypeVar("T")
 
+LIGHT_ENGINE = Path(__file__).with_name("light_engine")
 PROMPT = "a red circle moving right on a teal background"
 
 
@@ -88,6 +89,12 @@ def child_of(pid: int) -> int:
 
 def clean_environment() -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if not k.startswith("IVMIX_")}
+
+
+def light_engine(**environment: str) -> dict[str, str]:
+    """Environment in which the workers of `ivmix up` have an engine that only sleeps: they start without torch."""
+    folders = [LIGHT_ENGINE, Path(__file__).parents[1], *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {"PYTHONPATH": os.pathsep.join(map(str, folders)), "FAKE_STEP_S": "0.001", **environment}
 
 
 def finished_video(http: httpx2.Client, video_id: str, *, timeout_s: float = 120) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from service.errors import InvalidParameter, ServiceError
 from service.jobs.model import Generation, Phase
 from service.jobs.request import VideoRequest
 from service.jobs.sampler_settings import USES
+from service.process.quick_imports import quick_imports
 from service.settings import load_settings
 from worker.compare import SAMPLERS, Arm, compared_samplers, write_comparison
 
@@ -84,8 +85,9 @@ def _run(options: dict[str, Any]) -> None:
     steps = Steps(Console(stderr=True))
     with steps.step("models", f"loading {entry.id}") as step:
         # --help and refused options answer without loading torch and diffusers, which takes seconds.
-        from worker.child import mp4
-        from worker.child.engine import Engine
+        with quick_imports():
+            from worker.child import mp4
+            from worker.child.engine import Engine
 
         engine = Engine(entry)
         if options["compare"]:  # first what every sampler needs once, or it would count as the time of the first one

@@ -9,17 +9,19 @@ import typer
 
 from service.catalog.model_entry import ModelEntry
 from service.catalog.registry import ModelRegistry
+from service.process.quick_imports import quick_imports
 from service.settings import load_settings
 
 
 def verify(entry: ModelEntry) -> Iterator[str]:
     """One line per valid component. Raises ConfigurationError for the first that loading would refuse."""
-    import torch  # diffusers and torch take seconds: not for --help
+    with quick_imports():  # of diffusers and torch, which take seconds: not for --help
+        import torch
 
-    from worker.networks.assembly import check_files, fit_together
-    from worker.networks.component_loader import load_component
-    from worker.networks.schedules import schedule_warnings
-    from worker.networks.weight_files import weight_files
+        from worker.networks.assembly import check_files, fit_together
+        from worker.networks.component_loader import load_component
+        from worker.networks.schedules import schedule_warnings
+        from worker.networks.weight_files import weight_files
 
     check_files(entry)
     parts: dict[str, Any] = {}

@@ -26,6 +26,7 @@ from service.webhooks import deliveries, endpoints
 from service.wire.video import Renderer
 from service.wiring import Services
 from tests.factories import PROMPT, finish
+from tests.quick_app import quick_app
 
 Damage = Callable[[Any, str], object]
 
@@ -83,7 +84,7 @@ DAMAGES: dict[str, Damage] = {
 @contextmanager
 def keyed_client(services: Services, *scopes: Any) -> Iterator[TestClient]:
     _, secret = services.keys.create("test", **({"scopes": scopes} if scopes else {}))
-    with TestClient(create_app(services), raise_server_exceptions=False) as http:
+    with TestClient(quick_app(services), raise_server_exceptions=False) as http:
         http.headers["authorization"] = f"Bearer {secret}"
         yield http
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-from service.settings import MODELS_FILE
 from tests import browser
-from tests.processes import clean_environment
+from tests.processes import clean_environment, light_engine
 from tests.terminal import Terminal
 from worker.child.mp4 import read_mp4
 
@@ -38,8 +36,8 @@ def test_without_a_terminal_each_step_is_one_line(tmp_path: Path) -> None:
 
 
 def test_in_a_terminal_each_step_gets_its_mark_and_no_log_line_is_between_them(tmp_path: Path) -> None:
-    with Terminal(DEMO, cwd=tmp_path, env=clean_environment()) as terminal:
-        assert terminal.wait() == 0
+    with Terminal(DEMO, cwd=tmp_path, env=clean_environment() | light_engine()) as terminal:
+        assert terminal.wait() == 0, terminal.text
         lines = terminal.lines
     marked = [line for line in lines if line.startswith("✓ ")]
     assert len(marked) == len(STEPS)
@@ -49,11 +47,7 @@ def test_in_a_terminal_each_step_gets_its_mark_and_no_log_line_is_between_them(t
 
 
 def test_a_failure_names_the_step_and_the_log(tmp_path: Path) -> None:
-    shutil.copytree(MODELS_FILE.parents[2] / "demo" / "weights", tmp_path / "weights")
-    (tmp_path / "weights" / "vae" / "extra.bin").touch()
-    registry = tmp_path / "models.toml"
-    registry.write_text(MODELS_FILE.read_text().replace("../../demo/weights", "weights"))
-    ran = demo(tmp_path, IVMIX_MODELS_FILE=str(registry))
+    ran = demo(tmp_path, **light_engine(LOAD_ERROR="extra.bin is no safetensors file"))
     log = tmp_path / ".demo" / "service.log"
     assert ran.returncode == 1
     assert ran.stderr.startswith("ivmix: model demo cannot be loaded: ")

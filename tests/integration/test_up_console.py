@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from service.cli.up import LARGE_LOG_BYTES
-from service.settings import MODELS_FILE
-from tests.processes import clean_environment, wait_for
+from tests.processes import clean_environment, light_engine, wait_for
 from tests.terminal import Terminal
 
 UP = [sys.executable, "-m", "service.cli", "up", "--port", "0"]
@@ -29,7 +27,7 @@ def is_log_line(line: str) -> bool:
 
 
 def test_a_terminal_shows_steps_and_who_is_ready_where_and_the_log_is_in_a_file(tmp_path: Path) -> None:
-    with up_in_terminal(tmp_path / "data") as terminal:
+    with up_in_terminal(tmp_path / "data", **light_engine()) as terminal:
         terminal.read_until("ready for work")
         terminal.read_until("log: ")
         terminal.process.send_signal(signal.SIGINT)
@@ -41,7 +39,7 @@ def test_a_terminal_shows_steps_and_who_is_ready_where_and_the_log_is_in_a_file(
     assert lines[1].startswith(f"ivmix is up on {url}")
     assert next(line for line in lines if "models" in line).startswith("✓ models            demo")
     (ready,) = [line for line in lines if line.startswith("ready for work")]
-    assert ready.startswith("ready for work: demo on CPU, ")
+    assert ready.startswith("ready for work: demo on no device. ")
     assert f"{url}/docs" in ready
     log = tmp_path / "data" / "logs" / "up.log"
     assert f"log: {log}" in lines
@@ -108,11 +106,8 @@ def test_a_log_that_cannot_be_written_is_one_sentence(tmp_path: Path, name: str)
 
 
 def test_a_model_that_cannot_be_loaded_is_shown_with_the_reason(tmp_path: Path) -> None:
-    shutil.copytree(MODELS_FILE.parents[2] / "demo" / "weights", tmp_path / "weights")
-    (tmp_path / "weights" / "vae" / "extra.bin").touch()
-    registry = tmp_path / "models.toml"
-    registry.write_text(MODELS_FILE.read_text().replace("../../demo/weights", "weights"))
-    with up_in_terminal(tmp_path / "data", IVMIX_MODELS_FILE=str(registry)) as terminal:
+    reason = light_engine(LOAD_ERROR="extra.bin is no safetensors file")
+    with up_in_terminal(tmp_path / "data", **reason) as terminal:
         terminal.read_until("model demo cannot be loaded by worker demo 0")
         terminal.read_until("none could be loaded")
         assert "extra.bin" in terminal.text

@@ -19,6 +19,7 @@ from service.catalog.model_entry import ModelEntry
 from service.catalog.registry import ModelRegistry
 from service.log_config import configure_logging
 from service.process.parent_watch import watch_parent
+from service.process.quick_imports import quick_imports
 from service.settings import Settings
 from service.wiring import open_storage
 from worker.background_thread import BackgroundThread
@@ -34,9 +35,10 @@ log = logging.getLogger("ivmix.child")
 
 def main(control: Connection, parent: int, settings: Settings, model: str) -> None:
     def load() -> Engine:
-        from worker.child.engine import Engine  # imports torch, which a test engine does not need
+        entry = ModelRegistry.of(settings).get(model)  # before the imports: what is missing is said at once
+        with quick_imports():
+            from worker.child.engine import Engine  # imports torch, which a test engine does not need
 
-        entry = ModelRegistry.of(settings).get(model)
         engine = Engine(entry)
         _warm_up(engine, entry)
         return engine

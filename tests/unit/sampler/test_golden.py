@@ -21,6 +21,8 @@ CASES = {
     "videocrafter": ("default_6", "idm_always"),
 }
 
+SLOW = {("modelscope", "default_6")}  # its image model sees 64x64: 4 s a step. interval_1_3 has steps 1 to 3 of it
+
 
 class Golden:
     """One family's file: `meta`, `tensors`, and the two denoisers built from them."""
@@ -94,7 +96,14 @@ def close(actual: Tensor, expected: Tensor) -> bool:
     return bool((actual - expected).abs().max() <= 1e-5 * expected.abs().max())
 
 
-@pytest.mark.parametrize(("family", "case"), [(family, case) for family, cases in CASES.items() for case in cases])
+EVERY_CASE = [
+    pytest.param(family, case, marks=[pytest.mark.slow] if (family, case) in SLOW else [])
+    for family, cases in CASES.items()
+    for case in cases
+]
+
+
+@pytest.mark.parametrize(("family", "case"), EVERY_CASE)
 def test_released_loop_is_reproduced(files: dict[str, Golden], family: str, case: str) -> None:
     golden = files[family]
     settings = golden.meta["cases"][case]
@@ -104,6 +113,15 @@ def test_released_loop_is_reproduced(files: dict[str, Golden], family: str, case
     for step in sample(x, plan, image=golden.image, video=golden.video, generator=generator):
         x = step.latents
     assert close(x, golden.tensors[f"out.{case}"])
+
+
+def test_modelscopes_interval_has_the_mixed_steps_of_its_default(files: dict[str, Golden]) -> None:
+    """So that the quick case shows most of the slow one."""
+    meta = files["modelscope"].meta
+    default, interval = (plan_of("modelscope", meta, meta["cases"][case]) for case in CASES["modelscope"])
+    assert interval.steps[1:4] == default.steps[1:4]
+    assert all(len(step) > 1 for step in default.steps[1:4])
+    assert [len(step) for step in (interval.steps[0], *interval.steps[4:])] == [1, 1, 1]
 
 
 def test_videocrafter_runs_from_its_outer_schedulers_config_too(files: dict[str, Golden]) -> None:

@@ -1,0 +1,25 @@
+"""With this folder on PYTHONPATH, the child of every worker gets the engine of tests/fake_worker.py, without torch.
+
+For tests of what the processes around it show and do. If LOAD_ERROR is set, the engine does not load, for that reason.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from types import ModuleType
+from typing import Any
+
+
+def light_engine(entry: Any) -> Any:
+    from service.errors import ConfigurationError
+    from tests.fake_worker import FakeEngine
+
+    if reason := os.environ.get("LOAD_ERROR"):
+        raise ConfigurationError(reason)
+    return FakeEngine()
+
+
+module: Any = ModuleType("worker.child.engine")
+module.Engine = light_engine
+sys.modules[module.__name__] = module
