@@ -39,7 +39,8 @@ class Terminal:
 
     @staticmethod
     def _take_terminal() -> None:
-        """Make it the controlling terminal, so that Ctrl-C is a signal."""
+        """Make it the controlling terminal, so that Ctrl-C is a signal, also where the tests run in the background."""
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
     def press(self, keys: str) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from pydantic import Field, ValidationError
+from pydantic_core import ErrorDetails
 
 from service.catalog.adapters import locate_adapters
 from service.catalog.added_models import ADDED_FILE
@@ -178,16 +179,20 @@ def _reason(e: ValueError) -> str:
     """One sentence for each thing that is wrong in an entry, with the key that may have been meant."""
     if not isinstance(e, ValidationError):
         return str(e)
-    return "; ".join(
-        _sentence([str(part) for part in error["loc"]], error["type"], error["msg"]) for error in e.errors()
-    )
+    errors = e.errors(include_url=False)
+    outer = {error["loc"][:-1] for error in errors}  # a list is wrong only because of what is in it
+    return "; ".join(_sentence(error) for error in errors if error["loc"] not in outer - {()})
 
 
-def _sentence(location: list[str], kind: str, message: str) -> str:
+def _sentence(error: ErrorDetails) -> str:
+    location, kind, value = [str(part) for part in error["loc"]], error["type"], error["input"]
     table = _TABLES.get(".".join(location[:-1]))
     if kind == "extra_forbidden" and table is not None:
         return unknown_parameter(".".join(location), [".".join([*location[:-1], key]) for key in table], kind="key")
-    return ": ".join(filter(None, (".".join(location), message.removeprefix("Value error, "))))
+    # Our own messages name the value where it helps; that of a missing key is the table around it.
+    shown = "" if kind in ("missing", "value_error") or isinstance(value, dict | list) else f"={value!r}"
+    where = f"{'.'.join(location)}{shown[:200]}" if location else ""
+    return ": ".join(filter(None, (where, error["msg"].removeprefix("Value error, "))))
 
 
 _TABLES = {

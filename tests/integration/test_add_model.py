@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
@@ -97,6 +98,8 @@ class Machine:
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
     monkeypatch.setenv("IVMIX_DATA_DIR", str(tmp_path / "data"))
+    # The command imports the hub's client before diffusers, which loading switches offline; here a test before did both.
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     mask, handler = os.umask(0o022), signal.getsignal(signal.SIGTERM)
     yield Machine(tmp_path / "data" / "models")
     os.umask(mask)
@@ -235,7 +238,7 @@ def test_image_model_and_base(machine: Machine, model: Path, tmp_path: Path) -> 
 
 def test_failure_leaves_nothing(machine: Machine, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = ("--from", model / "sd.safetensors", "--motion-adapter", model / "mm.safetensors", "--config", model)
-    machine.refused(r"model m: sizes\.0='32x30x2': String should match", "m", *files, "--size", "32x30x2")
+    machine.refused(r"models\.m: sizes\.0='32x30x2': String should match", "m", *files, "--size", "32x30x2")
     machine.refused("cannot be a model's name", "a/b", *files)
     broken = dict(original_layout.checkpoint(model, layers=1))
     words = "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight"

@@ -39,7 +39,7 @@ def folder() -> Iterator[Path]:
 WITHOUT_RIGHTS = """
 import encodings.idna, os, sys
 import importlib.metadata, json, rich.console, rich.table
-import service.catalog.registry, service.cli.keys, service.cli.recover, service.cli.submit
+import service.catalog.registry, service.cli.keys, service.cli.recover, service.cli.follow
 import service.cli.up, service.wiring
 from service.cli.main import main
 if os.getuid() == 0:

@@ -45,7 +45,7 @@ async def retrieve_session(request: Request, principal: PrincipalDep, services: 
 
 
 @router.delete("/session", summary="Sign out", responses=success("DeletedSession", headers=("set-cookie",)))
-async def delete_session(response: Response, services: ServicesDep) -> DeletedSession:
+async def delete_session(response: Response, _principal: PrincipalDep, services: ServicesDep) -> DeletedSession:
     response.delete_cookie(COOKIE, path=services.settings.root_path or "/", httponly=True, samesite="strict")
     return DeletedSession()
 

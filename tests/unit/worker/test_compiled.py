@@ -78,7 +78,9 @@ def unets(models: Models) -> tuple[Any, Any]:
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING and r.name == "ivmix.child"]
+    """Of compiling; the tiny models' schedules have others."""
+    found = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING and r.name == "ivmix.child"]
+    return [message for message in found if "beta_schedule" not in message]
 
 
 def test_latents_are_those_of_the_plain_path(entry: ModelEntry, caplog: pytest.LogCaptureFixture) -> None:

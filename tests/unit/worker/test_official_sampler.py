@@ -31,7 +31,7 @@ PROMPT = "a red circle moving left on a teal background"
 NAMES = {"interval": "active_steps", "gi": "image_guidance", "gv": "video_guidance", "rho": "rho", "zz": "zz"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FixedTexts(TextEncoder):
     """Returns given embeddings (1, tokens, dim) instead of encoding: those of PROMPT, and others for any other text."""
 
@@ -61,7 +61,8 @@ def resolve(engine: Engine, request: dict[str, Any], **sampler: Any) -> Generati
 
 def golden_texts(golden: Golden, encoder: TextEncoder, prefix: str) -> FixedTexts:
     tensors, negative = golden.tensors, f"{prefix}negative_{'' if prefix else 'prompt_'}embeds"
-    return FixedTexts(encoder.tokenizer, encoder.encoder, tensors[f"{prefix}prompt_embeds"], tensors[negative])
+    texts = {"prompt": tensors[f"{prefix}prompt_embeds"], "negative": tensors[negative]}
+    return FixedTexts(tokenizer=encoder.tokenizer, encoder=encoder.encoder, **texts)
 
 
 def with_texts(engine: Engine, golden: Golden) -> Engine:
