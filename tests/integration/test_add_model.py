@@ -98,7 +98,7 @@ class Machine:
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
     monkeypatch.setenv("IVMIX_DATA_DIR", str(tmp_path / "data"))
-    # The command imports the hub's client before diffusers, which loading switches offline; here a test before did both.
+    # The command imports the hub's client before diffusers, which loading switches offline; here a test did before.
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     mask, handler = os.umask(0o022), signal.getsignal(signal.SIGTERM)
     yield Machine(tmp_path / "data" / "models")
