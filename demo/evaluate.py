@@ -64,7 +64,8 @@ def _arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments = _arguments()
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
+    for file in (arguments.json, arguments.sheet):
+        file.parent.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     judges = Judges()
     scenes = Scenes.random(arguments.prompts, Generator().manual_seed(arguments.prompts_seed))

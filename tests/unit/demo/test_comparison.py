@@ -42,7 +42,7 @@ def engine() -> Engine:
 def test_arms_are_each_model_alone_and_both_and_what_as_many_calls_buy(engine: Engine) -> None:
     plans = arms(engine.models)
     calls = [tuple(plan.calls.values()) for plan in plans.values()]
-    assert calls == [(16, 0), (0, 16), (20, 36), (0, 56)]
+    assert calls == [(16, 0), (0, 16), (14, 30), (0, 44)]
     assert plans["image alone, 16"].steps[0][0].guidance == engine.models.entry.image_guidance_scale
 
 
