@@ -98,6 +98,12 @@ class NotAllowed(ServiceError):
     code = "insufficient_scope"
 
 
+class UrlNotValid(NotAllowed):
+    """A signed URL was changed, is of another file, or has expired."""
+
+    code = "url_not_valid"
+
+
 class IdempotencyKeyReused(ServiceError):
     code = "idempotency_key_reused"
 

@@ -63,7 +63,8 @@ class CancelledVideo(ResponseModel):
     id: str
     object: Literal["video"] = "video"
     status: Status | Literal["not_found"] = Field(
-        description="`failed` if it is cancelled, `in_progress` until its worker has stopped, `completed` if it was"
+        description="`failed` if it is cancelled, `in_progress` until its worker has stopped, `completed` if it was, "
+        "`not_found` if there is none that this key may cancel"
     )
 
 

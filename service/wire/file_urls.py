@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import Literal
 
-from service.errors import NotAllowed
+from service.errors import UrlNotValid
 from service.settings import Settings
 from service.signatures import Signer
 
@@ -44,8 +44,8 @@ class FileUrls:
         return f"{self.base}/v1/videos/{video_id}/content?{kind}expires={expires_at}&signature={signature}"
 
     def check(self, video_id: str, variant: Variant, expires_at: int | None, signature: str) -> None:
-        """Raises NotAllowed if the URL was changed, is of another file, or has expired."""
+        """Raises UrlNotValid if the URL was changed, is of another file, or has expired."""
         if not self.signer.is_valid(signature, PURPOSE, video_id, variant, str(expires_at)):
-            raise NotAllowed("The signature of this URL does not match; read the video again for a valid one.")
+            raise UrlNotValid("The signature of this URL does not match; read the video again for a valid one.")
         if expires_at is None or expires_at <= time.time():
-            raise NotAllowed("This URL has expired; read the video again for a new one.")
+            raise UrlNotValid("This URL has expired; read the video again for a new one.")

@@ -91,7 +91,7 @@ class TestSignedUrls:
             "no signature value": (path, re.sub(r"signature=.*", "signature=%FF", query)),
         }
         answer = client.get("?".join(changed[change]))
-        assert error_of(answer, 403)["code"] == "insufficient_scope"
+        assert error_of(answer, 403)["code"] == "url_not_valid"
         assert VIDEO not in answer.content
 
     def test_expire(self, client: TestClient, video: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

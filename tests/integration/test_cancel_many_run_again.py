@@ -10,6 +10,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from service.api.app import create_app
+from service.api_keys import Scope
 from service.settings import Settings
 from service.wiring import Services
 from tests.api_calls import answer_of, create, error_of
@@ -81,6 +82,10 @@ def test_only_the_callers_own(services: Services) -> None:
         one, two = ({"authorization": f"Bearer {services.keys.create(name)[1]}"} for name in "ab")
         made = answer_of(client.post("/v1/videos", json={"prompt": "a red circle"}, headers=one))["id"]
         by_id = answer_of(client.post(CANCEL, json={"ids": [made]}, headers=two))["data"]
+        wall = {"authorization": f"Bearer {services.keys.create('c', scopes=[Scope.READ_ALL, Scope.WRITE])[1]}"}
+        own = answer_of(client.post("/v1/videos", json={"prompt": "a red circle"}, headers=wall))["id"]
+        both = answer_of(client.post(CANCEL, json={"ids": [made, own]}, headers=wall))["data"]
+        assert [video["status"] for video in both] == ["not_found", "failed"]
         by_status = answer_of(client.post(CANCEL, json={"status": "queued"}, headers=two))["data"]
         assert ([video["status"] for video in by_id], by_status) == (["not_found"], [])
         assert answer_of(client.get(f"/v1/videos/{made}", headers=one))["status"] == "queued"

@@ -46,7 +46,7 @@ async def get_file_reader(
     expires: Annotated[int | SkipJsonSchema[None], Query(description="Of a signed URL")] = None,
     signature: Annotated[str | SkipJsonSchema[None], Query(max_length=100, description="Of a signed URL")] = None,
 ) -> Principal:
-    """The caller, or any client with a signed URL of this file. Raises NotAllowed for one that is not valid."""
+    """The caller, or any client with a signed URL of this file. Raises UrlNotValid."""
     if signature is None:
         return await get_reader(request)
     FileUrls.of(services.settings, services.signer).check(video_id, variant, expires, signature)
