@@ -13,12 +13,14 @@ export default function Queue({ me }) {
   const lists = useLists()
   const { cancel, chosen, choose, error } = useCancel(lists)
   const mayCancel = can(me, 'videos.write')
+  const head = html`<${Head} title="Queue">${seesAll(me) && html`<p>The videos of all API keys</p>`}<//>`
+  if (!lists.isReady || (!queue && !lists.error)) return head // all at once, so that nothing moves
   return html`
-    <${Head} title="Queue">${seesAll(me) && html`<p>The videos of all API keys</p>`}<//>
+    ${head}
     <div class="stack wide">
       <${ErrorBox} error=${error ?? lists.error} />
       <${Models} queue=${queue} />
-      ${lists.isReady && lists.queued.length + lists.running.length === 0 && html`<${Nothing} mayCreate=${mayCancel} />`}
+      ${lists.queued.length + lists.running.length === 0 && html`<${Nothing} mayCreate=${mayCancel} />`}
       ${lists.running.length > 0 && html`<${Section} id="running" title="Running">
         ${lists.running.map((video) => html`<${RunningRow} key=${video.id} video=${video} onCancel=${mayCancel && cancel} />`)}
       <//>`}

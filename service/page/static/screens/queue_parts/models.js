@@ -41,7 +41,7 @@ function Worker({ worker }) {
   const work = phase === 'sampling' ? `sampling, step ${step} of ${total}` : (phase ?? state)
   return html`<li>
     <span class="dot ${state}" aria-hidden="true"></span>
-    <span class="clip" title=${name}>${name}</span>
+    <span class="clip" title=${name}>worker ${name.slice(0, 8)}</span>
     <span class="muted number">${video ? html`<a href="#/videos/${video}">${work}</a>` : work}</span>
   </li>`
 }
