@@ -27,6 +27,7 @@ from service.api.routes import (
     event_stream,
     health,
     models,
+    page,
     queue,
     send_test_event,
     session,
@@ -103,6 +104,7 @@ def _add_routes(app: FastAPI, settings: Settings) -> None:
     if settings.metrics_port is None:
         app.include_router(metrics.router)
     docs.add_docs(app)
+    page.add_page(app, app.state.services)
 
 
 def _add_request_checks(app: FastAPI, settings: Settings) -> None:
