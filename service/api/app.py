@@ -24,6 +24,7 @@ from service.api.routes import (
     create_video_sync,
     docs,
     download_video,
+    estimate_video,
     event_stream,
     health,
     models,
@@ -84,6 +85,7 @@ def create_app(services: Services) -> FastAPI:
 def _add_routes(app: FastAPI, settings: Settings) -> None:
     modules = (
         cancel_videos,
+        estimate_video,
         videos,
         event_stream,
         download_video,

@@ -17,6 +17,7 @@ from service.api.schemas import (
     ModelList,
     QueueReport,
     Session,
+    VideoEstimate,
     VideoList,
     model_queue,
 )
@@ -116,6 +117,9 @@ def _video_bodies() -> dict[str, Any]:
         VideoList=VideoList(data=[completed], first_id=completed.id, last_id=completed.id, has_more=True),
         DeletedVideo=DeletedVideo(id=completed.id),
         CancelledVideos=CancelledVideos(data=[CancelledVideo(id=cancelled.id, status="failed")], has_more=False),
+        VideoEstimate=VideoEstimate.of(
+            entry.resolve(VideoRequest.model_validate(REQUESTS["PromptAndSettings"])), 8.5, seed=7
+        ),
         Session=Session(auth="keys", name="dashboard", scopes=sorted(DEFAULT_SCOPES), expires_at=int(_CREATED_AT) + 60),
         DeletedSession=DeletedSession(),
         Model=model,
