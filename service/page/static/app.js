@@ -7,12 +7,14 @@ import { Button, ErrorBox, Icon, can } from './parts.js'
 import SignIn from './screens/sign_in.js'
 import Create from './screens/create.js'
 import Queue from './screens/queue.js'
+import Gallery from './screens/gallery.js'
 import Job from './screens/job.js'
 
 /** Screens by the first part of the hash. `label` puts one into the navigation; `scope` is what it needs. */
 const SCREENS = {
   create: { screen: Create, label: 'Create', scope: 'videos.write' },
   queue: { screen: Queue, label: 'Queue' },
+  gallery: { screen: Gallery, label: 'Gallery' },
   videos: { screen: Job },
 }
 
