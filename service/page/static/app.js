@@ -59,7 +59,9 @@ function useSession() {
     setState({ isReady: true, me: null })
   }
   useEffect(() => {
-    load()
+    // The server knows from the cookie, which no script can read, that there is no session.
+    if ('signedOut' in document.documentElement.dataset) end()
+    else load()
     return onSignedOut(end)
   }, [])
   return { ...state, load, end }
@@ -102,7 +104,7 @@ function focusMain(event) {
   document.querySelector('#main').focus()
 }
 
-/** A screen reader hears which screen has opened; not at the first one, which the browser announces itself. */
+/** A screen reader says which screen has opened; not the first one, which the browser announces itself. */
 function useScreenFocus(route, label) {
   const [first] = useState({ is: true })
   useEffect(() => {
