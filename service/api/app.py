@@ -9,6 +9,7 @@ from service.api import metrics
 from service.api.auth import API_KEY, API_KEY_HEADER, SESSION
 from service.api.contract import Contract, QueryCheck
 from service.api.errors import add_error_handlers
+from service.api.event_hub import EventHub
 from service.api.metrics import Metrics
 from service.api.middleware import RequestId, RequestMetrics
 from service.api.open_requests import OpenRequests
@@ -25,13 +26,14 @@ from service.api.routes import (
     docs,
     download_video,
     estimate_video,
-    event_stream,
+    events,
     health,
     models,
     page,
     queue,
     send_test_event,
     session,
+    video_events,
     videos,
     webhooks,
 )
@@ -71,6 +73,7 @@ def create_app(services: Services) -> FastAPI:
     app.state.open_requests = OpenRequests(settings)
     app.state.metrics = Metrics(services)
     app.state.contract = Contract(app)
+    app.state.event_hub = EventHub(services)
     app.state.polls = PollBatcher(services.store.get_many_with_positions)
     _add_routes(app, settings)
     add_error_handlers(app)
@@ -87,7 +90,8 @@ def _add_routes(app: FastAPI, settings: Settings) -> None:
         cancel_videos,
         estimate_video,
         videos,
-        event_stream,
+        events,
+        video_events,
         download_video,
         create_video_sync,
         models,

@@ -91,7 +91,7 @@ _STATES: dict[JobState, dict[str, Any]] = {
 def examples() -> dict[str, Any]:
     """Example bodies by their name under `components/examples`."""
     bodies = _video_bodies() | _webhook_bodies()
-    return REQUESTS | {"Status": {"status": "ok"}, "ProgressEvent": _progress_event(bodies["VideoInProgress"])} | bodies
+    return REQUESTS | {"Status": {"status": "ok"}} | _events(bodies) | bodies
 
 
 def _video_bodies() -> dict[str, Any]:
@@ -190,8 +190,16 @@ def _dumped(**bodies: BaseModel) -> dict[str, Any]:
     return {name: body.model_dump(mode="json") for name, body in bodies.items()}
 
 
-def _progress_event(video: dict[str, Any]) -> dict[str, Any]:
-    return {"event": "video.progress", "id": "running.1.5.sampling.-", "retry": 2000, "data": json.dumps(video)}
+def _events(bodies: dict[str, Any]) -> dict[str, Any]:
+    video, deleted, queue = (json.dumps(bodies[name]) for name in ("VideoInProgress", "DeletedVideo", "QueueReport"))
+    entry = "1795392006123-0"
+    return {
+        "ProgressEvent": {"event": "video.progress", "id": "running.1.5.sampling.-", "retry": 2000, "data": video},
+        "VideoEvent": {"event": "video.progress", "id": entry, "data": video},
+        "DeletedEvent": {"event": "video.deleted", "id": entry, "data": deleted},
+        "QueueEvent": {"event": "queue", "data": queue},
+        "ResetEvent": {"event": "reset", "id": entry, "data": "{}"},
+    }
 
 
 def _demo_model() -> ModelEntry:

@@ -10,7 +10,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from service.api.auth import Principal, Reader, ServicesDep, Writer, get_reader, get_services
+from service.api.auth import Principal, Reader, ServicesDep, Writer, get_reader, get_services, get_signer
 from service.api.errors import error_response
 from service.api.openapi.responses import errors, success
 from service.api.polls import DirectRoute, PollBatcher
@@ -76,6 +76,7 @@ async def retrieve_video(request: Request, video_id: str) -> Response:
     job, position = found
     if job.is_overdue(time.time()) or reader.visible_owner not in (None, job.owner):
         job, position = await run_in_threadpool(get_job_and_position, services, reader, video_id)
+    await get_signer(request)
     video = services.renderer.video(job, queue_position=position)
     return Response(
         video.model_dump_json(), media_type="application/json", headers={"openai-poll-after-ms": POLL_AFTER_MS}

@@ -12,5 +12,6 @@ redis.call('HSET', KEYS[1], 'state', QUEUED, 'execution_id', 'null', 'phase', 'n
 redis.call('HINCRBY', KEYS[1], 'attempt', ARGV[2])
 redis.call('DEL', KEYS[2])
 index_state(ARGV[4], QUEUED)
+emit(ARGV[4], 'progress')
 run_commands(5)
 return 'queued'

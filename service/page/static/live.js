@@ -1,6 +1,6 @@
 /** What happens on the server, as it happens: one event connection per page, shared by all screens. */
 
-import { useEffect, useState } from './vendor/preact-htm.js'
+import { useCallback, useEffect, useState } from './vendor/preact-htm.js'
 import { apiUrl } from './api.js'
 
 const KINDS = ['created', 'progress', 'completed', 'failed', 'deleted']
@@ -69,13 +69,18 @@ function reset() {
 
 function take(kind, video) {
   if (kind === 'deleted') videos.delete(video.id)
-  else remember(video)
+  else keep(video)
   videoListeners.forEach((listener) => listener(kind, video))
   changed()
 }
 
 /** Keeps a video that a screen has just read, so that others show it too. */
 export function remember(video) {
+  keep(video)
+  changed()
+}
+
+function keep(video) {
   videos.delete(video.id) // to the end: the first entries are dropped
   videos.set(video.id, video)
   if (videos.size > MOST_VIDEOS) videos.delete(videos.keys().next().value)
@@ -108,9 +113,8 @@ export const useConnection = () => useLive(readConnection)
 
 /** The newest known state of a video, or `initial`. */
 export function useVideo(id, initial = null) {
-  const [, count] = useState(0)
-  useEffect(() => onVideo((_kind, video) => video.id === id && count((n) => n + 1)), [id])
-  return videos.get(id) ?? initial
+  const read = useCallback(() => videos.get(id), [id])
+  return useLive(read) ?? initial
 }
 
 /**

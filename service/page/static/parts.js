@@ -118,7 +118,7 @@ export function ago(unix) {
 /** A duration in words: 4.2 s, 3 min 5 s. @param {number | null} number */
 export function seconds(number) {
   if (number === null || number === undefined) return '–'
-  if (number < 59.5) return `${number < 10 ? Math.round(10 * number) / 10 : Math.round(number)} s`
+  if (number < 59.5) return `${Number(number.toFixed(number < 0.1 ? 2 : number < 10 ? 1 : 0))} s`
   const minutes = Math.floor(Math.round(number) / 60)
   if (minutes >= 60) return `${Math.floor(minutes / 60)} h ${minutes % 60} min`
   return `${minutes} min ${Math.round(number) % 60} s`

@@ -29,7 +29,7 @@ export function Recipe({ video, model }) {
     ...Object.entries(video.metadata),
     ...(video.remixed_from_video_id ? [['Made from', html`<a href="#/videos/${video.remixed_from_video_id}">another video</a>`]] : []),
     ['Created', html`<time title=${when(video.created_at)}>${ago(video.created_at)}</time>`],
-    ...(video.expires_at ? [['Deleted on', when(video.expires_at)]] : []),
+    ...(video.expires_at ? [['Kept until', when(video.expires_at)]] : []),
     ['Id', html`<code>${video.id}</code>`],
   ]
   return html`<dl class="facts recipe">${rows.map(([name, value]) => html`<dt>${name}</dt><dd>${value}</dd>`)}</dl>`

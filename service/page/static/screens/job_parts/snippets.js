@@ -2,10 +2,16 @@
 
 /** @typedef {{base: string, body: object, needsKey: boolean}} Request base: URL that ends in /v1 */
 
+/** A JSON object with one line per field, which every language here reads. */
+function pretty(object, indent) {
+  const fields = Object.entries(object).map(([name, value]) => `${indent}  ${JSON.stringify(name)}: ${JSON.stringify(value)}`)
+  return fields.length ? `{\n${fields.join(',\n')}\n${indent}}` : '{}'
+}
+
 /** @param {Request} request */
 export function curl({ base, body, needsKey }) {
   const key = needsKey ? ` \\\n  -H "authorization: Bearer $IVMIX_API_KEY"` : ''
-  const data = JSON.stringify(body).replaceAll("'", String.raw`'\''`)
+  const data = pretty(body, '').replaceAll("'", String.raw`'\''`)
   return `curl -sS ${base}/videos \\\n  -H 'content-type: application/json'${key} \\\n  -d '${data}'\n`
 }
 
@@ -19,7 +25,7 @@ client = OpenAI(base_url=${JSON.stringify(base)}, api_key=${key})
 video = client.videos.create_and_poll(
     model=${JSON.stringify(model)},
     prompt=${JSON.stringify(prompt)},
-    extra_body=${JSON.stringify(extra)},
+    extra_body=${pretty(extra, '    ')},
 )
 client.videos.download_content(video.id).write_to_file("out.mp4")
 `
@@ -32,7 +38,7 @@ export function javascript({ base, body, needsKey }) {
 
 const url = ${JSON.stringify(`${base}/videos`)};
 const headers = { "content-type": "application/json"${key} };
-const body = JSON.stringify(${JSON.stringify(body)});
+const body = JSON.stringify(${pretty(body, '')});
 const read = async (response) => {
   if (!response.ok) throw new Error((await response.json()).error.message);
   return response;
