@@ -16,7 +16,7 @@ export function Deliveries({ endpoints, round }) {
     <div class="row between"><h2 id="deliveries">Deliveries</h2><${Button} icon="again" onClick=${read}>Read again<//></div>
     <${ErrorBox} error=${error} />
     ${deliveries && !deliveries.length && html`<${Empty} title="Nothing was sent yet"><p>A video that ends sends an event to every endpoint.</p><//>`}
-    ${deliveries?.length > 0 && html`<ul class="deliveries card">${deliveries.map((delivery) => html`<${Delivery} key=${delivery.id} delivery=${delivery} endpoints=${endpoints} onChanged=${read} />`)}</ul>`}
+    ${deliveries?.length > 0 && html`<ul class="sent card">${deliveries.map((delivery) => html`<${Delivery} key=${delivery.id} delivery=${delivery} endpoints=${endpoints} onChanged=${read} />`)}</ul>`}
     ${hasMore && html`<div class="row list-end"><${Button} onClick=${more}>Older deliveries<//></div>`}
   </section>`
 }
@@ -80,7 +80,7 @@ function Attempts({ attempts }) {
   return html`<ol class="attempts small number">
     ${attempts.map(
       ({ at, status_code: code, error, duration_s: duration }) => html`<li>
-        ${new Date(1000 * at).toLocaleString()}: ${code ? `status ${code}` : 'no answer'}${error && `, ${words(error)}`}, after ${seconds(duration)}
+        ${new Date(1000 * at).toLocaleString()}: ${code ? `status ${code}` : 'no answer'}${error && `, ${words(error)}`}, after ${duration < 1 ? `${Math.round(1000 * duration)} ms` : seconds(duration)}
       </li>`,
     )}
   </ol>`
