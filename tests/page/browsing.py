@@ -52,6 +52,7 @@ class Seen:
 
 def assert_accessible(page: Page) -> None:
     """axe-core has no serious or critical finding, in the light and in the dark colours."""
+    before = "dark" if page.evaluate("matchMedia('(prefers-color-scheme: dark)').matches") else "light"
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme, reduced_motion="reduce")  # colours without transitions
         found = Axe().run(page, options={"resultTypes": ["violations"]}).response["violations"]
@@ -62,7 +63,7 @@ def assert_accessible(page: Page) -> None:
             for node in finding["nodes"]
         ]
         assert not serious, f"{page.url} in {scheme} colours:\n" + "\n".join(serious)
-    page.emulate_media(color_scheme=None, reduced_motion=None)
+    page.emulate_media(color_scheme=before, reduced_motion="no-preference")
 
 
 def assert_fits(page: Page) -> None:

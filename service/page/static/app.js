@@ -8,13 +8,17 @@ import SignIn from './screens/sign_in.js'
 import Create from './screens/create.js'
 import Queue from './screens/queue.js'
 import Gallery from './screens/gallery.js'
+import Compare from './screens/compare.js'
 import Job from './screens/job.js'
+import Webhooks from './screens/webhooks.js'
 
 /** Screens by the first part of the hash. `label` puts one into the navigation; `scope` is what it needs. */
 const SCREENS = {
   create: { screen: Create, label: 'Create', scope: 'videos.write' },
   queue: { screen: Queue, label: 'Queue' },
   gallery: { screen: Gallery, label: 'Gallery' },
+  compare: { screen: Compare, label: 'Compare' },
+  webhooks: { screen: Webhooks, label: 'Webhooks', scope: 'webhooks' },
   videos: { screen: Job },
 }
 

@@ -10,11 +10,17 @@ import { Button, ErrorBox } from './parts.js'
 export function Dialog({ title, onClose, children }) {
   const dialog = useRef(null)
   useEffect(() => {
-    dialog.current.showModal()
-    return () => dialog.current?.close()
+    const element = dialog.current
+    const closed = () => onClose() // by Escape
+    element.addEventListener('close', closed)
+    element.showModal()
+    return () => {
+      element.removeEventListener('close', closed)
+      element.close() // the focus returns to where it was
+    }
   }, [])
   const onClick = (event) => event.target === dialog.current && onClose() // the backdrop
-  return html`<dialog class="dialog" ref=${dialog} aria-labelledby="dialog-title" onClose=${onClose} onClick=${onClick}>
+  return html`<dialog class="dialog" ref=${dialog} aria-labelledby="dialog-title" onClick=${onClick}>
     <div class="dialog-body stack"><h2 id="dialog-title">${title}</h2>${children}</div>
   </dialog>`
 }

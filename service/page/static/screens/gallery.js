@@ -5,7 +5,7 @@ import { api } from '../api.js'
 import { Confirm } from '../dialog.js'
 import { Button, Empty, ErrorBox, Field, Head, can, seesAll } from '../parts.js'
 import { useVideoList } from '../video_list.js'
-import { Tile } from './gallery_tile.js'
+import { Tile } from './gallery_parts/tile.js'
 
 export const MOST_COMPARED = 4
 const STATUSES = { '': 'All', 'queued,in_progress': 'Unfinished', completed: 'Completed', failed: 'Failed' }

@@ -1,9 +1,9 @@
 /** One video of the gallery. */
 
-import { html, useMemo, useRef, useState } from '../vendor/preact-htm.js'
-import { api } from '../api.js'
-import { remember } from '../live.js'
-import { Icon, Progress, StatusBadge, ago, ratio, seconds } from '../parts.js'
+import { html, useMemo, useRef, useState } from '../../vendor/preact-htm.js'
+import { api } from '../../api.js'
+import { remember } from '../../live.js'
+import { Icon, Progress, StatusBadge, ago, ratio, seconds } from '../../parts.js'
 
 /** Drawn anew only when its video or its selection changes: there may be hundreds. */
 export function Tile({ video, isSelected, canDelete, onToggle, onDelete }) {
