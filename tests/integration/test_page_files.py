@@ -58,7 +58,7 @@ def test_a_browser_loads_a_file_once(client: TestClient) -> None:
     assert (again.status_code, again.content) == (304, b"")
 
 
-def test_the_page_knows_without_a_request_that_nobody_is_signed_in(client: TestClient) -> None:
+def test_the_page_knows_without_a_request_that_there_is_no_session(client: TestClient) -> None:
     typed, linked = {"sec-fetch-site": "none"}, {"sec-fetch-site": "cross-site"}
     assert "data-signed-out" in client.get("/", headers=typed).text
     assert "data-signed-out" not in client.get("/", headers=linked).text

@@ -1,4 +1,4 @@
-"""Create: from opening the page to a playing video, and what the form tells."""
+"""Create: from opening the page to a playing video, and what the form shows."""
 
 from __future__ import annotations
 

@@ -50,9 +50,9 @@ function useSession() {
   const [state, setState] = useState({ isReady: false })
   const load = async () => {
     try {
+      const models = api.get('/v1/models', { quiet: true }).catch((error) => error)
       const me = await api.get('/v1/session', { quiet: true })
-      const models = can(me, 'videos.read') || can(me, 'videos.read_all') ? (await api.get('/v1/models')).data : []
-      setState({ isReady: true, me, models })
+      setState({ isReady: true, me, models: (await models).data ?? [] }) // a key may lack the scope to see them
       start()
     } catch (error) {
       setState({ isReady: true, me: null, error: error.status === 401 ? null : error })
@@ -73,11 +73,14 @@ function useSession() {
 
 function App() {
   const session = useSession()
-  if (!session.isReady) return html`<p class="visually-hidden" role="status">Loading</p>`
+  if (!session.isReady) return First
   if (session.error) return html`<main class="main stack"><${ErrorBox} error=${session.error} /><${Retry} on=${session.load} /></main>`
   if (!session.me) return html`<${SignIn} onSignedIn=${session.load} />`
   return html`<${Shell} ...${session} />`
 }
+
+// The same as in index.html.
+const First = html`<div class="shell first"><div class="side"><span class="brand"><img src="page/icon.svg" alt="" />ivmix</span></div></div>`
 
 const Retry = ({ on }) => html`<div><${Button} onClick=${on}>Try again<//></div>`
 
