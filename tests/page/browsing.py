@@ -9,6 +9,8 @@ from urllib.parse import urlsplit
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import BrowserContext, ConsoleMessage, Page, Request
 
+from tests.page.site import Site
+
 LOOPBACK = {"127.0.0.1", "localhost"}
 
 
@@ -64,6 +66,12 @@ def assert_accessible(page: Page) -> None:
         ]
         assert not serious, f"{page.url} in {scheme} colours:\n" + "\n".join(serious)
     page.emulate_media(color_scheme=before, reduced_motion="no-preference")
+
+
+def sign_in(page: Page, site: Site, key: str) -> None:
+    """The context of the page gets the cookie that the sign-in screen gets."""
+    answer = page.request.post(f"{site.keyed_url}/v1/session", headers={"authorization": f"Bearer {key}"})
+    assert answer.ok, answer.text()
 
 
 def assert_fits(page: Page) -> None:

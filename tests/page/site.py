@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -70,6 +71,7 @@ def running_site(folder: Path) -> Iterator[Site]:
         keyed = open_services(settings.model_copy(update={"auth": "keys"}))
         stack.callback(services.close)
         stack.callback(keyed.close)
+        stack.callback(_wait_for_event_threads)
         hold = folder / "hold"
         environment = {
             "IVMIX_REDIS_URL": valkey.url,
@@ -81,3 +83,10 @@ def running_site(folder: Path) -> Iterator[Site]:
         url, keyed_url = stack.enter_context(serve(services)), stack.enter_context(serve(keyed))
         http = stack.enter_context(httpx2.Client(base_url=url, timeout=30, trust_env=False))
         yield Site(url, keyed_url, services, http, hold)
+
+
+def _wait_for_event_threads() -> None:
+    """They end when their last client has left, and read from Valkey until then."""
+    for thread in threading.enumerate():
+        if thread.name == "events":
+            thread.join(10)

@@ -28,25 +28,29 @@ export default function Gallery({ route, go, me, models }) {
   const [doomed, setDoomed] = useState(null)
   const isFiltered = NAMES.some((name) => filter[name])
   const toggle = (id) => setSelected((ids) => (ids.includes(id) ? ids.filter((other) => other !== id) : [...ids, id]))
+  const ask = (ids) => setDoomed({ ids, next: neighbour(ids) })
   const onDeleted = () => {
-    const next = neighbour(doomed[0])
-    doomed.forEach((id) => list.remove(id))
-    setSelected((ids) => ids.filter((id) => !doomed.includes(id)))
+    const { ids, next } = doomed
+    ids.forEach((id) => list.remove(id))
+    setSelected((all) => all.filter((id) => !ids.includes(id)))
     setDoomed(null)
-    document.querySelector(next ? `#tile-${next} a` : 'h1')?.focus()
+    setTimeout(() => document.querySelector(next ? `#${next} a` : 'h1')?.focus()) // after the dialog has returned it
   }
   return html`
     <${Head} title="Gallery"><p>${seesAll(me) ? 'The videos of all API keys' : 'Your videos'}, newest first</p><//>
     <${Filters} filter=${filter} models=${models} key=${isFiltered} />
-    <${Videos} list=${list} filter=${filter} selected=${selected} canDelete=${can(me, 'videos.write')} onToggle=${toggle} onDelete=${(id) => setDoomed([id])} />
-    <${Selection} ids=${selected} canDelete=${can(me, 'videos.write')} go=${go} onDelete=${() => setDoomed(selected)} onClear=${() => setSelected([])} />
-    ${doomed && html`<${DeleteDialog} ids=${doomed} onDone=${onDeleted} onClose=${() => setDoomed(null)} />`}
+    <${Videos} list=${list} filter=${filter} selected=${selected} canDelete=${can(me, 'videos.write')} onToggle=${toggle} onDelete=${(id) => ask([id])} />
+    <${Selection} ids=${selected} canDelete=${can(me, 'videos.write')} go=${go} onDelete=${() => ask(selected)} onClear=${() => setSelected([])} />
+    ${doomed && html`<${DeleteDialog} ids=${doomed.ids} onDone=${onDeleted} onClose=${() => setDoomed(null)} />`}
   `
 }
 
-const neighbour = (id) => {
-  const tile = document.querySelector(`#tile-${id}`)
-  return (tile?.nextElementSibling ?? tile?.previousElementSibling)?.id.replace('tile-', '')
+/** The id of the element that has the focus when these videos are gone. */
+function neighbour(ids) {
+  const tiles = [...document.querySelectorAll('.tile')].map((tile) => tile.id)
+  const first = tiles.indexOf(`tile-${ids[0]}`)
+  const isKept = (tile) => !ids.includes(tile.replace('tile-', ''))
+  return tiles.slice(first).find(isKept) ?? tiles.slice(0, Math.max(0, first)).findLast(isKept)
 }
 
 function Filters({ filter, models }) {

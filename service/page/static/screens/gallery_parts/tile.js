@@ -74,7 +74,7 @@ function Unfinished({ video, hasImage }) {
 function Actions({ video, isSelected, canDelete, onToggle, onDelete }) {
   const { id, prompt } = video
   return html`<div class="row tile-actions">
-    <label class="tile-select"><input type="checkbox" checked=${isSelected} onChange=${() => onToggle(id)} />Select<span class="visually-hidden">: ${prompt}</span></label>
+    <label class="tile-select"><input type="checkbox" aria-label="Select: ${prompt}" checked=${isSelected} onChange=${() => onToggle(id)} />Select</label>
     ${video.download_url && html`<a class="button quiet icon-only" href=${video.download_url} download="${id}.mp4" aria-label="Download: ${prompt}" title="Download"><${Icon} name="download" /></a>`}
     ${canDelete && html`<button type="button" class="button quiet icon-only" aria-label="Delete: ${prompt}" title="Delete" onClick=${() => onDelete(id)}><${Icon} name="trash" /></button>`}
   </div>`
