@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import httpx2
+import pytest
+
+from service import api_keys
+from service.api import event_hub, sse
 
 Event = dict[str, Any]
 
@@ -27,9 +33,12 @@ def read_events(lines: Iterator[str]) -> Iterator[Event]:
 
 class Page:
     def __init__(self, answer: httpx2.Response) -> None:
-        self._events = read_events(answer.iter_lines())
+        self._events: Iterator[Event] = read_events(answer.iter_lines())
         self.last_id = ""
-        self.start = self._next()  # a message without data, or the first event if some were missed
+        start = self._next()
+        self.start_id = start.get("id", "")  # from which to resume before the first event
+        if "event" in start:
+            self._events = itertools.chain([start], self._events)
 
     def next(self, *, queue: bool = False) -> Event:
         """The next event; without `queue` those of the queue are left out."""
@@ -58,3 +67,18 @@ def open_page(
         assert answer.headers["content-type"].startswith("text/event-stream")
         page = Page(answer)  # as long as it exists the connection is open
         yield page
+
+
+def quick_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shorter intervals, so that tests take less time."""
+    monkeypatch.setattr(sse, "POLL_INTERVAL_S", 0.05)
+    monkeypatch.setattr(event_hub, "INTERVAL_S", 0.02)
+    monkeypatch.setattr(event_hub, "WAIT_S", 0.1)
+    monkeypatch.setattr(event_hub, "RETRY_S", 0.1)
+    monkeypatch.setattr(event_hub, "QUEUE_INTERVAL_S", 0.1)
+    monkeypatch.setattr(api_keys, "CACHE_S", 0.1)
+
+
+def hub_threads() -> int:
+    """How many threads of this process follow the stream of changes."""
+    return sum(thread.name == "events" for thread in threading.enumerate())

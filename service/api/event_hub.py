@@ -83,6 +83,8 @@ class EventHub:
                 self._report_queues()
                 is_failing = False
             except Exception as e:  # the thread must live as long as there are clients
+                if not self._has_subscriptions():  # the process is stopping
+                    return
                 if not is_failing:
                     is_failing = True
                     log.warning("events are delayed: %s", e, exc_info=not isinstance(e, RedisError))

