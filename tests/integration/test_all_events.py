@@ -133,6 +133,20 @@ def test_a_page_that_reconnects_gets_the_newest_event_of_each_video_that_changed
         assert page.next()["data"]["step"] == 5
 
 
+def test_a_page_may_come_from_a_process_that_was_further(
+    http: httpx2.Client, services: Services, queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = create_job(services.store, queue)
+    with open_page(http) as page:
+        monkeypatch.setattr(event_hub, "INTERVAL_S", 0.5)
+        services.store.start(job.id, "e1")
+        page.next()
+        services.store.report_progress(job.id, "e1", 1, 20, "sampling")  # read half a second later here
+        redis: Any = services.redis
+        with open_page(http, after=redis.xrevrange(EVENTS, count=1)[0][0].decode()) as other:
+            assert other.next()["event"] == "video.progress"
+
+
 def test_what_cannot_be_resumed_is_a_reset(http: httpx2.Client, services: Services, queue: Queue) -> None:
     redis: Any = services.redis
     with open_page(http) as page:
