@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
+from service.api.sessions import COOKIE
 from service.settings import Settings
 from service.wiring import Services
 
@@ -44,7 +45,7 @@ class StaticFile:
 
     def response(self, request: Request, **headers: str) -> Response:
         """The file, or 304 if the browser has it."""
-        headers |= {"etag": self.etag, "cache-control": _CACHE, "vary": "accept-encoding"}
+        headers = {"etag": self.etag, "cache-control": _CACHE, "vary": "accept-encoding"} | headers
         if self.etag in request.headers.get("if-none-match", ""):
             return Response(status_code=304, headers=headers)
         if "gzip" in request.headers.get("accept-encoding", ""):
@@ -66,10 +67,12 @@ def add_page(app: FastAPI, services: Services) -> None:
         return
     files = static_files()
     index = _index(services.settings)
+    signed_out = _index(services.settings, '<html lang="en" data-signed-out>')
     policy = content_policy(services)
 
     async def show_page(request: Request) -> Response:
-        return index.response(request, **{"content-security-policy": policy})
+        shown = signed_out if services.settings.auth == "keys" and _has_no_session(request) else index
+        return shown.response(request, **{"content-security-policy": policy, "vary": "accept-encoding, cookie"})
 
     async def show_file(request: Request, file: str) -> Response:
         if file not in files or file == "index.html":
@@ -82,8 +85,7 @@ def add_page(app: FastAPI, services: Services) -> None:
 
     app.add_api_route("/", show_page, include_in_schema=False)
     app.add_api_route("/page/{file:path}", show_file, include_in_schema=False)
-    if "embed.js" in files:
-        app.add_api_route("/embed.js", show_embed, include_in_schema=False)
+    app.add_api_route("/embed.js", show_embed, include_in_schema=False)
 
 
 def content_policy(services: Services) -> str:
@@ -95,9 +97,14 @@ def content_policy(services: Services) -> str:
     )
 
 
-def _index(settings: Settings) -> StaticFile:
-    """index.html with the prefix under which the browser sees it, so that its URLs work with or without a last slash."""
-    text = (STATIC / "index.html").read_text()
+def _has_no_session(request: Request) -> bool:
+    """Then the page asks for a key at once. Not if another site links here: browsers keep the cookie back then."""
+    return COOKIE not in request.cookies and request.headers.get("sec-fetch-site") in ("none", "same-origin")
+
+
+def _index(settings: Settings, html_tag: str = '<html lang="en">') -> StaticFile:
+    """index.html with the prefix that browsers see, so that its URLs work with or without a last slash."""
+    text = (STATIC / "index.html").read_text().replace('<html lang="en">', html_tag)
     base = html.escape(f"{settings.root_path}/", quote=True)
     return StaticFile.of(text.replace('<base href="/">', f'<base href="{base}">').encode(), ".html")
 

@@ -50,9 +50,9 @@ function useSession() {
   const [state, setState] = useState({ isReady: false })
   const load = async () => {
     try {
+      const models = api.get('/v1/models', { quiet: true }).catch((error) => error)
       const me = await api.get('/v1/session', { quiet: true })
-      const models = can(me, 'videos.read') || can(me, 'videos.read_all') ? (await api.get('/v1/models')).data : []
-      setState({ isReady: true, me, models })
+      setState({ isReady: true, me, models: (await models).data ?? [] }) // a key may lack the scope to see them
       start()
     } catch (error) {
       setState({ isReady: true, me: null, error: error.status === 401 ? null : error })
@@ -63,7 +63,9 @@ function useSession() {
     setState({ isReady: true, me: null })
   }
   useEffect(() => {
-    load()
+    // The server knows from the cookie, which no script can read, that there is no session.
+    if ('signedOut' in document.documentElement.dataset) end()
+    else load()
     return onSignedOut(end)
   }, [])
   return { ...state, load, end }
@@ -71,11 +73,14 @@ function useSession() {
 
 function App() {
   const session = useSession()
-  if (!session.isReady) return html`<p class="visually-hidden" role="status">Loading</p>`
+  if (!session.isReady) return First
   if (session.error) return html`<main class="main stack"><${ErrorBox} error=${session.error} /><${Retry} on=${session.load} /></main>`
   if (!session.me) return html`<${SignIn} onSignedIn=${session.load} />`
   return html`<${Shell} ...${session} />`
 }
+
+// The same as in index.html.
+const First = html`<div class="shell first"><div class="side"><span class="brand"><img src="page/icon.svg" alt="" />ivmix</span></div></div>`
 
 const Retry = ({ on }) => html`<div><${Button} onClick=${on}>Try again<//></div>`
 
@@ -106,7 +111,7 @@ function focusMain(event) {
   document.querySelector('#main').focus()
 }
 
-/** A screen reader hears which screen has opened; not at the first one, which the browser announces itself. */
+/** A screen reader says which screen has opened; not the first one, which the browser announces itself. */
 function useScreenFocus(route, label) {
   const [first] = useState({ is: true })
   useEffect(() => {

@@ -1,7 +1,7 @@
 /** What happens on the server, as it happens: one event connection per page, shared by all screens. */
 
 import { useCallback, useEffect, useState } from './vendor/preact-htm.js'
-import { apiUrl } from './api.js'
+import { api, apiUrl } from './api.js'
 
 const KINDS = ['created', 'progress', 'completed', 'failed', 'deleted']
 const MOST_VIDEOS = 500 // kept in memory; the newest ones
@@ -55,6 +55,7 @@ function open() {
 
 function openLater() {
   source = null
+  api.get('/v1/session').catch(() => {}) // if the key was revoked, this leads to the sign-in
   timer = setTimeout(() => {
     open()
     reset() // a new connection knows nothing of the last one

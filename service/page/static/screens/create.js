@@ -47,11 +47,11 @@ function Form({ start, models, go }) {
   const errorOf = (param) => (problem?.param === param ? problem.message : undefined)
   const change = (changes) => setForm({ ...form, ...changes })
   const steps = estimate?.num_inference_steps ?? model.num_inference_steps.default
-  // A problem with a field is shown there; all others beside the button.
+  // A problem with a field is shown there; all others above the button.
   const shown = failure ?? (problem && !isFieldOf(problem.param, model) ? problem : null)
   return html`<form class="create" onSubmit=${submit}>
     <${Prompt} form=${form} model=${model} error=${errorOf('prompt')} onChange=${change} />
-    <${Summary} estimate=${estimate} model=${model} error=${shown} isBusy=${isBusy} />
+    <${Summary} estimate=${estimate} model=${model} error=${shown} isCurrent=${isCurrent} isBusy=${isBusy} />
     <div class="stack settings">
       <section class="card stack" aria-labelledby="settings">
         <h2 id="settings">Settings</h2>

@@ -51,7 +51,7 @@ function Section({ id, title, tools, children }) {
 }
 
 const Nothing = ({ mayCreate }) => html`<${Empty} title="Nothing is waiting">
-  <p>Videos appear here as soon as someone creates one.</p>
+  <p>Videos appear here as soon as they are created.</p>
   ${mayCreate && html`<${Button} kind="primary" href="#/create">Create a video<//>`}
 <//>`
 

@@ -89,7 +89,7 @@ function Combination({ attributes, value, model, set }) {
   // Random noise works in one order only, which the server checks; the person need not know.
   const choose = (combination) => set({ combination, ...(combination.includes('R') ? { order: 'goback_first' } : {}) })
   const group = (length, label) => html`<optgroup label=${label}>
-    ${model.combinations.filter((each) => each.length === length).map((each) => html`<option selected=${each === value}>${each}</option>`)}
+    ${model.combinations.filter((each) => each.length === length).map((each) => html`<option value=${each} selected=${each === value}>${each}</option>`)}
   </optgroup>`
   return html`<select class="input" ...${attributes} onChange=${(event) => choose(event.target.value)}>
     ${group(5, 'Two moves each way')}${group(3, 'One move each way')}

@@ -6,12 +6,12 @@ import { Button, ErrorBox, seconds } from '../../parts.js'
 
 const NETWORKS = { image: 'Image network', video: 'Video network' }
 
-/** @param {{estimate: object | null, model: object, error: Error | null, isBusy: boolean}} props */
-export function Summary({ estimate, model, error, isBusy }) {
+/** @param {{estimate: object | null, model: object, error: Error | null, isCurrent: boolean, isBusy: boolean}} props */
+export function Summary({ estimate, model, error, isCurrent, isBusy }) {
   const queue = useQueue()?.data.find((each) => each.model === model.id)
   const calls = estimate?.network_calls ?? { image: 0, video: 0 }
   const most = Math.max(...Object.values(calls), 1)
-  return html`<aside class="card stack summary" aria-label="Summary">
+  return html`<aside class="card stack summary" aria-label="Summary" aria-busy=${isCurrent ? 'false' : 'true'}>
     <h2>This video</h2>
     <div class="stack calls">
       ${Object.entries(calls).map(

@@ -45,7 +45,7 @@ const STAGES = {
 /** @param {{video: object}} props */
 export function Timings({ video }) {
   const stages = Object.entries(video.stage_durations).map(([name, ms]) => [STAGES[name] ?? pretty(name.replace(/_ms$/, '')), ms / 1000])
-  if (stages.length === 0 && video.queue_time_s === null) return null
+  if (stages.length === 0) return null
   const total = stages.reduce((sum, [, time]) => sum + time, 0)
   return html`<section class="card stack" aria-labelledby="timings">
     <div class="row between"><h2 id="timings">Timings</h2>${total > 0 && html`<span class="number muted">${seconds(total)}</span>`}</div>
