@@ -71,7 +71,7 @@ def running_site(folder: Path) -> Iterator[Site]:
         keyed = open_services(settings.model_copy(update={"auth": "keys"}))
         stack.callback(services.close)
         stack.callback(keyed.close)
-        stack.callback(_wait_for_event_threads)
+        stack.callback(wait_for_event_threads)
         hold = folder / "hold"
         environment = {
             "IVMIX_REDIS_URL": valkey.url,
@@ -85,8 +85,8 @@ def running_site(folder: Path) -> Iterator[Site]:
         yield Site(url, keyed_url, services, http, hold)
 
 
-def _wait_for_event_threads() -> None:
+def wait_for_event_threads() -> None:
     """They end when their last client has left, and read from Valkey until then."""
     for thread in threading.enumerate():
         if thread.name == "events":
-            thread.join(10)
+            thread.join(5)

@@ -152,6 +152,7 @@ class IvmixPlayer extends HTMLElement {
   #stop = null
   #events = null
   #isRefreshed = false
+  #isPlaying = false
 
   constructor() {
     super()
@@ -160,6 +161,8 @@ class IvmixPlayer extends HTMLElement {
     this.attachShadow({ mode: 'open' }).append(this.#box)
     this.shadowRoot.adoptedStyleSheets = [STYLE]
     this.media.addEventListener('loadeddata', () => (this.#isRefreshed = false))
+    this.media.addEventListener('play', () => (this.#isPlaying = true))
+    this.media.addEventListener('pause', () => (this.#isPlaying = false)) // after an error too
     this.media.addEventListener('error', () => this.#refresh())
   }
 
@@ -266,14 +269,15 @@ class IvmixPlayer extends HTMLElement {
 
   /** After an error of <video>: plays on with a new URL if the old one has expired, else shows what is wrong. */
   async #refresh() {
-    const { currentTime, paused, src } = this.media
+    const { currentTime, src } = this.media
+    const isPlaying = this.#isPlaying
     if (this.hasAttribute('video') && !this.#isRefreshed) {
       this.#isRefreshed = true
       this.data = null
       await this.read()
       if (this.media.src !== src) {
         this.media.currentTime = currentTime
-        return paused || this.media.play()
+        return isPlaying && this.media.play()
       }
     }
     try {
