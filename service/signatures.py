@@ -36,8 +36,11 @@ class Signer:
 
     def load(self) -> None:
         """Read the secret; the first process makes it."""
-        self._redis.set(SECRET_KEY, secrets.token_bytes(32), nx=True)
-        self._secret, self._until = self._redis.get(SECRET_KEY), time.monotonic() + CACHE_S
+        secret = self._redis.get(SECRET_KEY)
+        if secret is None:
+            self._redis.set(SECRET_KEY, secrets.token_bytes(32), nx=True)
+            secret = self._redis.get(SECRET_KEY)
+        self._secret, self._until = secret, time.monotonic() + CACHE_S
 
     def sign(self, *parts: str) -> str:
         """The signature of the parts, 43 characters that are safe in a URL. The first part names the purpose."""

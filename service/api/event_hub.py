@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Generator, Iterator, Sequence, Set
+from contextlib import contextmanager
 from threading import Lock, Thread
 
 from fastapi.sse import format_sse_event
-from redis.exceptions import RedisError
+from redis import exceptions
 
 from service.api.event_subscription import Event, Subscription
 from service.api.queue_snapshot import Audience, QueueSnapshot
@@ -27,6 +28,7 @@ QUEUE_INTERVAL_S = 2.0
 WAIT_S = 1.0  # for a change; an outage is noticed and the thread ends within it
 RETRY_S = 1.0
 RECORDS_AT_ONCE = 50
+LOCK_TIMEOUT_S = 5.0
 MOST_MISSED = 2000  # entries that a client which reconnects is sent; beyond it reads the lists again
 
 log = logging.getLogger("ivmix.events")
@@ -35,6 +37,7 @@ log = logging.getLogger("ivmix.events")
 class EventHub:
     def __init__(self, services: Services) -> None:
         self._services = services
+        self._renderer = services.renderer
         self._log = EventLog(services.redis)
         self._starting = Lock()  # held while the position is read
         self._lock = Lock()  # protects the next three; never held while Redis is called
@@ -48,7 +51,8 @@ class EventHub:
         position = self._register(subscription)
         subscription.set_queue(self._queues.reports({subscription.audience})[subscription.audience])
         after = subscription.after or position
-        missed = [] if after == position else self._log.read(after, until=position, limit=MOST_MISSED)
+        # Another process may have been further: what follows `position` comes again, as new events.
+        missed = [] if after == position else self._log.read(after, limit=MOST_MISSED)
         if missed is None or len(missed) == MOST_MISSED:
             return subscription.reset(position)
         audience = subscription.audience
@@ -61,7 +65,7 @@ class EventHub:
 
     def _register(self, subscription: Subscription) -> str:
         """Add the subscription, start the thread if there is none, and return its position."""
-        with self._starting:
+        with _held(self._starting):
             with self._lock:
                 is_running = self._thread is not None
                 if is_running:
@@ -83,9 +87,11 @@ class EventHub:
                 self._report_queues()
                 is_failing = False
             except Exception as e:  # the thread must live as long as there are clients
+                if not self._has_subscriptions():  # the process is stopping
+                    return
                 if not is_failing:
                     is_failing = True
-                    log.warning("events are delayed: %s", e, exc_info=not isinstance(e, RedisError))
+                    log.warning("events are delayed: %s", e, exc_info=not isinstance(e, exceptions.RedisError))
                 time.sleep(RETRY_S)
 
     def _has_subscriptions(self) -> bool:
@@ -106,7 +112,7 @@ class EventHub:
             clients, self._position = list(self._subscriptions), changes[-1].entry
         try:
             self._deliver(changes, clients)
-        except BaseException:
+        except Exception:
             for client in clients:
                 client.reset(changes[-1].entry)
             raise
@@ -148,7 +154,7 @@ class EventHub:
             name, body = "video.deleted", DeletedVideo(id=change.video_id).model_dump_json()
         else:
             name = "video.created" if change.is_new and not job.state.is_terminal else event_name(job)
-            body = self._services.renderer.video(job).model_dump_json()
+            body = self._renderer.video(job).model_dump_json()
         owner = (job.owner if job else "") or change.owner or self._indexed_owner(change.video_id, audiences)
         return Event(change.video_id, owner, change.entry, format_sse_event(event=name, data_str=body, id=change.entry))
 
@@ -157,6 +163,17 @@ class EventHub:
         owners = {audience.visible_owner for audience in audiences}
         store = self._services.store
         return next((owner for owner in owners if owner is not None and store.is_in_index(video_id, owner)), None)
+
+
+@contextmanager
+def _held(lock: Lock) -> Generator[None]:
+    """Hold a lock under which Redis is called. Raises TimeoutError if its holder waits for Redis too long."""
+    if not lock.acquire(timeout=LOCK_TIMEOUT_S):
+        raise exceptions.TimeoutError("Redis does not answer")
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _may_concern(change: Change, audiences: Set[Audience]) -> bool:
@@ -174,7 +191,7 @@ class _QueueCache:
         self._reports: dict[Audience, str] = {}
 
     def reports(self, audiences: Set[Audience]) -> dict[Audience, str]:
-        with self._lock:
+        with _held(self._lock):
             if self._snapshot is None or time.monotonic() - self._read_at >= QUEUE_INTERVAL_S:
                 self._snapshot, self._reports = QueueSnapshot.read(self._services), {}
                 self._read_at = time.monotonic()

@@ -45,9 +45,9 @@ class EventLog:
         """Block until there is an entry after this one, at most for this long."""
         self._redis.xread({EVENTS: after}, count=1, block=max(1, int(1000 * seconds)))
 
-    def read(self, after: str, *, until: str = "+", limit: int = READ_AT_ONCE) -> list[Change] | None:
+    def read(self, after: str, *, limit: int = READ_AT_ONCE) -> list[Change] | None:
         """Return the entries after one, oldest first; None if that one is no longer there: some may have been lost."""
-        entries = self._redis.xrange(EVENTS, after, until, count=limit + 1)
+        entries = self._redis.xrange(EVENTS, after, count=limit + 1)
         if after != START:
             if not entries or entries[0][0].decode() != after:
                 return None

@@ -18,7 +18,7 @@ from redis.exceptions import RedisError
 from starlette.concurrency import run_in_threadpool
 
 from service.api import sse
-from service.api.auth import Reader, ServicesDep, get_reader, get_signer
+from service.api.auth import Reader, ServicesDep, get_reader
 from service.api.open_requests import OpenRequests, client_of
 from service.api.openapi.responses import errors, example_refs, ref, success
 from service.api.routes.videos import get_job_and_position
@@ -65,7 +65,6 @@ async def follow_video(
     job, position = await run_in_threadpool(get_job_and_position, services, reader, video_id)
     if job.state.is_terminal and event_id(job, position) == last_event_id:
         return Response(status_code=204)  # an EventSource does not reconnect after it
-    await get_signer(request)
     open_requests: OpenRequests = request.app.state.open_requests
     client = client_of(request, reader.owner)
     open_requests.acquire(client)
@@ -92,8 +91,10 @@ async def _events(
             continue
         if (current := event_id(job, position)) != last_event_id:
             last_event_id, last_sent = current, time.monotonic()
-            video = renderer.video(job, queue_position=position).model_dump_json()
-            yield format_sse_event(event=sse.event_name(job), data_str=video, id=current, retry=sse.RETRY_MS)
+            video = await run_in_threadpool(renderer.video, job, queue_position=position)  # its URLs need the secret
+            yield format_sse_event(
+                event=sse.event_name(job), data_str=video.model_dump_json(), id=current, retry=sse.RETRY_MS
+            )
         elif time.monotonic() - last_sent > sse.KEEPALIVE_INTERVAL_S:
             last_sent = time.monotonic()
             yield KEEPALIVE_COMMENT

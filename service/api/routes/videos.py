@@ -76,7 +76,8 @@ async def retrieve_video(request: Request, video_id: str) -> Response:
     job, position = found
     if job.is_overdue(time.time()) or reader.visible_owner not in (None, job.owner):
         job, position = await run_in_threadpool(get_job_and_position, services, reader, video_id)
-    await get_signer(request)
+    if job.output is not None:
+        await get_signer(request)  # of its URLs
     video = services.renderer.video(job, queue_position=position)
     return Response(
         video.model_dump_json(), media_type="application/json", headers={"openai-poll-after-ms": POLL_AFTER_MS}
