@@ -68,7 +68,7 @@ def assert_accessible(page: Page) -> None:
     page.emulate_media(color_scheme=before, reduced_motion="no-preference")
 
 
-def sign_in(page: Page, site: Site, key: str) -> None:
+def give_session(page: Page, site: Site, key: str) -> None:
     """The context of the page gets the cookie that the sign-in screen gets."""
     answer = page.request.post(f"{site.keyed_url}/v1/session", headers={"authorization": f"Bearer {key}"})
     assert answer.ok, answer.text()

@@ -12,7 +12,7 @@ from tests import browser as installed
 from tests.page.browsing import Seen
 from tests.page.site import Site, running_site
 
-TIMEOUT_MS = 15_000  # of every wait: the machine may be busy
+TIMEOUT_MS = 30_000  # of every wait: the machine may be busy
 OPTIONS = [option for option in installed.OPTIONS if option != "--headless"]
 # Not even the browser itself asks another machine.
 OFFLINE = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost"

@@ -9,7 +9,7 @@ import httpx2
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
-from tests.page.browsing import Seen, assert_accessible, assert_fits, sign_in
+from tests.page.browsing import Seen, assert_accessible, assert_fits, give_session
 from tests.page.many_videos import write_videos
 from tests.page.site import PROMPT, Site
 
@@ -27,7 +27,7 @@ def key(site: Site) -> str:
 
 @pytest.fixture
 def gallery(site: Site, page: Page, key: str) -> Page:
-    sign_in(page, site, key)
+    give_session(page, site, key)
     page.goto(f"{site.keyed_url}/#/gallery")
     expect(tiles(page)).to_have_count(PAGE)
     return page
@@ -117,7 +117,7 @@ def test_new_videos_appear_and_become_pictures_without_a_reload(site: Site, gall
 
 def test_a_narrow_screen(site: Site, open_page: Callable[..., Page], key: str) -> None:
     phone = open_page(viewport={"width": 360, "height": 740}, has_touch=True, color_scheme="dark")
-    sign_in(phone, site, key)
+    give_session(phone, site, key)
     phone.goto(f"{site.keyed_url}/#/gallery")
     for i in (0, 1):
         tiles(phone).nth(i).get_by_role("checkbox").check()

@@ -52,7 +52,7 @@ function Settings({ id, arm, model, estimate, onChange }) {
     ${reads.includes('combination') &&
     html`<${Field} id="${id}-combination" label="Combination">
       ${(attributes) => html`<select class="input" ...${attributes} onChange=${(event) => set(combined(event.target.value))}>
-        ${model.combinations.map((each) => html`<option selected=${each === value('combination')}>${each}</option>`)}
+        ${model.combinations.map((each) => html`<option value=${each} selected=${each === value('combination')}>${each}</option>`)}
       </select>`}
     <//>`}
     ${reads.includes('interval') && html`<${Interval} value=${value('interval')} steps=${steps} onChange=${(interval) => set({ interval })} />`}

@@ -75,7 +75,7 @@ function Shared({ form, models, onChange }) {
     <div class="fields">
       <${Field} id="compare-model" label="Model">
         ${(attributes) => html`<select class="input" ...${attributes} onChange=${(event) => onChange({ model: model(event.target.value), arms: firstArms() })}>
-          ${models.map(({ id }) => html`<option selected=${id === form.model.id}>${id}</option>`)}
+          ${models.map(({ id }) => html`<option value=${id} selected=${id === form.model.id}>${id}</option>`)}
         </select>`}
       <//>
       <${Field} id="compare-seed" label="Seed" hint="All videos begin with the same noise">
