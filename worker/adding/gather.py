@@ -14,7 +14,7 @@ from service.catalog.registry import ModelRegistry
 from service.catalog.weight_files import Component, Source
 from service.errors import ConfigurationError
 from worker.adding.configs import Prediction, checkpoint_configs, motion_config, vae_config
-from worker.adding.hub_spec import HubSpec
+from worker.adding.hub_spec import HubSpec, is_url
 from worker.adding.layout import Part, Tree, guess_family, has_layout, refuse_other_models
 from worker.adding.repository import hub_hosts, open_repo
 from worker.adding.single_files import single_file
@@ -217,6 +217,8 @@ class Gathering:
     def _adapter(self, spec: str, kind: str, suffix: str) -> tuple[Part, str | None]:
         """A file of FILE or FILE:SUFFIX, on this machine or a hub. Raises ConfigurationError."""
         split = re.fullmatch(rf"(.+):({suffix})", spec)
+        if split and is_url(spec) and "/" in split[2]:  # the colon of https: or of a port
+            split = None
         readings = [(spec, None), *([(split[1], split[2])] if split else [])]
         for name, value in readings:
             path = Path(name).expanduser().resolve()

@@ -24,6 +24,10 @@ _PAGE = re.compile(
 )
 
 
+def is_url(text: str) -> bool:
+    return text.lower().startswith(("http://", "https://"))
+
+
 @dataclass(frozen=True)
 class HubSpec:
     """`revision`: a branch, tag or commit; None: the newest commit. `file`: None for the whole repository."""
@@ -42,7 +46,7 @@ class HubSpec:
         Raises:
             ConfigurationError: a URL of another site, or of a page that is neither a repository nor a file.
         """
-        if text.lower().startswith(("http://", "https://")):
+        if is_url(text):
             return cls._of_url(text, hubs)
         found = _SPEC.fullmatch(text)
         if found is None or found["repo"].endswith(_SUFFIXES):  # a path on this machine
