@@ -57,7 +57,7 @@ def add(
             raw, sources = draft(given.name, family, found.parts, found.adapters, changes, found.downloads)
             _check_space(found, weights_dir)
             locked_before = set(LockFile.read(weights_dir).sources)
-            _fetch(ModelRegistry.build(given.name, raw, sources, weights_dir), found.downloads, settings, report)
+            _fetch(ModelRegistry.build(given.name, raw, sources, weights_dir), found.downloads, weights_dir, report)
             try:
                 _convert(found, partial, report)
                 raw = _verified(given.name, raw, sources, weights_dir, report)
@@ -116,13 +116,13 @@ def _check_space(found: Gathering, weights_dir: Path) -> None:
         )
 
 
-def _fetch(entry: ModelEntry, downloads: list[Component], settings: Settings, report: Print) -> None:
+def _fetch(entry: ModelEntry, downloads: list[Component], weights_dir: Path, report: Print) -> None:
     """Everything of the model that is on a hub."""
     components = [component for component in entry.all_components.values() if component.source.repo]
     if components or downloads:
         from worker.fetch import fetch_components
 
-        fetch_components([*components, *downloads], settings.weights_dir, report)
+        fetch_components([*components, *downloads], weights_dir, report)
 
 
 def _convert(found: Gathering, folder: Path, report: Print) -> None:

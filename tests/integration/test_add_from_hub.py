@@ -158,7 +158,10 @@ def test_refusals_download_no_weights(machine: Machine, model: Path, hub: Hub) -
         (r"unet only as pickles .*or a file of this one: owner/both/sd\.safetensors", "owner/both"),
         (r"owner/motion/style\.safetensors is a LoRA, not a checkpoint", "owner/motion/style.safetensors"),
         (r"https://other\.test/a is not on the hub", "https://other.test/a"),
-        (r"is not on the hub, or needs HF_TOKEN", "owner/nothing/sd.safetensors"),
+        (
+            r"no file owner/nothing/sd\.safetensors on this machine, and .* is not on the hub",
+            "owner/nothing/sd.safetensors",
+        ),
     ):
         machine.refused(match, "n", "--from", spec, *SIZE)
     config = ("--config", model, *SIZE)

@@ -226,7 +226,7 @@ class Gathering:
                 WeightsFile.read(path).require(kind)
                 return Part(Source(folder=path.parent), path.name), value
         name, value = readings[-1]
-        if Path(name).expanduser().exists() or HubSpec.parse(name, hub_hosts()) is None:
+        if Path(name).expanduser().exists() or HubSpec.parse(name, hub_hosts) is None:
             raise ConfigurationError(f"{spec}: there is no file {Path(name).expanduser()}")
         found = self._open(name)
         file = self._single_file(found, kind) if isinstance(found, Tree) else found.require(kind)
@@ -261,7 +261,12 @@ class Gathering:
             return Tree.of_folder(path)
         if path.exists():
             return WeightsFile.read(path.resolve())
-        if found := HubSpec.parse(spec, hub_hosts()):
-            tree = open_repo(found, self.weights_dir)
+        if found := HubSpec.parse(spec, hub_hosts):
+            try:
+                tree = open_repo(found, self.weights_dir)
+            except ConfigurationError as e:
+                if found.file is None or is_url(spec):
+                    raise
+                raise ConfigurationError(f"there is no file {spec} on this machine, and {e.message}") from e
             return tree.file(found.file) if found.file else tree
         raise ConfigurationError(f"{spec} is neither a file or folder on this machine nor owner/repo[/FILE] of a hub")
