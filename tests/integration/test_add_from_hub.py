@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -75,10 +76,12 @@ def remove(name: str) -> None:
 
 
 def test_repositories_of_single_files_make_the_model_of_the_local_files(
-    machine: Machine, model: Path, hub: Hub
+    machine: Machine, model: Path, hub: Hub, tmp_path: Path
 ) -> None:
     config = ("--config", model, *SIZE)
-    local = ("--motion-adapter", model / "mm.safetensors", "--vae", model / "vae.safetensors")
+    (tmp_path / "motion").mkdir()
+    shutil.copy(model / "mm.safetensors", tmp_path / "motion")
+    local = ("--motion-adapter", tmp_path / "motion", "--vae", model / "vae.safetensors")
     machine.add("local", "--from", model / "sd.safetensors", *local, "--lora", model / "style.safetensors:0.5", *config)
     remote = ("--motion-adapter", "owner/motion", "--vae", f"{hub.url}/owner/vae/blob/main/vae.safetensors")
     machine.add("hub", "--from", "owner/sd", *remote, "--lora", "owner/motion:0.5", *config)
