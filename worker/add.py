@@ -195,7 +195,10 @@ app = typer.Typer(add_completion=False)
 def main(
     name: Annotated[str, typer.Argument(help="Name of the new model in requests.")],
     source: Annotated[
-        str, typer.Option("--from", help="Folder, .safetensors file, or owner/repo[@revision][/file] of a hub.")
+        str,
+        typer.Option(
+            "--from", help="Folder, .safetensors file, or owner/repo, owner/repo@revision or owner/repo/file of a hub."
+        ),
     ],
     motion_adapter: Annotated[str | None, typer.Option(help="AnimateDiff: motion modules; likewise.")] = None,
     image_model: Annotated[str | None, typer.Option(help="Another image model with its text encoder.")] = None,
