@@ -43,8 +43,8 @@ def mixed_plan(
 
     Args:
         schedule, steps: noise schedule of the video model, and the number of ordinary steps, as in `ddim_plan`.
-        combination: letters of the go-back moves, a dash, letters of the denoising moves, as they run; one or two on
-            each side: I, the image model; V, the video model; R, `Renoise`, before the dash and in goback_first only.
+        combination: go-back moves, a dash, denoising moves, as they run; one or two letters on each side: I, the image
+            model; V, the video model; R, `Renoise`, before the dash and in goback_first only.
         order: "denoise_first" (the released code) or "goback_first" (the paper's figure).
         interval: the part of the run with zig-zags, as two fractions of the steps.
         image_guidance, video_guidance: scale in the zig-zags, at least 0: one, or two for the first and the last step.
@@ -60,11 +60,10 @@ def mixed_plan(
     grid = LevelGrid(schedule, steps, image_schedule, solver)
     finite_number("guidance", guidance)
     letters = _letters_of_steps(combination, order, interval, image_every, grid.steps)
-    image, video = guidance_ramps(image_guidance, video_guidance, rho, grid.steps)
-    plan: list[list[AnyMove]] = [[grid.ordinary_step(i, guidance)] for i in range(grid.steps)]
-    for i, (goback, denoise) in letters.items():
-        plan[i][:0] = _zigzag(grid, i, goback, denoise, order, {"I": image[i], "V": video[i]})
-    return Plan(tuple(map(tuple, plan)))
+    ramps = zip(*guidance_ramps(image_guidance, video_guidance, rho, grid.steps), strict=True)
+    scales = [{"I": image, "V": video} for image, video in ramps]
+    zigzags = {i: tuple(_zigzag(grid, i, *sides, order, scales[i])) for i, sides in letters.items()}
+    return Plan(tuple((*zigzags.get(i, ()), grid.ordinary_step(i, guidance)) for i in range(grid.steps)))
 
 
 def _letters_of_steps(
