@@ -203,12 +203,8 @@ def main(
     motion_adapter: Annotated[str | None, typer.Option(help="AnimateDiff: motion modules; likewise.")] = None,
     image_model: Annotated[str | None, typer.Option(help="Another image model with its text encoder.")] = None,
     vae: Annotated[str | None, typer.Option(help="Another VAE.")] = None,
-    lora: Annotated[
-        list[str] | None, typer.Option(help="FILE[:SCALE], on this machine or a hub; may be repeated.")
-    ] = None,
-    textual_inversion: Annotated[
-        list[str] | None, typer.Option(help="FILE[:TOKEN]; likewise; may be repeated.")
-    ] = None,
+    lora: Annotated[list[str] | None, typer.Option(help="FILE[:SCALE], here or on a hub; may be repeated.")] = None,
+    textual_inversion: Annotated[list[str] | None, typer.Option(help="FILE[:TOKEN]; may be repeated.")] = None,
     family: Annotated[Family | None, typer.Option(help="Default: as the configs say.")] = None,
     tokenizer: Annotated[Path | None, typer.Option(help="Folder of the tokenizer of a single file.")] = None,
     config: Annotated[Path | None, typer.Option(help="Folder with the diffusers configs of a single file.")] = None,
