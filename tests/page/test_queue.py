@@ -35,3 +35,16 @@ def test_the_queue_follows_the_videos_and_cancels_many(site: Site, page: Page, s
     status = {video["id"]: video["status"] for video in site.http.get("/v1/videos?limit=4").json()["data"]}
     assert [status[video] for video in (running["id"], *waiting)] == ["failed", "failed", "completed", "failed"]
     assert seen.event_connections() == 1
+
+
+def test_without_an_event_connection_the_page_polls(site: Site, page: Page, seen: Seen) -> None:
+    seen.expect_error("v1/events")
+    page.route("**/v1/events", lambda route: route.abort())
+    page.goto(f"{site.url}/#/queue")
+    expect(page.locator(".connection")).to_have_text("Connecting")
+    with site.held():
+        video = site.create(num_inference_steps=20)
+        expect(page.get_by_label("Running")).to_contain_text("step 1 of 20")
+        page.get_by_role("link", name=video["prompt"]).first.click()
+        expect(page.get_by_text("step 1 of 20")).to_be_visible()
+    expect(page.locator("video")).to_be_visible()

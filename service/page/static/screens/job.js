@@ -13,6 +13,9 @@ const POLL_MS = 2000 // while there is no event connection
 
 export default function Job({ route, go, me, models }) {
   const { video, error, isDeleted } = useJob(route.id)
+  useEffect(() => {
+    if (video?.prompt) document.title = `${video.prompt} · ivmix`
+  }, [video?.prompt])
   if (isDeleted) return html`<${Head} title="Deleted" ><p>This video is gone. <a href="#/create">Create another one</a>.</p><//>`
   if (!video) return html`<${Head} title=${error ? 'No such video' : 'Video'} /><${ErrorBox} error=${error} />`
   const model = models.find(({ id }) => id === video.model)

@@ -59,7 +59,7 @@ export function Timings({ video }) {
 }
 
 function attempts(video) {
-  const memory = video.peak_memory_mb ? ` Peak GPU memory ${Math.round(video.peak_memory_mb)} MB.` : ''
+  const memory = video.peak_memory_mb ? ` Peak memory ${Math.round(video.peak_memory_mb)} MB.` : ''
   if (video.attempt <= 1) return `One attempt.${memory}`
   return `${video.attempt} attempts: earlier ones lost their worker; a later one went on from the last checkpoint.${memory}`
 }

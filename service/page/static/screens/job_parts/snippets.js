@@ -4,8 +4,15 @@
 
 /** A JSON object with one line per field, which every language here reads. */
 function pretty(object, indent) {
-  const fields = Object.entries(object).map(([name, value]) => `${indent}  ${JSON.stringify(name)}: ${JSON.stringify(value)}`)
+  const fields = Object.entries(object).map(([name, value]) => `${indent}  ${JSON.stringify(name)}: ${spaced(value)}`)
   return fields.length ? `{\n${fields.join(',\n')}\n${indent}}` : '{}'
+}
+
+/** JSON in one line, with spaces at which it can be wrapped. */
+function spaced(value) {
+  if (Array.isArray(value)) return `[${value.map(spaced).join(', ')}]`
+  if (value === null || typeof value !== 'object') return JSON.stringify(value)
+  return `{${Object.entries(value).map(([name, inner]) => `${JSON.stringify(name)}: ${spaced(inner)}`).join(', ')}}`
 }
 
 /** @param {Request} request */
