@@ -105,7 +105,8 @@ def test_a_refusal_is_shown_and_leaves_no_video_behind(site: Site, page: Page, s
         page.goto(f"{site.keyed_url}/#/compare")
         page.get_by_role("button", name=PROMPT).click()
         page.get_by_role("button", name="Create 3 videos").click()
-        expect(page.get_by_role("alert")).to_contain_text(re.compile(r"1 new videos? per minute.*Possible again in \d+ s"))
+        refusal = re.compile(r"Rate limit exceeded: 1 new videos per minute.*Possible again in \d+ s")
+        expect(page.get_by_role("alert")).to_contain_text(refusal)
         videos = page.request.get(f"{site.keyed_url}/v1/videos").json()["data"]
     assert [video["error"]["code"] for video in videos] == ["cancelled"]
     page.goto(f"{site.keyed_url}/#/compare?ids={videos[0]['id']},video_of_another")

@@ -79,12 +79,21 @@ def play(found: Locator) -> list[float]:
     return media.evaluate("video => [video.videoWidth, video.currentTime]")
 
 
+# A request with every header that a page of another origin may send; what it can read of the response.
+PART = """async ([url, key]) => {
+  const headers = {authorization: `Bearer ${key}`, range: "bytes=0-9", "last-event-id": "1-1"}
+  const response = await fetch(url, {headers})
+  return [response.status, response.headers.get("content-range").split("/")[0], (await response.blob()).size]
+}"""
+
+
 def test_the_documented_page_lists_plays_and_follows(
     site: Site, server: Server, wall: ForeignPage, page: Page, seen: Seen
 ) -> None:
     done = finished_video(server.http, server.create())["id"]
     page.goto(wall.url)
     assert play(player(page, done)) == [384, 1]
+    assert page.evaluate(PART, [f"{server.url}/v1/videos/{done}/content", server.key]) == [206, "bytes 0-9", 10]
     with site.held():
         made = [server.create() for _ in range(3)]
         running = player(page, made[0])

@@ -45,8 +45,9 @@ function Unfinished({ video, title }) {
 function Costs({ video }) {
   const calls = video.network_calls
   const total = calls ? calls.image + calls.video : null
+  const shares = calls && (calls.image && calls.video ? `${calls.image} image, ${calls.video} video` : `all ${calls.image ? 'image' : 'video'}`)
   return html`<dl class="costs">
-    <div><dt>Network calls</dt><dd class="number">${total ?? '–'}${calls && html`<span class="muted small"> ${calls.image} image, ${calls.video} video</span>`}</dd></div>
+    <div><dt>Network calls</dt><dd class="number">${total ?? '–'}${calls && html`<span class="muted small"> ${shares}</span>`}</dd></div>
     <div><dt>Time</dt><dd class="number">${seconds(video.inference_time_s)}</dd></div>
   </dl>`
 }
