@@ -50,7 +50,7 @@ def test_a_finished_video_shows_its_recipe_and_can_be_made_again_and_deleted(sit
     again = site.http.get("/v1/videos", params={"limit": 1}).json()["data"][0]
     assert (again["remixed_from_video_id"], again["seed"]) == (video["id"], 9)
     page.get_by_role("button", name="Delete").click()
-    page.get_by_role("button", name="Delete for good?").click()
+    page.get_by_role("dialog").get_by_role("button", name="Delete").click()
     expect(page.get_by_role("heading", name="Deleted")).to_be_visible()
     assert site.http.get(f"/v1/videos/{again['id']}").status_code == 404
 

@@ -26,7 +26,7 @@ def test_the_queue_follows_the_videos_and_cancels_many(site: Site, page: Page, s
         for row in (0, 2):
             rows.nth(row).get_by_role("checkbox").check()
         page.get_by_role("button", name="Cancel chosen (2)").click()
-        page.get_by_role("button", name="Cancel 2?").click()
+        page.get_by_role("dialog").get_by_role("button", name="Cancel").click()
         expect(rows).to_have_count(1)
         expect(rows.locator(".place")).to_have_text(["1"])
         page.get_by_label("Running").get_by_role("button", name="Cancel").click()

@@ -123,18 +123,3 @@ export function seconds(number) {
   if (minutes >= 60) return `${Math.floor(minutes / 60)} h ${minutes % 60} min`
   return `${minutes} min ${Math.round(number) % 60} s`
 }
-
-/** A button that asks once more before it acts. */
-export function ConfirmButton({ question, onConfirm, children, ...rest }) {
-  const [isAsking, setAsking] = useState(false)
-  useEffect(() => {
-    if (!isAsking) return undefined
-    const timer = setTimeout(() => setAsking(false), 5000)
-    return () => clearTimeout(timer)
-  }, [isAsking])
-  const click = () => {
-    setAsking(!isAsking)
-    if (isAsking) onConfirm()
-  }
-  return html`<${Button} ...${rest} onClick=${click}><span aria-live="polite">${isAsking ? question : children}</span><//>`
-}

@@ -2,8 +2,9 @@
 
 import { html, useEffect, useState } from '../vendor/preact-htm.js'
 import { api } from '../api.js'
+import { Confirm } from '../dialog.js'
 import { onReset, onVideo, remember, useConnection, useQueue, useVideo } from '../live.js'
-import { Button, ConfirmButton, ErrorBox, Head, StatusBadge, can } from '../parts.js'
+import { Button, ErrorBox, Head, StatusBadge, can } from '../parts.js'
 import { Code } from './job_parts/code.js'
 import { Deliveries } from './job_parts/deliveries.js'
 import { Recipe, Timings } from './job_parts/recipe.js'
@@ -12,7 +13,7 @@ import { Activity, Announcer, Stage } from './job_parts/stage.js'
 const POLL_MS = 2000 // while there is no event connection
 
 export default function Job({ route, go, me, models }) {
-  const { video, error, isDeleted } = useJob(route.id)
+  const { video, error, isDeleted, setDeleted } = useJob(route.id)
   useEffect(() => {
     if (video?.prompt) document.title = `${video.prompt} · ivmix`
   }, [video?.prompt])
@@ -27,7 +28,7 @@ export default function Job({ route, go, me, models }) {
         <${Stage} video=${video} />
         <${Activity} video=${video} />
         ${video.error && html`<${ErrorBox} error=${video.error} />`}
-        <${Actions} video=${video} me=${me} go=${go} />
+        <${Actions} video=${video} me=${me} go=${go} onDeleted=${() => setDeleted(true)} />
         <${Timings} video=${video} />
         <${Code} video=${video} model=${model} me=${me} />
         ${can(me, 'webhooks') && html`<${Deliveries} video=${video} />`}
@@ -66,10 +67,11 @@ function useJob(id) {
     const timer = setInterval(load, POLL_MS)
     return () => clearInterval(timer)
   }, [isLive, isUnfinished, id])
-  return { video, error: read.error, isDeleted }
+  return { video, error: read.error, isDeleted, setDeleted }
 }
 
-function Actions({ video, me, go }) {
+function Actions({ video, me, go, onDeleted }) {
+  const [isAsking, setAsking] = useState(false)
   const [error, setError] = useState(null)
   const [isBusy, setBusy] = useState(false)
   const act = async (action) => {
@@ -80,7 +82,7 @@ function Actions({ video, me, go }) {
   }
   const again = (changes) => act(async () => go(`#/videos/${(await api.post(`/v1/videos/${video.id}/run_again`, changes)).id}`))
   const cancel = () => act(async () => remember(await api.post(`/v1/videos/${video.id}/cancel`)))
-  const remove = () => act(() => api.delete(`/v1/videos/${video.id}`))
+  const remove = () => api.delete(`/v1/videos/${video.id}`)
   const isUnfinished = video.status === 'queued' || video.status === 'in_progress'
   const mayWrite = can(me, 'videos.write')
   return html`<div class="stack">
@@ -90,8 +92,9 @@ function Actions({ video, me, go }) {
       ${mayWrite && html`<${Button} icon="again" busy=${isBusy} onClick=${() => again()}>Same again<//>
         <${Button} busy=${isBusy} onClick=${() => again({ seed: -1 })}>Another seed<//>
         <${Button} icon="edit" href="#/create?from=${video.id}">Edit<//>
-        <${ConfirmButton} icon="trash" kind="quiet danger" question="Delete for good?" onConfirm=${remove}>Delete<//>`}
+        <${Button} icon="trash" kind="quiet danger" onClick=${() => setAsking(true)}>Delete<//>`}
     </div>
     <${ErrorBox} error=${error} />
+    ${isAsking && html`<${Confirm} title="Delete this video?" verb="Delete" action=${remove} onDone=${onDeleted} onClose=${() => setAsking(false)}><p>Its record and its files are deleted for good.</p><//>`}
   </div>`
 }

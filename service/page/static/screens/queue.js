@@ -2,8 +2,9 @@
 
 import { html, useEffect, useState } from '../vendor/preact-htm.js'
 import { api } from '../api.js'
+import { Confirm } from '../dialog.js'
 import { useQueue } from '../live.js'
-import { Button, ConfirmButton, Empty, ErrorBox, Head, can, seesAll } from '../parts.js'
+import { Button, Empty, ErrorBox, Head, can, seesAll } from '../parts.js'
 import { Models } from './queue_parts/models.js'
 import { EndedRow, RunningRow, WaitingRow } from './queue_parts/rows.js'
 import { MOST, useLists } from './queue_parts/use_lists.js'
@@ -56,11 +57,13 @@ const Nothing = ({ mayCreate }) => html`<${Empty} title="Nothing is waiting">
 <//>`
 
 function CancelMany({ lists, chosen, cancel, choose }) {
+  const [isAsking, setAsking] = useState(false)
   const all = lists.queued.map(({ id }) => id)
   const isAll = all.every((id) => chosen.has(id))
   return html`<div class="row">
     <${Button} kind="quiet" onClick=${() => choose(...all.filter((id) => isAll === chosen.has(id)))}>${isAll ? 'Choose none' : 'Choose all'}<//>
-    <${ConfirmButton} icon="stop" disabled=${chosen.size === 0} question="Cancel ${chosen.size}?" onConfirm=${() => cancel([...chosen])}>Cancel chosen (${chosen.size})<//>
+    <${Button} icon="stop" disabled=${chosen.size === 0} onClick=${() => setAsking(true)}>Cancel chosen (${chosen.size})<//>
+    ${isAsking && html`<${Confirm} title="Cancel ${chosen.size === 1 ? 'one video' : `${chosen.size} videos`}?" verb="Cancel" action=${() => cancel([...chosen])} onDone=${() => setAsking(false)} onClose=${() => setAsking(false)} />`}
   </div>`
 }
 
