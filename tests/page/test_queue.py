@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from playwright.sync_api import Page, expect
 
+from service.wiring import Services
 from tests.page.browsing import Seen, assert_accessible, assert_fits
 from tests.page.site import Site
 
@@ -48,3 +49,12 @@ def test_without_an_event_connection_the_page_polls(site: Site, page: Page, seen
         page.get_by_role("link", name=video["prompt"]).first.click()
         expect(page.get_by_text("step 1 of 20")).to_be_visible()
     expect(page.locator("video")).to_be_visible()
+
+
+def test_a_model_that_cannot_be_loaded_is_shown_with_its_reason(server: str, services: Services, page: Page) -> None:
+    reason = "vae/diffusion.safetensors: the file is cut off"
+    services.loads.report("demo", "worker-1", reason)
+    page.goto(f"{server}/#/queue")
+    expect(page.get_by_label("Model demo").get_by_role("alert")).to_contain_text(reason)
+    page.get_by_role("link", name="Create", exact=True).click()
+    expect(page.get_by_text("No model can be used at the moment")).to_be_visible()
