@@ -135,7 +135,8 @@ def test_a_client_that_reads_too_slowly_is_reset_instead_of_filling_memory(
         assert page.next()["data"]["id"] == first.id
         for _ in range(40):  # within the interval
             create_job(services.store, queue)
-        assert (event := page.next())["event"] == "reset"
+        event = page.next()
+        assert event["event"] == "reset"
         services.store.start(first.id, "e1")
         steps = iter(range(1, 20))
         while event["data"].get("status") != "in_progress":
