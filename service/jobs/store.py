@@ -149,7 +149,7 @@ class JobStore(JobReader):
         )
 
     def _renew_lease(self, job_id: str, execution_id: str, lease_ms: int, *progress: str) -> LeaseReply:
-        args = [json.dumps(execution_id), lease_ms, job_id, *progress]
+        args = [json.dumps(execution_id), lease_ms, *progress]
         return LeaseReply(self._renew_lease_script([job_key(job_id), lease_key(job_id)], args).decode())
 
     def complete(

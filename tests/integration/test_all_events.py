@@ -18,7 +18,7 @@ from service.jobs.event_log import EVENTS
 from service.wiring import Services
 from tests.doc_examples import ADDRESS, DOCS, example
 from tests.event_pages import hub_threads, open_page, quick_events
-from tests.factories import PROMPT, create_job
+from tests.factories import PROMPT, complete_job, create_job
 from tests.processes import wait_for
 
 
@@ -106,6 +106,19 @@ def test_a_renewal_without_progress_is_no_event(services: Services, queue: Queue
         services.store.report_progress(job.id, "e1", step, 20, "sampling")
         services.store.renew_lease(job.id, "e1")
     assert redis.xlen(EVENTS) == before + 1
+
+
+def test_a_damaged_stream_stops_no_job(http: httpx2.Client, services: Services, queue: Queue) -> None:
+    store, redis = services.store, services.redis
+    create_job(store, queue)
+    with open_page(http) as page:
+        redis.set(EVENTS, "x")
+        job = create_job(store, queue)
+        assert store.start(job.id, "e1")
+        assert store.report_progress(job.id, "e1", 1, 20, "sampling") == "continue"
+        assert complete_job(store, job.id, "e1")
+        redis.delete(EVENTS)
+        assert page.next()["event"] == "reset"
 
 
 def test_a_page_that_reconnects_gets_the_newest_event_of_each_video_that_changed(
