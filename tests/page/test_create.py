@@ -47,6 +47,7 @@ def test_the_form_shows_the_calls_that_the_server_counts(site: Site, page: Page)
     expect(begin).to_have_attribute("aria-valuetext", "step 2 of 10")
     expect(page.get_by_text("in steps 3 to 10 of 10")).to_be_visible()
     page.get_by_label("Image network in every n-th step").fill("2")
+    page.get_by_label("Solver").select_option("dpmpp-2m")
     expect(page.get_by_label("Summary")).to_have_attribute("aria-busy", "false")
     shown = shown_calls(page)
     page.get_by_role("button", name="Create video").click()
@@ -61,6 +62,7 @@ def test_the_form_shows_the_calls_that_the_server_counts(site: Site, page: Page)
             "order": "goback_first",
             "interval": [0.2, 1.0],
             "image_every": 2,
+        "solver": "dpmpp-2m",
         }
         == video["sampler"]
     )

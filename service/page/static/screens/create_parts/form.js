@@ -48,14 +48,18 @@ export function asNumber(text) {
   return String(text).trim() === '' || Number.isNaN(number) ? text : number
 }
 
+// What the API leaves out of the sampler in its responses, because it is the default of the API.
+const LEFT_OUT = { network: 'video', grid: 'adjacent', solver: 'ddim' }
+
 /** The form with all settings of a video, to change some of them. */
 export function formOf(video, model) {
   const reads = model?.sampler_settings[video.sampler.name] // unknown while no worker can load the model
   const settings = Object.entries(video.sampler).filter(([name]) => name === 'name' || !reads || reads.includes(name))
+  const others = Object.entries(LEFT_OUT).filter(([name]) => reads?.includes(name) && name in model.sampler)
   return {
     model: video.model,
     prompt: video.prompt ?? '',
-    sampler: Object.fromEntries(settings),
+    sampler: Object.fromEntries([...others, ...settings]), // a default of the model would apply to what is not sent
     metadata: Object.entries(video.metadata),
     priority: video.priority === 'normal' ? undefined : video.priority,
     ...Object.fromEntries([...NUMBERS, 'size', 'negative_prompt'].map((name) => [name, video[name]])),

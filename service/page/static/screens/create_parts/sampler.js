@@ -26,10 +26,12 @@ export function combinationWords(combination) {
 const pair = (label, hint) => ({ label, hint, kind: 'pair' })
 const number = (label, hint, step = 'any') => ({ label, hint, kind: 'number', step })
 
+/** In the order in which they are shown. The first choice is what the API leaves out of its responses. */
 const SETTINGS = {
   combination: { label: 'Combination', kind: 'combination' },
   order: { label: 'Order', kind: 'choice', choices: { denoise_first: 'Denoise first', goback_first: 'Add noise first' } },
   network: { label: 'Network', kind: 'choice', choices: { video: 'Video', image: 'Image: every frame by itself' } },
+  solver: { label: 'Solver', kind: 'choice', choices: { ddim: 'DDIM', 'dpmpp-2m': 'DPM-Solver++: fewer steps' } },
   grid: { label: 'Step ends', kind: 'choice', choices: { adjacent: 'Next timestep of the run', diffusers: 'As diffusers' } },
   image_guidance: pair('Image guidance', 'At the first and the last step'),
   video_guidance: pair('Video guidance', 'At the first and the last step'),
@@ -46,7 +48,8 @@ export function SamplerSettings({ form, model, steps, errorOf, onChange }) {
   const name = samplerName(form, model)
   const reads = model.sampler_settings[name] ?? []
   const set = (changes) => onChange({ ...form, sampler: { ...form.sampler, ...changes } })
-  const shown = Object.keys(SETTINGS).filter((setting) => reads.includes(setting))
+  const known = Object.keys(SETTINGS).filter((setting) => reads.includes(setting))
+  const shown = [...known, ...reads.filter((setting) => setting !== 'interval' && !known.includes(setting))]
   return html`<div class="stack">
     <fieldset class="samplers" aria-label="Sampler">
       ${model.samplers.map((each) => html`<${SamplerCard} name=${each} checked=${each === name} onChoose=${() => onChange(withSampler(form, model, each))} />`)}
@@ -77,8 +80,8 @@ function SamplerCard({ name, checked, onChoose }) {
 }
 
 function Setting({ name, value, model, error, set }) {
-  const { label, hint, kind, ...setting } = SETTINGS[name]
-  const Control = { combination: Combination, choice: Choice, pair: Pair, number: NumberInput }[kind]
+  const { label, hint, kind, ...setting } = SETTINGS[name] ?? { label: name.replaceAll('_', ' '), kind: 'other' }
+  const Control = { combination: Combination, choice: Choice, pair: Pair, number: NumberInput, other: Other }[kind]
   const shownHint = kind === 'combination' ? combinationWords(value) : hint
   return html`<${Field} id="sampler-${name}" label=${label} hint=${shownHint} error=${error}>
     ${(attributes) => html`<${Control} attributes=${attributes} name=${name} value=${value} model=${model} set=${set} label=${label} ...${setting} />`}
@@ -104,6 +107,11 @@ function Choice({ attributes, name, value, choices, set }) {
 
 function NumberInput({ attributes, name, value, step, set }) {
   return html`<input class="input" type="number" step=${step} ...${attributes} value=${value ?? ''} onInput=${(event) => set({ [name]: event.target.value === '' ? undefined : asNumber(event.target.value) })} />`
+}
+
+/** A setting that is newer than this page. */
+function Other({ attributes, name, value, set }) {
+  return html`<input class="input" ...${attributes} value=${value ?? ''} onInput=${(event) => set({ [name]: asNumber(event.target.value) })} />`
 }
 
 function Pair({ attributes, name, value, label, set }) {
