@@ -62,7 +62,7 @@ def test_the_form_shows_the_calls_that_the_server_counts(site: Site, page: Page)
             "order": "goback_first",
             "interval": [0.2, 1.0],
             "image_every": 2,
-        "solver": "dpmpp-2m",
+            "solver": "dpmpp-2m",
         }
         == video["sampler"]
     )
