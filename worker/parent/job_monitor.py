@@ -174,7 +174,7 @@ class JobMonitor:
         try:
             if progress is not None:
                 done = (progress.step, progress.total, progress.phase)
-                lease = self.store.report_progress(*name, *done, preview=progress.preview)
+                lease = self.store.report_progress(*name, *done, progress.preview)
             elif self._is_redis_away and not beats:
                 return
             else:

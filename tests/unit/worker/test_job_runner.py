@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from redis.exceptions import RedisError
@@ -175,9 +176,9 @@ def test_slow_redis_does_not_make_a_working_child_look_stuck(
     """Regression: the reports that arrive during a call of Redis are signs of life."""
     report = services.store.report_progress
 
-    def slow(job_id: str, execution_id: str, step: int, total: int, phase: Phase) -> LeaseReply:
+    def slow(*progress: Any) -> LeaseReply:
         time.sleep(0.1)
-        return report(job_id, execution_id, step, total, phase)
+        return report(*progress)
 
     monkeypatch.setattr(services.store, "report_progress", slow)
     assert run(services, job, ScriptedChild(STEP, CHECKPOINT, STEP, Done(make_output(), {}, 1.0)), stall_timeout_s=0.05)
