@@ -78,6 +78,7 @@ class FakeEngine:
 
     def __init__(self) -> None:
         self.is_broken = False
+        FakePreview(0, 1).encode()  # the first picture loads the codec, which would use up the previews' time
 
     def sample(
         self,

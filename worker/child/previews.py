@@ -47,6 +47,10 @@ class Previews:
         every_s: seconds between two previews; 0: none.
         cost_s: what the first one is expected to take.
         clock: returns seconds.
+
+    Attributes:
+        made: finished previews.
+        spent_s: seconds that they took from the sampling.
     """
 
     def __init__(self, every_s: float, cost_s: float = 0.0, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -54,7 +58,7 @@ class Previews:
         self._is_off = every_s <= 0
         self._began: float | None = None
         self._last = 0.0
-        self._spent_s, self._made = 0.0, 0
+        self.spent_s, self.made = 0.0, 0
         self._pending: Preview | None = None
         self._latest: bytes | None = None
 
@@ -73,11 +77,11 @@ class Previews:
                 self._pending, self._last = make(), now
             if self._pending is not None and self._pending.is_ready:
                 self._latest, self._pending = self._pending.encode(), None
-                self._made += 1
+                self.made += 1
         except Exception:
             self._is_off = True
             log.warning("this video has no more previews", exc_info=True)
-        self._spent_s += self._clock() - now
+        self.spent_s += self._clock() - now
 
     def take(self) -> bytes | None:
         """The newest preview, once."""
@@ -85,9 +89,9 @@ class Previews:
         return latest
 
     def _is_due(self, now: float) -> bool:
-        cost_s = self._spent_s / self._made if self._made else self._cost_s
+        cost_s = self.spent_s / self.made if self.made else self._cost_s
         sampling_s = 0.0 if self._began is None else now - self._began
-        return now - self._last >= self._every_s and self._spent_s + cost_s <= SHARE * sampling_s
+        return now - self._last >= self._every_s and self.spent_s + cost_s <= SHARE * sampling_s
 
 
 def webp(frames: Frames, frame_ms: float) -> bytes | None:

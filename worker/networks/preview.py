@@ -24,7 +24,7 @@ MOST_FRAMES = 4  # twice as many take twice as long to decode and to compress
 # Multiplications for a preview, roughly: weights of the decoder x latent pixels. The demo's needs 2e8, Stable
 # Diffusion's 8e11. Only on a CPU: on a GPU the decoder's memory may be what a large clip lacks.
 MOST_FOR_DECODER = 1e9
-PICTURES, SIDE = 128, 8  # of the fit: number, and side in latent pixels
+PICTURES, SIDE = 64, 8  # of the fit: number, and side in latent pixels
 RIDGE = 1e-3
 
 

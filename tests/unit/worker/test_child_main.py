@@ -130,7 +130,7 @@ def test_next_job_is_sampled_while_one_is_decoded(child: Child, engine: Engine, 
 
     engine.models.vae.decode = slow_decode
     try:
-        with child.job(job) as pipe, child.job(second) as other, at_call(engine, STEPS + 1, is_second_sampling.set):
+        with at_call(engine, STEPS + 1, is_second_sampling.set), child.job(job) as pipe, child.job(second) as other:
             for each in (pipe, other):
                 assert isinstance(outcome(each)[0], Done)
     finally:
@@ -149,7 +149,7 @@ def test_drained_job_leaves_its_state_and_the_next_run_does_the_rest(
     previews = [report.preview for report in reports if isinstance(report, Progress) and report.preview]
     assert previews
     assert all(preview[8:12] == b"WEBP" for preview in previews)
-    with child.job(job) as pipe, at_call(engine, 2, lambda: pipe.send(Stop(save_checkpoint=True))):
+    with at_call(engine, 2, lambda: pipe.send(Stop(save_checkpoint=True))), child.job(job) as pipe:
         assert outcome(pipe)[0] == Stopped()
     assert child.storage.size(object_keys.checkpoint(job.id))
     resumed, reports = child.run(job, may_resume=True)
@@ -161,7 +161,7 @@ def test_drained_job_leaves_its_state_and_the_next_run_does_the_rest(
 
 @pytest.mark.parametrize("number", [1, STEPS], ids=["first step", "last step"])
 def test_cancelled_job_leaves_nothing(child: Child, engine: Engine, job: Job, number: int) -> None:
-    with child.job(job) as pipe, at_call(engine, number, lambda: pipe.send(Stop(save_checkpoint=False))):
+    with at_call(engine, number, lambda: pipe.send(Stop(save_checkpoint=False))), child.job(job) as pipe:
         last, reports = outcome(pipe)
     assert last == Stopped()
     assert reports[-1] == Progress(Phase.SAMPLING, number, STEPS)

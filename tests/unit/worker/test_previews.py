@@ -62,7 +62,7 @@ def test_cheap_previews_come_at_the_interval() -> None:
 
 @pytest.mark.parametrize(("expected_s", "first_at"), [(0.5, 25), (0.0, 2)], ids=["known", "unknown"])
 def test_dear_previews_stay_within_their_share_of_the_sampling_time(expected_s: float, first_at: float) -> None:
-    """The first one is made at once only if nobody knows what it costs; the others then wait for it."""
+    """The first one is made at once only if its cost is not known; the others then wait until there is time for it."""
     run = Sampling(step_s=1, cost_s=0.5)
     run.run(Previews(2, expected_s, clock=lambda: run.now), 200)
     assert run.made_at[0] == first_at

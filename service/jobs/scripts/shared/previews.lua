@@ -1,4 +1,4 @@
--- The newest preview of a running job. `preview_at` in the record tells readers that there is one, and which.
+-- The newest preview of a running job. `preview_at` in its record is when it was stored, and so names it.
 
 local function store_preview(record, key, picture)
   local time = redis.call('TIME')
