@@ -15,8 +15,7 @@ from PIL import Image
 log = logging.getLogger("ivmix.child")
 
 MOST_BYTES = 24_000
-LONGEST_SIDE = 192  # pixels
-ENLARGED_TO = 128  # browsers enlarge as well, and larger files take longer to write
+LONGEST_SIDE = 192  # pixels; smaller ones stay as they are, for browsers enlarge as well
 SHARE = 0.02  # of the sampling time, at most
 
 # (frames, quality) until the file is small enough; noise needs the last.
@@ -100,7 +99,7 @@ def webp(frames: Frames, frame_ms: float) -> bytes | None:
     for count, quality in ATTEMPTS:
         stride = -(-len(frames) // count)
         kept = frames[::stride] if count > 1 else frames[len(frames) // 2 :][:1]
-        data = _webp([_scaled(Image.fromarray(frame)) for frame in kept], frame_ms * stride, quality)
+        data = _webp([_small(frame) for frame in kept], frame_ms * stride, quality)
         if len(data) <= MOST_BYTES:
             return data
     return None
@@ -114,8 +113,7 @@ def _webp(pictures: list[Image.Image], frame_ms: float, quality: int) -> bytes:
     return file.getvalue()
 
 
-def _scaled(picture: Image.Image) -> Image.Image:
-    longest = max(picture.size)
-    factor = max(1, ENLARGED_TO // longest) if longest <= LONGEST_SIDE else LONGEST_SIDE / longest
-    width, height = (max(1, int(side * factor)) for side in picture.size)
-    return picture.resize((width, height), Image.Resampling.BICUBIC)
+def _small(frame: NDArray[np.uint8]) -> Image.Image:
+    picture = Image.fromarray(frame)
+    picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+    return picture

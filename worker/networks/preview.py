@@ -115,7 +115,7 @@ def _decoded(vae: Any, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def _in_batches(network: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
-    batches: tuple[Tensor, ...] = inputs.split(16)
+    batches: tuple[Tensor, ...] = inputs.split(16)  # pyright: ignore[reportUnknownMemberType]
     return torch.cat([network(batch).float() for batch in batches])
 
 

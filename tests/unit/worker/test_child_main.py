@@ -38,13 +38,19 @@ class Child:
         self._control, self.storage = control, storage
 
     @contextmanager
-    def job(self, job: Job, *, may_resume: bool = False) -> Iterator[Connection]:
+    def pipe(self) -> Iterator[Connection]:
+        """Of a job that has not been sent yet."""
         ours, theirs = multiprocessing.Pipe()
         with ours:
             with theirs:
                 send_handle(self._control, theirs.fileno(), os.getpid())
-            ours.send(Run(job, "e1", may_resume))
             yield ours
+
+    @contextmanager
+    def job(self, job: Job, *, may_resume: bool = False) -> Iterator[Connection]:
+        with self.pipe() as pipe:
+            pipe.send(Run(job, "e1", may_resume))
+            yield pipe
 
     def run(self, job: Job, *, may_resume: bool = False) -> tuple[Report, list[Report]]:
         with self.job(job, may_resume=may_resume) as pipe:
@@ -149,7 +155,8 @@ def test_drained_job_leaves_its_state_and_the_next_run_does_the_rest(
     previews = [report.preview for report in reports if isinstance(report, Progress) and report.preview]
     assert previews
     assert all(preview[8:12] == b"WEBP" for preview in previews)
-    with at_call(engine, 2, lambda: pipe.send(Stop(save_checkpoint=True))), child.job(job) as pipe:
+    with child.pipe() as pipe, at_call(engine, 2, lambda: pipe.send(Stop(save_checkpoint=True))):
+        pipe.send(Run(job, "e1"))
         assert outcome(pipe)[0] == Stopped()
     assert child.storage.size(object_keys.checkpoint(job.id))
     resumed, reports = child.run(job, may_resume=True)
@@ -161,7 +168,8 @@ def test_drained_job_leaves_its_state_and_the_next_run_does_the_rest(
 
 @pytest.mark.parametrize("number", [1, STEPS], ids=["first step", "last step"])
 def test_cancelled_job_leaves_nothing(child: Child, engine: Engine, job: Job, number: int) -> None:
-    with at_call(engine, number, lambda: pipe.send(Stop(save_checkpoint=False))), child.job(job) as pipe:
+    with child.pipe() as pipe, at_call(engine, number, lambda: pipe.send(Stop(save_checkpoint=False))):
+        pipe.send(Run(job, "e1"))
         last, reports = outcome(pipe)
     assert last == Stopped()
     assert reports[-1] == Progress(Phase.SAMPLING, number, STEPS)
