@@ -9,7 +9,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from sampler.denoise_and_goback_moves import AnyMove, Call, Restart, SolverMove
+from sampler.denoise_and_goback_moves import AnyMove, Call, Restart, SecondOrderMove
 from sampler.errors import IncompatibleInputs, InvalidSetting
 from sampler.finite_check import FiniteCheck
 from sampler.freeinit import restart_latents
@@ -184,7 +184,7 @@ def _apply(
         moved += c.noise * fresh_noise(x, generator, by_frame=move.draws_by_frame)
     if prediction is not None:
         moved += c.eps * prediction.epsilon
-        if isinstance(move, SolverMove):
+        if isinstance(move, SecondOrderMove):
             memory["x0"] = prediction.clean
     return moved
 
@@ -203,7 +203,7 @@ def _prepared(model: Denoiser, x: Tensor) -> Denoiser:
 def _initial_memory(x: Tensor, plan: Plan, start: int, memory: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What the run from `start` on needs of the steps before it."""
     moves = [move for step in plan.steps[start:] for move in step]
-    solver = next((move for move in moves if isinstance(move, SolverMove)), None)
+    solver = next((move for move in moves if isinstance(move, SecondOrderMove)), None)
     needed = {"x0"} if solver is not None and solver.coefficients.x0 else set[str]()
     needed |= {"initial" for move in moves if isinstance(move, Restart)}
     known = {"initial": x} if start == 0 else memory
