@@ -13,7 +13,7 @@ from redis import Redis
 from service.errors import IdempotencyKeyReused
 from service.jobs.job_list import JobFilter, JobLister, Order
 from service.jobs.job_record import check_job, decode_job, view_job
-from service.jobs.keys import durations_key, idempotency_key, job_key, owner_index
+from service.jobs.keys import durations_key, idempotency_key, job_key, owner_index, preview_key
 from service.jobs.model import Job
 from service.jobs.rq_queues import queue_key
 from service.redis_records import decode_value, read_record, read_records
@@ -52,6 +52,10 @@ class JobReader:
     def exists(self, job_id: str) -> bool:
         """Return whether there is a record, even a damaged one."""
         return bool(self._redis.exists(job_key(job_id)))
+
+    def preview(self, job_id: str) -> bytes | None:
+        """Return the newest preview of a running job, a WebP file; None if there is none."""
+        return self._redis.get(preview_key(job_id))
 
     def is_in_index(self, job_id: str, owner: str) -> bool:
         """Return whether the owner's index has the job; decides who owns a record that does not say it."""

@@ -105,4 +105,5 @@ async def _events(
 
 def event_id(job: Job, position: int | None) -> str:
     """Changes whenever the client would see something new."""
-    return f"{job.state}.{job.attempt}.{job.step}.{job.phase or '-'}.{'-' if position is None else position}"
+    preview, waiting = job.preview_at or "-", "-" if position is None else position
+    return f"{job.state}.{job.attempt}.{job.step}.{job.phase or '-'}.{waiting}.{preview}"
