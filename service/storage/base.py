@@ -75,6 +75,16 @@ def read(storage: VideoStorage, key: str) -> bytes:
     return b"".join(storage.open(key))
 
 
+def started(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """The chunks after the first, empty one of a generator.
+
+    A generator that has begun closes its file when it goes away. One that has not begun runs none of its code, so a
+    client that disconnects before the first byte would leave the file open.
+    """
+    next(chunks)
+    return chunks
+
+
 def sha256_of(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from service.errors import ConfigurationError, PermanentStorageError, StorageError
-from service.storage.base import StoredObject, sha256_of, verify_sha256
+from service.storage.base import StoredObject, sha256_of, started, verify_sha256
 
 CHUNK_BYTES = 256 * 1024
 PARTIAL = ".part-"  # prefix of file names while they are being written; no key starts with it
@@ -43,11 +43,12 @@ class FileStorage:
         def chunks() -> Iterator[bytes]:
             nonlocal remaining
             with file:
+                yield b""  # see `started`
                 while remaining > 0 and (chunk := file.read(min(CHUNK_BYTES, remaining))):
                     remaining -= len(chunk)
                     yield chunk
 
-        return chunks()
+        return started(chunks())
 
     def size(self, key: str) -> int | None:
         with _storage_errors(key):

@@ -14,7 +14,7 @@ from boto3.s3.transfer import TransferConfig
 from botocore.exceptions import BotoCoreError, ClientError
 
 from service.errors import StorageError
-from service.storage.base import StoredObject, verify_sha256
+from service.storage.base import StoredObject, started, verify_sha256
 from service.storage.etag import expected_etag
 from service.storage.s3_errors import explain_s3_error
 
@@ -68,9 +68,10 @@ class S3Storage:
 
         def chunks() -> Iterator[bytes]:
             with _storage_errors(key), closing(response["Body"]) as body:
+                yield b""  # see `started`
                 yield from body.iter_chunks(CHUNK_BYTES)
 
-        return chunks()
+        return started(chunks())
 
     def size(self, key: str) -> int | None:
         head = self._head(key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -63,6 +64,12 @@ class TestEveryStorage:
     ) -> None:
         put(storage, tmp_path, b"0123456789")
         assert whole(storage.open(KEY, start, end)) == b"0123456789"[start:end]
+
+    def test_what_is_opened_and_never_read_is_closed(self, storage: VideoStorage, tmp_path: Path) -> None:
+        put(storage, tmp_path, b"abc")
+        stream = storage.open(KEY)
+        del stream
+        gc.collect()  # an open file would be a ResourceWarning, which fails the test
 
     def test_the_same_key_again_replaces(self, storage: VideoStorage, tmp_path: Path) -> None:
         put(storage, tmp_path, b"first")
