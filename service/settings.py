@@ -151,6 +151,8 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(default=2**20, ge=1024)
     """Largest accepted request body in bytes. The default holds two texts of 32,000 characters in any script and
     encoding."""
+    page: bool = True
+    """Serve the page for people at `/`. Its calls of the API need a key like all others."""
     cors_origins: CommaSeparated[Origin] = ()
     """Comma-separated exact origins whose web pages may call the API, such as `https://dash.example.com`. With
     IVMIX_AUTH=off the pages of all other origins are refused."""

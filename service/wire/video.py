@@ -76,7 +76,9 @@ class Video(ResponseModel):
     negative_prompt: str
     sampler: SamplerSettings
     priority: Priority
-    queue_position: int | None = Field(description="Number of videos ahead; null in lists and once started")
+    queue_position: int | None = Field(
+        description="Number of videos ahead; null once started, and in lists unless `status` is `queued` alone"
+    )
     phase: Phase | None
     step: int = Field(description="Completed steps, from which `progress` is computed")
     total_steps: int

@@ -35,6 +35,7 @@ LISTS = ("/v1/videos", "/v1/webhook_endpoints", "/v1/webhook_deliveries")
         ("/v1/queue?x", "x", "This endpoint has none."),
         ("/v1/videos/video_0?expand=1", "expand", "This endpoint has none."),
         ("/v1/videos/video_0/events?x=1", "x", "This endpoint has none."),
+        ("/v1/events?last_event_id=1-1", "last_event_id", "This endpoint has none."),
         ("/v1/videos/video_0/content?varient=video", "varient", "Did you mean 'variant'?"),
         ("/v1/webhook_callback_secret?x=1", "x", "This endpoint has none."),
     ],

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Depends, HTTPException, Query, Request
 from fastapi.responses import RedirectResponse, Response, StreamingResponse
 from pydantic.json_schema import SkipJsonSchema
 
-from service.api.auth import Principal, ServicesDep, get_reader
+from service.api.auth import Principal, ServicesDep, get_reader, get_signer
 from service.api.openapi.responses import FILE, errors, success
 from service.api.request_path import is_head
 from service.api.routes.videos import get_job
@@ -52,7 +52,7 @@ async def get_file_reader(
     """The caller, or any client with a signed URL of this file. Raises UrlNotValid."""
     if signature is None:
         return await get_reader(request)
-    FileUrls.of(services.settings, services.signer).check(video_id, variant, expires, signature, version)
+    FileUrls.of(services.settings, await get_signer(request)).check(video_id, variant, expires, signature, version)
     return URL_HOLDER
 
 

@@ -13,5 +13,6 @@ redis.call('HINCRBY', KEYS[1], 'attempt', ARGV[2])
 redis.call('DEL', KEYS[2])
 drop_preview(ARGV[4])
 index_state(ARGV[4], QUEUED)
+emit(ARGV[4], 'progress')
 run_commands(5)
 return 'queued'

@@ -11,6 +11,7 @@ from service.catalog.optimise import Optimise
 from service.catalog.registry import ModelRegistry
 from service.catalog.weight_files import LOCK_FILE, LockedFile, LockedSource, LockFile
 from service.errors import ConfigurationError, ModelNotFetched, ModelNotFound
+from service.jobs.request import VideoRequest
 from service.settings import MODELS_FILE, Settings
 
 SHIPPED = ModelRegistry.load()
@@ -81,6 +82,13 @@ def test_shipped_entries_pin_every_commit_and_the_weights_that_are_known(name: s
         if source.sha256 != "unknown":
             assert part.sha256, f"{part.name} of {source.repo} has no pinned file"
             assert part.has_weights == any(file.endswith(".safetensors") for file in part.sha256)
+
+
+def test_the_examples_of_a_model_are_prompts_that_it_takes() -> None:
+    demo = SHIPPED.get("demo")
+    assert len(demo.examples) >= 3
+    for prompt in demo.examples:
+        assert demo.resolve(VideoRequest(prompt=prompt)).prompt == prompt
 
 
 def test_named_models_are_offered_wherever_their_weights_are() -> None:

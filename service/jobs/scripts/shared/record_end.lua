@@ -24,5 +24,7 @@ local function finish(id, fields, outbox, listeners, oldest)
   redis.call('HSET', record, unpack(fields))
   drop_preview(id)
   publish(record, outbox, listeners, oldest)
-  if is_deleted then erase(id) else index_state(id, state) end
+  if is_deleted then return erase(id) end -- pages have been informed when the client deleted it
+  index_state(id, state)
+  emit(id, 'ended')
 end
