@@ -10,7 +10,7 @@ import pytest
 from fastapi.testclient import TestClient
 from rq import Queue
 
-from service.api.routes.event_stream import event_id
+from service.api.routes.video_events import event_id
 from service.jobs.event_log import EVENTS
 from service.jobs.keys import preview_key
 from service.jobs.model import Job, Phase
