@@ -5,7 +5,7 @@ from sampler.denoise_and_goback_moves import AnyMove, Call, FusedMove, Move, Ren
 from sampler.denoisers import ImageDenoiser, VideoDenoiser
 from sampler.errors import IncompatibleInputs, InvalidSetting
 from sampler.freeinit import free_init_plan
-from sampler.guidance import Denoiser
+from sampler.guidance import AddedConditions, Denoiser
 from sampler.iv_mixed_plans import mixed_plan
 from sampler.loop import LatentsNotFinite, Step, sample
 from sampler.noise import seeded_noise
@@ -17,6 +17,7 @@ from sampler.plan import Plan
 BadSetting, DoesNotFit = InvalidSetting, IncompatibleInputs
 
 __all__ = [
+    "AddedConditions",
     "AnyMove",
     "BadSetting",
     "Call",
