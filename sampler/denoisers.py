@@ -56,14 +56,14 @@ class ImageDenoiser(GuidedDenoiser):
         self.resize = resize
         self.frames_at_once: int | None = None
 
-    def parts(self, x: Tensor, texts: Texts, frames: int) -> list[tuple[Tensor, Texts]]:
+    def parts(self, x: Tensor, texts: Texts) -> list[tuple[Tensor, Texts]]:
         if self.frames_at_once is None:
-            return super().parts(x, texts, frames)
+            return super().parts(x, texts)
         # A caching network recognises a text by its identity: a single text stays the same object.
         text_of_clip = [one for text in texts for one in ([text] if len(text) == 1 else torch.split(text, 1))]
         return [
             (part, (text,))
-            for clip, text in zip(torch.split(x, frames), text_of_clip, strict=True)
+            for clip, text in zip(x.chunk(len(text_of_clip)), text_of_clip, strict=True)
             for part in torch.split(clip, self.frames_at_once)
         ]
 
@@ -120,9 +120,6 @@ class VideoDenoiser(GuidedDenoiser):
 
     def as_clips(self, x: Tensor, latents: Tensor) -> Tensor:
         return x.view(-1, *latents.shape)
-
-    def text_repeats(self, x: Tensor) -> int:
-        return x.shape[2] if self.text_per_frame else 1
 
     def predict(self, x: Tensor, timestep: int | Tensor, text: Text, arguments: Arguments) -> Tensor:
         return network_output(self.unet(x, timestep, encoder_hidden_states=text, **arguments, **self.network_args), x)

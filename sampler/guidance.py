@@ -109,6 +109,7 @@ class GuidedDenoiser(ABC):
         self.cond, self.uncond, self.added = cond, uncond, added
         self.prediction_type: PredictionType = prediction_type
         self.sequential_cfg = False
+        self.text_per_frame = False  # whether the network takes whole clips, but its text once for every frame
         self.channels = configured(unet, "in_channels")  # None: unknown
         self.max_frames: int | None = None  # None: unlimited or unknown
         self.native_cfg = bool(getattr(unet, "native_cfg", False))
@@ -143,19 +144,19 @@ class GuidedDenoiser(ABC):
             )
         return _PreparedDenoiser(self, latents)
 
-    def network_inputs(self, x: Tensor, branches: Sequence[Branch], frames: int) -> list[NetworkInput]:
+    def network_inputs(self, x: Tensor, branches: Sequence[Branch]) -> list[NetworkInput]:
         """The network calls for x, which holds the rows of all these CFG branches."""
         texts = tuple(self.cond if branch == "cond" else self.uncond for branch in branches)
-        parts = self.parts(x, texts, frames)
+        parts = self.parts(x, texts)
         if (added := self.added) is None:
             return [(part, self.text(text, part), {}) for part, text in parts]
         pooled = tuple(added.cond if branch == "cond" else added.uncond for branch in branches)
         return [
             (part, self.text(text, part), added.arguments(of_part, len(part)))
-            for (part, text), (_, of_part) in zip(parts, self.parts(x, pooled, frames), strict=True)
+            for (part, text), (_, of_part) in zip(parts, self.parts(x, pooled), strict=True)
         ]
 
-    def parts(self, x: Tensor, texts: Texts, frames: int) -> list[tuple[Tensor, Texts]]:
+    def parts(self, x: Tensor, texts: Texts) -> list[tuple[Tensor, Texts]]:
         """x split into the rows of each network call, with what belongs to them of `texts`, one per CFG branch."""
         if self.sequential_cfg:
             return [(rows, (text,)) for rows, text in zip(x.chunk(len(texts)), texts, strict=True)]
@@ -166,7 +167,7 @@ class GuidedDenoiser(ABC):
         if self.native_cfg:
             return texts
         text = torch.cat(texts)
-        repeats = len(x) // len(text) * self.text_repeats(x)
+        repeats = len(x) // len(text) * (x.shape[2] if self.text_per_frame else 1)
         return text.repeat_interleave(repeats, dim=0) if repeats > 1 else text
 
     @abstractmethod
@@ -176,10 +177,6 @@ class GuidedDenoiser(ABC):
     @abstractmethod
     def as_clips(self, x: Tensor, latents: Tensor) -> Tensor:
         """Network input or output of n CFG branches, viewed as (n, B, C, F, h, w)."""
-
-    def text_repeats(self, x: Tensor) -> int:
-        """Copies of its text that the network needs for each row of x."""
-        return 1
 
     @abstractmethod
     def predict(self, x: Tensor, timestep: int | Tensor, text: Text, arguments: Arguments) -> Tensor:
@@ -217,7 +214,7 @@ class _PreparedDenoiser:
         self._x_as_clips.copy_(latents)  # to both branches, in the network's dtype and layout
         if branches not in self._inputs:
             x = self._x[: len(branches) * self._rows]
-            self._inputs[branches] = self._model.network_inputs(x, branches, self._latents.shape[2])
+            self._inputs[branches] = self._model.network_inputs(x, branches)
         if timestep not in self._timesteps:
             self._timesteps[timestep] = self._as_network_timestep(timestep)
         t = self._timesteps[timestep]

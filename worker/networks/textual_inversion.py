@@ -15,9 +15,19 @@ from service.catalog.adapters import Role, TextualInversion
 from service.errors import ConfigurationError
 from worker.networks.text_encoder import TextEncoder
 
+# Keys of SDXL's files, by the text encoder that each is for.
+SDXL_KEYS = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
 
-def read_vectors(inversion: TextualInversion) -> Tensor:
-    """(vectors, dim) float32. Raises ConfigurationError naming the file and what it is instead."""
+
+def read_vectors(inversion: TextualInversion, key: str | None = None) -> Tensor:
+    """(vectors, dim) float32.
+
+    Args:
+        key: of a file for SDXL, which has one for each text encoder; None: the file is for another model.
+
+    Raises:
+        ConfigurationError: naming the file and what it is instead.
+    """
     file = inversion.file.path
     assert file is not None, "check_files refuses what was not fetched"
     try:
@@ -25,7 +35,13 @@ def read_vectors(inversion: TextualInversion) -> Tensor:
     except (OSError, SafetensorError) as e:
         raise ConfigurationError(f"{file} is not a safetensors file: {e}") from e
     names = ", ".join(sorted(found)[:3])
-    if {"clip_l", "clip_g"} & set(found):
+    if key is not None:
+        if set(found) != set(SDXL_KEYS.values()):
+            raise ConfigurationError(
+                f"textual inversion {file} is not for SDXL ({names}); use one with clip_l and clip_g"
+            )
+        found, names = {key: found[key]}, key
+    elif set(SDXL_KEYS.values()) & set(found):
         raise ConfigurationError(
             f"textual inversion {file} is for SDXL ({names}); use one for the model's text encoder"
         )
@@ -41,15 +57,20 @@ def read_vectors(inversion: TextualInversion) -> Tensor:
     return vectors.reshape(-1, vectors.shape[-1])
 
 
-def add_inversions(text: TextEncoder, inversions: Sequence[TextualInversion], role: Role) -> TextEncoder:
+def add_inversions(
+    text: TextEncoder, inversions: Sequence[TextualInversion], role: Role, key: str | None = None
+) -> TextEncoder:
     """An encoder that knows the words; the tokenizer and the network are changed. A network on the meta device stays.
+
+    Args:
+        key: see `read_vectors`.
 
     Raises:
         ConfigurationError: the vectors have another width, or a word is in the vocabulary already.
     """
     multi_vector = dict(text.multi_vector)
     for inversion in inversions:
-        vectors = read_vectors(inversion)
+        vectors = read_vectors(inversion, key)
         if vectors.shape[1] != text.dim:
             raise ConfigurationError(
                 f"textual inversion {inversion.file.path} has vectors of dim {vectors.shape[1]}, the text encoder of "
