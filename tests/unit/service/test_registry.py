@@ -148,7 +148,7 @@ def test_components_that_are_not_named_are_in_the_models_own_folder(tmp_path: Pa
     assert parts["unet"].path == tmp_path / "weights" / "unet"
     assert parts["image_unet"].path == tmp_path / "elsewhere" / ""
     assert "image_text_encoder" not in parts
-    assert set(parts) <= {*REQUIRED_COMPONENTS["animatediff"], *OPTIONAL_COMPONENTS}
+    assert set(parts) <= {*REQUIRED_COMPONENTS["animatediff"], *OPTIONAL_COMPONENTS["animatediff"]}
 
 
 @pytest.mark.parametrize(
