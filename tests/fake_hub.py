@@ -41,6 +41,11 @@ class Hub:
         files = (file for file in folder.rglob("*") if file.is_file())
         return self.commit(repo, {file.relative_to(folder).as_posix(): file.read_bytes() for file in files})
 
+    def whole_files(self) -> set[str]:
+        """Repository and name of each file that was asked for from its beginning to its end."""
+        asked = {path for path, sent in self.downloads() if sent is None}
+        return {re.sub(r"^/(.+)/resolve/[^/]+/", r"\1/", path) for path in asked}
+
     def downloads(self) -> list[tuple[str, str | None]]:
         return [(path, sent) for path, sent in self.requests if "/resolve/" in path]
 
@@ -106,11 +111,13 @@ class _Handler(BaseHTTPRequestHandler):
             return None
         if data is None:
             return self._refuse("EntryNotFound")
-        start = int(found.group(1)) if (found := re.match(r"bytes=(\d+)-", self.headers.get("Range") or "")) else 0
-        self.send_response(206 if start else 200)
+        found = re.match(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
+        start = int(found[1]) if found else 0
+        size, data = len(data), data[: int(found[2]) + 1] if found and found[2] else data
+        self.send_response(206 if found else 200)
         self.send_header("Content-Length", str(len(data) - start))
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+        if found:
+            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{size}")
         self.end_headers()
         if (bytes_sent := self.hub.hold_after.pop(name, None)) is not None:
             self.wfile.write(data[start:bytes_sent])

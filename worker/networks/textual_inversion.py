@@ -3,7 +3,8 @@
 # pyright: reportPrivateImportUsage=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,10 +20,11 @@ from worker.networks.text_encoder import TextEncoder
 SDXL_KEYS = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
 
 
-def read_vectors(inversion: TextualInversion, key: str | None = None) -> Tensor:
+def read_vectors(inversion: TextualInversion, dtype: torch.dtype, key: str | None = None) -> Tensor:
     """(vectors, dim) float32.
 
     Args:
+        dtype: of the model's entry, which must hold the vectors.
         key: of a file for SDXL, which has one for each text encoder; None: the file is for another model.
 
     Raises:
@@ -34,31 +36,41 @@ def read_vectors(inversion: TextualInversion, key: str | None = None) -> Tensor:
         found = load_file(file)
     except (OSError, SafetensorError) as e:
         raise ConfigurationError(f"{file} is not a safetensors file: {e}") from e
-    names = ", ".join(sorted(found)[:3])
-    if key is not None:
-        if set(found) != set(SDXL_KEYS.values()):
-            raise ConfigurationError(
-                f"textual inversion {file} is not for SDXL ({names}); use one with clip_l and clip_g"
-            )
-        found, names = {key: found[key]}, key
-    elif set(SDXL_KEYS.values()) & set(found):
-        raise ConfigurationError(
-            f"textual inversion {file} is for SDXL ({names}); use one for the model's text encoder"
-        )
-    if len(found) != 1:
-        raise ConfigurationError(f"textual inversion {file} has {len(found)} weights ({names}); expected one")
-    vectors = next(iter(found.values())).float()
+    names, vectors = _tensor(file, found, key)
     if vectors.ndim not in (1, 2) or not vectors.numel():
         raise ConfigurationError(
             f"textual inversion {file}: {names} has shape {tuple(vectors.shape)}, expected (vectors, dim) or (dim,)"
         )
     if not torch.isfinite(vectors).all():
         raise ConfigurationError(f"textual inversion {file}: {names} is not finite; get the file again")
+    if not torch.isfinite(vectors.to(dtype)).all():
+        raise ConfigurationError(
+            f"textual inversion {file}: {names} holds {float(vectors.abs().max()):.3g}, more than the model's dtype "
+            'can; set dtype = "bfloat16" or "float32" in its entry'
+        )
     return vectors.reshape(-1, vectors.shape[-1])
 
 
+def _tensor(file: Path, found: Mapping[str, Tensor], key: str | None) -> tuple[str, Tensor]:
+    """(its name, the tensor) for one text encoder. Raises ConfigurationError."""
+    names, keys = ", ".join(sorted(found)[:3]), set(SDXL_KEYS.values())
+    if key is not None and set(found) != keys:
+        raise ConfigurationError(f"textual inversion {file} is not for SDXL ({names}); use one with clip_l and clip_g")
+    if key is None and keys & set(found):
+        raise ConfigurationError(
+            f"textual inversion {file} is for SDXL ({names}); use one for the model's text encoder"
+        )
+    if key is None and len(found) != 1:
+        raise ConfigurationError(f"textual inversion {file} has {len(found)} weights ({names}); expected one")
+    return (key, found[key].float()) if key else (names, next(iter(found.values())).float())
+
+
 def add_inversions(
-    text: TextEncoder, inversions: Sequence[TextualInversion], role: Role, key: str | None = None
+    text: TextEncoder,
+    inversions: Sequence[TextualInversion],
+    role: Role,
+    dtype: torch.dtype,
+    key: str | None = None,
 ) -> TextEncoder:
     """An encoder that knows the words; the tokenizer and the network are changed. A network on the meta device stays.
 
@@ -66,11 +78,12 @@ def add_inversions(
         key: see `read_vectors`.
 
     Raises:
-        ConfigurationError: the vectors have another width, or a word is in the vocabulary already.
+        ConfigurationError: the vectors have another width, `dtype` cannot hold them, or a word is in the vocabulary
+            already.
     """
     multi_vector = dict(text.multi_vector)
     for inversion in inversions:
-        vectors = read_vectors(inversion, key)
+        vectors = read_vectors(inversion, dtype, key)
         if vectors.shape[1] != text.dim:
             raise ConfigurationError(
                 f"textual inversion {inversion.file.path} has vectors of dim {vectors.shape[1]}, the text encoder of "
