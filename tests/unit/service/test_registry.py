@@ -63,6 +63,7 @@ def test_the_papers_three_set_ups_are_known_and_say_how_to_get_them() -> None:
     assert {name: entry.family for name, entry in SHIPPED.known.items()} == {
         "demo": "animatediff",
         "animatediff": "animatediff",
+        "animatediff-sdxl": "animatediff-sdxl",
         "modelscope": "modelscope",
         "videocrafter2": "videocrafter",
     }
@@ -81,6 +82,13 @@ def test_shipped_entries_pin_every_commit_and_the_weights_that_are_known(name: s
         if source.sha256 != "unknown":
             assert part.sha256, f"{part.name} of {source.repo} has no pinned file"
             assert part.has_weights == any(file.endswith(".safetensors") for file in part.sha256)
+
+
+def test_sdxls_entry_pins_all_weights_but_the_second_text_encoder_of_the_image_model() -> None:
+    parts = SHIPPED.known["animatediff-sdxl"].all_components.values()
+    pinned = {part.name for part in parts if any(file.endswith(".safetensors") for file in part.sha256)}
+    assert {part.name for part in parts if part.has_weights} - pinned == {"image_text_encoder_2"}
+    assert {part.source.repo for part in parts if part.source.revision == "unpinned"} == {"SG161222/RealVisXL_V5.0"}
 
 
 def test_named_models_are_offered_wherever_their_weights_are() -> None:
