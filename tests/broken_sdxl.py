@@ -1,4 +1,4 @@
-"""Broken and odd SDXL folders: changes of a tiny good one without an image model of its own."""
+"""Broken and odd SDXL folders: changes of a tiny good one whose base is the image model too."""
 
 from __future__ import annotations
 
@@ -82,11 +82,11 @@ SDXL_CASES: dict[str, Broken] = {
         ),
         ("tokenizer_2", "its text encoder 30"),
     ),
-    "image model with one text encoder of its own": Case(
+    "image model with only one own text encoder": Case(
         copies("tokenizer", "text_encoder"),
         ("has image_text_encoder without image_text_encoder_2, image_tokenizer_2; name all of them or none",),
     ),
-    "image model with both text encoders of its own": Case(
+    "image model with two own text encoders": Case(
         copies("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2")
     ),
     "LoRA of the second text encoder": Case(lora(second_encoder(32)), lines=LORA),

@@ -87,7 +87,7 @@ def save_base(folder: Path) -> None:
 
 
 def save_fine_tune(folder: Path) -> None:
-    """The image model: another UNet with text encoders of its own."""
+    """The image model: another UNet with its own text encoders."""
     save_text(folder, "image_")
     UNet2DConditionModel(**UNET).save_pretrained(folder / "image_unet")
     save_scheduler(folder, "image_")

@@ -287,5 +287,5 @@ class Gathering:
 
 
 def _image_parts(family: Family) -> list[str]:
-    """The components that an image model has of its own."""
+    """The components of an image model that reads its own embeddings."""
     return ["unet", *(SDXL_TEXT if family == SDXL else TEXT), "scheduler"]

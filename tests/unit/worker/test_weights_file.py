@@ -79,7 +79,7 @@ def test_what_no_family_uses(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ACCEPTED)
-def test_files_of_sdxl_and_others_are_told_apart_where_they_say_so(tmp_path: Path, name: str) -> None:
+def test_files_of_sdxl_and_others_are_distinguished_where_they_say_so(tmp_path: Path, name: str) -> None:
     file = write(tmp_path, ACCEPTED[name][1])
     if name.startswith("sdxl"):
         assert file.for_family("animatediff-sdxl") is file
