@@ -30,10 +30,11 @@ from tests import lora_files, original_layout
 from tests.factories import make_job
 from tests.lora_files import Numbers
 from tests.tiny_models import write_entry
-from tests.tiny_sdxl import FAMILY, LAYERS, WIDTHS, save_sdxl
+from tests.tiny_sdxl import FAMILY, LAYERS, VAE, WIDTHS, save_sdxl
 from tests.unit.worker.test_child_main import at_call, outcome, running
 from worker.child.engine import Engine
 from worker.messages import Done, Progress, Stop, Stopped
+from worker.networks.assembly import assemble
 from worker.networks.models import load
 from worker.verify import verify
 
@@ -150,6 +151,17 @@ def test_no_negative_prompt_is_zeros_unless_the_entry_says_otherwise(pair: Pair,
     other = Pair(encoding, pair.pipelines)
     assert error(other.ours(network, 7.5, ""), pair.theirs(network, 7.5, "")) <= 1e-5
     assert error(other.ours(network, 7.5, ""), zeros) > 1e-2
+
+
+def test_autoencoder_that_overflows_in_half_precision_stays_in_float32(folder: Path, tmp_path: Path) -> None:
+    """SDXL's own says so with force_upcast; the fp16-fix one, a component by itself, says that it does not."""
+    entry = write_entry(folder, FAMILY)
+    parts = assemble(entry, torch.float16)
+    assert (parts.vae.dtype, parts.video_unet.dtype) == (torch.float32, torch.float16)
+    assert {encoder.dtype for encoder in parts.image_text_encoder.networks} == {torch.float16}
+    AutoencoderKL(**{**VAE, "force_upcast": False}).save_pretrained(tmp_path / "fixed")
+    lines = 'components = { vae = "own" }', "[sources.own]", f'folder = "{tmp_path / "fixed"}"'
+    assert assemble(write_entry(folder, FAMILY, *lines), torch.float16).vae.dtype == torch.float16
 
 
 def test_one_denoiser_call_for_several_clips_and_in_parts_is_that_of_each_clip(pair: Pair) -> None:
