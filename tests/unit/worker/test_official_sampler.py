@@ -24,7 +24,7 @@ from tests.tiny_models import Golden, save_model
 from worker.child.checkpoint_file import Checkpoint
 from worker.child.engine import Engine
 from worker.child.fingerprint import run_fingerprint, weights_digest
-from worker.networks.text_encoder import TextEncoder
+from worker.networks.text_encoder import Encoded, TextEncoder
 
 FAMILIES: tuple[Family, ...] = tuple(RELEASED)
 PROMPT = "a red circle moving left on a teal background"
@@ -38,11 +38,11 @@ class FixedTexts(TextEncoder):
     prompt: Tensor
     negative: Tensor
 
-    def token_ids(self, texts: Sequence[str]) -> Tensor:
+    def token_ids(self, texts: Sequence[str], limit: int | None = None) -> Tensor:
         return torch.tensor([text == PROMPT for text in texts])
 
-    def encode(self, token_ids: Tensor) -> Tensor:
-        return torch.cat([self.prompt if is_prompt else self.negative for is_prompt in token_ids])
+    def encode(self, token_ids: Tensor) -> Encoded:
+        return Encoded(torch.cat([self.prompt if is_prompt else self.negative for is_prompt in token_ids]))
 
 
 @pytest.fixture(scope="module")
