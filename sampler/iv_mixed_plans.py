@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 
 from sampler.denoise_and_goback_moves import AnyMove, ModelName, Renoise
 from sampler.errors import InvalidSetting
-from sampler.level_grid import LevelGrid
+from sampler.level_grid import LevelGrid, Solver
 from sampler.noise_schedule import NoiseSchedule
 from sampler.plan import Plan
 from sampler.validation import Guidance, Range, active_steps, finite_number, guidance_ramps, one_of, whole_number
@@ -37,14 +37,14 @@ def mixed_plan(
     guidance: float = 7.5,
     image_schedule: NoiseSchedule | None = None,
     image_every: int = 1,
+    solver: Solver = "ddim",
 ) -> Plan:
     """The IV-Mixed Sampler: before every ordinary step, a zig-zag that ends at the noise level it began at.
 
     Args:
-        schedule: noise schedule of the video model; its timesteps are the levels of the run.
-        steps: number of ordinary steps, from 1 to the number of timesteps in `schedule`.
-        combination: letters of the go-back moves, a dash, letters of the denoising moves, as they run; one or two on
-            each side: I, the image model; V, the video model; R, `Renoise`, before the dash and in goback_first only.
+        schedule, steps: noise schedule of the video model, and the number of ordinary steps, as in `ddim_plan`.
+        combination: go-back moves, a dash, denoising moves, as they run; one or two letters on each side: I, the image
+            model; V, the video model; R, `Renoise`, before the dash and in goback_first only.
         order: "denoise_first" (the released code) or "goback_first" (the paper's figure).
         interval: the part of the run with zig-zags, as two fractions of the steps.
         image_guidance, video_guidance: scale in the zig-zags, at least 0: one, or two for the first and the last step.
@@ -52,18 +52,18 @@ def mixed_plan(
         guidance: guidance scale of the ordinary steps; any finite number.
         image_schedule: of the image model, which is called at the timestep of equal noise. None: `schedule`.
         image_every: n from 1: only the first, (n+1)th .. zig-zag is as given; in the others V replaces I.
+        solver: of the ordinary steps: "ddim" or "dpmpp-2m" (arXiv:2211.01095 Alg. 2); zig-zags are always DDIM's.
 
     Raises:
         InvalidSetting: names the parameter, its value and what is allowed.
     """
-    grid = LevelGrid(schedule, steps, image_schedule)
+    grid = LevelGrid(schedule, steps, image_schedule, solver)
     finite_number("guidance", guidance)
     letters = _letters_of_steps(combination, order, interval, image_every, grid.steps)
-    image, video = guidance_ramps(image_guidance, video_guidance, rho, grid.steps)
-    plan: list[list[AnyMove]] = [[grid.ordinary_step(i, guidance)] for i in range(grid.steps)]
-    for i, (goback, denoise) in letters.items():
-        plan[i][:0] = _zigzag(grid, i, goback, denoise, order, {"I": image[i], "V": video[i]})
-    return Plan(tuple(map(tuple, plan)))
+    ramps = zip(*guidance_ramps(image_guidance, video_guidance, rho, grid.steps), strict=True)
+    scales = [{"I": image, "V": video} for image, video in ramps]
+    zigzags = {i: tuple(_zigzag(grid, i, *sides, order, scales[i])) for i, sides in letters.items()}
+    return Plan(tuple((*zigzags.get(i, ()), grid.ordinary_step(i, guidance)) for i in range(grid.steps)))
 
 
 def _letters_of_steps(

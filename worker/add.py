@@ -59,7 +59,7 @@ def add(
             )
             _check_space(found, weights_dir)
             locked_before = set(LockFile.read(weights_dir).sources)
-            _fetch(ModelRegistry.build(given.name, raw, sources, weights_dir), found.downloads, settings, report)
+            _fetch(ModelRegistry.build(given.name, raw, sources, weights_dir), found.downloads, weights_dir, report)
             try:
                 _convert(found, partial, report)
                 raw = _verified(given.name, raw, sources, weights_dir, report)
@@ -118,13 +118,13 @@ def _check_space(found: Gathering, weights_dir: Path) -> None:
         )
 
 
-def _fetch(entry: ModelEntry, downloads: list[Component], settings: Settings, report: Print) -> None:
+def _fetch(entry: ModelEntry, downloads: list[Component], weights_dir: Path, report: Print) -> None:
     """Everything of the model that is on a hub."""
     components = [component for component in entry.all_components.values() if component.source.repo]
     if components or downloads:
         from worker.fetch import fetch_components
 
-        fetch_components([*components, *downloads], settings.weights_dir, report)
+        fetch_components([*components, *downloads], weights_dir, report)
 
 
 def _convert(found: Gathering, folder: Path, report: Print) -> None:
@@ -197,17 +197,16 @@ app = typer.Typer(add_completion=False)
 def main(
     name: Annotated[str, typer.Argument(help="Name of the new model in requests.")],
     source: Annotated[
-        str, typer.Option("--from", help="Folder, .safetensors file, or owner/repo[@revision][/file] of a hub.")
+        str,
+        typer.Option(
+            "--from", help="Folder, .safetensors file, or owner/repo, owner/repo@revision or owner/repo/file of a hub."
+        ),
     ],
     motion_adapter: Annotated[str | None, typer.Option(help="AnimateDiff: motion modules; likewise.")] = None,
     image_model: Annotated[str | None, typer.Option(help="Another image model with its text encoder.")] = None,
     vae: Annotated[str | None, typer.Option(help="Another VAE.")] = None,
-    lora: Annotated[
-        list[str] | None, typer.Option(help="FILE[:SCALE], on this machine or a hub; may be repeated.")
-    ] = None,
-    textual_inversion: Annotated[
-        list[str] | None, typer.Option(help="FILE[:TOKEN]; likewise; may be repeated.")
-    ] = None,
+    lora: Annotated[list[str] | None, typer.Option(help="FILE[:SCALE], here or on a hub; may be repeated.")] = None,
+    textual_inversion: Annotated[list[str] | None, typer.Option(help="FILE[:TOKEN]; may be repeated.")] = None,
     family: Annotated[Family | None, typer.Option(help="Default: as the configs say.")] = None,
     tokenizer: Annotated[Path | None, typer.Option(help="Folder of the tokenizer of a single file.")] = None,
     config: Annotated[Path | None, typer.Option(help="Folder with the diffusers configs of a single file.")] = None,

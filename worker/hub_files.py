@@ -14,7 +14,7 @@ from huggingface_hub.file_download import http_get  # pyright: ignore[reportUnkn
 from huggingface_hub.utils import (
     build_hf_headers,  # pyright: ignore[reportUnknownVariableType]
     hf_raise_for_status,
-    http_stream_backoff,
+    http_stream_backoff,  # pyright: ignore[reportUnknownVariableType]
 )
 
 from service.catalog.weight_files import Source, file_sha256

@@ -22,7 +22,7 @@ from service.catalog.registry import ModelRegistry
 from service.catalog.weight_files import Component, Source
 from service.errors import ConfigurationError
 from worker.adding.configs import Prediction, checkpoint_configs, motion_config, vae_config
-from worker.adding.hub_spec import HubSpec
+from worker.adding.hub_spec import HubSpec, is_url
 from worker.adding.layout import Part, Tree, guess_family, has_layout, is_sdxl, refuse_other_models
 from worker.adding.repository import hub_hosts, open_repo
 from worker.adding.single_files import single_file
@@ -237,6 +237,8 @@ class Gathering:
     def _adapter(self, spec: str, kind: str, suffix: str) -> tuple[Part, str | None]:
         """A file of FILE or FILE:SUFFIX, on this machine or a hub. Raises ConfigurationError."""
         split = re.fullmatch(rf"(.+):({suffix})", spec)
+        if split and is_url(spec) and "/" in split[2]:  # the colon of https: or of a port
+            split = None
         readings = [(spec, None), *([(split[1], split[2])] if split else [])]
         for name, value in readings:
             path = Path(name).expanduser().resolve()
@@ -244,7 +246,7 @@ class Gathering:
                 WeightsFile.read(path).require(kind).for_family(self.family)
                 return Part(Source(folder=path.parent), path.name), value
         name, value = readings[-1]
-        if Path(name).expanduser().exists() or HubSpec.parse(name, hub_hosts()) is None:
+        if Path(name).expanduser().exists() or HubSpec.parse(name, hub_hosts) is None:
             raise ConfigurationError(f"{spec}: there is no file {Path(name).expanduser()}")
         found = self._open(name)
         file = self._single_file(found, kind) if isinstance(found, Tree) else found.require(kind)
@@ -280,8 +282,13 @@ class Gathering:
             return Tree.of_folder(path)
         if path.exists():
             return WeightsFile.read(path.resolve())
-        if found := HubSpec.parse(spec, hub_hosts()):
-            tree = open_repo(found, self.weights_dir)
+        if found := HubSpec.parse(spec, hub_hosts):
+            try:
+                tree = open_repo(found, self.weights_dir)
+            except ConfigurationError as e:
+                if found.file is None or is_url(spec):
+                    raise
+                raise ConfigurationError(f"there is no file {spec} on this machine, and {e.message}") from e
             return tree.file(found.file) if found.file else tree
         raise ConfigurationError(f"{spec} is neither a file or folder on this machine nor owner/repo[/FILE] of a hub")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 from urllib.parse import unquote, urlsplit
@@ -24,6 +25,10 @@ _PAGE = re.compile(
 )
 
 
+def is_url(text: str) -> bool:
+    return text.lower().startswith(("http://", "https://"))
+
+
 @dataclass(frozen=True)
 class HubSpec:
     """`revision`: a branch, tag or commit; None: the newest commit. `file`: None for the whole repository."""
@@ -33,17 +38,17 @@ class HubSpec:
     file: str | None = None
 
     @classmethod
-    def parse(cls, text: str, hubs: frozenset[str]) -> Self | None:
+    def parse(cls, text: str, hubs: Callable[[], frozenset[str]]) -> Self | None:
         """None for what is no repository.
 
         Args:
-            hubs: host names of the hub that is used.
+            hubs: returns the host names of the hub that is used; called for a URL.
 
         Raises:
             ConfigurationError: a URL of another site, or of a page that is neither a repository nor a file.
         """
-        if text.lower().startswith(("http://", "https://")):
-            return cls._of_url(text, hubs)
+        if is_url(text):
+            return cls._of_url(text, hubs())
         found = _SPEC.fullmatch(text)
         if found is None or found["repo"].endswith(_SUFFIXES):  # a path on this machine
             return None

@@ -12,7 +12,7 @@ from worker.adding.weights_file import OPTIONS, WeightsFile, refuse_pickle
 
 MAX_CANDIDATES = 50  # whose headers are read
 MAX_SHOWN = 8
-VARIANTS = ("fp16", "bf16", "fp32", "ema", "non_ema")
+VARIANTS = r"fp16|bf16|fp32|fp8\w*|ema|non_ema"  # also after a dash or underscore
 
 
 def single_file(tree: Tree, kind: str, variant: str | None) -> tuple[WeightsFile, str | None]:
@@ -54,7 +54,7 @@ def _choose(
 
 def _split(name: str, wanted: str | None) -> tuple[str, str | None]:
     """(name without variant, variant) of a file: model.fp16.safetensors, model-fp16.safetensors."""
-    variants = "|".join(map(re.escape, filter(None, (*VARIANTS, wanted))))
+    variants = f"{VARIANTS}|{re.escape(wanted)}" if wanted else VARIANTS
     found = re.fullmatch(rf"(.+?)[._-]({variants})\.safetensors", name)
     return (found[1], found[2]) if found else (name.removesuffix(".safetensors"), None)
 
