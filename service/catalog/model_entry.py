@@ -16,7 +16,7 @@ from service.catalog.closed_vocabulary import ClosedVocabulary
 from service.catalog.family_components import LORA, OPTIONAL_COMPONENTS, REQUIRED_COMPONENTS, Family
 from service.catalog.frame_size import choose_size
 from service.catalog.optimise import Optimise
-from service.catalog.sampler_choice import choose_sampler
+from service.catalog.sampler_choice import choose_sampler, settings_of
 from service.catalog.scheduler_settings import check_overrides, named_spacing, run_spacing
 from service.catalog.weight_files import Component
 from service.errors import InvalidParameter
@@ -24,7 +24,7 @@ from service.frozen_model import FrozenModel
 from service.jobs.model import Generation
 from service.jobs.released_loops import RELEASED
 from service.jobs.request import VideoRequest
-from service.jobs.sampler_settings import Network, SamplerSettings
+from service.jobs.sampler_settings import USES, Network, SamplerSettings
 from service.jobs.timestep_spacing import Spacing
 from service.validation_messages import invalid_value, unknown_parameter
 
@@ -107,6 +107,7 @@ class ModelEntry(FrozenModel):
     max_prompt_length: int = 2000
     max_prompt_tokens: int | None = Field(default=None, ge=1, description="limit of the text encoders, 77 for CLIP")
     prompt: ClosedVocabulary | None = None
+    examples: tuple[str, ...] = Field(default=(), description="prompts that pages offer")
 
     @field_validator("video_schedule", "image_schedule")
     @classmethod
@@ -217,6 +218,11 @@ class ModelEntry(FrozenModel):
     @property
     def can_draw(self) -> str | None:
         return self.prompt.can_draw if self.prompt else None
+
+    @property
+    def sampler_settings(self) -> dict[str, list[str]]:
+        """Names of the settings that each sampler reads for this model."""
+        return {sampler: sorted(settings_of(sampler, self.family)) for sampler in USES}
 
     def _check_text(self, param: str, text: str) -> None:
         if len(text) > self.max_prompt_length:

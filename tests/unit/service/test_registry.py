@@ -11,6 +11,7 @@ from service.catalog.optimise import Optimise
 from service.catalog.registry import ModelRegistry
 from service.catalog.weight_files import LOCK_FILE, LockedFile, LockedSource, LockFile
 from service.errors import ConfigurationError, ModelNotFetched, ModelNotFound
+from service.jobs.request import VideoRequest
 from service.settings import MODELS_FILE, Settings
 
 SHIPPED = ModelRegistry.load()
@@ -89,6 +90,13 @@ def test_sdxls_entry_pins_all_weights_but_the_second_text_encoder_of_the_image_m
     pinned = {part.name for part in parts if any(file.endswith(".safetensors") for file in part.sha256)}
     assert {part.name for part in parts if part.has_weights} - pinned == {"image_text_encoder_2"}
     assert {part.source.repo for part in parts if part.source.revision == "unpinned"} == {"SG161222/RealVisXL_V5.0"}
+
+
+def test_the_examples_of_a_model_are_prompts_that_it_takes() -> None:
+    demo = SHIPPED.get("demo")
+    assert len(demo.examples) >= 3
+    for prompt in demo.examples:
+        assert demo.resolve(VideoRequest(prompt=prompt)).prompt == prompt
 
 
 def test_named_models_are_offered_wherever_their_weights_are() -> None:
