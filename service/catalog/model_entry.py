@@ -30,8 +30,6 @@ from service.validation_messages import invalid_value, unknown_parameter
 
 # How CLIP's tokenizer splits a text before it merges letters: every piece is at least one token.
 CLIP_PIECES = re.compile(r"'(?:s|t|re|ve|m|ll|d)|[^\W\d_]+|\d|(?:[^\w\s]|_)+", re.IGNORECASE)
-
-
 NAME = r"^[A-Za-z0-9_.-]{1,64}$"
 
 
@@ -99,10 +97,7 @@ class ModelEntry(FrozenModel):
     )
     max_cost: float | None = Field(default=None, gt=0, description="limit of network calls x pixels x frames of a clip")
     negative_prompt: str = ""
-    force_zeros_for_empty_prompt: bool = Field(
-        default=True,
-        description="animatediff-sdxl: without negative prompt its embeddings are zeros, as in diffusers",
-    )
+    force_zeros_for_empty_prompt: bool = Field(default=True, description="SDXL: zeros stand for no negative prompt")
     sampler: SamplerSettings = SamplerSettings()
     max_prompt_length: int = 2000
     max_prompt_tokens: int | None = Field(default=None, ge=1, description="limit of the text encoders, 77 for CLIP")
@@ -282,9 +277,7 @@ class ModelEntry(FrozenModel):
                 message = f"num_inference_steps={steps}: the released {self.family} code takes at most {most} here."
                 raise InvalidParameter("num_inference_steps", message)
         if not spacing.is_estimate and steps > spacing.num_train_timesteps:
-            message = (
-                f"num_inference_steps={steps} is above the {spacing.num_train_timesteps} timesteps of the network."
-            )
+            message = f"num_inference_steps={steps} is above the network's {spacing.num_train_timesteps} timesteps."
             raise InvalidParameter("num_inference_steps", message)
         return steps
 
