@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 from rq import Queue
-
 from service.api.routes.event_stream import event_id
+
 from service.jobs.keys import preview_key
 from service.jobs.model import Job, Phase
 from service.jobs.store import JobStore, LeaseReply
