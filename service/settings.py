@@ -227,8 +227,8 @@ class Settings(BaseSettings):
     checkpoint_s: float = Field(default=20, gt=0)
     """Seconds between two checkpoints of a running job: the most work that a killed worker loses."""
     preview_seconds: float = Field(default=2, ge=0)
-    """Seconds between two previews of a video that is being sampled. They are fewer where they would take more than 2 %
-    of its sampling time. 0: no previews."""
+    """Seconds between two previews of a video that is being sampled; the first one comes sooner. They are fewer where
+    they would take more than 2 % of its sampling time. 0: no previews."""
     worker_metrics_port: int | None = Field(default=None, ge=0, le=65535)
     """Port on which a worker serves `/metrics`. 0: any free port. If unset: no metrics."""
 

@@ -10,7 +10,8 @@ import pytest
 from fastapi.testclient import TestClient
 from rq import Queue
 
-from service.api.routes.event_stream import event_id
+from service.api.routes.video_events import event_id
+from service.jobs.event_log import EVENTS
 from service.jobs.keys import preview_key
 from service.jobs.model import Job, Phase
 from service.jobs.store import JobStore, LeaseReply
@@ -57,7 +58,9 @@ def test_the_url_shows_the_newest_preview_and_changes_with_every_one(
     assert shown(client, video_id, headers)["preview_url"] is None
     events, urls = list[str](), list[str]()
     for picture in (FIRST, SECOND):
+        before = services.redis.xlen(EVENTS)
         report(services, video_id, picture)
+        assert services.redis.xlen(EVENTS) == before + 1, "open pages get it, though the step is the same"
         urls.append(shown(client, video_id, headers)["preview_url"])
         job = services.store.get(video_id)
         assert job is not None

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from service.process.heartbeat_file import HeartbeatFile
 from service.process.startup import start_process
 from service.settings import Settings
 from service.wiring import open_services
-from tests.fake_worker import Clip, FakeEngine, State
+from tests.fake_worker import Clip, FakeEngine
 from worker.__main__ import work
 from worker.child.main import start
 from worker.parent.child_process import ChildProcess
@@ -29,12 +30,7 @@ from worker.parent.metrics import WorkerMetrics
 
 class DrawingEngine(FakeEngine):
     def sample(
-        self,
-        generation: Generation,
-        on_progress: Callable[[Phase, int, int], None],
-        *,
-        on_step: Callable[[State], None],
-        resume: Path | None,
+        self, generation: Generation, on_progress: Callable[[Phase, int, int], None], **others: Any
     ) -> Generation:
         hold = Path(os.environ["FAKE_HOLD"])
 
@@ -44,7 +40,7 @@ class DrawingEngine(FakeEngine):
                 time.sleep(0.05)
                 on_progress(phase, step, total)  # raises if the parent asked for a stop
 
-        return super().sample(generation, hold_and_report, on_step=on_step, resume=resume)
+        return super().sample(generation, hold_and_report, **others)
 
     def decode(self, sampled: Generation, on_progress: Callable[[Phase, int, int], None]) -> Clip:
         super().decode(sampled, on_progress)

@@ -43,7 +43,7 @@ class Previews:
     """The previews of one job. A failure ends them, and never the job.
 
     Args:
-        every_s: seconds between two previews; 0: none.
+        every_s: seconds between two previews; 0: none. The first one comes as soon as it is affordable.
         cost_s: what the first one is expected to take.
         clock: returns seconds.
 
@@ -56,7 +56,7 @@ class Previews:
         self._every_s, self._cost_s, self._clock = every_s, cost_s, clock
         self._is_off = every_s <= 0
         self._began: float | None = None
-        self._last = 0.0
+        self._last: float | None = None
         self.spent_s, self.made = 0.0, 0
         self._pending: Preview | None = None
         self._latest: bytes | None = None
@@ -64,7 +64,7 @@ class Previews:
     def begin(self) -> None:
         """Sampling begins, after the texts are encoded and a checkpoint is loaded. Later calls change nothing."""
         if self._began is None:
-            self._began = self._last = self._clock()
+            self._began = self._clock()
 
     def offer(self, make: MakePreview) -> None:
         """Called after every step. Begins a preview if one is due, and finishes it in this call or a later one."""
@@ -90,7 +90,8 @@ class Previews:
     def _is_due(self, now: float) -> bool:
         cost_s = self.spent_s / self.made if self.made else self._cost_s
         sampling_s = 0.0 if self._began is None else now - self._began
-        return now - self._last >= self._every_s and self.spent_s + cost_s <= SHARE * sampling_s
+        is_time = self._last is None or now - self._last >= self._every_s
+        return is_time and self.spent_s + cost_s <= SHARE * sampling_s
 
 
 def webp(frames: Frames, frame_ms: float) -> bytes | None:

@@ -25,6 +25,7 @@ MOST_FRAMES = 4  # twice as many take twice as long to decode and to compress
 # Diffusion's 8e11. Only on a CPU: on a GPU the decoder's memory may be what a large clip lacks.
 MOST_FOR_DECODER = 1e9
 PICTURES, SIDE = 64, 8  # of the fit: number, and side in latent pixels
+BATCH = 16  # pictures that the autoencoder takes at once
 RIDGE = 1e-3
 
 
@@ -115,8 +116,7 @@ def _decoded(vae: Any, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def _in_batches(network: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
-    batches: tuple[Tensor, ...] = inputs.split(16)  # pyright: ignore[reportUnknownMemberType]
-    return torch.cat([network(batch).float() for batch in batches])
+    return torch.cat([network(inputs[i : i + BATCH]).float() for i in range(0, len(inputs), BATCH)])
 
 
 def synthetic_pictures(side: int) -> Tensor:

@@ -53,14 +53,14 @@ class Sampling:
                 assert self.spent <= SHARE * self.now or len(self.made_at) == 1
 
 
-def test_cheap_previews_come_at_the_interval() -> None:
+def test_the_first_preview_comes_at_once_and_others_at_the_interval() -> None:
     run = Sampling(step_s=0.5, cost_s=0.001)
     run.run(Previews(2, clock=lambda: run.now), 40)
-    assert [round(second) for second in run.made_at] == [2, 4, 6, 8, 10, 12, 14, 16, 18, 20]
+    assert [round(second, 1) for second in run.made_at] == [0.5, 2.5, 4.5, 6.5, 8.5, 10.5, 12.5, 14.5, 16.5, 18.5]
     assert run.taken == [b"%d" % n for n in range(1, 11)]
 
 
-@pytest.mark.parametrize(("expected_s", "first_at"), [(0.5, 25), (0.0, 2)], ids=["known", "unknown"])
+@pytest.mark.parametrize(("expected_s", "first_at"), [(0.5, 25), (0.0, 1)], ids=["known", "unknown"])
 def test_dear_previews_stay_within_their_share_of_the_sampling_time(expected_s: float, first_at: float) -> None:
     """The first one is made at once only if its cost is not known; the others then wait until there is time for it."""
     run = Sampling(step_s=1, cost_s=0.5)
