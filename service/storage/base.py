@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -32,8 +32,11 @@ class VideoStorage(Protocol):
         """
         ...
 
-    def open(self, key: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
-        """Read bytes `start` (inclusive) to `end` (exclusive) in chunks. Raises at once if the key does not exist."""
+    def open(self, key: str, start: int = 0, end: int | None = None) -> Generator[bytes]:
+        """Read bytes `start` (inclusive) to `end` (exclusive) in chunks. Raises at once if the key does not exist.
+
+        A caller that does not read to the end closes it.
+        """
         ...
 
     def size(self, key: str) -> int | None:
@@ -75,11 +78,10 @@ def read(storage: VideoStorage, key: str) -> bytes:
     return b"".join(storage.open(key))
 
 
-def started(chunks: Iterator[bytes]) -> Iterator[bytes]:
+def started(chunks: Generator[bytes]) -> Generator[bytes]:
     """The chunks after the first, empty one of a generator.
 
-    A generator that has begun closes its file when it goes away. One that has not begun runs none of its code, so a
-    client that disconnects before the first byte would leave the file open.
+    Closing a generator that has not begun runs none of its code, and would leave its file open.
     """
     next(chunks)
     return chunks

@@ -34,13 +34,13 @@ class FileStorage:
                 part.unlink(missing_ok=True)
             _sync_folder(target.parent)
 
-    def open(self, key: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+    def open(self, key: str, start: int = 0, end: int | None = None) -> Generator[bytes]:
         with _storage_errors(key):
             file = self._path(key).open("rb")
             remaining = (file.seek(0, os.SEEK_END) if end is None else end) - start
             file.seek(start)
 
-        def chunks() -> Iterator[bytes]:
+        def chunks() -> Generator[bytes]:
             nonlocal remaining
             with file:
                 yield b""  # see `started`

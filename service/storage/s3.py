@@ -58,15 +58,15 @@ class S3Storage:
                 self.delete(key)  # a missing object is better than a wrong one
                 raise StorageError(f"{key}: {problem}")
 
-    def open(self, key: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+    def open(self, key: str, start: int = 0, end: int | None = None) -> Generator[bytes]:
         if end is not None and end <= start:
-            return iter(())
+            return (chunk for chunk in (b"",))
         byte_range = f"bytes={start}-{'' if end is None else end - 1}"
         options = {"Range": byte_range} if start or end is not None else {}
         with _storage_errors(key):
             response = self._client.get_object(Bucket=self._bucket, Key=key, **options)
 
-        def chunks() -> Iterator[bytes]:
+        def chunks() -> Generator[bytes]:
             with _storage_errors(key), closing(response["Body"]) as body:
                 yield b""  # see `started`
                 yield from body.iter_chunks(CHUNK_BYTES)

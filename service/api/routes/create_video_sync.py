@@ -7,11 +7,11 @@ import time
 
 import anyio
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import StreamingResponse
 from redis.exceptions import RedisError
 from starlette.concurrency import run_in_threadpool
 
 from service.api.auth import ServicesDep, get_writer
+from service.api.file_stream import FileStream
 from service.api.open_requests import OpenRequests, client_of
 from service.api.openapi.responses import FILE, errors, success
 from service.api.routes.create_video import (
@@ -107,4 +107,5 @@ def _video_response(services: Services, job: Job, headers: dict[str, str]) -> Re
         raise VideoExpired(f"The video '{job.id}' is no longer stored.")
     name = file_name(job, "video", job.output.media_type)
     headers |= {"content-length": str(size), "content-disposition": f'attachment; filename="{name}"'}
-    return StreamingResponse(services.storage.open(job.output.key), 200, headers, job.output.media_type)
+    headers["content-type"] = job.output.media_type
+    return FileStream(services.storage.open(job.output.key), 200, headers)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, HTTPException, Query, Request
-from fastapi.responses import RedirectResponse, Response, StreamingResponse
+from fastapi.responses import RedirectResponse, Response
 from pydantic.json_schema import SkipJsonSchema
 
 from service.api.auth import Principal, ServicesDep, get_reader, get_signer
+from service.api.file_stream import FileStream
 from service.api.openapi.responses import FILE, errors, success
 from service.api.request_path import is_head
 from service.api.routes.videos import get_job
@@ -79,7 +80,7 @@ def _preview(request: Request, job: Job, picture: bytes | None) -> Response:
         )
     headers = _headers(hashlib.sha256(picture).hexdigest(), file_name(job, "preview", "image/webp"), "image/webp")
     headers["cache-control"] = "private, no-cache"
-    return _file_response(request, lambda start, end: iter([picture[start:end]]), len(picture), headers)
+    return _file_response(request, lambda start, end: (part for part in (picture[start:end],)), len(picture), headers)
 
 
 def _content(request: Request, job: Job, variant: Variant, storage: VideoStorage) -> Response:
@@ -129,7 +130,7 @@ def _file(output: Output, variant: Variant) -> tuple[str, str]:
 
 
 def _file_response(
-    request: Request, read: Callable[[int, int], Iterator[bytes]], size: int, headers: dict[str, str]
+    request: Request, read: Callable[[int, int], Generator[bytes]], size: int, headers: dict[str, str]
 ) -> Response:
     """`read` returns the bytes from a start to an exclusive end."""
     if headers["etag"] in request.headers.get("if-none-match", ""):
@@ -142,7 +143,7 @@ def _file_response(
     status = 206 if part else 200
     if is_head(request.scope):
         return Response(None, status, headers)
-    return StreamingResponse(read(start, end), status, headers)
+    return FileStream(read(start, end), status, headers)
 
 
 def _parse_range(request: Request, size: int, etag: str) -> tuple[int, int] | None:
