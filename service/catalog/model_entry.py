@@ -30,8 +30,6 @@ from service.validation_messages import invalid_value, unknown_parameter
 
 # How CLIP's tokenizer splits a text before it merges letters: every piece is at least one token.
 CLIP_PIECES = re.compile(r"'(?:s|t|re|ve|m|ll|d)|[^\W\d_]+|\d|(?:[^\w\s]|_)+", re.IGNORECASE)
-
-
 NAME = r"^[A-Za-z0-9_.-]{1,64}$"
 
 
@@ -99,6 +97,7 @@ class ModelEntry(FrozenModel):
     )
     max_cost: float | None = Field(default=None, gt=0, description="limit of network calls x pixels x frames of a clip")
     negative_prompt: str = ""
+    force_zeros_for_empty_prompt: bool = Field(default=True, description="SDXL: zeros stand for no negative prompt")
     sampler: SamplerSettings = SamplerSettings()
     max_prompt_length: int = 2000
     max_prompt_tokens: int | None = Field(default=None, ge=1, description="limit of the text encoders, 77 for CLIP")
@@ -113,7 +112,7 @@ class ModelEntry(FrozenModel):
 
     @model_validator(mode="after")
     def _check_components_and_steps(self) -> Self:
-        known = {*REQUIRED_COMPONENTS[self.family], *OPTIONAL_COMPONENTS, LORA}
+        known = {*REQUIRED_COMPONENTS[self.family], *OPTIONAL_COMPONENTS[self.family], LORA}
         if unknown := set(self.components) - known:
             raise ValueError(
                 f"components has unknown {', '.join(sorted(unknown))}; {self.family} takes {', '.join(sorted(known))}"
@@ -147,7 +146,7 @@ class ModelEntry(FrozenModel):
         named = self.components | {file.name: file for file in files}
         if self.path is None:
             return named
-        optional = (name for name in OPTIONAL_COMPONENTS if os.path.lexists(self.path / name))
+        optional = (name for name in OPTIONAL_COMPONENTS[self.family] if os.path.lexists(self.path / name))
         names = (*REQUIRED_COMPONENTS[self.family], *optional)
         return {name: Component.in_folder(name, self.path) for name in names} | named
 
@@ -272,16 +271,13 @@ class ModelEntry(FrozenModel):
 
     def _num_inference_steps(self, request: VideoRequest, sampler: SamplerSettings, spacing: Spacing) -> int:
         steps = int(self.num_inference_steps.resolve("num_inference_steps", request.num_inference_steps))
-        most = RELEASED[self.family].most_steps(spacing.num_train_timesteps)
-        if sampler.name == "official" and steps > most:
-            message = (
-                f"num_inference_steps={steps}: the released {self.family} code takes at most {most} for this model."
-            )
-            raise InvalidParameter("num_inference_steps", message)
+        if sampler.name == "official":
+            most = RELEASED[self.family].most_steps(spacing.num_train_timesteps)
+            if steps > most:
+                message = f"num_inference_steps={steps}: the released {self.family} code takes at most {most} here."
+                raise InvalidParameter("num_inference_steps", message)
         if not spacing.is_estimate and steps > spacing.num_train_timesteps:
-            message = (
-                f"num_inference_steps={steps} is above the {spacing.num_train_timesteps} timesteps of the network."
-            )
+            message = f"num_inference_steps={steps} is above the network's {spacing.num_train_timesteps} timesteps."
             raise InvalidParameter("num_inference_steps", message)
         return steps
 

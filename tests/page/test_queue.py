@@ -5,7 +5,7 @@ from __future__ import annotations
 from playwright.sync_api import Page, expect
 
 from service.wiring import Services
-from tests.page.browsing import Seen, assert_accessible, assert_fits
+from tests.page.browsing import Seen, assert_accessible, assert_fits, assert_is_drawn
 from tests.page.site import Site
 
 
@@ -15,6 +15,7 @@ def test_the_queue_follows_the_videos_and_cancels_many(site: Site, page: Page, s
     with site.held():
         running = site.create(num_inference_steps=20)
         expect(page.get_by_label("Running")).to_contain_text("step 1 of 20")
+        assert_is_drawn(page, page.get_by_label("Running").locator("img"))
         waiting = [site.create(seed=seed)["id"] for seed in range(3)]
         rows = page.get_by_label("Waiting").get_by_role("listitem")
         expect(rows).to_have_count(3)

@@ -209,10 +209,11 @@ class Engine:
     def _denoisers(self, generation: Generation, *, low_memory: bool = False) -> tuple[ImageDenoiser, VideoDenoiser]:
         models = self.models
         family = self._family(generation) if generation.sampler.name == "official" else None
-        texts = models.encode([generation.prompt, generation.negative_prompt])
+        texts = models.encode([generation.prompt, generation.negative_prompt], empty_is_none=True)
         if family == "animatediff" and models.image_text_encoder.dim == models.video_text_encoder.dim:
             texts = replace(texts, image=texts.video)  # the released code has one text encoder, the video model's
-        image, video = models.denoisers(texts[:1], texts[1:], fps=generation.fps)
+        size = generation.width, generation.height
+        image, video = models.denoisers(texts[:1], texts[1:], fps=generation.fps, size=size)
         if family == "modelscope":
             image.resize = (64, 64)
         if low_memory:
