@@ -50,6 +50,11 @@ class Signer:
     def is_valid(self, signature: str, *parts: str) -> bool:
         return hmac.compare_digest(signature.encode(errors="surrogatepass"), self.sign(*parts).encode())
 
+    def close(self) -> None:
+        """Wait for a read in the background; it must not outlive the connections of its client."""
+        with self._reading:
+            pass
+
     def _current(self) -> bytes:
         if not self._secret:
             self.load()

@@ -65,6 +65,7 @@ class Services:
         return Renderer(self.settings, self.storage, self.signer)
 
     def close(self) -> None:
+        self.signer.close()
         self.redis.close()
         self.probe.close()
 
