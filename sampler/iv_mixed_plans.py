@@ -35,6 +35,7 @@ def mixed_plan(
     video_guidance: Guidance = (4, 4),
     rho: float = 7.0,
     guidance: float = 7.5,
+    interval_guidance: float | None = None,
     image_schedule: NoiseSchedule | None = None,
     image_every: int = 1,
 ) -> Plan:
@@ -50,6 +51,7 @@ def mixed_plan(
         image_guidance, video_guidance: scale in the zig-zags, at least 0: one, or two for the first and the last step.
         rho: exponent of the transition between those two, greater than 0; 1: straight (arXiv:2206.00364 Eq. 5).
         guidance: guidance scale of the ordinary steps; any finite number.
+        interval_guidance: that of the ordinary steps in `interval`, as in arXiv:2404.07724. None: `guidance`.
         image_schedule: of the image model, which is called at the timestep of equal noise. None: `schedule`.
         image_every: n from 1: only the first, (n+1)th .. zig-zag is as given; in the others V replaces I.
 
@@ -58,23 +60,26 @@ def mixed_plan(
     """
     grid = LevelGrid(schedule, steps, image_schedule)
     finite_number("guidance", guidance)
-    letters = _letters_of_steps(combination, order, interval, image_every, grid.steps)
+    inside = guidance if interval_guidance is None else finite_number("interval_guidance", interval_guidance)
+    active = active_steps(interval, grid.steps)
+    letters = _letters_of_steps(combination, order, active, image_every, grid.steps)
     image, video = guidance_ramps(image_guidance, video_guidance, rho, grid.steps)
-    plan: list[list[AnyMove]] = [[grid.ordinary_step(i, guidance)] for i in range(grid.steps)]
+    scales = [inside if i in active else guidance for i in range(grid.steps)]
+    plan: list[list[AnyMove]] = [[grid.ordinary_step(i, scale)] for i, scale in enumerate(scales)]
     for i, (goback, denoise) in letters.items():
         plan[i][:0] = _zigzag(grid, i, goback, denoise, order, {"I": image[i], "V": video[i]})
     return Plan(tuple(map(tuple, plan)))
 
 
 def _letters_of_steps(
-    combination: str, order: Order, interval: Range, image_every: int, steps: int
+    combination: str, order: Order, active: range, image_every: int, steps: int
 ) -> dict[int, tuple[str, str]]:
     """(go-back letters, denoising letters) of each step with a zig-zag."""
     goback, denoise = _letters(combination, order)
     period = whole_number("image_every", image_every, " (1: the image model in every zig-zag)")
     room = _steps_with_room(order, len(goback), steps)
     without_image = goback.replace("I", "V"), denoise.replace("I", "V")
-    places = enumerate(i for i in active_steps(interval, steps) if i in room)
+    places = enumerate(i for i in active if i in room)
     return {i: without_image if k % period else (goback, denoise) for k, i in places}
 
 
