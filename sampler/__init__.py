@@ -1,7 +1,16 @@
 """The IV-Mixed Sampler (arXiv:2410.04171) as a library: tensors in, tensors out. Imports torch and nothing else."""
 
 from sampler.baseline_plans import ddim_plan, fused_plan, zigzag_plan
-from sampler.denoise_and_goback_moves import AnyMove, Call, FusedMove, Move, Renoise, Restart, SolverMove
+from sampler.denoise_and_goback_moves import (
+    AnyMove,
+    Call,
+    FusedMove,
+    Move,
+    MultistepMove,
+    Renoise,
+    Restart,
+    SolverMove,
+)
 from sampler.denoisers import ImageDenoiser, VideoDenoiser
 from sampler.errors import IncompatibleInputs, InvalidSetting
 from sampler.freeinit import free_init_plan
@@ -28,6 +37,7 @@ __all__ = [
     "InvalidSetting",
     "LatentsNotFinite",
     "Move",
+    "MultistepMove",
     "NoiseSchedule",
     "Plan",
     "Renoise",

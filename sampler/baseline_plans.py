@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 from sampler.denoise_and_goback_moves import AnyMove, FusedMove, ModelName, Move
-from sampler.level_grid import LevelGrid
+from sampler.errors import InvalidSetting
+from sampler.level_grid import LevelGrid, Solver
 from sampler.noise_schedule import NoiseSchedule
 from sampler.plan import Plan
 from sampler.validation import Guidance, Range, active_steps, finite_number, guidance_ramps, one_of
@@ -20,8 +21,9 @@ def ddim_plan(
     guidance: float = 7.5,
     model: ModelName = "video",
     grid: Grid = "adjacent",
+    solver: Solver = "ddim",
 ) -> Plan:
-    """DDIM with one model alone (arXiv:2010.02502 Eq. 12, eta = 0): one call a step.
+    """One model alone, one call a step: DDIM (arXiv:2010.02502 Eq. 12, eta = 0), or DPM-Solver++ 2M.
 
     Args:
         schedule: noise schedule of that model.
@@ -31,14 +33,18 @@ def ddim_plan(
         grid: where a step ends. "adjacent": at the next timestep of the run. "diffusers": `len(schedule) // steps`
             timesteps lower, as diffusers' DDIMScheduler does; the same for "leading", and for "trailing" where `steps`
             divides the timesteps, but not for "linspace", where each step overlaps the next or leaves a gap.
+        solver: "ddim", or "dpmpp-2m", which needs about half the steps for the same picture (arXiv:2211.01095 Alg. 2);
+            with grid "adjacent" only.
 
     Raises:
         InvalidSetting: names the parameter, its value and what is allowed.
     """
-    levels = LevelGrid(schedule, steps)
+    levels = LevelGrid(schedule, steps, solver=solver)
     finite_number("guidance", guidance)
     one_of("model", model, get_args(ModelName))
     one_of("grid", grid, get_args(Grid))
+    if grid == "diffusers" and solver != "ddim":
+        raise InvalidSetting(f"solver={solver!r} does not work with grid='diffusers', which is DDIM's; leave grid out")
     if grid == "adjacent":
         return Plan(tuple((levels.ordinary_step(i, guidance, model),) for i in range(levels.steps)))
     alphas, stride = schedule.alphas_cumprod, len(schedule) // levels.steps

@@ -151,36 +151,58 @@ class Renoise(_LinearMove):
 
 
 @dataclass(frozen=True)
-class SolverMove(_OneCallMove):
-    """One step of SDE-DPM-Solver++ (arXiv:2211.01095 App. F; diffusers' "sde-dpmsolver++" with "midpoint").
+class SecondOrderMove(_OneCallMove):
+    """One step of a second-order multistep solver, which also uses the x0 of the step before (2M, "midpoint").
 
     Args:
         model, timestep, src, dst, guidance: as in `Move`; `dst` is less noisy than `src`.
-        before: abar of the previous solver step, whose x0 is the second point (2M). None: a first-order step.
+        before: abar of the previous solver step, whose x0 is the second point. None: a first-order step.
     """
 
     before: float | None = None
 
-    draws_by_frame: ClassVar[bool] = True  # diffusers gives its scheduler frames as a batch
+    is_stochastic: ClassVar[bool]
 
     @cached_property
     def coefficients(self) -> Coefficients:
         # lambda = log(1 / s) is half the log signal-to-noise ratio, h = lambda_dst - lambda_src, r = exp(-h).
         s, s_dst = _noise_to_signal(self.src), _noise_to_signal(self.dst)
         r = s_dst / s
-        current = self.dst**0.5 * (1 - r * r)  # coefficient of this step's x0 at first order
+        decay = r * r if self.is_stochastic else r
+        current = self.dst**0.5 * (1 - decay)  # coefficient of this step's x0 at first order
         previous = 0.0
-        if self.before is not None:
+        if self.before not in (None, self.src):  # equal: two timesteps of the run are the same
             h, h_before = -math.log(r), math.log(_noise_to_signal(self.before) / s)
             previous = -0.5 * current * h / h_before
         current -= previous
-        x = ((1 - self.dst) / (1 - self.src)) ** 0.5 * r
+        x = ((1 - self.dst) / (1 - self.src)) ** 0.5 * (r if self.is_stochastic else 1.0)
         return Coefficients(  # with x0 = (x - sqrt(1 - src) eps) / sqrt(src) inserted
             x=x + current / self.src**0.5,
             eps=-current * s,
             x0=previous,
-            noise=((1 - self.dst) * (1 - r * r)) ** 0.5,
+            noise=((1 - self.dst) * (1 - decay)) ** 0.5 if self.is_stochastic else 0.0,
         )
+
+
+@dataclass(frozen=True)
+class MultistepMove(SecondOrderMove):
+    """One step of DPM-Solver++ 2M (arXiv:2211.01095 Alg. 2; diffusers' "dpmsolver++" with "midpoint").
+
+    Of first order it is DDIM. Args as in `SecondOrderMove`.
+    """
+
+    is_stochastic: ClassVar[bool] = False
+
+
+@dataclass(frozen=True)
+class SolverMove(SecondOrderMove):
+    """One step of SDE-DPM-Solver++ 2M (arXiv:2211.01095 App. F; diffusers' "sde-dpmsolver++" with "midpoint").
+
+    Args as in `SecondOrderMove`.
+    """
+
+    is_stochastic: ClassVar[bool] = True
+    draws_by_frame: ClassVar[bool] = True  # diffusers gives its scheduler frames as a batch
 
 
 @dataclass(frozen=True)
@@ -208,7 +230,7 @@ class Restart:
     is_free: ClassVar[bool] = False
 
 
-AnyMove = Move | FusedMove | Renoise | SolverMove | Restart
+AnyMove = Move | FusedMove | Renoise | MultistepMove | SolverMove | Restart
 
 
 def _noise_to_signal(alpha: float) -> float:

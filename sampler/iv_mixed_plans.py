@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 
 from sampler.denoise_and_goback_moves import AnyMove, ModelName, Renoise
 from sampler.errors import InvalidSetting
-from sampler.level_grid import LevelGrid
+from sampler.level_grid import LevelGrid, Solver
 from sampler.noise_schedule import NoiseSchedule
 from sampler.plan import Plan
 from sampler.validation import Guidance, Range, active_steps, finite_number, guidance_ramps, one_of, whole_number
@@ -38,48 +38,51 @@ def mixed_plan(
     interval_guidance: float | None = None,
     image_schedule: NoiseSchedule | None = None,
     image_every: int = 1,
+    solver: Solver = "ddim",
 ) -> Plan:
     """The IV-Mixed Sampler: before every ordinary step, a zig-zag that ends at the noise level it began at.
 
     Args:
-        schedule: noise schedule of the video model; its timesteps are the levels of the run.
-        steps: number of ordinary steps, from 1 to the number of timesteps in `schedule`.
-        combination: letters of the go-back moves, a dash, letters of the denoising moves, as they run; one or two on
-            each side: I, the image model; V, the video model; R, `Renoise`, before the dash and in goback_first only.
+        schedule, steps: noise schedule of the video model, and the number of ordinary steps, as in `ddim_plan`.
+        combination: go-back moves, a dash, denoising moves, as they run; one or two letters on each side: I, the image
+            model; V, the video model; R, `Renoise`, before the dash and in goback_first only.
         order: "denoise_first" (the released code) or "goback_first" (the paper's figure).
         interval: the part of the run with zig-zags, as two fractions of the steps.
         image_guidance, video_guidance: scale in the zig-zags, at least 0: one, or two for the first and the last step.
         rho: exponent of the transition between those two, greater than 0; 1: straight (arXiv:2206.00364 Eq. 5).
-        guidance: guidance scale of the ordinary steps; any finite number.
-        interval_guidance: that of the ordinary steps in `interval`, as in arXiv:2404.07724. None: `guidance`.
+        guidance, interval_guidance: scale of the ordinary steps, and of those in `interval` (None: the same); finite.
         image_schedule: of the image model, which is called at the timestep of equal noise. None: `schedule`.
         image_every: n from 1: only the first, (n+1)th .. zig-zag is as given; in the others V replaces I.
+        solver: of the ordinary steps: "ddim" or "dpmpp-2m" (arXiv:2211.01095 Alg. 2); zig-zags are always DDIM's.
 
     Raises:
         InvalidSetting: names the parameter, its value and what is allowed.
     """
-    grid = LevelGrid(schedule, steps, image_schedule)
-    finite_number("guidance", guidance)
-    inside = guidance if interval_guidance is None else finite_number("interval_guidance", interval_guidance)
-    active = active_steps(interval, grid.steps)
-    letters = _letters_of_steps(combination, order, active, image_every, grid.steps)
+    grid = LevelGrid(schedule, steps, image_schedule, solver)
+    ordinary = _ordinary_guidance(guidance, interval_guidance, interval, grid.steps)
+    letters = _letters_of_steps(combination, order, interval, image_every, grid.steps)
     image, video = guidance_ramps(image_guidance, video_guidance, rho, grid.steps)
-    scales = [inside if i in active else guidance for i in range(grid.steps)]
-    plan: list[list[AnyMove]] = [[grid.ordinary_step(i, scale)] for i, scale in enumerate(scales)]
-    for i, (goback, denoise) in letters.items():
-        plan[i][:0] = _zigzag(grid, i, goback, denoise, order, {"I": image[i], "V": video[i]})
-    return Plan(tuple(map(tuple, plan)))
+    zigzags = {i: tuple(_zigzag(grid, i, *x, order, {"I": image[i], "V": video[i]})) for i, x in letters.items()}
+    return Plan(tuple((*zigzags.get(i, ()), grid.ordinary_step(i, scale)) for i, scale in enumerate(ordinary)))
+
+
+def _ordinary_guidance(guidance: float, interval_guidance: float | None, interval: Range, steps: int) -> list[float]:
+    """Guidance of the ordinary step of every step: another one in a part of the run is that of arXiv:2404.07724."""
+    outside = finite_number("guidance", guidance)
+    inside = outside if interval_guidance is None else finite_number("interval_guidance", interval_guidance)
+    active = active_steps(interval, steps)
+    return [inside if i in active else outside for i in range(steps)]
 
 
 def _letters_of_steps(
-    combination: str, order: Order, active: range, image_every: int, steps: int
+    combination: str, order: Order, interval: Range, image_every: int, steps: int
 ) -> dict[int, tuple[str, str]]:
     """(go-back letters, denoising letters) of each step with a zig-zag."""
     goback, denoise = _letters(combination, order)
     period = whole_number("image_every", image_every, " (1: the image model in every zig-zag)")
     room = _steps_with_room(order, len(goback), steps)
     without_image = goback.replace("I", "V"), denoise.replace("I", "V")
-    places = enumerate(i for i in active if i in room)
+    places = enumerate(i for i in active_steps(interval, steps) if i in room)
     return {i: without_image if k % period else (goback, denoise) for k, i in places}
 
 

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal, get_args
 
-from sampler.denoise_and_goback_moves import Call, ModelName, Move
+from sampler.denoise_and_goback_moves import Call, ModelName, Move, MultistepMove
 from sampler.noise_schedule import NoiseSchedule, check_schedule
+from sampler.validation import one_of
+
+Solver = Literal["ddim", "dpmpp-2m"]
+# A run of fewer steps ends with a first-order step, as in diffusers (`lower_order_final`): the second order overshoots.
+SHORT_RUN = 15
 
 
 class LevelGrid:
@@ -16,15 +22,24 @@ class LevelGrid:
         steps: number of ordinary steps.
         image_schedule: noise schedule of the image model, which is called at the timestep of equal noise-to-signal.
             None: the same schedule.
+        solver: of the ordinary steps.
 
     Raises:
-        InvalidSetting: `schedule` cannot be run in `steps` steps.
+        InvalidSetting: `schedule` cannot be run in `steps` steps, or `solver` is unknown.
     """
 
-    def __init__(self, schedule: NoiseSchedule, steps: int, image_schedule: NoiseSchedule | None = None) -> None:
+    def __init__(
+        self,
+        schedule: NoiseSchedule,
+        steps: int,
+        image_schedule: NoiseSchedule | None = None,
+        solver: Solver = "ddim",
+    ) -> None:
+        one_of("solver", solver, get_args(Solver))
         check_schedule("schedule", schedule)
         timesteps = schedule.timesteps(steps)
         self.steps = len(timesteps)
+        self.solver: Solver = solver
         # No network can be evaluated at abar = 1. A zig-zag that reaches the clean end turns at timestep 0 instead, as
         # with set_alpha_to_one=False.
         self.alphas = [*(schedule.alphas_cumprod[t] for t in timesteps), schedule.alphas_cumprod[0]]
@@ -42,8 +57,13 @@ class LevelGrid:
     def call(self, model: ModelName, level: int, guidance: float, *, uncond: float = 1.0) -> Call:
         return Call(model, self.timesteps[model][level], self.alphas[level], guidance, uncond)
 
-    def ordinary_step(self, i: int, guidance: float, model: ModelName = "video") -> Move:
-        return Move(model, self.timesteps[model][i], self.alphas[i], self.alpha_after(i), guidance)
+    def ordinary_step(self, i: int, guidance: float, model: ModelName = "video") -> Move | MultistepMove:
+        step = model, self.timesteps[model][i], self.alphas[i], self.alpha_after(i), guidance
+        if self.solver == "ddim":
+            return Move(*step)
+        is_last = i == self.steps - 1
+        is_first_order = i == 0 or (is_last and (self.steps < SHORT_RUN or self.final_alpha == 1))
+        return MultistepMove(*step, None if is_first_order else self.alphas[i - 1])
 
     def alpha_after(self, i: int) -> float:
         """abar after the ordinary step `i`."""

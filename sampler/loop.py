@@ -9,7 +9,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from sampler.denoise_and_goback_moves import AnyMove, Call, Restart, SolverMove
+from sampler.denoise_and_goback_moves import AnyMove, Call, Restart, SecondOrderMove
 from sampler.errors import IncompatibleInputs, InvalidSetting
 from sampler.finite_check import FiniteCheck
 from sampler.freeinit import restart_latents
@@ -146,7 +146,7 @@ def _apply(
     if move.calls:
         eps = reduce(torch.add, [_epsilon(models[call.model], x, call) for call in move.calls])
         moved += c.eps * eps
-        if isinstance(move, SolverMove):
+        if isinstance(move, SecondOrderMove):
             memory["x0"] = (x - (1 - move.src) ** 0.5 * eps) / move.src**0.5
     return moved
 
@@ -165,7 +165,7 @@ def _prepared(model: Denoiser, x: Tensor) -> Denoiser:
 def _initial_memory(x: Tensor, plan: Plan, start: int, memory: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What the run from `start` on needs of the steps before it."""
     moves = [move for step in plan.steps[start:] for move in step]
-    solver = next((move for move in moves if isinstance(move, SolverMove)), None)
+    solver = next((move for move in moves if isinstance(move, SecondOrderMove)), None)
     needed = {"x0"} if solver is not None and solver.coefficients.x0 else set[str]()
     needed |= {"initial" for move in moves if isinstance(move, Restart)}
     known = {"initial": x} if start == 0 else memory

@@ -3,6 +3,7 @@
 D_I, D_V  denoise with the image or the video model      R         go back by Gaussian noise
 N_I, N_V  go back (DDIM inversion) with that model       S_V       step of the multistep SDE solver
 D_V+I     denoise along the sum of both models           FreeInit  new start noise, low frequencies kept
+M_I, M_V  step of DPM-Solver++ 2M with that model
 A move in brackets changes nothing, so its network is not called.
 """
 
@@ -12,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 
-from sampler.denoise_and_goback_moves import AnyMove, FusedMove, Move, Renoise, Restart, SolverMove
+from sampler.denoise_and_goback_moves import AnyMove, FusedMove, Move, MultistepMove, Renoise, Restart, SolverMove
 
 LETTERS = {"image": "I", "video": "V"}
 HEAD = ("steps", "count", "kind", "moves", "guidance", "calls a step")
@@ -52,6 +53,8 @@ def _symbol(move: AnyMove) -> str:
             symbol = f"{'N' if goes_back else 'D'}_{LETTERS[move.model]}"
         case FusedMove():
             symbol = "D_" + "+".join(LETTERS[call.model] for call in move.parts)
+        case MultistepMove():
+            symbol = f"M_{LETTERS[move.model]}"
         case SolverMove():
             symbol = f"S_{LETTERS[move.model]}"
         case Renoise():

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
 from redis import Redis
+from redis.exceptions import NoScriptError
 
 # redis-py annotates every reply with all types that any protocol version or async client could return. Stores
 # therefore hold their client as this type and convert replies where they read them.
@@ -17,7 +19,9 @@ Script = Callable[[list[str], list[Any]], Any]  # script(KEYS, ARGV) -> reply
 
 
 def load_script(redis: Redis, package: str, name: str) -> Script:
-    """Register a script with a client; EVALSHA is used from then on, and EVAL again after a server restart.
+    """A function that runs a script: with EVALSHA, and with EVAL if the server does not know the script yet.
+
+    redis-py's `register_script` sends SCRIPT LOAD and EVALSHA then, and fails if the server restarts between the two.
 
     The local functions in `scripts/shared/`, if there are any, are available to every script of the package.
 
@@ -26,7 +30,16 @@ def load_script(redis: Redis, package: str, name: str) -> Script:
         name: file name without `.lua`.
     """
     client: UntypedRedis = redis
-    return client.register_script(_source(package, name))
+    source = _source(package, name)
+    sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
+
+    def run(keys: list[str], args: list[Any]) -> Any:
+        try:
+            return client.evalsha(sha, len(keys), *keys, *args)
+        except NoScriptError:
+            return client.eval(source, len(keys), *keys, *args)
+
+    return run
 
 
 def flatten_commands(commands: Iterable[tuple[Any, ...]]) -> list[Any]:

@@ -31,6 +31,7 @@ from tests.broken_models import (
     weights,
     write,
 )
+from tests.broken_sums import LORA, SUMS, lora
 from tests.tiny_models import Golden, save_vae
 
 UNET_FILE, VAE_FILE = f"unet/{UNET}.safetensors", f"vae/{UNET}.safetensors"
@@ -58,13 +59,6 @@ def other_adapter(**changes: Any) -> Any:
     return change
 
 
-def lora(keys: dict[str, torch.Tensor]) -> Any:
-    from safetensors.torch import save_file
-
-    return lambda folder: save_file(keys, folder / "style.safetensors")
-
-
-LORA = ('components = { lora = "here/style.safetensors" }', "[sources.here]", 'folder = "."')
 HALF = ('components = { unet = "half/unet" }', "[sources.half]", 'folder = "."', 'variant = "fp16"')
 
 PLACES = {
@@ -286,6 +280,16 @@ FITS = {
         several(other_adapter(use_motion_mid_block=True), config("motion_adapter", use_motion_mid_block=False)),
         ("motion_adapter does not fit its config.json", "has unexpected mid_block"),
     ),
+    "adapter that wants an image": Broken(
+        other_adapter(conv_in_channels=9), ("motion_adapter/config.json: conv_in_channels=9", "PIA")
+    ),
+    "adapter for more frames than memory": Broken(
+        several(
+            config("motion_adapter", motion_max_seq_length=10**12),
+            weights("motion_adapter", lambda w: {k: v for k, v in w.items() if not k.endswith(".pe")}),
+        ),
+        ("motion_adapter/config.json: motion_max_seq_length=1000000000000",),
+    ),
     "adapter for fewer frames": Broken(
         other_adapter(motion_max_seq_length=6), ("num_frames.max=8, but the motion adapter takes 6 frames",)
     ),
@@ -306,4 +310,4 @@ FITS = {
     "LoRA that is a pointer": Broken(write("style.safetensors", LFS), ("style.safetensors",), lines=LORA),
 }
 
-CASES: dict[str, Broken] = {**PLACES, **CONTENTS, **CLASSES, **WEIGHTS, **SHARDS, **TEXTS, **FITS}
+CASES: dict[str, Broken] = {**PLACES, **CONTENTS, **CLASSES, **WEIGHTS, **SHARDS, **TEXTS, **FITS, **SUMS}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,6 +42,11 @@ class Hub:
         files = (file for file in folder.rglob("*") if file.is_file())
         return self.commit(repo, {file.relative_to(folder).as_posix(): file.read_bytes() for file in files})
 
+    def whole_files(self) -> set[str]:
+        """Repository and name of each file that was asked for from its beginning to its end."""
+        asked = {path for path, sent in self.downloads() if sent is None}
+        return {re.sub(r"^/(.+)/resolve/[^/]+/", r"\1/", path) for path in asked}
+
     def downloads(self) -> list[tuple[str, str | None]]:
         return [(path, sent) for path, sent in self.requests if "/resolve/" in path]
 
@@ -48,7 +54,7 @@ class Hub:
 @contextmanager
 def serve_hub() -> Iterator[Hub]:
     hub = Hub()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
+    server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
@@ -60,6 +66,12 @@ def serve_hub() -> Iterator[Hub]:
         server.shutdown()
         server.server_close()
         thread.join(10)
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        if not isinstance(sys.exception(), ConnectionError):  # clients read as much of a file as they need
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -106,11 +118,13 @@ class _Handler(BaseHTTPRequestHandler):
             return None
         if data is None:
             return self._refuse("EntryNotFound")
-        start = int(found.group(1)) if (found := re.match(r"bytes=(\d+)-", self.headers.get("Range") or "")) else 0
-        self.send_response(206 if start else 200)
+        found = re.match(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
+        start = int(found[1]) if found else 0
+        size, data = len(data), data[: int(found[2]) + 1] if found and found[2] else data
+        self.send_response(206 if found else 200)
         self.send_header("Content-Length", str(len(data) - start))
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+        if found:
+            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{size}")
         self.end_headers()
         if (bytes_sent := self.hub.hold_after.pop(name, None)) is not None:
             self.wfile.write(data[start:bytes_sent])

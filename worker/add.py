@@ -14,7 +14,6 @@ import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import Annotated, Any, Literal
 
@@ -24,17 +23,14 @@ from service.catalog.added_models import ADDED_FOLDER, AddedModels
 from service.catalog.family_components import Family
 from service.catalog.model_entry import NAME, ModelEntry
 from service.catalog.registry import ModelRegistry
-from service.catalog.weight_files import LockFile, Source
+from service.catalog.weight_files import Component, LockFile, Source
 from service.errors import ConfigurationError
 from service.process.data_folder import keep_private, prepare_folder
 from service.settings import Settings, load_settings
-from worker.adding.configs import read_json
 from worker.adding.entry import draft, fit_limits, tables
 from worker.adding.gather import Gathering, Given
-from worker.adding.layout import Tree
-from worker.adding.removal import delete_files
+from worker.adding.removal import all_sources, delete_files
 
-MAX_JSON_BYTES = 1_000_000
 PARTIAL = ".partial-"
 SPARE_BYTES = 50_000_000  # free space to leave
 
@@ -56,11 +52,19 @@ def add(
         registry = ModelRegistry.load(settings.models_file, weights_dir=weights_dir)
         _check_name(given.name, registry, settings, may_replace)
         with _partial_folder(weights_dir, given.name) as (partial, final):
-            found = Gathering(given, registry, partial, _open_repo)
+            found = Gathering(given, registry, partial, weights_dir)
             family = found.run()
-            _convert(found, partial, report)
-            raw, sources = draft(given.name, family, found.parts, found.adapters, changes)
-            raw = _verified(given.name, raw, sources, registry, settings, report)
+            raw, sources = draft(given.name, family, found.parts, found.adapters, changes, found.downloads)
+            _check_space(found, weights_dir)
+            locked_before = set(LockFile.read(weights_dir).sources)
+            _fetch(ModelRegistry.build(given.name, raw, sources, weights_dir), found.downloads, weights_dir, report)
+            try:
+                _convert(found, partial, report)
+                raw = _verified(given.name, raw, sources, weights_dir, report)
+            except ConfigurationError:
+                fetched = [s for s in sources.values() if s.repo and s.lock_key not in locked_before]
+                delete_files(fetched, registry.known.values(), weights_dir, all_sources(AddedModels(weights_dir)))
+                raise
             return _publish(given.name, raw, sources, registry, weights_dir, partial, final)
 
 
@@ -102,48 +106,42 @@ def _partial_folder(weights_dir: Path, name: str) -> Generator[tuple[Path, Path]
             shutil.rmtree(weights_dir / ADDED_FOLDER, ignore_errors=True)
 
 
-def _convert(found: Gathering, folder: Path, report: Print) -> None:
-    if not found.conversions:
-        return
-    folder.mkdir(parents=True, mode=0o700)
-    needed = sum(conversion.size for conversion in found.conversions) + SPARE_BYTES
-    if needed > (free := shutil.disk_usage(folder).free):
+def _check_space(found: Gathering, weights_dir: Path) -> None:
+    downloads = [size for file in found.downloads if not file.is_available for size in file.sizes.values()]
+    needed = sum(conversion.size for conversion in found.conversions) + sum(downloads) + SPARE_BYTES
+    if found.conversions and needed > (free := shutil.disk_usage(weights_dir).free):
         raise ConfigurationError(
-            f"converting needs {needed / 1e9:.2f} GB in {folder.parent}, {free / 1e9:.2f} GB are free; make room or "
-            "set IVMIX_WEIGHTS_DIR"
+            f"{'fetching and ' if downloads else ''}converting needs {needed / 1e9:.2f} GB in {weights_dir}, "
+            f"{free / 1e9:.2f} GB are free; make room or set IVMIX_WEIGHTS_DIR"
         )
+
+
+def _fetch(entry: ModelEntry, downloads: list[Component], weights_dir: Path, report: Print) -> None:
+    """Everything of the model that is on a hub."""
+    components = [component for component in entry.all_components.values() if component.source.repo]
+    if components or downloads:
+        from worker.fetch import fetch_components
+
+        fetch_components([*components, *downloads], weights_dir, report)
+
+
+def _convert(found: Gathering, folder: Path, report: Print) -> None:
+    if found.conversions:
+        folder.mkdir(parents=True, mode=0o700)
     for conversion in found.conversions:
         report(conversion.what)
         conversion.run()
 
 
 def _verified(
-    name: str,
-    raw: dict[str, Any],
-    sources: dict[str, Source],
-    registry: ModelRegistry,
-    settings: Settings,
-    report: Print,
+    name: str, raw: dict[str, Any], sources: dict[str, Source], weights_dir: Path, report: Print
 ) -> dict[str, Any]:
-    """Fetch what is on a hub, and verify all. Returns the entry within the limits of its networks."""
-    weights_dir = settings.weights_dir.expanduser().resolve()
-    entry = ModelRegistry.build(name, raw, sources, weights_dir)
-    locked_before = set(LockFile.read(weights_dir).sources)
-    if any(source.repo for source in sources.values()):
-        from worker.fetch import fetch
+    """Verify all components, and return the entry within the limits of its networks."""
+    from worker.verify import verify
 
-        fetch(entry, settings, report)
-    try:
-        raw = fit_limits(raw, ModelRegistry.build(name, raw, sources, weights_dir))
-        entry = ModelRegistry.build(name, raw, sources, weights_dir)
-        from worker.verify import verify
-
-        for line in verify(entry):
-            report(line)
-    except ConfigurationError:
-        fetched = [source for source in sources.values() if source.repo and source.lock_key not in locked_before]
-        delete_files(fetched, registry.known.values(), weights_dir)
-        raise
+    raw = fit_limits(raw, ModelRegistry.build(name, raw, sources, weights_dir))
+    for line in verify(ModelRegistry.build(name, raw, sources, weights_dir)):
+        report(line)
     return raw
 
 
@@ -173,28 +171,8 @@ def _publish(
         raise
     entry = ModelRegistry.build(name, raw, moved, weights_dir)
     others = [entry for other, entry in registry.known.items() if other != name]
-    delete_files(replaced, [*others, entry], weights_dir)
+    delete_files(replaced, [*others, entry], weights_dir, all_sources(added))
     return entry
-
-
-def _open_repo(repo: str, revision: str | None) -> Tree:
-    """The files of a repository at the commit that the hub names now."""
-    from worker.fetch import fetch_file
-    from worker.hub_listing import read_listing
-
-    listing = read_listing(Source(repo=repo), None, revision)
-    source = Source(repo=repo, revision=listing.revision)
-
-    def read(name: str) -> dict[str, Any]:
-        file = listing.files[name]
-        if file.size > MAX_JSON_BYTES:
-            raise ConfigurationError(f"{repo}: {name} has {file.size} bytes, more than a config")
-        with TemporaryDirectory() as folder:
-            target = Path(folder) / "config.json"
-            fetch_file(source, listing.revision, file, target, file.sha256)
-            return read_json(target)
-
-    return Tree(f"{repo} at {listing.revision}", source, frozenset(listing.files), read)
 
 
 def _next_step(name: str, settings: Settings) -> str:
@@ -217,12 +195,15 @@ app = typer.Typer(add_completion=False)
 def main(
     name: Annotated[str, typer.Argument(help="Name of the new model in requests.")],
     source: Annotated[
-        str, typer.Option("--from", help="Folder, .safetensors file, or owner/repo[@revision] of a hub.")
+        str,
+        typer.Option(
+            "--from", help="Folder, .safetensors file, or owner/repo, owner/repo@revision or owner/repo/file of a hub."
+        ),
     ],
     motion_adapter: Annotated[str | None, typer.Option(help="AnimateDiff: motion modules; likewise.")] = None,
     image_model: Annotated[str | None, typer.Option(help="Another image model with its text encoder.")] = None,
     vae: Annotated[str | None, typer.Option(help="Another VAE.")] = None,
-    lora: Annotated[list[str] | None, typer.Option(help="FILE[:SCALE]; may be repeated.")] = None,
+    lora: Annotated[list[str] | None, typer.Option(help="FILE[:SCALE], here or on a hub; may be repeated.")] = None,
     textual_inversion: Annotated[list[str] | None, typer.Option(help="FILE[:TOKEN]; may be repeated.")] = None,
     family: Annotated[Family | None, typer.Option(help="Default: as the configs say.")] = None,
     tokenizer: Annotated[Path | None, typer.Option(help="Folder of the tokenizer of a single file.")] = None,

@@ -10,14 +10,9 @@ import re
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import BinaryIO, cast
 
-import httpx2
 import typer
-from huggingface_hub import hf_hub_url
-from huggingface_hub.errors import HfHubHTTPError
-from huggingface_hub.file_download import http_get  # pyright: ignore[reportUnknownVariableType]
-from huggingface_hub.utils import WeakFileLock, build_hf_headers  # pyright: ignore[reportUnknownVariableType]
+from huggingface_hub.utils import WeakFileLock
 
 from service.catalog.model_entry import ModelEntry
 from service.catalog.registry import ModelRegistry
@@ -28,12 +23,12 @@ from service.catalog.weight_files import (
     LockedSource,
     LockFile,
     Source,
-    file_sha256,
     snapshot_dir,
 )
 from service.errors import ConfigurationError
 from service.settings import Settings, load_settings
-from worker.hub_listing import LimitedFile, RemoteFile, RepoListing, is_safe_path, printable, read_listing
+from worker.hub_files import fetch_file
+from worker.hub_listing import RemoteFile, RepoListing, is_safe_path, printable, read_listing
 
 MAX_COMPONENT_FILES = 2000  # of all components of one source
 Print = Callable[[str], None]
@@ -41,20 +36,25 @@ Print = Callable[[str], None]
 
 def fetch(entry: ModelEntry, settings: Settings, report: Print) -> None:
     """Download what is missing. Raises ConfigurationError naming the repository and file; verified files are kept."""
-    by_source: dict[str, list[Component]] = {}
-    for component in entry.all_components.values():
-        if component.source.repo is not None:
-            by_source.setdefault(component.source.lock_key, []).append(component)
-    if not by_source:
+    components = [component for component in entry.all_components.values() if component.source.repo is not None]
+    if not components:
         report(f"{entry.id} has nothing to fetch: its files are in local folders")
-    settings.weights_dir.mkdir(parents=True, exist_ok=True)
-    with WeakFileLock(settings.weights_dir / ".fetching"):  # two processes would write the same files
-        for components in by_source.values():
-            lock = LockFile.read(settings.weights_dir)
-            source = components[0].source
+    fetch_components(components, settings.weights_dir, report)
+
+
+def fetch_components(components: Iterable[Component], weights_dir: Path, report: Print) -> None:
+    """The same for components that are on a hub."""
+    by_source: dict[str, list[Component]] = {}
+    for component in components:
+        by_source.setdefault(component.source.lock_key, []).append(component)
+    weights_dir.mkdir(parents=True, exist_ok=True)
+    with WeakFileLock(weights_dir / ".fetching"):  # two processes would write the same files
+        for of_source in by_source.values():
+            lock = LockFile.read(weights_dir)
+            source = of_source[0].source
             locked = lock.sources.get(source.lock_key)
-            locked = _fetch_source(source, components, locked, settings.weights_dir, report)
-            lock.with_source(source, locked).write(settings.weights_dir)
+            locked = _fetch_source(source, of_source, locked, weights_dir, report)
+            lock.with_source(source, locked).write(weights_dir)
 
 
 def _fetch_source(
@@ -130,44 +130,6 @@ def _check_files(source: Source, folder: Path, files: list[RemoteFile]) -> None:
             f"{source.repo} needs {missing / 1e9:.2f} GB in {folder}, {free / 1e9:.2f} GB are free; make room or set "
             "IVMIX_WEIGHTS_DIR"
         )
-
-
-def fetch_file(source: Source, revision: str, file: RemoteFile, target: Path, expected: str | None) -> str:
-    """Download to `target` unless it is there already; returns its sha256."""
-    if target.exists() and target.stat().st_size == file.size and expected in (None, found := file_sha256(target)):
-        return found
-    if expected is not None and file.sha256 not in (None, expected):
-        raise ConfigurationError(
-            f"{source.repo}: {file.path} at {revision} has sha256 {file.sha256}, expected {expected}; not fetched"
-        )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f"{target.name}.part")
-    try:
-        if part.is_symlink():
-            part.unlink()  # writing would follow it
-        size = part.stat().st_size if part.exists() else 0
-        done = size if size <= file.size else 0
-        with part.open("ab" if done else "wb") as stream:
-            http_get(
-                hf_hub_url(str(source.repo), file.path, revision=revision),
-                cast(BinaryIO, LimitedFile(stream, file.size)),
-                resume_size=done,
-                headers=build_hf_headers(),
-                expected_size=file.size,
-                displayed_filename=file.path,
-            )
-    except (HfHubHTTPError, httpx2.HTTPError, OSError) as e:
-        raise ConfigurationError(
-            f"{source.repo}: {file.path} was interrupted ({printable(e)}); run the command again to resume"
-        ) from e
-    found = file_sha256(part)
-    if expected is not None and found != expected:
-        part.unlink()
-        raise ConfigurationError(
-            f"{source.repo}: {file.path} at {revision} has sha256 {found}, expected {expected}; deleted"
-        )
-    part.replace(target)
-    return found
 
 
 app = typer.Typer(add_completion=False)

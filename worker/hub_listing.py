@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any
 
 import httpx2
 from huggingface_hub import HfApi
@@ -98,18 +98,3 @@ def is_safe_path(name: object) -> bool:
 def printable(value: object) -> str:
     """Without control characters, with which a hub could write anything to the terminal, and not too long."""
     return "".join(letter if letter.isprintable() else "?" for letter in str(value))[:300]
-
-
-class LimitedFile:
-    """A file that refuses more bytes than were announced, so that no server can fill the disk."""
-
-    def __init__(self, file: BinaryIO, limit: int) -> None:
-        self._file, self._limit = file, limit
-
-    def write(self, data: bytes) -> int:
-        if self._file.tell() + len(data) > self._limit:
-            raise OSError(f"the server sent more than the announced {self._limit} bytes")
-        return self._file.write(data)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)

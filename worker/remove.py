@@ -14,7 +14,7 @@ from service.errors import ConfigurationError
 from service.process.data_folder import keep_private
 from service.settings import load_settings
 from worker.add import adding_lock
-from worker.adding.removal import deletable, delete_files
+from worker.adding.removal import all_sources, deletable, delete_files
 
 app = typer.Typer(add_completion=False)
 
@@ -39,14 +39,15 @@ def main(
             for entry in ModelRegistry.load(settings.models_file, weights_dir=weights_dir).known.values()
             if entry.id != name
         ]
-        folders = deletable(sources, others, weights_dir)
+        added.drop(name)
+        kept = all_sources(added)
+        folders = deletable(sources, others, weights_dir, kept)
         for folder in folders:
             typer.echo(f"{folder}: {_size(folder) / 1e9:.2f} GB")
         if not yes:
             typer.confirm(f"Delete model '{name}'{' and these folders' if folders else ''}?", abort=True)
-        added.drop(name)
         added.write()
-        delete_files(sources, others, weights_dir)
+        delete_files(sources, others, weights_dir, kept)
     typer.echo(f"{name} is removed. A server that runs offers it until it is restarted.")
 
 

@@ -28,6 +28,7 @@ SAMPLER_OPTIONS = {
     "iterations",
     "network",
     "grid",
+    "solver",
     "active_steps",
     "zz",
 }
@@ -70,11 +71,12 @@ def submit(
     video_guidance: Annotated[Pair, _sampler_option("at the first and last step")] = None,
     rho: Annotated[float | None, _sampler_option("curvature of the guidance between first and last step")] = None,
     image_every: Annotated[int | None, _sampler_option("iv-mixed: image model in every n-th step only")] = None,
-    interval_guidance: Annotated[float | None, _sampler_option("iv-mixed: instead of guidance, in the interval")] = None,
+    interval_guidance: Annotated[float | None, _sampler_option("iv-mixed: guidance in the interval")] = None,
     goback_guidance: Annotated[float | None, _sampler_option("zigzag: guidance of the inversion")] = None,
     iterations: Annotated[int | None, _sampler_option("freeinit: number of sampling runs")] = None,
     network: Annotated[str | None, _sampler_option("ddim: video, image")] = None,
     grid: Annotated[str | None, _sampler_option("ddim: adjacent, diffusers")] = None,
+    solver: Annotated[str | None, _sampler_option("of the ordinary steps, ddim and iv-mixed: ddim, dpmpp-2m")] = None,
     active_steps: Annotated[StepPair, _sampler_option("official: first and last step with a zig-zag, from 0")] = None,
     zz: Annotated[int | None, _sampler_option("official: no image model in every zz-th step")] = None,
 ) -> None:

@@ -23,7 +23,8 @@ def one_sentence_errors() -> Generator[None]:
     try:
         yield
     except ServiceError as e:
-        sys.exit(f"ivmix: {e}")
+        # Names in weight files and on hubs are anyone's: none may write more than letters to the terminal.
+        sys.exit("".join(c if c.isprintable() or c == "\n" else "?" for c in f"ivmix: {e}"))
     except (RedisConnectionError, RedisTimeoutError) as e:
         sys.exit(f"ivmix: Redis is unreachable: {e}")
     except OSError as e:

@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import shutil
-import signal
 import stat
 import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from service.catalog.added_models import ADDED_FILE, ADDED_FOLDER
-from service.catalog.registry import ModelRegistry
 from service.errors import ConfigurationError
-from service.jobs.request import VideoRequest
 from service.settings import load_settings
 from tests import original_layout
+from tests.adding import Machine, new_machine, save_originals, use_hub
 from tests.fake_hub import serve_hub
 from tests.tiny_models import save_model
 from worker.add import add, app
@@ -39,16 +34,7 @@ REPO = "owner/tiny"
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An AnimateDiff model in the diffusers layout, and the same in original files."""
-    folder = tmp_path_factory.mktemp("model")
-    save_model("animatediff", folder)
-    (folder / "models.toml").unlink()
-    save_file(original_layout.checkpoint(folder, layers=1), folder / "sd.safetensors")
-    save_file(
-        original_layout.motion_modules(original_layout.read(folder / "motion_adapter")), folder / "mm.safetensors"
-    )
-    save_file(original_layout.original_vae(original_layout.read(folder / "vae")), folder / "vae.safetensors")
-    return folder
+    return save_originals(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
@@ -61,49 +47,10 @@ def pipeline(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@dataclass
-class Machine:
-    weights: Path
-
-    def add(self, *arguments: object) -> str:
-        """Raises what the command line turns into one sentence."""
-        ran = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
-        assert ran.exit_code == 0, ran.output
-        return ran.output
-
-    def refused(self, match: str, *arguments: object) -> None:
-        """Refused in one sentence, and nothing has changed."""
-        before = self.content()
-        with pytest.raises(ConfigurationError, match=match) as raised:
-            self.add(*arguments)
-        assert "\n" not in raised.value.message
-        assert self.content() == before
-
-    def content(self) -> dict[str, bytes]:
-        locks = (".adding", ".fetching")
-        files = [file for file in self.weights.rglob("*") if file.is_file() and file.name not in locks]
-        return {str(file.relative_to(self.weights)): file.read_bytes() for file in files}
-
-    def registry(self) -> ModelRegistry:
-        return ModelRegistry.load(weights_dir=self.weights)
-
-    def frames(self, name: str) -> torch.Tensor:
-        from worker.child.engine import Engine
-
-        entry = self.registry().get(name)
-        request = VideoRequest(prompt="a red circle", num_frames=8, num_inference_steps=4, seed=1, negative_prompt="a")
-        return Engine(entry, torch.device("cpu")).generate(entry.resolve(request)).frames
-
-
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
-    monkeypatch.setenv("IVMIX_DATA_DIR", str(tmp_path / "data"))
-    # The command imports the hub's client before diffusers, which loading switches offline; here a test did before.
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    mask, handler = os.umask(0o022), signal.getsignal(signal.SIGTERM)
-    yield Machine(tmp_path / "data" / "models")
-    os.umask(mask)
-    signal.signal(signal.SIGTERM, handler)
+    with new_machine(tmp_path, monkeypatch) as machine:
+        yield machine
 
 
 def test_single_files_become_a_model_that_makes_the_clip_of_its_diffusers_layout(
@@ -168,9 +115,7 @@ def test_repository_is_pinned_and_fetched(
     machine: Machine, model: Path, pipeline: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with serve_hub() as hub:
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
-        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+        use_hub(hub, monkeypatch)
         commit = hub.commit_folder(REPO, pipeline)
         adapter = hub.commit_folder("owner/motion", model / "motion_adapter")
         options = ("--from", REPO, "--motion-adapter", "owner/motion", *SIZE)
@@ -186,8 +131,6 @@ def test_repository_is_pinned_and_fetched(
             {"unet/config.json": b'{"down_block_types": ["DownBlock2D"]}', "unet/diffusion_pytorch_model.bin": b"x"},
         )
         machine.refused("unet only as pickles", "n", "--from", "owner/pickles")
-        hub.commit("owner/file", {"sd.safetensors": b"x"})
-        machine.refused(r"download one of its files \(sd.safetensors\)", "n", "--from", "owner/file")
         other = {"config.json": b'{"_class_name": "MotionAdapter"}', "diffusion_pytorch_model.safetensors": b"broken"}
         hub.commit("owner/broken", other)
         machine.refused("owner--broken", "n", "--from", REPO, "--motion-adapter", "owner/broken", *SIZE)

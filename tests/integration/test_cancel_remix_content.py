@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from redis import Redis
 
 from service.jobs.keys import job_key
 from service.jobs.model import JobState
@@ -146,6 +148,27 @@ class TestStartTimeout:
         assert services.store.start(made, "e1") is not None
         services.redis.hset(job_key(made), "start_by", "1.0")  # long ago
         assert client.get(f"/v1/videos/{made}").json()["status"] == "in_progress"
+
+
+def test_a_server_that_forgets_its_scripts_at_any_moment_costs_no_request(
+    client: TestClient, settings: Settings
+) -> None:
+    """As one that restarts again and again on a full disk."""
+    stop = threading.Event()
+
+    def forget() -> None:
+        with Redis.from_url(settings.redis_url) as redis:
+            while not stop.is_set():
+                redis.script_flush()
+
+    forgetting = threading.Thread(target=forget)
+    forgetting.start()
+    try:
+        for _ in range(60):
+            assert client.get(f"/v1/videos/{create(client)['id']}").status_code == 200
+    finally:
+        stop.set()
+        forgetting.join()
 
 
 def test_a_status_is_one_round_trip(client: TestClient, services: Services) -> None:

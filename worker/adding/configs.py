@@ -72,14 +72,14 @@ def checkpoint_configs(file: WeightsFile, folder: Path | None, prediction: Predi
             configs[name] = found
     if "unet" not in configs:
         raise ConfigurationError(
-            f"{file.path} has a UNet that reads text embeddings of dim {width}, Stable Diffusion 1 has 768 and 2 has "
+            f"{file.where} has a UNet that reads text embeddings of dim {width}, Stable Diffusion 1 has 768 and 2 has "
             "1024; name a folder with its diffusers configs (unet/config.json and so on) with --config"
         )
     if prediction is not None:
         configs["scheduler"] = {**configs.get("scheduler", {}), "prediction_type": prediction}
     elif width == 1024 and read_config(folder, "scheduler") is None:
         raise ConfigurationError(
-            f"{file.path} is a Stable Diffusion 2 checkpoint, which does not say what its UNet predicts; add "
+            f"{file.where} is a Stable Diffusion 2 checkpoint, which does not say what its UNet predicts; add "
             "--prediction-type v_prediction (versions for 768x768) or --prediction-type epsilon (base versions)"
         )
     return configs
@@ -99,7 +99,7 @@ def motion_config(file: WeightsFile, folder: Path | None) -> Config:
     positions = {shape[1] for name, shape in file.shapes.items() if name.endswith((".pe",)) and len(shape) == 3}
     if not widths or len(positions) != 1:
         raise ConfigurationError(
-            f"{file.path} has motion modules whose widths or positions cannot be read; name a folder with "
+            f"{file.where} has motion modules whose widths or positions cannot be read; name a folder with "
             "motion_adapter/config.json with --config"
         )
     return {

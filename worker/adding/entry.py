@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from service.catalog.family_components import Family
 from service.catalog.model_entry import ModelEntry
-from service.catalog.weight_files import Source
+from service.catalog.weight_files import Component, Source
 from service.errors import ConfigurationError
 from service.settings import MODELS_FILE
 from worker.adding.configs import read_json
@@ -29,8 +29,14 @@ def draft(
     parts: Mapping[str, Part],
     adapters: Mapping[str, list[dict[str, Any]]],
     changes: Mapping[str, Any],
+    origins: Iterable[Component] = (),
 ) -> tuple[Raw, dict[str, Source]]:
-    """The entry and its sources. `changes` replace the family's defaults."""
+    """The entry and its sources.
+
+    Args:
+        changes: keys that replace the family's defaults.
+        origins: files of a hub that are converted: no component, but a source, so that `remove` finds them.
+    """
     bundled = tomllib.loads(MODELS_FILE.read_text("utf-8"))["models"][BUNDLED[family]]
     defaults = {key: value for key, value in bundled.items() if key not in OWN}
     sources: dict[str, Source] = {}
@@ -45,8 +51,10 @@ def draft(
     raw: Raw = {"family": family, "created": int(time.time()), **defaults, **changes}
     raw["components"] = {part: place(*where) for part, where in parts.items()}
     for kind, files in adapters.items():
-        located = [{**file, "file": place(Source(folder=file["file"].parent), file["file"].name)} for file in files]
+        located = [{**file, "file": place(*file["file"])} for file in files]
         raw |= {kind: located} if located else {}
+    for origin in origins:
+        place(origin.source, "")
     return raw, sources
 
 

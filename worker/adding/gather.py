@@ -11,14 +11,16 @@ from typing import Any
 
 from service.catalog.family_components import OPTIONAL_COMPONENTS, REQUIRED_COMPONENTS, Family
 from service.catalog.registry import ModelRegistry
-from service.catalog.weight_files import Source
+from service.catalog.weight_files import Component, Source
 from service.errors import ConfigurationError
 from worker.adding.configs import Prediction, checkpoint_configs, motion_config, vae_config
-from worker.adding.layout import Part, Tree, guess_family, refuse_other_models
+from worker.adding.hub_spec import HubSpec, is_url
+from worker.adding.layout import Part, Tree, guess_family, has_layout, refuse_other_models
+from worker.adding.repository import hub_hosts, open_repo
+from worker.adding.single_files import single_file
 from worker.adding.tokenizers import PADDING, copy_tokenizer, find_tokenizer
 from worker.adding.weights_file import AUTOENCODER, CHECKPOINT, INVERSION, LORA, MOTION, TEXT, VAE, WeightsFile
 
-REPO = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]{1,200}))?", re.ASCII)
 IMAGE_PARTS = ("unet", "tokenizer", "text_encoder", "scheduler")
 WAYS_OUT = {
     "motion_adapter": "--motion-adapter, such as guoyww/animatediff-motion-adapter-v1-5-3",
@@ -62,16 +64,19 @@ class Gathering:
 
     Args:
         folder: where conversions write; made when the first one runs.
-        open_repo: the files of a hub repository at a revision.
+        weights_dir: where files of hubs are fetched to.
+        downloads: files of hubs that conversions read.
     """
 
     given: Given
     registry: ModelRegistry
     folder: Path
-    open_repo: Callable[[str, str | None], Tree]
+    weights_dir: Path
     parts: dict[str, Part] = field(default_factory=dict)
+    downloads: list[Component] = field(default_factory=list)
     conversions: list[Conversion] = field(default_factory=list)
     adapters: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    _file_variants: set[str | None] = field(default_factory=set)
 
     def run(self) -> Family:
         """Find all components. Raises ConfigurationError naming the option or file that helps; converts nothing."""
@@ -89,7 +94,7 @@ class Gathering:
         if unknown := sorted(set(self.parts) - known):
             raise ConfigurationError(f"family {family} takes no {', '.join(unknown)}; leave out that option")
         wanted = self.given.variant
-        if wanted and all(part.source.variant != wanted for part in self.parts.values()):
+        if wanted and wanted not in self._file_variants | {part.source.variant for part in self.parts.values()}:
             raise ConfigurationError(f"--variant {wanted}: no component has weights of this variant")
         self._from_base(family)
         if missing := [name for name in REQUIRED_COMPONENTS[family] if name not in self.parts]:
@@ -100,11 +105,11 @@ class Gathering:
         return family
 
     def _video_model(self) -> Family:
-        found = self._open(self.given.source)
+        found = self._open_model(self.given.source)
         if isinstance(found, WeightsFile):
             if self.given.family not in (None, "animatediff"):
                 raise ConfigurationError(
-                    f"{found.path} is an image model, of which only family animatediff makes a video model; give it "
+                    f"{found.where} is an image model, of which only family animatediff makes a video model; give it "
                     "with --image-model"
                 )
             names = [*IMAGE_PARTS, *([] if self.given.vae else ["vae"])]
@@ -119,7 +124,7 @@ class Gathering:
         return family
 
     def _image_model(self, spec: str) -> None:
-        found = self._open(spec)
+        found = self._open_model(spec)
         if isinstance(found, WeightsFile):
             return self._convert_checkpoint(found.require(CHECKPOINT), list(IMAGE_PARTS), prefix="image_")
         refuse_other_models(found)
@@ -145,9 +150,7 @@ class Gathering:
 
             convert_checkpoint(file.path, targets, configs)
 
-        self.conversions.append(
-            Conversion(f"converting {file.path.name}: {', '.join(targets)}", _size(file.path), convert)
-        )
+        self._convert(file, ", ".join(targets), convert)
 
     def _copy_tokenizer(self, file: WeightsFile, target: Path) -> None:
         own = self.given.config / "tokenizer" if self.given.config else None
@@ -161,7 +164,7 @@ class Gathering:
             )
         if own is None:
             raise ConfigurationError(
-                f"{file.path} has no tokenizer, as all single files, and no model on this machine has one with "
+                f"{file.where} has no tokenizer, as all single files, and no model on this machine has one with "
                 f"{file.vocabulary} tokens; name a folder with vocab.json and merges.txt with --tokenizer, or fetch a "
                 "model that has one first: ivmix models fetch animatediff"
             )
@@ -173,8 +176,10 @@ class Gathering:
         """A component that the user named by itself."""
         found = self._open(spec)
         if isinstance(found, Tree):
-            self.parts[name] = found.only(name, self.given.variant)
-            return
+            if (part := found.find(name, self.given.variant)) is not None:
+                self.parts[name] = part
+                return
+            found = self._single_file(found, kind)
         file, target = found.require(kind), self._target(name)
 
         def convert() -> None:
@@ -185,7 +190,13 @@ class Gathering:
             else:
                 convert_motion_modules(file.path, target, motion_config(file, self.given.config))
 
-        self.conversions.append(Conversion(f"converting {file.path.name}: {kind}", _size(file.path), convert))
+        self._convert(file, kind, convert)
+
+    def _convert(self, file: WeightsFile, what: str, run: Callable[[], None]) -> None:
+        """Convert a file, once it is here."""
+        if file.remote is not None and file.remote not in self.downloads:
+            self.downloads.append(file.remote)
+        self.conversions.append(Conversion(f"converting {file.path.name}: {what}", file.size, run))
 
     def _target(self, name: str) -> Path:
         """The folder that a conversion writes the component to."""
@@ -193,18 +204,34 @@ class Gathering:
         return self.folder / name
 
     def _adapters(self) -> None:
-        loras = [_with_suffix(spec, r"[-+]?(?:\d+\.?\d*|\.\d+)") for spec in self.given.loras]
-        inversions = [_with_suffix(spec, r"\S+") for spec in self.given.inversions]
-        for path, _ in loras:
-            WeightsFile.read(path).require(LORA)
-        for path, _ in inversions:
-            WeightsFile.read(path).require(INVERSION)
+        loras = [self._adapter(spec, LORA, r"[-+]?(?:\d+\.?\d*|\.\d+)") for spec in self.given.loras]
+        inversions = [self._adapter(spec, INVERSION, r"\S+") for spec in self.given.inversions]
         self.adapters = {
-            "loras": [{"file": path, **({"scale": float(scale)} if scale else {})} for path, scale in loras],
+            "loras": [{"file": part, **({"scale": float(scale)} if scale else {})} for part, scale in loras],
             "textual_inversions": [
-                {"file": path, "token": token or f"<{'_'.join(path.stem.split())}>"} for path, token in inversions
+                {"file": part, "token": token or f"<{'_'.join(Path(part.inside).stem.split())}>"}
+                for part, token in inversions
             ],
         }
+
+    def _adapter(self, spec: str, kind: str, suffix: str) -> tuple[Part, str | None]:
+        """A file of FILE or FILE:SUFFIX, on this machine or a hub. Raises ConfigurationError."""
+        split = re.fullmatch(rf"(.+):({suffix})", spec)
+        if split and is_url(spec) and "/" in split[2]:  # the colon of https: or of a port
+            split = None
+        readings = [(spec, None), *([(split[1], split[2])] if split else [])]
+        for name, value in readings:
+            path = Path(name).expanduser().resolve()
+            if path.is_file():
+                WeightsFile.read(path).require(kind)
+                return Part(Source(folder=path.parent), path.name), value
+        name, value = readings[-1]
+        if Path(name).expanduser().exists() or HubSpec.parse(name, hub_hosts) is None:
+            raise ConfigurationError(f"{spec}: there is no file {Path(name).expanduser()}")
+        found = self._open(name)
+        file = self._single_file(found, kind) if isinstance(found, Tree) else found.require(kind)
+        assert file.remote is not None
+        return Part(file.remote.source, file.remote.inside), value
 
     def _from_base(self, family: Family) -> None:
         if self.given.base is None:
@@ -217,6 +244,16 @@ class Gathering:
                 component = entry.all_components[name]
                 self.parts[name] = Part(component.source, component.inside)
 
+    def _open_model(self, spec: str) -> WeightsFile | Tree:
+        """A checkpoint in one file, or a folder or repository in the diffusers layout."""
+        found = self._open(spec)
+        return self._single_file(found, CHECKPOINT) if isinstance(found, Tree) and not has_layout(found) else found
+
+    def _single_file(self, tree: Tree, kind: str) -> WeightsFile:
+        file, variant = single_file(tree, kind, self.given.variant)
+        self._file_variants.add(variant)
+        return file
+
     def _open(self, spec: str) -> WeightsFile | Tree:
         """A file, a folder, or a repository. Raises ConfigurationError if it is none of them."""
         path = Path(spec).expanduser()
@@ -224,20 +261,12 @@ class Gathering:
             return Tree.of_folder(path)
         if path.exists():
             return WeightsFile.read(path.resolve())
-        if found := REPO.fullmatch(spec):
-            return self.open_repo(found["repo"], found["revision"])
-        raise ConfigurationError(f"{spec} is neither a file or folder on this machine nor owner/repo of a hub")
-
-
-def _with_suffix(spec: str, suffix: str) -> tuple[Path, str | None]:
-    """FILE or FILE:SUFFIX. Raises ConfigurationError if there is no such file."""
-    path, value = Path(spec).expanduser(), None
-    if not path.is_file() and (found := re.fullmatch(rf"(.+):({suffix})", spec)):
-        path, value = Path(found[1]).expanduser(), found[2]
-    if not path.is_file():
-        raise ConfigurationError(f"{spec}: there is no file {path}")
-    return path.resolve(), value
-
-
-def _size(file: Path) -> int:
-    return file.stat().st_size
+        if found := HubSpec.parse(spec, hub_hosts):
+            try:
+                tree = open_repo(found, self.weights_dir)
+            except ConfigurationError as e:
+                if found.file is None or is_url(spec):
+                    raise
+                raise ConfigurationError(f"there is no file {spec} on this machine, and {e.message}") from e
+            return tree.file(found.file) if found.file else tree
+        raise ConfigurationError(f"{spec} is neither a file or folder on this machine nor owner/repo[/FILE] of a hub")

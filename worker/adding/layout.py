@@ -12,7 +12,7 @@ from service.catalog.family_components import Family
 from service.catalog.weight_files import PICKLE_SUFFIXES, Component, Source
 from service.errors import ConfigurationError
 from worker.adding.configs import read_json
-from worker.adding.weights_file import SDXL, refuse_pickle
+from worker.adding.weights_file import SDXL, WeightsFile, refuse_pickle
 
 FAMILIES: dict[str, Family] = {
     "StableDiffusionPipeline": "animatediff",
@@ -52,13 +52,16 @@ class Part(NamedTuple):
 class Tree:
     """The files of a folder on this machine, or of a repository at one commit.
 
-    `where` names it in messages; `names` are relative, two levels deep; `read` returns the content of a JSON file.
+    `where` names it in messages, `spec` on the command line; `names` are relative, those of a folder two levels deep;
+    `read` returns the content of a JSON file, `header` that of a safetensors file.
     """
 
     where: str
+    spec: str
     source: Source
     names: frozenset[str]
     read: Callable[[str], dict[str, Any]]
+    header: Callable[[str], WeightsFile]
 
     @classmethod
     def of_folder(cls, folder: Path) -> Tree:
@@ -68,10 +71,29 @@ class Tree:
         except OSError as e:
             raise ConfigurationError(f"{folder} cannot be read: {e.strerror}") from e
         names = frozenset(file.relative_to(folder).as_posix() for file in files)
-        return cls(str(folder), Source(folder=folder.resolve()), names, lambda name: read_json(folder / name))
+        resolved = folder.resolve()
+
+        def header(name: str) -> WeightsFile:
+            return WeightsFile.read(resolved / name)
+
+        return cls(
+            str(folder), str(folder), Source(folder=resolved), names, lambda name: read_json(folder / name), header
+        )
 
     def json(self, name: str) -> dict[str, Any]:
         return self.read(name) if name in self.names else {}
+
+    def file(self, name: str) -> WeightsFile:
+        """A file that the user named. Raises ConfigurationError if it is missing or a pickle."""
+        if name not in self.names:
+            there = ", ".join(sorted(n for n in self.names if n.endswith(".safetensors"))[:5]) or "no safetensors"
+            raise ConfigurationError(f"{self.where} has no {name}; it has {there}")
+        if name.endswith(PICKLE_SUFFIXES):
+            raise ConfigurationError(
+                f"{self.spec}/{name} is a pickle, which can run code when it is loaded; only safetensors are. "
+                "Download it and name the file: ivmix then says how to convert it"
+            )
+        return self.header(name)
 
     def inside(self, folder: str) -> list[str]:
         """Names of the files in a folder; "" is the root."""
@@ -106,13 +128,17 @@ class Tree:
 
     def _refuse_pickles(self, name: str, folder: str, files: list[str]) -> None:
         pickles = [file for file in files if file.endswith(PICKLE_SUFFIXES)]
-        if pickles and self.source.folder is not None:
+        others = sorted(name for name in self.names if name.endswith(".safetensors"))
+        if not pickles or (not folder and others):  # one of those may be meant
+            return
+        if self.source.folder is not None:
             refuse_pickle(self.source.folder / folder / pickles[0])
-        if pickles:
-            raise ConfigurationError(
-                f"{self.where} has {name} only as pickles ({', '.join(pickles)}), which can run code when they are "
-                "loaded; name another revision with owner/repo@REVISION, or another repository"
-            )
+        single = next((other for other in others if "/" not in other), None)
+        raise ConfigurationError(
+            f"{self.where} has {name} only as pickles ({', '.join(pickles)}), which can run code when they are loaded; "
+            "name another revision with owner/repo@REVISION, or another repository"
+            + (f", or a file of this one: {self.spec}/{single}" if single else "")
+        )
 
     def parts(self, names: Iterable[str], variant: str | None, prefix: str = "") -> dict[str, Part]:
         """Those of the components that exist; `prefix` is put before their names."""
@@ -121,9 +147,18 @@ class Tree:
 
     def only(self, name: str, variant: str | None) -> Part:
         """One component, from the root or from its folder. Raises ConfigurationError."""
-        found = self.part(name, name, variant) or self.part(name, "", variant)
+        found = self.find(name, variant)
         if found is None:
             raise ConfigurationError(f"{self.where} has no {name}: neither config.json with weights, nor {name}/")
+        return found
+
+    def find(self, name: str, variant: str | None) -> Part | None:
+        """The same; None if it is not there."""
+        found = self.part(name, name, variant)
+        if found is None and (name == "tokenizer" or "config.json" in self.names):
+            found = self.part(name, "", variant)
+        if found is None:
+            return None
         config = self.json(f"{found.inside}/config.json" if found.inside else "config.json")
         kind, expected = _shown(config.get("_class_name")), CLASSES.get(name)
         if kind and expected and kind != expected:
@@ -131,6 +166,12 @@ class Tree:
         if config.get("scaling_factor") == XL_SCALING or config.get("block_out_channels") == XL_MOTION:
             raise ConfigurationError(f"{self.where} is of SDXL: {SDXL}")
         return found
+
+
+def has_layout(tree: Tree) -> bool:
+    """Whether it is a model, or one of its networks, in the diffusers layout; else it may hold single files."""
+    named = tree.json("model_index.json").get("_class_name") or tree.json("config.json").get("_class_name")
+    return bool(named) or "unet/config.json" in tree.names or "down_block_types" in tree.json("config.json")
 
 
 def refuse_other_models(tree: Tree) -> str:
@@ -143,8 +184,6 @@ def refuse_other_models(tree: Tree) -> str:
                 raise ConfigurationError(f"{tree.where} is a {name}: {reason}")
     if "tokenizer_2/vocab.json" in tree.names or unet.get("addition_embed_type") == "text_time":
         raise ConfigurationError(f"{tree.where} is an SDXL model: {SDXL}")
-    if not kind and not unet and "down_block_types" not in tree.json("config.json"):
-        _refuse_no_layout(tree)
     return kind
 
 
@@ -167,22 +206,3 @@ def guess_family(tree: Tree, kind: str) -> Family:
 def _shown(name: object) -> str:
     """A class name; a hub could send anything."""
     return "".join(letter for letter in str(name or "") if letter.isalnum() or letter == "_")[:80]
-
-
-def _refuse_no_layout(tree: Tree) -> None:
-    files = sorted(name for name in tree.names if name.endswith(".safetensors"))
-    if "adapter_config.json" in tree.names or any("lora" in name.lower() for name in files):
-        raise ConfigurationError(f"{tree.where} is a LoRA; give its file with --lora")
-    if files and tree.source.folder is not None:
-        raise ConfigurationError(f"{tree.where} has no diffusers layout; name one of its files: {', '.join(files[:5])}")
-    if files:
-        raise ConfigurationError(
-            f"{tree.where} has no diffusers layout; download one of its files ({', '.join(files[:5])}) and name that"
-        )
-    pickles = [name for name in sorted(tree.names) if name.endswith(PICKLE_SUFFIXES)]
-    if pickles and tree.source.folder is not None:
-        refuse_pickle(tree.source.folder / pickles[0])
-    raise ConfigurationError(
-        f"{tree.where} is no model: it has neither model_index.json nor unet/config.json, only "
-        f"{', '.join([*pickles, *sorted(tree.names)][:3]) or 'no files'}"
-    )

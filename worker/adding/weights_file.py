@@ -11,12 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from service.catalog.weight_files import PICKLE_SUFFIXES
+from service.catalog.weight_files import PICKLE_SUFFIXES, Component
 from service.errors import ConfigurationError
 
 MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
+MAX_REMOTE_HEADER_BYTES = 25_000_000  # of a file on a hub: the hub client's limit
 QUANTISED = {"F8_E4M3", "F8_E5M2", "I8", "U8"}
 # Reads the tensors of a pickle without running its code. A checkpoint has them in state_dict, an embedding in
 # string_to_param. Clones, because safetensors stores no tensor twice.
@@ -46,13 +47,25 @@ _CONV_IN, _FIRST_MOTION = (
 _ADAPTERS = r"lora_(down|up|A|B)\b|\.lora\.|\.alpha$|hada_w1|lokr_|dora_scale|_lora\."
 
 
+class _Readable(Protocol):
+    def read(self, size: int, /) -> bytes: ...
+
+
 @dataclass(frozen=True)
 class WeightsFile:
-    """The header of a safetensors file."""
+    """The header of a safetensors file.
+
+    Args:
+        path: where it is on this machine, or will be once `remote` is fetched.
+        size: of the file in bytes.
+        remote: the file in a repository of a hub; None: it is here.
+    """
 
     path: Path
+    size: int
     shapes: dict[str, tuple[int, ...]]
     dtypes: frozenset[str]
+    remote: Component | None = None
 
     @classmethod
     def read(cls, path: Path) -> WeightsFile:
@@ -60,20 +73,33 @@ class WeightsFile:
         refuse_pickle(path)
         try:
             with path.open("rb") as stream:
-                size = struct.unpack("<Q", stream.read(8))[0]
-                header: dict[str, Any] = json.loads(stream.read(size)) if size <= MAX_HEADER_BYTES else {}
-            tensors = {name: value for name, value in header.items() if name != "__metadata__"}
-            end = max(value["data_offsets"][1] for value in tensors.values())
-            if 8 + size + end != path.stat().st_size:
-                raise ValueError("cut off")
-            shapes = {name: tuple(map(int, value["shape"])) for name, value in tensors.items()}
-            return cls(path, shapes, frozenset(str(value["dtype"]) for value in tensors.values()))
+                return cls.parse(stream, path.stat().st_size, path)
         except OSError as e:
             raise ConfigurationError(f"{path} cannot be read: {e.strerror}") from e
+
+    @classmethod
+    def parse(cls, stream: _Readable, size: int, path: Path, remote: Component | None = None) -> WeightsFile:
+        """Reads no more than the header. Raises ConfigurationError if the stream is not in safetensors."""
+        most = MAX_REMOTE_HEADER_BYTES if remote else MAX_HEADER_BYTES
+        try:
+            length = struct.unpack("<Q", stream.read(8))[0]
+            header: dict[str, Any] = json.loads(stream.read(length)) if length <= most - 8 else {}
+            tensors = {name: value for name, value in header.items() if name != "__metadata__"}
+            end = max(value["data_offsets"][1] for value in tensors.values())
+            if 8 + length + end != size:
+                raise ValueError("cut off")
+            shapes = {name: tuple(map(int, value["shape"])) for name, value in tensors.items()}
+            return cls(path, size, shapes, frozenset(str(value["dtype"]) for value in tensors.values()), remote)
         except (AttributeError, KeyError, RecursionError, TypeError, ValueError, struct.error) as e:
+            way_out = "download it again, or run `git lfs pull` in a clone" if remote is None else "name another one"
             raise ConfigurationError(
-                f"{path} is not a safetensors file, or is cut off; download it again, or run `git lfs pull` in a clone"
+                f"{_shown(path, remote)} is not a safetensors file, or is cut off; {way_out}"
             ) from e
+
+    @property
+    def where(self) -> str:
+        """Its name in messages."""
+        return _shown(self.path, self.remote)
 
     @cached_property
     def names(self) -> str:
@@ -98,17 +124,21 @@ class WeightsFile:
         """Number of tokens that the text encoder of a checkpoint knows."""
         return self.width(CLIP_WORDS, 0) or self.width(OPEN_CLIP_WORDS, 0)
 
+    def is_a(self, kind: str) -> bool:
+        """Whether it is of this kind, and not one of those that are refused."""
+        return self._recognised() == (kind, None)
+
     def require(self, kind: str) -> WeightsFile:
         """Returns itself if it is of this kind. Raises ConfigurationError that says what it is, and what to do."""
         found, reason = self._recognised()
         if reason is not None:
-            raise ConfigurationError(f"{self.path} is {found}: {reason}")
+            raise ConfigurationError(f"{self.where} is {found}: {reason}")
         if found != kind:
-            raise ConfigurationError(f"{self.path} is a {found}, not a {kind}; give it with {OPTIONS[found]}")
+            raise ConfigurationError(f"{self.where} is a {found}, not a {kind}; give it with {OPTIONS[found]}")
         if kind in (CHECKPOINT, MOTION, VAE) and (found_types := self.dtypes & QUANTISED):
             raise ConfigurationError(
-                f"{self.path} has weights in {', '.join(sorted(found_types))}; use its version in float16, bfloat16 or "
-                "float32"
+                f"{self.where} has weights in {', '.join(sorted(found_types))}; use its version in float16, bfloat16 "
+                "or float32"
             )
         return self
 
@@ -193,6 +223,10 @@ _KINDS: list[_Rule] = [
         lambda file: 0 < len(file.shapes) <= 2 and all(len(shape) <= 2 for shape in file.shapes.values()),
     ),
 ]
+
+
+def _shown(path: Path, remote: Component | None) -> str:
+    return f"{remote.source.repo}/{remote.inside}" if remote else str(path)
 
 
 def refuse_pickle(path: Path) -> None:

@@ -35,7 +35,7 @@ from sampler import (
 from service.catalog.model_entry import ModelEntry
 from service.jobs.model import Generation, Phase
 from service.jobs.released_loops import RELEASED, Family
-from service.jobs.sampler_settings import Grid, Network
+from service.jobs.sampler_settings import Grid, Network, Solver
 from worker.child.checkpoint_file import Checkpoint
 from worker.child.failures import failed_message
 from worker.child.fingerprint import run_fingerprint, run_fingerprints_0_1, weights_digest
@@ -279,9 +279,15 @@ class Engine:
 
 
 def _ddim(
-    schedules: Mapping[Network, NoiseSchedule], steps: int, guidance: float, *, network: Network, grid: Grid
+    schedules: Mapping[Network, NoiseSchedule],
+    steps: int,
+    guidance: float,
+    *,
+    network: Network,
+    grid: Grid,
+    solver: Solver,
 ) -> Plan:
-    return ddim_plan(schedules[network], steps, guidance=guidance, model=network, grid=grid)
+    return ddim_plan(schedules[network], steps, guidance=guidance, model=network, grid=grid, solver=solver)
 
 
 def _free_init(inner: Callable[[], Plan], schedule: NoiseSchedule, *, iterations: int) -> Plan:

@@ -78,14 +78,16 @@ def load_network(entry: ModelEntry, name: str, dtype: torch.dtype, *, only_check
         network = empty_network(kind, config)
     stored = stored_weights(weight_files(component).files)
     check_weights(folder, network, stored)
+    empty = network
+    if {buffer for buffer, _ in network.named_buffers()} - set(stored):
+        # what is not stored has its values from here
+        with refused(file, "take the one that belongs to the weights"), init_empty_weights(include_buffers=False):
+            network = empty_network(kind, config)
     weights = read_weights(stored, torch.finfo(on_gpu).max)
     if only_check:
         for _ in weights:
             pass
-        return network.eval().requires_grad_(False)
-    if {buffer for buffer, _ in network.named_buffers()} - set(stored):
-        with init_empty_weights(include_buffers=False):  # what is not stored has its values from here
-            network = empty_network(kind, config)
+        return empty.eval().requires_grad_(False)
     network.load_state_dict({key: value.to(dtype) for key, value in weights}, strict=False, assign=True)
     network.to(dtype)
     return network.eval().requires_grad_(False)

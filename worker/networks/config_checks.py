@@ -20,7 +20,13 @@ OTHER_INPUTS = {
     "time_cond_proj_dim": "a distilled guidance scale",
 }
 # Highest numbers by the end of their names: with a damaged one, building would take hours or all memory.
-HIGHEST = {"layers_per_block": 200, "hidden_layers": 200, "layers_per_mid_block": 200, "num_train_timesteps": 100_000}
+HIGHEST = {
+    "layers_per_block": 200,
+    "hidden_layers": 200,
+    "layers_per_mid_block": 200,
+    "max_seq_length": 100_000,
+    "num_train_timesteps": 100_000,
+}
 
 
 def check_config(entry: ModelEntry, name: str, file: Path, config: Mapping[str, Any]) -> None:
@@ -32,6 +38,11 @@ def check_config(entry: ModelEntry, name: str, file: Path, config: Mapping[str, 
         raise ConfigurationError(
             f"{file} is that of a {str(found)[:80]}; {name} of family {entry.family} must be a {expected}: use the "
             "folder of such a model, or another family"
+        )
+    if name == "motion_adapter" and config.get("conv_in_channels") is not None:
+        raise ConfigurationError(
+            f"{file}: conv_in_channels={config['conv_in_channels']!r} is not supported: with this adapter (PIA) the "
+            "UNet also wants an image; use one of AnimateDiff's text-to-video adapters"
         )
     for key, what in OTHER_INPUTS.items():
         if name.endswith("unet") and config.get(key) is not None:

@@ -20,6 +20,7 @@ from worker.networks.lora_file import LoraFile
 from worker.networks.lora_layers import Adapter
 from worker.networks.lora_names import Target
 from worker.networks.network_classes import Network
+from worker.networks.stored_layers import StoredLayers
 from worker.networks.text_encoder import TextEncoder
 from worker.networks.textual_inversion import add_inversions
 
@@ -28,9 +29,9 @@ def fuse_unet_loras(entry: ModelEntry, image: Network, video: Network) -> None:
     """Merge the LoRAs of an entry into its UNets; those on torch's meta device are only checked.
 
     Raises:
-        ConfigurationError: a file is no LoRA, is of an unknown kind, or does not fit.
+        ConfigurationError: a file is no LoRA, is of an unknown kind, does not fit, or overflows the entry's `dtype`.
     """
-    _fuse("unet", {"image": image, "video": video}, [LoraFile(lora) for lora in entry.all_loras])
+    _fuse(entry, "unet", {"image": image, "video": video}, [LoraFile(lora) for lora in entry.all_loras])
 
 
 def adapt_text_encoders(entry: ModelEntry, image: TextEncoder, video: TextEncoder) -> tuple[TextEncoder, TextEncoder]:
@@ -39,7 +40,7 @@ def adapt_text_encoders(entry: ModelEntry, image: TextEncoder, video: TextEncode
     Those on torch's meta device are only checked.
 
     Raises:
-        ConfigurationError: a file is not one, is of an unknown kind, or does not fit.
+        ConfigurationError: a file is not one, is of an unknown kind, does not fit, or overflows the entry's `dtype`.
     """
     loras = [LoraFile(lora) for lora in entry.all_loras]
     on = [lora.on for lora in loras if any(layer.target == "text_encoder" for layer in lora.layers)]
@@ -47,29 +48,44 @@ def adapt_text_encoders(entry: ModelEntry, image: TextEncoder, video: TextEncode
     if image is video and any(len(set(roles)) == 1 for roles in on):
         image = TextEncoder(copy.deepcopy(video.tokenizer), _with_same_weights(video.encoder))
     encoders: dict[Role, TextEncoder] = {"video": video} if image is video else {"image": image, "video": video}
-    _fuse("text_encoder", {role: text.encoder for role, text in encoders.items()}, loras)
+    _fuse(entry, "text_encoder", {role: text.encoder for role, text in encoders.items()}, loras)
     for role, text in encoders.items():
         inversions = [inversion for inversion in entry.textual_inversions if role in inversion.on]
-        encoders[role] = add_inversions(text, inversions, role) if inversions else text
+        encoders[role] = add_inversions(text, inversions, role, _dtype(entry)) if inversions else text
     return encoders.get("image", encoders["video"]), encoders["video"]
 
 
-def _fuse(target: Target, networks: Mapping[Role, Network], loras: Sequence[LoraFile]) -> None:
+def _fuse(entry: ModelEntry, target: Target, networks: Mapping[Role, Network], loras: Sequence[LoraFile]) -> None:
     """Check all files, then merge. A parameter that two networks share and that gets the same LoRAs stays shared."""
     plans = {role: _by_module(loras, target, role, network) for role, network in networks.items()}
     merged: dict[tuple[int, tuple[int, ...]], dict[str, nn.Parameter]] = {}
     replaced: list[nn.Parameter] = []  # kept, so that no other parameter gets an id of `merged`
     for role, network in networks.items():
+        files = StoredLayers(entry, target, role)
         for name, adapters in plans[role].items():
             module = network.get_submodule(name)
-            if module.weight.is_meta:
-                continue
             key = (id(module.weight), tuple(adapters))
             if key not in merged:
                 replaced.append(module.weight)
-                merged[key] = _merged(module, {loras[number]: adapter for number, adapter in adapters.items()})
+                by_file = {loras[number]: adapter for number, adapter in adapters.items()}
+                merged[key] = _checked(module, name, by_file, files, _dtype(entry))
             for parameter, value in merged[key].items():
                 setattr(module, parameter, value)
+
+
+def _checked(
+    module: nn.Module, name: str, adapters: Mapping[LoraFile, Adapter], files: StoredLayers, dtype: torch.dtype
+) -> dict[str, nn.Parameter]:
+    """The merged parameters; none of a module on the meta device.
+
+    The sum must fit the precision of a GPU, `dtype`, on every device: a model is refused everywhere or nowhere.
+    """
+    if module.weight.is_meta:
+        _merged(files.read(name, module, dtype), adapters)
+        return {}
+    if module.weight.dtype is not dtype:
+        _merged(copy.deepcopy(module).to(dtype), adapters)
+    return _merged(module, adapters)
 
 
 def _by_module(
@@ -95,12 +111,20 @@ def _merged(module: nn.Module, adapters: Mapping[LoraFile, Adapter]) -> dict[str
             raise ConfigurationError(f"LoRA {lora.path}: {min(adapter.layer.keys.values())}: {e}") from e
     merged = {name: value.to(before[name].dtype) for name, value in after.items()}
     if not all(torch.isfinite(value).all() for value in merged.values()):
-        files = ", ".join(str(lora.path) for lora in adapters)
-        raise ConfigurationError(f"LoRA {files}: the sum overflows the weights of a layer; lower the scale")
+        keys = ", ".join(f"LoRA {lora.path}: {min(adapter.layer.keys.values())}" for lora, adapter in adapters.items())
+        dtype = str(next(iter(before.values())).dtype).removeprefix("torch.")
+        raise ConfigurationError(
+            f"{keys}: the sum overflows the weights of the layer in {dtype}; lower the scale"
+            + ("" if dtype == "float32" else ', or set dtype = "bfloat16" or "float32" in the model\'s entry')
+        )
     return {
         name: before[name] if torch.equal(value, before[name]) else nn.Parameter(value, requires_grad=False)
         for name, value in merged.items()
     }
+
+
+def _dtype(entry: ModelEntry) -> torch.dtype:
+    return getattr(torch, entry.dtype)
 
 
 def _with_same_weights(network: Network) -> Network:

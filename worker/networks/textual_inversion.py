@@ -16,8 +16,12 @@ from service.errors import ConfigurationError
 from worker.networks.text_encoder import TextEncoder
 
 
-def read_vectors(inversion: TextualInversion) -> Tensor:
-    """(vectors, dim) float32. Raises ConfigurationError naming the file and what it is instead."""
+def read_vectors(inversion: TextualInversion, dtype: torch.dtype) -> Tensor:
+    """(vectors, dim) float32. Raises ConfigurationError naming the file and what it is instead.
+
+    Args:
+        dtype: of the model's entry, which must hold the vectors.
+    """
     file = inversion.file.path
     assert file is not None, "check_files refuses what was not fetched"
     try:
@@ -38,18 +42,26 @@ def read_vectors(inversion: TextualInversion) -> Tensor:
         )
     if not torch.isfinite(vectors).all():
         raise ConfigurationError(f"textual inversion {file}: {names} is not finite; get the file again")
+    if not torch.isfinite(vectors.to(dtype)).all():
+        raise ConfigurationError(
+            f"textual inversion {file}: {names} holds {float(vectors.abs().max()):.3g}, more than the model's dtype "
+            'can; set dtype = "bfloat16" or "float32" in its entry'
+        )
     return vectors.reshape(-1, vectors.shape[-1])
 
 
-def add_inversions(text: TextEncoder, inversions: Sequence[TextualInversion], role: Role) -> TextEncoder:
+def add_inversions(
+    text: TextEncoder, inversions: Sequence[TextualInversion], role: Role, dtype: torch.dtype
+) -> TextEncoder:
     """An encoder that knows the words; the tokenizer and the network are changed. A network on the meta device stays.
 
     Raises:
-        ConfigurationError: the vectors have another width, or a word is in the vocabulary already.
+        ConfigurationError: the vectors have another width, `dtype` cannot hold them, or a word is in the vocabulary
+            already.
     """
     multi_vector = dict(text.multi_vector)
     for inversion in inversions:
-        vectors = read_vectors(inversion)
+        vectors = read_vectors(inversion, dtype)
         if vectors.shape[1] != text.dim:
             raise ConfigurationError(
                 f"textual inversion {inversion.file.path} has vectors of dim {vectors.shape[1]}, the text encoder of "

@@ -19,6 +19,8 @@ def calls(steps: int = 50, spacing: Spacing | None = None, **settings: object) -
         ({"name": "ddim"}, (0, 50)),
         ({"name": "ddim", "network": "image"}, (50, 0)),
         ({"name": "ddim", "grid": "diffusers"}, (0, 50)),
+        ({"name": "ddim", "solver": "dpmpp-2m"}, (0, 50)),
+        ({"solver": "dpmpp-2m"}, (98, 148)),
         ({"name": "freeinit", "network": "image"}, (0, 150)),  # only ddim reads it
         ({}, (98, 148)),  # the last step has no zig-zag
         ({"combination": "I-I"}, (98, 50)),
@@ -49,10 +51,16 @@ def test_moves_between_equal_levels_cost_nothing() -> None:
     assert calls(spacing=linspace.model_copy(update={"set_alpha_to_one": True}), name="ddim") == (0, 50)
 
 
-def test_grid_is_left_out_of_records_where_it_says_nothing_new() -> None:
+@pytest.mark.parametrize(("name", "other"), [("grid", "diffusers"), ("solver", "dpmpp-2m"), ("network", "image")])
+def test_newer_settings_are_left_out_of_records_where_they_say_nothing_new(name: str, other: str) -> None:
     """Workers of version 0.1 refuse fields that they do not know."""
-    assert "grid" not in SamplerSettings(name="ddim").model_dump_json()
-    assert '"grid":"diffusers"' in SamplerSettings(name="ddim", grid="diffusers").model_dump_json()
+    assert name not in SamplerSettings(name="ddim").model_dump()
+    assert SamplerSettings.model_validate({"name": "ddim", name: other}).model_dump()[name] == other
+
+
+def test_the_grid_of_diffusers_ddim_has_no_other_solver() -> None:
+    with pytest.raises(ValidationError, match="solver 'dpmpp-2m' does not work with grid 'diffusers'"):
+        SamplerSettings(name="ddim", grid="diffusers", solver="dpmpp-2m")
 
 
 @pytest.mark.parametrize("name", sorted(USES))

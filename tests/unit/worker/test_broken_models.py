@@ -20,6 +20,7 @@ from tests.broken_cases import CASES
 from tests.broken_models import broken_model, good_model, mutate
 from tests.tiny_models import write_entry
 from worker.models import load
+from worker.networks.assembly import fit_together
 from worker.networks.component_loader import load_component
 from worker.verify import app, verify
 
@@ -124,8 +125,9 @@ def test_what_this_user_may_not_read_is_named(good: Path, unreadable: str) -> No
     assert str(folder / unreadable) in said
 
 
-def test_checking_needs_no_memory_for_the_weights(good: Path) -> None:
-    entry = write_entry(good, "animatediff")
-    for name in ("unet", "vae", "text_encoder", "motion_adapter"):
-        network = load_component(entry, name, torch.float32, only_check=True)
-        assert all(weight.is_meta for weight in network.state_dict().values())
+def test_checking_needs_no_memory_for_the_weights(good: Path, tmp_path: Path) -> None:
+    entry = broken_model(good, tmp_path / "model", CASES["LoRA within the precision"])
+    parts = {name: load_component(entry, name, torch.float32, only_check=True) for name in entry.all_components}
+    checked = fit_together(entry, parts)
+    networks = (checked.image_unet, checked.video_unet, checked.vae, checked.video_text_encoder.encoder)
+    assert all(weight.is_meta for network in networks for weight in network.state_dict().values())

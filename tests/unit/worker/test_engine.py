@@ -100,6 +100,7 @@ SPACINGS = st.builds(
 def samplers(draw: st.DrawFn) -> SamplerSettings:
     combination = draw(st.sampled_from(COMBINATIONS))
     orders = ["goback_first"] if "R" in combination else ["goback_first", "denoise_first"]
+    grid = draw(st.sampled_from(["adjacent", "diffusers"]))
     return SamplerSettings(
         name=draw(st.sampled_from(sorted(USES))),
         combination=combination,
@@ -113,7 +114,8 @@ def samplers(draw: st.DrawFn) -> SamplerSettings:
         goback_guidance=draw(st.floats(0, 20)),
         iterations=draw(st.integers(1, 4)),
         network=draw(st.sampled_from(["image", "video"])),
-        grid=draw(st.sampled_from(["adjacent", "diffusers"])),
+        grid=grid,
+        solver=draw(st.sampled_from(["ddim", "dpmpp-2m"])) if grid == "adjacent" else "ddim",
     )
 
 

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from service.errors import ConfigurationError
+from service.process.startup import one_sentence_errors
 from worker.adding.weights_file import CHECKPOINT, INVERSION, LORA, MOTION, VAE, WeightsFile
 
 UNET = "model.diffusion_model."
@@ -72,6 +73,12 @@ def test_what_no_family_uses(tmp_path: Path, name: str) -> None:
     shapes, said = REFUSED[name]
     with pytest.raises(ConfigurationError, match=said):
         write(tmp_path, shapes).require(CHECKPOINT)
+
+
+def test_name_in_a_file_writes_no_control_characters_to_the_terminal(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"its weights are named a\.\?\[2J") as ended, one_sentence_errors():
+        write(tmp_path, {"a.\x1b[2J": (2, 2, 2, 2), "b": (1,), "c": (1,)}).require(CHECKPOINT)
+    assert str(ended.value).isprintable()
 
 
 def test_quantised_weights(tmp_path: Path) -> None:
