@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -86,9 +86,14 @@ def cpu_seconds(pid: int) -> float:
 
 def creating(port: int, key: str, rate: int, seconds: float) -> dict[str, float]:
     raw = request("POST", "/v1/videos", key, json.dumps({"prompt": PROMPT}))
-    latencies = sorted(asyncio.run(open_loop(port, raw, rate, seconds)))
-    found = {name: 1000 * latencies[min(len(latencies) - 1, len(latencies) * int(name[1:]) // 100)] for name in SHOWN}
-    return found | {"accepted": float(len(latencies)), "asked": float(int(rate * seconds))}
+    latencies = asyncio.run(open_loop(port, [raw], rate, seconds))
+    return percentiles(latencies) | {"accepted": float(len(latencies)), "asked": float(int(rate * seconds))}
+
+
+def percentiles(latencies: list[float]) -> dict[str, float]:
+    """Milliseconds, from seconds."""
+    latencies = sorted(latencies)
+    return {name: 1000 * latencies[min(len(latencies) - 1, len(latencies) * int(name[1:]) // 100)] for name in SHOWN}
 
 
 def report(
@@ -160,15 +165,15 @@ async def closed_loop(port: int, raw: bytes, connections: int, seconds: float) -
     return done, time.perf_counter() - began
 
 
-async def open_loop(port: int, raw: bytes, rate: int, seconds: float) -> list[float]:
-    """Seconds from the scheduled time to the response, of accepted requests."""
+async def open_loop(port: int, requests: Sequence[bytes], rate: int, seconds: float) -> list[float]:
+    """Seconds from the scheduled time to the response, of accepted requests. `requests`: sent in turn."""
     idle: asyncio.LifoQueue[Callable[[bytes], Awaitable[int]]] = asyncio.LifoQueue()
     latencies: list[float] = []
     async with _ConnectionPool(port, 64) as connections:
         for connection in connections:
             idle.put_nowait(connection)
 
-        async def one(due: float) -> None:
+        async def one(raw: bytes, due: float) -> None:
             ask = await idle.get()
             if await ask(raw) == 200:
                 latencies.append(time.perf_counter() - due)
@@ -179,7 +184,7 @@ async def open_loop(port: int, raw: bytes, rate: int, seconds: float) -> list[fl
         for i in range(int(rate * seconds)):
             due = began + i / rate
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
-            running.append(asyncio.create_task(one(due)))
+            running.append(asyncio.create_task(one(requests[i % len(requests)], due)))
         await asyncio.gather(*running)
     return latencies
 

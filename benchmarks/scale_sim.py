@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.scale_table import Ceiling, Round, ceiling_table, table
-from service.jobs.keys import INDEX, job_key, lease_key, owner_index
+from service.jobs.keys import INDEX, job_key, lease_key, owner_index, preview_key
 from service.jobs.model import Generation, Job, JobState, Phase
 from service.jobs.queue_and_waiting_time import queue_stats
 from service.jobs.rq_queues import generate_queue
@@ -139,7 +139,7 @@ def _ceiling(services: Services, job: Job, together: int, seconds: float) -> Cei
     while time.monotonic() < before.seconds + seconds:
         with redis.pipeline(transaction=False) as pipe:
             for _ in range(together):
-                script([job_key(job.id), lease_key(job.id)], progress, client=pipe)
+                script([job_key(job.id), lease_key(job.id), preview_key(job.id)], progress, client=pipe)
             answers = pipe.execute()
         assert set(answers) == {b"continue"}
         sent += together

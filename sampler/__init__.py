@@ -14,7 +14,7 @@ from sampler.denoise_and_goback_moves import (
 from sampler.denoisers import ImageDenoiser, VideoDenoiser
 from sampler.errors import IncompatibleInputs, InvalidSetting
 from sampler.freeinit import free_init_plan
-from sampler.guidance import Denoiser
+from sampler.guidance import AddedConditions, Denoiser
 from sampler.iv_mixed_plans import mixed_plan
 from sampler.loop import LatentsNotFinite, Step, sample
 from sampler.noise import seeded_noise
@@ -26,6 +26,7 @@ from sampler.plan import Plan
 BadSetting, DoesNotFit = InvalidSetting, IncompatibleInputs
 
 __all__ = [
+    "AddedConditions",
     "AnyMove",
     "BadSetting",
     "Call",

@@ -10,7 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sampler.errors import InvalidSetting
-from sampler.guidance import GuidedDenoiser, Text, Texts, configured, network_output
+from sampler.guidance import (
+    AddedConditions,
+    Arguments,
+    GuidedDenoiser,
+    Text,
+    Texts,
+    configured,
+    network_output,
+)
 from sampler.noise_schedule import PredictionType
 
 
@@ -18,7 +26,7 @@ class ImageDenoiser(GuidedDenoiser):
     """An image model (IDM) applied to each frame independently; the network's input is (B*F, C, h, w).
 
     Args:
-        unet, cond, uncond, prediction_type: see `GuidedDenoiser`.
+        unet, cond, uncond, prediction_type, added: see `GuidedDenoiser`.
         resize: (height, width) in latent pixels at which the network sees the frames. Latents and epsilon are resized
             by nearest neighbour. The released ModelScope code uses (64, 64) for clips of every size; where 64 is no
             multiple of that size it also resamples the latents themselves, which this does not. None: no resizing.
@@ -39,22 +47,23 @@ class ImageDenoiser(GuidedDenoiser):
         uncond: Tensor,
         *,
         prediction_type: PredictionType = "epsilon",
+        added: AddedConditions | None = None,
         resize: tuple[int, int] | None = None,
     ) -> None:
-        super().__init__(unet, cond, uncond, prediction_type=prediction_type)
+        super().__init__(unet, cond, uncond, prediction_type=prediction_type, added=added)
         if resize is not None and min(resize) < 1:
             raise InvalidSetting(f"resize={resize} must be a height and a width of at least 1 latent pixel")
         self.resize = resize
         self.frames_at_once: int | None = None
 
-    def network_inputs(self, x: Tensor, texts: Texts, frames: int) -> list[tuple[Tensor, Text]]:
+    def parts(self, x: Tensor, texts: Texts) -> list[tuple[Tensor, Texts]]:
         if self.frames_at_once is None:
-            return super().network_inputs(x, texts, frames)
+            return super().parts(x, texts)
         # A caching network recognises a text by its identity: a single text stays the same object.
         text_of_clip = [one for text in texts for one in ([text] if len(text) == 1 else torch.split(text, 1))]
         return [
-            (part, self.text((text,), len(part)))
-            for clip, text in zip(torch.split(x, frames), text_of_clip, strict=True)
+            (part, (text,))
+            for clip, text in zip(x.chunk(len(text_of_clip)), text_of_clip, strict=True)
             for part in torch.split(clip, self.frames_at_once)
         ]
 
@@ -66,12 +75,9 @@ class ImageDenoiser(GuidedDenoiser):
         b, c, f, h, w = latents.shape
         return x.view(-1, b, f, c, h, w).transpose(2, 3)
 
-    def text_repeats(self, frames: int) -> int:
-        return frames
-
-    def predict(self, x: Tensor, timestep: int | Tensor, text: Text) -> Tensor:
+    def predict(self, x: Tensor, timestep: int | Tensor, text: Text, arguments: Arguments) -> Tensor:
         seen = _resized(x, self.resize)
-        output = network_output(self.unet(seen, timestep, encoder_hidden_states=text), seen)
+        output = network_output(self.unet(seen, timestep, encoder_hidden_states=text, **arguments), seen)
         return _resized(output, x.shape[-2:])
 
 
@@ -81,7 +87,7 @@ class VideoDenoiser(GuidedDenoiser):
     A network whose diffusers config has `motion_max_seq_length` (AnimateDiff) refuses clips of more frames.
 
     Args:
-        unet, cond, uncond, prediction_type: see `GuidedDenoiser`.
+        unet, cond, uncond, prediction_type, added: see `GuidedDenoiser`.
         text_per_frame: whether the network needs its text repeated for every frame. `UNetMotionModel` does since
             diffusers 0.31, `UNet3DConditionModel` repeats it itself. None: true for networks with the interface of
             `UNetMotionModel`.
@@ -100,10 +106,11 @@ class VideoDenoiser(GuidedDenoiser):
         uncond: Tensor,
         *,
         prediction_type: PredictionType = "epsilon",
+        added: AddedConditions | None = None,
         text_per_frame: bool | None = None,
         network_args: Mapping[str, Any] | None = None,  # Any: each network defines its arguments
     ) -> None:
-        super().__init__(unet, cond, uncond, prediction_type=prediction_type)
+        super().__init__(unet, cond, uncond, prediction_type=prediction_type, added=added)
         self.text_per_frame = hasattr(unet, "save_motion_modules") if text_per_frame is None else text_per_frame
         self.network_args = dict(network_args or {})
         self.max_frames = configured(unet, "motion_max_seq_length")
@@ -114,11 +121,8 @@ class VideoDenoiser(GuidedDenoiser):
     def as_clips(self, x: Tensor, latents: Tensor) -> Tensor:
         return x.view(-1, *latents.shape)
 
-    def text_repeats(self, frames: int) -> int:
-        return frames if self.text_per_frame else 1
-
-    def predict(self, x: Tensor, timestep: int | Tensor, text: Text) -> Tensor:
-        return network_output(self.unet(x, timestep, encoder_hidden_states=text, **self.network_args), x)
+    def predict(self, x: Tensor, timestep: int | Tensor, text: Text, arguments: Arguments) -> Tensor:
+        return network_output(self.unet(x, timestep, encoder_hidden_states=text, **arguments, **self.network_args), x)
 
 
 def _resized(frames: Tensor, size: Sequence[int] | None) -> Tensor:

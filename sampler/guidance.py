@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, get_args
 
 import torch
@@ -16,6 +17,28 @@ from sampler.validation import one_of
 Branch = Literal["uncond", "cond"]
 Texts = tuple[Tensor, ...]  # of each CFG branch, (B, tokens, dim)
 Text = Texts | Tensor  # as a network takes it
+Arguments = Mapping[str, Any]  # further ones of a network call: each network defines its own
+NetworkInput = tuple[Tensor, Text, Arguments]
+
+
+@dataclass(frozen=True)
+class AddedConditions:
+    """What SDXL's networks read next to the text embeddings (arXiv:2307.01952, section 2.2).
+
+    Args:
+        cond, uncond: pooled embeddings (B, width) of the prompts and the negative prompts.
+        time_ids: (6,): original height and width, top and left of the crop, target height and width, in pixels.
+    """
+
+    cond: Tensor
+    uncond: Tensor
+    time_ids: Tensor
+
+    def arguments(self, pooled: Texts, rows: int) -> Arguments:
+        """diffusers' `added_cond_kwargs` for a network input of so many rows; `pooled` is in the order of its texts."""
+        embeddings = torch.cat(pooled)
+        repeated = embeddings.repeat_interleave(rows // len(embeddings), dim=0)
+        return {"added_cond_kwargs": {"text_embeds": repeated, "time_ids": self.time_ids.expand(rows, -1)}}
 
 
 class Denoiser(Protocol):
@@ -48,21 +71,28 @@ class GuidedDenoiser(ABC):
         cond, uncond: text embeddings (B, tokens, dim) of the prompts and the negative prompts. The network runs in
             their dtype; latents and epsilon stay float32.
         prediction_type: what the network was trained to predict, "epsilon" or "v_prediction".
+        added: of SDXL's networks, which get them as `added_cond_kwargs`; None for the others.
 
     Attributes:
         sequential_cfg: call the network for one CFG branch at a time, which halves its memory. Default False.
 
     Raises:
-        IncompatibleInputs: the embeddings differ in shape, or their width is not that of the network's
-            cross-attention (if its diffusers config states it).
+        IncompatibleInputs: the embeddings differ in shape, their width is not that of the network's cross-attention
+            (if its diffusers config states it), or `added` is missing, superfluous, or of another shape.
         InvalidSetting: unknown `prediction_type`.
     """
 
     kind: ClassVar[str]
 
     def __init__(
-        self, unet: Any, cond: Tensor, uncond: Tensor, *, prediction_type: PredictionType = "epsilon"
-    ) -> None:  # Any: diffusers' UNets share no type, and this package must not import diffusers
+        self,
+        unet: Any,  # diffusers' UNets share no type, and this package must not import diffusers
+        cond: Tensor,
+        uncond: Tensor,
+        *,
+        prediction_type: PredictionType = "epsilon",
+        added: AddedConditions | None = None,
+    ) -> None:
         if cond.shape != uncond.shape or cond.ndim != 3:
             raise IncompatibleInputs(
                 f"cond {tuple(cond.shape)} and uncond {tuple(uncond.shape)} must both be (batch, tokens, dim) and equal"
@@ -74,10 +104,12 @@ class GuidedDenoiser(ABC):
                 "each network needs the embeddings of the text encoder it was trained with"
             )
         one_of("prediction_type", prediction_type, get_args(PredictionType))
+        _check_added(unet, added, len(cond))
         self.unet = unet
-        self.cond, self.uncond = cond, uncond
+        self.cond, self.uncond, self.added = cond, uncond, added
         self.prediction_type: PredictionType = prediction_type
         self.sequential_cfg = False
+        self.text_per_frame = False  # whether the network takes whole clips, but its text once for every frame
         self.channels = configured(unet, "in_channels")  # None: unknown
         self.max_frames: int | None = None  # None: unlimited or unknown
         self.native_cfg = bool(getattr(unet, "native_cfg", False))
@@ -112,18 +144,31 @@ class GuidedDenoiser(ABC):
             )
         return _PreparedDenoiser(self, latents)
 
-    def network_inputs(self, x: Tensor, texts: Texts, frames: int) -> list[tuple[Tensor, Text]]:
-        """(input, text) of each network call; x holds the rows of all CFG branches, in the order of `texts`."""
-        repeats = self.text_repeats(frames)
-        if self.sequential_cfg:
-            return [(rows, self.text((text,), repeats)) for rows, text in zip(x.chunk(len(texts)), texts, strict=True)]
-        return [(x, self.text(texts, repeats))]
+    def network_inputs(self, x: Tensor, branches: Sequence[Branch]) -> list[NetworkInput]:
+        """The network calls for x, which holds the rows of all these CFG branches."""
+        texts = tuple(self.cond if branch == "cond" else self.uncond for branch in branches)
+        parts = self.parts(x, texts)
+        if (added := self.added) is None:
+            return [(part, self.text(text, part), {}) for part, text in parts]
+        pooled = tuple(added.cond if branch == "cond" else added.uncond for branch in branches)
+        return [
+            (part, self.text(text, part), added.arguments(of_part, len(part)))
+            for (part, text), (_, of_part) in zip(parts, self.parts(x, pooled), strict=True)
+        ]
 
-    def text(self, texts: Texts, repeats: int) -> Text:
-        """Text in the form that the network takes."""
+    def parts(self, x: Tensor, texts: Texts) -> list[tuple[Tensor, Texts]]:
+        """x split into the rows of each network call, with what belongs to them of `texts`, one per CFG branch."""
+        if self.sequential_cfg:
+            return [(rows, (text,)) for rows, text in zip(x.chunk(len(texts)), texts, strict=True)]
+        return [(x, texts)]
+
+    def text(self, texts: Texts, x: Tensor) -> Text:
+        """Text in the form that the network takes next to x."""
         if self.native_cfg:
             return texts
-        return torch.cat(texts).repeat_interleave(repeats, dim=0) if repeats > 1 else torch.cat(texts)
+        text = torch.cat(texts)
+        repeats = len(x) // len(text) * (x.shape[2] if self.text_per_frame else 1)
+        return text.repeat_interleave(repeats, dim=0) if repeats > 1 else text
 
     @abstractmethod
     def input_shape(self, latents: Tensor) -> tuple[int, ...]:
@@ -134,11 +179,7 @@ class GuidedDenoiser(ABC):
         """Network input or output of n CFG branches, viewed as (n, B, C, F, h, w)."""
 
     @abstractmethod
-    def text_repeats(self, frames: int) -> int:
-        """Network input rows for each clip, if the text must be repeated for them; else 1."""
-
-    @abstractmethod
-    def predict(self, x: Tensor, timestep: int | Tensor, text: Text) -> Tensor:
+    def predict(self, x: Tensor, timestep: int | Tensor, text: Text, arguments: Arguments) -> Tensor:
         """One network call; returns the shape of x."""
 
 
@@ -150,7 +191,7 @@ class _PreparedDenoiser:
         self._rows, *shape = model.input_shape(latents)
         self._x = torch.empty((2 * self._rows, *shape), dtype=model.cond.dtype, device=latents.device)
         self._x_as_clips = model.as_clips(self._x, latents)
-        self._inputs: dict[tuple[Branch, ...], list[tuple[Tensor, Text]]] = {}
+        self._inputs: dict[tuple[Branch, ...], list[NetworkInput]] = {}
         self._timesteps: dict[int, int | Tensor] = {}
 
     def __call__(self, latents: Tensor, timestep: int, alpha: float, guidance: float, *, uncond: float = 1.0) -> Tensor:
@@ -172,18 +213,14 @@ class _PreparedDenoiser:
         """The network's prediction for each CFG branch, (B, C, F, h, w) float32."""
         self._x_as_clips.copy_(latents)  # to both branches, in the network's dtype and layout
         if branches not in self._inputs:
-            self._inputs[branches] = self._inputs_for(branches)
+            x = self._x[: len(branches) * self._rows]
+            self._inputs[branches] = self._model.network_inputs(x, branches)
         if timestep not in self._timesteps:
             self._timesteps[timestep] = self._as_network_timestep(timestep)
         t = self._timesteps[timestep]
-        outputs = [self._model.predict(x, t, text) for x, text in self._inputs[branches]]
+        outputs = [self._model.predict(x, t, text, arguments) for x, text, arguments in self._inputs[branches]]
         output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
         return self._model.as_clips(output, self._latents).float().unbind()
-
-    def _inputs_for(self, branches: tuple[Branch, ...]) -> list[tuple[Tensor, Text]]:
-        by_branch = {"uncond": self._model.uncond, "cond": self._model.cond}
-        texts = tuple(by_branch[branch] for branch in branches)
-        return self._model.network_inputs(self._x[: len(texts) * self._rows], texts, self._latents.shape[2])
 
     def _as_network_timestep(self, timestep: int) -> int | Tensor:
         device = self._latents.device
@@ -209,3 +246,24 @@ def configured(unet: Any, key: str) -> int | None:
     """An integer of the network's diffusers config; None if it has none."""
     value = getattr(getattr(unet, "config", None), key, None)
     return value if isinstance(value, int) else None
+
+
+def _check_added(unet: Any, added: AddedConditions | None, batch: int) -> None:
+    """Raises IncompatibleInputs."""
+    wanted = getattr(getattr(unet, "config", None), "addition_embed_type", None) == "text_time"
+    if added is None:
+        if wanted:
+            raise IncompatibleInputs("added=None: SDXL's networks also read pooled embeddings and sizes")
+        return
+    if added.cond.shape != added.uncond.shape or added.cond.ndim != 2 or len(added.cond) != batch:
+        raise IncompatibleInputs(
+            f"added.cond {tuple(added.cond.shape)} and added.uncond {tuple(added.uncond.shape)} must both be "
+            f"({batch}, width): one pooled embedding for each text"
+        )
+    numbers, width = added.time_ids.numel(), configured(unet, "projection_class_embeddings_input_dim")
+    found = added.cond.shape[1] + numbers * (configured(unet, "addition_time_embed_dim") or 0)
+    if added.time_ids.ndim != 1 or width not in (None, found):
+        raise IncompatibleInputs(
+            f"added.cond {tuple(added.cond.shape)} and added.time_ids {tuple(added.time_ids.shape)} make an embedding "
+            f"{found} wide, the network takes {width}"
+        )

@@ -19,6 +19,26 @@ from sampler.plan import Plan
 
 
 @dataclass(frozen=True)
+class Prediction:
+    """What the networks predicted in one move.
+
+    Args:
+        latents: what they saw, (B, C, F, h, w).
+        epsilon: the sum of their answers, of the same shape.
+        alpha: noise level of the latents, abar in (0, 1].
+    """
+
+    latents: Tensor
+    epsilon: Tensor
+    alpha: float
+
+    @property
+    def clean(self) -> Tensor:
+        """x0 = (x - sqrt(1 - abar) eps) / sqrt(abar) (arXiv:2010.02502 Eq. 9)."""
+        return (self.latents - (1 - self.alpha) ** 0.5 * self.epsilon) / self.alpha**0.5
+
+
+@dataclass(frozen=True)
 class Step:
     """The state after one step.
 
@@ -28,12 +48,20 @@ class Step:
         latents: (B, C, F, h, w) float32.
         memory: further tensors of the shape of the latents that the rest of the run needs: "x0" for the multistep
             solver, "initial" noise for FreeInit; empty for all other plans. Save it with the latents to resume.
+        prediction: that of the last move that called a network; None if the step called none.
     """
 
     index: int
     total: int
     latents: Tensor
     memory: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    prediction: Prediction | None = None
+
+    @property
+    def estimate(self) -> Tensor:
+        """What the finished clip may look like, (B, C, F, h, w), to show it early: computed when asked for, without a
+        network call. The latents themselves if the step called no network."""
+        return self.latents if self.prediction is None else self.prediction.clean
 
 
 class LatentsNotFinite(ArithmeticError):
@@ -122,17 +150,28 @@ def _run(
     finite, total = FiniteCheck(x, len(plan) - start), len(plan)
     for index, moves in enumerate(plan.steps[start:], start):
         after: list[tuple[int, Tensor]] = []
+        predicted: Prediction | None = None
         for number, move in enumerate(moves, 1):
             if not move.is_free:
-                x = _apply(move, x, models, generator, memory)
+                prediction = _predicted(move, x, models)
+                x = _apply(move, x, prediction, generator, memory)
                 after.append((number, x))
+                predicted = prediction or predicted
         if failed := finite.check(index, after, is_last=index == total - 1):
             raise LatentsNotFinite(failed.step, failed.number, plan.steps[failed.step][failed.number - 1])
-        yield Step(index, total, x, dict(memory))
+        yield Step(index, total, x, dict(memory), predicted)
+
+
+def _predicted(move: AnyMove, x: Tensor, models: Mapping[str, Denoiser]) -> Prediction | None:
+    """None if the move calls no network."""
+    if not move.calls:
+        return None
+    epsilon = reduce(torch.add, [_epsilon(models[call.model], x, call) for call in move.calls])
+    return Prediction(x, epsilon, move.calls[0].alpha)
 
 
 def _apply(
-    move: AnyMove, x: Tensor, models: Mapping[str, Denoiser], generator: Generators, memory: dict[str, Tensor]
+    move: AnyMove, x: Tensor, prediction: Prediction | None, generator: Generators, memory: dict[str, Tensor]
 ) -> Tensor:
     """The latents after `move`; `memory` is read and updated by the moves that need it."""
     if isinstance(move, Restart):
@@ -143,11 +182,10 @@ def _apply(
         moved += c.x0 * memory["x0"]
     if c.noise:
         moved += c.noise * fresh_noise(x, generator, by_frame=move.draws_by_frame)
-    if move.calls:
-        eps = reduce(torch.add, [_epsilon(models[call.model], x, call) for call in move.calls])
-        moved += c.eps * eps
+    if prediction is not None:
+        moved += c.eps * prediction.epsilon
         if isinstance(move, SecondOrderMove):
-            memory["x0"] = (x - (1 - move.src) ** 0.5 * eps) / move.src**0.5
+            memory["x0"] = prediction.clean
     return moved
 
 

@@ -10,11 +10,13 @@ from service.errors import ConfigurationError
 
 PREFIX = "IVMIX_"
 
-# Read outside of Settings: by the embedded server, `ivmix submit`, the supervisor's children, docker/compose.yaml.
+# Read outside of Settings: by the embedded server, `ivmix submit`, the tests, the supervisor's children,
+# docker/compose.yaml.
 OTHER_VARIABLES = (
     "IVMIX_REDIS_SERVER",
     "IVMIX_URL",
     "IVMIX_API_KEY",
+    "IVMIX_CHROMIUM",
     "IVMIX_SUPERVISOR",
     "IVMIX_READY_FD",
     "IVMIX_VERSION",

@@ -151,6 +151,8 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(default=2**20, ge=1024)
     """Largest accepted request body in bytes. The default holds two texts of 32,000 characters in any script and
     encoding."""
+    page: bool = True
+    """Serve the page for people at `/`. Its calls of the API need a key like all others."""
     cors_origins: CommaSeparated[Origin] = ()
     """Comma-separated exact origins whose web pages may call the API, such as `https://dash.example.com`. With
     IVMIX_AUTH=off the pages of all other origins are refused."""
@@ -224,6 +226,9 @@ class Settings(BaseSettings):
     """Seconds for which a worker retries to record a finished video while Redis is unreachable."""
     checkpoint_s: float = Field(default=20, gt=0)
     """Seconds between two checkpoints of a running job: the most work that a killed worker loses."""
+    preview_seconds: float = Field(default=2, ge=0)
+    """Seconds between two previews of a video that is being sampled; the first one comes sooner. They are fewer where
+    they would take more than 2 % of its sampling time. 0: no previews."""
     worker_metrics_port: int | None = Field(default=None, ge=0, le=65535)
     """Port on which a worker serves `/metrics`. 0: any free port. If unset: no metrics."""
 

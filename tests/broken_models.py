@@ -31,6 +31,7 @@ class Broken(NamedTuple):
     says: tuple[str, ...] = ()
     entry: dict[str, Any] = {}
     lines: tuple[str, ...] = ()
+    family: str = "animatediff"
 
 
 def good_model(folder: Path) -> ModelEntry:
@@ -44,7 +45,7 @@ def good_model(folder: Path) -> ModelEntry:
 def broken_model(good: Path, folder: Path, case: Broken) -> ModelEntry:
     shutil.copytree(good, folder)
     case.change(folder)
-    return write_entry(folder, "animatediff", *case.lines).model_copy(update=case.entry)
+    return write_entry(folder, case.family, *case.lines).model_copy(update=case.entry)
 
 
 # -- changes ---------------------------------------------------------------------------------------------------------

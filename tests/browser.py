@@ -14,7 +14,9 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-CHROMIUM = shutil.which("chromium")
+# IVMIX_CHROMIUM: another Chromium that decodes H.264, as Debian's does.
+CHROMIUM = os.environ.get("IVMIX_CHROMIUM") or shutil.which("chromium")
+MISSING = "no chromium: `apt-get install chromium`, or set IVMIX_CHROMIUM to the path of one"
 OPTIONS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
     *("--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage"),
@@ -59,7 +61,7 @@ def play(profile: Path, *files: Path) -> list[dict[str, Any]]:
     reports: SimpleQueue[bytes] = SimpleQueue()
     server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(pages, reports))
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
-    assert CHROMIUM, "this machine has no chromium"
+    assert CHROMIUM, MISSING
     command = [CHROMIUM, *OPTIONS, f"--user-data-dir={profile}", f"http://127.0.0.1:{server.server_port}/"]
     browser = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     try:

@@ -46,7 +46,7 @@ def pytest_collection() -> Generator[None, object, object]:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that share a server come first and together, so that one process of xdist starts it."""
-    servers = ("demo_server", "swift_server", "s3_server")
+    servers = ("demo_server", "swift_server", "s3_server", "site")
 
     def place(item: pytest.Item) -> list[bool]:
         return [name not in getattr(item, "fixturenames", ()) for name in servers]

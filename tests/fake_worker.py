@@ -1,10 +1,10 @@
 """`python -m tests.fake_worker` runs a real worker, parent and child, with an engine that only sleeps.
 
-The prompt names faults as fault@step: `die`, `hang`, `fail` (the device is lost), `late` (waits until the file named by
-FAKE_GATE exists). fault@decode happens after the last step. FAKE_STEP_S sets the duration of a step. While the file
-named by FAKE_LOAD exists, loading fails with its content as the reason. If FAKE_WINDOW is set, the worker creates the
-file it names after dequeuing a job and waits there, before starting it, until it is stopped. FAKE_CLOCK_S: see
-tests/skewed_clock.py.
+It makes previews every IVMIX_PREVIEW_SECONDS. The prompt names faults as fault@step: `die`, `hang`, `fail` (the device
+is lost), `late` (waits until the file named by FAKE_GATE exists). fault@decode happens after the last step. FAKE_STEP_S
+sets the duration of a step. While the file named by FAKE_LOAD exists, loading fails with its content as the reason.
+If FAKE_WINDOW is set, the worker creates the file it names after dequeuing a job and waits there, before starting it,
+until it is stopped. FAKE_CLOCK_S: see tests/skewed_clock.py.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -32,10 +33,13 @@ from service.wiring import open_services
 from tests.skewed_clock import skew_clock
 from worker.__main__ import work
 from worker.child.main import start
+from worker.child.previews import MakePreview, webp
 from worker.messages import Failed
 from worker.parent.child_process import ChildProcess
 from worker.parent.metrics import WorkerMetrics
 from worker.parent.rq_worker import GenerationWorker
+
+OnPreview = Callable[[MakePreview], None]
 
 
 class DeviceLost(Exception):
@@ -56,11 +60,25 @@ class Clip:
     timings: dict[str, float] = field(default_factory=lambda: {Phase.SAMPLING: 1.0})
 
 
+@dataclass
+class FakePreview:
+    """A square that becomes lighter from step to step."""
+
+    step: int
+    total: int
+    is_ready: bool = True
+
+    def encode(self) -> bytes | None:
+        return webp(np.full((1, 48, 48, 3), 255 * self.step // self.total, np.uint8), 1000)
+
+
 class FakeEngine:
     device_name = "no device"
+    preview_cost_s = 0.0
 
     def __init__(self) -> None:
         self.is_broken = False
+        FakePreview(0, 1).encode()  # the first picture loads the codec, which would use up the previews' time
 
     def sample(
         self,
@@ -68,6 +86,7 @@ class FakeEngine:
         on_progress: Callable[[Phase, int, int], None],
         *,
         on_step: Callable[[State], None],
+        on_preview: OnPreview,
         resume: Path | None,
     ) -> Generation:
         total = generation.num_inference_steps
@@ -78,6 +97,7 @@ class FakeEngine:
             self._misbehave(generation, str(step))
             time.sleep(float(os.environ.get("FAKE_STEP_S", "0.02")))
             on_step(State(step + 1))
+            on_preview(partial(FakePreview, step, total))
             on_progress(Phase.SAMPLING, step + 1, total)
         return generation
 

@@ -17,9 +17,12 @@ VIDEO = b"video"
 
 
 @contextmanager
-def replaying(services: Services, *, step_s: float = 0.002, steps: int = 4) -> Iterator[None]:
+def replaying(
+    services: Services, *, step_s: float = 0.002, steps: int = 4, preview: bytes | None = None
+) -> Iterator[None]:
+    """`preview`: a WebP file that every step reports."""
     stop = threading.Event()
-    thread = threading.Thread(target=_work, args=(services, stop, step_s, steps))
+    thread = threading.Thread(target=_work, args=(services, stop, step_s, steps, preview))
     thread.start()
     try:
         yield
@@ -28,22 +31,31 @@ def replaying(services: Services, *, step_s: float = 0.002, steps: int = 4) -> I
         thread.join(30)
 
 
-def _work(services: Services, stop: threading.Event, step_s: float, steps: int) -> None:
+def _work(services: Services, stop: threading.Event, step_s: float, steps: int, preview: bytes | None) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         while not stop.is_set():
             waiting = [job for job in services.store.list(limit=100)[0] if job.state is JobState.QUEUED]
             for job in reversed(waiting):
-                _run(services, job, stop, step_s, steps, Path(scratch))
+                _run(services, job, stop, step_s, steps, Path(scratch), preview)
             stop.wait(step_s)
 
 
-def _run(services: Services, job: Job, stop: threading.Event, step_s: float, steps: int, scratch: Path) -> None:
+def _run(
+    services: Services,
+    job: Job,
+    stop: threading.Event,
+    step_s: float,
+    steps: int,
+    scratch: Path,
+    preview: bytes | None,
+) -> None:
     if services.store.start(job.id, "execution") is None:
         return
     services.redis.lrem(f"rq:queue:gpu-{job.generation.model}", 1, job.id)  # as RQ does when it hands a job out
     for step in range(1, steps + 1):
         stop.wait(step_s)
-        if services.store.report_progress(job.id, "execution", step, steps, Phase.SAMPLING) is not LeaseReply.CONTINUE:
+        progress = (step, steps, Phase.SAMPLING, preview)
+        if services.store.report_progress(job.id, "execution", *progress) is not LeaseReply.CONTINUE:
             services.store.finish_cancel(job.id, "execution")
             return
     finish(services, job.id, VIDEO, scratch=scratch)

@@ -32,6 +32,11 @@ _UNET_ENDS = (
     (r"^mid_block\.attentions\.0", "middle_block.1"),
     (r"^mid_block\.resnets\.1", "middle_block.2"),
 )
+_SDXL_ENDS = (
+    *_UNET_ENDS,
+    (r"^add_embedding\.linear_1", "label_emb.0.0"),
+    (r"^add_embedding\.linear_2", "label_emb.0.2"),
+)
 _VAE = (
     (r"(mid_block\.attentions\.0)\.group_norm", r"\1.norm"),
     (r"(mid_block\.attentions\.0)\.to_([qkv])", r"\1.\2"),
@@ -83,13 +88,29 @@ def checkpoint(model: Path, layers: int) -> Weights:
     return {**network, **vae, **text}
 
 
+def sdxl_checkpoint(model: Path, layers: int) -> Weights:
+    """An SDXL checkpoint of a diffusers folder, with what trainers leave in it."""
+    clip = {
+        f"conditioner.embedders.0.transformer.text_model.{key}": value
+        for key, value in read(model / "text_encoder").items()
+    }
+    clip["conditioner.embedders.0.transformer.text_model.embeddings.position_ids"] = torch.arange(16)[None]
+    big = read(model / "text_encoder_2")
+    projection = big.pop("text_projection.weight").T.contiguous()
+    big = open_clip({key.removeprefix("text_model."): value for key, value in big.items()}, projection)
+    renamed_big = {key.replace("cond_stage_model.", "conditioner.embedders.1."): value for key, value in big.items()}
+    vae = {f"first_stage_model.{key}": value for key, value in original_vae(read(model / "vae")).items()}
+    network = {f"model.diffusion_model.{key}": value for key, value in unet(read(model / "unet"), layers).items()}
+    return {**network, **vae, **clip, **renamed_big, "denoiser.sigmas": torch.ones(1000)}
+
+
 def unet(weights: Weights, layers: int) -> Weights:
     with_attention = {m[0] for key in weights if (m := re.match(r"up_blocks\.\d+\.attentions", key))}
 
     def name(key: str) -> str:
         found = re.match(r"(down|up)_blocks\.(\d+)\.(\w+)\.(\d+)\.(.*)", key)
         if not found:
-            key = renamed(key, _UNET_ENDS)
+            key = renamed(key, _SDXL_ENDS)
             return renamed(key, _RESNET) if key.startswith(("middle_block.0", "middle_block.2")) else key
         side, block, kind, layer, rest = found[1], int(found[2]), found[3], int(found[4]), found[5]
         first = block * (layers + 1) + (side == "down")
@@ -116,8 +137,8 @@ def original_vae(weights: Weights) -> Weights:
     return found
 
 
-def open_clip(weights: Weights) -> Weights:
-    """A text encoder as in Stable Diffusion 2, with the projection that it does not use."""
+def open_clip(weights: Weights, projection: Tensor | None = None) -> Weights:
+    """A text encoder as in Stable Diffusion 2, with a projection, which that does not use."""
     found: Weights = {}
     for key, value in weights.items():
         if ".self_attn.q_proj." in key:
@@ -127,7 +148,8 @@ def open_clip(weights: Weights) -> Weights:
         elif not re.search(r"self_attn\.[kv]_proj", key):
             found[renamed(key, _OPEN_CLIP)] = value
     width = weights["final_layer_norm.weight"].shape[0]
-    found |= {"text_projection": torch.zeros(width, width), "logit_scale": torch.tensor(1.0)}
+    projection = torch.zeros(width, width) if projection is None else projection
+    found |= {"text_projection": projection, "logit_scale": torch.tensor(1.0)}
     return {f"cond_stage_model.model.{key}": value for key, value in found.items()}
 
 

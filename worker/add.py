@@ -54,7 +54,9 @@ def add(
         with _partial_folder(weights_dir, given.name) as (partial, final):
             found = Gathering(given, registry, partial, weights_dir)
             family = found.run()
-            raw, sources = draft(given.name, family, found.parts, found.adapters, changes, found.downloads)
+            raw, sources = draft(
+                given.name, family, found.parts, found.adapters, found.settings | changes, found.downloads
+            )
             _check_space(found, weights_dir)
             locked_before = set(LockFile.read(weights_dir).sources)
             _fetch(ModelRegistry.build(given.name, raw, sources, weights_dir), found.downloads, weights_dir, report)

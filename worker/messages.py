@@ -7,7 +7,7 @@ then the child's ends of the jobs' pipes, or CannotLoad, after which the child e
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from service.jobs.model import Generation, Job, Output, Phase
 from service.storage.metrics import StorageCall
@@ -70,6 +70,8 @@ class Progress:
     """Finished sampling steps."""
     total: int
     """Sampling steps of the job."""
+    preview: bytes | None = field(default=None, repr=False)
+    """A new preview, WebP."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from service.api import metrics
 from service.api.auth import API_KEY, API_KEY_HEADER, SESSION
 from service.api.contract import Contract, QueryCheck
 from service.api.errors import add_error_handlers
+from service.api.event_hub import EventHub
 from service.api.metrics import Metrics
 from service.api.middleware import RequestId, RequestMetrics
 from service.api.open_requests import OpenRequests
@@ -24,12 +25,15 @@ from service.api.routes import (
     create_video_sync,
     docs,
     download_video,
-    event_stream,
+    estimate_video,
+    events,
     health,
     models,
+    page,
     queue,
     send_test_event,
     session,
+    video_events,
     videos,
     webhooks,
 )
@@ -69,6 +73,7 @@ def create_app(services: Services) -> FastAPI:
     app.state.open_requests = OpenRequests(settings)
     app.state.metrics = Metrics(services)
     app.state.contract = Contract(app)
+    app.state.event_hub = EventHub(services)
     app.state.polls = PollBatcher(services.store.get_many_with_positions)
     _add_routes(app, settings)
     add_error_handlers(app)
@@ -83,8 +88,10 @@ def create_app(services: Services) -> FastAPI:
 def _add_routes(app: FastAPI, settings: Settings) -> None:
     modules = (
         cancel_videos,
+        estimate_video,
         videos,
-        event_stream,
+        events,
+        video_events,
         download_video,
         create_video_sync,
         models,
@@ -103,6 +110,7 @@ def _add_routes(app: FastAPI, settings: Settings) -> None:
     if settings.metrics_port is None:
         app.include_router(metrics.router)
     docs.add_docs(app)
+    page.add_page(app, app.state.services)
 
 
 def _add_request_checks(app: FastAPI, settings: Settings) -> None:

@@ -15,6 +15,7 @@ from service.api.sessions import COOKIE, key_digest
 from service.api_keys import ApiKey, Scope, digest_of
 from service.errors import NotAllowed, NotAuthenticated
 from service.jobs.model import LOCAL
+from service.signatures import Signer
 from service.wiring import Services
 
 # For the OpenAPI description only; `get_principal` reads the headers.
@@ -69,6 +70,14 @@ async def get_services(request: Request) -> Services:
 ServicesDep = Annotated[Services, Depends(get_services)]
 
 
+async def get_signer(request: Request) -> Signer:
+    """A signer that is used in the event loop: it makes no call to Redis."""
+    signer = (await get_services(request)).signer
+    if not signer.is_loaded:
+        await run_in_threadpool(signer.load)
+    return signer
+
+
 async def get_principal(request: Request) -> Principal:
     """Raises NotAuthenticated if the API key is missing, unknown or revoked."""
     services = await get_services(request)
@@ -82,7 +91,7 @@ async def get_principal(request: Request) -> Principal:
 
 async def find_key(request: Request, services: Services) -> ApiKey | None:
     """The key in the headers, else the one of the session. Raises NotAuthenticated if there is neither."""
-    digest = _session_key(request, services) if uses_session(request) else digest_of(sent_key(request))
+    digest = await _session_key(request) if uses_session(request) else digest_of(sent_key(request))
     return services.keys.find_cached(digest) or await run_in_threadpool(services.keys.find, digest)
 
 
@@ -90,13 +99,13 @@ def uses_session(request: Request) -> bool:
     return COOKIE in request.cookies and not set(request.headers) & {"authorization", "x-api-key"}
 
 
-def _session_key(request: Request, services: Services) -> str:
+async def _session_key(request: Request) -> str:
     """The digest of the key that opened the session. Raises NotAuthenticated.
 
     SameSite=Strict keeps other sites' pages from sending the cookie, and the check of the origin those of sibling
     domains, which browsers count as the same site.
     """
-    digest = key_digest(request.cookies[COOKIE], services.signer)
+    digest = key_digest(request.cookies[COOKIE], await get_signer(request))
     if digest is None:
         raise NotAuthenticated("The session has expired; sign in again.")
     if request.method not in ("GET", "HEAD") and not is_from_own_page(request.headers):

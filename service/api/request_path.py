@@ -20,6 +20,8 @@ class RequestPath:
             if prefix and path != prefix and not path.startswith(f"{prefix}/"):
                 path = prefix + path
             route = path.removeprefix(prefix)
+            if not route:
+                path = f"{prefix}/"
             if len(route) > 1 and route.endswith("/") and not route.endswith("//"):
                 path = path[:-1]
             scope = {**scope, "root_path": prefix, "path": path}

@@ -7,7 +7,7 @@ from typing import Generic, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from service.catalog.model_entry import Range
-from service.jobs.model import Phase
+from service.jobs.model import Generation, Phase
 from service.jobs.queue_and_waiting_time import QueueStats, WorkerStats
 from service.jobs.request import MAX_METADATA_PAIRS
 from service.jobs.sampler_settings import COMBINATIONS, USES, SamplerSettings
@@ -74,6 +74,42 @@ class CancelledVideos(ResponseModel):
     has_more: bool = Field(description="More videos meet the conditions: send the request again")
 
 
+class VideoEstimate(ResponseModel):
+    """A request with all defaults applied, and what it costs."""
+
+    object: Literal["video.estimate"] = "video.estimate"
+    model: str
+    size: str
+    seconds: str
+    num_frames: int
+    fps: int
+    num_inference_steps: int
+    guidance_scale: float
+    negative_prompt: str
+    seed: int | None = Field(description="null: random")
+    sampler: SamplerSettings
+    total_steps: int
+    network_calls: dict[str, int] = Field(description="Calls of each network in the whole run")
+    cost: int = Field(description="Network calls x pixels x frames, see `max_cost` of the model")
+    inference_time_s: float | None = Field(
+        description="Expected from the model's last videos, without the wait in the queue; null if there are none"
+    )
+
+    @classmethod
+    def of(cls, generation: Generation, inference_time_s: float | None, *, seed: int | None) -> Self:
+        names = cls.model_fields.keys() & Generation.model_fields.keys() - {"seed"}
+        return cls(
+            **{name: getattr(generation, name) for name in names},
+            size=f"{generation.width}x{generation.height}",
+            seconds=f"{generation.seconds:g}",
+            seed=seed,
+            total_steps=generation.total_steps,
+            network_calls=generation.network_calls,
+            cost=generation.cost,
+            inference_time_s=_rounded(inference_time_s),
+        )
+
+
 class Session(ResponseModel):
     """What the caller may do."""
 
@@ -110,6 +146,7 @@ class Model(ResponseModel):
     negative_prompt: str
     sampler: SamplerSettings
     samplers: list[str] = Field(default=list(USES), description="Values of `sampler.name`")
+    sampler_settings: dict[str, list[str]] = Field(description="The settings in `sampler` that each of them reads")
     combinations: list[str] = Field(
         default=list(COMBINATIONS), description="Values of `sampler.combination`; those with R require `goback_first`"
     )
@@ -119,6 +156,7 @@ class Model(ResponseModel):
         description="Limit of the text encoders; longer prompts are rejected, not truncated"
     )
     can_draw: str | None = Field(description="What the model was trained to draw; null if anything")
+    examples: list[str] = Field(description="Prompts that show what the model can do")
 
 
 class ModelList(ResponseModel):

@@ -16,7 +16,7 @@ from service.catalog.closed_vocabulary import ClosedVocabulary
 from service.catalog.family_components import LORA, OPTIONAL_COMPONENTS, REQUIRED_COMPONENTS, Family
 from service.catalog.frame_size import choose_size
 from service.catalog.optimise import Optimise
-from service.catalog.sampler_choice import choose_sampler
+from service.catalog.sampler_choice import choose_sampler, settings_of
 from service.catalog.scheduler_settings import check_overrides, named_spacing, run_spacing
 from service.catalog.weight_files import Component
 from service.errors import InvalidParameter
@@ -24,14 +24,12 @@ from service.frozen_model import FrozenModel
 from service.jobs.model import Generation
 from service.jobs.released_loops import RELEASED
 from service.jobs.request import VideoRequest
-from service.jobs.sampler_settings import Network, SamplerSettings
+from service.jobs.sampler_settings import USES, Network, SamplerSettings
 from service.jobs.timestep_spacing import Spacing
 from service.validation_messages import invalid_value, unknown_parameter
 
 # How CLIP's tokenizer splits a text before it merges letters: every piece is at least one token.
 CLIP_PIECES = re.compile(r"'(?:s|t|re|ve|m|ll|d)|[^\W\d_]+|\d|(?:[^\w\s]|_)+", re.IGNORECASE)
-
-
 NAME = r"^[A-Za-z0-9_.-]{1,64}$"
 
 
@@ -99,10 +97,12 @@ class ModelEntry(FrozenModel):
     )
     max_cost: float | None = Field(default=None, gt=0, description="limit of network calls x pixels x frames of a clip")
     negative_prompt: str = ""
+    force_zeros_for_empty_prompt: bool = Field(default=True, description="SDXL: zeros stand for no negative prompt")
     sampler: SamplerSettings = SamplerSettings()
     max_prompt_length: int = 2000
     max_prompt_tokens: int | None = Field(default=None, ge=1, description="limit of the text encoders, 77 for CLIP")
     prompt: ClosedVocabulary | None = None
+    examples: tuple[str, ...] = Field(default=(), description="prompts that pages offer")
 
     @field_validator("video_schedule", "image_schedule")
     @classmethod
@@ -112,7 +112,7 @@ class ModelEntry(FrozenModel):
 
     @model_validator(mode="after")
     def _check_components_and_steps(self) -> Self:
-        known = {*REQUIRED_COMPONENTS[self.family], *OPTIONAL_COMPONENTS, LORA}
+        known = {*REQUIRED_COMPONENTS[self.family], *OPTIONAL_COMPONENTS[self.family], LORA}
         if unknown := set(self.components) - known:
             raise ValueError(
                 f"components has unknown {', '.join(sorted(unknown))}; {self.family} takes {', '.join(sorted(known))}"
@@ -146,7 +146,7 @@ class ModelEntry(FrozenModel):
         named = self.components | {file.name: file for file in files}
         if self.path is None:
             return named
-        optional = (name for name in OPTIONAL_COMPONENTS if os.path.lexists(self.path / name))
+        optional = (name for name in OPTIONAL_COMPONENTS[self.family] if os.path.lexists(self.path / name))
         names = (*REQUIRED_COMPONENTS[self.family], *optional)
         return {name: Component.in_folder(name, self.path) for name in names} | named
 
@@ -214,6 +214,11 @@ class ModelEntry(FrozenModel):
     def can_draw(self) -> str | None:
         return self.prompt.can_draw if self.prompt else None
 
+    @property
+    def sampler_settings(self) -> dict[str, list[str]]:
+        """Names of the settings that each sampler reads for this model."""
+        return {sampler: sorted(settings_of(sampler, self.family)) for sampler in USES}
+
     def _check_text(self, param: str, text: str) -> None:
         if len(text) > self.max_prompt_length:
             raise InvalidParameter(
@@ -266,16 +271,13 @@ class ModelEntry(FrozenModel):
 
     def _num_inference_steps(self, request: VideoRequest, sampler: SamplerSettings, spacing: Spacing) -> int:
         steps = int(self.num_inference_steps.resolve("num_inference_steps", request.num_inference_steps))
-        most = RELEASED[self.family].most_steps(spacing.num_train_timesteps)
-        if sampler.name == "official" and steps > most:
-            message = (
-                f"num_inference_steps={steps}: the released {self.family} code takes at most {most} for this model."
-            )
-            raise InvalidParameter("num_inference_steps", message)
+        if sampler.name == "official":
+            most = RELEASED[self.family].most_steps(spacing.num_train_timesteps)
+            if steps > most:
+                message = f"num_inference_steps={steps}: the released {self.family} code takes at most {most} here."
+                raise InvalidParameter("num_inference_steps", message)
         if not spacing.is_estimate and steps > spacing.num_train_timesteps:
-            message = (
-                f"num_inference_steps={steps} is above the {spacing.num_train_timesteps} timesteps of the network."
-            )
+            message = f"num_inference_steps={steps} is above the network's {spacing.num_train_timesteps} timesteps."
             raise InvalidParameter("num_inference_steps", message)
         return steps
 

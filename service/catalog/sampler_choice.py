@@ -20,11 +20,15 @@ def choose_sampler(own: SamplerSettings, family: Family, changes: Mapping[str, A
 
     Raises:
         ValidationError: a setting is unknown or its value impossible.
-        InvalidParameter: the chosen sampler does not read a setting, which differs from the model's.
+        InvalidParameter: the chosen sampler does not read a setting, which differs from the model's; or it is
+            `official`, and the paper's authors released no code for the family.
     """
     given = {name: value for name, value in changes.items() if value is not None}
     settings = own.model_dump()
     if given.get("name", own.name) == "official":
+        if family not in RELEASED:
+            message = f"Sampler 'official': the authors released no code for family {family}; use iv-mixed."
+            raise InvalidParameter("sampler.name", message)
         released = _released_settings(family)
         settings = released | settings if own.name == "official" else settings | released
     chosen = SamplerSettings.model_validate(settings | given)
@@ -36,7 +40,9 @@ def choose_sampler(own: SamplerSettings, family: Family, changes: Mapping[str, A
 
 def settings_of(sampler: str, family: Family) -> frozenset[str]:
     """Names of the settings that a sampler reads for a model of this family."""
-    return USES[sampler] - RELEASED[family].ignored if sampler == "official" else USES[sampler]
+    if sampler != "official":
+        return USES[sampler]
+    return USES[sampler] - RELEASED[family].ignored if family in RELEASED else frozenset()
 
 
 def or_use(setting: str, family: Family, verb: str = "use") -> str:

@@ -193,7 +193,8 @@ class Component(FrozenModel):
 
     @property
     def kind(self) -> str:
-        return self.name.removeprefix("image_")
+        """Such as text_encoder, for image_text_encoder_2 too."""
+        return self.name.removeprefix("image_").removesuffix("_2")
 
     def verify(self) -> None:
         """Read every file with a known SHA-256. Raises ConfigurationError naming the first that differs."""

@@ -49,6 +49,12 @@ def lease_key(job_id: str) -> str:
     return f"ivm:lease:{job_id}"
 
 
+def preview_key(job_id: str) -> str:
+    """Return the key of a running job's newest preview, a WebP file. It is deleted when the execution ends, and expires
+    soon after the lease in case nothing does that."""
+    return f"ivm:preview:{job_id}"
+
+
 def idempotency_key(owner: str, key: str) -> str:
     """Return the key of the hash that holds the job id and the fingerprint of the first request with this key."""
     return f"ivm:idem:{owner}:{key}"

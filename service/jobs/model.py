@@ -146,6 +146,7 @@ class Job(FrozenModel):
     step: Count = 0  #: completed steps
     total_steps: Count = 0  #: steps of the whole job
     phase: Phase | None = None  #: stage of the running execution
+    preview_at: Timestamp | None = None  #: when the newest preview of the running execution was stored
     cancel_requested: bool = False  #: whether the client has cancelled the job; a running one ends at its next step
     delete_requested: bool = False  #: whether the client has deleted the job while it ran; then it is not shown
     output: Output | None = None  #: the stored files, once completed

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -32,7 +33,7 @@ class QueueStats:
 
     model: str
     queued: int
-    ahead: int  # waiting jobs that would run before a new one
+    ahead: int  # waiting jobs that would run before a new one; see `with_jobs_ahead`
     running: int
     workers: tuple[WorkerStats, ...]
     videos_per_hour: float
@@ -50,24 +51,27 @@ class QueueStats:
         return videos_ahead * self.seconds_per_video / len(self.workers)
 
 
-def queue_stats(redis: Redis, store: JobStore, model: str, *, owner: str | None = None) -> QueueStats:
-    """Collect the state of one model's queue.
-
-    Args:
-        owner: owner of the new job whose waiting time is estimated. None: it waits for all others.
-    """
+def queue_stats(redis: Redis, store: JobStore, model: str) -> QueueStats:
+    """Collect the state of one model's queue. A new job is assumed to wait for all others."""
     queue = generate_queue(redis, model)
     durations = store.recent_durations(model)
     queued = queue.count
     return QueueStats(
         model=model,
         queued=queued,
-        ahead=queued if owner is None else store.jobs_ahead(model, owner),
+        ahead=queued,
         running=_running(queue),
         workers=_workers(redis, store, queue),
         videos_per_hour=round(_per_hour([completed_at for completed_at, _ in durations], time.time()), 2),
         seconds_per_video=sum(seconds for _, seconds in durations) / len(durations) if durations else None,
     )
+
+
+def with_jobs_ahead(store: JobStore, stats: QueueStats, owners: Sequence[str]) -> list[QueueStats]:
+    """Return the state as a new job of each owner would find it."""
+    if stats.estimated_wait_s is None or not stats.queued:  # spares Redis walking the queue
+        return [stats] * len(owners)
+    return [replace(stats, ahead=ahead) for ahead in store.jobs_ahead(stats.model, owners)]
 
 
 def _running(queue: Queue) -> int:

@@ -13,10 +13,10 @@ from redis import Redis
 from service.errors import IdempotencyKeyReused
 from service.jobs.job_list import JobFilter, JobLister, Order
 from service.jobs.job_record import check_job, decode_job, view_job
-from service.jobs.keys import durations_key, idempotency_key, job_key, owner_index
+from service.jobs.keys import durations_key, idempotency_key, job_key, owner_index, preview_key
 from service.jobs.model import Job
 from service.jobs.rq_queues import queue_key
-from service.redis_records import decode_value, read_record
+from service.redis_records import decode_value, read_record, read_records
 from service.redis_scripts import UntypedRedis, load_script
 
 JobWithPosition = tuple[Job, int | None]  # the job and the number of jobs ahead of it; None if it is not queued
@@ -53,6 +53,10 @@ class JobReader:
         """Return whether there is a record, even a damaged one."""
         return bool(self._redis.exists(job_key(job_id)))
 
+    def preview(self, job_id: str) -> bytes | None:
+        """Return the newest preview of a running job, a WebP file; None if there is none."""
+        return self._redis.get(preview_key(job_id))
+
     def is_in_index(self, job_id: str, owner: str) -> bool:
         """Return whether the owner's index has the job; decides who owns a record that does not say it."""
         return self._redis.zscore(owner_index(owner), job_id) is not None
@@ -86,9 +90,14 @@ class JobReader:
         # A queued job without a position was just taken from the queue by a worker: none is ahead.
         return None if _shown(job) is None else (job, (position[0] or 0) if position else None)
 
-    def jobs_ahead(self, model: str, owner: str) -> int:
-        """Return how many waiting jobs would run before a new one of this owner, of normal priority."""
-        return self._jobs_ahead_script([queue_key(model)], [json.dumps(owner)])
+    def view_many(self, job_ids: Sequence[str]) -> builtins.list[Job | None]:
+        """Like `view` of each, in one round trip."""
+        records = read_records(self._redis, map(job_key, job_ids))
+        return [_shown(view_job(job_id, record)) for job_id, record in zip(job_ids, records, strict=True)]
+
+    def jobs_ahead(self, model: str, owners: Sequence[str]) -> builtins.list[int]:
+        """Return for each owner how many waiting jobs would run before a new one of normal priority."""
+        return self._jobs_ahead_script([queue_key(model)], [json.dumps(owner) for owner in owners])
 
     def list(
         self, *, limit: int = 20, order: Order = "desc", after: str | None = None, owner: str | None = None

@@ -29,6 +29,7 @@ from service.jobs.keys import (
     job_key,
     lease_key,
     owner_index,
+    preview_key,
     waiting_key,
 )
 from service.jobs.model import ALLOWED_TRANSITIONS, Job, JobError, JobState, Output, Phase
@@ -141,16 +142,23 @@ class JobStore(JobReader):
         return self._renew_lease(job_id, execution_id, self._lease_ms)
 
     def report_progress(
-        self, job_id: str, execution_id: str, step: int, total_steps: int, phase: Phase | str
+        self,
+        job_id: str,
+        execution_id: str,
+        step: int,
+        total_steps: int,
+        phase: Phase | str,
+        preview: bytes | None = None,
     ) -> LeaseReply:
-        """Store the progress and renew the lease."""
-        return self._renew_lease(
-            job_id, execution_id, self._lease_ms, *map(json.dumps, (step, total_steps, Phase(phase)))
-        )
+        """Store the progress, and a new preview if there is one, and renew the lease."""
+        progress = [json.dumps(value) for value in (step, total_steps, Phase(phase))]
+        new = [] if preview is None else [preview]
+        return self._renew_lease(job_id, execution_id, self._lease_ms, *progress, *new)
 
-    def _renew_lease(self, job_id: str, execution_id: str, lease_ms: int, *progress: str) -> LeaseReply:
+    def _renew_lease(self, job_id: str, execution_id: str, lease_ms: int, *progress: str | bytes) -> LeaseReply:
         args = [json.dumps(execution_id), lease_ms, *progress]
-        return LeaseReply(self._renew_lease_script([job_key(job_id), lease_key(job_id)], args).decode())
+        keys = [job_key(job_id), lease_key(job_id), preview_key(job_id)]
+        return LeaseReply(self._renew_lease_script(keys, args).decode())
 
     def complete(
         self,

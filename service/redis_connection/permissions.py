@@ -72,6 +72,7 @@ ZPOPMIN {sorted}
 ZREM {sorted} absent
 ZREMRANGEBYSCORE {sorted} 0 1
 XADD {stream} * a 1
+XREAD COUNT 1 BLOCK 1 STREAMS {stream} 0
 XLEN {stream}
 XRANGE {stream} - + COUNT 1
 XREVRANGE {stream} + - COUNT 1

@@ -10,7 +10,7 @@ from service.errors import UrlNotValid
 from service.settings import Settings
 from service.signatures import Signer
 
-Variant = Literal["video", "thumbnail", "spritesheet"]
+Variant = Literal["video", "thumbnail", "spritesheet", "preview"]
 
 DEFAULT_LIFETIME_S = 3600  # where IVMIX_PRESIGN_SECONDS=0 turns off those of the storage
 PURPOSE = "file"
@@ -38,14 +38,22 @@ class FileUrls:
         period = max(1, self.lifetime_s // 2)
         return (int(time.time()) // period + 3) * period
 
-    def url(self, video_id: str, variant: Variant, expires_at: int) -> str:
+    def url(self, video_id: str, variant: Variant, expires_at: int, version: int | None = None) -> str:
+        """`version`: of a file that changes, so that a browser loads it anew."""
         kind = "" if variant == "video" else f"variant={variant}&"
-        signature = self.signer.sign(PURPOSE, video_id, variant, str(expires_at))
+        kind += "" if version is None else f"version={version}&"
+        signature = self.signer.sign(*_signed(video_id, variant, expires_at, version))
         return f"{self.base}/v1/videos/{video_id}/content?{kind}expires={expires_at}&signature={signature}"
 
-    def check(self, video_id: str, variant: Variant, expires_at: int | None, signature: str) -> None:
+    def check(
+        self, video_id: str, variant: Variant, expires_at: int | None, signature: str, version: int | None = None
+    ) -> None:
         """Raises UrlNotValid if the URL was changed, is of another file, or has expired."""
-        if not self.signer.is_valid(signature, PURPOSE, video_id, variant, str(expires_at)):
+        if not self.signer.is_valid(signature, *_signed(video_id, variant, expires_at, version)):
             raise UrlNotValid("The signature of this URL does not match; read the video again for a valid one.")
         if expires_at is None or expires_at <= time.time():
             raise UrlNotValid("This URL has expired; read the video again for a new one.")
+
+
+def _signed(video_id: str, variant: Variant, expires_at: int | None, version: int | None) -> list[str]:
+    return [PURPOSE, video_id, variant, str(expires_at), *([] if version is None else [str(version)])]

@@ -76,7 +76,9 @@ class Video(ResponseModel):
     negative_prompt: str
     sampler: SamplerSettings
     priority: Priority
-    queue_position: int | None = Field(description="Number of videos ahead; null in lists and once started")
+    queue_position: int | None = Field(
+        description="Number of videos ahead; null once started, and in lists unless `status` is `queued` alone"
+    )
     phase: Phase | None
     step: int = Field(description="Completed steps, from which `progress` is computed")
     total_steps: int
@@ -97,6 +99,10 @@ class Video(ResponseModel):
     download_url_expires_at: int | None = Field(description="Also for the next two")
     thumbnail_url: str | None = Field(description="Temporary URL of a WebP picture; null if the video has none")
     spritesheet_url: str | None = Field(description="Temporary URL of a JPEG of all frames; null if it has none")
+    preview_url: str | None = Field(
+        description="Temporary URL of a small WebP, animated as a rule, that shows the video while it is sampled. Each "
+        "new one has another URL; null if there is none"
+    )
     metadata: dict[str, str]
     user: str | None
 
@@ -112,6 +118,7 @@ class TemporaryUrls:
     download_url_expires_at: int | None = None
     thumbnail_url: str | None = None
     spritesheet_url: str | None = None
+    preview_url: str | None = None
 
 
 TEMPORARY_URLS = {field.name for field in fields(TemporaryUrls)}
@@ -165,7 +172,7 @@ class Renderer:
     def _temporary_urls(self, job: Job) -> TemporaryUrls:
         output, files = job.output, self._files
         if output is None:
-            return TemporaryUrls()
+            return TemporaryUrls(preview_url=self._preview_url(job))
         filename = file_name(job, "video", output.media_type)
         video = self._storage.url(output.key, filename=filename, media_type=output.media_type)
         until = int(time.time()) + self._presign_seconds if video else None
@@ -178,6 +185,13 @@ class Renderer:
             files.url(job.id, "thumbnail", expires) if output.thumbnail_key else None,
             files.url(job.id, "spritesheet", expires) if output.spritesheet_key else None,
         )
+
+    def _preview_url(self, job: Job) -> str | None:
+        is_sampled = job.state is JobState.RUNNING and job.phase is Phase.SAMPLING
+        if self._files is None or job.preview_at is None or not is_sampled:
+            return None
+        version = round(1000 * job.preview_at)
+        return self._files.url(job.id, "preview", self._files.expires_at(), version)
 
 
 def file_name(job: Job, variant: Variant, media_type: str) -> str:

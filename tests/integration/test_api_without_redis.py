@@ -33,6 +33,7 @@ def test_every_endpoint_that_needs_redis_is_503_with_retry_after(lonely: TestCli
         lonely.get("/v1/videos/video_x"),
         lonely.get("/v1/videos/video_x/content"),
         lonely.delete("/v1/videos/video_x"),
+        lonely.get("/v1/events"),
     ):
         error = error_of(answer, 503)
         assert (error["type"], error["code"]) == ("server_error", "service_unavailable")

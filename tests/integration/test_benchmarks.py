@@ -72,6 +72,16 @@ def test_api_load_prints_latencies_of_creating_and_polls_and_of_a_bare_endpoint(
     assert all(0 < rate["p50"] <= rate["p95"] <= rate["p99"] for rate in found["create"].values())
 
 
+@pytest.mark.slow
+def test_page_load_compares_polls_with_and_without_pages(tmp_path: Path) -> None:
+    result = tmp_path / "pages.json"
+    small = ("--queued", "30", "--pages", "2", "--polls", "20", "--seconds", "2", "--rounds", "1")
+    printed = run("benchmarks.page_load", *small, "--json", str(result))
+    assert printed.splitlines()[-1].startswith("ratio")
+    found = json.loads(result.read_text())
+    assert all(0 < one["p50"] <= one["p99"] for rounds in found.values() for one in rounds)
+
+
 def test_evaluation_scores_a_variant(tmp_path: Path, run_here: Callable[..., str]) -> None:
     result = tmp_path / "evaluation.json"
     files = ("--json", str(result), "--sheet", str(tmp_path / "sheet.png"))

@@ -12,7 +12,7 @@ from worker.child.mp4 import Frames
 from worker.compare import Arm, write_comparison
 from worker.video import write_mp4
 
-pytestmark = pytest.mark.skipif(browser.CHROMIUM is None, reason="this machine has no chromium")
+pytestmark = pytest.mark.skipif(browser.CHROMIUM is None, reason=browser.MISSING)
 
 RED, TEAL = (230, 30, 40), (25, 128, 132)
 

@@ -19,7 +19,9 @@ from service.api_keys import Scope
 from service.settings import Settings
 from service.wire import file_urls
 from service.wiring import Services
-from tests.api_calls import answer_of, create, error_of
+from tests.api_calls import answer_of, create, error_of, services_for
+from tests.processes import wait_for
+from tests.valkey import Valkey
 
 Finish = Callable[[str, bytes], None]
 VIDEO = bytes(range(256)) * 10
@@ -120,6 +122,25 @@ class TestSignedUrls:
         services.redis.flushall()
         later = signatures.Signer(services.redis)
         assert not later.is_valid(signed, "file", "x")
+
+    def test_are_made_and_checked_without_waiting_for_redis(
+        self, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Signatures are computed in the event loop, which a silent Redis must not stop."""
+        monkeypatch.setattr(signatures, "CACHE_S", 0.0)
+        with (
+            Valkey(tmp_path / "redis") as valkey,
+            services_for(settings.model_copy(update={"redis_url": valkey.url})) as services,
+        ):
+            signer, redis = services.signer, services.redis
+            signed = signer.sign("file", "x")
+            redis.delete(signatures.SECRET_KEY)
+            valkey.freeze()
+            began = time.monotonic()
+            assert signer.is_valid(signed, "file", "x")
+            assert time.monotonic() - began < 1
+            valkey.thaw()
+            wait_for(lambda: not signer.is_valid(signed, "file", "x") or None)  # it has read the new one
 
 
 def session_of(client: TestClient, headers: dict[str, str]) -> SimpleCookie:

@@ -15,7 +15,7 @@ import pytest
 from redis import Redis
 
 from service import api_keys
-from service.api.routes import event_stream
+from service.api import sse
 from service.api_keys import KEYS, ApiKey, Scope
 from service.settings import Settings
 from service.wiring import Services
@@ -34,7 +34,7 @@ def settings(valkey: str, tmp_path: Path) -> Settings:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(event_stream, "POLL_INTERVAL_S", 0.05)
+    monkeypatch.setattr(sse, "POLL_INTERVAL_S", 0.05)
     monkeypatch.setattr(api_keys, "CACHE_S", 0.2)
 
 

@@ -41,7 +41,7 @@ def test_python(demo_server: str, tmp_path: Path) -> None:
 def test_javascript(demo_server: str, tmp_path: Path) -> None:
     node, _ = sdk_node("7.57.0")
     script = tmp_path / "example.mjs"
-    script.write_text(code(DOCS / "api.md", "js", "fetch", demo_server))
+    script.write_text(code(DOCS / "api.md", "js", "writeFile", demo_server))
     run(str(node), str(script), cwd=tmp_path)
     assert is_a_video(tmp_path / "out.mp4")
 

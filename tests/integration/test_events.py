@@ -12,7 +12,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from service.api.routes import event_stream
+from service.api import sse
 from service.settings import Settings
 from service.wiring import Services, open_services
 from tests.conftest import serve
@@ -23,7 +23,7 @@ Event = dict[str, Any]
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(event_stream, "POLL_INTERVAL_S", 0.02)
+    monkeypatch.setattr(sse, "POLL_INTERVAL_S", 0.02)
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def test_a_cancelled_video_ends_as_failed(http: httpx2.Client, video_id: str) ->
 
 
 def test_a_silent_stream_is_kept_open(http: httpx2.Client, video_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(event_stream, "KEEPALIVE_INTERVAL_S", 0.05)
+    monkeypatch.setattr(sse, "KEEPALIVE_INTERVAL_S", 0.05)
     with http.stream("GET", f"/v1/videos/{video_id}/events") as answer:
         assert any(line.startswith(":") for line in answer.iter_lines())
 

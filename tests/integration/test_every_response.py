@@ -32,7 +32,7 @@ class TestModels:
 
 
 class TestEveryResponse:
-    @pytest.mark.parametrize("path", ["/", "/v1", "/v1/nothing", "/v1/videos/a/b/c", "/videos"])
+    @pytest.mark.parametrize("path", ["/page/none.js", "/v1", "/v1/nothing", "/v1/videos/a/b/c", "/videos"])
     def test_an_unknown_path_is_404_with_the_error_body(self, client: TestClient, path: str) -> None:
         assert error_of(client.get(path), 404)["code"] == "unsupported_endpoint"
 

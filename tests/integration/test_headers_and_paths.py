@@ -11,6 +11,7 @@ import httpx2
 import pytest
 from fastapi.testclient import TestClient
 
+from service.api import sse
 from service.api.app import create_app
 from service.settings import Settings
 from service.wiring import Services
@@ -26,6 +27,12 @@ def with_settings(services: Services, **settings: Any) -> Services:
 
 def created(client: TestClient) -> str:
     return client.post("/v1/videos", json={"prompt": PROMPT}).json()["id"]
+
+
+@pytest.fixture(autouse=True)
+def short_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most tests read every response to its end."""
+    monkeypatch.setattr(sse, "MAX_DURATION_S", 0.1)
 
 
 def get_paths(client: TestClient, video_id: str) -> Iterator[str]:

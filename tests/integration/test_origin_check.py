@@ -23,6 +23,7 @@ PATHS = (
     ("GET", "/v1/videos/video_0"),
     ("GET", "/v1/videos/video_0/content"),
     ("GET", "/v1/videos/video_0/events"),
+    ("GET", "/v1/events"),
     ("HEAD", "/v1/videos"),
     ("POST", "/v1/videos"),
     ("POST", "/v1/videos/sync"),

@@ -35,6 +35,7 @@ LISTS = ("/v1/videos", "/v1/webhook_endpoints", "/v1/webhook_deliveries")
         ("/v1/queue?x", "x", "This endpoint has none."),
         ("/v1/videos/video_0?expand=1", "expand", "This endpoint has none."),
         ("/v1/videos/video_0/events?x=1", "x", "This endpoint has none."),
+        ("/v1/events?last_event_id=1-1", "last_event_id", "This endpoint has none."),
         ("/v1/videos/video_0/content?varient=video", "varient", "Did you mean 'variant'?"),
         ("/v1/webhook_callback_secret?x=1", "x", "This endpoint has none."),
     ],
@@ -106,7 +107,7 @@ def test_a_wrong_value_is_explained(client: TestClient, path: str, query: str, m
 def test_a_value_of_a_fixed_set_names_the_set(client: TestClient) -> None:
     assert "one of 'asc' or 'desc'" in refused(client, "/v1/videos?order=up")["message"]
     message = refused(client, "/v1/videos/video_0/content?variant=gif")["message"]
-    assert "'video', 'thumbnail' or 'spritesheet'" in message
+    assert "'video', 'thumbnail', 'spritesheet' or 'preview'" in message
 
 
 @pytest.mark.parametrize(("path", "kind"), [("/v1/webhook_endpoints", "we"), ("/v1/webhook_deliveries", "whd")])

@@ -63,7 +63,11 @@ def whole_life(http: httpx2.Client, receiver: Receiver) -> None:
     assert http.get(f"/v1/videos/{first}/content").status_code == 200
     with http.stream("GET", f"/v1/videos/{first}/events") as events:
         assert "completed" in next(line for line in events.iter_lines() if line.startswith("data"))
-    assert http.post(f"/v1/videos/{other}/cancel").status_code == 200
+    with http.stream("GET", "/v1/events") as events:
+        lines = events.iter_lines()
+        assert next(line for line in lines if line.startswith("event")) == "event: queue"
+        assert http.post(f"/v1/videos/{other}/cancel").status_code == 200
+        assert next(line for line in lines if line.startswith("event: video."))
     remix = http.post(f"/v1/videos/{first}/remix", json={"prompt": "a blue circle"}).json()["id"]
     assert http.post(f"/v1/videos/{remix}/cancel").status_code == 200
     assert http.get("/v1/videos", params={"limit": 1}).json()["data"]

@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 
-def light_engine(entry: Any) -> Any:
+def light_engine(entry: Any, *, previews: bool = False) -> Any:
     from service.errors import ConfigurationError
     from tests.fake_worker import FakeEngine
 

@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
+from service.catalog.family_components import SDXL, Family
 from service.errors import ConfigurationError
 from worker.adding.weights_file import WeightsFile
 
@@ -43,6 +44,29 @@ _SCHEDULER: Config = {
     "steps_offset": 1,
     "clip_sample": False,
 }
+_BIG: Config = {  # OpenCLIP ViT-bigG/14
+    **_TEXT,
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 20,
+    "hidden_act": "gelu",
+    "projection_dim": 1280,
+}
+SDXL_VAE_CONFIG: Config = {**VAE_CONFIG, "scaling_factor": 0.13025, "sample_size": 1024, "force_upcast": True}
+SDXL_UNET: Config = {
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "attention_head_dim": [5, 10, 20],
+    "block_out_channels": [320, 640, 1280],
+    "cross_attention_dim": 2048,
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+    "projection_class_embeddings_input_dim": 2816,
+    "sample_size": 128,
+    "transformer_layers_per_block": [1, 2, 10],
+    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+    "use_linear_projection": True,
+}
 # By the width of the text embeddings; what is left out is the default of the class.
 STANDARD: dict[int, dict[str, Config]] = {
     768: {
@@ -61,20 +85,29 @@ STANDARD: dict[int, dict[str, Config]] = {
         "scheduler": {"_class_name": "DDIMScheduler", **_SCHEDULER},
     },
 }
+STANDARD[2048] = {
+    "unet": SDXL_UNET,
+    "text_encoder": STANDARD[768]["text_encoder"],
+    "text_encoder_2": _BIG,
+    "vae": SDXL_VAE_CONFIG,
+    "scheduler": {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "leading", **_SCHEDULER},
+}
 
 
 def checkpoint_configs(file: WeightsFile, folder: Path | None, prediction: Prediction | None) -> dict[str, Config]:
-    """Configs of unet, text_encoder, vae and scheduler. Raises ConfigurationError naming the option that helps."""
+    """Configs of all components and the scheduler. Raises ConfigurationError naming the option that helps."""
     width = file.text_width or 0
     configs = dict(STANDARD.get(width, {}))
-    for name in ("unet", "text_encoder", "vae", "scheduler"):
+    for name in (*file.prefixes, "scheduler"):
         if (found := read_config(folder, name)) is not None:
             configs[name] = found
     if "unet" not in configs:
         raise ConfigurationError(
-            f"{file.where} has a UNet that reads text embeddings of dim {width}, Stable Diffusion 1 has 768 and 2 has "
-            "1024; name a folder with its diffusers configs (unet/config.json and so on) with --config"
+            f"{file.where} has a UNet that reads text embeddings of dim {width}, Stable Diffusion 1 has 768, 2 has "
+            "1024 and SDXL 2048; name a folder with its diffusers configs (unet/config.json and so on) with --config"
         )
+    if prediction is None and file.is_sdxl and file.has("^v_pred$"):  # how fine-tunes with v-prediction say so
+        prediction = "v_prediction"
     if prediction is not None:
         configs["scheduler"] = {**configs.get("scheduler", {}), "prediction_type": prediction}
     elif width == 1024 and read_config(folder, "scheduler") is None:
@@ -85,25 +118,23 @@ def checkpoint_configs(file: WeightsFile, folder: Path | None, prediction: Predi
     return configs
 
 
-def vae_config(folder: Path | None) -> Config:
-    return read_config(folder, "vae") or VAE_CONFIG
+def vae_config(folder: Path | None, family: Family) -> Config:
+    return read_config(folder, "vae") or (SDXL_VAE_CONFIG if family == SDXL else VAE_CONFIG)
 
 
 def motion_config(file: WeightsFile, folder: Path | None) -> Config:
     """The version's differences are in the shapes: v1 has 24 positions, v2 and v3 have 32; only v2 has a mid block."""
     if (found := read_config(folder, "motion_adapter")) is not None:
         return found
-    first = r"^(?:module\.)?down_blocks\.(\d+)\.motion_modules\.0\.(?:temporal_transformer\.)?norm\.weight$"
-    widths = {int(m[1]): shape[0] for name, shape in file.shapes.items() if (m := re.match(first, name))}
     layers = {m[1] for name in file.shapes if (m := re.search(r"down_blocks\.0\.motion_modules\.(\d+)\.", name))}
     positions = {shape[1] for name, shape in file.shapes.items() if name.endswith((".pe",)) and len(shape) == 3}
-    if not widths or len(positions) != 1:
+    if not file.motion_widths or len(positions) != 1:
         raise ConfigurationError(
             f"{file.where} has motion modules whose widths or positions cannot be read; name a folder with "
             "motion_adapter/config.json with --config"
         )
     return {
-        "block_out_channels": [width for _, width in sorted(widths.items())],
+        "block_out_channels": file.motion_widths,
         "motion_layers_per_block": len(layers),
         "motion_max_seq_length": positions.pop(),
         "use_motion_mid_block": file.has(r"^(module\.)?mid_block\."),

@@ -16,7 +16,12 @@ from service.settings import MODELS_FILE
 from worker.adding.configs import read_json
 from worker.adding.layout import Part
 
-BUNDLED: dict[Family, str] = {"animatediff": "animatediff", "modelscope": "modelscope", "videocrafter": "videocrafter2"}
+BUNDLED: dict[Family, str] = {
+    "animatediff": "animatediff",
+    "animatediff-sdxl": "animatediff-sdxl",
+    "modelscope": "modelscope",
+    "videocrafter": "videocrafter2",
+}
 # What describes the bundled entry's weights, not its family.
 OWN = {"family", "path", "components", "aliases", "created", "description", "licence", "loras", "textual_inversions"}
 

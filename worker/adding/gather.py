@@ -9,21 +9,31 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from service.catalog.family_components import OPTIONAL_COMPONENTS, REQUIRED_COMPONENTS, Family
+from service.catalog.family_components import (
+    OPTIONAL_COMPONENTS,
+    REQUIRED_COMPONENTS,
+    SDXL,
+    SDXL_TEXT,
+    TEXT,
+    Family,
+    has_motion_adapter,
+)
 from service.catalog.registry import ModelRegistry
 from service.catalog.weight_files import Component, Source
 from service.errors import ConfigurationError
 from worker.adding.configs import Prediction, checkpoint_configs, motion_config, vae_config
 from worker.adding.hub_spec import HubSpec, is_url
-from worker.adding.layout import Part, Tree, guess_family, has_layout, refuse_other_models
+from worker.adding.layout import Part, Tree, guess_family, has_layout, is_sdxl, refuse_other_models
 from worker.adding.repository import hub_hosts, open_repo
 from worker.adding.single_files import single_file
-from worker.adding.tokenizers import PADDING, copy_tokenizer, find_tokenizer
-from worker.adding.weights_file import AUTOENCODER, CHECKPOINT, INVERSION, LORA, MOTION, TEXT, VAE, WeightsFile
+from worker.adding.tokenizers import PADDING, PADDING_2, copy_tokenizer, find_tokenizer
+from worker.adding.weights_file import CHECKPOINT, INVERSION, LORA, MOTION, VAE, WeightsFile, check_family
 
-IMAGE_PARTS = ("unet", "tokenizer", "text_encoder", "scheduler")
+ADAPTERS: dict[Family, str] = {  # what to use
+    "animatediff": "guoyww/animatediff-motion-adapter-v1-5-3",
+    SDXL: "guoyww/animatediff-motion-adapter-sdxl-beta",
+}
 WAYS_OUT = {
-    "motion_adapter": "--motion-adapter, such as guoyww/animatediff-motion-adapter-v1-5-3",
     "vae": "--vae",
     "image_unet": "--image-model, such as stable-diffusion-v1-5/stable-diffusion-v1-5",
     "tokenizer": "--tokenizer",
@@ -66,6 +76,8 @@ class Gathering:
         folder: where conversions write; made when the first one runs.
         weights_dir: where files of hubs are fetched to.
         downloads: files of hubs that conversions read.
+        settings: keys of the entry that the model's own files decide.
+        family: of the video model, once that is found.
     """
 
     given: Given
@@ -76,11 +88,13 @@ class Gathering:
     downloads: list[Component] = field(default_factory=list)
     conversions: list[Conversion] = field(default_factory=list)
     adapters: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    family: Family = "animatediff"
     _file_variants: set[str | None] = field(default_factory=set)
 
     def run(self) -> Family:
         """Find all components. Raises ConfigurationError naming the option or file that helps; converts nothing."""
-        family = self._video_model()
+        self.family = family = self._video_model()
         if self.given.vae:
             self._one("vae", self.given.vae, VAE)
         if self.given.motion_adapter:
@@ -88,9 +102,9 @@ class Gathering:
         if self.given.image_model:
             self._image_model(self.given.image_model)
         if self.given.tokenizer:
-            self.parts["tokenizer"] = Tree.of_folder(self.given.tokenizer).only("tokenizer", None)
+            self.parts["tokenizer"] = Tree.of_folder(self.given.tokenizer).only("tokenizer", None, family)
         self._adapters()
-        known = {*REQUIRED_COMPONENTS[family], *OPTIONAL_COMPONENTS}
+        known = {*REQUIRED_COMPONENTS[family], *OPTIONAL_COMPONENTS[family]}
         if unknown := sorted(set(self.parts) - known):
             raise ConfigurationError(f"family {family} takes no {', '.join(unknown)}; leave out that option")
         wanted = self.given.variant
@@ -98,7 +112,8 @@ class Gathering:
             raise ConfigurationError(f"--variant {wanted}: no component has weights of this variant")
         self._from_base(family)
         if missing := [name for name in REQUIRED_COMPONENTS[family] if name not in self.parts]:
-            hints = [f"{name} (name it with {WAYS_OUT[name]})" if name in WAYS_OUT else name for name in missing]
+            ways_out = WAYS_OUT | {"motion_adapter": f"--motion-adapter, such as {ADAPTERS.get(family)}"}
+            hints = [f"{name} (name it with {ways_out[name]})" if name in ways_out else name for name in missing]
             raise ConfigurationError(
                 f"{self.given.source} has no {', '.join(hints)}; --base MODEL takes what is missing from another model"
             )
@@ -107,65 +122,70 @@ class Gathering:
     def _video_model(self) -> Family:
         found = self._open_model(self.given.source)
         if isinstance(found, WeightsFile):
-            if self.given.family not in (None, "animatediff"):
+            family = SDXL if found.require(CHECKPOINT).is_sdxl else "animatediff"
+            if not has_motion_adapter(self.given.family or family):
                 raise ConfigurationError(
-                    f"{found.where} is an image model, of which only family animatediff makes a video model; give it "
-                    "with --image-model"
+                    f"{found.where} is an image model, of which only family {family} makes a video model; give it with "
+                    "--image-model"
                 )
-            names = [*IMAGE_PARTS, *([] if self.given.vae else ["vae"])]
-            self._convert_checkpoint(found.require(CHECKPOINT), names, prefix="")
-            return "animatediff"
+            check_family(found.where, found.is_sdxl, self.given.family or family)
+            names = [*_image_parts(family), *([] if self.given.vae else ["vae"])]
+            self._convert_checkpoint(found, names, prefix="")
+            return family
         kind = refuse_other_models(found)
         family = self.given.family or guess_family(found, kind)
-        names = (*REQUIRED_COMPONENTS[family], *OPTIONAL_COMPONENTS)
+        check_family(found.where, is_sdxl(found), family)
+        names = (*REQUIRED_COMPONENTS[family], *OPTIONAL_COMPONENTS[family])
         self.parts |= found.parts(names, self.given.variant)
         if "unet" not in self.parts and "config.json" in found.names:
-            self.parts["unet"] = found.only("unet", self.given.variant)
+            self.parts["unet"] = found.only("unet", self.given.variant, family)
+        if found.json("model_index.json").get("force_zeros_for_empty_prompt") is False and family == SDXL:
+            self.settings["force_zeros_for_empty_prompt"] = False
         return family
 
     def _image_model(self, spec: str) -> None:
         found = self._open_model(spec)
         if isinstance(found, WeightsFile):
-            return self._convert_checkpoint(found.require(CHECKPOINT), list(IMAGE_PARTS), prefix="image_")
+            file = found.require(CHECKPOINT).for_family(self.family)
+            return self._convert_checkpoint(file, _image_parts(self.family), prefix="image_")
         refuse_other_models(found)
-        self.parts |= found.parts(IMAGE_PARTS, self.given.variant, prefix="image_")
+        check_family(found.where, is_sdxl(found), self.family)
+        self.parts |= found.parts(_image_parts(self.family), self.given.variant, prefix="image_")
         if "image_unet" not in self.parts:
-            self.parts["image_unet"] = found.only("unet", self.given.variant)
+            self.parts["image_unet"] = found.only("unet", self.given.variant, self.family)
         return None
 
     def _convert_checkpoint(self, file: WeightsFile, names: list[str], prefix: str) -> None:
         """Its components; --base gives those that it has been stripped of."""
         configs = checkpoint_configs(file, self.given.config, self.given.prediction)
-        if not file.has(f"^{re.escape(TEXT)}"):
-            names = [name for name in names if name not in ("text_encoder", "tokenizer")]
-        if not file.has(f"^{re.escape(AUTOENCODER)}"):
-            names = [name for name in names if name != "vae"]
-        targets = {name: self._target(prefix + name) for name in names}
-        tokenizer = targets.pop("tokenizer", None)
-        if tokenizer and (prefix or not self.given.tokenizer):
-            self._copy_tokenizer(file, tokenizer)
+        absent = [name for name, start in file.prefixes.items() if not file.has(f"^{re.escape(start)}")]
+        absent += [name.replace("text_encoder", "tokenizer") for name in absent]
+        targets = {name: self._target(prefix + name) for name in names if name not in absent}
+        tokenizers = {name: targets.pop(name) for name in list(targets) if name.startswith("tokenizer")}
+        for name, target in tokenizers.items():
+            if prefix or name == "tokenizer_2" or not self.given.tokenizer:
+                self._copy_tokenizer(file, name, target)
 
         def convert() -> None:
             from worker.networks.convert import convert_checkpoint
 
-            convert_checkpoint(file.path, targets, configs)
+            convert_checkpoint(file.path, targets, configs, file.prefixes)
 
         self._convert(file, ", ".join(targets), convert)
 
-    def _copy_tokenizer(self, file: WeightsFile, target: Path) -> None:
-        own = self.given.config / "tokenizer" if self.given.config else None
+    def _copy_tokenizer(self, file: WeightsFile, name: str, target: Path) -> None:
+        own = self.given.config / name if self.given.config else None
+        is_second, padding = name == "tokenizer_2", None
         if self.given.tokenizer:
-            own = self.given.tokenizer
-        padding = None
+            own, padding = self.given.tokenizer, PADDING_2 if is_second else None
+        words = file.vocabulary(name.replace("tokenizer", "text_encoder"))
         if own is None or not own.is_dir():
-            own, padding = (
-                find_tokenizer(self.registry.known.values(), file.vocabulary or 0),
-                PADDING.get(file.text_width or 0),
-            )
+            own = find_tokenizer(self.registry.known.values(), words or 0)
+            padding = PADDING_2 if is_second else PADDING.get(file.text_width or 0)
         if own is None:
             raise ConfigurationError(
                 f"{file.where} has no tokenizer, as all single files, and no model on this machine has one with "
-                f"{file.vocabulary} tokens; name a folder with vocab.json and merges.txt with --tokenizer, or fetch a "
+                f"{words} tokens; name a folder with vocab.json and merges.txt with --tokenizer, or fetch a "
                 "model that has one first: ivmix models fetch animatediff"
             )
         self.conversions.append(
@@ -176,17 +196,17 @@ class Gathering:
         """A component that the user named by itself."""
         found = self._open(spec)
         if isinstance(found, Tree):
-            if (part := found.find(name, self.given.variant)) is not None:
+            if (part := found.find(name, self.given.variant, self.family)) is not None:
                 self.parts[name] = part
                 return
             found = self._single_file(found, kind)
-        file, target = found.require(kind), self._target(name)
+        file, target = found.require(kind).for_family(self.family), self._target(name)
 
         def convert() -> None:
             from worker.networks.convert import convert_motion_modules, convert_vae
 
             if kind == VAE:
-                convert_vae(file.path, target, vae_config(self.given.config))
+                convert_vae(file.path, target, vae_config(self.given.config, self.family))
             else:
                 convert_motion_modules(file.path, target, motion_config(file, self.given.config))
 
@@ -223,13 +243,14 @@ class Gathering:
         for name, value in readings:
             path = Path(name).expanduser().resolve()
             if path.is_file():
-                WeightsFile.read(path).require(kind)
+                WeightsFile.read(path).require(kind).for_family(self.family)
                 return Part(Source(folder=path.parent), path.name), value
         name, value = readings[-1]
         if Path(name).expanduser().exists() or HubSpec.parse(name, hub_hosts) is None:
             raise ConfigurationError(f"{spec}: there is no file {Path(name).expanduser()}")
         found = self._open(name)
         file = self._single_file(found, kind) if isinstance(found, Tree) else found.require(kind)
+        file.for_family(self.family)
         assert file.remote is not None
         return Part(file.remote.source, file.remote.inside), value
 
@@ -239,7 +260,7 @@ class Gathering:
         entry = self.registry.entry(self.given.base)
         required = REQUIRED_COMPONENTS[family]
         needs_image_model = "image_unet" in required and "image_unet" not in self.parts
-        for name in (*required, *OPTIONAL_COMPONENTS) if needs_image_model else required:
+        for name in (*required, *OPTIONAL_COMPONENTS[family]) if needs_image_model else required:
             if name in entry.all_components and name not in self.parts:
                 component = entry.all_components[name]
                 self.parts[name] = Part(component.source, component.inside)
@@ -270,3 +291,8 @@ class Gathering:
                 raise ConfigurationError(f"there is no file {spec} on this machine, and {e.message}") from e
             return tree.file(found.file) if found.file else tree
         raise ConfigurationError(f"{spec} is neither a file or folder on this machine nor owner/repo[/FILE] of a hub")
+
+
+def _image_parts(family: Family) -> list[str]:
+    """The components of an image model that reads its own embeddings."""
+    return ["unet", *(SDXL_TEXT if family == SDXL else TEXT), "scheduler"]

@@ -8,23 +8,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from service.catalog.family_components import Family
+from service.catalog.family_components import SDXL, Family
 from service.catalog.weight_files import PICKLE_SUFFIXES, Component, Source
 from service.errors import ConfigurationError
 from worker.adding.configs import read_json
-from worker.adding.weights_file import SDXL, WeightsFile, refuse_pickle
+from worker.adding.weights_file import SD_MOTION, SDXL_MOTION, WeightsFile, check_family, refuse_pickle
 
 FAMILIES: dict[str, Family] = {
     "StableDiffusionPipeline": "animatediff",
     "StableDiffusionImg2ImgPipeline": "animatediff",
     "AnimateDiffPipeline": "animatediff",
+    "StableDiffusionXLPipeline": SDXL,
+    "StableDiffusionXLImg2ImgPipeline": SDXL,
+    "AnimateDiffSDXLPipeline": SDXL,
     "TextToVideoSDPipeline": "modelscope",
     "VideoToVideoSDPipeline": "modelscope",
     "VideoCrafterPipeline": "videocrafter",
 }
 # Parts of class names -> why such a folder is refused.
 REFUSED = {
-    "XL": SDXL,
     "Inpaint": "its UNet also takes an image and a mask, which no sampler here gives; use the text-to-image version",
     "InstructPix2Pix": "its UNet also takes an image, which no sampler here gives; use the text-to-image version",
     "ControlNet": "ControlNets are not supported",
@@ -37,7 +39,8 @@ REFUSED = {
     "CLIPText": "it is a text encoder; give the folder of the whole model",
 }
 CLASSES = {"vae": "AutoencoderKL", "motion_adapter": "MotionAdapter"}
-XL_SCALING, XL_MOTION = 0.13025, [320, 640, 1280]
+SDXL_SCALING, SD_SCALING = 0.13025, 0.18215  # of autoencoders
+REFINER_TEXT_WIDTH = 1280  # of the embeddings that the UNet of SDXL's refiner reads
 WEIGHTS = re.compile(r"(?:diffusion_pytorch_model|model)(?:\.(?P<variant>\w+))?(?:-\d+-of-\d+)?\.safetensors")
 
 
@@ -106,7 +109,7 @@ class Tree:
         """
         files = self.inside(folder)
         source = self.source
-        if name.removeprefix("image_") not in ("tokenizer", "scheduler"):
+        if Component(name=name, source=source, inside=folder, root=None).has_weights:
             variants = {found["variant"] for file in files if (found := WEIGHTS.fullmatch(file))}
             if not variants:
                 self._refuse_pickles(name, folder, files)
@@ -145,14 +148,14 @@ class Tree:
         found = {prefix + name: self.part(name, name, variant) for name in names}
         return {name: part for name, part in found.items() if part is not None}
 
-    def only(self, name: str, variant: str | None) -> Part:
+    def only(self, name: str, variant: str | None, family: Family) -> Part:
         """One component, from the root or from its folder. Raises ConfigurationError."""
-        found = self.find(name, variant)
+        found = self.find(name, variant, family)
         if found is None:
             raise ConfigurationError(f"{self.where} has no {name}: neither config.json with weights, nor {name}/")
         return found
 
-    def find(self, name: str, variant: str | None) -> Part | None:
+    def find(self, name: str, variant: str | None, family: Family) -> Part | None:
         """The same; None if it is not there."""
         found = self.part(name, name, variant)
         if found is None and (name == "tokenizer" or "config.json" in self.names):
@@ -163,8 +166,7 @@ class Tree:
         kind, expected = _shown(config.get("_class_name")), CLASSES.get(name)
         if kind and expected and kind != expected:
             raise ConfigurationError(f"{self.where} is a {kind}; {name} must be of class {expected}")
-        if config.get("scaling_factor") == XL_SCALING or config.get("block_out_channels") == XL_MOTION:
-            raise ConfigurationError(f"{self.where} is of SDXL: {SDXL}")
+        check_family(self.where, _is_sdxl(name, config), family)
         return found
 
 
@@ -182,8 +184,11 @@ def refuse_other_models(tree: Tree) -> str:
         for part, reason in REFUSED.items():
             if part in name:
                 raise ConfigurationError(f"{tree.where} is a {name}: {reason}")
-    if "tokenizer_2/vocab.json" in tree.names or unet.get("addition_embed_type") == "text_time":
-        raise ConfigurationError(f"{tree.where} is an SDXL model: {SDXL}")
+    if unet.get("addition_embed_type") == "text_time" and unet.get("cross_attention_dim") == REFINER_TEXT_WIDTH:
+        raise ConfigurationError(
+            f"{tree.where} is SDXL's refiner: it refines the images of another model; use a base model, or a fine-tune "
+            "of one"
+        )
     return kind
 
 
@@ -192,15 +197,37 @@ def guess_family(tree: Tree, kind: str) -> Family:
     config = tree.json("unet/config.json") or tree.json("config.json")
     if config.get("fps_cond"):
         return "videocrafter"
+    if config.get("addition_embed_type") == "text_time":
+        return SDXL
     blocks = str(config.get("down_block_types"))
     by_blocks: Family | None = "modelscope" if "3D" in blocks else "animatediff" if "2D" in blocks else None
     family = FAMILIES.get(kind) or by_blocks
     if family is None:
         raise ConfigurationError(
             f"{tree.where} is a {kind or 'model'} whose family cannot be read from its configs; name it with --family "
-            "animatediff, modelscope or videocrafter"
+            "animatediff, animatediff-sdxl, modelscope or videocrafter"
         )
     return family
+
+
+def is_sdxl(tree: Tree) -> bool | None:
+    """Whether a model or UNet is of SDXL; None: there is no config that says so."""
+    config = tree.json("unet/config.json") or tree.json("config.json")
+    return _is_sdxl("unet", config) if config else None
+
+
+def _is_sdxl(name: str, config: dict[str, Any]) -> bool | None:
+    """Whether a component is of SDXL; None: its config does not say so."""
+    widths = config.get("block_out_channels")
+    match name:
+        case "unet":
+            return config.get("addition_embed_type") == "text_time"
+        case "vae":
+            return {SDXL_SCALING: True, SD_SCALING: False}.get(config.get("scaling_factor", 0))
+        case "motion_adapter" if widths in (SDXL_MOTION, SD_MOTION):
+            return widths == SDXL_MOTION
+        case _:
+            return None
 
 
 def _shown(name: object) -> str:

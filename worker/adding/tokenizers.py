@@ -11,8 +11,10 @@ from service.catalog.model_entry import ModelEntry
 from service.catalog.weight_files import Component, Source
 from worker.adding.configs import read_json
 
-# Stable Diffusion 1 pads prompts with the end token, 2 with token 0; their vocabularies are the same.
-PADDING = {768: "<|endoftext|>", 1024: "!"}
+# Stable Diffusion 1 and SDXL's first text encoder pad prompts with the end token, 2 with token 0; their vocabularies
+# are the same. By the width of the embeddings that the UNet reads.
+PADDING = {768: "<|endoftext|>", 1024: "!", 2048: "<|endoftext|>"}
+PADDING_2 = "!"  # of SDXL's second text encoder
 
 
 def find_tokenizer(entries: Iterable[ModelEntry], vocabulary: int) -> Path | None:

@@ -13,9 +13,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+from service.catalog.family_components import SDXL, Family
 from service.catalog.weight_files import PICKLE_SUFFIXES, Component
 from service.errors import ConfigurationError
 
+SDXL_MOTION, SD_MOTION = [320, 640, 1280], [320, 640, 1280, 1280]  # widths of motion modules
+MAX_SD_TEXT_WIDTH = 1024  # of the embeddings that UNets of Stable Diffusion 1 and 2 read
 MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 MAX_REMOTE_HEADER_BYTES = 25_000_000  # of a file on a hub: the hub client's limit
 QUANTISED = {"F8_E4M3", "F8_E5M2", "I8", "U8"}
@@ -36,14 +39,11 @@ OPTIONS = {
     INVERSION: "--textual-inversion",
 }
 UNET, TEXT, AUTOENCODER = "model.diffusion_model.", "cond_stage_model.", "first_stage_model."
-CLIP_WORDS, OPEN_CLIP_WORDS = (
-    "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight",
-    "cond_stage_model.model.token_embedding.weight",
-)
-_CONV_IN, _FIRST_MOTION = (
-    f"{UNET}input_blocks.0.0.weight",
-    "down_blocks.0.motion_modules.0.temporal_transformer.norm.weight",
-)
+SDXL_TEXT, SDXL_TEXT_2 = "conditioner.embedders.0.", "conditioner.embedders.1."
+# Names of the words in a text encoder, after its prefix: CLIP's and OpenCLIP's.
+WORDS = "transformer.text_model.embeddings.token_embedding.weight", "model.token_embedding.weight"
+_CONV_IN = f"{UNET}input_blocks.0.0.weight"
+_MOTION_WIDTHS = r"^(?:module\.)?down_blocks\.(\d+)\.motion_modules\.0\.(?:temporal_transformer\.)?norm\.weight$"
 _ADAPTERS = r"lora_(down|up|A|B)\b|\.lora\.|\.alpha$|hada_w1|lokr_|dora_scale|_lora\."
 
 
@@ -120,9 +120,34 @@ class WeightsFile:
         return next((self.width(name, 1) for name in keys), None)
 
     @property
-    def vocabulary(self) -> int | None:
-        """Number of tokens that the text encoder of a checkpoint knows."""
-        return self.width(CLIP_WORDS, 0) or self.width(OPEN_CLIP_WORDS, 0)
+    def prefixes(self) -> dict[str, str]:
+        """What the weights of each component of a checkpoint are named with."""
+        text = {"text_encoder": SDXL_TEXT, "text_encoder_2": SDXL_TEXT_2} if self.is_sdxl else {"text_encoder": TEXT}
+        return {"unet": UNET, "vae": AUTOENCODER, **text}
+
+    def vocabulary(self, encoder: str) -> int | None:
+        """Number of tokens that a text encoder of a checkpoint knows."""
+        return next((width for end in WORDS if (width := self.width(self.prefixes[encoder] + end, 0))), None)
+
+    @property
+    def motion_widths(self) -> list[int]:
+        """Of the blocks of motion modules, from the first on."""
+        found = {int(m[1]): shape[0] for name, shape in self.shapes.items() if (m := re.match(_MOTION_WIDTHS, name))}
+        return [width for _, width in sorted(found.items())]
+
+    @cached_property
+    def is_sdxl(self) -> bool | None:
+        """Whether it is for SDXL; None: a LoRA, a VAE or another file that does not say so."""
+        if self.has(r"^conditioner\.embedders\.|^clip_g$") or (self.text_width or 0) > MAX_SD_TEXT_WIDTH:
+            return True
+        if _CONV_IN in self.shapes or self.has(r"^emb_params$"):
+            return False
+        return self.motion_widths == SDXL_MOTION if self.motion_widths in (SDXL_MOTION, SD_MOTION) else None
+
+    def for_family(self, family: Family) -> WeightsFile:
+        """Returns itself. Raises ConfigurationError if only one of file and family is of SDXL."""
+        check_family(self.where, self.is_sdxl, family)
+        return self
 
     def is_a(self, kind: str) -> bool:
         """Whether it is of this kind, and not one of those that are refused."""
@@ -151,10 +176,19 @@ class WeightsFile:
         return "not recognised", f"its weights are named {some}, as in no format that ivmix knows"
 
 
-SDXL = (
-    "its latents and its two text encoders are others than those of the video models, which work with Stable Diffusion "
-    "1.5 (AnimateDiff) or 2 (ModelScope, VideoCrafter); use a Stable Diffusion 1.5 or 2 model"
-)
+def check_family(where: str, is_sdxl: bool | None, family: Family) -> None:
+    """Raises ConfigurationError if only one of what the user named and the family is of SDXL; None: it is not known."""
+    if is_sdxl and family != SDXL:
+        raise ConfigurationError(
+            f"{where} is of SDXL: its latents and two text encoders are others than those of family {family}; use one "
+            f"of Stable Diffusion 1.5 or 2, or make a model of family {SDXL}: its --from is an SDXL model"
+        )
+    if is_sdxl is False and family == SDXL:
+        raise ConfigurationError(
+            f"{where} is not of SDXL: family {SDXL} has other latents and two text encoders; use one of SDXL"
+        )
+
+
 _IMAGE_INPUT = "its UNet also takes an image, which no sampler here gives; use the model's text-to-image version"
 
 _Rule = tuple[str, str | None, Callable[[WeightsFile], bool]]
@@ -168,29 +202,34 @@ _KINDS: list[_Rule] = [
     ("an IP-Adapter", "it is not supported", lambda file: file.has(r"^(image_proj|ip_adapter)\.")),
     (
         "a HotshotXL motion model",
-        SDXL,
+        "it is not supported; for SDXL use guoyww/animatediff-motion-adapter-sdxl-beta",
         lambda file: file.has(r"temporal_attentions\.|pos_encoder\.positional_encoding$"),
     ),
-    (
-        "a motion model of SDXL",  # three blocks instead of four
-        SDXL,
-        lambda file: file.shapes.get(_FIRST_MOTION) == (320,) and not file.has(r"down_blocks\.3\."),
-    ),
     (MOTION, None, lambda file: file.has(r"motion_modules\.")),
-    ("an SDXL checkpoint", SDXL, lambda file: file.has(r"^conditioner\.embedders\.") or (file.text_width or 0) > 1024),
+    (
+        "an SDXL refiner",
+        "it refines the images of another model; use a base model, or a fine-tune of one",
+        lambda file: file.has(r"^conditioner\.embedders\.0\.model\."),
+    ),
+    (
+        "a checkpoint of Playground 2.5",
+        "its noise schedule (EDM) is not supported; use another SDXL model",
+        lambda file: file.has(r"^edm_(mean|std)$"),
+    ),
+    (
+        "an inpainting or image-conditioned checkpoint",
+        _IMAGE_INPUT,
+        lambda file: file.width(_CONV_IN, 1) not in (None, 4),
+    ),
+    (CHECKPOINT, None, lambda file: _CONV_IN in file.shapes and bool(file.is_sdxl)),
     ("an unCLIP checkpoint", _IMAGE_INPUT, lambda file: file.has(r"label_emb\.")),
-    ("a textual inversion of SDXL", SDXL, lambda file: file.has(r"^clip_g$")),
+    (INVERSION, None, lambda file: file.has(r"^clip_[gl]$")),
     (
         "an original VideoCrafter or ModelScope checkpoint",
         "only its diffusers version is loaded; give that folder or repository",
         lambda file: (
             file.has(r"temopral_conv|fps_embedding|input_blocks\.0\.1\.") or len(file.shapes.get(_CONV_IN, ())) == 5
         ),
-    ),
-    (
-        "an inpainting or image-conditioned checkpoint",
-        _IMAGE_INPUT,
-        lambda file: file.width(_CONV_IN, 1) not in (None, 4),
     ),
     (CHECKPOINT, None, lambda file: _CONV_IN in file.shapes),
     (

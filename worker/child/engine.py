@@ -39,6 +39,8 @@ from service.jobs.sampler_settings import Grid, Network, Solver
 from worker.child.checkpoint_file import Checkpoint
 from worker.child.failures import failed_message
 from worker.child.fingerprint import run_fingerprint, run_fingerprints_0_1, weights_digest
+from worker.child.latent_preview import open_previewer
+from worker.child.previews import MakePreview
 from worker.messages import Failed
 from worker.networks import cpu_tuning
 from worker.networks.models import Models, default_device, load
@@ -51,9 +53,13 @@ OnProgress = Callable[[Phase, int, int], None]
 # Called with the state after every sampling step.
 OnStep = Callable[[Checkpoint], None]
 
+# Called after every sampling step with what makes a preview of it, if the engine was loaded with previews.
+OnPreview = Callable[[MakePreview], None]
+
 
 def _ignore_progress(_phase: Phase, _step: int, _total: int) -> None: ...
 def _ignore_checkpoint(_checkpoint: Checkpoint) -> None: ...
+def _ignore_preview(_make: MakePreview) -> None: ...
 
 
 @dataclass
@@ -80,13 +86,19 @@ class Engine:
     `decode` may run in one thread while `sample` works on the next generation in another.
     """
 
-    def __init__(self, entry: ModelEntry, device: torch.device | None = None) -> None:
+    def __init__(self, entry: ModelEntry, device: torch.device | None = None, *, previews: bool = False) -> None:
         device = device or default_device()
         if device.type == "cpu":
             cpu_tuning.tune_process(entry.cpu_threads)
         self.models: Models = load(entry, device)
         self._weights = weights_digest(self.models)
         self._was_out_of_memory = False
+        self._previewer = open_previewer(self.models) if previews else None
+
+    @property
+    def preview_cost_s(self) -> float:
+        """Seconds that a preview of a clip of the default size takes."""
+        return 0.0 if self._previewer is None else self._previewer.cost_s
 
     def generate(
         self,
@@ -108,6 +120,7 @@ class Engine:
         on_progress: OnProgress = _ignore_progress,
         *,
         on_step: OnStep = _ignore_checkpoint,
+        on_preview: OnPreview = _ignore_preview,
         resume: Path | None = None,
     ) -> SampledLatents:
         """The first part of `generate`: all calls of the networks."""
@@ -120,11 +133,11 @@ class Engine:
             on_step(checkpoint)
 
         try:
-            return self._sample(generation, on_progress, note, latest, timings, low_memory=False)
+            return self._sample(generation, on_progress, note, on_preview, latest, timings, low_memory=False)
         except torch.OutOfMemoryError as e:
             log.warning("out of memory, continuing in low-memory mode: %s", e)
         self._free_memory()  # only here: the exception held on to the tensors of the call that failed
-        return self._sample(generation, on_progress, note, latest, timings, low_memory=True)
+        return self._sample(generation, on_progress, note, on_preview, latest, timings, low_memory=True)
 
     def decode(self, sampled: SampledLatents, on_progress: OnProgress = _ignore_progress) -> Clip:
         """The second part of `generate`."""
@@ -158,6 +171,7 @@ class Engine:
         generation: Generation,
         on_progress: OnProgress,
         on_step: OnStep,
+        on_preview: OnPreview,
         begin: Checkpoint | Path | None,
         timings: dict[str, float],
         *,
@@ -167,10 +181,7 @@ class Engine:
         total = len(plan)
         on_progress(Phase.ENCODING, 0, total)
         with _timed(timings, Phase.ENCODING):
-            image, video = self._denoisers(generation)
-            if low_memory:
-                image.sequential_cfg = video.sequential_cfg = True
-                image.frames_at_once = 1
+            image, video = self._denoisers(generation, low_memory=low_memory)
         with _timed(timings, Phase.SAMPLING):
             state = self._first_state(generation, plan, begin)
             generator = torch.Generator()  # on the CPU: one seed, one clip, on any card
@@ -190,18 +201,24 @@ class Engine:
                     state, step=step.index + 1, latents=step.latents, memory=step.memory, rng=generator.get_state()
                 )
                 on_step(state)
+                if self._previewer is not None:
+                    on_preview(partial(self._previewer.start, step, generation.fps))
                 on_progress(Phase.SAMPLING, state.step, total)
         return SampledLatents(state.latents, total, timings, low_memory)
 
-    def _denoisers(self, generation: Generation) -> tuple[ImageDenoiser, VideoDenoiser]:
+    def _denoisers(self, generation: Generation, *, low_memory: bool = False) -> tuple[ImageDenoiser, VideoDenoiser]:
         models = self.models
         family = self._family(generation) if generation.sampler.name == "official" else None
-        texts = models.encode([generation.prompt, generation.negative_prompt])
+        texts = models.encode([generation.prompt, generation.negative_prompt], empty_is_none=True)
         if family == "animatediff" and models.image_text_encoder.dim == models.video_text_encoder.dim:
             texts = replace(texts, image=texts.video)  # the released code has one text encoder, the video model's
-        image, video = models.denoisers(texts[:1], texts[1:], fps=generation.fps)
+        size = generation.width, generation.height
+        image, video = models.denoisers(texts[:1], texts[1:], fps=generation.fps, size=size)
         if family == "modelscope":
             image.resize = (64, 64)
+        if low_memory:
+            image.sequential_cfg = video.sequential_cfg = True
+            image.frames_at_once = 1
         return image, video
 
     def _family(self, generation: Generation) -> Family:

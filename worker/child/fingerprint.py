@@ -46,7 +46,7 @@ def _sha256(version: str, *parts: str) -> str:
 def weights_digest(models: Models) -> str:
     """Names and shapes of all weights, and the first and last number of each: training changes all of them, and reading
     the weights whole would take seconds at every start."""
-    encoders = (models.image_text_encoder.encoder, models.video_text_encoder.encoder)
+    encoders = (*models.image_text_encoder.networks, *models.video_text_encoder.networks)
     unets = (models.image_unet, models.video_unet)
     digest = hashlib.sha256()
     for network in (*encoders, models.vae, *unets, *unets):  # the UNets twice, as version 0.1 did

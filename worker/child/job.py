@@ -4,8 +4,11 @@ samples the next. Every exception becomes a report to the parent."""
 from __future__ import annotations
 
 import errno
+import fcntl
 import logging
+import struct
 import tempfile
+import termios
 import threading
 import time
 from collections.abc import Generator
@@ -25,6 +28,7 @@ from service.storage.manifest import Manifest
 from service.storage.metrics import StorageCall, measured
 from worker.background_thread import BackgroundThread
 from worker.child.checkpoint_upload import CheckpointWriter
+from worker.child.previews import Previews
 from worker.child.upload import Uploader
 from worker.messages import INTERNAL_ERROR, Done, Failed, Progress, Report, Run, Sampled, Stop, Stopped
 from worker.scratch import Scratch
@@ -55,6 +59,14 @@ class ParentChannel:
         with self._lock:
             self._connection.send(report)
 
+    @property
+    def is_read(self) -> bool:
+        """Whether the parent has read every report. It may wait for Redis; then the pipe must not fill with previews,
+        for `send` would wait too."""
+        with self._lock:
+            answer = fcntl.ioctl(self._connection.fileno(), termios.TIOCOUTQ, bytes(4))  # bytes sent and not read
+        return struct.unpack("i", answer) == (0,)
+
     def storage_called(self, call: StorageCall) -> None:
         with suppress(OSError):  # a checkpoint was stored after the job had ended
             self.send(call)
@@ -74,6 +86,7 @@ class ChildJob:
         self._uploader = Uploader(storage, Scratch(settings.scratch_folder), StorageRetry(settings.storage_retry_s))
         key = object_keys.checkpoint(run.job.id)
         self._checkpoint_writer = CheckpointWriter(storage, key, every_s=settings.checkpoint_s)
+        self._previews = Previews(settings.preview_seconds, engine.preview_cost_s)
 
     def sample(self, background: BackgroundThread) -> None:
         """All calls of the networks; then have `background` do the rest, as soon as it is free."""
@@ -86,7 +99,11 @@ class ChildJob:
             with tempfile.TemporaryDirectory(prefix="ivmix-") as folder:
                 resume = self._checkpoint_writer.fetch(Path(folder)) if self._run.may_resume else None
                 sampled = self._engine.sample(
-                    self._run.generation, self._progress, on_step=self._checkpoint_writer.offer, resume=resume
+                    self._run.generation,
+                    self._sampling_progress,
+                    on_step=self._checkpoint_writer.offer,
+                    on_preview=self._previews.offer,
+                    resume=resume,
                 )
             while not background.is_free(CANCEL_POLL_S):
                 self._sampled_all(Phase.DECODING)  # keeps the parent from assuming a hang, and checks for a stop
@@ -107,9 +124,15 @@ class ChildJob:
             )
             self._end(_done(stored, began))
 
-    def _progress(self, phase: Phase, step: int, total: int) -> None:
+    def _sampling_progress(self, phase: Phase, step: int, total: int) -> None:
+        """With the newest preview."""
+        if phase is Phase.SAMPLING:
+            self._previews.begin()
+        self._progress(phase, step, total, self._previews.take() if self._parent.is_read else None)
+
+    def _progress(self, phase: Phase, step: int, total: int, preview: bytes | None = None) -> None:
         """Report it. Raises StopRequested if the parent asked for a stop."""
-        self._parent.send(Progress(phase, step, total))
+        self._parent.send(Progress(phase, step, total, preview))
         if (stop := self._parent.stop_order()) is not None:
             raise StopRequested(stop)
 

@@ -39,7 +39,7 @@ def main(control: Connection, parent: int, settings: Settings, model: str) -> No
         with quick_imports():
             from worker.child.engine import Engine  # imports torch, which a test engine does not need
 
-        engine = Engine(entry)
+        engine = Engine(entry, previews=settings.preview_seconds > 0)
         _warm_up(engine, entry)
         return engine
 

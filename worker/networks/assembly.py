@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 
 from sampler import NoiseSchedule
+from service.catalog.family_components import SDXL, SDXL_TEXT, TEXT, has_motion_adapter
 from service.catalog.model_entry import ModelEntry
 from service.errors import ConfigurationError
 from worker.networks.component_files import PUT_THERE, component_folder, refused, unreadable
@@ -17,7 +18,7 @@ from worker.networks.component_loader import load_component
 from worker.networks.lora import adapt_text_encoders, fuse_unet_loras
 from worker.networks.network_classes import Network, errors_only
 from worker.networks.schedules import load_schedules
-from worker.networks.text_encoder import TextEncoder
+from worker.networks.text_encoder import AnyTextEncoder, PairedTextEncoder, TextEncoder, text_encoder_of
 
 # after network_classes, which switches the hub client offline
 from diffusers import UNetMotionModel  # isort: skip
@@ -32,8 +33,8 @@ class IncompatibleModels(ConfigurationError):
 class Assembly:
     """The parts of a model. With `only_check`, its networks are on torch's meta device."""
 
-    image_text_encoder: TextEncoder
-    video_text_encoder: TextEncoder
+    image_text_encoder: AnyTextEncoder
+    video_text_encoder: AnyTextEncoder
     vae: Network
     image_unet: Network
     video_unet: Network
@@ -69,12 +70,12 @@ def fit_together(entry: ModelEntry, parts: Mapping[str, Any]) -> Assembly:
     """
     image_unet, video_unet = _unets(entry, parts)
     video_text = _text_encoder(entry, parts, "")
-    pair = {"image_tokenizer", "image_text_encoder"}
-    if len(pair & set(parts)) == 1:
+    own = {f"image_{name}" for name in (SDXL_TEXT if entry.family == SDXL else TEXT)}
+    if (missing := sorted(own - set(parts))) and len(missing) < len(own):
         raise IncompatibleModels(
-            f"model {entry.id} has {min(pair & set(parts))} without {min(pair - set(parts))}; name both or none"
+            f"model {entry.id} has {min(own & set(parts))} without {', '.join(missing)}; name all of them or none"
         )
-    image_text = _text_encoder(entry, parts, "image_") if pair <= set(parts) else video_text
+    image_text = video_text if missing else _text_encoder(entry, parts, "image_")
     image_text, video_text = adapt_text_encoders(entry, image_text, video_text)
     _check_compatibility(entry, parts["vae"], (image_unet, image_text), (video_unet, video_text))
     check_sizes(entry, parts["vae"])
@@ -116,7 +117,7 @@ def check_sizes(entry: ModelEntry, vae: Network) -> None:
 def _unets(entry: ModelEntry, parts: Mapping[str, Any]) -> tuple[Network, Network]:
     """(image UNet, video UNet)."""
     base, video = None, parts["unet"]
-    if entry.family == "animatediff":
+    if has_motion_adapter(entry.family):
         base, video = _with_motion(video, parts["motion_adapter"], entry)
     image = parts.get("image_unet", base)
     fuse_unet_loras(entry, image, video)
@@ -132,7 +133,7 @@ def _with_motion(base: Network, adapter: Network, entry: ModelEntry) -> tuple[Ne
             f"model {entry.id}: num_frames.max={entry.num_frames.max}, but the motion adapter takes {longest} frames; "
             f"write {longest} or less"
         )
-    way_out = "use an adapter that was made for this UNet (Stable Diffusion 1.5: v1-5-2, v1-5-3)"
+    way_out = "use an adapter that was made for this UNet (Stable Diffusion 1.5: v1-5-2, v1-5-3; SDXL: sdxl-beta)"
     # diffusers suggests a setting of from_pretrained, which does not make a motion UNet
     with (
         errors_only("diffusers"),
@@ -141,16 +142,22 @@ def _with_motion(base: Network, adapter: Network, entry: ModelEntry) -> tuple[Ne
         no_init_weights(),
     ):
         video = cast("Any", UNetMotionModel.from_unet2d(base, adapter))
+    # All of the base's weights: diffusers leaves out those of SDXL's add_embedding.
+    video.load_state_dict(base.state_dict(keep_vars=True), strict=False, assign=True)
     video.eval().requires_grad_(False)
-    weights = video.state_dict(keep_vars=True)
-    base.load_state_dict({name: weights[name] for name in base.state_dict()}, assign=True)
     return base, video
 
 
-def _text_encoder(entry: ModelEntry, parts: Mapping[str, Any], prefix: str) -> TextEncoder:
+def _text_encoder(entry: ModelEntry, parts: Mapping[str, Any], prefix: str) -> AnyTextEncoder:
+    """Of the video model, or with `prefix` "image_" of the image model. Raises IncompatibleModels."""
+    ends = ("", "_2") if entry.family == SDXL else ("",)
+    return text_encoder_of({f"text_encoder{end}": _one_text_encoder(entry, parts, prefix, end) for end in ends})
+
+
+def _one_text_encoder(entry: ModelEntry, parts: Mapping[str, Any], prefix: str, end: str) -> TextEncoder:
     """Raises IncompatibleModels if tokenizer and encoder do not match: every prompt would turn into noise."""
-    folder = component_folder(entry.all_components[f"{prefix}tokenizer"])
-    tokenizer, encoder = parts[f"{prefix}tokenizer"], parts[f"{prefix}text_encoder"]
+    folder = component_folder(entry.all_components[f"{prefix}tokenizer{end}"])
+    tokenizer, encoder = parts[f"{prefix}tokenizer{end}"], parts[f"{prefix}text_encoder{end}"]
     if len(tokenizer) != encoder.config.vocab_size:
         raise IncompatibleModels(
             f"{folder}: the tokenizer has {len(tokenizer)} tokens, its text encoder {encoder.config.vocab_size}; "
@@ -163,7 +170,7 @@ def _text_encoder(entry: ModelEntry, parts: Mapping[str, Any], prefix: str) -> T
 
 
 def _check_compatibility(
-    entry: ModelEntry, vae: Network, image: tuple[Network, TextEncoder], video: tuple[Network, TextEncoder]
+    entry: ModelEntry, vae: Network, image: tuple[Network, AnyTextEncoder], video: tuple[Network, AnyTextEncoder]
 ) -> None:
     channels = int(vae.config.latent_channels)
     for name, (unet, encoder) in {"image model": image, "video model": video}.items():
@@ -179,3 +186,10 @@ def _check_compatibility(
                 f"returns {encoder.dim}; name a separate tokenizer and text encoder (image_tokenizer, "
                 "image_text_encoder for the image model)"
             )
+        if isinstance(encoder, PairedTextEncoder):
+            wanted, sizes = config.projection_class_embeddings_input_dim, 6 * config.addition_time_embed_dim
+            if wanted != encoder.pooled_dim + sizes:
+                raise IncompatibleModels(
+                    f"model {entry.id}: the {name} takes {wanted} numbers next to the text, its text_encoder_2 returns "
+                    f"{encoder.pooled_dim}, and the sizes make {sizes}; take both from one model, which is no refiner"
+                )

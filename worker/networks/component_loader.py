@@ -76,7 +76,7 @@ def load_network(entry: ModelEntry, name: str, dtype: torch.dtype, *, only_check
     kind = network_class(entry, name)
     with refused(file, "take the one that belongs to the weights"), torch.device("meta"):
         network = empty_network(kind, config)
-    stored = stored_weights(weight_files(component).files)
+    stored = stored_weights(weight_files(component).files, network.state_dict())
     check_weights(folder, network, stored)
     empty = network
     if {buffer for buffer, _ in network.named_buffers()} - set(stored):

@@ -7,13 +7,16 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
+from service.catalog.family_components import SDXL, Family
 from service.catalog.model_entry import ModelEntry
 from service.errors import ConfigurationError
 from worker.networks.component_files import DOWNLOAD_AGAIN
+from worker.networks.network_classes import network_class
 
+SDXL_INPUT = "text_time"  # pooled text embeddings and sizes
 # Inputs of diffusers' UNets next to latents, timestep and text.
 OTHER_INPUTS = {
-    "addition_embed_type": "SDXL or another second text or size input",
+    "addition_embed_type": "another second text or size input",
     "class_embed_type": "class labels",
     "num_class_embeds": "class labels",
     "encoder_hid_dim_type": "another text or image encoder",
@@ -32,7 +35,7 @@ HIGHEST = {
 def check_config(entry: ModelEntry, name: str, file: Path, config: Mapping[str, Any]) -> None:
     """Raises ConfigurationError if the config is that of another class, or has an input that no sampler gives."""
     expected = _class_of(entry, name)
-    text = name.removeprefix("image_") == "text_encoder"
+    text = entry.all_components[name].kind == "text_encoder"
     found: object = config.get("architectures" if text else "_class_name") or expected
     if expected is not None and found not in (expected, [expected]):
         raise ConfigurationError(
@@ -44,13 +47,26 @@ def check_config(entry: ModelEntry, name: str, file: Path, config: Mapping[str, 
             f"{file}: conv_in_channels={config['conv_in_channels']!r} is not supported: with this adapter (PIA) the "
             "UNet also wants an image; use one of AnimateDiff's text-to-video adapters"
         )
+    if name.endswith("unet"):
+        _check_inputs(entry.family, file, config)
+    check_numbers(file, config)
+
+
+def _check_inputs(family: Family, file: Path, config: Mapping[str, Any]) -> None:
+    added = config.get("addition_embed_type")
+    is_sdxl = added == SDXL_INPUT
+    if is_sdxl != (family == SDXL):
+        kind = "a UNet of SDXL" if is_sdxl else "no UNet of SDXL"
+        other = f"family {SDXL}" if is_sdxl else "another family, such as animatediff for Stable Diffusion 1.5"
+        raise ConfigurationError(
+            f"{file}: addition_embed_type={added!r}: this is {kind}; use {other}, or a UNet that family {family} takes"
+        )
     for key, what in OTHER_INPUTS.items():
-        if name.endswith("unet") and config.get(key) is not None:
+        if config.get(key) is not None and not (is_sdxl and key == "addition_embed_type"):
             raise ConfigurationError(
                 f"{file}: {key}={config[key]!r} is not supported: this UNet also wants {what}; use one that takes "
                 "latents, timestep and text only, such as those of Stable Diffusion 1 and 2"
             )
-    check_numbers(file, config)
 
 
 def check_numbers(file: Path, config: Mapping[str, Any]) -> None:
@@ -63,9 +79,9 @@ def check_numbers(file: Path, config: Mapping[str, Any]) -> None:
 
 def _class_of(entry: ModelEntry, name: str) -> str | None:
     """diffusers' or transformers' name of the class; None: ports name theirs as they like."""
-    videos = {"animatediff": "UNet2DConditionModel", "modelscope": "UNet3DConditionModel", "videocrafter": None}
-    classes = {"image_unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "motion_adapter": "MotionAdapter"}
-    return videos[entry.family] if name == "unet" else classes.get(name, "CLIPTextModel")
+    if name == "unet" and entry.family == "videocrafter":
+        return None
+    return network_class(entry, name).__name__
 
 
 def _numbers(value: object) -> Iterable[float]:

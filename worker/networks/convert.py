@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch import Tensor
 
 from service.errors import ConfigurationError
@@ -23,20 +23,22 @@ from worker.networks.network_classes import Network, empty_network, errors_only
 # after network_classes, which switches the hub client offline
 from diffusers import AutoencoderKL, MotionAdapter, UNet2DConditionModel  # isort: skip
 from diffusers.loaders import single_file_utils as converters  # isort: skip
-from transformers import CLIPTextModel  # isort: skip
+from transformers import CLIPTextModel, CLIPTextModelWithProjection  # isort: skip
 from transformers.utils import logging as transformers_logging  # isort: skip
 
 Weights = dict[str, Tensor]
 Config = Mapping[str, Any]
 
-# Prefix of a component's weights in a checkpoint.
+# Prefix of a component's weights in a checkpoint of Stable Diffusion 1 or 2.
 PREFIXES = {"unet": "model.diffusion_model.", "vae": "first_stage_model.", "text_encoder": "cond_stage_model."}
 CLASSES: dict[str, Network] = {
     "unet": UNet2DConditionModel,
     "vae": AutoencoderKL,
     "text_encoder": CLIPTextModel,
+    "text_encoder_2": CLIPTextModelWithProjection,
     "motion_adapter": MotionAdapter,
 }
+SDXL_TEXT_2 = "conditioner.embedders.1.model."
 # What training and other programs leave in a file, and no component reads.
 NOT_WEIGHTS = re.compile(
     r"^(first_stage_model\.)?(loss|model_ema)\.|(position_ids|logit_scale|text_projection(\.weight)?)$"
@@ -44,26 +46,28 @@ NOT_WEIGHTS = re.compile(
 POSITIONS = re.compile(r"pos_encoder\.pe$|pos_embed\.pe$")
 
 
-def convert_checkpoint(file: Path, folders: Mapping[str, Path], configs: Mapping[str, Config]) -> None:
-    """Convert a Stable Diffusion 1 or 2 checkpoint in its original layout.
+def convert_checkpoint(
+    file: Path, folders: Mapping[str, Path], configs: Mapping[str, Config], prefixes: Mapping[str, str] = PREFIXES
+) -> None:
+    """Convert a checkpoint of Stable Diffusion 1 or 2 or of SDXL in its original layout.
 
     Args:
         file: in safetensors.
-        folders: where to write each component: unet, vae, text_encoder, scheduler.
+        folders: where to write each component: unet, vae, text_encoder, scheduler, and of SDXL text_encoder_2.
         configs: the diffusers config of each.
+        prefixes: what the weights of each are named with.
 
     Raises:
         ConfigurationError: a component is missing, or does not fit its config.
     """
-    weights = _load(file)
     for name, folder in folders.items():
         if name == "scheduler":
             folder.mkdir(parents=True)
             (folder / "scheduler_config.json").write_text(json.dumps(configs[name], indent=2))
             continue
-        part = {key: value for key, value in weights.items() if key.startswith(PREFIXES[name])}
+        part = _load(file, prefixes[name])
         if not part:
-            raise ConfigurationError(f"{file} has no {name}: no weights are named {PREFIXES[name]}...")
+            raise ConfigurationError(f"{file} has no {name}: no weights are named {prefixes[name]}...")
         _convert(f"the {name} of {file}", name, part, configs[name], folder)
 
 
@@ -101,7 +105,7 @@ def _convert(what: str, name: str, weights: Weights, config: Config, folder: Pat
 
 def diffusers_names(name: str, network: Network, weights: Weights) -> Weights:
     """The weights of a component in its original layout, named and shaped as diffusers does, by its converters."""
-    config = dict(network.config) if name != "text_encoder" else {}  # the given one, completed with defaults
+    config = {} if "text_encoder" in name else dict(network.config)  # the given one, completed with defaults
     match name:
         case "unet":
             return converters.convert_ldm_unet_checkpoint(weights, config)
@@ -109,8 +113,10 @@ def diffusers_names(name: str, network: Network, weights: Weights) -> Weights:
             return converters.convert_ldm_vae_checkpoint(weights, config)
         case "motion_adapter":
             return converters.convert_animatediff_checkpoint_to_diffusers(weights)
+        case "text_encoder_2":
+            return converters.convert_open_clip_checkpoint(network.text_model, weights, SDXL_TEXT_2)
         case _:
-            original = "cond_stage_model.transformer.text_model.embeddings.position_embedding.weight" in weights
+            original = any(key.endswith("text_model.embeddings.position_embedding.weight") for key in weights)
             convert = converters.convert_ldm_clip_checkpoint
             found = convert(weights) if original else converters.convert_open_clip_checkpoint(network, weights)
             return {key.removeprefix("text_model."): value for key, value in found.items()}
@@ -151,9 +157,11 @@ def _check_positions(what: str, expected: Weights, weights: Weights) -> None:
             raise ConfigurationError(f"{what}: {key} is not AnimateDiff's sinusoidal encoding, which would be computed")
 
 
-def _load(file: Path) -> Weights:
+def _load(file: Path, prefix: str = "") -> Weights:
+    """The weights whose names begin so: a checkpoint of SDXL is large."""
     try:
-        return load_file(file)
+        with safe_open(file, "pt") as opened:
+            return {key: opened.get_tensor(key) for key in opened.keys() if key.startswith(prefix)}  # noqa: SIM118
     except Exception as e:  # safetensors' error, or that of the operating system
         raise ConfigurationError(f"{file} cannot be read: {_line(e)}; download it again") from e
 

@@ -14,15 +14,16 @@ import torch
 from torch import nn
 
 from service.catalog.adapters import Role
+from service.catalog.family_components import SDXL
 from service.catalog.model_entry import ModelEntry
 from service.errors import ConfigurationError
 from worker.networks.lora_file import LoraFile
 from worker.networks.lora_layers import Adapter
-from worker.networks.lora_names import Target
+from worker.networks.lora_names import TEXT_TARGETS, Target
 from worker.networks.network_classes import Network
 from worker.networks.stored_layers import StoredLayers
-from worker.networks.text_encoder import TextEncoder
-from worker.networks.textual_inversion import add_inversions
+from worker.networks.text_encoder import AnyTextEncoder, text_encoder_of
+from worker.networks.textual_inversion import SDXL_KEYS, add_inversions
 
 
 def fuse_unet_loras(entry: ModelEntry, image: Network, video: Network) -> None:
@@ -31,10 +32,12 @@ def fuse_unet_loras(entry: ModelEntry, image: Network, video: Network) -> None:
     Raises:
         ConfigurationError: a file is no LoRA, is of an unknown kind, does not fit, or overflows the entry's `dtype`.
     """
-    _fuse(entry, "unet", {"image": image, "video": video}, [LoraFile(lora) for lora in entry.all_loras])
+    _fuse(entry, "unet", {"image": image, "video": video}, _files(entry))
 
 
-def adapt_text_encoders(entry: ModelEntry, image: TextEncoder, video: TextEncoder) -> tuple[TextEncoder, TextEncoder]:
+def adapt_text_encoders(
+    entry: ModelEntry, image: AnyTextEncoder, video: AnyTextEncoder
+) -> tuple[AnyTextEncoder, AnyTextEncoder]:
     """(image's, video's) with the LoRAs and textual inversions of an entry; one object only if both get the same.
 
     Those on torch's meta device are only checked.
@@ -42,17 +45,35 @@ def adapt_text_encoders(entry: ModelEntry, image: TextEncoder, video: TextEncode
     Raises:
         ConfigurationError: a file is not one, is of an unknown kind, does not fit, or overflows the entry's `dtype`.
     """
-    loras = [LoraFile(lora) for lora in entry.all_loras]
-    on = [lora.on for lora in loras if any(layer.target == "text_encoder" for layer in lora.layers)]
+    loras = _files(entry)
+    on = [lora.on for lora in loras if any(layer.target != "unet" for layer in lora.layers)]
     on += [inversion.on for inversion in entry.textual_inversions]
     if image is video and any(len(set(roles)) == 1 for roles in on):
-        image = TextEncoder(copy.deepcopy(video.tokenizer), _with_same_weights(video.encoder))
-    encoders: dict[Role, TextEncoder] = {"video": video} if image is video else {"image": image, "video": video}
-    _fuse(entry, "text_encoder", {role: text.encoder for role, text in encoders.items()}, loras)
+        image = video.copied()
+    encoders: dict[Role, AnyTextEncoder] = {"video": video} if image is video else {"image": image, "video": video}
+    for target in TEXT_TARGETS[: len(video.parts)]:
+        _fuse(entry, target, {role: text.parts[target].layers for role, text in encoders.items()}, loras)
+    keys = SDXL_KEYS if entry.family == SDXL else {}
     for role, text in encoders.items():
-        inversions = [inversion for inversion in entry.textual_inversions if role in inversion.on]
-        encoders[role] = add_inversions(text, inversions, role, _dtype(entry)) if inversions else text
+        if inversions := [inversion for inversion in entry.textual_inversions if role in inversion.on]:
+            parts = {
+                name: add_inversions(part, inversions, role, _dtype(entry), keys.get(name))
+                for name, part in text.parts.items()
+            }
+            encoders[role] = text_encoder_of(parts)
     return encoders.get("image", encoders["video"]), encoders["video"]
+
+
+def _files(entry: ModelEntry) -> list[LoraFile]:
+    files = [LoraFile(lora) for lora in entry.all_loras]
+    for file in files if entry.family != SDXL else ():
+        if second := [layer for layer in file.layers if layer.target == "text_encoder_2"]:
+            key = min(second[0].keys.values())
+            raise ConfigurationError(
+                f"LoRA {file.path}: it has weights of SDXL's second text encoder, which family {entry.family} lacks: "
+                f"{key}"
+            )
+    return files
 
 
 def _fuse(entry: ModelEntry, target: Target, networks: Mapping[Role, Network], loras: Sequence[LoraFile]) -> None:
@@ -125,8 +146,3 @@ def _merged(module: nn.Module, adapters: Mapping[LoraFile, Adapter]) -> dict[str
 
 def _dtype(entry: ModelEntry) -> torch.dtype:
     return getattr(torch, entry.dtype)
-
-
-def _with_same_weights(network: Network) -> Network:
-    """A copy of the network with the same parameters and buffers."""
-    return copy.deepcopy(network, {id(x): x for x in (*network.parameters(), *network.buffers())})

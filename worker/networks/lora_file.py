@@ -69,7 +69,8 @@ class LoraFile:
             for name, adapter in adapters.items():
                 adapter.check(network.get_submodule(name))
         except ValueError as e:
-            what = f"{role} model" if target == "unet" else f"text encoder of the {role} model"
+            second = "second " if target == "text_encoder_2" else ""
+            what = f"{role} model" if target == "unet" else f"{second}text encoder of the {role} model"
             raise ConfigurationError(f"LoRA {self.path} does not fit the {what}: {e}") from e
         return adapters
 
@@ -89,7 +90,7 @@ def _config(metadata: Mapping[str, str]) -> dict[Target, dict[str, Any]]:
     stored: object = json.loads(metadata.get(LORA_ADAPTER_METADATA_KEY, "{}"))
     if not isinstance(stored, dict):
         raise ValueError(f"its metadata {LORA_ADAPTER_METADATA_KEY} is not an object")
-    config: dict[Target, dict[str, Any]] = {"unet": {}, "text_encoder": {}}
+    config: dict[Target, dict[str, Any]] = {"unet": {}, "text_encoder": {}, "text_encoder_2": {}}
     for name, value in cast("dict[str, Any]", stored).items():
         target, _, setting = name.partition(".")
         if target in config:

@@ -20,11 +20,11 @@ from diffusers.loaders import lora_conversion_utils as kohya  # isort: skip
 from diffusers.loaders.single_file_utils import convert_animatediff_checkpoint_to_diffusers  # isort: skip
 from diffusers.utils import state_dict_utils  # isort: skip
 
-Target = Literal["unet", "text_encoder"]
+Target = Literal["unet", "text_encoder", "text_encoder_2"]
+TEXT_TARGETS: tuple[Target, ...] = ("text_encoder", "text_encoder_2")  # the second is SDXL's
 
 # Kinds that neither peft nor diffusers can apply, by a regular expression of their keys.
 UNSUPPORTED = {
-    r"^lora_te2_|^text_encoder_2\.": "weights of SDXL's second text encoder",
     r"^bundle_emb\.": "a bundled textual inversion; save it as its own file and list it under textual_inversions",
     r"^(emb_params|clip_[gl]|string_to_param.*)$": "a textual inversion; list it under textual_inversions",
     r"\.diff(_b)?$": "full weights (diff)",
@@ -42,6 +42,12 @@ PARTS = (
     r"alpha|dora_scale|lora_[AB]\.weight|lora_B\.bias|lora_magnitude_vector(?:\.weight)?|"
     r"hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t2)"
 )
+KOHYA_TARGETS: dict[str, Target] = {
+    "unet": "unet",
+    "te": "text_encoder",
+    "te1": "text_encoder",
+    "te2": "text_encoder_2",
+}
 MAGNITUDE = "lora_magnitude_vector.weight"
 MAX_KEYS_SHOWN = 3
 
@@ -92,13 +98,15 @@ def read_layers(keys: Iterable[str]) -> list[AdapterLayer]:
 
 def _dotted(key: str) -> tuple[Target, str]:
     """Network, and the key without its prefix, with the parts named as in peft."""
-    if found := re.match(r"lora_(unet|te1?)_", key):
-        return "unet" if found[1] == "unet" else "text_encoder", _peft_parts(key[found.end() :])
+    if found := re.match(r"lora_(unet|te[12]?)_", key):
+        return KOHYA_TARGETS[found[1]], _peft_parts(key[found.end() :])
     key = key.removeprefix("module.")  # of a network that was trained on several GPUs
-    is_text = key.startswith(("text_encoder.", "text_model."))
-    name = key.removeprefix("text_encoder.").removeprefix("text_model.").removeprefix("unet.")
-    if is_text:
-        return "text_encoder", _peft_parts(_converted(name, state_dict_utils.DIFFUSERS_OLD_TO_PEFT))
+    if found := re.match(r"(?:(text_encoder(?:_2)?)\.)?(?:text_model\.)?", key):
+        name = key[found.end() :]
+        if name != key:
+            target = "text_encoder_2" if found[1] == "text_encoder_2" else "text_encoder"
+            return target, _peft_parts(_converted(name, state_dict_utils.DIFFUSERS_OLD_TO_PEFT))
+    name = key.removeprefix("unet.")
     if "motion_modules" in name:
         name = next(iter(convert_animatediff_checkpoint_to_diffusers({name: name})), name)
     return "unet", _peft_parts(_converted(name, state_dict_utils.UNET_TO_DIFFUSERS))

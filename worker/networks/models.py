@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sampler import ImageDenoiser, IncompatibleInputs, NoiseSchedule, VideoDenoiser
+from sampler import AddedConditions, ImageDenoiser, IncompatibleInputs, NoiseSchedule, VideoDenoiser
+from service.catalog.family_components import SDXL
 from service.catalog.model_entry import ModelEntry
 from service.catalog.registry import ModelRegistry
 from service.errors import InvalidParameter
@@ -27,7 +28,7 @@ from worker.networks.not_finite import finite
 from worker.networks.optimise import BlockCompiler, OptimisedNetwork, TextKVCache, vae_decode
 from worker.networks.optimise.weight_memory import channels_last, resident_bytes, shared_bytes
 from worker.networks.schedules import schedule_warnings
-from worker.networks.text_encoder import TextEmbeddings, TextEncoder
+from worker.networks.text_encoder import AnyTextEncoder, Encoded, TextEmbeddings
 
 __all__ = ["IncompatibleModels", "Models", "default_device", "load"]
 log = logging.getLogger("ivmix.child")
@@ -49,8 +50,8 @@ class Models:
     entry: ModelEntry
     device: torch.device
     dtype: torch.dtype
-    image_text_encoder: TextEncoder
-    video_text_encoder: TextEncoder
+    image_text_encoder: AnyTextEncoder
+    video_text_encoder: AnyTextEncoder
     vae: Network
     image_unet: Network
     video_unet: Network
@@ -88,11 +89,13 @@ class Models:
         scale = pixels_per_latent(self.entry, self.vae)
         return 1, int(self.vae.config.latent_channels), frames, height // scale, width // scale
 
-    def encode(self, texts: str | Sequence[str]) -> TextEmbeddings:
+    def encode(self, texts: str | Sequence[str], *, empty_is_none: bool = False) -> TextEmbeddings:
         """Encode texts for both networks.
 
         Args:
             texts: one text or B texts.
+            empty_is_none: whether an empty text means none, as a negative prompt does: family animatediff-sdxl then
+                gives zeros for it, unless the entry's `force_zeros_for_empty_prompt` is false.
 
         Returns:
             `image` and `video`, (B, tokens, dim) each in the networks' dtype. Slices select texts.
@@ -107,14 +110,28 @@ class Models:
             self.entry.check_vocabulary("prompt", text)
         image, video = self.image_text_encoder, self.video_text_encoder
         ids = {id(encoder): encoder.token_ids(texts) for encoder in (image, video)}
-        for_video = finite(video.encode(ids[id(video)]).to(self.dtype), "text encoder (text_encoder)")
-        if image is video:
-            return TextEmbeddings(for_video, for_video)
-        for_image = finite(image.encode(ids[id(image)]).to(self.dtype), "image model's encoder (image_text_encoder)")
-        return TextEmbeddings(for_image, for_video)
+        has_zeros = empty_is_none and self.entry.family == SDXL and self.entry.force_zeros_for_empty_prompt
+        zeros = [has_zeros and not text for text in texts]
+        for_video = self._checked(video.encode(ids[id(video)]), zeros, "text encoder (text_encoder)")
+        for_image = for_video
+        if image is not video:
+            encoded = image.encode(ids[id(image)])
+            for_image = self._checked(encoded, zeros, "image model's encoder (image_text_encoder)")
+        return TextEmbeddings(for_image.text, for_video.text, for_image.pooled, for_video.pooled)
+
+    def _checked(self, encoded: Encoded, zeros: Sequence[bool], name: str) -> Encoded:
+        """In the networks' dtype, with zeros in these rows. Raises NotFinite."""
+        pooled = None if encoded.pooled is None else finite(encoded.pooled.to(self.dtype), name)
+        found = Encoded(finite(encoded.text.to(self.dtype), name), pooled)
+        return found.zeroed(zeros) if any(zeros) else found
 
     def denoisers(
-        self, prompt: str | TextEmbeddings, negative: str | TextEmbeddings = "", *, fps: int | None = None
+        self,
+        prompt: str | TextEmbeddings,
+        negative: str | TextEmbeddings = "",
+        *,
+        fps: int | None = None,
+        size: tuple[int, int] | None = None,
     ) -> tuple[ImageDenoiser, VideoDenoiser]:
         """Both networks with the texts of one job, as `sampler.sample` takes them.
 
@@ -124,6 +141,8 @@ class Models:
             prompt, negative: texts, or their embeddings from `encode`, of the same batch size.
             fps: frame rate in frames per second that conditions the network (family videocrafter only), unless the
                 entry has `network_fps`; None: the model's default.
+            size: width and height of the clip in pixels, which condition the networks of family animatediff-sdxl as
+                original and target size, without a crop; None: the model's first size.
 
         Raises:
             InvalidParameter, PromptTooLong, NotFinite: as `encode`.
@@ -131,22 +150,32 @@ class Models:
         """
         if isinstance(negative, str):
             self.entry.check_vocabulary("negative_prompt", negative)
-        cond, uncond = (text if isinstance(text, TextEmbeddings) else self.encode(text) for text in (prompt, negative))
+        cond = self.encode(prompt) if isinstance(prompt, str) else prompt
+        uncond = self.encode(negative, empty_is_none=True) if isinstance(negative, str) else negative
         self.text_kv_cache.clear()
-        return (
-            ImageDenoiser(
-                self.optimised_image_unet,
-                cond.image,
-                uncond.image,
-                prediction_type=self.image_schedule.prediction_type,
-            ),
-            VideoDenoiser(
-                self.optimised_video_unet,
-                cond.video,
-                uncond.video,
-                prediction_type=self.video_schedule.prediction_type,
-                network_args=self._network_args(fps),
-            ),
+        return self._image_denoiser(cond, uncond, size), self._video_denoiser(cond, uncond, size, fps)
+
+    def _image_denoiser(
+        self, cond: TextEmbeddings, uncond: TextEmbeddings, size: tuple[int, int] | None
+    ) -> ImageDenoiser:
+        return ImageDenoiser(
+            self.optimised_image_unet,
+            cond.image,
+            uncond.image,
+            prediction_type=self.image_schedule.prediction_type,
+            added=self._added(cond.image_pooled, uncond.image_pooled, size),
+        )
+
+    def _video_denoiser(
+        self, cond: TextEmbeddings, uncond: TextEmbeddings, size: tuple[int, int] | None, fps: int | None
+    ) -> VideoDenoiser:
+        return VideoDenoiser(
+            self.optimised_video_unet,
+            cond.video,
+            uncond.video,
+            prediction_type=self.video_schedule.prediction_type,
+            added=self._added(cond.video_pooled, uncond.video_pooled, size),
+            network_args=self._network_args(fps),
         )
 
     def decode(self, latents: Tensor, frames_per_call: int | None = None) -> Tensor:
@@ -173,8 +202,19 @@ class Models:
     @property
     def weights_bytes(self) -> int:
         """Memory of all weights in bytes; weights that two networks share count once."""
-        encoders = (self.image_text_encoder.encoder, self.video_text_encoder.encoder)
+        encoders = (*self.image_text_encoder.networks, *self.video_text_encoder.networks)
         return resident_bytes(self.image_unet, self.video_unet, self.vae, *encoders)
+
+    def _added(
+        self, cond: Tensor | None, uncond: Tensor | None, size: tuple[int, int] | None
+    ) -> AddedConditions | None:
+        """Of networks that read pooled embeddings."""
+        if cond is None or uncond is None:
+            return None
+        width, height = size or map(int, self.entry.sizes[0].split("x"))
+        of_network = (height // self.entry.upscale, width // self.entry.upscale)
+        time_ids = torch.tensor((*of_network, 0, 0, *of_network), dtype=self.dtype, device=self.device)
+        return AddedConditions(cond, uncond, time_ids)
 
     def _network_args(self, fps: int | None) -> dict[str, Any]:
         if self.entry.family != "videocrafter":
@@ -209,7 +249,7 @@ def load(model: ModelEntry | str, device: torch.device | str | None = None) -> M
 
 
 def _on_device(entry: ModelEntry, parts: Assembly, device: torch.device, dtype: torch.dtype) -> Models:
-    for module in (parts.video_text_encoder.encoder, parts.image_text_encoder.encoder, parts.vae):
+    for module in (*parts.video_text_encoder.networks, *parts.image_text_encoder.networks, parts.vae):
         module.to(device)
     for unet in (parts.image_unet, parts.video_unet):
         unet.to(device)

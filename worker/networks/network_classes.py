@@ -15,7 +15,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # huggingface_hub reads it when it
 
 from diffusers import AutoencoderKL, MotionAdapter, UNet2DConditionModel, UNet3DConditionModel
 from diffusers.models.modeling_utils import no_init_weights
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from worker.networks.videocrafter_unet import VideoCrafterUNet
 
@@ -25,24 +25,26 @@ Network = Any  # diffusers and transformers are only partly typed
 def empty_network(kind: Network, config: dict[str, Any]) -> Network:
     """A network whose weights are not initialised."""
     with no_init_weights():
-        return CLIPTextModel(CLIPTextConfig(**config)) if kind is CLIPTextModel else kind.from_config(config)
+        is_text = kind in (CLIPTextModel, CLIPTextModelWithProjection)
+        return kind(CLIPTextConfig(**config)) if is_text else kind.from_config(config)
 
 
 def network_class(entry: ModelEntry, name: str) -> Network:
     video = {
         "animatediff": UNet2DConditionModel,
+        "animatediff-sdxl": UNet2DConditionModel,
         "modelscope": UNet3DConditionModel,
         "videocrafter": VideoCrafterUNet,
     }
     classes: dict[str, Network] = {
         "text_encoder": CLIPTextModel,
-        "image_text_encoder": CLIPTextModel,
+        "text_encoder_2": CLIPTextModelWithProjection,
         "vae": AutoencoderKL,
         "unet": video[entry.family],
         "motion_adapter": MotionAdapter,
         "image_unet": UNet2DConditionModel,
     }
-    return classes[name]
+    return classes[name if name in classes else name.removeprefix("image_")]
 
 
 @contextmanager

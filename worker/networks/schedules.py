@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sampler import NoiseSchedule
+from service.catalog.family_components import has_motion_adapter
 from service.catalog.model_entry import ModelEntry
 from service.catalog.scheduler_settings import SCHEDULER_FILE, ScheduleOverrides, named_spacing
 from service.errors import ConfigurationError
@@ -37,7 +38,7 @@ def schedule_warnings(entry: ModelEntry) -> Iterator[str]:
             is_known = key in known or key == "timestep_scaling"  # LCMScheduler's own
             if not is_known and (near := difflib.get_close_matches(key, known, 1, cutoff=0.85)):
                 yield f"{file}: no scheduler reads {key}; probably {near[0]} is meant"
-    if entry.family != "animatediff" or "beta_schedule" in entry.video_schedule:
+    if not has_motion_adapter(entry.family) or "beta_schedule" in entry.video_schedule:
         return
     found = read_json(_file(entry, "video")).get("beta_schedule", "linear")
     if found != "linear":

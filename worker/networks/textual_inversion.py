@@ -3,7 +3,8 @@
 # pyright: reportPrivateImportUsage=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,12 +16,19 @@ from service.catalog.adapters import Role, TextualInversion
 from service.errors import ConfigurationError
 from worker.networks.text_encoder import TextEncoder
 
+# Keys of SDXL's files, by the text encoder that each is for.
+SDXL_KEYS = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
 
-def read_vectors(inversion: TextualInversion, dtype: torch.dtype) -> Tensor:
-    """(vectors, dim) float32. Raises ConfigurationError naming the file and what it is instead.
+
+def read_vectors(inversion: TextualInversion, dtype: torch.dtype, key: str | None = None) -> Tensor:
+    """(vectors, dim) float32.
 
     Args:
         dtype: of the model's entry, which must hold the vectors.
+        key: of a file for SDXL, which has one for each text encoder; None: the file is for another model.
+
+    Raises:
+        ConfigurationError: naming the file and what it is instead.
     """
     file = inversion.file.path
     assert file is not None, "check_files refuses what was not fetched"
@@ -28,14 +36,7 @@ def read_vectors(inversion: TextualInversion, dtype: torch.dtype) -> Tensor:
         found = load_file(file)
     except (OSError, SafetensorError) as e:
         raise ConfigurationError(f"{file} is not a safetensors file: {e}") from e
-    names = ", ".join(sorted(found)[:3])
-    if {"clip_l", "clip_g"} & set(found):
-        raise ConfigurationError(
-            f"textual inversion {file} is for SDXL ({names}); use one for the model's text encoder"
-        )
-    if len(found) != 1:
-        raise ConfigurationError(f"textual inversion {file} has {len(found)} weights ({names}); expected one")
-    vectors = next(iter(found.values())).float()
+    names, vectors = _tensor(file, found, key)
     if vectors.ndim not in (1, 2) or not vectors.numel():
         raise ConfigurationError(
             f"textual inversion {file}: {names} has shape {tuple(vectors.shape)}, expected (vectors, dim) or (dim,)"
@@ -50,10 +51,31 @@ def read_vectors(inversion: TextualInversion, dtype: torch.dtype) -> Tensor:
     return vectors.reshape(-1, vectors.shape[-1])
 
 
+def _tensor(file: Path, found: Mapping[str, Tensor], key: str | None) -> tuple[str, Tensor]:
+    """(its name, the tensor) for one text encoder. Raises ConfigurationError."""
+    names, keys = ", ".join(sorted(found)[:3]), set(SDXL_KEYS.values())
+    if key is not None and set(found) != keys:
+        raise ConfigurationError(f"textual inversion {file} is not for SDXL ({names}); use one with clip_l and clip_g")
+    if key is None and keys & set(found):
+        raise ConfigurationError(
+            f"textual inversion {file} is for SDXL ({names}); use one for the model's text encoder"
+        )
+    if key is None and len(found) != 1:
+        raise ConfigurationError(f"textual inversion {file} has {len(found)} weights ({names}); expected one")
+    return (key, found[key].float()) if key else (names, next(iter(found.values())).float())
+
+
 def add_inversions(
-    text: TextEncoder, inversions: Sequence[TextualInversion], role: Role, dtype: torch.dtype
+    text: TextEncoder,
+    inversions: Sequence[TextualInversion],
+    role: Role,
+    dtype: torch.dtype,
+    key: str | None = None,
 ) -> TextEncoder:
     """An encoder that knows the words; the tokenizer and the network are changed. A network on the meta device stays.
+
+    Args:
+        key: see `read_vectors`.
 
     Raises:
         ConfigurationError: the vectors have another width, `dtype` cannot hold them, or a word is in the vocabulary
@@ -61,7 +83,7 @@ def add_inversions(
     """
     multi_vector = dict(text.multi_vector)
     for inversion in inversions:
-        vectors = read_vectors(inversion, dtype)
+        vectors = read_vectors(inversion, dtype, key)
         if vectors.shape[1] != text.dim:
             raise ConfigurationError(
                 f"textual inversion {inversion.file.path} has vectors of dim {vectors.shape[1]}, the text encoder of "

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,13 +41,16 @@ class StoredWeight(NamedTuple):
     dtype: str
 
 
-def stored_weights(files: Sequence[Path]) -> dict[str, StoredWeight]:
-    """The weights of all files by their current names, from the headers. Raises ConfigurationError."""
+def stored_weights(files: Sequence[Path], known: Container[str] = ()) -> dict[str, StoredWeight]:
+    """The weights of all files by their current names, from the headers; those in `known` are current.
+
+    Raises ConfigurationError.
+    """
     found: dict[str, StoredWeight] = {}
     for file in files:
         with refused(file, DOWNLOAD_AGAIN), _open(file) as weights:
             for key in weights.keys():  # noqa: SIM118  not a dict
-                name, part = _current_name(key), weights.get_slice(key)
+                name, part = key if key in known else _current_name(key), weights.get_slice(key)
                 if NOT_WEIGHTS.search(name):
                     continue
                 if name in found:

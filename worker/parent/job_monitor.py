@@ -173,7 +173,8 @@ class JobMonitor:
         beats = now >= self._next_beat_at
         try:
             if progress is not None:
-                lease = self.store.report_progress(*name, progress.step, progress.total, progress.phase)
+                done = (progress.step, progress.total, progress.phase)
+                lease = self.store.report_progress(*name, *done, progress.preview)
             elif self._is_redis_away and not beats:
                 return
             else:

@@ -17,6 +17,7 @@ from service.api.schemas import (
     ModelList,
     QueueReport,
     Session,
+    VideoEstimate,
     VideoList,
     model_queue,
 )
@@ -90,7 +91,7 @@ _STATES: dict[JobState, dict[str, Any]] = {
 def examples() -> dict[str, Any]:
     """Example bodies by their name under `components/examples`."""
     bodies = _video_bodies() | _webhook_bodies()
-    return REQUESTS | {"Status": {"status": "ok"}, "ProgressEvent": _progress_event(bodies["VideoInProgress"])} | bodies
+    return REQUESTS | {"Status": {"status": "ok"}} | _events(bodies) | bodies
 
 
 def _video_bodies() -> dict[str, Any]:
@@ -116,6 +117,9 @@ def _video_bodies() -> dict[str, Any]:
         VideoList=VideoList(data=[completed], first_id=completed.id, last_id=completed.id, has_more=True),
         DeletedVideo=DeletedVideo(id=completed.id),
         CancelledVideos=CancelledVideos(data=[CancelledVideo(id=cancelled.id, status="failed")], has_more=False),
+        VideoEstimate=VideoEstimate.of(
+            entry.resolve(VideoRequest.model_validate(REQUESTS["PromptAndSettings"])), 8.5, seed=7
+        ),
         Session=Session(auth="keys", name="dashboard", scopes=sorted(DEFAULT_SCOPES), expires_at=int(_CREATED_AT) + 60),
         DeletedSession=DeletedSession(),
         Model=model,
@@ -186,8 +190,16 @@ def _dumped(**bodies: BaseModel) -> dict[str, Any]:
     return {name: body.model_dump(mode="json") for name, body in bodies.items()}
 
 
-def _progress_event(video: dict[str, Any]) -> dict[str, Any]:
-    return {"event": "video.progress", "id": "running.1.5.sampling.-", "retry": 2000, "data": json.dumps(video)}
+def _events(bodies: dict[str, Any]) -> dict[str, Any]:
+    video, deleted, queue = (json.dumps(bodies[name]) for name in ("VideoInProgress", "DeletedVideo", "QueueReport"))
+    entry = "1795392006123-0"
+    return {
+        "ProgressEvent": {"event": "video.progress", "id": "running.1.5.sampling.-", "retry": 2000, "data": video},
+        "VideoEvent": {"event": "video.progress", "id": entry, "data": video},
+        "DeletedEvent": {"event": "video.deleted", "id": entry, "data": deleted},
+        "QueueEvent": {"event": "queue", "data": queue},
+        "ResetEvent": {"event": "reset", "id": entry, "data": "{}"},
+    }
 
 
 def _demo_model() -> ModelEntry:

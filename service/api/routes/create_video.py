@@ -196,7 +196,7 @@ def submit_job(
     if idempotency and (earlier := services.store.find_by_idempotency_key(principal.owner, idempotency)):
         response.headers["idempotent-replayed"] = "true"
         return earlier
-    generation = _model(services, body.model).resolve(body)
+    generation = find_model(services, body.model).resolve(body)
     if body.callback_url is not None:
         services.webhooks.url_policy.check(body.callback_url, "callback_url")
     services.free_space.require()
@@ -236,7 +236,8 @@ def _unquoted(key: str) -> str:
     return key[1:-1] if len(key) > 2 and key[0] == key[-1] == '"' else key
 
 
-def _model(services: Services, model: str | None) -> ModelEntry:
+def find_model(services: Services, model: str | None) -> ModelEntry:
+    """The model of a request. Raises InvalidParameter, as for other fields."""
     try:
         return services.models.get(model)
     except ModelNotFound as e:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, HTTPException, Query, Request
 from fastapi.responses import RedirectResponse, Response, StreamingResponse
 from pydantic.json_schema import SkipJsonSchema
 
-from service.api.auth import Principal, ServicesDep, get_reader
+from service.api.auth import Principal, ServicesDep, get_reader, get_signer
 from service.api.openapi.responses import FILE, errors, success
 from service.api.request_path import is_head
 from service.api.routes.videos import get_job
@@ -45,11 +47,12 @@ async def get_file_reader(
     variant: Variant = "video",
     expires: Annotated[int | SkipJsonSchema[None], Query(description="Of a signed URL")] = None,
     signature: Annotated[str | SkipJsonSchema[None], Query(max_length=100, description="Of a signed URL")] = None,
+    version: Annotated[int | SkipJsonSchema[None], Query(description="Of a signed URL of a preview")] = None,
 ) -> Principal:
     """The caller, or any client with a signed URL of this file. Raises UrlNotValid."""
     if signature is None:
         return await get_reader(request)
-    FileUrls.of(services.settings, services.signer).check(video_id, variant, expires, signature)
+    FileUrls.of(services.settings, await get_signer(request)).check(video_id, variant, expires, signature, version)
     return URL_HOLDER
 
 
@@ -62,7 +65,21 @@ FileReader = Annotated[Principal, Depends(get_file_reader)]
 def download_video(
     request: Request, video_id: str, reader: FileReader, services: ServicesDep, variant: Variant = "video"
 ) -> Response:
-    return _content(request, get_job(services, reader, video_id), variant, services.storage)
+    job = get_job(services, reader, video_id)
+    if variant == "preview":
+        return _preview(request, job, services.store.preview(job.id))
+    return _content(request, job, variant, services.storage)
+
+
+def _preview(request: Request, job: Job, picture: bytes | None) -> Response:
+    """Raises NotFound."""
+    if picture is None:
+        raise NotFound(
+            f"The video '{job.id}' has no preview now; it has one while it is sampled, some seconds after its start."
+        )
+    headers = _headers(hashlib.sha256(picture).hexdigest(), file_name(job, "preview", "image/webp"), "image/webp")
+    headers["cache-control"] = "private, no-cache"
+    return _file_response(request, lambda start, end: iter([picture[start:end]]), len(picture), headers)
 
 
 def _content(request: Request, job: Job, variant: Variant, storage: VideoStorage) -> Response:
@@ -76,14 +93,18 @@ def _content(request: Request, job: Job, variant: Variant, storage: VideoStorage
     if size is None:
         raise VideoExpired(f"The {variant} of '{job.id}' is no longer stored.")
     assert job.output is not None
-    headers = {
-        "etag": f'"{job.output.sha256}-{variant}"',
+    headers = _headers(f"{job.output.sha256}-{variant}", filename, media_type)
+    return _file_response(request, lambda start, end: storage.open(key, start, end), size, headers)
+
+
+def _headers(etag: str, filename: str, media_type: str) -> dict[str, str]:
+    return {
+        "etag": f'"{etag}"',
         "accept-ranges": "bytes",
         "cache-control": "private, max-age=3600",
         "content-disposition": f'inline; filename="{filename}"',
         "content-type": media_type,
     }
-    return _file_response(request, storage, key, size, headers)
 
 
 def _output(job: Job) -> Output:
@@ -95,7 +116,7 @@ def _output(job: Job) -> Output:
 
 
 def _file(output: Output, variant: Variant) -> tuple[str, str]:
-    """Storage key and media type."""
+    """Storage key and media type, of a file in the storage."""
     files = {
         "video": (output.key, output.media_type),
         "thumbnail": (output.thumbnail_key, "image/webp"),
@@ -107,7 +128,10 @@ def _file(output: Output, variant: Variant) -> tuple[str, str]:
     return key, media_type
 
 
-def _file_response(request: Request, storage: VideoStorage, key: str, size: int, headers: dict[str, str]) -> Response:
+def _file_response(
+    request: Request, read: Callable[[int, int], Iterator[bytes]], size: int, headers: dict[str, str]
+) -> Response:
+    """`read` returns the bytes from a start to an exclusive end."""
     if headers["etag"] in request.headers.get("if-none-match", ""):
         return Response(None, 304, headers)
     part = _parse_range(request, size, headers["etag"])
@@ -118,7 +142,7 @@ def _file_response(request: Request, storage: VideoStorage, key: str, size: int,
     status = 206 if part else 200
     if is_head(request.scope):
         return Response(None, status, headers)
-    return StreamingResponse(storage.open(key, start, end), status, headers)
+    return StreamingResponse(read(start, end), status, headers)
 
 
 def _parse_range(request: Request, size: int, etag: str) -> tuple[int, int] | None:

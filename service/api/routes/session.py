@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
-from service.api.auth import PrincipalDep, ServicesDep, find_key, sent_key, uses_session
+from service.api.auth import PrincipalDep, ServicesDep, find_key, get_signer, sent_key, uses_session
 from service.api.openapi.responses import success
 from service.api.schemas import DeletedSession, Session
 from service.api.sessions import COOKIE, LIFETIME_S, expires_at, new_cookie
@@ -26,7 +26,7 @@ async def create_session(
 ) -> Session:
     if services.settings.auth == "off":
         return await _session(request, services, principal.scopes)
-    cookie, until = new_cookie(digest_of(sent_key(request)), services.signer)
+    cookie, until = new_cookie(digest_of(sent_key(request)), await get_signer(request))
     response.set_cookie(
         COOKIE,
         cookie,

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from service.api.auth import Principal, Reader, ServicesDep, Writer, get_reader, get_services
+from service.api.auth import Principal, Reader, ServicesDep, Writer, get_reader, get_services, get_signer
 from service.api.errors import error_response
 from service.api.openapi.responses import errors, success
 from service.api.polls import DirectRoute, PollBatcher
 from service.api.routes.video_filters import METADATA_PARAMETER, AfterParameter, Filter, check_cursor
 from service.api.schemas import DeletedVideo, VideoList
 from service.errors import NotAllowed, StorageError, VideoNotFound
-from service.jobs.job_list import Order
-from service.jobs.model import Job
+from service.jobs.job_list import READ_AT_ONCE, Order
+from service.jobs.model import Job, JobState
 from service.jobs.record_reader import JobWithPosition
 from service.jobs.store import Deletion
 from service.storage.manifest import delete_files
@@ -75,6 +76,8 @@ async def retrieve_video(request: Request, video_id: str) -> Response:
     job, position = found
     if job.is_overdue(time.time()) or reader.visible_owner not in (None, job.owner):
         job, position = await run_in_threadpool(get_job_and_position, services, reader, video_id)
+    if job.output is not None:
+        await get_signer(request)  # of its URLs
     video = services.renderer.video(job, queue_position=position)
     return Response(
         video.model_dump_json(), media_type="application/json", headers={"openai-poll-after-ms": POLL_AFTER_MS}
@@ -100,9 +103,18 @@ def list_videos(
         check_cursor(services, after, reader.visible_owner)
     jobs, has_more = services.store.lists.page(wanted, limit=limit, order=order, after=after)
     renderer = services.renderer
-    videos = [renderer.video(job) for job in jobs]
+    positions = _positions(services, jobs) if wanted.states == frozenset({JobState.QUEUED}) else {}
+    videos = [renderer.video(job, queue_position=positions.get(job.id)) for job in jobs]
     first_id, last_id = (videos[0].id, videos[-1].id) if videos else (None, None)
     return VideoList(data=videos, first_id=first_id, last_id=last_id, has_more=has_more and last_id is not None)
+
+
+def _positions(services: Services, jobs: Sequence[Job]) -> dict[str, int | None]:
+    """How many are ahead of each, read in parts that do not block Redis for long."""
+    ids = [job.id for job in jobs]
+    parts = (ids[start : start + READ_AT_ONCE] for start in range(0, len(ids), READ_AT_ONCE))
+    found = (entry for part in parts for entry in services.store.get_many_with_positions(part))
+    return {job.id: position for job, position in filter(None, found)}
 
 
 @router.delete(

@@ -7,4 +7,5 @@ if state == QUEUED then
   finish(ARGV[1], {'state', CANCELLED, 'completed_at', ARGV[2], 'cancel_requested', 'true'}, KEYS[3], KEYS[4], ARGV[3])
 elseif state == RUNNING then
   redis.call('HSET', KEYS[1], 'cancel_requested', 'true')
+  emit(ARGV[1], 'progress')
 end

@@ -24,6 +24,7 @@ if redis.call('SCARD', waiting) >= tonumber(ARGV[5]) then return {'owner_full', 
 
 redis.call('HSET', record, unpack(ARGV, 7, 6 + fields))
 index(id)
+emit(id, 'created')
 redis.call('SADD', waiting, id)
 redis.call('SADD', KEYS[5], id)
 if fingerprint ~= '' then
@@ -35,7 +36,8 @@ run_commands(7 + fields)
 -- RQ has appended the job to its queue; it moves to where it takes its turn.
 redis.call('RPOP', queue)
 local owner, priority = unpack(redis.call('HMGET', record, 'owner', 'priority'))
-local place, ids = place_in(queue, owner, priority == LOW)
+local ids, lanes, first_low = lanes_in(queue)
+local place = place_among(lanes, first_low, owner, priority == LOW)
 if ids[place] then
   redis.call('LINSERT', queue, 'BEFORE', ids[place], id)
 else

@@ -15,7 +15,9 @@ elseif state == QUEUED then
 elseif state == RUNNING then
   redis.call('HSET', KEYS[1], 'cancel_requested', 'true', 'delete_requested', 'true')
   unindex(ARGV[1])
+  emit(ARGV[1], 'deleted')
   return 'stopping'
 end
+emit(ARGV[1], 'deleted')
 erase(ARGV[1])
 return 'deleted'

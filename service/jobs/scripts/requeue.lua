@@ -11,6 +11,8 @@ if cancel_requested == 'true' then return 'cancel' end
 redis.call('HSET', KEYS[1], 'state', QUEUED, 'execution_id', 'null', 'phase', 'null', 'returned', 'true')
 redis.call('HINCRBY', KEYS[1], 'attempt', ARGV[2])
 redis.call('DEL', KEYS[2])
+drop_preview(ARGV[4])
 index_state(ARGV[4], QUEUED)
+emit(ARGV[4], 'progress')
 run_commands(5)
 return 'queued'

@@ -5,5 +5,6 @@
 if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
 redis.call('HSET', KEYS[1], unpack(ARGV, 2))
 index(ARGV[1])
+emit(ARGV[1], 'created')
 redis.call('SADD', KEYS[2], ARGV[1])
 return 1

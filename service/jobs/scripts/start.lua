@@ -8,6 +8,7 @@ if state == QUEUED then
   redis.call('HSETNX', KEYS[1], 'started_at', ARGV[2])
   redis.call('HINCRBY', KEYS[1], 'attempt', 1)
   index_state(ARGV[4], RUNNING)
+  emit(ARGV[4], 'progress')
 elseif not (state == RUNNING and execution == ARGV[1]) then
   return 0
 end

@@ -3,6 +3,7 @@ import torch
 from diffusers import MotionAdapter, UNet2DConditionModel, UNet3DConditionModel, UNetMotionModel
 
 from sampler import (
+    AddedConditions,
     ImageDenoiser,
     IncompatibleInputs,
     InvalidSetting,
@@ -217,6 +218,29 @@ def test_embeddings_of_another_text_encoder_are_refused() -> None:
         IncompatibleInputs, match=r"cond \(1, 5, 16\) is 16 wide, the network's cross-attention takes 8"
     ):
         ImageDenoiser(small_unet(), torch.ones(1, 5, 16), torch.ones(1, 5, 16))
+
+
+def test_sdxls_networks_get_pooled_embeddings_and_sizes_that_fit_them() -> None:
+    config = {"addition_embed_type": "text_time", "addition_time_embed_dim": 2}
+    blocks = {
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    }
+    unet = UNet2DConditionModel(**SMALL, **blocks, **config, projection_class_embeddings_input_dim=5 + 6 * 2).eval()
+    text, pooled, sizes = torch.randn(1, 3, 8), torch.randn(2, 1, 5), torch.tensor([64.0, 96, 0, 0, 64, 96])
+    x = seeded_noise((1, 4, 2, 8, 8), 0)
+    with torch.no_grad():
+        image = ImageDenoiser(unet, text, text, added=AddedConditions(pooled[0], pooled[1], sizes))
+        found = image(x, 500, 0.5, 0.0)
+        rows = {"text_embeds": pooled[1].expand(2, -1), "time_ids": sizes.expand(2, -1)}
+        frames = unet(x[0].transpose(0, 1), 500, text.expand(2, -1, -1), added_cond_kwargs=rows).sample
+    torch.testing.assert_close(found[0], frames.transpose(0, 1))
+    with pytest.raises(IncompatibleInputs, match="added=None: SDXL's networks also read pooled embeddings"):
+        ImageDenoiser(unet, text, text)
+    with pytest.raises(IncompatibleInputs, match="make an embedding 16 wide, the network takes 17"):
+        ImageDenoiser(unet, text, text, added=AddedConditions(pooled[0, :, 1:], pooled[1, :, 1:], sizes))
+    with pytest.raises(IncompatibleInputs, match=r"must both be \(1, width\)"):
+        ImageDenoiser(unet, text, text, added=AddedConditions(pooled[:, 0], pooled[:, 0], sizes))
 
 
 def test_network_that_returns_another_shape_is_refused() -> None:

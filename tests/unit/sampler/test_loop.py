@@ -91,6 +91,23 @@ def test_every_plan_resumed_at_any_step_ends_in_the_same_bytes(name: str) -> Non
         assert torch.equal(list(rest)[-1].latents, steps[-1].latents)
 
 
+@pytest.mark.parametrize("name", PLANS)
+def test_steps_estimate_the_clip_that_the_networks_see(name: str) -> None:
+    """Networks that know the clip, and so predict exactly the noise that covers it."""
+    clip = seeded_noise(SHAPE, 40)
+
+    def knows(x: Tensor, _timestep: int, alpha: float, _guidance: float, *, uncond: float = 1.0) -> Tensor:
+        return uncond * (x - alpha**0.5 * clip) / (1 - alpha) ** 0.5
+
+    steps = list(sample(seeded_noise(SHAPE, 41), PLANS[name], image=knows, video=knows, generator=Generator()))
+    for step in steps:
+        if step.prediction is None:
+            assert step.estimate is step.latents
+        else:
+            assert torch.allclose(step.estimate, clip, atol=2e-3)
+    assert steps[0].prediction is not None
+
+
 @pytest.mark.parametrize(("name", "missing"), [("official videocrafter", "x0"), ("free init", "initial")])
 def test_resuming_without_the_memory_a_plan_needs_is_refused(name: str, missing: str) -> None:
     with pytest.raises(IncompatibleInputs, match=rf"start=2 needs memory\['{missing}'\]: pass memory=step.memory"):

@@ -78,6 +78,12 @@ def test_setting_that_a_familys_released_file_does_not_use_is_refused(
     assert raised.value.param == f"sampler.{refused}"
 
 
+def test_family_without_released_code_is_refused_by_name() -> None:
+    with pytest.raises(InvalidParameter, match="released no code for family animatediff-sdxl; use iv-mixed") as raised:
+        resolve(REGISTRY.entry("animatediff-sdxl"))
+    assert raised.value.param == "sampler.name"
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_settings_that_were_returned_can_be_sent_back(name: str) -> None:
     returned = resolve(MODELS[name], active_steps=[3, 30]).sampler

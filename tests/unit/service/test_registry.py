@@ -11,6 +11,7 @@ from service.catalog.optimise import Optimise
 from service.catalog.registry import ModelRegistry
 from service.catalog.weight_files import LOCK_FILE, LockedFile, LockedSource, LockFile
 from service.errors import ConfigurationError, ModelNotFetched, ModelNotFound
+from service.jobs.request import VideoRequest
 from service.settings import MODELS_FILE, Settings
 
 SHIPPED = ModelRegistry.load()
@@ -63,6 +64,7 @@ def test_the_papers_three_set_ups_are_known_and_say_how_to_get_them() -> None:
     assert {name: entry.family for name, entry in SHIPPED.known.items()} == {
         "demo": "animatediff",
         "animatediff": "animatediff",
+        "animatediff-sdxl": "animatediff-sdxl",
         "modelscope": "modelscope",
         "videocrafter2": "videocrafter",
     }
@@ -81,6 +83,20 @@ def test_shipped_entries_pin_every_commit_and_the_weights_that_are_known(name: s
         if source.sha256 != "unknown":
             assert part.sha256, f"{part.name} of {source.repo} has no pinned file"
             assert part.has_weights == any(file.endswith(".safetensors") for file in part.sha256)
+
+
+def test_sdxls_entry_pins_all_weights_but_the_second_text_encoder_of_the_image_model() -> None:
+    parts = SHIPPED.known["animatediff-sdxl"].all_components.values()
+    pinned = {part.name for part in parts if any(file.endswith(".safetensors") for file in part.sha256)}
+    assert {part.name for part in parts if part.has_weights} - pinned == {"image_text_encoder_2"}
+    assert all(re.fullmatch(r"[0-9a-f]{40}", part.source.revision) for part in parts)
+
+
+def test_the_examples_of_a_model_are_prompts_that_it_takes() -> None:
+    demo = SHIPPED.get("demo")
+    assert len(demo.examples) >= 3
+    for prompt in demo.examples:
+        assert demo.resolve(VideoRequest(prompt=prompt)).prompt == prompt
 
 
 def test_named_models_are_offered_wherever_their_weights_are() -> None:
@@ -148,7 +164,7 @@ def test_components_that_are_not_named_are_in_the_models_own_folder(tmp_path: Pa
     assert parts["unet"].path == tmp_path / "weights" / "unet"
     assert parts["image_unet"].path == tmp_path / "elsewhere" / ""
     assert "image_text_encoder" not in parts
-    assert set(parts) <= {*REQUIRED_COMPONENTS["animatediff"], *OPTIONAL_COMPONENTS}
+    assert set(parts) <= {*REQUIRED_COMPONENTS["animatediff"], *OPTIONAL_COMPONENTS["animatediff"]}
 
 
 @pytest.mark.parametrize(

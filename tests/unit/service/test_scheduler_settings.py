@@ -88,7 +88,7 @@ def test_generation_records_the_spacing_of_the_network_that_it_runs_on(tmp_path:
     video = made.resolve(VideoRequest(prompt="a circle"))
     image = made.resolve(VideoRequest(prompt="a circle", sampler={"name": "ddim", "network": "image"}))
     assert (video.spacing.num_train_timesteps, image.spacing.timestep_spacing) == (40, "linspace")
-    with pytest.raises(InvalidParameter, match="num_inference_steps=41 is above the 40 timesteps of the network"):
+    with pytest.raises(InvalidParameter, match="num_inference_steps=41 is above the network's 40 timesteps"):
         made.resolve(VideoRequest(prompt="a circle", num_inference_steps=41))
 
 

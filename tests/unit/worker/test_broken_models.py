@@ -17,14 +17,15 @@ from typer.testing import CliRunner
 from service.catalog.model_entry import ModelEntry
 from service.errors import ConfigurationError
 from tests.broken_cases import CASES
-from tests.broken_models import broken_model, good_model, mutate
+from tests.broken_models import Broken, broken_model, good_model, mutate
+from tests.broken_sdxl import SDXL_CASES, good_sdxl
 from tests.tiny_models import write_entry
 from worker.models import load
 from worker.networks.assembly import fit_together
 from worker.networks.component_loader import load_component
 from worker.verify import app, verify
 
-ROUNDS, SEED = int(os.environ.get("BROKEN_ROUNDS", "12")), int(os.environ.get("BROKEN_SEED", "0"))
+ROUNDS, SEED = int(os.environ.get("BROKEN_ROUNDS", "8")), int(os.environ.get("BROKEN_SEED", "0"))
 LONGEST = 700  # characters of a sentence
 
 
@@ -34,6 +35,14 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     entry = good_model(folder)
     assert [line.split(":")[0] for line in verify(entry)][:6] == list(entry.all_components)
     load(entry, "cpu")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sdxl") / "model"
+    entry = good_sdxl(folder)
+    assert refusal_of_both(entry) is None
     return folder
 
 
@@ -53,7 +62,16 @@ def refusal_of_both(entry: ModelEntry) -> str | None:
 @pytest.mark.parametrize("name", CASES)
 def test_broken_folder_is_refused_by_name_and_with_the_way_out(good: Path, tmp_path: Path, name: str) -> None:
     case = CASES[name]
-    said = refusal_of_both(broken_model(good, tmp_path / "model", case))
+    check(case, refusal_of_both(broken_model(good, tmp_path / "model", case)))
+
+
+@pytest.mark.parametrize("name", SDXL_CASES)
+def test_broken_sdxl_folder_is_refused_by_name_and_with_the_way_out(sdxl: Path, tmp_path: Path, name: str) -> None:
+    case = SDXL_CASES[name]
+    check(case, refusal_of_both(broken_model(sdxl, tmp_path / "model", case)))
+
+
+def check(case: Broken, said: str | None) -> None:
     assert (said is None) == (not case.says), said
     if said is not None:
         assert [part for part in case.says if part not in said] == [], said
@@ -62,11 +80,14 @@ def test_broken_folder_is_refused_by_name_and_with_the_way_out(good: Path, tmp_p
 
 
 @pytest.mark.parametrize("number", range(ROUNDS))
-def test_randomly_damaged_folder_is_loaded_or_refused_by_name(good: Path, tmp_path: Path, number: int) -> None:
+@pytest.mark.parametrize("family", ["animatediff", "animatediff-sdxl"])
+def test_randomly_damaged_folder_is_loaded_or_refused_by_name(
+    good: Path, sdxl: Path, tmp_path: Path, family: str, number: int
+) -> None:
     rng, folder = random.Random(SEED * 100_003 + number), tmp_path / "model"
-    shutil.copytree(good, folder)
+    shutil.copytree(good if family == "animatediff" else sdxl, folder)
     done = mutate(folder, rng)
-    said = refusal_of_both(write_entry(folder, "animatediff"))
+    said = refusal_of_both(write_entry(folder, family))
     assert said is None or str(folder) in said or "model tiny" in said, f"{done}: {said}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import multiprocessing
 import os
@@ -23,6 +24,7 @@ from service.storage.metrics import StorageCall
 from service.wiring import open_storage
 from tests.factories import make_generation, make_job
 from worker.child.engine import Engine
+from worker.child.latent_preview import open_previewer
 from worker.child.main import serve
 from worker.messages import Done, Failed, Progress, Ready, Report, Run, Sampled, Stop, Stopped
 
@@ -36,13 +38,19 @@ class Child:
         self._control, self.storage = control, storage
 
     @contextmanager
-    def job(self, job: Job, *, may_resume: bool = False) -> Iterator[Connection]:
+    def pipe(self) -> Iterator[Connection]:
+        """Of a job that has not been sent yet."""
         ours, theirs = multiprocessing.Pipe()
         with ours:
             with theirs:
                 send_handle(self._control, theirs.fileno(), os.getpid())
-            ours.send(Run(job, "e1", may_resume))
             yield ours
+
+    @contextmanager
+    def job(self, job: Job, *, may_resume: bool = False) -> Iterator[Connection]:
+        with self.pipe() as pipe:
+            pipe.send(Run(job, "e1", may_resume))
+            yield pipe
 
     def run(self, job: Job, *, may_resume: bool = False) -> tuple[Report, list[Report]]:
         with self.job(job, may_resume=may_resume) as pipe:
@@ -59,8 +67,8 @@ def outcome(pipe: Connection) -> tuple[Report, list[Report]]:
 
 
 @contextmanager
-def running(engine: Engine, folder: Path) -> Iterator[Child]:
-    settings = Settings(data_dir=folder, storage_retry_s=0.001)
+def running(engine: Engine, folder: Path, preview_seconds: float = 0) -> Iterator[Child]:
+    settings = Settings(data_dir=folder, storage_retry_s=0.001, preview_seconds=preview_seconds)
     ours, theirs = multiprocessing.Pipe()
     thread = threading.Thread(target=serve, args=(theirs, settings, lambda: engine))
     thread.start()
@@ -128,7 +136,7 @@ def test_next_job_is_sampled_while_one_is_decoded(child: Child, engine: Engine, 
 
     engine.models.vae.decode = slow_decode
     try:
-        with child.job(job) as pipe, child.job(second) as other, at_call(engine, STEPS + 1, is_second_sampling.set):
+        with at_call(engine, STEPS + 1, is_second_sampling.set), child.job(job) as pipe, child.job(second) as other:
             for each in (pipe, other):
                 assert isinstance(outcome(each)[0], Done)
     finally:
@@ -136,11 +144,19 @@ def test_next_job_is_sampled_while_one_is_decoded(child: Child, engine: Engine, 
 
 
 def test_drained_job_leaves_its_state_and_the_next_run_does_the_rest(
-    child: Child, engine: Engine, job: Job, tmp_path: Path
+    child: Child, engine: Engine, job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with running(engine, tmp_path / "elsewhere") as other:
-        undisturbed, _ = other.run(job)
-    with child.job(job) as pipe, at_call(engine, 2, lambda: pipe.send(Stop(save_checkpoint=True))):
+    """The undisturbed run has previews, the other none: they change no byte."""
+    monkeypatch.setattr("worker.child.previews.SHARE", 1e9)
+    with_previews = copy.copy(engine)
+    with_previews._previewer = open_previewer(engine.models)
+    with running(with_previews, tmp_path / "elsewhere", preview_seconds=1e-6) as other:
+        undisturbed, reports = other.run(job)
+    previews = [report.preview for report in reports if isinstance(report, Progress) and report.preview]
+    assert previews
+    assert all(preview[8:12] == b"WEBP" for preview in previews)
+    with child.pipe() as pipe, at_call(engine, 2, lambda: pipe.send(Stop(save_checkpoint=True))):
+        pipe.send(Run(job, "e1"))
         assert outcome(pipe)[0] == Stopped()
     assert child.storage.size(object_keys.checkpoint(job.id))
     resumed, reports = child.run(job, may_resume=True)
@@ -152,7 +168,8 @@ def test_drained_job_leaves_its_state_and_the_next_run_does_the_rest(
 
 @pytest.mark.parametrize("number", [1, STEPS], ids=["first step", "last step"])
 def test_cancelled_job_leaves_nothing(child: Child, engine: Engine, job: Job, number: int) -> None:
-    with child.job(job) as pipe, at_call(engine, number, lambda: pipe.send(Stop(save_checkpoint=False))):
+    with child.pipe() as pipe, at_call(engine, number, lambda: pipe.send(Stop(save_checkpoint=False))):
+        pipe.send(Run(job, "e1"))
         last, reports = outcome(pipe)
     assert last == Stopped()
     assert reports[-1] == Progress(Phase.SAMPLING, number, STEPS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from redis.exceptions import RedisError
@@ -63,15 +64,15 @@ def test_finished_job_is_completed_with_what_the_child_measured(services: Servic
 
 
 def test_progress_is_in_the_record_while_the_child_works(services: Services, job: Job) -> None:
-    seen: list[tuple[int, Phase | None]] = []
-    script = (Progress(Phase.ENCODING, 0, 20), STEP, Progress(Phase.SAMPLING, 2, 20), Done(make_output(), {}, 1.0))
-    run(
-        services,
-        job,
-        ScriptedChild(*script),
-        on_beat=lambda: seen.append((now(services, job).step, now(services, job).phase)),
-    )
-    assert seen[-3:] == [(0, Phase.ENCODING), (1, Phase.SAMPLING), (2, Phase.SAMPLING)]
+    seen: list[tuple[int, Phase | None, bytes | None]] = []
+    last = Progress(Phase.SAMPLING, 2, 20, b"picture")
+    script = (Progress(Phase.ENCODING, 0, 20), STEP, last, Done(make_output(), {}, 1.0))
+
+    def look() -> None:
+        seen.append((now(services, job).step, now(services, job).phase, services.store.preview(job.id)))
+
+    run(services, job, ScriptedChild(*script), on_beat=look)
+    assert seen[-3:] == [(0, Phase.ENCODING, None), (1, Phase.SAMPLING, None), (2, Phase.SAMPLING, b"picture")]
 
 
 def test_job_that_does_not_wait_any_more_is_not_started(services: Services, job: Job) -> None:
@@ -175,9 +176,9 @@ def test_slow_redis_does_not_make_a_working_child_look_stuck(
     """Regression: the reports that arrive during a call of Redis are signs of life."""
     report = services.store.report_progress
 
-    def slow(job_id: str, execution_id: str, step: int, total: int, phase: Phase) -> LeaseReply:
+    def slow(*progress: Any) -> LeaseReply:
         time.sleep(0.1)
-        return report(job_id, execution_id, step, total, phase)
+        return report(*progress)
 
     monkeypatch.setattr(services.store, "report_progress", slow)
     assert run(services, job, ScriptedChild(STEP, CHECKPOINT, STEP, Done(make_output(), {}, 1.0)), stall_timeout_s=0.05)

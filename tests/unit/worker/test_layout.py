@@ -12,6 +12,7 @@ from worker.adding.layout import Tree, guess_family, refuse_other_models
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 UNET = {"_class_name": "UNet2DConditionModel", "down_block_types": ["DownBlock2D"]}
+XL_UNET = {**UNET, "addition_embed_type": "text_time", "cross_attention_dim": 2048}
 VIDEO = {"_class_name": "UNet3DConditionModel", "down_block_types": ["DownBlock3D"]}
 
 
@@ -31,6 +32,8 @@ def tree(folder: Path, files: dict[str, object]) -> Tree:
         ({"config.json": {**VIDEO, "fps_cond": True}, WEIGHTS: {}}, "videocrafter"),
         ({"config.json": VIDEO, WEIGHTS: {}}, "modelscope"),
         ({"unet/config.json": {"down_block_types": ["CrossAttnDownBlock2D"]}}, "animatediff"),
+        ({"model_index.json": {"_class_name": "StableDiffusionXLPipeline"}}, "animatediff-sdxl"),
+        ({"unet/config.json": XL_UNET}, "animatediff-sdxl"),
     ],
 )
 def test_families(tmp_path: Path, files: dict[str, object], family: str) -> None:
@@ -41,8 +44,8 @@ def test_families(tmp_path: Path, files: dict[str, object], family: str) -> None
 @pytest.mark.parametrize(
     ("files", "said"),
     [
-        ({"model_index.json": {"_class_name": "StableDiffusionXLPipeline"}}, "is a StableDiffusionXLPipeline: its lat"),
-        ({"unet/config.json": {**UNET, "addition_embed_type": "text_time"}}, "is an SDXL model"),
+        ({"model_index.json": {"_class_name": "StableDiffusionXLInpaintPipeline"}}, "an image and a mask"),
+        ({"unet/config.json": {**XL_UNET, "cross_attention_dim": 1280}}, "is SDXL's refiner: it refines"),
         ({"model_index.json": {"_class_name": "StableDiffusionInpaintPipeline"}}, "an image and a mask"),
         ({"unet/config.json": {"_class_name": "UNetMotionModel"}}, "motion modules merged .*--motion-adapter"),
         ({"config.json": {"_class_name": "AutoencoderKL"}, WEIGHTS: {}}, "give it with --vae"),
@@ -71,4 +74,17 @@ def test_refusals(tmp_path: Path, files: dict[str, object], said: str) -> None:
 )
 def test_single_components(tmp_path: Path, name: str, files: dict[str, object], said: str) -> None:
     with pytest.raises(ConfigurationError, match=said):
-        tree(tmp_path, files).only(name, None)
+        tree(tmp_path, files).only(name, None, "animatediff")
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [("vae", {"scaling_factor": 0.18215}), ("motion_adapter", {"block_out_channels": [320, 640, 1280, 1280]})],
+)
+def test_components_of_stable_diffusion_1_are_none_of_sdxl(
+    tmp_path: Path, name: str, config: dict[str, object]
+) -> None:
+    found = tree(tmp_path, {"config.json": config, WEIGHTS: {}})
+    with pytest.raises(ConfigurationError, match="is not of SDXL: family animatediff-sdxl has other latents"):
+        found.only(name, None, "animatediff-sdxl")
+    assert found.only(name, None, "animatediff").inside == ""

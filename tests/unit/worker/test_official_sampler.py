@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
@@ -24,9 +24,9 @@ from tests.tiny_models import Golden, save_model
 from worker.child.checkpoint_file import Checkpoint
 from worker.child.engine import Engine
 from worker.child.fingerprint import run_fingerprint, weights_digest
-from worker.networks.text_encoder import TextEncoder
+from worker.networks.text_encoder import Encoded, TextEncoder
 
-FAMILIES: tuple[Family, ...] = get_args(Family)
+FAMILIES: tuple[Family, ...] = tuple(RELEASED)
 PROMPT = "a red circle moving left on a teal background"
 NAMES = {"interval": "active_steps", "gi": "image_guidance", "gv": "video_guidance", "rho": "rho", "zz": "zz"}
 
@@ -38,11 +38,11 @@ class FixedTexts(TextEncoder):
     prompt: Tensor
     negative: Tensor
 
-    def token_ids(self, texts: Sequence[str]) -> Tensor:
+    def token_ids(self, texts: Sequence[str], limit: int | None = None) -> Tensor:
         return torch.tensor([text == PROMPT for text in texts])
 
-    def encode(self, token_ids: Tensor) -> Tensor:
-        return torch.cat([self.prompt if is_prompt else self.negative for is_prompt in token_ids])
+    def encode(self, token_ids: Tensor) -> Encoded:
+        return Encoded(torch.cat([self.prompt if is_prompt else self.negative for is_prompt in token_ids]))
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,11 @@ MODULE = "down_blocks.{}.motion_modules.0.temporal_transformer.norm.weight"
 ACCEPTED = {
     "sd1": (CHECKPOINT, {CONV_IN: (2, 4, 3, 3), CROSS: (2, 768), "cond_stage_model.x": (1,)}),
     "unet": (CHECKPOINT, {CONV_IN: (2, 4, 3, 3), CROSS: (2, 1024)}),
-    "v3": (MOTION, {MODULE.format(block): (320,) for block in range(4)}),
+    "sdxl": (CHECKPOINT, {CONV_IN: (2, 4, 3, 3), "conditioner.embedders.0.transformer.x": (1,)}),
+    "sdxl unet": (CHECKPOINT, {CONV_IN: (2, 4, 3, 3), CROSS.replace("1.1", "4.1"): (2, 2048)}),
+    "sdxl motion": (MOTION, {MODULE.format(block): (320 * 2**block,) for block in range(3)}),
+    "sdxl embedding": (INVERSION, {"clip_l": (1, 768), "clip_g": (1, 1280)}),
+    "v3": (MOTION, {MODULE.format(block): (width,) for block, width in enumerate((320, 640, 1280, 1280))}),
     "lightning": (MOTION, {"down_blocks.0.motion_modules.0.norm.weight": (320,)}),
     "vae": (VAE, {"first_stage_model.decoder.up.0.block.0.conv1.weight": (2, 2)}),
     "vae in the diffusers layout": (VAE, {"decoder.up_blocks.0.resnets.0.conv1.weight": (2, 2)}),
@@ -34,8 +38,10 @@ ACCEPTED = {
 REFUSED = {
     "inpainting": ({CONV_IN: (2, 9, 3, 3), CROSS: (2, 768)}, "also takes an image"),
     "pix2pix": ({CONV_IN: (2, 8, 3, 3)}, "also takes an image"),
-    "sdxl": ({CONV_IN: (2, 4, 3, 3), "conditioner.embedders.0.transformer.x": (1,)}, "SDXL checkpoint: its latents"),
-    "sdxl unet": ({CONV_IN: (2, 4, 3, 3), CROSS.replace("1.1", "4.1"): (2, 2048)}, "SDXL checkpoint: its latents"),
+    "sdxl inpainting": ({CONV_IN: (2, 9, 3, 3), "conditioner.embedders.0.transformer.x": (1,)}, "also takes an image"),
+    "sdxl refiner": ({CONV_IN: (2, 4, 3, 3), "conditioner.embedders.0.model.x": (1,)}, "an SDXL refiner: it refines"),
+    "playground": ({CONV_IN: (2, 4, 3, 3), CROSS: (2, 2048), "edm_mean": (4,)}, "Playground 2.5: its noise schedule"),
+    "unclip": ({CONV_IN: (2, 4, 3, 3), CROSS: (2, 1024), f"{UNET}label_emb.0.0.weight": (2, 2)}, "an unCLIP checkp"),
     "videocrafter": ({CONV_IN: (2, 4, 3, 3), f"{UNET}input_blocks.1.0.temopral_conv.x": (1,)}, "VideoCrafter or Mod"),
     "flux": ({"double_blocks.0.img_attn.qkv.weight": (2, 2)}, "diffusion transformer"),
     "sd3": ({f"{UNET}joint_blocks.0.x_block.attn.qkv.weight": (2, 2)}, "diffusion transformer"),
@@ -43,8 +49,6 @@ REFUSED = {
     "sparsectrl": ({"controlnet_cond_embedding.weight": (2,), MODULE.format(0): (320,)}, "SparseCtrl"),
     "ip-adapter": ({"image_proj.norm.weight": (2,), "ip_adapter.1.to_k_ip.weight": (2, 2)}, "IP-Adapter"),
     "hotshot": ({"down_blocks.0.temporal_attentions.0.norm.weight": (320,)}, "HotshotXL"),
-    "sdxl motion": ({MODULE.format(block): (320 * 2**block,) for block in range(3)}, "motion model of SDXL"),
-    "sdxl embedding": ({"clip_l": (1, 768), "clip_g": (1, 1280)}, "textual inversion of SDXL"),
     "vae with 16 channels": ({"decoder.conv_in.weight": (2, 16, 3, 3), "decoder.up.0.x": (1,)}, "latent space"),
     "text encoder": ({"text_model.embeddings.x": (2, 2), "a": (1,), "b": (1,)}, "is a text encoder"),
     "unet in the diffusers layout": ({"down_blocks.0.resnets.0.x": (2,)}, "without its config.json"),
@@ -73,6 +77,20 @@ def test_what_no_family_uses(tmp_path: Path, name: str) -> None:
     shapes, said = REFUSED[name]
     with pytest.raises(ConfigurationError, match=said):
         write(tmp_path, shapes).require(CHECKPOINT)
+
+
+@pytest.mark.parametrize("name", ACCEPTED)
+def test_files_of_sdxl_and_others_are_distinguished_where_they_say_so(tmp_path: Path, name: str) -> None:
+    file = write(tmp_path, ACCEPTED[name][1])
+    if name.startswith("sdxl"):
+        assert file.for_family("animatediff-sdxl") is file
+        with pytest.raises(ConfigurationError, match=r"is of SDXL: its latents .* those of family animatediff; use"):
+            file.for_family("animatediff")
+    else:
+        assert file.for_family("animatediff") is file
+    if name in ("sd1", "unet", "v3", "embedding"):
+        with pytest.raises(ConfigurationError, match="is not of SDXL: family animatediff-sdxl has other latents"):
+            file.for_family("animatediff-sdxl")
 
 
 def test_name_in_a_file_writes_no_control_characters_to_the_terminal(tmp_path: Path) -> None:

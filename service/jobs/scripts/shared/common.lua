@@ -7,6 +7,7 @@ local ENDED = {['"completed"'] = true, [FAILED] = true, [CANCELLED] = true}
 -- Keys and their prefixes, as in keys.py and rq_queues.py.
 local RECORD, QUEUE, JOBS, INDEX, INDEXED = 'ivm:job:', 'rq:queue:gpu-', 'ivm:jobs', 'ivm:index:', 'ivm:index:complete'
 local DELETED, KEEP_DELETED_S, ACTIVE, CLEAN_UP = 'ivm:deleted', 86400, 'ivm:active', 'ivm:ended'
+local PREVIEW, KEEP_PREVIEW_S = 'ivm:preview:', 300
 local RQ_RECORD, RQ_RECORD_TTL_S, WORKERS, LOADS = 'rq:job:', 600, 'rq:workers:gpu-', 'ivm:loads:'
 
 -- Run the Redis commands in ARGV from index `first` on. Each is preceded by its number of parts.

@@ -8,25 +8,32 @@ local function lane_of(id)
   return (owner or '"local"') .. (priority == LOW and ' low' or ''), priority == LOW
 end
 
--- Return the index in a queue at which a new job takes its turn, and the ids in the queue. Owners take turns: between
--- two jobs of a lane, or before its first one, every other lane of that priority has at most one job.
-local function place_in(queue, owner, is_low)
-  local ids, lanes, own = redis.call('LRANGE', queue, 0, -1), {}, owner .. (is_low and ' low' or '')
-  local first_low, last_own = 1, 0
+-- Return the ids in a queue, the lane of each (false if it is in none), and the index of the first one of low priority.
+local function lanes_in(queue)
+  local ids, lanes, first_low = redis.call('LRANGE', queue, 0, -1), {}, 1
   for i, id in ipairs(ids) do
-    local lane, other_is_low = lane_of(id)
+    local lane, is_low = lane_of(id)
     lanes[i] = lane or false
-    if not other_is_low then first_low = i + 1 end -- those of low priority are at the end
+    if not is_low then first_low = i + 1 end -- those of low priority are at the end
+  end
+  return ids, lanes, first_low
+end
+
+-- Return the index among lanes at which a new job takes its turn. Owners take turns: between two jobs of a lane, or
+-- before its first one, every other lane of that priority has at most one job.
+local function place_among(lanes, first_low, owner, is_low)
+  local own, last_own = owner .. (is_low and ' low' or ''), 0
+  for i, lane in ipairs(lanes) do
     if lane == own then last_own = i end
   end
   local first, last, has_turn = 1, first_low - 1, {}
-  if is_low then first, last = first_low, #ids end
+  if is_low then first, last = first_low, #lanes end
   for i = math.max(first, last_own + 1), last do
     local lane = lanes[i]
-    if lane and has_turn[lane] then return i, ids end
+    if lane and has_turn[lane] then return i end
     if lane then has_turn[lane] = true end
   end
-  return last + 1, ids
+  return last + 1
 end
 
 -- Return the queue of a record's model; nil if the record is damaged.

@@ -4,7 +4,7 @@
 -- that does not know it yet has stopped; RQ's record expires, because its worker may have been killed.
 local function erase(id)
   unindex(id)
-  redis.call('DEL', RECORD .. id)
+  redis.call('DEL', RECORD .. id, PREVIEW .. id)
   redis.call('EXPIRE', RQ_RECORD .. id, RQ_RECORD_TTL_S)
   redis.call('ZREM', CLEAN_UP, id)
   redis.call('SADD', ACTIVE, id)
@@ -22,6 +22,9 @@ local function finish(id, fields, outbox, listeners, oldest)
     if fields[i] == 'state' then state = fields[i + 1] end
   end
   redis.call('HSET', record, unpack(fields))
+  drop_preview(id)
   publish(record, outbox, listeners, oldest)
-  if is_deleted then erase(id) else index_state(id, state) end
+  if is_deleted then return erase(id) end -- pages have been informed when the client deleted it
+  index_state(id, state)
+  emit(id, 'ended')
 end

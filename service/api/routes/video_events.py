@@ -6,29 +6,25 @@ Every event holds the whole video, so a client that reconnects with Last-Event-I
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 import anyio
 from fastapi import APIRouter, Header, Request, Response
-from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
+from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from pydantic import Field
 from pydantic.json_schema import SkipJsonSchema
 from redis.exceptions import RedisError
 from starlette.concurrency import run_in_threadpool
 
+from service.api import sse
 from service.api.auth import Reader, ServicesDep, get_reader
 from service.api.open_requests import OpenRequests, client_of
 from service.api.openapi.responses import errors, example_refs, ref, success
 from service.api.routes.videos import get_job_and_position
 from service.errors import NotAllowed, NotAuthenticated, NotFound
-from service.jobs.model import Job, JobState
+from service.jobs.model import Job
 from service.wiring import Services
-
-POLL_INTERVAL_S = 0.5
-KEEPALIVE_INTERVAL_S = 15.0  # many proxies close connections that are silent for a minute
-MAX_DURATION_S = 3600.0  # then the client reconnects
-RETRY_MS = 2000
 
 router = APIRouter(prefix="/v1", tags=["videos"])
 
@@ -38,25 +34,11 @@ _EVENT_SCHEMA: dict[str, Any] = {
     "properties": {
         "event": {"enum": ["video.progress", "video.completed", "video.failed"]},
         "id": {"type": "string", "description": "Send it as Last-Event-ID when reconnecting"},
-        "retry": {"const": RETRY_MS},
+        "retry": {"const": sse.RETRY_MS},
         "data": {"type": "string", "contentMediaType": "application/json", "contentSchema": ref("schemas", "Video")},
     },
 }
 _EVENT_STREAM = {"text/event-stream": {"schema": _EVENT_SCHEMA, "examples": example_refs("ProgressEvent")}}
-
-
-class StreamResponse(EventSourceResponse):
-    """Releases its slot in any case; a client that disconnects before the first byte never starts the generator."""
-
-    def __init__(self, content: AsyncIterator[bytes], release: Callable[[], None]) -> None:
-        super().__init__(content, headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
-        self._release = release
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._release()
 
 
 @router.get(
@@ -86,7 +68,9 @@ async def follow_video(
     open_requests: OpenRequests = request.app.state.open_requests
     client = client_of(request, reader.owner)
     open_requests.acquire(client)
-    return StreamResponse(_events(request, services, video_id, last_event_id), lambda: open_requests.release(client))
+    return sse.StreamResponse(
+        _events(request, services, video_id, last_event_id), lambda: open_requests.release(client)
+    )
 
 
 async def _events(
@@ -95,7 +79,7 @@ async def _events(
     stopping = request.app.state.open_requests.stopping
     renderer = services.renderer
     last_sent = time.monotonic()
-    end = last_sent + MAX_DURATION_S
+    end = last_sent + sse.MAX_DURATION_S
     while not stopping.is_set() and time.monotonic() < end:
         try:
             reader = await get_reader(request)  # as it is now
@@ -103,26 +87,23 @@ async def _events(
         except (NotFound, NotAuthenticated, NotAllowed):
             return  # deleted, or the key has been revoked or lost its scope
         except RedisError:  # try again at the next interval
-            await anyio.sleep(POLL_INTERVAL_S)
+            await anyio.sleep(sse.POLL_INTERVAL_S)
             continue
         if (current := event_id(job, position)) != last_event_id:
             last_event_id, last_sent = current, time.monotonic()
-            video = renderer.video(job, queue_position=position).model_dump_json()
-            yield format_sse_event(event=_event_name(job), data_str=video, id=current, retry=RETRY_MS)
-        elif time.monotonic() - last_sent > KEEPALIVE_INTERVAL_S:
+            video = await run_in_threadpool(renderer.video, job, queue_position=position)  # its URLs need the secret
+            yield format_sse_event(
+                event=sse.event_name(job), data_str=video.model_dump_json(), id=current, retry=sse.RETRY_MS
+            )
+        elif time.monotonic() - last_sent > sse.KEEPALIVE_INTERVAL_S:
             last_sent = time.monotonic()
             yield KEEPALIVE_COMMENT
         if job.state.is_terminal:
             return
-        await anyio.sleep(POLL_INTERVAL_S)
+        await anyio.sleep(sse.POLL_INTERVAL_S)
 
 
 def event_id(job: Job, position: int | None) -> str:
     """Changes whenever the client would see something new."""
-    return f"{job.state}.{job.attempt}.{job.step}.{job.phase or '-'}.{'-' if position is None else position}"
-
-
-def _event_name(job: Job) -> str:
-    if not job.state.is_terminal:
-        return "video.progress"
-    return "video.completed" if job.state is JobState.COMPLETED else "video.failed"
+    preview, waiting = job.preview_at or "-", "-" if position is None else position
+    return f"{job.state}.{job.attempt}.{job.step}.{job.phase or '-'}.{waiting}.{preview}"

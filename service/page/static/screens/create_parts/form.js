@@ -1,0 +1,73 @@
+/**
+ * The form of Create: what a person has changed, and the request that this makes. What is not changed is not sent, so
+ * that the model's own settings apply; the server alone decides what a request means.
+ */
+
+/** Prompts to try with a model that names none itself. */
+export const EXAMPLES = [
+  'A paper boat drifting down a narrow stream, macro shot, morning light',
+  'A lighthouse on a cliff at dusk, waves breaking below, slow aerial shot',
+  'A fox walking through fresh snow towards the camera',
+  'Steam rising from a cup of tea by a window on a rainy day',
+]
+
+const NUMBERS = ['num_frames', 'fps', 'num_inference_steps', 'guidance_scale', 'seed']
+const TEXTS = ['size', 'negative_prompt', 'priority', 'callback_url']
+
+/** An unchanged form for a model. */
+export const emptyForm = (model, prompt = '') => ({ model: model.id, prompt, sampler: {}, metadata: [] })
+
+/** A setting of the sampler: the person's, else the model's. */
+export const samplerValue = (form, model, name) => form.sampler[name] ?? model.sampler[name]
+
+/** The name of the sampler that the form asks for. */
+export const samplerName = (form, model) => samplerValue(form, model, 'name')
+
+/** The form after the choice of another sampler; settings that it does not read are dropped. */
+export function withSampler(form, model, name) {
+  const kept = Object.entries(form.sampler).filter(([setting]) => model.sampler_settings[name]?.includes(setting))
+  return { ...form, sampler: { ...Object.fromEntries(kept), name } }
+}
+
+/** The body of POST /v1/videos. Numbers that cannot be read are sent as they are; the server says what is wrong. */
+export function requestBody(form) {
+  const body = { model: form.model, prompt: form.prompt }
+  for (const name of NUMBERS) if (isGiven(form[name])) body[name] = asNumber(form[name])
+  for (const name of TEXTS) if (isGiven(form[name]) || name in form && name === 'negative_prompt') body[name] = form[name]
+  if (Object.keys(form.sampler).length) body.sampler = form.sampler
+  const pairs = form.metadata.filter(([name]) => name.trim())
+  if (pairs.length) body.metadata = Object.fromEntries(pairs)
+  return body
+}
+
+const isGiven = (value) => value !== undefined && value !== null && value !== ''
+
+/** A number if the text is one, for fields and pairs. */
+export function asNumber(text) {
+  const number = Number(text)
+  return String(text).trim() === '' || Number.isNaN(number) ? text : number
+}
+
+// What the API leaves out of the sampler in its responses, because it is the default of the API.
+const LEFT_OUT = { network: 'video', grid: 'adjacent', solver: 'ddim' }
+
+/** The form with all settings of a video, to change some of them. */
+export function formOf(video, model) {
+  const reads = model?.sampler_settings[video.sampler.name] // unknown while no worker can load the model
+  const settings = Object.entries(video.sampler).filter(([name]) => name === 'name' || !reads || reads.includes(name))
+  const others = Object.entries(LEFT_OUT).filter(([name]) => reads?.includes(name) && name in model.sampler)
+  return {
+    model: video.model,
+    prompt: video.prompt ?? '',
+    sampler: Object.fromEntries([...others, ...settings]), // a default of the model would apply to what is not sent
+    metadata: Object.entries(video.metadata),
+    priority: video.priority === 'normal' ? undefined : video.priority,
+    ...Object.fromEntries([...NUMBERS, 'size', 'negative_prompt'].map((name) => [name, video[name]])),
+  }
+}
+
+/** The request that makes the same video again, without what is a label only. */
+export function recipeOf(video, model) {
+  const { metadata: _metadata, priority: _priority, ...form } = formOf(video, model)
+  return requestBody({ ...form, metadata: [] })
+}

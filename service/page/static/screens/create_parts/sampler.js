@@ -1,0 +1,125 @@
+/** Sampler and its settings. Which sampler reads which setting is what the server says. */
+
+import { html } from '../../vendor/preact-htm.js'
+import { Field } from '../../parts.js'
+import { asNumber, samplerName, samplerValue, withSampler } from './form.js'
+import { Interval } from './interval.js'
+
+/** What a person reads about each sampler; one that is unknown here is offered by its name. */
+export const SAMPLERS = {
+  'iv-mixed': ['IV-Mixed', 'Image and video network take turns'],
+  ddim: ['DDIM', 'One network alone'],
+  zigzag: ['Z-Sampling', 'Zig-zag of the video network'],
+  freeinit: ['FreeInit', 'Several runs, better first noise'],
+  fused: ['Fused', 'Both networks in one step; experimental'],
+  official: ['Official', "The authors' released code"],
+}
+
+const LETTERS = { I: 'image', V: 'video', R: 'random noise' }
+
+/** A combination such as IV-VI in words. */
+export function combinationWords(combination) {
+  const [back, denoise] = combination.split('-').map((letters) => [...letters].map((letter) => LETTERS[letter]).join(', then '))
+  return `Adds noise with ${back}; denoises with ${denoise}.`
+}
+
+const pair = (label, hint) => ({ label, hint, kind: 'pair' })
+const number = (label, hint, step = 'any') => ({ label, hint, kind: 'number', step })
+
+/** In the order in which they are shown. The first choice is what the API leaves out of its responses. */
+const SETTINGS = {
+  combination: { label: 'Combination', kind: 'combination' },
+  order: { label: 'Order', kind: 'choice', choices: { denoise_first: 'Denoise first', goback_first: 'Add noise first' } },
+  network: { label: 'Network', kind: 'choice', choices: { video: 'Video', image: 'Image: every frame by itself' } },
+  solver: { label: 'Solver', kind: 'choice', choices: { ddim: 'DDIM', 'dpmpp-2m': 'DPM-Solver++: fewer steps' } },
+  grid: { label: 'Step ends', kind: 'choice', choices: { adjacent: 'Next timestep of the run', diffusers: 'As diffusers' } },
+  image_guidance: pair('Image guidance', 'At the first and the last step'),
+  video_guidance: pair('Video guidance', 'At the first and the last step'),
+  rho: number('Rho', 'Curve of the guidance between both ends'),
+  image_every: number('Image network in every n-th step', '', 1),
+  goback_guidance: number('Guidance of the way back'),
+  iterations: number('Iterations', 'Full runs', 1),
+  active_steps: pair('Active steps', 'First and last, counted from 0'),
+  zz: number('Video instead of image in every n-th step', '', 1),
+}
+
+/** @param {{form: object, model: object, steps: number, errorOf: (param: string) => string | undefined, onChange: (form: object) => void}} props */
+export function SamplerSettings({ form, model, steps, errorOf, onChange }) {
+  const name = samplerName(form, model)
+  const reads = model.sampler_settings[name] ?? []
+  const set = (changes) => onChange({ ...form, sampler: { ...form.sampler, ...changes } })
+  const known = Object.keys(SETTINGS).filter((setting) => reads.includes(setting))
+  const shown = [...known, ...reads.filter((setting) => setting !== 'interval' && !known.includes(setting))]
+  return html`<div class="stack">
+    <fieldset class="samplers" aria-label="Sampler">
+      ${model.samplers.map((each) => html`<${SamplerCard} name=${each} checked=${each === name} onChoose=${() => onChange(withSampler(form, model, each))} />`)}
+    </fieldset>
+    ${errorOf('sampler.name') && html`<p class="field-error">${errorOf('sampler.name')}</p>`}
+    ${reads.includes('interval') && html`<${Interval} value=${samplerValue(form, model, 'interval')} steps=${steps} error=${errorOf('sampler.interval')} onChange=${(interval) => set({ interval })} />`}
+    <div class="fields">
+      ${shown.map(
+        (setting) => html`<${Setting}
+          key=${setting}
+          name=${setting}
+          value=${samplerValue(form, model, setting)}
+          model=${model}
+          error=${errorOf(`sampler.${setting}`)}
+          set=${set}
+        />`,
+      )}
+    </div>
+  </div>`
+}
+
+function SamplerCard({ name, checked, onChoose }) {
+  const [title, text] = SAMPLERS[name] ?? [name, '']
+  return html`<label class="sampler ${checked ? 'chosen' : ''}">
+    <input type="radio" name="sampler" class="visually-hidden" value=${name} checked=${checked} onChange=${onChoose} />
+    <strong>${title}</strong><span>${text}</span>
+  </label>`
+}
+
+function Setting({ name, value, model, error, set }) {
+  const { label, hint, kind, ...setting } = SETTINGS[name] ?? { label: name.replaceAll('_', ' '), kind: 'other' }
+  const Control = { combination: Combination, choice: Choice, pair: Pair, number: NumberInput, other: Other }[kind]
+  const shownHint = kind === 'combination' ? combinationWords(value) : hint
+  return html`<${Field} id="sampler-${name}" label=${label} hint=${shownHint} error=${error}>
+    ${(attributes) => html`<${Control} attributes=${attributes} name=${name} value=${value} model=${model} set=${set} label=${label} ...${setting} />`}
+  <//>`
+}
+
+function Combination({ attributes, value, model, set }) {
+  // Random noise works in one order only, which the server checks; the person need not know.
+  const choose = (combination) => set({ combination, ...(combination.includes('R') ? { order: 'goback_first' } : {}) })
+  const group = (length, label) => html`<optgroup label=${label}>
+    ${model.combinations.filter((each) => each.length === length).map((each) => html`<option value=${each} selected=${each === value}>${each}</option>`)}
+  </optgroup>`
+  return html`<select class="input" ...${attributes} onChange=${(event) => choose(event.target.value)}>
+    ${group(5, 'Two moves each way')}${group(3, 'One move each way')}
+  </select>`
+}
+
+function Choice({ attributes, name, value, choices, set }) {
+  return html`<select class="input" ...${attributes} onChange=${(event) => set({ [name]: event.target.value })}>
+    ${Object.entries(choices).map(([each, words]) => html`<option value=${each} selected=${each === value}>${words}</option>`)}
+  </select>`
+}
+
+function NumberInput({ attributes, name, value, step, set }) {
+  return html`<input class="input" type="number" step=${step} ...${attributes} value=${value ?? ''} onInput=${(event) => set({ [name]: event.target.value === '' ? undefined : asNumber(event.target.value) })} />`
+}
+
+/** A setting that is newer than this page. */
+function Other({ attributes, name, value, set }) {
+  return html`<input class="input" ...${attributes} value=${value ?? ''} onInput=${(event) => set({ [name]: asNumber(event.target.value) })} />`
+}
+
+function Pair({ attributes, name, value, label, set }) {
+  const given = value ?? ['', '']
+  const change = (index, text) => set({ [name]: given.map((each, i) => (i === index ? asNumber(text) : each)) })
+  return html`<div class="pair">
+    <input class="input" type="number" step="any" ...${attributes} aria-label="${label}: first" value=${given[0]} onInput=${(event) => change(0, event.target.value)} />
+    <span aria-hidden="true">→</span>
+    <input class="input" type="number" step="any" aria-label="${label}: last" aria-describedby=${attributes['aria-describedby']} value=${given[1]} onInput=${(event) => change(1, event.target.value)} />
+  </div>`
+}

@@ -1,0 +1,119 @@
+"""Create: from opening the page to a playing video, and what the form shows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from playwright.sync_api import Locator, Page, expect
+
+from tests.page.browsing import Seen, assert_accessible, assert_fits
+from tests.page.site import PROMPT, Site
+from tests.page.steps import JOB, sign_in
+
+
+def calls(page: Page, network: str) -> Locator:
+    return page.locator(f"[data-calls={network}]")
+
+
+def shown_calls(page: Page) -> dict[str, int]:
+    return {network: int(calls(page, network).inner_text().split()[0]) for network in ("image", "video")}
+
+
+def newest(site: Site) -> dict:
+    return site.http.get("/v1/videos", params={"limit": 1}).json()["data"][0]
+
+
+def test_two_clicks_lead_to_a_playing_video(site: Site, page: Page, seen: Seen) -> None:
+    page.goto(site.url)
+    page.get_by_role("button", name=PROMPT).click()
+    page.get_by_role("button", name="Create video").click()
+    page.wait_for_function("() => document.querySelector('video')?.currentTime > 0.1")
+    expect(page.get_by_role("heading", name=PROMPT)).to_be_visible()
+    assert newest(site)["prompt"] == PROMPT
+    assert seen.event_connections() == 1
+
+
+def test_the_form_shows_the_calls_that_the_server_counts(site: Site, page: Page) -> None:
+    page.goto(f"{site.url}/#/create")
+    page.get_by_label("Prompt", exact=True).fill(PROMPT)
+    page.get_by_label("Steps", exact=True).fill("10")
+    page.get_by_label("Combination").select_option("RI-VV")
+    page.get_by_label("Seed").fill("123")
+    begin = page.get_by_label("Interval: begin")
+    expect(begin).to_have_attribute("max", "10")
+    begin.focus()
+    for _ in range(3):
+        page.keyboard.press("ArrowLeft")
+    expect(begin).to_have_attribute("aria-valuetext", "step 2 of 10")
+    expect(page.get_by_text("in steps 3 to 10 of 10")).to_be_visible()
+    page.get_by_label("Image network in every n-th step").fill("2")
+    page.get_by_label("Solver").select_option("dpmpp-2m")
+    expect(page.get_by_label("Summary")).to_have_attribute("aria-busy", "false")
+    shown = shown_calls(page)
+    page.get_by_role("button", name="Create video").click()
+    expect(page).to_have_url(JOB)
+    video = newest(site)
+    assert video["network_calls"] == shown
+    assert (video["seed"], video["num_inference_steps"]) == (123, 10)
+    assert (
+        video["sampler"]
+        | {
+            "combination": "RI-VV",
+            "order": "goback_first",
+            "interval": [0.2, 1.0],
+            "image_every": 2,
+            "solver": "dpmpp-2m",
+        }
+        == video["sampler"]
+    )
+
+
+def test_each_error_is_shown_at_its_field_in_the_words_of_the_api(site: Site, page: Page, seen: Seen) -> None:
+    seen.expect_error("status of 400")
+    page.goto(f"{site.url}/#/create")
+    prompt = page.get_by_label("Prompt", exact=True)
+    prompt.fill("a dog moving left")
+    expect(page.get_by_text("model 'demo' does not know 'dog'")).to_be_visible()
+    expect(prompt).to_have_attribute("aria-invalid", "true")
+    prompt.fill(PROMPT)
+    expect(prompt).not_to_have_attribute("aria-invalid", "true")
+    page.get_by_label("Steps", exact=True).fill("900")
+    expect(page.get_by_text("num_inference_steps=900 is outside 1..200 for this model.")).to_be_visible()
+    page.get_by_label("Steps", exact=True).fill("200")
+    page.get_by_text("FreeInit").click()
+    page.get_by_label("Iterations").fill("10")
+    expect(page.get_by_text("This clip costs")).to_be_visible()
+
+
+def test_a_full_limit_says_when_to_try_again(site: Site, page: Page, seen: Seen) -> None:
+    seen.expect_error("status of 4(01|29)")
+    sign_in(page, site, site.new_key("slow", requests_per_minute=1))
+    for _ in range(2):
+        page.goto(f"{site.keyed_url}/#/create")
+        page.get_by_role("button", name=PROMPT).click()
+        page.get_by_role("button", name="Create video").click()
+        expect(page).to_have_url(JOB) if _ == 0 else None
+    expect(page.get_by_role("alert")).to_contain_text("Possible again in")
+
+
+def test_a_video_can_be_edited(site: Site, page: Page) -> None:
+    source = site.finished(seed=77, sampler={"name": "ddim", "network": "image"}, metadata={"project": "edit"})
+    page.goto(f"{site.url}/#/videos/{source['id']}")
+    page.get_by_role("link", name="Edit").click()
+    expect(page.get_by_label("Seed")).to_have_value("77")
+    expect(page.get_by_label("Network", exact=True)).to_have_value("image")
+    page.get_by_label("Seed").fill("78")
+    page.get_by_role("button", name="Create video").click()
+    expect(page).to_have_url(JOB)
+    made = newest(site)
+    assert (made["seed"], made["sampler"], made["metadata"]) == (78, source["sampler"], source["metadata"])
+
+
+def test_it_fits_and_is_accessible(site: Site, open_page: Callable[..., Page]) -> None:
+    page = open_page(viewport={"width": 360, "height": 740})
+    page.goto(f"{site.url}/#/create")
+    page.get_by_text("More settings").click()
+    page.get_by_role("button", name="Add a pair").click()
+    expect(calls(page, "image")).to_contain_text("calls")
+    assert_fits(page)
+    assert_accessible(page)

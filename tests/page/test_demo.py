@@ -1,0 +1,22 @@
+"""The page on `ivmix up` with the demo models: what a person sees after `make serve`."""
+
+from __future__ import annotations
+
+import re
+
+from playwright.sync_api import Page, expect
+
+from tests.page.browsing import Seen
+
+
+def test_two_clicks_lead_from_the_address_to_a_playing_video(demo_server: str, page: Page, seen: Seen) -> None:
+    page.goto(demo_server)
+    page.get_by_label("Steps", exact=True).fill("6")  # cheaper; a person need not
+    page.get_by_role("group", name="Examples").get_by_role("button").first.click()
+    page.get_by_role("button", name="Create video").click()
+    expect(page.get_by_role("progressbar")).to_be_visible()
+    clip = page.locator("video")
+    expect(clip).to_have_attribute("src", re.compile("signature="), timeout=120_000)
+    clip.evaluate("video => new Promise(done => { video.loop = false; video.onended = done; video.play() })")
+    assert clip.evaluate("video => [video.videoWidth, video.currentTime, video.error]") == [384, 1, None]
+    assert seen.event_connections() == 1
