@@ -21,7 +21,7 @@ def export(work: Path, into: Path) -> None:
     tokens.save_pretrained(into / "tokenizer")
     networks.text_encoder(tokens, SEED).half().save_pretrained(into / "text_encoder")
     _save(AutoencoderKL.from_pretrained(work / "vae"), into / "vae")
-    for source, target in (("image_unet", "image_unet"), ("start_unet", "unet")):
+    for source, target in (("image_colors_unet", "image_unet"), ("start_unet", "unet")):
         _save(UNet2DConditionModel.from_pretrained(work / source), into / target)
     _save(MotionAdapter.from_pretrained(work / "start_adapter"), into / "motion_adapter")
     networks.scheduler("v_prediction").save_pretrained(into / "scheduler")
@@ -43,7 +43,7 @@ def unpack(work: Path, source: Path) -> None:
     """The reverse, for every stage that continues from one of these files."""
     folders = {
         "vae": ["vae"],
-        "image_unet": ["image_unet"],
+        "image_unet": ["image_unet", "image_colors_unet"],
         "unet": ["video_unet", "vivid_unet", "start_unet"],
         "motion_adapter": ["motion_adapter", "vivid_adapter", "start_adapter"],
     }

@@ -12,26 +12,31 @@ from demo import networks, shapes
 from demo.fit import SEED, Group
 from demo.shapes import FRAMES, NEGATIVE_PROMPT, Scenes
 
-CLIPS = 6000
+CLIPS, COLORS_CLIPS = 6000, 2000
 FRAMES_KEPT = 2  # sharp frames per clip; neighbouring frames add little for an image model
 
 
 @torch.no_grad()
-def make_latents(work: Path, group: Group) -> None:
-    """Write latents.<rank>.pt: degraded clips (n, C, F, h, w), sharp frames of each (n, k, C, h, w), scenes (n, 4)."""
+def make_latents(name: str, work: Path, group: Group) -> None:
+    """Write <name>.<rank>.pt: degraded clips (n, C, F, h, w), sharp frames of each (n, k, C, h, w), scenes (n, 4).
+
+    The clips of `latents` are washed out; of those of `colors` one half has full colours, the other any saturation.
+    """
     model = AutoencoderKL.from_pretrained(work / "vae").eval()
-    generator = Generator().manual_seed(SEED + 1 + group.rank)
+    is_plain = name == "latents"
+    generator = Generator().manual_seed(SEED + (1 if is_plain else 31) + group.rank)
     parts: dict[str, list[Tensor]] = {"clips": [], "sharp": [], "scenes": []}
-    for _ in range(CLIPS // group.size // 20):
+    for _ in range((CLIPS if is_plain else COLORS_CLIPS) // group.size // 20):
         scenes = Scenes.random(20, generator)
         frames, _ = shapes.render(scenes, generator)
         kept = torch.stack([torch.randperm(FRAMES, generator=generator)[:FRAMES_KEPT] for _ in range(20)])
-        clips = _encoded(model, shapes.degrade(frames, generator))
+        vivid = 0.0 if is_plain else (2 * torch.rand(20, 1, 1, 1, 1, generator=generator)).clamp(max=1)
+        clips = _encoded(model, shapes.degrade(frames, generator, vivid=vivid))
         sharp = model.encode(frames[torch.arange(20)[:, None], kept].flatten(0, 1)).latent_dist.mean
         parts["clips"].append(clips)
         parts["sharp"].append(sharp.unflatten(0, (20, FRAMES_KEPT)))
         parts["scenes"].append(torch.tensor(scenes.rows()))
-    torch.save({k: torch.cat(v) for k, v in parts.items()}, work / f"latents.{group.rank}.pt")
+    torch.save({k: torch.cat(v) for k, v in parts.items()}, work / f"{name}.{group.rank}.pt")
 
 
 @torch.no_grad()
@@ -56,8 +61,8 @@ def _encoded(model: AutoencoderKL, clips: Tensor) -> Tensor:
 class Latents:
     """The encoded data set and the embedding of every caption."""
 
-    def __init__(self, work: Path) -> None:
-        files = [torch.load(f, weights_only=True) for f in sorted(work.glob("latents.*.pt"))]
+    def __init__(self, work: Path, name: str = "latents") -> None:
+        files = [torch.load(f, weights_only=True) for f in sorted(work.glob(f"{name}.*.pt"))]
         clips, sharp, scenes = (torch.cat([f[k] for f in files]) for k in ("clips", "sharp", "scenes"))
         self.clips, self.sharp, self.scenes = clips, sharp, scenes  # (N,C,F,h,w) (N,k,C,h,w) (N,4)
         tokens = networks.tokenizer()

@@ -2,11 +2,13 @@
 
     vae      autoencoder on sharp and degraded frames; latents whitened inside quant_conv
     latents  render the clips and encode them once
+    colors   the same, with full colours in the degraded clips too
     image    the image model (IDM): sharp frames by caption, degraded ones by "low quality"; predicts epsilon
     footage  the video model's spatial layers: degraded frames by caption; predicts v
     motion   motion modules on degraded clips; the spatial layers adapt at half the rate
     vivid    the video model again, on degraded clips that keep some or all of their colours
     start    and again, with pure noise among its examples, as at the start of sampling
+    image_colors  the image model again, with "low quality" for degraded frames of full colour too
     export   float16 safetensors in the diffusers folder layout -> demo/weights
     unpack   the reverse: demo/weights -> --work, so that `latents` and the network stages can continue training
 
@@ -56,6 +58,7 @@ class Stage:
     empty: float = 0.08  # share with the empty prompt
     negative: float = 0.05  # share with the negative prompt
     pure_noise: float = 0.0  # share that starts from noise alone, at the last timestep
+    flat: float = 0.0  # weight of the error of 4x4 patches' means, where a wrong colour is not lost in the noise
 
     def texts(self, data: Latents, scenes: Tensor) -> tuple[Tensor, Tensor]:
         """Text embeddings (n, 16, 64) for scenes (n, 4), and which of them (n,) are the negative prompt."""
@@ -143,13 +146,19 @@ def _whiten(model: AutoencoderKL, sharp: Tensor) -> None:
 
 
 def train_frames(name: str, work: Path, recipe: Recipe, group: Group) -> None:
-    """Stages image and footage: one UNet on single frames."""
-    stage, data = STAGES[name], Latents(work)
+    """Stages image, image_colors and footage: one UNet on single frames.
+
+    Image_colors: a model that has seen only washed-out colours with "low quality" answers it with them whatever the
+    colours are, so that guidance pushes full colours further, purple to blue.
+    """
+    is_new = name != "image_colors"
+    stage, data = STAGES[name], Latents(work, "latents" if is_new else "colors")
     schedule = networks.scheduler("epsilon").alphas_cumprod
     torch.manual_seed(SEED + len(name))
-    model = _begin(networks.unet, work / f"{name}_unet").train()
+    before = name if is_new or (work / f"{name}_unet").exists() else "image"
+    model = _begin(networks.unet, work / f"{before}_unet").train()
     model.set_attn_processor(AttnProcessor())  # half the time of the CPU's flash kernel at these sizes
-    is_image = name == "image"
+    is_image = name != "footage"
 
     def loss_of(_step: int, batch: int) -> Tensor:
         index = torch.randint(0, len(data.clips), (batch,))
@@ -160,7 +169,11 @@ def train_frames(name: str, work: Path, recipe: Recipe, group: Group) -> None:
         x = torch.where(is_negative[:, None, None, None], rough, sharp) if is_image else rough
         timestep = torch.randint(0, TIMESTEPS, (batch,))
         x_t, epsilon, v = noised(x, schedule, timestep)
-        return F.mse_loss(model(x_t, timestep, text).sample, epsilon if is_image else v)
+        answer, wanted = model(x_t, timestep, text).sample, epsilon if is_image else v
+        if not stage.flat:
+            return F.mse_loss(answer, wanted)
+        error = answer - wanted
+        return error.square().mean() + stage.flat * F.avg_pool2d(error, 4).square().mean()
 
     fit(name, recipe, model, [(1.0, model.parameters())], loss_of, group=group, work=work)
     if group.rank == 0:
@@ -278,27 +291,31 @@ def _save_video_model(model: Network, spatial: UNet2DConditionModel, unet: Path,
 STAGES = {
     "vae": Stage(train_vae, 2, Recipe(2400, 24, 3e-3)),
     "image": Stage(train_frames, 1, Recipe(10000, 48, 1.5e-3), unsaid=(0.04, 0.04, 0.5), empty=0.10, negative=0.12),
+    "image_colors": Stage(
+        train_frames, 1, Recipe(1200, 48, 6e-4), unsaid=(0.04, 0.04, 0.5), empty=0.10, negative=0.35, flat=8.0
+    ),
     "footage": Stage(train_frames, 1, Recipe(6000, 48, 1.5e-3), unsaid=(0.04, 0.04, 0.3), empty=0.10),
     "motion": Stage(train_motion, 2, Recipe(3000, 8, 2e-3)),
     "vivid": Stage(train_video, 2, Recipe(3000, 8, 4e-4)),
     "start": Stage(train_video, 2, Recipe(800, 8, 2e-4), pure_noise=0.2),
 }
-LATENTS_PROCESSES = 2
-IN_PARALLEL = [["vae"], ["latents"], ["image", "footage"], ["motion"], ["vivid"], ["start"], ["export"]]
+DATA_PROCESSES = {"latents": 2, "colors": 1}
+ORDER = ("vae", "latents", "colors", "image footage", "motion", "vivid", "start", "image_colors", "export")
+IN_PARALLEL = [names.split() for names in ORDER]
 
 
 def _process(rank: int, name: str, work: Path, steps: int | None, size: int, port: int) -> None:
     group = Group(rank, size, port)
     cpu_tuning.tune_process(threads=1)  # tensors are so small that a second thread slows each process down
-    if name == "latents":
-        return make_latents(work, group)
+    if name in DATA_PROCESSES:
+        return make_latents(name, work, group)
     stage = STAGES[name]
     return stage.train(name, work, stage.recipe._replace(steps=steps or stage.recipe.steps), group)
 
 
 def run(name: str, work: Path, steps: int | None = None, processes: int | None = None) -> None:
     began = time.monotonic()
-    processes = processes or (LATENTS_PROCESSES if name == "latents" else STAGES[name].processes)
+    processes = processes or DATA_PROCESSES.get(name) or STAGES[name].processes
     port = 29_600 + sum(map(ord, name)) % 300
     torch.multiprocessing.spawn(_process, (name, work, steps, processes, port), nprocs=processes)
     print(f"{name}: {(time.monotonic() - began) / 60:.1f} min", flush=True)

@@ -35,6 +35,7 @@ def mixed_plan(
     video_guidance: Guidance = (4, 4),
     rho: float = 7.0,
     guidance: float = 7.5,
+    interval_guidance: float | None = None,
     image_schedule: NoiseSchedule | None = None,
     image_every: int = 1,
     solver: Solver = "ddim",
@@ -49,7 +50,7 @@ def mixed_plan(
         interval: the part of the run with zig-zags, as two fractions of the steps.
         image_guidance, video_guidance: scale in the zig-zags, at least 0: one, or two for the first and the last step.
         rho: exponent of the transition between those two, greater than 0; 1: straight (arXiv:2206.00364 Eq. 5).
-        guidance: guidance scale of the ordinary steps; any finite number.
+        guidance, interval_guidance: scale of the ordinary steps, and of those in `interval` (None: the same); finite.
         image_schedule: of the image model, which is called at the timestep of equal noise. None: `schedule`.
         image_every: n from 1: only the first, (n+1)th .. zig-zag is as given; in the others V replaces I.
         solver: of the ordinary steps: "ddim" or "dpmpp-2m" (arXiv:2211.01095 Alg. 2); zig-zags are always DDIM's.
@@ -58,12 +59,19 @@ def mixed_plan(
         InvalidSetting: names the parameter, its value and what is allowed.
     """
     grid = LevelGrid(schedule, steps, image_schedule, solver)
-    finite_number("guidance", guidance)
+    ordinary = _ordinary_guidance(guidance, interval_guidance, interval, grid.steps)
     letters = _letters_of_steps(combination, order, interval, image_every, grid.steps)
-    ramps = zip(*guidance_ramps(image_guidance, video_guidance, rho, grid.steps), strict=True)
-    scales = [{"I": image, "V": video} for image, video in ramps]
-    zigzags = {i: tuple(_zigzag(grid, i, *sides, order, scales[i])) for i, sides in letters.items()}
-    return Plan(tuple((*zigzags.get(i, ()), grid.ordinary_step(i, guidance)) for i in range(grid.steps)))
+    image, video = guidance_ramps(image_guidance, video_guidance, rho, grid.steps)
+    zigzags = {i: tuple(_zigzag(grid, i, *x, order, {"I": image[i], "V": video[i]})) for i, x in letters.items()}
+    return Plan(tuple((*zigzags.get(i, ()), grid.ordinary_step(i, scale)) for i, scale in enumerate(ordinary)))
+
+
+def _ordinary_guidance(guidance: float, interval_guidance: float | None, interval: Range, steps: int) -> list[float]:
+    """Guidance of the ordinary step of every step: another one in a part of the run is that of arXiv:2404.07724."""
+    outside = finite_number("guidance", guidance)
+    inside = outside if interval_guidance is None else finite_number("interval_guidance", interval_guidance)
+    active = active_steps(interval, steps)
+    return [inside if i in active else outside for i in range(steps)]
 
 
 def _letters_of_steps(

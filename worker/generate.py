@@ -65,6 +65,7 @@ def generate(
     video_guidance: Annotated[Pair, _sampler_option("at the first and last step")] = None,
     rho: Annotated[float | None, _sampler_option("curvature of the guidance between first and last step")] = None,
     image_every: Annotated[int | None, _sampler_option("image model in every n-th step")] = None,
+    interval_guidance: Annotated[float | None, _sampler_option("iv-mixed: guidance in the interval")] = None,
     goback_guidance: Annotated[float | None, _sampler_option("zigzag")] = None,
     iterations: Annotated[int | None, _sampler_option("freeinit")] = None,
     network: Annotated[str | None, _sampler_option("ddim: video, image")] = None,

@@ -18,7 +18,8 @@ StepIndex = Annotated[int, Field(ge=0, le=100_000)]
 # Settings that each sampler uses, in addition to num_inference_steps and guidance_scale.
 USES: dict[str, frozenset[str]] = {
     "iv-mixed": frozenset(
-        {"combination", "order", "interval", "image_guidance", "video_guidance", "rho", "image_every", "solver"}
+        {"combination", "order", "image_every", "solver"}
+        | {"interval", "image_guidance", "video_guidance", "rho", "interval_guidance"}
     ),
     "ddim": frozenset({"network", "grid", "solver"}),
     "zigzag": frozenset({"interval", "goback_guidance"}),
@@ -74,6 +75,12 @@ class SamplerSettings(FrozenModel):
     )
     image_every: int = Field(
         default=1, ge=1, le=1000, description="iv-mixed: use the image model in every n-th step only"
+    )
+    interval_guidance: Guidance | None = Field(
+        default=None,
+        exclude_if=lambda interval_guidance: interval_guidance is None,
+        description="iv-mixed: guidance scale of the video model's ordinary steps in `interval`, where the image model "
+        "guides too; outside it, `guidance_scale`. Default: `guidance_scale` everywhere",
     )
     goback_guidance: Guidance = Field(default=0.0, description="zigzag: guidance scale of the inversion")
     iterations: int = Field(default=3, ge=1, le=10, description="freeinit: number of full sampling runs")

@@ -96,12 +96,12 @@ class TestRemix:
     def test_guidance_is_kept_unless_one_of_both_is_the_image_network_by_itself(self, client: TestClient) -> None:
         image, given = {"name": "ddim", "network": "image"}, {"sampler": {"name": "ddim"}}
         frames, clip = create(client, sampler=image), create(client, sampler="ddim")
-        assert (frames["guidance_scale"], clip["guidance_scale"]) == (1.25, 2.25)
-        assert self.remix(client, frames, prompt=OTHER)["guidance_scale"] == 1.25
+        assert (frames["guidance_scale"], clip["guidance_scale"]) == (1.5, 2.25)
+        assert self.remix(client, frames, prompt=OTHER)["guidance_scale"] == 1.5
         assert self.remix(client, frames, prompt=OTHER, **given)["sampler"]["network"] == "image"
         assert self.remix(client, frames, prompt=OTHER, sampler={"network": "video"})["guidance_scale"] == 2.25
         assert self.remix(client, frames, prompt=OTHER, sampler="iv-mixed")["guidance_scale"] == 2.25
-        assert self.remix(client, clip, prompt=OTHER, sampler=image)["guidance_scale"] == 1.25
+        assert self.remix(client, clip, prompt=OTHER, sampler=image)["guidance_scale"] == 1.5
         assert self.remix(client, clip, prompt=OTHER, sampler=image, guidance_scale=3)["guidance_scale"] == 3
         other = create(client, guidance_scale=4)
         assert self.remix(client, other, prompt=OTHER, sampler="ddim")["guidance_scale"] == 4

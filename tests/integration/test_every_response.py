@@ -24,7 +24,7 @@ class TestModels:
         assert model["samplers"] == ["iv-mixed", "ddim", "zigzag", "freeinit", "fused", "official"]
         assert {"I-I", "IV-IV", "II-VV", "RR-II"} < set(model["combinations"])
         assert model["max_cost"] == 1.2e9
-        assert (model["guidance_scale"]["default"], model["image_guidance_scale"]) == (2.25, 1.25)
+        assert (model["guidance_scale"]["default"], model["image_guidance_scale"]) == (2.25, 1.5)
         assert "path" not in model
 
     def test_an_unknown_model_is_404(self, client: TestClient) -> None:

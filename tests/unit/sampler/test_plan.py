@@ -146,6 +146,13 @@ def test_image_every_nth_zigzag_uses_the_image_model(period: int, order: str, be
     assert all(abs(m.guidance) == 3 for z in zigzags for m in z if m.model == "video")
 
 
+def test_interval_has_its_own_guidance_in_ordinary_steps() -> None:
+    """Also in the last step, which has no room for a zig-zag; the zig-zags stay as they are."""
+    plan = mixed_plan(SD, 20, interval=(0.25, 1), guidance=7.5, interval_guidance=1)
+    assert [moves[-1].guidance for moves in plan] == [7.5] * 5 + [1] * 15
+    assert [moves[:-1] for moves in plan] == [moves[:-1] for moves in mixed_plan(SD, 20, interval=(0.25, 1))]
+
+
 def test_z_sampling_denoises_goes_back_unguided_and_denoises_again() -> None:
     plan = zigzag_plan(SD, 50)
     t, a = SD.timesteps(50), [SD.alphas_cumprod[t] for t in SD.timesteps(50)]

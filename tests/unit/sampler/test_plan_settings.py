@@ -54,6 +54,7 @@ def test_unknown_combination_says_what_to_write(combination: Any) -> None:
         ({"video_guidance": math.inf}, "video_guidance=inf must be one .* finite"),
         ({"guidance": "7.5"}, "guidance='7.5' must be a finite number"),
         ({"guidance": (7, 5)}, r"guidance=\(7, 5\) must be a finite number"),
+        ({"interval_guidance": math.inf}, "interval_guidance=inf must be a finite number"),
         ({"rho": "7"}, "rho='7' must be a finite number"),
         ({"rho": None}, "rho=None must be a finite number"),
         ({"interval": 0.5}, "interval=0.5 must be two fractions"),

@@ -96,6 +96,7 @@ def test_combinations_of_the_paper_are_accepted(combination: str) -> None:
         {"rho": 0},
         {"image_guidance": (-1, 4)},
         {"video_guidance": (4, float("nan"))},
+        {"interval_guidance": -1},
         {"name": "euler"},
         {"gamma": 4},
     ],

@@ -110,6 +110,7 @@ def samplers(draw: st.DrawFn) -> SamplerSettings:
         video_guidance=draw(GUIDANCE),
         rho=draw(st.floats(0.1, 10)),
         image_every=draw(st.integers(1, 7)),
+        interval_guidance=draw(st.none() | st.floats(0, 20)),
         goback_guidance=draw(st.floats(0, 20)),
         iterations=draw(st.integers(1, 4)),
         network=draw(st.sampled_from(["image", "video"])),
