@@ -21,11 +21,13 @@ const WORDS = {
   name: 'Sampler',
   network: 'Network',
   grid: 'Step ends',
+  solver: 'Solver',
   combination: 'Combination',
   order: 'Order',
   interval: 'Interval',
   image_guidance: 'Image guidance',
   video_guidance: 'Video guidance',
+  interval_guidance: 'Guidance in the interval',
   rho: 'Rho',
   image_every: 'Image network in every n-th step',
   goback_guidance: 'Guidance of the way back',
@@ -43,7 +45,7 @@ function settingsOf(video, models) {
   const model = models.find(({ id }) => id === video.model)
   const reads = model?.sampler_settings[video.sampler.name] ?? Object.keys(video.sampler)
   const own = OF_VIDEO.map((name) => [name, video[name]])
-  const sampler = ['name', ...reads].map((name) => [name, video.sampler[name] ?? { network: 'video', grid: 'adjacent' }[name]])
+  const sampler = ['name', ...reads].map((name) => [name, video.sampler[name] ?? { network: 'video', grid: 'adjacent', solver: 'ddim' }[name]])
   return Object.fromEntries([...own, ...sampler].filter(([, value]) => value !== undefined && value !== null))
 }
 

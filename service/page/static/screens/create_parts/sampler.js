@@ -35,6 +35,7 @@ const SETTINGS = {
   grid: { label: 'Step ends', kind: 'choice', choices: { adjacent: 'Next timestep of the run', diffusers: 'As diffusers' } },
   image_guidance: pair('Image guidance', 'At the first and the last step'),
   video_guidance: pair('Video guidance', 'At the first and the last step'),
+  interval_guidance: number('Guidance in the interval', 'Of the video network, where the image network guides too'),
   rho: number('Rho', 'Curve of the guidance between both ends'),
   image_every: number('Image network in every n-th step', '', 1),
   goback_guidance: number('Guidance of the way back'),
