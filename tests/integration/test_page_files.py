@@ -99,6 +99,16 @@ def test_videos_may_come_from_the_storage_and_the_public_address(s3: Settings) -
     assert allowed["connect-src"] == {"'self'"}
 
 
+def test_without_credentials_for_the_storage_the_page_is_shown(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    s3 = {"storage": "s3", "s3_bucket": "videos", "s3_endpoint_url": "http://127.0.0.1:9"}
+    services = open_services(Settings.model_validate({**settings.model_dump(), **s3}))
+    assert policy(TestClient(create_app(services)))["media-src"] == {"'self'"}
+    services.close()
+
+
 def test_the_page_is_light(capsys: pytest.CaptureFixture[str]) -> None:
     loaded = {name: len(file.compressed) for name, file in static_files().items() if not name.endswith(".txt")}
     with capsys.disabled():

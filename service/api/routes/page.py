@@ -5,15 +5,18 @@ from __future__ import annotations
 import gzip
 import hashlib
 import html
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from fastapi import FastAPI, Request, Response
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from service.api.sessions import COOKIE
+from service.errors import StorageError
 from service.settings import Settings
 from service.wiring import Services
 
@@ -68,9 +71,9 @@ def add_page(app: FastAPI, services: Services) -> None:
     files = static_files()
     index = _index(services.settings)
     signed_out = _index(services.settings, '<html lang="en" data-signed-out>')
-    policy = content_policy(services)
 
     async def show_page(request: Request) -> Response:
+        policy = await run_in_threadpool(content_policy, services)
         shown = signed_out if services.settings.auth == "keys" and _has_no_session(request) else index
         return shown.response(request, **{"content-security-policy": policy, "vary": "accept-encoding, cookie"})
 
@@ -110,7 +113,9 @@ def _index(settings: Settings, html_tag: str = '<html lang="en">') -> StaticFile
 
 
 def _media_origins(services: Services) -> list[str]:
-    """Those of the public URL and of the storage's presigned URLs, if there are any."""
-    presigned = services.storage.url("origin", filename="origin", media_type="video/mp4")
+    """Those of the public URL and of the storage's presigned URLs, if there are any and it can sign at the moment."""
+    presigned = None
+    with suppress(StorageError):  # without credentials the page still shows everything else
+        presigned = services.storage.url("origin", filename="origin", media_type="video/mp4")
     urls = [url for url in (services.settings.client_base_url, presigned) if url]
     return sorted({f"{parts.scheme}://{parts.netloc}" for parts in map(urlsplit, urls)})

@@ -20,6 +20,7 @@ from worker.child.fingerprint import run_fingerprint, run_fingerprints_0_1, weig
 SHAPE = (1, 4, 2, 3, 3)
 CPU = torch.device("cpu")
 VERSION_0_1 = Path(__file__).parents[2] / "data" / "checkpoint_0_1.safetensors"
+WEIGHTS_0_1 = "c81c2c7b55034df4321509bd34a0502445386f176d4187f111ccd1e2d008b176"  # weights_digest of its demo
 
 
 def make_checkpoint(**over: object) -> Checkpoint:
@@ -180,14 +181,16 @@ def test_fingerprint_changes_with_any_weight_plan_request_and_optimisation(engin
 
 
 def test_checkpoint_of_version_0_1_is_resumed(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`checkpoint_0_1.safetensors` is the state after step 2, written by version 0.1 with torch 2.13.0+cpu."""
+    """`checkpoint_0_1.safetensors` is the state after step 2, written by version 0.1 with torch 2.13.0+cpu.
+
+    The demo's weights have been trained further since. Which weights a checkpoint is of, is tested above.
+    """
+    engine._weights = WEIGHTS_0_1
     generation = make_generation(num_frames=2, num_inference_steps=4)
     steps: list[int] = []
-    frames = engine.generate(generation).frames
     monkeypatch.setattr(torch, "__version__", "2.13.0+cpu")
-    resumed = engine.generate(generation, on_step=lambda c: steps.append(c.step), resume=VERSION_0_1).frames
+    engine.generate(generation, on_step=lambda c: steps.append(c.step), resume=VERSION_0_1)
     assert steps == [3, 4]
-    assert (frames.int() - resumed.int()).abs().max() <= 2  # version 0.1 rounded differently
     other = make_generation(num_frames=2, num_inference_steps=4, seed=8)
     steps.clear()
     engine.generate(other, on_step=lambda c: steps.append(c.step), resume=VERSION_0_1)
