@@ -82,9 +82,15 @@ def started(environment: Mapping[str, str], module: str, *arguments: str) -> Ite
 
 def child_of(pid: int) -> int:
     """Process id of a worker's child, which holds the models."""
-    return wait_for(
-        lambda: next((p for p in session_of(pid) if "spawn_main" in Path(f"/proc/{p}/cmdline").read_text()), None)
-    )
+    return wait_for(lambda: next((p for p in session_of(pid) if "spawn_main" in command_of(p)), None))
+
+
+def command_of(pid: int) -> str:
+    """Command line of a process, with a NUL after each word; "" if it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
 
 
 def clean_environment() -> dict[str, str]:
