@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 from collections.abc import Callable
@@ -95,6 +96,19 @@ class TestSignedUrls:
         answer = client.get("?".join(changed[change]))
         assert error_of(answer, 403)["code"] == "url_not_valid"
         assert VIDEO not in answer.content
+
+    def test_are_in_no_log_line(
+        self, client: TestClient, video: dict[str, Any], caplog: pytest.LogCaptureFixture, services: Services
+    ) -> None:
+        """Nor are they when they are refused, or when the storage fails."""
+        caplog.set_level(logging.DEBUG)
+        url = video["download_url"]
+        assert [client.get(path).status_code for path in (url, url + "x")] == [200, 403]
+        for file in services.settings.data_dir.rglob("*.mp4"):
+            file.unlink()
+        assert client.get(url).status_code in (404, 503)
+        ours = [record.getMessage() for record in caplog.records if not record.name.startswith("httpx")]
+        assert not [line for line in ours if "signature=" in line or "expires=" in line]
 
     def test_expire(self, client: TestClient, video: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
         now = time.time

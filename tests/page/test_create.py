@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from tests.page.browsing import Seen, assert_accessible, assert_fits
@@ -23,14 +24,20 @@ def newest(site: Site) -> dict:
     return site.http.get("/v1/videos", params={"limit": 1}).json()["data"][0]
 
 
-def test_two_clicks_lead_to_a_playing_video(site: Site, page: Page, seen: Seen) -> None:
-    page.goto(site.url)
+@pytest.mark.parametrize("with_keys", [False, True], ids=["open", "with keys"])
+def test_two_clicks_lead_to_a_playing_video(site: Site, page: Page, seen: Seen, with_keys: bool) -> None:
+    """Three with keys: the first one signs in."""
+    if with_keys:
+        sign_in(page, site, site.new_key("maker"))
+    else:
+        page.goto(site.url)
     page.get_by_role("button", name=PROMPT).click()
     page.get_by_role("button", name="Create video").click()
     page.wait_for_function("() => document.querySelector('video')?.currentTime > 0.1")
     expect(page.get_by_role("heading", name=PROMPT)).to_be_visible()
     assert newest(site)["prompt"] == PROMPT
     assert seen.event_connections() == 1
+    assert seen.errors == []
 
 
 def test_the_form_shows_the_calls_that_the_server_counts(site: Site, page: Page) -> None:
