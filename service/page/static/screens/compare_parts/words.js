@@ -63,7 +63,7 @@ export function settingsCompared(videos, models) {
 }
 
 /**
- * A title for each video. Videos with the same sampler are told apart by the settings in which they differ.
+ * A title for each video. If two have the same sampler, the title also names the settings in which they differ.
  * @returns {Map<string, string>} by id
  */
 export function titlesOf(videos, models) {
