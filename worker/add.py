@@ -21,7 +21,8 @@ import typer
 
 from service.catalog.added_models import ADDED_FOLDER, AddedModels
 from service.catalog.family_components import Family
-from service.catalog.model_entry import NAME, ModelEntry
+from service.catalog.model_entry import ModelEntry
+from service.catalog.prompt_limits import NAME
 from service.catalog.registry import ModelRegistry
 from service.catalog.weight_files import Component, LockFile, Source
 from service.errors import ConfigurationError

@@ -10,7 +10,8 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 
-from service.catalog.model_entry import ModelEntry, invalid_parameter
+from service.catalog.invalid_parameter import invalid_parameter
+from service.catalog.model_entry import ModelEntry
 from service.catalog.registry import ModelRegistry
 from service.cli.console import Steps
 from service.cli.errors import user_errors

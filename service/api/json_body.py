@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from service.api.auth import get_webhook_owner
 from service.api.body_reader import media_type, read_bytes
 from service.api.video_request_parser import is_json, read_json
-from service.catalog.model_entry import invalid_parameter
+from service.catalog.invalid_parameter import invalid_parameter
 
 MAX_BODY_BYTES = 64 * 1024
 M = TypeVar("M", bound=BaseModel)

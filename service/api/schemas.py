@@ -6,7 +6,7 @@ from typing import Generic, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from service.catalog.model_entry import Range
+from service.catalog.bounds import Range
 from service.jobs.model import Generation, Phase
 from service.jobs.queue_and_waiting_time import QueueStats, WorkerStats
 from service.jobs.request import MAX_METADATA_PAIRS

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from starlette.types import Message
 
 from service.api.body_reader import MEDIA_FIELDS, media_type, read_bytes, unsupported_media
-from service.catalog.model_entry import invalid_parameter
+from service.catalog.invalid_parameter import invalid_parameter
 from service.errors import InvalidParameter
 from service.jobs.model import Generation
 from service.jobs.request import VideoRequest, resolve_aliases

@@ -3,59 +3,34 @@
 from __future__ import annotations
 
 import os
-import re
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, JsonValue, ValidationError, ValidationInfo, field_validator, model_validator
 
-from service.catalog.adapters import Lora, TextualInversion, without_tokens
-from service.catalog.closed_vocabulary import ClosedVocabulary
+from service.catalog.adapters import Lora
+from service.catalog.bounds import Range
+from service.catalog.cost_limit import check_cost
 from service.catalog.family_components import LORA, OPTIONAL_COMPONENTS, REQUIRED_COMPONENTS, Family
 from service.catalog.frame_size import choose_size
+from service.catalog.invalid_parameter import invalid_parameter
+from service.catalog.num_frames import resolve_num_frames
 from service.catalog.optimise import Optimise
+from service.catalog.prompt_limits import NAME, PromptLimits
 from service.catalog.sampler_choice import choose_sampler, settings_of
 from service.catalog.scheduler_settings import check_overrides, named_spacing, run_spacing
 from service.catalog.weight_files import Component
 from service.errors import InvalidParameter
-from service.frozen_model import FrozenModel
 from service.jobs.model import Generation
 from service.jobs.released_loops import RELEASED
 from service.jobs.request import VideoRequest
 from service.jobs.sampler_settings import USES, Network, SamplerSettings
 from service.jobs.timestep_spacing import Spacing
-from service.validation_messages import invalid_value, unknown_parameter
-
-# How CLIP's tokenizer splits a text before it merges letters: every piece is at least one token.
-CLIP_PIECES = re.compile(r"'(?:s|t|re|ve|m|ll|d)|[^\W\d_]+|\d|(?:[^\w\s]|_)+", re.IGNORECASE)
-NAME = r"^[A-Za-z0-9_.-]{1,64}$"
 
 
-class Range(FrozenModel):
-    """Inclusive bounds, and the default."""
-
-    default: int | float
-    min: int | float
-    max: int | float
-
-    @model_validator(mode="after")
-    def _check_order(self) -> Self:
-        if not self.min <= self.default <= self.max:
-            raise ValueError(f"min={self.min:g}, default={self.default:g}, max={self.max:g} must be in ascending order")
-        return self
-
-    def resolve(self, param: str, value: float | None) -> float:
-        if value is None:
-            return self.default
-        if not self.min <= value <= self.max:
-            raise InvalidParameter(param, f"{param}={value:g} is outside {self.min:g}..{self.max:g} for this model.")
-        return value
-
-
-class ModelEntry(FrozenModel):
-    id: str = Field(pattern=NAME)
+class ModelEntry(PromptLimits):
     aliases: tuple[Annotated[str, Field(pattern=NAME)], ...] = Field(
         default=(), description="other names that requests may use, such as sora-2"
     )
@@ -78,7 +53,6 @@ class ModelEntry(FrozenModel):
     image_schedule: dict[str, JsonValue] = Field(default={}, description="overrides of the image_scheduler's config")
     lora_scale: float = Field(default=1.0, description="of components.lora, for the image model")
     loras: tuple[Lora, ...] = ()
-    textual_inversions: tuple[TextualInversion, ...] = ()
     optimise: Optimise = Optimise()
     network_fps: int | None = Field(
         default=None, ge=1, description="videocrafter: frame rate that conditions the network; default: the clip's"
@@ -99,9 +73,6 @@ class ModelEntry(FrozenModel):
     negative_prompt: str = ""
     force_zeros_for_empty_prompt: bool = Field(default=True, description="SDXL: zeros stand for no negative prompt")
     sampler: SamplerSettings = SamplerSettings()
-    max_prompt_length: int = 2000
-    max_prompt_tokens: int | None = Field(default=None, ge=1, description="limit of the text encoders, 77 for CLIP")
-    prompt: ClosedVocabulary | None = None
     examples: tuple[str, ...] = Field(default=(), description="prompts that pages offer")
 
     @field_validator("video_schedule", "image_schedule")
@@ -187,8 +158,8 @@ class ModelEntry(FrozenModel):
         negative_prompt = request.negative_prompt
         if negative_prompt is None:
             negative_prompt = "" if sampler.name == "official" else self.negative_prompt
-        self._check_text("prompt", request.prompt)
-        self._check_text("negative_prompt", negative_prompt)
+        self.check_text("prompt", request.prompt)
+        self.check_text("negative_prompt", negative_prompt)
         width, height = choose_size(request, self.sizes)
         fps = int(self.fps.resolve("fps", request.fps))
         generation = Generation(
@@ -199,7 +170,7 @@ class ModelEntry(FrozenModel):
             seed=secrets.randbits(32) if request.seed is None else request.seed,
             width=width,
             height=height,
-            num_frames=self._num_frames(request, fps),
+            num_frames=resolve_num_frames(request, self.num_frames, self.fps, fps),
             fps=fps,
             num_inference_steps=self._num_inference_steps(request, sampler, spacing),
             guidance_scale=self._guidance_scale(request, sampler),
@@ -207,67 +178,13 @@ class ModelEntry(FrozenModel):
             spacing=spacing,
             official_family=self.family if sampler.name == "official" else None,
         )
-        self._check_cost(generation)
+        check_cost(generation, self.max_cost, self._levers)
         return generation
-
-    @property
-    def can_draw(self) -> str | None:
-        return self.prompt.can_draw if self.prompt else None
 
     @property
     def sampler_settings(self) -> dict[str, list[str]]:
         """Names of the settings that each sampler reads for this model."""
         return {sampler: sorted(settings_of(sampler, self.family)) for sampler in USES}
-
-    def _check_text(self, param: str, text: str) -> None:
-        if len(text) > self.max_prompt_length:
-            raise InvalidParameter(
-                param,
-                f"{param} has {len(text)} characters; model '{self.id}' reads at most {self.max_prompt_length}.",
-                "string_above_max_length",
-            )
-        words, inversions = without_tokens(text, self.textual_inversions)  # each is at least one token
-        pieces = len(CLIP_PIECES.findall(words)) + inversions + 2  # start and end tokens
-        if self.max_prompt_tokens is not None and pieces > self.max_prompt_tokens:
-            raise InvalidParameter(
-                param,
-                f"{param} has at least {pieces} tokens; model '{self.id}' reads {self.max_prompt_tokens}. Shorten it.",
-                "string_above_max_length",
-            )
-        if param == "prompt" and not _words(text):
-            raise InvalidParameter(param, f"prompt is empty. {self.can_draw or ''}".rstrip())
-        self.check_vocabulary(param, text)
-
-    def check_vocabulary(self, param: str, text: str) -> None:
-        """Raises InvalidParameter naming `param` and the words that a model with a closed vocabulary does not know."""
-        if self.prompt is not None:
-            self.prompt.check(param, self.id, _words(without_tokens(text, self.textual_inversions)[0]))
-
-    def _num_frames(self, request: VideoRequest, fps: int) -> int:
-        """`seconds` alone sets the number of frames; together with `num_frames` it must agree."""
-        wanted = None if request.seconds is None else request.seconds * fps
-        if wanted is None or request.num_frames is not None:
-            num_frames = int(self.num_frames.resolve("num_frames", request.num_frames))
-            if wanted is not None and not _same(wanted, num_frames):
-                message = f"seconds={request.seconds:g} is not num_frames={num_frames} at fps={fps}; leave one out."
-                raise InvalidParameter("seconds", message)
-            return num_frames
-        if not self.num_frames.min <= round(wanted) <= self.num_frames.max or not _same(wanted, round(wanted)):
-            shortest, longest = (f"{n / fps:g}" for n in (self.num_frames.min, self.num_frames.max))
-            possible = f"'{shortest}'" if shortest == longest else f"'{shortest}' to '{longest}', in whole frames"
-            message = f"Invalid value for 'seconds': '{request.seconds:g}'. Supported at {fps} fps: {possible}."
-            message += self._fps_hint(request.seconds or 0, fps)
-            raise InvalidParameter("seconds", message)
-        return round(wanted)
-
-    def _fps_hint(self, seconds: float, fps: int) -> str:
-        """The frame rate nearest to `fps` at which the model can make exactly this duration."""
-        rates = range(int(self.fps.min), int(self.fps.max) + 1)
-        for rate in sorted(rates, key=lambda rate: abs(rate - fps)):
-            frames = round(seconds * rate)
-            if self.num_frames.min <= frames <= self.num_frames.max and _same(seconds * rate, frames):
-                return f" Send fps={rate} as well to get it."
-        return ""
 
     def _num_inference_steps(self, request: VideoRequest, sampler: SamplerSettings, spacing: Spacing) -> int:
         steps = int(self.num_inference_steps.resolve("num_inference_steps", request.num_inference_steps))
@@ -295,51 +212,12 @@ class ModelEntry(FrozenModel):
             known = [f"sampler.{name}" for name in SamplerSettings.model_fields]
             raise invalid_parameter(e, within="sampler", known=known) from e
 
-    def _check_cost(self, generation: Generation) -> None:
-        """The error names the first parameter whose default would bring the cost below the limit."""
-        most = self.max_cost
-        if most is None or generation.cost <= most:
-            return
+    @property
+    def _levers(self) -> dict[str, dict[str, Any]]:
         width, height = min((tuple(map(int, size.split("x"))) for size in self.sizes), key=lambda wh: wh[0] * wh[1])
-        levers: dict[str, dict[str, Any]] = {
+        return {
             "num_inference_steps": {"num_inference_steps": int(self.num_inference_steps.default)},
             "num_frames": {"num_frames": int(self.num_frames.default)},
             "size": {"width": width, "height": height},
             "sampler": {"sampler": self.sampler},
         }
-        cheaper = (name for name, change in levers.items() if generation.model_copy(update=change).cost <= most)
-        raise InvalidParameter(
-            next(cheaper, "num_inference_steps"),
-            f"This clip costs {generation.cost:.3g} (network calls x pixels x frames); model '{self.id}' takes "
-            f"at most {most:.3g}. Ask for fewer num_inference_steps or num_frames, a smaller size, or a sampler with "
-            "fewer calls.",
-        )
-
-
-def _words(text: str) -> list[str]:
-    return re.findall(r"[^\s,.;:!?'\"()-]+", text.lower())
-
-
-def _same(frames: float, whole: int) -> bool:
-    return abs(frames - whole) < 0.01  # clients send `seconds` with six digits
-
-
-def invalid_parameter(e: ValidationError, *, within: str = "", known: Iterable[str] = ()) -> InvalidParameter:
-    """The first error of pydantic as InvalidParameter; the client gets the next one when it tries again.
-
-    Args:
-        within: the field that was validated.
-        known: names to suggest instead of an unknown one.
-    """
-    error = e.errors(include_url=False)[0]
-    param = ".".join(filter(None, (within, *map(str, error["loc"])))) or None
-    reason = {
-        "missing": "missing_required_parameter",
-        "extra_forbidden": "unknown_parameter",
-        "string_too_long": "string_above_max_length",
-    }.get(error["type"], "invalid_value")
-    message = {
-        "missing_required_parameter": lambda: f"Missing required parameter: '{param}'.",
-        "unknown_parameter": lambda: unknown_parameter(param or "", known),
-    }.get(reason, lambda: invalid_value(param or "body", error))
-    return InvalidParameter(param, message(), reason)

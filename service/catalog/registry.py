@@ -16,7 +16,8 @@ from pydantic_core import ErrorDetails
 
 from service.catalog.adapters import locate_adapters
 from service.catalog.added_models import ADDED_FILE
-from service.catalog.model_entry import ModelEntry, Range
+from service.catalog.bounds import Range
+from service.catalog.model_entry import ModelEntry
 from service.catalog.optimise import Optimise
 from service.catalog.scheduler_settings import SPACING_KEYS
 from service.catalog.weight_files import Component, LockFile, Source

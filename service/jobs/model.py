@@ -10,6 +10,7 @@ from pydantic import ConfigDict, Field
 from service.frozen_model import FrozenModel
 from service.ids import created_at, new_job_id
 from service.jobs.denoiser_calls import network_calls
+from service.jobs.reference import Reference
 from service.jobs.released_loops import Family
 from service.jobs.sampler_settings import SamplerSettings
 from service.jobs.timestep_spacing import Spacing
@@ -88,6 +89,8 @@ class Generation(FrozenModel):
     spacing: Spacing = Spacing()  #: timesteps that the denoising steps visit
     official_family: Family | None = Field(default=None, exclude_if=lambda family: family is None)
     #: family whose released code runs; None unless the sampler is `official`
+    reference: Reference | None = Field(default=None, exclude_if=lambda reference: reference is None)
+    #: picture or clip that the video starts from
 
     @property
     def seconds(self) -> float:

@@ -18,3 +18,8 @@ def execution(job_id: str, execution_id: str) -> str:
 def checkpoint(job_id: str) -> str:
     """Key of the job's latest checkpoint, which all its executions share."""
     return f"checkpoints/{job_id}.safetensors"
+
+
+def reference(job_id: str) -> str:
+    """Key of the picture or clip that the job starts from."""
+    return f"references/{job_id}"

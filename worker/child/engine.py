@@ -9,37 +9,23 @@ import gc
 import logging
 import resource
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from sampler import (
-    ImageDenoiser,
-    NoiseSchedule,
-    Plan,
-    VideoDenoiser,
-    ddim_plan,
-    free_init_plan,
-    fused_plan,
-    mixed_plan,
-    official_plan,
-    sample,
-    zigzag_plan,
-)
+from sampler import ImageDenoiser, Plan, VideoDenoiser, sample
 from service.catalog.model_entry import ModelEntry
 from service.jobs.model import Generation, Phase
-from service.jobs.released_loops import RELEASED, Family
-from service.jobs.sampler_settings import Grid, Network, Solver
 from worker.child.checkpoint_file import Checkpoint
 from worker.child.failures import failed_message
 from worker.child.fingerprint import run_fingerprint, run_fingerprints_0_1, weights_digest
 from worker.child.latent_preview import open_previewer
+from worker.child.plans import family_of, plan_of
 from worker.child.previews import MakePreview
 from worker.messages import Failed
 from worker.networks import cpu_tuning
@@ -208,7 +194,7 @@ class Engine:
 
     def _denoisers(self, generation: Generation, *, low_memory: bool = False) -> tuple[ImageDenoiser, VideoDenoiser]:
         models = self.models
-        family = self._family(generation) if generation.sampler.name == "official" else None
+        family = family_of(generation, models) if generation.sampler.name == "official" else None
         texts = models.encode([generation.prompt, generation.negative_prompt], empty_is_none=True)
         if family == "animatediff" and models.image_text_encoder.dim == models.video_text_encoder.dim:
             texts = replace(texts, image=texts.video)  # the released code has one text encoder, the video model's
@@ -220,9 +206,6 @@ class Engine:
             image.sequential_cfg = video.sequential_cfg = True
             image.frames_at_once = 1
         return image, video
-
-    def _family(self, generation: Generation) -> Family:
-        return generation.official_family or self.models.entry.family
 
     def _first_state(self, generation: Generation, plan: Plan, begin: Checkpoint | Path | None) -> Checkpoint:
         """The checkpoint to resume from, or the state before the first step."""
@@ -260,23 +243,7 @@ class Engine:
 
     def plan(self, generation: Generation) -> Plan:
         """Raises ValueError naming the sampler setting that cannot be run."""
-        models, chosen = self.models, generation.sampler
-        schedule = replace(models.video_schedule, **_spacing(generation))
-        steps, guidance, used = generation.num_inference_steps, generation.guidance_scale, chosen.used
-        schedules: dict[Network, NoiseSchedule] = {
-            "image": replace(models.image_schedule, **_spacing(generation)),
-            "video": schedule,
-        }
-        plain = partial(ddim_plan, schedule, steps, guidance=guidance)
-        plans: dict[str, Callable[..., Plan]] = {
-            "ddim": partial(_ddim, schedules, steps, guidance),
-            "iv-mixed": partial(mixed_plan, schedule, steps, guidance=guidance, image_schedule=models.image_schedule),
-            "fused": partial(fused_plan, schedule, steps, guidance=guidance, image_schedule=models.image_schedule),
-            "zigzag": partial(zigzag_plan, schedule, steps, guidance=guidance),
-            "freeinit": partial(_free_init, plain, schedule),
-            "official": partial(_official, schedules, steps, guidance, self._family(generation)),
-        }
-        return plans[chosen.name](**used)
+        return plan_of(generation, self.models)
 
     @property
     def device_name(self) -> str:
@@ -293,44 +260,6 @@ class Engine:
             torch.cuda.reset_peak_memory_stats(self.models.device)
             return peak
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # ru_maxrss is in KiB on Linux
-
-
-def _ddim(
-    schedules: Mapping[Network, NoiseSchedule],
-    steps: int,
-    guidance: float,
-    *,
-    network: Network,
-    grid: Grid,
-    solver: Solver,
-) -> Plan:
-    return ddim_plan(schedules[network], steps, guidance=guidance, model=network, grid=grid, solver=solver)
-
-
-def _free_init(inner: Callable[[], Plan], schedule: NoiseSchedule, *, iterations: int) -> Plan:
-    return free_init_plan(inner(), schedule, iterations)
-
-
-def _official(
-    schedules: Mapping[Network, NoiseSchedule],
-    steps: int,
-    guidance: float,
-    family: Family,
-    *,
-    active_steps: tuple[int, int] | None,
-    **settings: Any,
-) -> Plan:
-    """Both networks run on one schedule. AnimateDiff's is that of its base, an image model, not its motion modules'."""
-    schedule = schedules["image" if family == "animatediff" else "video"]
-    used = {name: value for name, value in settings.items() if name not in RELEASED[family].ignored}
-    return official_plan(family, schedule, steps, interval=active_steps, guidance=guidance, **used)
-
-
-def _spacing(generation: Generation) -> dict[str, Any]:
-    """The time steps fixed when the job was created, even if the registry entry has changed since; none if the API had
-    no files to know them from: then the schedule's own are right."""
-    fixed = {"timestep_spacing", "steps_offset", "set_alpha_to_one"}
-    return {} if generation.spacing.is_estimate else generation.spacing.model_dump(include=fixed)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
-from service.catalog.model_entry import CLIP_PIECES
+from service.catalog.prompt_limits import CLIP_PIECES
 from tests.factories import make_generation
 from worker.child.engine import Engine
 from worker.networks.text_encoder import PromptTooLong
