@@ -8,13 +8,17 @@ from sampler.denoise_and_goback_moves import (
     Move,
     MultistepMove,
     Renoise,
+    ResizingMove,
     Restart,
     SolverMove,
+    ZeroVelocity,
 )
 from sampler.denoisers import ImageDenoiser, VideoDenoiser
 from sampler.errors import IncompatibleInputs, InvalidSetting
+from sampler.evs_plan import evs_plan
 from sampler.freeinit import free_init_plan
 from sampler.guidance import AddedConditions, Denoiser
+from sampler.guidance_rules import AdaptiveProjectedGuidance, CfgZeroStar, GuidanceRule, RuledScale
 from sampler.iv_mixed_plans import mixed_plan
 from sampler.loop import LatentsNotFinite, Step, sample
 from sampler.noise import seeded_noise
@@ -26,13 +30,16 @@ from sampler.plan import Plan
 BadSetting, DoesNotFit = InvalidSetting, IncompatibleInputs
 
 __all__ = [
+    "AdaptiveProjectedGuidance",
     "AddedConditions",
     "AnyMove",
     "BadSetting",
     "Call",
+    "CfgZeroStar",
     "Denoiser",
     "DoesNotFit",
     "FusedMove",
+    "GuidanceRule",
     "ImageDenoiser",
     "IncompatibleInputs",
     "InvalidSetting",
@@ -42,11 +49,15 @@ __all__ = [
     "NoiseSchedule",
     "Plan",
     "Renoise",
+    "ResizingMove",
     "Restart",
+    "RuledScale",
     "SolverMove",
     "Step",
     "VideoDenoiser",
+    "ZeroVelocity",
     "ddim_plan",
+    "evs_plan",
     "free_init_plan",
     "fused_plan",
     "mixed_plan",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-from sampler.denoise_and_goback_moves import AnyMove, FusedMove, ModelName, Move
+from sampler.denoise_and_goback_moves import AnyMove, FusedMove, ModelName, Move, ZeroVelocity
 from sampler.errors import InvalidSetting
+from sampler.guidance_rules import GuidanceRule, with_rule
 from sampler.level_grid import LevelGrid, Solver
 from sampler.noise_schedule import NoiseSchedule
 from sampler.plan import Plan
@@ -22,6 +23,7 @@ def ddim_plan(
     model: ModelName = "video",
     grid: Grid = "adjacent",
     solver: Solver = "ddim",
+    rule: GuidanceRule | None = None,
 ) -> Plan:
     """One model alone, one call a step: DDIM (arXiv:2010.02502 Eq. 12, eta = 0), or DPM-Solver++ 2M.
 
@@ -35,11 +37,13 @@ def ddim_plan(
             divides the timesteps, but not for "linspace", where each step overlaps the next or leaves a gap.
         solver: "ddim", or "dpmpp-2m", which needs about half the steps for the same picture (arXiv:2211.01095 Alg. 2);
             with grid "adjacent" only.
+        rule: what makes one epsilon of the network's two answers: None, classifier-free guidance, or another rule with
+            the same `guidance` as its scale.
 
     Raises:
         InvalidSetting: names the parameter, its value and what is allowed.
     """
-    levels = LevelGrid(schedule, steps, solver=solver)
+    levels = LevelGrid(schedule, steps, solver=solver, rule=rule)
     finite_number("guidance", guidance)
     one_of("model", model, get_args(ModelName))
     one_of("grid", grid, get_args(Grid))
@@ -49,11 +53,13 @@ def ddim_plan(
         return Plan(tuple((levels.ordinary_step(i, guidance, model),) for i in range(levels.steps)))
     alphas, stride = schedule.alphas_cumprod, len(schedule) // levels.steps
 
-    def move(t: int) -> Move:
+    def move(i: int, t: int) -> Move | ZeroVelocity:
         below = alphas[t - stride] if t >= stride else schedule.final_alpha
-        return Move(model, t, alphas[t], below, guidance)
+        if i < levels.zero_steps:
+            return ZeroVelocity(alphas[t], below)
+        return Move(model, t, alphas[t], below, with_rule(guidance, rule))
 
-    return Plan(tuple((move(t),) for t in schedule.timesteps(steps)))
+    return Plan(tuple((move(i, t),) for i, t in enumerate(schedule.timesteps(steps))))
 
 
 def zigzag_plan(

@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 
 from sampler.denoise_and_goback_moves import AnyMove, ModelName, Renoise
 from sampler.errors import InvalidSetting
+from sampler.guidance_rules import GuidanceRule
 from sampler.level_grid import LevelGrid, Solver
 from sampler.noise_schedule import NoiseSchedule
 from sampler.plan import Plan
@@ -39,6 +40,7 @@ def mixed_plan(
     image_schedule: NoiseSchedule | None = None,
     image_every: int = 1,
     solver: Solver = "ddim",
+    rule: GuidanceRule | None = None,
 ) -> Plan:
     """The IV-Mixed Sampler: before every ordinary step, a zig-zag that ends at the noise level it began at.
 
@@ -54,11 +56,13 @@ def mixed_plan(
         image_schedule: of the image model, which is called at the timestep of equal noise. None: `schedule`.
         image_every: n from 1: only the first, (n+1)th .. zig-zag is as given; in the others V replaces I.
         solver: of the ordinary steps: "ddim" or "dpmpp-2m" (arXiv:2211.01095 Alg. 2); zig-zags are always DDIM's.
+        rule: of the guidance of the ordinary steps, as in `ddim_plan`; zig-zags always have classifier-free guidance,
+            whose sign says which way they go.
 
     Raises:
         InvalidSetting: names the parameter, its value and what is allowed.
     """
-    grid = LevelGrid(schedule, steps, image_schedule, solver)
+    grid = LevelGrid(schedule, steps, image_schedule, solver, rule)
     ordinary = _ordinary_guidance(guidance, interval_guidance, interval, grid.steps)
     letters = _letters_of_steps(combination, order, interval, image_every, grid.steps)
     image, video = guidance_ramps(image_guidance, video_guidance, rho, grid.steps)
