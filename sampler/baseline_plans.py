@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal, get_args
 
 from sampler.denoise_and_goback_moves import AnyMove, FusedMove, ModelName, Move, ZeroVelocity
 from sampler.errors import InvalidSetting
-from sampler.guidance_rules import GuidanceRule, with_rule
+from sampler.guidance_rules import GuidanceRule, Scale, with_rule
 from sampler.level_grid import LevelGrid, Solver
 from sampler.noise_schedule import NoiseSchedule
 from sampler.plan import Plan
@@ -37,8 +38,7 @@ def ddim_plan(
             divides the timesteps, but not for "linspace", where each step overlaps the next or leaves a gap.
         solver: "ddim", or "dpmpp-2m", which needs about half the steps for the same picture (arXiv:2211.01095 Alg. 2);
             with grid "adjacent" only.
-        rule: what makes one epsilon of the network's two answers: None, classifier-free guidance, or another rule with
-            the same `guidance` as its scale.
+        rule: of guidance, with `guidance` as its scale. None: classifier-free guidance.
 
     Raises:
         InvalidSetting: names the parameter, its value and what is allowed.
@@ -51,15 +51,16 @@ def ddim_plan(
         raise InvalidSetting(f"solver={solver!r} does not work with grid='diffusers', which is DDIM's; leave grid out")
     if grid == "adjacent":
         return Plan(tuple((levels.ordinary_step(i, guidance, model),) for i in range(levels.steps)))
+    return Plan(tuple((move,) for move in _diffusers_moves(schedule, levels, model, with_rule(guidance, rule))))
+
+
+def _diffusers_moves(
+    schedule: NoiseSchedule, levels: LevelGrid, model: ModelName, guidance: Scale
+) -> Iterator[Move | ZeroVelocity]:
     alphas, stride = schedule.alphas_cumprod, len(schedule) // levels.steps
-
-    def move(i: int, t: int) -> Move | ZeroVelocity:
+    for i, t in enumerate(schedule.timesteps(levels.steps)):
         below = alphas[t - stride] if t >= stride else schedule.final_alpha
-        if i < levels.zero_steps:
-            return ZeroVelocity(alphas[t], below)
-        return Move(model, t, alphas[t], below, with_rule(guidance, rule))
-
-    return Plan(tuple((move(i, t),) for i, t in enumerate(schedule.timesteps(steps))))
+        yield ZeroVelocity(alphas[t], below) if i < levels.zero_steps else Move(model, t, alphas[t], below, guidance)
 
 
 def zigzag_plan(

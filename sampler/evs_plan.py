@@ -40,8 +40,8 @@ def evs_plan(
         schedule, steps: noise schedule of the video model, and the number of steps, as in `ddim_plan`.
         image_interval: the part of the run with image steps, as two fractions of the steps; never the first step.
         image_every: n from 1: only the first, (n+1)th .. step of that part is the image model's.
-        enlarge: factor of the latents' height and width in image steps, 1 to 4; a denoised size is rounded. At 1 the
-            models only take turns: every step is one of DDIM, and nothing is drawn.
+        enlarge: factor of the latents' height and width in image steps, 1 to 4; the size is rounded. At 1 every step is
+            one of DDIM, and no noise is drawn.
         guidance, image_guidance: scale of the steps of the video model and of the image model (None: the same).
         image_schedule: of the image model, which is called at the timestep of equal noise. None: `schedule`.
 
@@ -52,24 +52,24 @@ def evs_plan(
         InvalidSetting: names the parameter, its value and what is allowed.
     """
     grid = LevelGrid(schedule, steps, image_schedule)
-    finite_number("guidance", guidance)
-    scales: dict[ModelName, float] = {"video": guidance, "image": guidance}
+    scales: dict[ModelName, float] = {"video": finite_number("guidance", guidance), "image": guidance}
     if image_guidance is not None:
         scales["image"] = finite_number("image_guidance", image_guidance)
     if not 1 <= finite_number("enlarge", enlarge) <= MOST_ENLARGED:
-        raise InvalidSetting(
-            f"enlarge={enlarge!r} must be in 1..{MOST_ENLARGED} (1: the image model works at full size)"
-        )
+        raise InvalidSetting(f"enlarge={enlarge!r} must be in 1..{MOST_ENLARGED} (1: the latents keep their size)")
     models = _models(image_interval, image_every, grid.steps)
     sizes = [enlarge if model == "image" else 1.0 for model in models] + [1.0]
+    return Plan(
+        tuple((_step(grid, i, model, scales[model], sizes[i + 1] / sizes[i]),) for i, model in enumerate(models))
+    )
 
-    def step(i: int, model: ModelName) -> AnyMove:
-        if sizes[i] == sizes[i + 1]:
-            return grid.ordinary_step(i, scales[model], model)
-        src, dst = grid.alphas[i], 1.0 if i == grid.steps - 1 else grid.alphas[i + 1]
-        return ResizingMove(model, grid.timesteps[model][i], src, dst, scales[model], sizes[i + 1] / sizes[i])
 
-    return Plan(tuple((step(i, model),) for i, model in enumerate(models)))
+def _step(grid: LevelGrid, i: int, model: ModelName, guidance: float, factor: float) -> AnyMove:
+    """Step `i`, after which the latents are `factor` times as high and wide."""
+    if factor == 1:
+        return grid.ordinary_step(i, guidance, model)
+    dst = 1.0 if i == grid.steps - 1 else grid.alphas[i + 1]
+    return ResizingMove(model, grid.timesteps[model][i], grid.alphas[i], dst, guidance, factor)
 
 
 def _models(image_interval: Range, image_every: int, steps: int) -> list[ModelName]:

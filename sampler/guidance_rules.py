@@ -123,7 +123,7 @@ def guided_epsilon(
         latents: what the network saw, (B, C, F, h, w).
         uncond, cond: its epsilon for the negative prompt and the prompt, of the same shape.
         alpha: noise level of the latents, abar in (0, 1].
-        by_frame: whether each frame is a sample of its own, as it is for the image model.
+        by_frame: whether each frame is a separate sample, as it is for the image model.
         memory: of the run; APG's momentum reads and writes it.
     """
     rho = ((1 - alpha) / alpha) ** 0.5

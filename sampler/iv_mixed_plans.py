@@ -51,13 +51,11 @@ def mixed_plan(
         order: "denoise_first" (the released code) or "goback_first" (the paper's figure).
         interval: the part of the run with zig-zags, as two fractions of the steps.
         image_guidance, video_guidance: scale in the zig-zags, at least 0: one, or two for the first and the last step.
-        rho: exponent of the transition between those two, greater than 0; 1: straight (arXiv:2206.00364 Eq. 5).
+        rho: exponent of the way between those two, above 0; 1: straight (arXiv:2206.00364 Eq. 5).
         guidance, interval_guidance: scale of the ordinary steps, and of those in `interval` (None: the same); finite.
         image_schedule: of the image model, which is called at the timestep of equal noise. None: `schedule`.
         image_every: n from 1: only the first, (n+1)th .. zig-zag is as given; in the others V replaces I.
-        solver: of the ordinary steps: "ddim" or "dpmpp-2m" (arXiv:2211.01095 Alg. 2); zig-zags are always DDIM's.
-        rule: of the guidance of the ordinary steps, as in `ddim_plan`; zig-zags always have classifier-free guidance,
-            whose sign says which way they go.
+        solver, rule: of the ordinary steps, as in `ddim_plan`; zig-zags are DDIM's, with classifier-free guidance.
 
     Raises:
         InvalidSetting: names the parameter, its value and what is allowed.

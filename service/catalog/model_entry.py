@@ -19,7 +19,7 @@ from service.catalog.invalid_parameter import invalid_parameter
 from service.catalog.num_frames import resolve_num_frames
 from service.catalog.optimise import Optimise
 from service.catalog.prompt_limits import NAME, PromptLimits
-from service.catalog.sampler_choice import choose_sampler, settings_of
+from service.catalog.sampler_choice import check_zero_init, choose_sampler, settings_of
 from service.catalog.scheduler_settings import check_overrides, named_spacing, run_spacing
 from service.catalog.weight_files import Component
 from service.errors import InvalidParameter
@@ -196,6 +196,7 @@ class ModelEntry(PromptLimits):
         if not spacing.is_estimate and steps > spacing.num_train_timesteps:
             message = f"num_inference_steps={steps} is above the network's {spacing.num_train_timesteps} timesteps."
             raise InvalidParameter("num_inference_steps", message)
+        check_zero_init(sampler, steps)
         return steps
 
     def _guidance_scale(self, request: VideoRequest, sampler: SamplerSettings) -> float:
@@ -207,10 +208,13 @@ class ModelEntry(PromptLimits):
 
     def _sampler(self, changes: Mapping[str, Any]) -> SamplerSettings:
         try:
-            return choose_sampler(self.sampler, self.family, changes)
+            chosen = choose_sampler(self.sampler, self.family, changes)
         except ValidationError as e:
             known = [f"sampler.{name}" for name in SamplerSettings.model_fields]
             raise invalid_parameter(e, within="sampler", known=known) from e
+        if chosen.name == "evs" and chosen.image_step_guidance is None:
+            return chosen.model_copy(update={"image_step_guidance": self.image_guidance_scale})
+        return chosen
 
     @property
     def _levers(self) -> dict[str, dict[str, Any]]:

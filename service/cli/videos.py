@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from service.cli import more_settings
+
 if TYPE_CHECKING:
     from service.cli.client import VideoClient
 
 DEFAULT_URL = "http://127.0.0.1:8000"
-SAMPLERS = "iv-mixed, ddim, zigzag, freeinit, fused, official"
+SAMPLERS = "iv-mixed, ddim, zigzag, freeinit, fused, evs, official"
 RENAMED = {"steps": "num_inference_steps", "guidance": "guidance_scale", "frames": "num_frames", "sampler": "name"}
-NOT_SENT = {"output", "detach", "url", "api_key"}
+NOT_SENT = {"output", "detach", "url", "api_key", "more"}
 SAMPLER_OPTIONS = {
     "sampler",
     "combination",
@@ -70,7 +72,7 @@ def submit(
     image_guidance: Annotated[Pair, _sampler_option("at the first and last step")] = None,
     video_guidance: Annotated[Pair, _sampler_option("at the first and last step")] = None,
     rho: Annotated[float | None, _sampler_option("curvature of the guidance between first and last step")] = None,
-    image_every: Annotated[int | None, _sampler_option("iv-mixed: image model in every n-th step only")] = None,
+    image_every: Annotated[int | None, _sampler_option("iv-mixed, evs: image model in every n-th step only")] = None,
     interval_guidance: Annotated[float | None, _sampler_option("iv-mixed: guidance in the interval")] = None,
     goback_guidance: Annotated[float | None, _sampler_option("zigzag: guidance of the inversion")] = None,
     iterations: Annotated[int | None, _sampler_option("freeinit: number of sampling runs")] = None,
@@ -79,6 +81,7 @@ def submit(
     solver: Annotated[str | None, _sampler_option("of the ordinary steps, ddim and iv-mixed: ddim, dpmpp-2m")] = None,
     active_steps: Annotated[StepPair, _sampler_option("official: first and last step with a zig-zag, from 0")] = None,
     zz: Annotated[int | None, _sampler_option("official: no image model in every zz-th step")] = None,
+    more: Annotated[list[str] | None, more_settings.OPTION] = None,
 ) -> None:
     """Send a prompt to a running server, wait for the video and download it."""
     body = _request(locals())
@@ -188,6 +191,7 @@ def _request(options: dict[str, Any]) -> dict[str, Any]:
     given = {name: value for name, value in options.items() if value is not None and name not in NOT_SENT}
     body = {RENAMED.get(name, name): value for name, value in given.items() if name not in SAMPLER_OPTIONS}
     sampler = {RENAMED.get(name, name): value for name, value in given.items() if name in SAMPLER_OPTIONS}
+    sampler |= more_settings.read(options["more"])
     return body | ({"sampler": sampler} if sampler else {})
 
 

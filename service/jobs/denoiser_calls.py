@@ -40,12 +40,15 @@ def _network_calls(sampler: SamplerSettings, steps: int, spacing: Spacing, famil
 
 
 def _moves(sampler: SamplerSettings, steps: int, spacing: Spacing, levels: list[int]) -> Iterator[Move]:
-    begin, end = (round(share * steps) for share in sampler.interval)
-    active = range(begin, end)
+    active = _active(sampler.interval, steps)
     clean = CLEAN if spacing.set_alpha_to_one else 0
+    if sampler.name == "evs":
+        yield from _turns(sampler, steps, [*levels[:steps], clean])
+        return
     if sampler.name == "iv-mixed":
         yield from _zigzags(sampler, steps, active, levels)
-    for i in range(steps):
+    has_zero_init = sampler.name in ("ddim", "iv-mixed") and sampler.guidance_rule == "cfg-zero"
+    for i in range(sampler.zero_init_steps if has_zero_init else 0, steps):
         src, dst = levels[i], clean if i == steps - 1 else levels[i + 1]
         if sampler.name == "zigzag" and i in active and i < steps - 1:
             yield "video", src, dst
@@ -56,6 +59,20 @@ def _moves(sampler: SamplerSettings, steps: int, spacing: Spacing, levels: list[
             below = src - spacing.num_train_timesteps // steps
             dst = below if below >= 0 else clean
         yield sampler.network if sampler.name == "ddim" else "video", src, dst
+
+
+def _active(interval: tuple[float, float], steps: int) -> range:
+    begin, end = (round(share * steps) for share in interval)
+    return range(begin, end)
+
+
+def _turns(sampler: SamplerSettings, steps: int, levels: list[int]) -> Iterator[Move]:
+    """Yield the steps of EVS. One after which the latents change their size calls its network in any case."""
+    of_image = [i for i in _active(sampler.image_interval, steps) if i > 0][:: sampler.image_every]
+    networks = ["image" if i in of_image else "video" for i in range(steps)]
+    for i, (network, after) in enumerate(zip(networks, [*networks[1:], "video"], strict=True)):
+        resizes = sampler.enlarge > 1 and network != after
+        yield network, levels[i], CLEAN if resizes else levels[i + 1]
 
 
 def _zigzags(sampler: SamplerSettings, steps: int, active: range, levels: list[int]) -> Iterator[Move]:

@@ -110,7 +110,9 @@ class Generation(FrozenModel):
     @property
     def cost(self) -> int:
         """Network calls x pixels x frames, which is proportional to the GPU time."""
-        return sum(self.network_calls.values()) * self.width * self.height * self.num_frames
+        calls = self.network_calls
+        enlarged = self.sampler.enlarge**2 if self.sampler.name == "evs" else 1  # pixels of EVS's image steps
+        return round((calls["image"] * enlarged + calls["video"]) * self.width * self.height * self.num_frames)
 
 
 class Output(FrozenModel):
