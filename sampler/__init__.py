@@ -25,6 +25,7 @@ from sampler.noise import seeded_noise
 from sampler.noise_schedule import NoiseSchedule
 from sampler.official_plans import official_plan
 from sampler.plan import Plan
+from sampler.resizing import shape_after
 
 # Names of version 0.1, still importable.
 BadSetting, DoesNotFit = InvalidSetting, IncompatibleInputs
@@ -64,5 +65,6 @@ __all__ = [
     "official_plan",
     "sample",
     "seeded_noise",
+    "shape_after",
     "zigzag_plan",
 ]

@@ -8,7 +8,8 @@ the video model, a few-step AnimateDiff-Lightning or AnimateLCM. Assumed:
 - at a switch the clean prediction is resized and noised to the level that the run is at, as a step of such a few-step
   model noises its prediction (`ResizingMove`); bicubic;
 - the finished clip has the size of the video model's latents;
-- which steps are the image model's. The first is always the video model's, because there is no prediction before it.
+- which steps are the image model's: the second half. The first step is always the video model's, because there is no
+  prediction before it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ def evs_plan(
     schedule: NoiseSchedule,
     steps: int = 50,
     *,
-    image_interval: Range = (0.5, 0.8),
+    image_interval: Range = (0.5, 1.0),
     image_every: int = 1,
     enlarge: float = 2.0,
     guidance: float = 7.5,

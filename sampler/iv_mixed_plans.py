@@ -46,9 +46,8 @@ def mixed_plan(
 
     Args:
         schedule, steps: noise schedule of the video model, and the number of ordinary steps, as in `ddim_plan`.
-        combination: go-back moves, a dash, denoising moves, as they run; one or two letters on each side: I, the image
-            model; V, the video model; R, `Renoise`, before the dash and in goback_first only.
-        order: "denoise_first" (the released code) or "goback_first" (the paper's figure).
+        combination: one or two go-back moves, a dash, as many denoising ones: I(mage), V(ideo); back also R, `Renoise`.
+        order: "denoise_first" (the released code) or "goback_first" (the paper's figure; R needs it).
         interval: the part of the run with zig-zags, as two fractions of the steps.
         image_guidance, video_guidance: scale in the zig-zags, at least 0: one, or two for the first and the last step.
         rho: exponent of the way between those two, above 0; 1: straight (arXiv:2206.00364 Eq. 5).

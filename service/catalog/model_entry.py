@@ -69,6 +69,9 @@ class ModelEntry(PromptLimits):
     image_guidance_scale: float | None = Field(
         default=None, description="default guidance_scale of ddim with network image; default: that of guidance_scale"
     )
+    image_enlarge: float = Field(
+        default=2.0, ge=1, le=4, description="default enlarge of evs: how much larger than a clip its image model draws"
+    )
     max_cost: float | None = Field(default=None, gt=0, description="limit of network calls x pixels x frames of a clip")
     negative_prompt: str = ""
     force_zeros_for_empty_prompt: bool = Field(default=True, description="SDXL: zeros stand for no negative prompt")
@@ -212,9 +215,7 @@ class ModelEntry(PromptLimits):
         except ValidationError as e:
             known = [f"sampler.{name}" for name in SamplerSettings.model_fields]
             raise invalid_parameter(e, within="sampler", known=known) from e
-        if chosen.name == "evs" and chosen.image_step_guidance is None:
-            return chosen.model_copy(update={"image_step_guidance": self.image_guidance_scale})
-        return chosen
+        return chosen.with_evs_defaults(self.image_guidance_scale, self.image_enlarge)
 
     @property
     def _levers(self) -> dict[str, dict[str, Any]]:

@@ -71,7 +71,7 @@ def _turns(sampler: SamplerSettings, steps: int, levels: list[int]) -> Iterator[
     of_image = [i for i in _active(sampler.image_interval, steps) if i > 0][:: sampler.image_every]
     networks = ["image" if i in of_image else "video" for i in range(steps)]
     for i, (network, after) in enumerate(zip(networks, [*networks[1:], "video"], strict=True)):
-        resizes = sampler.enlarge > 1 and network != after
+        resizes = sampler.enlarge != 1 and network != after
         yield network, levels[i], CLEAN if resizes else levels[i + 1]
 
 

@@ -111,7 +111,7 @@ class Generation(FrozenModel):
     def cost(self) -> int:
         """Network calls x pixels x frames, which is proportional to the GPU time."""
         calls = self.network_calls
-        enlarged = self.sampler.enlarge**2 if self.sampler.name == "evs" else 1  # pixels of EVS's image steps
+        enlarged = (self.sampler.enlarge or 1) ** 2 if self.sampler.name == "evs" else 1  # EVS's image steps
         return round((calls["image"] * enlarged + calls["video"]) * self.width * self.height * self.num_frames)
 
 

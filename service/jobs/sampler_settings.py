@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import product
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -159,24 +159,24 @@ class SamplerSettings(FrozenModel):
         "num_inference_steps. Responses leave out the default",
     )
     image_interval: tuple[float, float] = Field(
-        default=(0.5, 0.8),
-        exclude_if=lambda interval: interval == (0.5, 0.8),
+        default=(0.5, 1.0),
+        exclude_if=lambda interval: interval == (0.5, 1.0),
         description="evs: fraction of the steps, start to end, that the image model makes; the first step is always "
         "the video model's. Responses leave out the default",
     )
-    enlarge: float = Field(
-        default=2.0,
+    enlarge: float | None = Field(
+        default=None,
         ge=1,
         le=4,
-        exclude_if=lambda enlarge: enlarge == 2,
-        description="evs: how much wider and higher the latents are while the image model works on them. Responses "
-        "leave out the default",
+        exclude_if=lambda enlarge: enlarge is None,
+        description="evs: how much wider and higher the latents are while the image model works on them. Default: the "
+        "model's image_enlarge",
     )
     image_step_guidance: Guidance | None = Field(
         default=None,
         exclude_if=lambda guidance: guidance is None,
-        description="evs: guidance scale of the image model's steps. Default: the model's for its image network by "
-        "itself, else guidance_scale",
+        description="evs: guidance scale of the image model's steps. Default: image_guidance_scale of the model, else "
+        "guidance_scale",
     )
     active_steps: tuple[StepIndex, StepIndex] | None = Field(
         default=None,
@@ -224,6 +224,12 @@ class SamplerSettings(FrozenModel):
         if solver != "ddim" and info.data.get("grid") == "diffusers":
             raise ValueError(f"solver '{solver}' does not work with grid 'diffusers', which is DDIM's; use 'adjacent'")
         return solver
+
+    def with_evs_defaults(self, image_step_guidance: float | None, enlarge: float) -> Self:
+        """With what EVS's settings are where the request leaves them out; other samplers stay as they are."""
+        defaults = {"image_step_guidance": image_step_guidance, "enlarge": enlarge}
+        left_out = {name: value for name, value in defaults.items() if getattr(self, name) is None}
+        return self.model_copy(update=left_out) if self.name == "evs" else self
 
     @property
     def is_image_alone(self) -> bool:

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sampler import ImageDenoiser, Plan, VideoDenoiser, sample
+from sampler import ImageDenoiser, Plan, VideoDenoiser, sample, shape_after
 from service.catalog.model_entry import ModelEntry
 from service.jobs.model import Generation, Phase
 from worker.child.checkpoint_file import Checkpoint
@@ -213,7 +213,8 @@ class Engine:
         device, shape, name = self.models.device, self.models.latents_shape(generation), run_fingerprint(*run)
         found = begin
         if isinstance(begin, Path):
-            found = Checkpoint.read(begin, {name, *run_fingerprints_0_1(*run)}, shape, device)
+            names = {name, *run_fingerprints_0_1(*run)}
+            found = Checkpoint.read(begin, names, partial(shape_after, plan, shape), device)
         if isinstance(found, Checkpoint) and not found.is_finite:  # on a GPU NaN is noticed up to two steps late
             found = None
         if isinstance(found, Checkpoint):

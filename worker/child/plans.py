@@ -83,8 +83,10 @@ def _ddim(
     return ddim_plan(schedules[network], steps, guidance=guidance, model=network, grid=grid, solver=solver, rule=rule)
 
 
-def _evs(schedule: NoiseSchedule, steps: int, *, image_step_guidance: float | None, **settings: Any) -> Plan:
-    return evs_plan(schedule, steps, image_guidance=image_step_guidance, **settings)
+def _evs(
+    schedule: NoiseSchedule, steps: int, *, image_step_guidance: float | None, enlarge: float | None, **settings: Any
+) -> Plan:
+    return evs_plan(schedule, steps, image_guidance=image_step_guidance, enlarge=enlarge or 1, **settings)
 
 
 def _free_init(inner: Callable[[], Plan], schedule: NoiseSchedule, *, iterations: int) -> Plan:

@@ -35,7 +35,7 @@ def make_checkpoint(**over: object) -> Checkpoint:
 
 
 def read(path: Path, name: str = "f") -> Checkpoint | None:
-    return Checkpoint.read(path, {name}, SHAPE, CPU)
+    return Checkpoint.read(path, {name}, lambda _step: SHAPE, CPU)
 
 
 def test_what_was_written_is_read(tmp_path: Path) -> None:

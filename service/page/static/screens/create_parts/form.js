@@ -27,8 +27,7 @@ export const LEFT_OUT = {
   apg_norm_threshold: 15,
   apg_momentum: -0.5,
   zero_init_steps: 1,
-  image_interval: [0.5, 0.8],
-  enlarge: 2,
+  image_interval: [0.5, 1],
 }
 
 /** A setting of the sampler: the person's, else the model's. */

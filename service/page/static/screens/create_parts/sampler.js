@@ -42,7 +42,7 @@ const SETTINGS = {
   goback_guidance: number('Guidance of the way back'),
   iterations: number('Iterations', 'Full runs', 1),
   image_interval: pair('Image steps', 'Part of the run, 0 to 1; the video network makes the others'),
-  enlarge: number('Enlarged', 'How much larger the image network draws'),
+  enlarge: number('Enlarged', 'How much larger the image network draws: 1 to 4'),
   image_step_guidance: number('Image guidance', 'Of the image steps'),
   guidance_rule: { label: 'Guidance rule', kind: 'choice', choices: { cfg: 'Classifier-free', apg: 'APG: less saturated', 'cfg-zero': 'CFG-Zero*' } },
   apg_eta: number('APG: parallel part', 'Share that stays, 0 to 1'),
