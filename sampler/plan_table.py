@@ -3,8 +3,9 @@
 D_I, D_V  denoise with the image or the video model      R         go back by Gaussian noise
 N_I, N_V  go back (DDIM inversion) with that model       S_V       step of the multistep SDE solver
 D_V+I     denoise along the sum of both models           FreeInit  new start noise, low frequencies kept
-M_I, M_V  step of DPM-Solver++ 2M with that model                Z         step of velocity 0 (CFG-Zero*)
-E_I, E_V  step of that model after which the latents are larger   C_I, C_V  .. smaller
+M_I, M_V  step of DPM-Solver++ 2M with that model
+C_I, C_V  step of consistency sampling (LCM)             Z         step of velocity 0 (CFG-Zero*)
+D>_I, D>_V  like D, after which the latents are larger; D<_I, D<_V: smaller
 A move in brackets changes nothing, so its network is not called.
 """
 
@@ -16,6 +17,7 @@ from itertools import groupby
 
 from sampler.denoise_and_goback_moves import (
     AnyMove,
+    ConsistencyMove,
     FusedMove,
     Move,
     MultistepMove,
@@ -69,12 +71,14 @@ def _symbol(move: AnyMove) -> str:
             symbol = f"M_{LETTERS[move.model]}"
         case SolverMove():
             symbol = f"S_{LETTERS[move.model]}"
+        case ConsistencyMove():
+            symbol = f"C_{LETTERS[move.model]}"
         case Renoise():
             symbol = "R"
         case ZeroVelocity():
             symbol = "Z"
         case ResizingMove():
-            symbol = f"{'E' if move.factor > 1 else 'C'}_{LETTERS[move.model]}"
+            symbol = f"D{'>' if move.factor > 1 else '<'}_{LETTERS[move.model]}"
         case Restart():
             symbol = "FreeInit"
     return f"({symbol})" if move.is_free else symbol

@@ -12,7 +12,7 @@ from service.frozen_model import FrozenModel
 Guidance = Annotated[float, Field(ge=0, le=100)]  # classifier-free guidance scale
 Network = Literal["image", "video"]
 Grid = Literal["adjacent", "diffusers"]
-Solver = Literal["ddim", "dpmpp-2m"]
+Solver = Literal["ddim", "dpmpp-2m", "lcm"]
 GuidanceRule = Literal["cfg", "apg", "cfg-zero"]
 StepIndex = Annotated[int, Field(ge=0, le=100_000)]
 
@@ -118,7 +118,8 @@ class SamplerSettings(FrozenModel):
         default="ddim",
         exclude_if=lambda solver: solver == "ddim",
         description="ddim, iv-mixed: how the ordinary steps are made: dpmpp-2m, DPM-Solver++ 2M, needs about half the "
-        "steps of ddim for the same picture. Not with grid diffusers. Responses leave out the default",
+        "steps of ddim for the same picture. ddim only: lcm, for models distilled to latent consistency models. Not "
+        "with grid diffusers. Responses leave out the default",
     )
     guidance_rule: GuidanceRule = Field(
         default="cfg",
@@ -220,10 +221,25 @@ class SamplerSettings(FrozenModel):
 
     @field_validator("solver")
     @classmethod
-    def _fits_the_grid(cls, solver: str, info: ValidationInfo) -> str:
+    def _fits_the_sampler(cls, solver: str, info: ValidationInfo) -> str:
         if solver != "ddim" and info.data.get("grid") == "diffusers":
             raise ValueError(f"solver '{solver}' does not work with grid 'diffusers', which is DDIM's; use 'adjacent'")
+        if solver == "lcm" and info.data.get("name") == "iv-mixed":
+            raise ValueError(
+                "solver 'lcm' does not work with sampler 'iv-mixed': each of its steps draws new noise, so nothing can "
+                "go back; use solver 'ddim' or sampler 'ddim'"
+            )
         return solver
+
+    @field_validator("guidance_rule")
+    @classmethod
+    def _fits_the_solver(cls, rule: str, info: ValidationInfo) -> str:
+        if rule != "cfg" and (info.data.get("name"), info.data.get("solver")) == ("ddim", "lcm"):
+            raise ValueError(
+                f"guidance_rule '{rule}' does not work with solver 'lcm', whose networks have learnt their guidance; "
+                "leave guidance_rule out, or use solver 'ddim'"
+            )
+        return rule
 
     def with_evs_defaults(self, image_step_guidance: float | None, enlarge: float) -> Self:
         """With what EVS's settings are where the request leaves them out; other samplers stay as they are."""

@@ -79,9 +79,9 @@ def test_the_image_model_sees_larger_frames_and_the_video_model_the_clip() -> No
     assert clip.shape == SHAPE
     assert str(plan).splitlines()[1:-1] == [
         "0-2, 8-9  5      V     D_V    +1        1 V",
-        "3         1      V     E_V    +1        1 V",
+        "3         1      V     D>_V   +1        1 V",
         "4-6       3      I     D_I    +1        1 I",
-        "7         1      I     C_I    +1        1 I",
+        "7         1      I     D<_I   +1        1 I",
     ]
 
 
