@@ -149,7 +149,9 @@ class Engine:
         latents = torch.randn(self.models.latents_shape(generation), generator=torch.Generator().manual_seed(0))
         models_of = [{call.model for move in step for call in move.calls} for step in plan]
         start = max(range(len(plan)), key=lambda index: len(models_of[index]))
-        step = next(iter(sample(latents.to(self.models.device), plan, image=image, video=video, start=start)))
+        latents = latents.to(self.models.device)
+        memory = {name: latents for name in ("x0", "initial", "momentum")}  # of steps that are left out here
+        step = next(iter(sample(latents, plan, image=image, video=video, start=start, memory=memory)))
         self.models.decode(step.latents)
 
     def _sample(
