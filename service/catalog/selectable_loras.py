@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from service.catalog.adapters import Lora, Role
+from service.catalog.adapters import Lora
 from service.errors import InvalidParameter
 from service.jobs.lora_choice import NAME, LoraRequest, LoraScale, LoraUse
+from service.jobs.sampler_settings import Network
 
-ROLES: tuple[Role, ...] = ("image", "video")
+ROLES: tuple[Network, ...] = ("image", "video")
 
 
 class SelectableLora(Lora):
@@ -26,8 +27,12 @@ class SelectableLora(Lora):
     )
 
     @property
-    def networks(self) -> tuple[Role, ...]:
-        return tuple(role for role in ROLES if role in self.on)
+    def networks(self) -> tuple[Network, ...]:
+        return _in_order(self.on)
+
+
+def _in_order(networks: Collection[Network]) -> tuple[Network, ...]:
+    return tuple(network for network in ROLES if network in networks)
 
 
 def _unique(loras: tuple[SelectableLora, ...]) -> tuple[SelectableLora, ...]:
@@ -50,7 +55,7 @@ def choose_loras(
         lora = by_name.get(request.name)
         if lora is None:
             raise InvalidParameter(f"loras.{number}.name", _unknown(request.name, list(by_name), model))
-        networks = request.networks or lora.networks
+        networks: tuple[Network, ...] = request.networks or lora.networks
         if refused := [network for network in networks if network not in lora.on]:
             raise InvalidParameter(
                 f"loras.{number}.networks",
@@ -58,8 +63,7 @@ def choose_loras(
                 f"{' and '.join(lora.networks)}.",
             )
         scale = lora.scale if request.scale is None else request.scale
-        ordered = tuple(role for role in ROLES if role in networks)
-        chosen.append(LoraUse(name=lora.name, scale=scale, networks=ordered))
+        chosen.append(LoraUse(name=lora.name, scale=scale, networks=_in_order(networks)))
     return tuple(chosen)
 
 

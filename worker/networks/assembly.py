@@ -78,8 +78,7 @@ def fit_together(entry: ModelEntry, parts: Mapping[str, Any]) -> Assembly:
         )
     image_text = video_text if missing else _text_encoder(entry, parts, "image_")
     image_text, video_text = adapt_text_encoders(entry, image_text, video_text)
-    unets, encoders = {"image": image_unet, "video": video_unet}, {"image": image_text, "video": video_text}
-    image_text = check_selectable_loras(entry, unets, encoders)
+    image_text = check_selectable_loras(entry, (image_unet, video_unet), (image_text, video_text))
     _check_compatibility(entry, parts["vae"], (image_unet, image_text), (video_unet, video_text))
     check_sizes(entry, parts["vae"])
     with refused(f"model {entry.id}: the noise schedule", "take the scheduler's file of the same model"):

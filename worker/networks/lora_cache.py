@@ -22,7 +22,7 @@ MAX_BYTES = 2**30  # of all files in memory: seven of SD 1.5 with rank 128
 
 
 class ResidentLora(LoraFile):
-    """A LoRA file in memory: nobody can change or truncate it there.
+    """A LoRA file in memory, where later changes of the file do not matter.
 
     Raises ConfigurationError as `LoraFile`, and if the file changed while it was read.
     """

@@ -70,9 +70,10 @@ class Adapter:
     def merged(self, module: nn.Module) -> dict[str, nn.Parameter]:
         """The module's parameters with this adapter, in float32. Raises ValueError if they are not finite."""
         plain = copy.deepcopy(module).float()
+        weights_device = next(plain.parameters()).device
         layer = self._peft_layer(plain)
         weights = {
-            name: self.read(self.layer.keys[part]).to(module.weight.device).reshape(weight.shape)
+            name: self.read(self.layer.keys[part]).to(weights_device).reshape(weight.shape)
             for part, (name, weight) in _weights(layer).items()
         }
         layer.load_state_dict(weights, strict=False, assign=True)

@@ -1,5 +1,7 @@
-"""Switches the LoRAs of a loaded model between two jobs: merged weights take the place of the model's own, which stay as
-they are and come back bit for bit. Calls of the networks cost nothing more, whatever kind a LoRA is.
+"""Switches the LoRAs of a loaded model between two jobs.
+
+Merged weights take the place of the model's own, which stay as they are and come back bit for bit. Calls of the
+networks cost nothing more, whatever kind a LoRA is.
 """
 
 # pyright: reportUnknownMemberType=false
@@ -22,7 +24,7 @@ from service.errors import ServiceError
 from service.jobs.lora_choice import LoraUse
 from worker.networks.lora_cache import LoraCache
 from worker.networks.lora_layers import Adapter
-from worker.networks.lora_names import Target
+from worker.networks.lora_names import TEXT_TARGETS, Target
 from worker.networks.network_classes import Network
 from worker.networks.text_encoder import AnyTextEncoder
 
@@ -60,21 +62,24 @@ class Merged:
 class LoraSwitch:
     """
     Args:
-        unets, encoders: the networks that LoRAs change, by role; two roles may share parameters or be one object.
+        unets, encoders: the networks that LoRAs change, of the image model and of the video model; the two may share
+            parameters, and the encoders be one object if no LoRA changes them.
         on_change: called before weights change; drops what was computed from them.
     """
 
     def __init__(
         self,
         entry: ModelEntry,
-        unets: Mapping[Role, Network],
-        encoders: Mapping[Role, AnyTextEncoder],
+        unets: tuple[Network, Network],
+        encoders: tuple[AnyTextEncoder, AnyTextEncoder],
         on_change: Callable[[], None] = lambda: None,
     ) -> None:
         self._entry, self._on_change = entry, on_change
-        self._networks: dict[tuple[Target, Role], Network] = {("unet", role): unet for role, unet in unets.items()}
-        for role, encoder in encoders.items():
-            self._networks |= {(target, role): part.layers for target, part in encoder.parts.items()}
+        self._networks: dict[tuple[Target, Role], Network] = {}
+        for role, unet, encoder in zip(ROLES, unets, encoders, strict=True):
+            self._networks["unet", role] = unet
+            for target in TEXT_TARGETS[: len(encoder.parts)]:
+                self._networks[target, role] = encoder.parts[target].layers
         self._layers = {key: dict(network.named_modules()) for key, network in self._networks.items()}
         self._merged: dict[Layer, Merged] = {}
         self._used: tuple[LoraUse, ...] | None = ()

@@ -266,8 +266,8 @@ def _on_device(entry: ModelEntry, parts: Assembly, device: torch.device, dtype: 
         for network in (image, video):
             network.clear_caches()
 
-    encoders = {"image": parts.image_text_encoder, "video": parts.video_text_encoder}
-    loras = LoraSwitch(entry, {"image": parts.image_unet, "video": parts.video_unet}, encoders, clear_caches)
+    encoders = parts.image_text_encoder, parts.video_text_encoder
+    loras = LoraSwitch(entry, unets, encoders, clear_caches)
     return Models(
         entry=entry,
         device=device,

@@ -3,29 +3,30 @@
 # pyright: reportUnknownMemberType=false
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 
 from service.catalog.adapters import Role
 from service.catalog.model_entry import ModelEntry
-from service.catalog.selectable_loras import SelectableLora
+from service.catalog.selectable_loras import ROLES, SelectableLora
 from service.errors import ConfigurationError
 from worker.networks.lora import check_text_encoders, checked_sum
 from worker.networks.lora_file import LoraFile
-from worker.networks.lora_names import Target
+from worker.networks.lora_names import TEXT_TARGETS, Target
 from worker.networks.network_classes import Network
 from worker.networks.stored_layers import StoredLayers
 from worker.networks.text_encoder import AnyTextEncoder
 
 
 def check_selectable_loras(
-    entry: ModelEntry, unets: Mapping[Role, Network], encoders: Mapping[Role, AnyTextEncoder]
+    entry: ModelEntry, unets: tuple[Network, Network], encoders: tuple[AnyTextEncoder, AnyTextEncoder]
 ) -> AnyTextEncoder:
     """Every selectable LoRA can be applied whole to each network that it may change, and has weights for it.
 
     Where the networks are on torch's meta device, the sums with the stored weights are checked too, with the default
     scale; `LoraSwitch` checks those of a job.
+
+    Args:
+        unets, encoders: of the image model and of the video model.
 
     Returns:
         The image model's text encoder: a copy with the same parameters, if a LoRA may change one of the two alone.
@@ -39,11 +40,12 @@ def check_selectable_loras(
         check_text_encoders(entry, file)
         _check_networks(lora, file)
         has_text |= any(layer.target != "unet" for layer in file.layers)
-        for role in lora.networks:
-            _check_fit(entry, file, role, "unet", unets[role])
-            for target, part in encoders[role].parts.items():
-                _check_fit(entry, file, role, target, part.layers)
-    image, video = encoders["image"], encoders["video"]
+        for role, unet, encoder in zip(ROLES, unets, encoders, strict=True):
+            if role in lora.on:
+                _check_fit(entry, file, role, "unet", unet)
+                for target in TEXT_TARGETS[: len(encoder.parts)]:
+                    _check_fit(entry, file, role, target, encoder.parts[target].layers)
+    image, video = encoders
     return image.copied() if has_text and image is video else image
 
 
@@ -58,7 +60,7 @@ def _check_networks(lora: SelectableLora, file: LoraFile) -> None:
         )
     if len(motion) == len(file.layers) and "image" in lora.on:
         raise ConfigurationError(
-            f"LoRA {file.path}: it has weights of motion modules only; set on = [\"video\"] for selectable LoRA "
+            f'LoRA {file.path}: it has weights of motion modules only; set on = ["video"] for selectable LoRA '
             f"{lora.name}"
         )
 

@@ -37,7 +37,7 @@ class TimeEmbeddingCache:
 
 
 def _cache(module: nn.Module, current_key: Callable[[], Hashable | None]) -> dict[Hashable, Tensor]:
-    """Keep one row of the output per key, since all rows are equal; a key of None bypasses the cache. Returns the rows."""
+    """Keep one row of the output per key, since all rows are equal; a key of None bypasses the cache. Returns them."""
     rows: dict[Hashable, Tensor] = {}
     forward: Callable[..., Tensor] = module.forward
 
