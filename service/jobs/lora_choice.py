@@ -12,7 +12,7 @@ from service.frozen_model import FrozenModel
 from service.jobs.sampler_settings import Network
 
 NAME = r"^[A-Za-z0-9_.-]{1,64}$"
-LORA_TEXT = r"^[A-Za-z0-9_.-]{1,64}(:-?\d+(\.\d+)?(:(image|video))?)?$"  # NAME[:SCALE[:NETWORK]]
+LORA_TEXT = r"^[A-Za-z0-9_.-]{1,64}(:(-?\d+(\.\d+)?)?(:(image|video))?)?$"  # NAME[:SCALE[:NETWORK]]
 MAX_LORAS = 8  # of one request: each takes time to merge
 MAX_SCALE = 10.0  # sliders are used up to 8; 80 is a percentage
 LoraScale = Annotated[float, Field(ge=-MAX_SCALE, le=MAX_SCALE)]
