@@ -178,7 +178,7 @@ def test_an_entry_that_cannot_be_is_refused(tmp_path: Path, line: str, complaint
     assert complaint in raised.value.message
 
 
-def test_the_name_before_a_file_is_told_from_a_path(tmp_path: Path) -> None:
+def test_the_name_before_a_file_is_no_part_of_a_path(tmp_path: Path) -> None:
     file = tmp_path / "a=b.safetensors"
     file.touch()
     assert named_lora("ink=~/flat.safetensors:0.5") == ("ink", "~/flat.safetensors:0.5")
