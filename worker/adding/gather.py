@@ -23,6 +23,7 @@ from service.catalog.weight_files import Component, Source
 from service.errors import ConfigurationError
 from worker.adding.adapters import SCALE, named_lora, selectable_lora
 from worker.adding.configs import Prediction, checkpoint_configs, motion_config, vae_config
+from worker.adding.distilled import is_lcm
 from worker.adding.hub_spec import HubSpec, is_url
 from worker.adding.layout import Part, Tree, guess_family, has_layout, is_sdxl, refuse_other_models
 from worker.adding.repository import hub_hosts, open_repo
@@ -59,6 +60,7 @@ class Given:
     inversions: tuple[str, ...] = ()
     variant: str | None = None
     prediction: Prediction | None = None
+    distilled: str | None = None
 
 
 @dataclass(frozen=True)
@@ -229,8 +231,9 @@ class Gathering:
         loras = [self._adapter(spec, LORA, SCALE)[1:] for spec in self.given.loras]
         selectable = (named_lora(spec) for spec in self.given.selectable_loras)
         inversions = [self._adapter(spec, INVERSION, r"\S+") for spec in self.given.inversions]
+        role = {"on": ["video"]} if is_lcm(self.given.distilled) else {}  # such a LoRA is a part of the distillation
         self.adapters = {
-            "loras": [{"file": part, **({"scale": float(scale)} if scale else {})} for part, scale in loras],
+            "loras": [{"file": part, **({"scale": float(scale)} if scale else {}), **role} for part, scale in loras],
             "selectable_loras": [
                 selectable_lora(name, *self._adapter(spec, LORA, SCALE), self.family) for name, spec in selectable
             ],
