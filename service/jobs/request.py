@@ -11,6 +11,7 @@ from service.frozen_model import FrozenModel
 from service.jobs.model import EVENT_TYPES, Callback, EventType, Generation, Job, Priority
 
 MAX_SEED = 2**63 - 1
+MAX_NUM_VIDEOS = 16
 
 MAX_METADATA_PAIRS = 16
 MAX_METADATA_NAME = 64  # characters
@@ -19,7 +20,13 @@ Metadata = dict[Annotated[str, Field(max_length=MAX_METADATA_NAME)], Annotated[s
 
 
 # Names that other servers use.
-ALIASES = {"webhook_url": "callback_url", "duration": "seconds"}
+ALIASES = {
+    "webhook_url": "callback_url",
+    "duration": "seconds",
+    "n": "num_videos",
+    "num_outputs_per_prompt": "num_videos",
+    "num_videos_per_prompt": "num_videos",
+}
 
 
 def resolve_aliases(given: dict[str, Any]) -> dict[str, Any]:
@@ -67,6 +74,19 @@ class VideoRequest(FrozenModel):
         "and negative_prompt; 0: negative_prompt alone. (diffusers treats every value up to 1 like 1.)",
     )
     negative_prompt: str | None = Field(default=None, max_length=32_000)
+    clip_skip: int | None = Field(
+        default=None,
+        ge=0,
+        le=100,
+        description="Layers at the end of the text encoders that the prompt skips, as in diffusers: 1 is the last "
+        "layer but one, which other user interfaces call Clip skip 2; 0 skips none",
+    )
+    num_videos: int | None = Field(
+        default=None,
+        ge=1,
+        le=MAX_NUM_VIDEOS,
+        description="Creates so many videos, with seeds one apart; aliases: n, num_outputs_per_prompt",
+    )
     seed: int | None = Field(
         default=None, ge=-1, le=MAX_SEED, description="Random if omitted or -1; the one used is always returned"
     )
@@ -102,6 +122,11 @@ class VideoRequest(FrozenModel):
     @classmethod
     def _minus_one_is_random(cls, seed: int | None) -> int | None:
         return None if seed == -1 else seed
+
+    @field_validator("num_videos")
+    @classmethod
+    def _one_is_the_default(cls, count: int | None) -> int | None:
+        return None if count == 1 else count  # so that the request's fingerprint is that of one without the field
 
     @field_validator("callback_events", mode="before")
     @classmethod
