@@ -85,7 +85,8 @@ class VideoRequest(FrozenModel):
         default=None,
         ge=1,
         le=MAX_NUM_VIDEOS,
-        description="Creates so many videos, with seeds one apart; aliases: n, num_outputs_per_prompt",
+        description="Creates so many videos, with seeds one apart; aliases: n, num_outputs_per_prompt, "
+        "num_videos_per_prompt",
     )
     seed: int | None = Field(
         default=None, ge=-1, le=MAX_SEED, description="Random if omitted or -1; the one used is always returned"

@@ -310,7 +310,9 @@ def _refuse(answer: str, limit: str, count: int) -> NoReturn:
     if answer == "reused":
         raise IdempotencyKeyReused
     whose = {"queue_full": "the server", "owner_full": "this API key"}[answer]
-    how_many = f"{limit} videos are waiting" if count == 1 else f"with {count} more, above {limit} videos would wait"
+    how_many = (
+        f"{limit} videos are waiting" if count == 1 else f"with {count} more, more than {limit} videos would wait"
+    )
     raise QueueFull(f"Queue is full: {how_many}, the limit of {whose}; try again later.", QUEUE_FULL_RETRY_S)
 
 

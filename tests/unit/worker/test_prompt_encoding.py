@@ -10,11 +10,14 @@ import pytest
 import torch
 from compel import Compel, ReturnedEmbeddingsType, SplitLongTextMode
 from diffusers import AnimateDiffPipeline, AnimateDiffSDXLPipeline, DDIMScheduler
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from sampler import InvalidSetting
 from service.catalog.registry import ModelRegistry
+from service.errors import InvalidParameter
 from tests.factories import make_generation
 from worker.child.engine import Engine
 from worker.networks.prompt_tokens import PromptTooLong, TextOptions
@@ -176,6 +179,17 @@ def test_text_that_fills_too_many_windows_is_refused() -> None:
 
 def test_without_the_options_brackets_and_break_are_text() -> None:
     assert words("(a:1.3) BREAK", TextOptions()) == ["( a : 1 . 3 ) break"]
+
+
+@given(text=st.lists(st.sampled_from(["a", "red", "(square:1.2)", ",", "BREAK", "movinggg", "[a]"])).map(" ".join))
+def test_api_refuses_only_what_the_encoder_refuses(text: str) -> None:
+    options = {"prompt": None, "prompt_chunks": OPTIONS.chunks, "prompt_weighting": True}
+    entry = ModelRegistry.load().get("demo").model_copy(update=options)
+    try:
+        entry.check_text("negative_prompt", text)
+    except InvalidParameter:
+        with pytest.raises(PromptTooLong):
+            ONE.tokenize([text], OPTIONS)
 
 
 def with_options(engine: Engine, **options: Any) -> Engine:
