@@ -38,6 +38,7 @@ StepPair = tuple[int, int] | None
 Url = Annotated[str, typer.Option(help="URL of the server.", envvar="IVMIX_URL")]
 ApiKey = Annotated[str | None, typer.Option(help="API key, if required.", envvar="IVMIX_API_KEY", show_default=False)]
 VideoId = Annotated[str, typer.Argument(metavar="VIDEO", help="Id of the video.")]
+ClipSkip = Annotated[int | None, typer.Option(help="Text encoder layers to skip; 1 is Clip skip 2 elsewhere.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the API's JSON.")]
 
 videos = typer.Typer()
@@ -63,9 +64,7 @@ def submit(
     fps: Annotated[int | None, typer.Option(help="Frames per second.")] = None,
     seconds: Annotated[float | None, typer.Option(help="Length; sets num_frames.")] = None,
     negative_prompt: Annotated[str | None, typer.Option(help="What the video should not show.")] = None,
-    clip_skip: Annotated[
-        int | None, typer.Option(help="Text encoder layers to skip; 1 is Clip skip 2 elsewhere.")
-    ] = None,
+    clip_skip: ClipSkip = None,
     num_videos: Annotated[int | None, typer.Option(help="Several, with seeds one apart: video-1.mp4, ...")] = None,
     sampler: Annotated[str | None, _sampler_option(SAMPLERS)] = None,
     combination: Annotated[str | None, _sampler_option("iv-mixed: IV-IV, R-I ...")] = None,
@@ -80,17 +79,14 @@ def submit(
     iterations: Annotated[int | None, _sampler_option("freeinit: number of sampling runs")] = None,
     network: Annotated[str | None, _sampler_option("ddim: video, image")] = None,
     grid: Annotated[str | None, _sampler_option("ddim: adjacent, diffusers")] = None,
-    solver: Annotated[str | None, _sampler_option("of the ordinary steps, ddim and iv-mixed: ddim, dpmpp-2m")] = None,
+    solver: Annotated[str | None, _sampler_option("ddim, iv-mixed: ddim, dpmpp-2m; ddim: lcm")] = None,
     active_steps: Annotated[StepPair, _sampler_option("official: first and last step with a zig-zag, from 0")] = None,
     zz: Annotated[int | None, _sampler_option("official: no image model in every zz-th step")] = None,
 ) -> None:
     """Send a prompt to a running server, wait for the video and download it."""
     body = _request(locals())
     with _client(url, api_key) as client:
-        if detach:
-            typer.echo("\n".join(_ids(client.create(body))))
-        else:
-            _submit_and_download(client, body, output)
+        _print_ids(client, body) if detach else _submit_and_download(client, body, output)
 
 
 @videos.command("list")
@@ -191,6 +187,10 @@ def _submit_and_download(client: VideoClient, body: dict[str, Any], output: Path
             failure = e
     if failure is not None:
         raise failure
+
+
+def _print_ids(client: VideoClient, body: dict[str, Any]) -> None:
+    typer.echo("\n".join(_ids(client.create(body))))
 
 
 def _ids(created: dict[str, Any]) -> list[str]:

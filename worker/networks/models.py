@@ -96,7 +96,7 @@ class Models:
         empty_is_none: bool = False,
         clip_skip: Sequence[int] = (),
         options: TextOptions | None = None,
-        beside: Sequence[str] = (),
+        next_to: Sequence[str] = (),
     ) -> TextEmbeddings:
         """Encode texts for both networks.
 
@@ -106,7 +106,7 @@ class Models:
                 gives zeros for it, unless the entry's `force_zeros_for_empty_prompt` is false.
             clip_skip: per text, the last layers of the text encoders that are skipped; none if empty.
             options: whether texts may be long and have weights; None: as the entry says.
-            beside: texts of the same run: the embeddings have as many windows as theirs.
+            next_to: texts of the same run: the embeddings have as many windows as theirs.
 
         Returns:
             `image` and `video`, (B, tokens, dim) each in the networks' dtype. Slices select texts.
@@ -118,20 +118,25 @@ class Models:
             NotFinite: an encoder returned NaN or infinity.
         """
         texts = [texts] if isinstance(texts, str) else texts
-        options, these = options or TextOptions.of(self.entry), slice(len(texts))
-        entry = self.entry.model_copy(update={"prompt_chunks": options.chunks, "prompt_weighting": options.weighting})
-        for text in texts:
-            entry.check_vocabulary("prompt", text)
+        options = options or TextOptions.of(self.entry)
+        self._check_words(texts, options)
         image, video = self.image_text_encoder, self.video_text_encoder
-        tokens = {id(encoder): encoder.tokenize([*texts, *beside], options)[these] for encoder in (image, video)}
+        all_texts, these = [*texts, *next_to], slice(len(texts))
         has_zeros = empty_is_none and self.entry.family == SDXL and self.entry.force_zeros_for_empty_prompt
         zeros = [has_zeros and not text for text in texts]
-        for_video = self._checked(video.encode(tokens[id(video)], clip_skip), zeros, "text encoder (text_encoder)")
-        for_image = for_video
+        encoded = video.encode(video.tokenize(all_texts, options)[these], clip_skip)
+        for_image = for_video = self._checked(encoded, zeros, "text encoder (text_encoder)")
         if image is not video:
-            encoded = image.encode(tokens[id(image)], clip_skip)
+            encoded = image.encode(image.tokenize(all_texts, options)[these], clip_skip)
             for_image = self._checked(encoded, zeros, "image model's encoder (image_text_encoder)")
         return TextEmbeddings(for_image.text, for_video.text, for_image.pooled, for_video.pooled)
+
+    def _check_words(self, texts: Sequence[str], options: TextOptions) -> None:
+        """Raises InvalidParameter for words that a closed vocabulary lacks; brackets and BREAK as the options say."""
+        read = {"prompt_chunks": options.chunks, "prompt_weighting": options.weighting}
+        entry = self.entry.model_copy(update=read)
+        for text in texts:
+            entry.check_vocabulary("prompt", text)
 
     def _checked(self, encoded: Encoded, zeros: Sequence[bool], name: str) -> Encoded:
         """In the networks' dtype, with zeros in these rows. Raises NotFinite."""
@@ -167,9 +172,9 @@ class Models:
             self.entry.check_vocabulary("negative_prompt", negative)
         texts = [text for text in (prompt, negative) if isinstance(text, str)]
         if isinstance(prompt, str):
-            prompt = self.encode(prompt, clip_skip=(self.entry.clip_skip,), beside=texts)
+            prompt = self.encode(prompt, clip_skip=(self.entry.clip_skip,), next_to=texts)
         if isinstance(negative, str):
-            negative = self.encode(negative, empty_is_none=True, beside=texts)
+            negative = self.encode(negative, empty_is_none=True, next_to=texts)
         self.text_kv_cache.clear()
         return self._image_denoiser(prompt, negative, size), self._video_denoiser(prompt, negative, size, fps)
 

@@ -200,8 +200,7 @@ def submit_jobs(
         limiter: counts all videos but the first, which was counted before the body was read.
 
     Raises:
-        InvalidParameter, RateLimited, QueueFull, NoSpace, ModelUnavailable or IdempotencyKeyReused: nothing is written
-            then.
+        InvalidParameter, RateLimited, QueueFull, NoSpace, ModelUnavailable, IdempotencyKeyReused: nothing is written.
     """
     idempotency = Idempotency(_unquoted(idempotency_key), _fingerprint(body, remixed_from)) if idempotency_key else None
     # Before validation: a replay succeeds even if the model or the receiver would be rejected by now.
@@ -215,8 +214,8 @@ def submit_jobs(
     services.free_space.require()
     services.loads.require(generation.model)
     limiter.check(principal, count - 1)
-    fields = {"owner": principal.owner, "remixed_from": remixed_from}
-    jobs = [body.to_job(each, **fields) for each in generations_of(generation, count)]
+    generations = generations_of(generation, count)
+    jobs = [body.to_job(each, owner=principal.owner, remixed_from=remixed_from) for each in generations]
     queue = generate_queue(services.redis, generation.model, job_timeout_s=services.settings.job_timeout_s)
     limits = waiting_limits(principal, services.settings.max_waiting)
     created = services.store.create_many(jobs, queue, limits=limits, idempotency=idempotency)
