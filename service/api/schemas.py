@@ -170,6 +170,11 @@ class Model(ResponseModel):
     max_prompt_tokens: int | None = Field(
         description="Limit of the text encoders; longer prompts are rejected, not truncated"
     )
+    prompt_chunks: int = Field(
+        description="Texts may fill so many windows of `max_prompt_tokens`; above 1, BREAK begins another window"
+    )
+    prompt_weighting: bool = Field(description="Whether `(word:1.3)`, `(word)` and `[word]` weight words")
+    clip_skip: int = Field(description="Default of `clip_skip`")
     can_draw: str | None = Field(description="What the model was trained to draw; null if anything")
     examples: list[str] = Field(description="Prompts that show what the model can do")
 

@@ -31,11 +31,9 @@ NESTED = ("extra_body", "extra_json", "extra_params")
 OBJECTS = ("sampler", "metadata", *NESTED)
 
 # Fields of other servers, with the values that have no effect here.
-_ONE = (1, "1", None)
 _OFF = (False, "false", "False", None)
 _ABSENT = (None, "")
 NO_OPS: dict[str, tuple[Any, ...]] = {
-    **dict.fromkeys(("n", "num_outputs_per_prompt"), _ONE),
     **dict.fromkeys(
         ("stream", "enable_frame_interpolation", "enable_upscaling", "enable_teacache", "enable_cache_dit"), _OFF
     ),
@@ -107,7 +105,7 @@ def _merge_remix(source: Generation, given: Body) -> Body:
     if given.get("model", source.model) != source.model:  # another model has other defaults
         return {"seed": source.seed} | given
     shared = set(VideoRequest.model_fields) - {"prompt", *_SHAPE, "sampler"}
-    kept = source.model_dump(mode="json", include=shared)
+    kept = source.model_dump(mode="json", include=shared) | {"clip_skip": source.clip_skip}
     if not given.keys() & set(_SHAPE):
         kept["size"] = f"{source.width}x{source.height}"
     if "seconds" in given:
@@ -119,7 +117,7 @@ def _merge_remix(source: Generation, given: Body) -> Body:
     if source.sampler.is_image_alone != _is_image_alone(sampler):
         del kept["guidance_scale"]  # the image network by itself has another default
     if (source.sampler.name == "official") != (sampler.get("name") == "official"):
-        del kept["negative_prompt"]  # the released code has none
+        del kept["negative_prompt"], kept["clip_skip"]  # the released code has none
     return kept | given | {"sampler": changes}
 
 

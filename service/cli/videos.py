@@ -44,6 +44,7 @@ StepPair = tuple[int, int] | None
 Url = Annotated[str, typer.Option(help="URL of the server.", envvar="IVMIX_URL")]
 ApiKey = Annotated[str | None, typer.Option(help="API key, if required.", envvar="IVMIX_API_KEY", show_default=False)]
 VideoId = Annotated[str, typer.Argument(metavar="VIDEO", help="Id of the video.")]
+ClipSkip = Annotated[int | None, typer.Option(help="Text encoder layers to skip; 1 is Clip skip 2 elsewhere.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the API's JSON.")]
 
 videos = typer.Typer()
@@ -70,6 +71,8 @@ def submit(
     seconds: Annotated[float | None, typer.Option(help="Length; sets num_frames.")] = None,
     negative_prompt: Annotated[str | None, typer.Option(help="What the video should not show.")] = None,
     lora: Annotated[list[str] | None, typer.Option(help="NAME[:SCALE[:NETWORK]]; may be repeated.")] = None,
+    clip_skip: ClipSkip = None,
+    num_videos: Annotated[int | None, typer.Option(help="Several, with seeds one apart: video-1.mp4, ...")] = None,
     sampler: Annotated[str | None, _sampler_option(SAMPLERS)] = None,
     combination: Annotated[str | None, _sampler_option("iv-mixed: IV-IV, R-I ...")] = None,
     order: Annotated[str | None, _sampler_option("iv-mixed: denoise_first, goback_first")] = None,
@@ -90,10 +93,7 @@ def submit(
     """Send a prompt to a running server, wait for the video and download it."""
     body = _request(locals())
     with _client(url, api_key) as client:
-        if detach:
-            typer.echo(client.create(body)["id"])
-        else:
-            typer.echo(_submit_and_download(client, body, output))
+        _print_ids(client, body) if detach else _submit_and_download(client, body, output)
 
 
 @videos.command("list")
@@ -177,14 +177,34 @@ def download(
     typer.echo(str(path))
 
 
-def _submit_and_download(client: VideoClient, body: dict[str, Any], output: Path) -> str:
-    """What was made, in one line."""
+def _submit_and_download(client: VideoClient, body: dict[str, Any], output: Path) -> None:
+    """Prints what was made, a line for each video. Raises VideoFailedError of the last one that failed, at the end."""
+    from service.cli.client import VideoFailedError
     from service.cli.follow import check_output, follow
 
     output = check_output(output)
-    video_id = client.create(body)["id"]
-    typer.echo(video_id, err=True)  # at once: whatever happens to this command, the video can be found
-    video = follow(client, video_id, output)
+    ids = _ids(client.create(body))
+    typer.echo("\n".join(ids), err=True)  # at once: whatever happens to this command, the videos can be found
+    failure = None
+    for number, video_id in enumerate(ids, 1):
+        path = output if len(ids) == 1 else output.with_stem(f"{output.stem}-{number}")
+        try:
+            typer.echo(_made(path, follow(client, video_id, path)))
+        except VideoFailedError as e:
+            failure = e
+    if failure is not None:
+        raise failure
+
+
+def _print_ids(client: VideoClient, body: dict[str, Any]) -> None:
+    typer.echo("\n".join(_ids(client.create(body))))
+
+
+def _ids(created: dict[str, Any]) -> list[str]:
+    return created.get("video_ids") or [created["id"]]
+
+
+def _made(output: Path, video: dict[str, Any]) -> str:
     # Other servers may not return these.
     facts = {"seed": video.get("seed"), "seconds of inference": video.get("inference_time_s")}
     return ", ".join([str(output), *(f"{name} {value}" for name, value in facts.items() if value is not None)])

@@ -94,6 +94,12 @@ class Generation(FrozenModel):
     #: picture or clip that the video starts from
     loras: tuple[LoraUse, ...] = Field(default=(), exclude_if=lambda loras: not loras)
     #: LoRAs that the request chose, in addition to those that are merged into the model for every clip
+    clip_skip: Count = Field(default=0, exclude_if=lambda skipped: not skipped)
+    #: last layers of the text encoders that the prompt skips; 0: none
+    prompt_chunks: Size = Field(default=1, exclude_if=lambda chunks: chunks == 1)
+    #: windows of a text encoder that a text may fill
+    prompt_weighting: bool = Field(default=False, exclude_if=lambda weighting: not weighting)
+    #: whether brackets in the texts weight words
 
     @property
     def seconds(self) -> float:

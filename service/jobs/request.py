@@ -12,6 +12,7 @@ from service.jobs.lora_choice import MAX_LORAS, LoraRequest, as_list, unique_lor
 from service.jobs.model import EVENT_TYPES, Callback, EventType, Generation, Job, Priority
 
 MAX_SEED = 2**63 - 1
+MAX_NUM_VIDEOS = 16
 
 MAX_METADATA_PAIRS = 16
 MAX_METADATA_NAME = 64  # characters
@@ -22,7 +23,14 @@ Loras = Annotated[
 ]
 
 # Names that other servers use.
-ALIASES = {"webhook_url": "callback_url", "duration": "seconds", "lora": "loras"}
+ALIASES = {
+    "webhook_url": "callback_url",
+    "duration": "seconds",
+    "lora": "loras",
+    "n": "num_videos",
+    "num_outputs_per_prompt": "num_videos",
+    "num_videos_per_prompt": "num_videos",
+}
 
 
 def resolve_aliases(given: dict[str, Any]) -> dict[str, Any]:
@@ -70,6 +78,20 @@ class VideoRequest(FrozenModel):
         "and negative_prompt; 0: negative_prompt alone. (diffusers treats every value up to 1 like 1.)",
     )
     negative_prompt: str | None = Field(default=None, max_length=32_000)
+    clip_skip: int | None = Field(
+        default=None,
+        ge=0,
+        le=100,
+        description="Layers at the end of the text encoders that the prompt skips, as in diffusers: 1 is the last "
+        "layer but one, which other user interfaces call Clip skip 2; 0 skips none",
+    )
+    num_videos: int | None = Field(
+        default=None,
+        ge=1,
+        le=MAX_NUM_VIDEOS,
+        description="Creates so many videos, with seeds one apart; aliases: n, num_outputs_per_prompt, "
+        "num_videos_per_prompt",
+    )
     seed: int | None = Field(
         default=None, ge=-1, le=MAX_SEED, description="Random if omitted or -1; the one used is always returned"
     )
@@ -106,6 +128,11 @@ class VideoRequest(FrozenModel):
     @classmethod
     def _minus_one_is_random(cls, seed: int | None) -> int | None:
         return None if seed == -1 else seed
+
+    @field_validator("num_videos")
+    @classmethod
+    def _one_is_the_default(cls, count: int | None) -> int | None:
+        return None if count == 1 else count  # so that the request's fingerprint is that of one without the field
 
     @field_validator("callback_events", mode="before")
     @classmethod

@@ -50,7 +50,7 @@ class VideoError(ResponseModel):
 
 
 class Video(ResponseModel):
-    """OpenAI's Video object up to `error`, then extensions. Every key is always present."""
+    """OpenAI's Video object up to `error`, then extensions. Every key but `video_ids` is always present."""
 
     id: str
     object: Literal["video"] = "video"
@@ -74,6 +74,7 @@ class Video(ResponseModel):
     height: int
     num_inference_steps: int
     guidance_scale: float
+    clip_skip: int
     negative_prompt: str
     sampler: SamplerSettings
     loras: list[LoraUse] = Field(description="Those that the request chose")
@@ -107,6 +108,11 @@ class Video(ResponseModel):
     )
     metadata: dict[str, str]
     user: str | None
+    video_ids: list[str] | None = Field(
+        default=None,
+        exclude_if=lambda ids: ids is None,
+        description="Only in the answer to a request with `num_videos` above 1: all its videos, this one first",
+    )
 
 
 GENERATION_FIELDS = sorted(Video.model_fields.keys() & Generation.model_fields.keys())

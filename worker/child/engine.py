@@ -30,6 +30,7 @@ from worker.child.previews import MakePreview
 from worker.messages import Failed
 from worker.networks import cpu_tuning
 from worker.networks.models import Models, default_device, load
+from worker.networks.text_encoder import TextOptions
 
 log = logging.getLogger("ivmix.child")
 
@@ -196,7 +197,12 @@ class Engine:
     def _denoisers(self, generation: Generation, *, low_memory: bool = False) -> tuple[ImageDenoiser, VideoDenoiser]:
         models = self.models
         family = family_of(generation, models) if generation.sampler.name == "official" else None
-        texts = models.encode([generation.prompt, generation.negative_prompt], empty_is_none=True)
+        texts = models.encode(
+            [generation.prompt, generation.negative_prompt],
+            empty_is_none=True,
+            clip_skip=(generation.clip_skip, 0),  # the prompt's alone, as in diffusers
+            options=TextOptions.of(generation),
+        )
         if family == "animatediff" and models.image_text_encoder.dim == models.video_text_encoder.dim:
             texts = replace(texts, image=texts.video)  # the released code has one text encoder, the video model's
         size = generation.width, generation.height

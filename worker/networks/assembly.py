@@ -12,6 +12,7 @@ import torch
 from sampler import NoiseSchedule
 from service.catalog.family_components import SDXL, SDXL_TEXT, TEXT, has_motion_adapter
 from service.catalog.model_entry import ModelEntry
+from service.catalog.text_layers import MEANING
 from service.errors import ConfigurationError
 from worker.networks.component_files import PUT_THERE, component_folder, refused, unreadable
 from worker.networks.component_loader import load_component
@@ -80,6 +81,7 @@ def fit_together(entry: ModelEntry, parts: Mapping[str, Any]) -> Assembly:
     image_text, video_text = adapt_text_encoders(entry, image_text, video_text)
     image_text = check_selectable_loras(entry, (image_unet, video_unet), (image_text, video_text))
     _check_compatibility(entry, parts["vae"], (image_unet, image_text), (video_unet, video_text))
+    _check_clip_skip(entry, image_text, video_text)
     check_sizes(entry, parts["vae"])
     with refused(f"model {entry.id}: the noise schedule", "take the scheduler's file of the same model"):
         image_schedule, video_schedule = load_schedules(entry)
@@ -169,6 +171,13 @@ def _one_text_encoder(entry: ModelEntry, parts: Mapping[str, Any], prefix: str, 
     with refused(folder, "use the tokenizer that the encoder was trained with"):
         text_encoder.token_ids(["a video"])
     return text_encoder
+
+
+def _check_clip_skip(entry: ModelEntry, *encoders: AnyTextEncoder) -> None:
+    if entry.clip_skip > (most := min(encoder.most_clip_skip for encoder in encoders)):
+        raise IncompatibleModels(
+            f"model {entry.id}: clip_skip={entry.clip_skip}, but its text encoders have layers for {most}; {MEANING}"
+        )
 
 
 def _check_compatibility(

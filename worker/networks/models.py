@@ -29,7 +29,7 @@ from worker.networks.not_finite import finite
 from worker.networks.optimise import BlockCompiler, OptimisedNetwork, TextKVCache, vae_decode
 from worker.networks.optimise.weight_memory import channels_last, resident_bytes, shared_bytes
 from worker.networks.schedules import schedule_warnings
-from worker.networks.text_encoder import AnyTextEncoder, Encoded, TextEmbeddings, same_parameters
+from worker.networks.text_encoder import AnyTextEncoder, Encoded, TextEmbeddings, TextOptions, same_parameters
 
 __all__ = ["IncompatibleModels", "Models", "default_device", "load"]
 log = logging.getLogger("ivmix.child")
@@ -92,36 +92,57 @@ class Models:
         scale = pixels_per_latent(self.entry, self.vae)
         return 1, int(self.vae.config.latent_channels), frames, height // scale, width // scale
 
-    def encode(self, texts: str | Sequence[str], *, empty_is_none: bool = False) -> TextEmbeddings:
+    def encode(
+        self,
+        texts: str | Sequence[str],
+        *,
+        empty_is_none: bool = False,
+        clip_skip: Sequence[int] = (),
+        options: TextOptions | None = None,
+        next_to: Sequence[str] = (),
+    ) -> TextEmbeddings:
         """Encode texts for both networks.
 
         Args:
             texts: one text or B texts.
             empty_is_none: whether an empty text means none, as a negative prompt does: family animatediff-sdxl then
                 gives zeros for it, unless the entry's `force_zeros_for_empty_prompt` is false.
+            clip_skip: per text, the last layers of the text encoders that are skipped; none if empty.
+            options: whether texts may be long and have weights; None: as the entry says.
+            next_to: texts of the same run: the embeddings have as many windows as theirs.
 
         Returns:
             `image` and `video`, (B, tokens, dim) each in the networks' dtype. Slices select texts.
 
         Raises:
-            InvalidParameter: a word is not in the vocabulary of a model with a closed one.
-            PromptTooLong: a text has more tokens than an encoder takes.
+            InvalidParameter, PromptTooLong: the vocabulary lacks a word, or an encoder takes fewer tokens.
+            InvalidSetting: an encoder has too few layers for `clip_skip`, or a text has weights that cannot be read.
             NotFinite: an encoder returned NaN or infinity.
         """
         texts = [texts] if isinstance(texts, str) else texts
-        for text in texts:
-            self.entry.check_vocabulary("prompt", text)
+        options = options or TextOptions.of(self.entry)
+        self._check_words(texts, options)
         image, video = self.image_text_encoder, self.video_text_encoder
         image = video if same_parameters(image, video) else image
-        ids = {id(encoder): encoder.token_ids(texts) for encoder in (image, video)}
-        has_zeros = empty_is_none and self.entry.family == SDXL and self.entry.force_zeros_for_empty_prompt
-        zeros = [has_zeros and not text for text in texts]
-        for_video = self._checked(video.encode(ids[id(video)]), zeros, "text encoder (text_encoder)")
-        for_image = for_video
+        all_texts, these = [*texts, *next_to], slice(len(texts))
+        zeros = [empty_is_none and self._empty_is_zeros and not text for text in texts]
+        encoded = video.encode(video.tokenize(all_texts, options)[these], clip_skip)
+        for_image = for_video = self._checked(encoded, zeros, "text encoder (text_encoder)")
         if image is not video:
-            encoded = image.encode(ids[id(image)])
+            encoded = image.encode(image.tokenize(all_texts, options)[these], clip_skip)
             for_image = self._checked(encoded, zeros, "image model's encoder (image_text_encoder)")
         return TextEmbeddings(for_image.text, for_video.text, for_image.pooled, for_video.pooled)
+
+    @property
+    def _empty_is_zeros(self) -> bool:
+        return self.entry.family == SDXL and self.entry.force_zeros_for_empty_prompt
+
+    def _check_words(self, texts: Sequence[str], options: TextOptions) -> None:
+        """Raises InvalidParameter for words that a closed vocabulary lacks; brackets and BREAK as the options say."""
+        read = {"prompt_chunks": options.chunks, "prompt_weighting": options.weighting}
+        entry = self.entry.model_copy(update=read)
+        for text in texts:
+            entry.check_vocabulary("prompt", text)
 
     def _checked(self, encoded: Encoded, zeros: Sequence[bool], name: str) -> Encoded:
         """In the networks' dtype, with zeros in these rows. Raises NotFinite."""
@@ -142,7 +163,8 @@ class Models:
         The denoisers of an earlier call stay usable, but compute their keys and values again.
 
         Args:
-            prompt, negative: texts, or their embeddings from `encode`, of the same batch size.
+            prompt, negative: texts, or their embeddings from `encode`, of the same batch size and length. The entry's
+                `clip_skip` is that of the prompt, if it is a text.
             fps: frame rate in frames per second that conditions the network (family videocrafter only), unless the
                 entry has `network_fps`; None: the model's default.
             size: width and height of the clip in pixels, which condition the networks of family animatediff-sdxl as
@@ -154,10 +176,13 @@ class Models:
         """
         if isinstance(negative, str):
             self.entry.check_vocabulary("negative_prompt", negative)
-        cond = self.encode(prompt) if isinstance(prompt, str) else prompt
-        uncond = self.encode(negative, empty_is_none=True) if isinstance(negative, str) else negative
+        texts = [text for text in (prompt, negative) if isinstance(text, str)]
+        if isinstance(prompt, str):
+            prompt = self.encode(prompt, clip_skip=(self.entry.clip_skip,), next_to=texts)
+        if isinstance(negative, str):
+            negative = self.encode(negative, empty_is_none=True, next_to=texts)
         self.text_kv_cache.clear()
-        return self._image_denoiser(cond, uncond, size), self._video_denoiser(cond, uncond, size, fps)
+        return self._image_denoiser(prompt, negative, size), self._video_denoiser(prompt, negative, size, fps)
 
     def _image_denoiser(
         self, cond: TextEmbeddings, uncond: TextEmbeddings, size: tuple[int, int] | None

@@ -52,7 +52,7 @@ function Form({ start, models, go }) {
   const shown = failure ?? (problem && !isFieldOf(problem.param, model) ? problem : null)
   return html`<form class="create" onSubmit=${submit}>
     <${Prompt} form=${form} model=${model} error=${errorOf('prompt')} onChange=${change} />
-    <${Summary} estimate=${estimate} model=${model} error=${shown} isCurrent=${isCurrent} isBusy=${isBusy} />
+    <${Summary} estimate=${estimate} model=${model} error=${shown} isCurrent=${isCurrent} isBusy=${isBusy} count=${Number(form.num_videos) || 1} />
     <div class="stack settings">
       <section class="card stack" aria-labelledby="settings">
         <h2 id="settings">Settings</h2>
@@ -73,7 +73,7 @@ function Form({ start, models, go }) {
 
 const anyPrompt = (model) => (model.examples.length ? model.examples : EXAMPLES)[0]
 
-const FIELDS = ['prompt', 'size', 'num_frames', 'fps', 'num_inference_steps', 'guidance_scale', 'seed', 'negative_prompt', 'callback_url', 'metadata']
+const FIELDS = ['prompt', 'size', 'num_frames', 'fps', 'num_inference_steps', 'guidance_scale', 'seed', 'clip_skip', 'num_videos', 'negative_prompt', 'callback_url', 'metadata']
 
 function isFieldOf(param, model) {
   if (!param) return false
@@ -81,7 +81,7 @@ function isFieldOf(param, model) {
   return FIELDS.includes(param) || (param.startsWith('loras') && model.loras.length > 0) || setting === 'name' || Object.values(model.sampler_settings).flat().includes(setting)
 }
 
-/** Creates the video and goes to it. */
+/** Creates the video and goes to it, or to the gallery if there are several. */
 function useSubmit(body, go) {
   const [state, setState] = useState({ failure: null, isBusy: false })
   const submit = async (event) => {
@@ -89,8 +89,8 @@ function useSubmit(body, go) {
     setState({ failure: null, isBusy: true })
     try {
       const video = await api.post('/v1/videos', body)
-      remember(video)
-      go(`#/videos/${video.id}`)
+      if (!video.video_ids) remember(video)
+      go(video.video_ids ? '#/gallery' : `#/videos/${video.id}`)
     } catch (failure) {
       setState({ failure, isBusy: false })
     }

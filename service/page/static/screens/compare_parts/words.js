@@ -19,6 +19,7 @@ const WORDS = {
   guidance_scale: 'Guidance',
   negative_prompt: 'Negative prompt',
   loras: 'LoRAs',
+  clip_skip: 'CLIP layers skipped',
   name: 'Sampler',
   network: 'Network',
   grid: 'Step ends',
@@ -46,7 +47,11 @@ function settingsOf(video, models) {
   const model = models.find(({ id }) => id === video.model)
   const reads = model?.sampler_settings[video.sampler.name] ?? Object.keys(video.sampler)
   const loras = video.loras?.map((lora) => `${lora.name} ${lora.scale} (${lora.networks.join(' and ')})`).join(', ')
-  const own = [...OF_VIDEO.map((name) => [name, video[name]]), ['loras', loras || undefined]]
+  const own = [
+    ...OF_VIDEO.map((name) => [name, video[name]]),
+    ['loras', loras || undefined],
+    ['clip_skip', video.clip_skip || undefined],
+  ]
   const sampler = ['name', ...reads].map((name) => [name, video.sampler[name] ?? { network: 'video', grid: 'adjacent', solver: 'ddim' }[name]])
   return Object.fromEntries([...own, ...sampler].filter(([, value]) => value !== undefined && value !== null))
 }

@@ -11,7 +11,7 @@ export const EXAMPLES = [
   'Steam rising from a cup of tea by a window on a rainy day',
 ]
 
-const NUMBERS = ['num_frames', 'fps', 'num_inference_steps', 'guidance_scale', 'seed']
+const NUMBERS = ['num_frames', 'fps', 'num_inference_steps', 'guidance_scale', 'seed', 'clip_skip', 'num_videos']
 const TEXTS = ['size', 'negative_prompt', 'priority', 'callback_url']
 
 /** An unchanged form for a model. */
@@ -68,6 +68,7 @@ export function formOf(video, model) {
     loras: video.loras,
     priority: video.priority === 'normal' ? undefined : video.priority,
     ...Object.fromEntries([...NUMBERS, 'size', 'negative_prompt'].map((name) => [name, video[name]])),
+    clip_skip: video.clip_skip === (model?.clip_skip ?? 0) ? undefined : video.clip_skip,
   }
 }
 

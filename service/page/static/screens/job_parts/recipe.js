@@ -20,6 +20,7 @@ export function Recipe({ video, model }) {
     ['Seed', html`<span class="number">${video.seed}</span>`],
     ['Steps', video.num_inference_steps],
     ['Guidance', video.guidance_scale],
+    ...(video.clip_skip ? [['CLIP layers skipped', video.clip_skip]] : []),
     ['Sampler', SAMPLERS[video.sampler.name]?.[0] ?? video.sampler.name],
     ...settings.map(([name, value]) => [html`<span class="sub">${pretty(name)}</span>`, words(value)]),
     ...(video.loras ?? []).map((lora) => [html`<span class="sub">LoRA ${lora.name}</span>`, `${lora.scale}, ${lora.networks.join(' and ')} network`]),
