@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sampler import AddedConditions, ImageDenoiser, IncompatibleInputs, NoiseSchedule, VideoDenoiser
-from service.catalog.family_components import SDXL
+from service.catalog.family_components import SDXL, SPARSE_CONTROL
 from service.catalog.model_entry import ModelEntry
 from service.catalog.registry import ModelRegistry
 from service.errors import InvalidParameter
@@ -28,6 +28,7 @@ from worker.networks.not_finite import finite
 from worker.networks.optimise import BlockCompiler, OptimisedNetwork, TextKVCache, vae_decode
 from worker.networks.optimise.weight_memory import channels_last, resident_bytes, shared_bytes
 from worker.networks.schedules import schedule_warnings
+from worker.networks.sparse_control import ControlledNetwork, FirstFrame
 from worker.networks.text_encoder import AnyTextEncoder, Encoded, TextEmbeddings
 
 __all__ = ["IncompatibleModels", "Models", "default_device", "load"]
@@ -44,7 +45,8 @@ class Models:
 
     C is the number of latent channels, F of frames; h, w are latent pixels, H, W picture pixels. `image_unet` and
     `video_unet` are diffusers' UNets for direct calls; the `optimised` ones are the same networks as `denoisers` calls
-    them. The two text encoders are one object if both UNets read the same embeddings.
+    them. The two text encoders are one object if both UNets read the same embeddings. `sparse_control` is diffusers'
+    SparseControlNetModel, None for models without one.
     """
 
     entry: ModelEntry
@@ -60,6 +62,8 @@ class Models:
     optimised_image_unet: Network
     optimised_video_unet: Network
     text_kv_cache: TextKVCache
+    sparse_control: Network | None = None
+    optimised_sparse_control: Network | None = None
 
     def __repr__(self) -> str:
         entry, megabytes = self.entry, self.weights_bytes / 1e6
@@ -132,6 +136,7 @@ class Models:
         *,
         fps: int | None = None,
         size: tuple[int, int] | None = None,
+        first_frame: FirstFrame | None = None,
     ) -> tuple[ImageDenoiser, VideoDenoiser]:
         """Both networks with the texts of one job, as `sampler.sample` takes them.
 
@@ -143,17 +148,26 @@ class Models:
                 entry has `network_fps`; None: the model's default.
             size: width and height of the clip in pixels, which condition the networks of family animatediff-sdxl as
                 original and target size, without a crop; None: the model's first size.
+            first_frame: what the video model keeps, if the model has a SparseCtrl network.
 
         Raises:
             InvalidParameter, PromptTooLong, NotFinite: as `encode`.
-            IncompatibleInputs: embeddings of different shapes.
+            IncompatibleInputs: embeddings of different shapes, or a first frame for a model that cannot keep one.
         """
         if isinstance(negative, str):
             self.entry.check_vocabulary("negative_prompt", negative)
         cond = self.encode(prompt) if isinstance(prompt, str) else prompt
         uncond = self.encode(negative, empty_is_none=True) if isinstance(negative, str) else negative
         self.text_kv_cache.clear()
-        return self._image_denoiser(cond, uncond, size), self._video_denoiser(cond, uncond, size, fps)
+        video = self._video_network(first_frame)
+        return self._image_denoiser(cond, uncond, size), self._video_denoiser(video, cond, uncond, size, fps)
+
+    def _video_network(self, first_frame: FirstFrame | None) -> Network:
+        if first_frame is None:
+            return self.optimised_video_unet
+        if self.optimised_sparse_control is None:
+            raise IncompatibleInputs(f"first_frame: model {self.entry.id} has no component {SPARSE_CONTROL}")
+        return ControlledNetwork(self.optimised_video_unet, self.optimised_sparse_control, first_frame)
 
     def _image_denoiser(
         self, cond: TextEmbeddings, uncond: TextEmbeddings, size: tuple[int, int] | None
@@ -167,10 +181,15 @@ class Models:
         )
 
     def _video_denoiser(
-        self, cond: TextEmbeddings, uncond: TextEmbeddings, size: tuple[int, int] | None, fps: int | None
+        self,
+        network: Network,
+        cond: TextEmbeddings,
+        uncond: TextEmbeddings,
+        size: tuple[int, int] | None,
+        fps: int | None,
     ) -> VideoDenoiser:
         return VideoDenoiser(
-            self.optimised_video_unet,
+            network,
             cond.video,
             uncond.video,
             prediction_type=self.video_schedule.prediction_type,
@@ -203,7 +222,13 @@ class Models:
     def weights_bytes(self) -> int:
         """Memory of all weights in bytes; weights that two networks share count once."""
         encoders = (*self.image_text_encoder.networks, *self.video_text_encoder.networks)
-        return resident_bytes(self.image_unet, self.video_unet, self.vae, *encoders)
+        return resident_bytes(*self.unets, self.vae, *encoders)
+
+    @property
+    def unets(self) -> tuple[Network, ...]:
+        """The networks that denoise: image UNet, video UNet, and SparseCtrl if there is one."""
+        found = (self.image_unet, self.video_unet, self.sparse_control)
+        return tuple(network for network in found if network is not None)
 
     def _added(
         self, cond: Tensor | None, uncond: Tensor | None, size: tuple[int, int] | None
@@ -251,12 +276,12 @@ def load(model: ModelEntry | str, device: torch.device | str | None = None) -> M
 def _on_device(entry: ModelEntry, parts: Assembly, device: torch.device, dtype: torch.dtype) -> Models:
     for module in (*parts.video_text_encoder.networks, *parts.image_text_encoder.networks, parts.vae):
         module.to(device)
-    for unet in (parts.image_unet, parts.video_unet):
+    unets = parts.image_unet, parts.video_unet, *([] if parts.sparse_control is None else [parts.sparse_control])
+    for unet in unets:
         unet.to(device)
     channels_last(parts.vae)
     text_kv_cache = TextKVCache()
-    unets = parts.image_unet, parts.video_unet
-    image, video = _optimised(entry, device, parts.vae, unets, text_kv_cache)
+    image, video, *optimised_control = _optimised(entry, device, parts.vae, unets, text_kv_cache)
     return Models(
         entry=entry,
         device=device,
@@ -265,11 +290,12 @@ def _on_device(entry: ModelEntry, parts: Assembly, device: torch.device, dtype: 
         optimised_image_unet=image,
         optimised_video_unet=video,
         text_kv_cache=text_kv_cache,
+        optimised_sparse_control=optimised_control[0] if optimised_control else None,
     )
 
 
 def _optimised(
-    entry: ModelEntry, device: torch.device, vae: Network, unets: tuple[Network, Network], cache: TextKVCache
+    entry: ModelEntry, device: torch.device, vae: Network, unets: tuple[Network, ...], cache: TextKVCache
 ) -> list[OptimisedNetwork]:
     sides = (map(int, size.split("x")) for size in entry.sizes)
     largest = max(width * height for width, height in sides) / pixels_per_latent(entry, vae) ** 2

@@ -1,0 +1,42 @@
+"""A tiny SparseCtrl network for the tiny AnimateDiff model of `tests.tiny_models`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import SparseControlNetModel
+
+from service.catalog.model_entry import ModelEntry
+from tests.tiny_models import Golden, animatediff_without_image_parts, write_entry
+
+
+def control_config(**changes: Any) -> dict[str, Any]:
+    """Of a network that fits the tiny UNet; keys of the config that the hub's file has too."""
+    unet, adapter = (Golden("animatediff").meta[name] for name in ("idm_config", "adapter_config"))
+    names = ("attention_head_dim", "block_out_channels", "cross_attention_dim", "layers_per_block", "norm_num_groups")
+    return {
+        **{name: unet[name] for name in names},
+        "conditioning_channels": 4,
+        "down_block_types": ["CrossAttnDownBlockMotion", "DownBlockMotion"],
+        "motion_num_attention_heads": adapter["motion_num_attention_heads"],
+        **changes,
+    }
+
+
+def save_control(folder: Path, **changes: Any) -> None:
+    """Save an untrained network; its zero layers, which would hide it, are random."""
+    torch.manual_seed(2)
+    network = SparseControlNetModel(**control_config(**changes))
+    for name, parameter in network.named_parameters():
+        if any(part in name for part in ("controlnet_", "proj_out")):
+            torch.nn.init.normal_(parameter, std=0.2)
+    network.save_pretrained(folder)
+
+
+def save_controlled(folder: Path) -> ModelEntry:
+    """Tiny AnimateDiff with a SparseCtrl network; its image model is the base of the video model."""
+    animatediff_without_image_parts(folder)
+    save_control(folder / "sparse_control")
+    return write_entry(folder, "animatediff")
