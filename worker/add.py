@@ -204,6 +204,9 @@ def main(
         ),
     ],
     motion_adapter: Annotated[str | None, typer.Option(help="AnimateDiff: motion modules; likewise.")] = None,
+    sparse_control: Annotated[
+        str | None, typer.Option(help="AnimateDiff: SparseCtrl RGB, which keeps a given first frame; likewise.")
+    ] = None,
     image_model: Annotated[str | None, typer.Option(help="Another image model with its text encoder.")] = None,
     vae: Annotated[str | None, typer.Option(help="Another VAE.")] = None,
     lora: Annotated[list[str] | None, typer.Option(help="FILE[:SCALE], here or on a hub; may be repeated.")] = None,
@@ -228,7 +231,7 @@ def main(
     keep_private(settings.data_dir)
     signal.signal(signal.SIGTERM, _exit)
     given = Given(name, source, family, motion_adapter, image_model, vae, tokenizer, config, base)
-    given = dataclasses.replace(given, variant=variant, prediction=prediction_type)
+    given = dataclasses.replace(given, variant=variant, prediction=prediction_type, sparse_control=sparse_control)
     given = dataclasses.replace(given, loras=tuple(lora or ()), inversions=tuple(textual_inversion or ()))
     changes = {"licence": licence or f"not known; see {source}", "description": description or f"Added from {source}."}
     changes |= {"sizes": size} if size else {}

@@ -13,7 +13,7 @@ from pydantic import Field, JsonValue, ValidationError, ValidationInfo, field_va
 from service.catalog.adapters import Lora
 from service.catalog.bounds import Range
 from service.catalog.cost_limit import check_cost
-from service.catalog.family_components import LORA, OPTIONAL_COMPONENTS, REQUIRED_COMPONENTS, Family
+from service.catalog.family_components import LORA, OPTIONAL_COMPONENTS, REQUIRED_COMPONENTS, SPARSE_CONTROL, Family
 from service.catalog.frame_size import choose_size
 from service.catalog.invalid_parameter import invalid_parameter
 from service.catalog.num_frames import resolve_num_frames
@@ -126,6 +126,11 @@ class ModelEntry(PromptLimits):
         """`loras`, preceded by `components.lora`."""
         file = self.components.get(LORA)
         return self.loras if file is None else (Lora(file=file, scale=self.lora_scale), *self.loras)
+
+    @property
+    def has_sparse_control(self) -> bool:
+        """Whether the video model can keep a given first frame."""
+        return SPARSE_CONTROL in self.all_components
 
     @property
     def missing(self) -> list[str]:

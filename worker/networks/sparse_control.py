@@ -1,7 +1,7 @@
 """A video network that keeps a given first frame: SparseCtrl RGB (arXiv:2311.16933) around it.
 
-The SparseCtrl network ("sparse condition encoder" in the paper) reads the latents of the frame and a mask that says which
-frame is given, not the noisy latents. What it returns is added to the skip connections of the video network.
+The SparseCtrl network ("sparse condition encoder" in the paper) reads the latents of the frame and a mask that says
+which frame is given, not the noisy latents. What it returns is added to the skip connections of the video network.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from sampler import IncompatibleInputs
 Texts = tuple[Tensor, ...]
 Residuals = tuple[tuple[Tensor, ...], Tensor]  # of the way down, of the middle block
 
-# One step of IV-IV calls the video model at so many levels. With Stable Diffusion 1.5 in float16, 512x512 and 16 frames the
-# residuals of one level take 430 MB.
+# One step of IV-IV calls the video model at so many levels. The residuals of one take 430 MB with Stable Diffusion 1.5 in
+# float16, 512x512 and 16 frames.
 LEVELS_KEPT = 3
 
 

@@ -51,8 +51,8 @@ def control_mismatch(entry: ModelEntry, control: Network, video_unet: Network, v
         )
     if skips(control) != skips(video_unet):
         return (
-            f"{of_model} has other blocks than the video model, {_shown(control)} instead of {_shown(video_unet)}; both "
-            "must be of the same Stable Diffusion version"
+            f"{of_model} has other blocks than the video model, {_shown(control)} instead of {_shown(video_unet)}; "
+            "both must be of the same Stable Diffusion version"
         )
     longest = int(config.motion_max_seq_length)
     if entry.num_frames.max > longest:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -41,8 +40,7 @@ from tests.diffusers_pipelines import CONFIG, GUIDANCE, NEGATIVE, PROMPT, assert
 from tests.tiny_sparse_control import save_controlled
 from worker.child.fingerprint import weights_digest
 from worker.networks.models import Models, load
-from worker.networks.optimise import BlockCompiler, OptimisedNetwork
-from worker.networks.sparse_control import LEVELS_KEPT, ControlledNetwork, FirstFrame
+from worker.networks.sparse_control import LEVELS_KEPT, FirstFrame
 
 FRAMES, STEPS = 3, 3
 SHAPE = (1, 4, FRAMES, 8, 8)
