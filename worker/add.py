@@ -204,9 +204,7 @@ def main(
         ),
     ],
     motion_adapter: Annotated[str | None, typer.Option(help="AnimateDiff: motion modules; likewise.")] = None,
-    sparse_control: Annotated[
-        str | None, typer.Option(help="AnimateDiff: SparseCtrl RGB, which keeps a given first frame; likewise.")
-    ] = None,
+    sparse_control: Annotated[str | None, typer.Option(help="SparseCtrl RGB, for first frames; likewise.")] = None,
     image_model: Annotated[str | None, typer.Option(help="Another image model with its text encoder.")] = None,
     vae: Annotated[str | None, typer.Option(help="Another VAE.")] = None,
     lora: Annotated[list[str] | None, typer.Option(help="FILE[:SCALE], here or on a hub; may be repeated.")] = None,

@@ -25,9 +25,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_controlled(folder)
     (folder / "models.toml").unlink()
     (folder / NAME).rename(folder.parent / NAME)
-    save_file(
-        original_layout.sparse_control(original_layout.read(folder.parent / NAME)), folder.parent / "rgb.safetensors"
-    )
+    original = original_layout.sparse_control(original_layout.read(folder.parent / NAME))
+    save_file(original, folder.parent / "rgb.safetensors")
     return folder
 
 
@@ -40,7 +39,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine
 def test_folder_is_used_where_it_is_and_a_file_is_converted_to_the_same(machine: Machine, model: Path) -> None:
     options = ("--from", model, *SIZE)
     assert not machine.add("without", *options).count(NAME)
-    said = machine.add("folder", *options, f"--{NAME.replace('_', '-')}", model.parent / NAME)
+    said = machine.add("folder", *options, "--sparse-control", model.parent / NAME)
     assert f"{NAME}: OK (names, shapes and values of all weights)" in said
     machine.add("file", *options, "--sparse-control", model.parent / "rgb.safetensors", "--config", model.parent)
     registry = machine.registry()
@@ -70,21 +69,11 @@ def test_networks_that_read_something_else_are_refused(machine: Machine, model: 
     save_file(scribble, tmp_path / "scribble.safetensors")
     machine.refused("is a SparseCtrl for sketches", *options, tmp_path / "scribble.safetensors")
     machine.refused("must be of class SparseControlNetModel", *options, model / "motion_adapter")
-    machine.refused(
-        "is a SparseCtrl, not a motion modules", *options[:-1], "--motion-adapter", model.parent / "rgb.safetensors"
-    )
+    rgb = model.parent / "rgb.safetensors"
+    machine.refused("is a SparseCtrl, not a motion modules", *options[:-1], "--motion-adapter", rgb)
     save_sdxl(tmp_path)
-    machine.refused(
-        "family animatediff-sdxl takes no sparse_control; leave out",
-        "m",
-        "--from",
-        tmp_path,
-        *SIZE,
-        "--motion-adapter",
-        tmp_path / "motion_adapter",
-        "--sparse-control",
-        model.parent / NAME,
-    )
+    options = ("m", "--from", tmp_path, "--motion-adapter", tmp_path / "motion_adapter", *SIZE, "--sparse-control")
+    machine.refused("family animatediff-sdxl takes no sparse_control; leave out", *options, model.parent / NAME)
 
 
 def test_clips_are_no_longer_than_it_numbers_frames(machine: Machine, model: Path, tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ from sampler import IncompatibleInputs
 Texts = tuple[Tensor, ...]
 Residuals = tuple[tuple[Tensor, ...], Tensor]  # of the way down, of the middle block
 
-# One step of IV-IV calls the video model at so many levels. The residuals of one take 430 MB with Stable Diffusion 1.5 in
-# float16, 512x512 and 16 frames.
+# One step of IV-IV calls the video model at so many levels. The residuals of one take 430 MB with Stable Diffusion 1.5
+# in float16, 512x512 and 16 frames.
 LEVELS_KEPT = 3
 
 
