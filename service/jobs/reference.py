@@ -22,3 +22,9 @@ class Reference(FrozenModel):
     #: "start": the run begins at noised latents of the reference; "first_frame": a SparseCtrl network keeps it
     strength: Strength = 0.8  #: of "start": the share of the steps that run; 1 starts from noise alone
     conditioning_scale: ConditioningScale = 1.0  #: of "first_frame": how strongly the network's residuals count
+
+
+def first_step(num_inference_steps: int, strength: float) -> int:
+    """The step, from 0, at which a run begins that starts from its reference: diffusers' rule for image and video to
+    video. `num_inference_steps` itself if `strength` is too low for a single step."""
+    return num_inference_steps - min(int(num_inference_steps * strength), num_inference_steps)

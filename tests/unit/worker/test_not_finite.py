@@ -50,9 +50,9 @@ def engine(loaded: Engine) -> Engine:
 
 @pytest.fixture(autouse=True)
 def warns_again() -> Iterator[None]:
-    vae_decode._warn_once.cache_clear()
+    vae_decode.warn_once.cache_clear()
     yield
-    vae_decode._warn_once.cache_clear()
+    vae_decode.warn_once.cache_clear()
 
 
 def generation(engine: Engine, **fields: Any) -> Generation:
