@@ -8,6 +8,7 @@ from service.jobs.reference import Reference, ReferenceFile, ReferenceUse, first
 from service.jobs.request import VideoRequest
 
 FIELD = "input_reference"
+PICTURE = "image/png"
 SPARSE_CONTROL = "sparse_control"  # the component that `first_frame` needs
 
 # Why these samplers can only begin with noise.
@@ -34,7 +35,7 @@ def add_reference(generation: Generation, request: VideoRequest, *, has_sparse_c
     if name in _WITHOUT_REFERENCE:
         message = f"Sampler '{name}' takes no {FIELD}: it {_WITHOUT_REFERENCE[name]}; use iv-mixed or ddim."
         raise InvalidParameter(FIELD, message)
-    use = request.reference_use or ("first_frame" if has_sparse_control and file.num_frames == 1 else "start")
+    use = request.reference_use or ("first_frame" if has_sparse_control and file.media_type == PICTURE else "start")
     if use == "first_frame":
         _check_first_frame(request, file, generation.model, has_sparse_control)
     else:
@@ -59,7 +60,7 @@ def _check_first_frame(
     if not has_sparse_control:
         message = f"Model '{model}' has no SparseCtrl network for reference_use=first_frame; use start."
         raise InvalidParameter("reference_use", message)
-    if file.media_type != "image/png":
+    if file.media_type != PICTURE:
         raise InvalidParameter(
             "reference_use", f"reference_use=first_frame takes a picture, and {FIELD} is a clip; use start."
         )
