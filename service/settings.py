@@ -158,8 +158,8 @@ class Settings(BaseSettings):
     """Largest request body in bytes that contains `input_reference` as a data URL, which is read into memory. Files in
     multipart forms are not; only IVMIX_MAX_REFERENCE_BYTES limits them."""
     max_reference_pixels: int = Field(default=2**25, ge=1, le=2**28)
-    """Largest `input_reference` in pixels, width x height. A picture takes about 8 bytes of memory per pixel while it is
-    read, two at a time."""
+    """Largest `input_reference` in pixels, width x height. A picture takes about 8 bytes of memory per pixel while it
+    is read, two at a time."""
     max_reference_frames: int = Field(default=256, ge=1, le=4096)
     """Frames of a clip that are kept; a longer `input_reference` is cut. Videos use their first frames only."""
     upload_dir: ExpandedPath | None = None

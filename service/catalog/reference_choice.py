@@ -54,9 +54,7 @@ def _refuse_settings_without_file(request: VideoRequest) -> None:
             raise InvalidParameter(name, message)
 
 
-def _check_first_frame(
-    request: VideoRequest, file: ReferenceFile, model: str, has_sparse_control: bool
-) -> None:
+def _check_first_frame(request: VideoRequest, file: ReferenceFile, model: str, has_sparse_control: bool) -> None:
     if not has_sparse_control:
         message = f"Model '{model}' has no SparseCtrl network for reference_use=first_frame; use start."
         raise InvalidParameter("reference_use", message)

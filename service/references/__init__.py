@@ -1,6 +1,6 @@
 """Uploaded pictures and clips: recognised by their bytes, checked, and written again without metadata.
 
-Only this package opens them. Pictures are read in a thread of the caller, clips in a process of their own, which can be
+Only this package opens them. Pictures are read in a thread of the caller, clips in a separate process, which can be
 ended. Pillow and PyAV are imported when the first file arrives.
 """
 

@@ -1,4 +1,4 @@
-"""Runs `service.references.clips` in a process of its own: what a damaged clip does to FFmpeg stays there."""
+"""Runs `service.references.clips` in a separate process: what a damaged clip does to FFmpeg stays there."""
 
 from __future__ import annotations
 

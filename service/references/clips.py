@@ -8,20 +8,24 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing, contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import av
+import av as pyav
 from av.bitstream import BitStreamFilterContext
+from av.error import FFmpegError
+from av.stream import Disposition
 
 from service.errors import InvalidParameter
 from service.jobs.reference import ReferenceFile
 from service.references.clip_process import REFUSED
 from service.references.limits import STORED_CLIP_PIXELS, Limits, refused, scaled, sha256_of
 
+av: Any = pyav  # its types are incomplete
+Frame = Any  # av.VideoFrame
 CODECS = frozenset({"h264", "hevc", "vp8", "vp9", "av1", "libdav1d", "mpeg4", "prores", "mjpeg"})
 DEMUXERS = {"MP4": "mov", "WebM": "matroska"}
 FRAME_PIXELS = 4096 * 2304  # a 4K frame
@@ -40,7 +44,7 @@ def convert(source: Path, target: Path, kind: str, limits: Limits) -> ReferenceF
         frames, width, height = copied or clip.encode(target)
     except InvalidParameter:
         raise
-    except (av.FFmpegError, EOFError, ValueError, IndexError) as e:
+    except (FFmpegError, EOFError, ValueError, IndexError) as e:
         raise refused("is a damaged clip", "save it again as MP4 with H.264") from e
     except OSError as e:  # the limit of the file's size
         raise refused("has too much detail to be stored", "send a shorter or smaller clip") from e
@@ -64,7 +68,7 @@ class _Clip:
                 self._size = context.width, context.height
                 is_mp4 = container.format.name.startswith("mov")
                 self.is_storable = is_mp4 and context.name == "h264" and context.pix_fmt == "yuv420p"
-        except (av.FFmpegError, EOFError, ValueError) as e:
+        except (FFmpegError, EOFError, ValueError) as e:
             raise refused("is a damaged or incomplete clip", "save it again as MP4 with H.264") from e
         self._check_size(*self._size)
         self.is_storable &= self._shape == 1 and self._size == scaled(*self._size, STORED_CLIP_PIXELS)
@@ -79,12 +83,12 @@ class _Clip:
         with self._open() as (_, stream), av.open(str(target), "w", format="mp4", options=WITHOUT_DATES) as output:
             copy = output.add_stream_from_template(stream)
             copy.metadata.clear()
-            without_sei = BitStreamFilterContext(f"filter_units=remove_types={SEI}", stream)
+            without_sei: Any = BitStreamFilterContext(f"filter_units=remove_types={SEI}", stream)
             for packet in stream.container.demux(stream):
                 for clean in without_sei.filter(packet if packet.size else None):
                     clean.stream = copy
                     output.mux(clean)
-        return count, *self._size
+        return count, self._size[0], self._size[1]
 
     def encode(self, target: Path) -> tuple[int, int, int]:
         """Encode the first frames again: upright, with square pixels, in bounds."""
@@ -103,16 +107,15 @@ class _Clip:
             if stream is None:
                 raise refused("has no frames")
             output.mux(stream.encode())
-        return count, *size
+        return count, size[0], size[1]
 
-    def _frames(self, most: int) -> Iterator[av.VideoFrame]:
+    def _frames(self, most: int) -> Generator[Frame]:
         """The first frames. Raises InvalidParameter for a damaged one, and for a file that ends before its end."""
         count = packets = 0
         with self._open() as (container, stream):
             for packet in container.demux(stream):
                 packets += packet.size > 0
                 for frame in packet.decode():
-                    assert isinstance(frame, av.VideoFrame)
                     self._check_time()
                     self._check_size(frame.width, frame.height)
                     if frame.is_corrupt:
@@ -127,13 +130,11 @@ class _Clip:
             raise refused(f"ends after {packets} of its {self._announced} frames", "send the whole file")
 
     @contextmanager
-    def _open(self) -> Iterator[tuple[Any, Any]]:
+    def _open(self) -> Generator[tuple[Any, Any]]:
         """The container and its video stream. Through a Python file, FFmpeg can open nothing else."""
         with self._source.open("rb") as file, closing(av.open(file, format=self._demuxer)) as container:
             streams = [
-                stream
-                for stream in container.streams.video
-                if not stream.disposition & av.stream.Disposition.attached_pic
+                stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic
             ]
             if not streams:
                 raise refused("has no video stream")
@@ -161,7 +162,7 @@ def _encoder(output: Any, size: tuple[int, int], rate: Fraction) -> Any:  # PyAV
     return stream
 
 
-def _upright(frame: av.VideoFrame, rotation: int) -> av.VideoFrame:
+def _upright(frame: Frame, rotation: int) -> Frame:
     """Turned counter-clockwise by `rotation` degrees, as the file asks. All frames get the size of the first one."""
     return av.VideoFrame.from_image(frame.to_image().rotate(rotation, expand=True)) if rotation else frame
 

@@ -14,6 +14,7 @@ from service.jobs.reference import ReferenceFile
 from service.references.kinds import Kind
 from service.references.limits import STORED_PIXELS, Limits, refused, scaled, sha256_of
 
+cms: Any = ImageCms  # its types are incomplete
 MOST_SCANS = 100  # of a progressive JPEG; cameras write about ten, and each costs a pass over all pixels
 ORIENTATION = 0x0112  # EXIF
 _TURNS = {
@@ -85,8 +86,8 @@ def _srgb(image: Image.Image, profile: Any) -> Image.Image:
     """In RGB. The colours are converted as the profile says, which the stored file does not have any more."""
     if isinstance(profile, bytes) and profile:
         try:
-            own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            converted = ImageCms.profileToProfile(image, own, ImageCms.createProfile("sRGB"), outputMode="RGB")
+            own = cms.ImageCmsProfile(io.BytesIO(profile))
+            converted = cms.profileToProfile(image, own, cms.createProfile("sRGB"), outputMode="RGB")
         except (ImageCms.PyCMSError, OSError, ValueError):  # damaged, or of another kind of colours
             converted = None
         if converted is not None:
