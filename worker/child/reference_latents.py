@@ -70,6 +70,8 @@ def read_frames(path: Path, media_type: str, count: int, size: tuple[int, int]) 
     pictures = _picture(path) if media_type == "image/png" else _clip(path, count)
     try:
         fitted = [np.asarray(ImageOps.fit(picture, size, Image.Resampling.LANCZOS)) for picture in pictures]
+        if not fitted:
+            raise ValueError("no frames")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:  # PyAV's errors are among them
         raise UnusableReference(f"input_reference cannot be decoded as {media_type}; send another file.") from e
     if media_type != "image/png" and len(fitted) < count:
