@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from service.frozen_model import FrozenModel
 from service.jobs.model import EVENT_TYPES, Callback, EventType, Generation, Job, Priority
+from service.jobs.reference import ConditioningScale, ReferenceFile, ReferenceUse, Strength
 
 MAX_SEED = 2**63 - 1
 
@@ -71,6 +72,23 @@ class VideoRequest(FrozenModel):
         default=None, ge=-1, le=MAX_SEED, description="Random if omitted or -1; the one used is always returned"
     )
     sampler: dict[str, Any] | None = Field(default=None, description="Overrides of the model's sampler settings")
+    input_reference: ReferenceFile | None = Field(
+        default=None,
+        description="Picture (PNG, JPEG, WebP) or clip (MP4, WebM, MOV) that the video starts from: a file in a form, "
+        "a data URL, or the id of a video",
+    )
+    strength: Strength | None = Field(
+        default=None,
+        description="How much of the reference is replaced: the share of num_inference_steps that runs. Default: 0.8",
+    )
+    reference_use: ReferenceUse | None = Field(
+        default=None,
+        description="start: the run begins at the noised reference. first_frame: the picture becomes the first frame, "
+        "for models with a SparseCtrl network. Default: first_frame if the model can do it, else start",
+    )
+    conditioning_scale: ConditioningScale | None = Field(
+        default=None, description="first_frame: how strongly the picture counts. Default: 1"
+    )
     metadata: Metadata = Field(
         default_factory=dict,
         max_length=MAX_METADATA_PAIRS,

@@ -25,7 +25,7 @@ from worker.networks import cpu_tuning
 from worker.networks.assembly import Assembly, IncompatibleModels, assemble, pixels_per_latent
 from worker.networks.network_classes import Network
 from worker.networks.not_finite import finite
-from worker.networks.optimise import BlockCompiler, OptimisedNetwork, TextKVCache, vae_decode
+from worker.networks.optimise import BlockCompiler, OptimisedNetwork, TextKVCache, vae_decode, vae_encode
 from worker.networks.optimise.weight_memory import channels_last, resident_bytes, shared_bytes
 from worker.networks.schedules import schedule_warnings
 from worker.networks.sparse_control import ControlledNetwork, FirstFrame
@@ -217,6 +217,31 @@ class Models:
                 f"latents {tuple(latents.shape)} must be (1, {channels}, F, h, w); decode one clip at a time"
             )
         return vae_decode.decode(self.vae, latents, upscale=self.entry.upscale, frames_per_call=frames_per_call)
+
+    def encode_frames(self, frames: Tensor, frames_per_call: int | None = None) -> Tensor:
+        """Encode frames to clean latents, the reverse of `decode` up to the autoencoder's error.
+
+        Args:
+            frames: (F, H, W, 3) uint8 at the size that the networks see: sides of the clip divided by the entry's
+                `upscale`, multiples of the pixels of a latent pixel.
+            frames_per_call: frames that the autoencoder encodes together; None: what fits in memory.
+
+        Returns:
+            Latents (1, C, F, h, w) float32 on the models' device, the mode of the autoencoder's posterior, scaled and
+            shifted as the networks see them. `sampler.noised` brings them to the level where a plan begins.
+
+        Raises:
+            IncompatibleInputs: `frames` has another shape or type.
+            NotFinite: the autoencoder returned NaN or infinity, in float32 too.
+        """
+        side = pixels_per_latent(self.entry, self.vae) // self.entry.upscale
+        is_rgb = frames.dtype is torch.uint8 and frames.ndim == 4 and frames.shape[-1] == 3 and len(frames) > 0
+        if not is_rgb or frames.shape[1] % side or frames.shape[2] % side:
+            raise IncompatibleInputs(
+                f"frames {tuple(frames.shape)} {frames.dtype} must be (F, H, W, 3) torch.uint8 with H and W multiples "
+                f"of {side}, the pixels of a latent pixel"
+            )
+        return vae_encode.encode(self.vae, frames, frames_per_call=frames_per_call)
 
     @property
     def weights_bytes(self) -> int:

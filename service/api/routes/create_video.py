@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import re
+from collections.abc import AsyncGenerator
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Request, Response
@@ -17,15 +18,18 @@ from starlette.concurrency import run_in_threadpool
 from service.api.auth import Principal, ServicesDep, Writer
 from service.api.openapi.responses import errors, example_refs, ref, success
 from service.api.rate_limits import waiting_limits
-from service.api.routes.videos import POLL_AFTER_MS, get_job
-from service.api.video_request_parser import FORMS, parse, read_body
+from service.api.routes.videos import POLL_AFTER_MS
+from service.api.video_request_parser import FORMS
+from service.api.video_requests import ParsedRequest, parsed_request
+from service.api.visible_jobs import get_job
 from service.catalog.model_entry import ModelEntry
-from service.errors import InvalidParameter, ModelNotFound, VideoFailed
+from service.errors import InvalidParameter, ModelNotFound, ServiceError, VideoFailed
 from service.jobs.job_record import DamagedJob
 from service.jobs.model import Job
 from service.jobs.record_reader import Idempotency
 from service.jobs.request import VideoRequest
 from service.jobs.rq_queues import generate_queue
+from service.jobs.store import QueueLimits
 from service.wire.video import Video
 from service.wiring import Services
 
@@ -47,6 +51,16 @@ IdempotencyKey = Annotated[
         description="Identifies this request: repeated within 24 hours, it returns the video of the first one",
     ),
 ]
+
+# Fields of requests that version 0.1 did not have.
+NEWER_FIELDS = (
+    "aspect_ratio",
+    "resolution",
+    "input_reference",
+    "strength",
+    "reference_use",
+    "conditioning_scale",
+)
 
 CREATE_ERRORS = errors(400, 413, 415, 422, 429)
 
@@ -78,12 +92,13 @@ async def rate_limited(request: Request, writer: Writer) -> Principal:
 RateLimitedWriter = Annotated[Principal, Depends(rate_limited)]
 
 
-async def read_request(request: Request, _writer: RateLimitedWriter) -> VideoRequest:
+async def read_request(request: Request, writer: RateLimitedWriter) -> AsyncGenerator[ParsedRequest]:
     """The parameter makes FastAPI check the key and its limits first, so that a rejected body is not read."""
-    return parse(await read_body(request))
+    async with parsed_request(request, writer) as parsed:
+        yield parsed
 
 
-RequestBody = Annotated[VideoRequest, Depends(read_request)]
+RequestBody = Annotated[ParsedRequest, Depends(read_request)]
 
 
 @router.post(
@@ -123,8 +138,8 @@ async def remix_video(
     idempotency_key: IdempotencyKey = None,
 ) -> Video:
     source = await _source(services, writer, video_id)
-    body = _inherited(services, await read_body(request), source)
-    return await run_in_threadpool(_remix, services, writer, body, idempotency_key, response, source)
+    async with parsed_request(request, writer, source) as body:
+        return await run_in_threadpool(_remix, services, writer, body, idempotency_key, response, source)
 
 
 @router.post(
@@ -146,10 +161,8 @@ async def run_again(
     idempotency_key: IdempotencyKey = None,
 ) -> Video:
     source = await _source(services, writer, video_id)
-    has_body = request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers
-    given = await read_body(request) if has_body else {}
-    body = _inherited(services, {"prompt": source.generation.prompt, **given}, source)
-    return await run_in_threadpool(_remix, services, writer, body, idempotency_key, response, source)
+    async with parsed_request(request, writer, source, prompt=source.generation.prompt) as body:
+        return await run_in_threadpool(_remix, services, writer, body, idempotency_key, response, source)
 
 
 async def _source(services: Services, writer: Principal, video_id: str) -> Job:
@@ -160,16 +173,10 @@ async def _source(services: Services, writer: Principal, video_id: str) -> Job:
     return source
 
 
-def _inherited(services: Services, given: dict[str, Any], source: Job) -> VideoRequest:
-    if isinstance(model := given.get("model"), str):
-        given["model"] = services.models.real_name(model)
-    return parse(given, source.generation)
-
-
 def _remix(
     services: Services,
     writer: Principal,
-    body: VideoRequest,
+    body: ParsedRequest,
     idempotency_key: str | None,
     response: Response,
     source: Job,
@@ -181,7 +188,7 @@ def _remix(
 def submit_job(
     services: Services,
     principal: Principal,
-    body: VideoRequest,
+    parsed: ParsedRequest,
     idempotency_key: str | None,
     response: Response,
     *,
@@ -189,8 +196,10 @@ def submit_job(
 ) -> Job:
     """Creates and enqueues a job, or returns the job of an earlier request with the same idempotency key.
 
-    Raises InvalidParameter, QueueFull, NoSpace, ModelUnavailable or IdempotencyKeyReused; nothing is written then.
+    Raises InvalidParameter, QueueFull, NoSpace, ModelUnavailable, StorageError or IdempotencyKeyReused; then nothing is
+    left.
     """
+    body = parsed.body
     idempotency = Idempotency(_unquoted(idempotency_key), _fingerprint(body, remixed_from)) if idempotency_key else None
     # Before validation: a replay succeeds even if the model or the receiver would be rejected by now.
     if idempotency and (earlier := services.store.find_by_idempotency_key(principal.owner, idempotency)):
@@ -202,13 +211,29 @@ def submit_job(
     services.free_space.require()
     services.loads.require(generation.model)
     job = body.to_job(generation, owner=principal.owner, remixed_from=remixed_from)
-    queue = generate_queue(services.redis, generation.model, job_timeout_s=services.settings.job_timeout_s)
-    limits = waiting_limits(principal, services.settings.max_waiting)
-    created = services.store.create(job, queue, limits=limits, idempotency=idempotency)
+    created = _create(services, job, parsed, waiting_limits(principal, services.settings.max_waiting), idempotency)
     if created.id == job.id:
         log.info("%s created, model %s", job.id, generation.model)
     else:
         response.headers["idempotent-replayed"] = "true"
+    return created
+
+
+def _create(
+    services: Services, job: Job, parsed: ParsedRequest, limits: QueueLimits, idempotency: Idempotency | None
+) -> Job:
+    """Store the reference, then create the record. Without a new record, the file is deleted again."""
+    queue = generate_queue(services.redis, job.generation.model, job_timeout_s=services.settings.job_timeout_s)
+    references, reference = services.references, job.generation.reference
+    if reference is None or parsed.fetch is None:
+        return services.store.create(job, queue, limits=limits, idempotency=idempotency)
+    references.put(job.id, parsed.fetch(), reference)
+    try:
+        created = services.store.create(job, queue, limits=limits, idempotency=idempotency)
+    except ServiceError:  # after an error of Redis there may be a record, which only maintenance can wait for
+        references.discard(job.id)
+        raise
+    (references.created if created.id == job.id else references.discard)(job.id)
     return created
 
 
@@ -226,7 +251,7 @@ def _render_created(services: Services, job: Job, response: Response) -> Video:
 def _fingerprint(body: VideoRequest, remixed_from: str | None) -> str:
     """Hash of the parsed request; raw multipart bodies differ in their boundary."""
     # Fields that 0.1 did not have are left out where they are absent, so that its keys still match after an upgrade.
-    new = {name for name in ("aspect_ratio", "resolution") if getattr(body, name) is None}
+    new = {name for name in NEWER_FIELDS if getattr(body, name) is None}
     parsed = json.dumps([body.model_dump(mode="json", exclude=new), remixed_from], sort_keys=True)
     return hashlib.sha256(parsed.encode()).hexdigest()
 

@@ -61,6 +61,7 @@ async def create_video_sync(
     with open_requests.slot(client_of(request, writer.owner)):
         created = Response()  # receives the headers that `submit_job` sets
         job = await run_in_threadpool(submit_job, services, writer, body, idempotency_key, created)
+        body.close()
         job = await _wait(services, job, request, open_requests, cancel_on_disconnect=idempotency_key is None)
     replayed = {name: value for name, value in created.headers.items() if name == "idempotent-replayed"}
     return await run_in_threadpool(_video_response, services, job, {"x-video-id": job.id} | replayed)
