@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import torch
 from diffusers import SparseControlNetModel
 
 from service.catalog.model_entry import ModelEntry
+from tests.diffusers_pipelines import CONFIG
 from tests.tiny_models import Golden, animatediff_without_image_parts, write_entry
 
 
@@ -36,7 +39,11 @@ def save_control(folder: Path, **changes: Any) -> None:
 
 
 def save_controlled(folder: Path) -> ModelEntry:
-    """Tiny AnimateDiff with a SparseCtrl network; its image model is the base of the video model."""
+    """Tiny AnimateDiff with a SparseCtrl network; its image model is the base of the video model, and their noise
+    schedule that of `tests.diffusers_pipelines`."""
     animatediff_without_image_parts(folder)
+    shutil.rmtree(folder / "image_scheduler")
+    scheduler = {"_class_name": "DDIMScheduler", **CONFIG}
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
     save_control(folder / "sparse_control")
     return write_entry(folder, "animatediff")

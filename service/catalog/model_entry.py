@@ -19,7 +19,7 @@ from service.catalog.invalid_parameter import invalid_parameter
 from service.catalog.num_frames import resolve_num_frames
 from service.catalog.optimise import Optimise
 from service.catalog.prompt_limits import NAME, PromptLimits
-from service.catalog.reference_choice import SPARSE_CONTROL, add_reference
+from service.catalog.reference_choice import add_reference
 from service.catalog.sampler_choice import choose_sampler, settings_of
 from service.catalog.scheduler_settings import check_overrides, named_spacing, run_spacing
 from service.catalog.weight_files import Component
@@ -184,8 +184,7 @@ class ModelEntry(PromptLimits):
             spacing=spacing,
             official_family=self.family if sampler.name == "official" else None,
         )
-        has_sparse_control = SPARSE_CONTROL in self.all_components
-        generation = add_reference(generation, request, has_sparse_control=has_sparse_control)
+        generation = add_reference(generation, request, has_sparse_control=self.has_sparse_control)
         check_cost(generation, self.max_cost, self._levers)
         return generation
 

@@ -83,8 +83,9 @@ class VideoRequest(FrozenModel):
     )
     reference_use: ReferenceUse | None = Field(
         default=None,
-        description="start: the run begins at the noised reference. first_frame: the picture becomes the first frame, "
-        "for models with a SparseCtrl network. Default: first_frame if the model can do it, else start",
+        description="start: the run begins at the noised reference. first_frame: the picture, or the first frame of "
+        "the clip, becomes the first frame, for models with a SparseCtrl network. Default: first_frame of a picture if "
+        "the model can do it, else start",
     )
     conditioning_scale: ConditioningScale | None = Field(
         default=None, description="first_frame: how strongly the picture counts. Default: 1"

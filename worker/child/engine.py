@@ -27,10 +27,11 @@ from worker.child.fingerprint import run_fingerprint, run_fingerprints_0_1, weig
 from worker.child.latent_preview import open_previewer
 from worker.child.plans import family_of, plan_of, start_reference
 from worker.child.previews import MakePreview
-from worker.child.reference_latents import reference_latents
+from worker.child.reference_latents import first_frame_of, reference_latents
 from worker.messages import Failed
 from worker.networks import cpu_tuning
 from worker.networks.models import Models, default_device, load
+from worker.networks.sparse_control import ControlledNetwork, FirstFrame
 
 log = logging.getLogger("ivmix.child")
 
@@ -151,8 +152,9 @@ class Engine:
         """One step that calls all networks of the plan, and its decoding, thrown away: kernels are chosen and memory is
         taken before the first job."""
         plan = self.plan(generation)
-        image, video = self._denoisers(generation)
         latents = torch.randn(self.models.latents_shape(generation), generator=torch.Generator().manual_seed(0))
+        kept = None if self.models.sparse_control is None else FirstFrame(latents[:, :, :1].to(self.models.device))
+        image, video = self._denoisers(generation, kept)
         models_of = [{call.model for move in step for call in move.calls} for step in plan]
         start = max(range(len(plan)), key=lambda index: len(models_of[index]))
         step = next(iter(sample(latents.to(self.models.device), plan, image=image, video=video, start=start)))
@@ -174,7 +176,8 @@ class Engine:
         total = len(plan)
         on_progress(Phase.ENCODING, 0, total)
         with _timed(timings, Phase.ENCODING):
-            image, video = self._denoisers(generation, low_memory=low_memory)
+            kept = self._first_frame(generation, reference)
+            image, video = self._denoisers(generation, kept, low_memory=low_memory)
             state = self._first_state(generation, plan, begin, reference, low_memory=low_memory)
         with _timed(timings, Phase.SAMPLING):
             generator = torch.Generator()  # on the CPU: one seed, one clip, on any card
@@ -199,19 +202,31 @@ class Engine:
                 on_progress(Phase.SAMPLING, state.step, total)
         return SampledLatents(state.latents, total, timings, low_memory)
 
-    def _denoisers(self, generation: Generation, *, low_memory: bool = False) -> tuple[ImageDenoiser, VideoDenoiser]:
+    def _first_frame(self, generation: Generation, reference: Path | None) -> FirstFrame | None:
+        """What the video model keeps of the reference."""
+        if generation.reference is None or generation.reference.use != "first_frame":
+            return None
+        if reference is None:
+            raise ValueError("the generation keeps a first frame; pass its file as reference=...")
+        return first_frame_of(self.models, generation, reference)
+
+    def _denoisers(
+        self, generation: Generation, first_frame: FirstFrame | None = None, *, low_memory: bool = False
+    ) -> tuple[ImageDenoiser, VideoDenoiser]:
         models = self.models
         family = family_of(generation, models) if generation.sampler.name == "official" else None
         texts = models.encode([generation.prompt, generation.negative_prompt], empty_is_none=True)
         if family == "animatediff" and models.image_text_encoder.dim == models.video_text_encoder.dim:
             texts = replace(texts, image=texts.video)  # the released code has one text encoder, the video model's
         size = generation.width, generation.height
-        image, video = models.denoisers(texts[:1], texts[1:], fps=generation.fps, size=size)
+        image, video = models.denoisers(texts[:1], texts[1:], fps=generation.fps, size=size, first_frame=first_frame)
         if family == "modelscope":
             image.resize = (64, 64)
         if low_memory:
             image.sequential_cfg = video.sequential_cfg = True
             image.frames_at_once = 1
+        if low_memory and isinstance(video.unet, ControlledNetwork):
+            video.unet.levels_kept = 0
         return image, video
 
     def _first_state(

@@ -20,6 +20,7 @@ from torch import Tensor
 from service.errors import ServiceError
 from service.jobs.model import Generation
 from worker.networks.models import Models
+from worker.networks.sparse_control import FirstFrame
 
 MOST_PIXELS = 2**26  # of one frame, 8192x8192: 200 MB decoded
 
@@ -52,6 +53,15 @@ def reference_latents(
     frames = read_frames(path, generation.reference.media_type, count, size)
     latents = models.encode_frames(frames, frames_per_call=frames_per_call)
     return latents.expand(-1, -1, count, -1, -1).contiguous()
+
+
+def first_frame_of(models: Models, generation: Generation, path: Path) -> FirstFrame:
+    """What the video model keeps: the generation's reference, or its first frame. Raises as `reference_latents`."""
+    reference, upscale = generation.reference, models.entry.upscale
+    assert reference is not None
+    size = generation.width // upscale, generation.height // upscale
+    latents = models.encode_frames(read_frames(path, reference.media_type, 1, size), frames_per_call=1)
+    return FirstFrame(latents, reference.conditioning_scale)
 
 
 def read_frames(path: Path, media_type: str, count: int, size: tuple[int, int]) -> Tensor:

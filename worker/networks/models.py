@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sampler import AddedConditions, ImageDenoiser, IncompatibleInputs, NoiseSchedule, VideoDenoiser
-from service.catalog.family_components import SDXL, SPARSE_CONTROL
+from service.catalog.family_components import SDXL
 from service.catalog.model_entry import ModelEntry
 from service.catalog.registry import ModelRegistry
 from service.errors import InvalidParameter
@@ -28,7 +28,7 @@ from worker.networks.not_finite import finite
 from worker.networks.optimise import BlockCompiler, OptimisedNetwork, TextKVCache, vae_decode, vae_encode
 from worker.networks.optimise.weight_memory import channels_last, resident_bytes, shared_bytes
 from worker.networks.schedules import schedule_warnings
-from worker.networks.sparse_control import ControlledNetwork, FirstFrame
+from worker.networks.sparse_control import FirstFrame, controlled
 from worker.networks.text_encoder import AnyTextEncoder, Encoded, TextEmbeddings
 
 __all__ = ["IncompatibleModels", "Models", "default_device", "load"]
@@ -159,15 +159,8 @@ class Models:
         cond = self.encode(prompt) if isinstance(prompt, str) else prompt
         uncond = self.encode(negative, empty_is_none=True) if isinstance(negative, str) else negative
         self.text_kv_cache.clear()
-        video = self._video_network(first_frame)
+        video = controlled(self.optimised_video_unet, self.optimised_sparse_control, first_frame)
         return self._image_denoiser(cond, uncond, size), self._video_denoiser(video, cond, uncond, size, fps)
-
-    def _video_network(self, first_frame: FirstFrame | None) -> Network:
-        if first_frame is None:
-            return self.optimised_video_unet
-        if self.optimised_sparse_control is None:
-            raise IncompatibleInputs(f"first_frame: model {self.entry.id} has no component {SPARSE_CONTROL}")
-        return ControlledNetwork(self.optimised_video_unet, self.optimised_sparse_control, first_frame)
 
     def _image_denoiser(
         self, cond: TextEmbeddings, uncond: TextEmbeddings, size: tuple[int, int] | None

@@ -116,3 +116,15 @@ class ControlledNetwork:
             mask[:, :, 0] = 1
             self._conditions[shape] = {"controlnet_cond": condition, "conditioning_mask": mask}
         return self._conditions[shape]
+
+
+def controlled(video: Any, control: Any | None, first_frame: FirstFrame | None) -> Any:
+    """The video network, around which there is a SparseCtrl network if a frame is to be kept.
+
+    Raises IncompatibleInputs if there is none, or the frame does not fit.
+    """
+    if first_frame is None:
+        return video
+    if control is None:
+        raise IncompatibleInputs("first_frame: the model has no component sparse_control; leave it out")
+    return ControlledNetwork(video, control, first_frame)

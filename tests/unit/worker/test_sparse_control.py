@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -36,9 +37,21 @@ from sampler import (
 )
 from service.catalog.model_entry import ModelEntry
 from service.catalog.optimise import Optimise
+from service.jobs.model import Generation
+from service.jobs.reference import ReferenceFile
+from service.jobs.request import VideoRequest
+from service.storage import object_keys, sha256_of
 from tests.diffusers_pipelines import CONFIG, GUIDANCE, NEGATIVE, PROMPT, assert_same
+from tests.factories import make_job
 from tests.tiny_sparse_control import save_controlled
+from tests.unit.worker.test_child_main import at_call, outcome, running
+from tests.unit.worker.test_low_memory import room_for
+from worker.child.checkpoint_file import Checkpoint
+from worker.child.engine import Engine
 from worker.child.fingerprint import weights_digest
+from worker.child.mp4 import read_mp4, write_mp4
+from worker.child.reference_latents import first_frame_of
+from worker.messages import Done, Stop, Stopped
 from worker.networks.models import Models, load
 from worker.networks.sparse_control import LEVELS_KEPT, FirstFrame
 
@@ -54,22 +67,43 @@ def entry(tmp_path_factory: pytest.TempPathFactory) -> ModelEntry:
 
 
 @pytest.fixture(scope="module")
-def models(entry: ModelEntry) -> Models:
-    return load(entry, "cpu")
-
-
-def picture() -> Tensor:
-    """(32, 32, 3) uint8."""
-    return torch.randint(0, 256, (32, 32, 3), generator=torch.Generator().manual_seed(4), dtype=torch.uint8)
+def engine(entry: ModelEntry) -> Engine:
+    return Engine(entry, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
-def first_frame(models: Models) -> FirstFrame:
-    """Of `picture`, as diffusers encodes it, but the mean of the autoencoder's distribution."""
-    pixels = picture().permute(2, 0, 1)[None] / 127.5 - 1
-    with torch.no_grad():
-        encoded = models.vae.encode(pixels).latent_dist.mode() * models.vae.config.scaling_factor
-    return FirstFrame(encoded[:, :, None])
+def models(engine: Engine) -> Models:
+    return engine.models
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """32x32 pixels."""
+    pixels = torch.randint(0, 256, (32, 32, 3), generator=torch.Generator().manual_seed(4), dtype=torch.uint8)
+    file = tmp_path_factory.mktemp("picture") / "picture.png"
+    Image.fromarray(pixels.numpy()).save(file)
+    return file
+
+
+def generation(entry: ModelEntry, file: Path, sampler: Mapping[str, Any], **changes: Any) -> Generation:
+    """As a request makes it."""
+    media_type = "image/png" if file.suffix == ".png" else "video/mp4"
+    described = ReferenceFile(sha256=sha256_of(file), media_type=media_type, num_frames=1, width=32, height=32)
+    request: dict[str, Any] = {
+        "prompt": PROMPT,
+        "negative_prompt": NEGATIVE,
+        "seed": 5,
+        "num_frames": FRAMES,
+        "num_inference_steps": STEPS,
+        "input_reference": described,
+        "sampler": dict(sampler),
+    }
+    return entry.resolve(VideoRequest.model_validate(request | changes))
+
+
+@pytest.fixture(scope="module")
+def first_frame(engine: Engine, entry: ModelEntry, picture: Path) -> FirstFrame:
+    return first_frame_of(engine.models, generation(entry, picture, {}), picture)
 
 
 @pytest.fixture(scope="module")
@@ -100,9 +134,10 @@ def ours(models: Models, plan: Plan, first_frame: FirstFrame | None) -> Tensor:
 @pytest.mark.parametrize("scale", [1.0, 0.5])
 @pytest.mark.parametrize("guidance", GUIDANCE)
 def test_latents_are_those_of_diffusers(
-    models: Models,
+    engine: Engine,
+    entry: ModelEntry,
     pipeline: Any,
-    first_frame: FirstFrame,
+    picture: Path,
     monkeypatch: pytest.MonkeyPatch,
     guidance: float,
     scale: float,
@@ -117,16 +152,16 @@ def test_latents_are_those_of_diffusers(
         num_frames=FRAMES,
         num_inference_steps=STEPS,
         guidance_scale=guidance,
-        conditioning_frames=Image.fromarray(picture().numpy()),
+        conditioning_frames=Image.open(picture),
         controlnet_frame_indices=[0],
         controlnet_conditioning_scale=scale,
         latents=seeded_noise(SHAPE, 5),
         output_type="latent",
     ).frames
-    plan = ddim_plan(SCHEDULE, STEPS, guidance=guidance)
-    found = ours(models, plan, FirstFrame(first_frame.latents, scale))
-    assert_same(found, expected)
-    assert (found - ours(models, plan, None)).abs().max() > 0.01 * expected.abs().max()  # the frame counts
+    wanted = generation(entry, picture, {"name": "ddim"}, guidance_scale=guidance, conditioning_scale=scale)
+    assert_same(engine.sample(wanted, reference=picture).latents, expected)
+    without = engine.sample(wanted.model_copy(update={"reference": None})).latents
+    assert (without - expected).abs().max() > 0.01 * expected.abs().max()  # the frame counts
 
 
 class Plain:
@@ -258,10 +293,85 @@ def write_entry_without(entry: ModelEntry) -> ModelEntry:
 
 
 def test_what_cannot_be_kept_is_refused(entry: ModelEntry, models: Models, first_frame: FirstFrame) -> None:
-    with pytest.raises(IncompatibleInputs, match="has no component sparse_control"):
+    with pytest.raises(IncompatibleInputs, match="the model has no component sparse_control"):
         load(write_entry_without(entry), "cpu").denoisers(PROMPT, first_frame=first_frame)
     with pytest.raises(IncompatibleInputs, match=r"must be \(1, 4, 1, h, w\)"):
         models.denoisers(PROMPT, first_frame=FirstFrame(torch.zeros(SHAPE)))
     video = models.denoisers(PROMPT, first_frame=FirstFrame(torch.zeros(1, 4, 1, 8, 4)))[1]
     with pytest.raises(IncompatibleInputs, match="of another size than the clip's"):
         video(torch.zeros(SHAPE), 500, 0.5, 1.0)
+
+
+# -- through the engine and the child's main loop --------------------------------------------------------------------
+
+NOISY = {"combination": "R-V", "order": "goback_first"}  # draws in every step
+
+
+def test_job_stopped_in_one_worker_completes_byte_identically_in_the_next(
+    engine: Engine, entry: ModelEntry, picture: Path, tmp_path: Path
+) -> None:
+    job = make_job(generation=generation(entry, picture, NOISY))
+    assert job.generation.reference is not None
+    assert job.generation.reference.use == "first_frame"
+    for folder in ("undisturbed", "data"):
+        with running(engine, tmp_path / folder) as child:
+            child.storage.put(object_keys.reference(job.id), picture)
+            if folder == "undisturbed":
+                undisturbed, _ = child.run(job)
+                continue
+            with child.job(job) as pipe, at_call(engine, 3, lambda: pipe.send(Stop(save_checkpoint=True))):
+                assert outcome(pipe)[0] == Stopped()
+            resumed, _ = child.run(job, may_resume=True)
+    assert isinstance(undisturbed, Done)
+    assert isinstance(resumed, Done)
+    assert resumed.output.sha256 == undisturbed.output.sha256
+
+
+def test_run_resumed_after_any_step_gives_the_same_bytes_and_only_with_the_same_frame(
+    engine: Engine, entry: ModelEntry, picture: Path, tmp_path: Path
+) -> None:
+    wanted, states = generation(entry, picture, NOISY), list[Checkpoint]()
+    expected = engine.sample(wanted, on_step=states.append, reference=picture).latents
+    assert [state.step for state in states] == [1, 2, 3]
+    resume = tmp_path / "checkpoint"
+    for state in states:
+        state.write(resume)
+        assert torch.equal(engine.sample(wanted, resume=resume, reference=picture).latents, expected)
+    done: list[Checkpoint] = []
+    other = generation(entry, picture, NOISY, conditioning_scale=0.5)
+    engine.sample(other, on_step=done.append, resume=resume, reference=picture)
+    assert len(done) == STEPS
+
+
+def test_of_a_clip_the_first_frame_is_kept(engine: Engine, entry: ModelEntry, tmp_path: Path) -> None:
+    """However few frames it has."""
+    noise = torch.randint(0, 256, (2, 4, 4, 3), generator=torch.Generator().manual_seed(4), dtype=torch.uint8)
+    clip, picture = tmp_path / "clip.mp4", tmp_path / "first.png"
+    write_mp4(noise.repeat_interleave(8, 1).repeat_interleave(8, 2).numpy(), clip, fps=8)
+    Image.fromarray(read_mp4(clip)[0]).save(picture)
+    sampler = {"name": "ddim"}
+    found = generation(entry, clip, sampler, reference_use="first_frame", num_inference_steps=1)
+    expected = generation(entry, picture, sampler, num_inference_steps=1)
+    latents = [engine.sample(each, reference=file).latents for each, file in ((found, clip), (expected, picture))]
+    assert (latents[0] - latents[1]).abs().max() <= 0.02 * latents[1].abs().max()  # two decoders
+
+
+def test_control_network_without_room_is_called_with_one_half_of_the_guidance_at_a_time(
+    engine: Engine, entry: ModelEntry, picture: Path
+) -> None:
+    wanted = generation(entry, picture, {"name": "ddim"})
+    expected = engine.sample(wanted, reference=picture).latents
+    with room_for(engine.models.sparse_control, FRAMES) as fitted:
+        found = engine.sample(wanted, reference=picture).latents
+    assert fitted == [FRAMES] * 2 * STEPS
+    assert_same(found, expected)
+
+
+def test_frame_that_is_to_be_kept_is_asked_for(engine: Engine, entry: ModelEntry, picture: Path) -> None:
+    with pytest.raises(ValueError, match="keeps a first frame; pass its file as reference="):
+        engine.sample(generation(entry, picture, {}))
+
+
+def test_warm_up_calls_the_control_network(engine: Engine, entry: ModelEntry, calls: list[int]) -> None:
+    engine.warm_up(entry.default_generation)
+    assert calls
