@@ -7,6 +7,7 @@ which frame is given, not the noisy latents. What it returns is added to the ski
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,7 +72,7 @@ class ControlledNetwork:
         return self.video.config
 
     def __call__(self, x: Tensor, timestep: int, *, encoder_hidden_states: Texts, **network_args: Any) -> Any:
-        down, middle = self._residuals_of(x, timestep, encoder_hidden_states)
+        down, middle = self._residuals_of(x, timestep, encoder_hidden_states, network_args)
         return self.video(
             x,
             timestep,
@@ -81,7 +82,7 @@ class ControlledNetwork:
             **network_args,
         )
 
-    def _residuals_of(self, x: Tensor, timestep: int, texts: Texts) -> Residuals:
+    def _residuals_of(self, x: Tensor, timestep: int, texts: Texts, network_args: Mapping[str, Any]) -> Residuals:
         key = (timestep, tuple(x.shape), *map(id, texts))
         if key in self._residuals:
             self._residuals.move_to_end(key)
@@ -95,6 +96,7 @@ class ControlledNetwork:
             conditioning_scale=self.first_frame.scale,
             return_dict=False,
             **self._condition(x),
+            **network_args,
         )
         if self.levels_kept:
             self._residuals[key] = texts, found

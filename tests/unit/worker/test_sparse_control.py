@@ -315,7 +315,8 @@ def test_job_stopped_in_one_worker_completes_byte_identically_in_the_next(
     assert job.generation.reference.use == "first_frame"
     for folder in ("undisturbed", "data"):
         with running(engine, tmp_path / folder) as child:
-            child.storage.put(object_keys.reference(job.id), picture)
+            key = object_keys.reference(job.id)
+            child.storage.put(picture, key=key, media_type="image/png", sha256=sha256_of(picture))
             if folder == "undisturbed":
                 undisturbed, _ = child.run(job)
                 continue
