@@ -9,7 +9,9 @@ import sys
 from itertools import combinations
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from service.settings import MODELS_FILE
@@ -61,9 +63,29 @@ def test_arm_of_a_comparison_is_the_clip_of_that_sampler_alone(tmp_path: Path, m
     assert abs(clip - arm).mean() < 2, "the same pixels, coded twice"
 
 
+def test_clip_that_starts_from_a_picture_resembles_it_and_its_own_frames_do_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shown = np.full((96, 128, 3), (40, 90, 200), np.uint8)
+    Image.fromarray(shown).save(tmp_path / "picture.jpg")
+
+    def distance(*options: str) -> float:
+        ran = CliRunner().invoke(app, [PROMPT, "-o", "out.mp4", "--seed", "7", "--sampler", "ddim", *options])
+        assert ran.exit_code == 0, ran.exception
+        assert "ddim: 4 video calls" in ran.stdout
+        return abs(read_mp4(tmp_path / "out.mp4")[0].astype(int) - shown[0, 0]).mean()
+
+    without = distance("--steps", "4")
+    assert distance("--input-reference", "picture.jpg", "--strength", "0.25", "--steps", "16") < 0.3 * without
+    assert distance("--input-reference", "out.mp4", "--strength", "0.25", "--steps", "16") < 0.3 * without
+
+
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
+        (("--input-reference", "none.png"), "--input-reference none.png is no file."),
+        (("--strength", "0.5"), "'strength' is given without input_reference"),
         (("--compare", "ddim,euler"), "unknown sampler 'euler'; use two or more of ddim, ddim-image, freeinit, fused"),
         (("--compare", "ddim"), "'ddim' is one sampler"),
         (("--compare", "ddim,ddim"), "'ddim' is named more than once"),
