@@ -219,9 +219,7 @@ def main(
     distilled: Annotated[str | None, typer.Option(help=DISTILLED_HELP)] = None,
     base: Annotated[str | None, typer.Option(help="Model that gives the components that are missing.")] = None,
     variant: Annotated[str | None, typer.Option(help="Such as fp16, where a folder has several.")] = None,
-    size: Annotated[
-        list[str] | None, typer.Option(help="WIDTHxHEIGHT; may be repeated, the first is the default.")
-    ] = None,
+    size: Annotated[list[str] | None, typer.Option(help="WIDTHxHEIGHT; may be repeated, the first is default.")] = None,
     licence: Annotated[str | None, typer.Option(help="Licence of the weights, for `ivmix models list`.")] = None,
     description: Annotated[str | None, typer.Option(help="For GET /v1/models.")] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Replace an added model of this name.")] = False,

@@ -176,8 +176,7 @@ class Engine:
         total = len(plan)
         on_progress(Phase.ENCODING, 0, total)
         with _timed(timings, Phase.ENCODING):
-            kept = self._first_frame(generation, reference)
-            image, video = self._denoisers(generation, kept, low_memory=low_memory)
+            image, video = self._denoisers(generation, self._first_frame(generation, reference), low_memory=low_memory)
             state = self._first_state(generation, plan, begin, reference, low_memory=low_memory)
         with _timed(timings, Phase.SAMPLING):
             generator = torch.Generator()  # on the CPU: one seed, one clip, on any card

@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from diffusers import (
-    AnimateDiffSparseControlNetPipeline,
-    AutoencoderKL,
-    DDIMScheduler,
-    MotionAdapter,
-    SparseControlNetModel,
-    UNet2DConditionModel,
-)
 from diffusers.pipelines.animatediff import pipeline_animatediff_sparsectrl as theirs
 from PIL import Image
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTokenizer
 
 from sampler import (
     IncompatibleInputs,
@@ -37,13 +28,10 @@ from sampler import (
 )
 from service.catalog.model_entry import ModelEntry
 from service.catalog.optimise import Optimise
-from service.jobs.model import Generation
-from service.jobs.reference import ReferenceFile
-from service.jobs.request import VideoRequest
 from service.storage import object_keys, sha256_of
 from tests.diffusers_pipelines import CONFIG, GUIDANCE, NEGATIVE, PROMPT, assert_same
 from tests.factories import make_job
-from tests.tiny_sparse_control import save_controlled
+from tests.tiny_sparse_control import FRAMES, STEPS, diffusers_pipeline, generation, save_controlled
 from tests.unit.worker.test_child_main import at_call, outcome, running
 from tests.unit.worker.test_low_memory import room_for
 from worker.child.checkpoint_file import Checkpoint
@@ -55,7 +43,6 @@ from worker.messages import Done, Stop, Stopped
 from worker.networks.models import Models, load
 from worker.networks.sparse_control import LEVELS_KEPT, FirstFrame
 
-FRAMES, STEPS = 3, 3
 SHAPE = (1, 4, FRAMES, 8, 8)
 SCHEDULE = NoiseSchedule.from_config(CONFIG)
 NONE = Optimise(cache_text_kv=False, cache_time_embeds=False)
@@ -85,22 +72,6 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def generation(entry: ModelEntry, file: Path, sampler: Mapping[str, Any], **changes: Any) -> Generation:
-    """As a request makes it."""
-    media_type = "image/png" if file.suffix == ".png" else "video/mp4"
-    described = ReferenceFile(sha256=sha256_of(file), media_type=media_type, num_frames=1, width=32, height=32)
-    request: dict[str, Any] = {
-        "prompt": PROMPT,
-        "negative_prompt": NEGATIVE,
-        "seed": 5,
-        "num_frames": FRAMES,
-        "num_inference_steps": STEPS,
-        "input_reference": described,
-        "sampler": dict(sampler),
-    }
-    return entry.resolve(VideoRequest.model_validate(request | changes))
-
-
 @pytest.fixture(scope="module")
 def first_frame(engine: Engine, entry: ModelEntry, picture: Path) -> FirstFrame:
     return first_frame_of(engine.models, generation(entry, picture, {}), picture)
@@ -108,18 +79,7 @@ def first_frame(engine: Engine, entry: ModelEntry, picture: Path) -> FirstFrame:
 
 @pytest.fixture(scope="module")
 def pipeline(entry: ModelEntry) -> Any:
-    assert entry.path is not None
-    made: Any = AnimateDiffSparseControlNetPipeline(
-        AutoencoderKL.from_pretrained(entry.path / "vae"),
-        CLIPTextModel.from_pretrained(entry.path / "text_encoder").eval(),
-        CLIPTokenizer.from_pretrained(entry.path / "tokenizer"),
-        UNet2DConditionModel.from_pretrained(entry.path / "unet").eval(),
-        MotionAdapter.from_pretrained(entry.path / "motion_adapter"),
-        SparseControlNetModel.from_pretrained(entry.path / "sparse_control").eval(),
-        DDIMScheduler(**CONFIG),
-    )
-    made.set_progress_bar_config(disable=True)
-    return made
+    return diffusers_pipeline(entry)
 
 
 def run(plan: Plan, image: Any, video: Any) -> Tensor:
