@@ -13,6 +13,7 @@ from pydantic import Field, JsonValue, ValidationError, ValidationInfo, field_va
 from service.catalog.adapters import Lora
 from service.catalog.bounds import Range
 from service.catalog.cost_limit import check_cost
+from service.catalog.distilled import check_distilled, check_lcm_steps
 from service.catalog.family_components import LORA, OPTIONAL_COMPONENTS, REQUIRED_COMPONENTS, Family
 from service.catalog.frame_size import choose_size
 from service.catalog.invalid_parameter import invalid_parameter
@@ -69,6 +70,9 @@ class ModelEntry(PromptLimits):
     guidance_scale: Range
     image_guidance_scale: float | None = Field(
         default=None, description="default guidance_scale of ddim with network image; default: that of guidance_scale"
+    )
+    distilled: bool = Field(
+        default=False, description="whether the video model was trained to need few steps and no guidance"
     )
     max_cost: float | None = Field(default=None, gt=0, description="limit of network calls x pixels x frames of a clip")
     negative_prompt: str = ""
@@ -155,6 +159,8 @@ class ModelEntry(PromptLimits):
     def resolve(self, request: VideoRequest) -> Generation:
         """Fill in the defaults of this model. Raises InvalidParameter for anything it cannot do."""
         sampler = self._sampler(request.sampler or {})
+        if self.distilled:
+            check_distilled(self.id, sampler)
         spacing = self.spacing_of(self._network_of(sampler))
         negative_prompt = request.negative_prompt
         if negative_prompt is None:
@@ -196,6 +202,7 @@ class ModelEntry(PromptLimits):
             if steps > most:
                 message = f"num_inference_steps={steps}: the released {self.family} code takes at most {most} here."
                 raise InvalidParameter("num_inference_steps", message)
+        check_lcm_steps(sampler, steps)
         if not spacing.is_estimate and steps > spacing.num_train_timesteps:
             message = f"num_inference_steps={steps} is above the network's {spacing.num_train_timesteps} timesteps."
             raise InvalidParameter("num_inference_steps", message)

@@ -43,6 +43,9 @@ def _network_calls(
 
 
 def _moves(sampler: SamplerSettings, running: range, spacing: Spacing, levels: list[int]) -> Iterator[Move]:
+    if (sampler.name, sampler.solver) == ("ddim", "lcm"):  # every step calls once, whatever the spacing
+        yield from ((sampler.network, level, level - 1) for level in reversed(range(len(running))))
+        return
     steps = running.stop
     begin, end = (round(share * steps) for share in sampler.interval)
     active = range(begin, end)
