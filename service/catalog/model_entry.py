@@ -13,6 +13,7 @@ from pydantic import Field, JsonValue, ValidationError, ValidationInfo, field_va
 from service.catalog.adapters import Lora
 from service.catalog.bounds import Range
 from service.catalog.cost_limit import check_cost
+from service.catalog.distilled import check_distilled, check_lcm_steps
 from service.catalog.family_components import LORA, OPTIONAL_COMPONENTS, REQUIRED_COMPONENTS, Family
 from service.catalog.frame_size import choose_size
 from service.catalog.invalid_parameter import invalid_parameter
@@ -21,6 +22,7 @@ from service.catalog.optimise import Optimise
 from service.catalog.prompt_limits import NAME, PromptLimits
 from service.catalog.sampler_choice import choose_sampler, settings_of
 from service.catalog.scheduler_settings import check_overrides, named_spacing, run_spacing
+from service.catalog.selectable_loras import SelectableLoras, choose_loras
 from service.catalog.weight_files import Component
 from service.errors import InvalidParameter
 from service.jobs.model import Generation
@@ -53,6 +55,7 @@ class ModelEntry(PromptLimits):
     image_schedule: dict[str, JsonValue] = Field(default={}, description="overrides of the image_scheduler's config")
     lora_scale: float = Field(default=1.0, description="of components.lora, for the image model")
     loras: tuple[Lora, ...] = ()
+    selectable_loras: SelectableLoras = Field(default=(), description="LoRAs that requests may choose")
     optimise: Optimise = Optimise()
     network_fps: int | None = Field(
         default=None, ge=1, description="videocrafter: frame rate that conditions the network; default: the clip's"
@@ -68,6 +71,9 @@ class ModelEntry(PromptLimits):
     guidance_scale: Range
     image_guidance_scale: float | None = Field(
         default=None, description="default guidance_scale of ddim with network image; default: that of guidance_scale"
+    )
+    distilled: bool = Field(
+        default=False, description="whether the video model was trained to need few steps and no guidance"
     )
     max_cost: float | None = Field(default=None, gt=0, description="limit of network calls x pixels x frames of a clip")
     negative_prompt: str = ""
@@ -113,7 +119,7 @@ class ModelEntry(PromptLimits):
     @property
     def all_components(self) -> dict[str, Component]:
         """The named components and those in `path`, fetched or not; optional ones only where they, or a link, exist."""
-        files = (adapter.file for adapter in (*self.loras, *self.textual_inversions))
+        files = (adapter.file for adapter in (*self.loras, *self.textual_inversions, *self.selectable_loras))
         named = self.components | {file.name: file for file in files}
         if self.path is None:
             return named
@@ -154,6 +160,8 @@ class ModelEntry(PromptLimits):
     def resolve(self, request: VideoRequest) -> Generation:
         """Fill in the defaults of this model. Raises InvalidParameter for anything it cannot do."""
         sampler = self._sampler(request.sampler or {})
+        if self.distilled:
+            check_distilled(self.id, sampler)
         spacing = self.spacing_of(self._network_of(sampler))
         negative_prompt = request.negative_prompt
         if negative_prompt is None:
@@ -177,6 +185,7 @@ class ModelEntry(PromptLimits):
             sampler=sampler,
             spacing=spacing,
             official_family=self.family if sampler.name == "official" else None,
+            loras=choose_loras(request.loras, self.selectable_loras, self.id),
         )
         check_cost(generation, self.max_cost, self._levers)
         return generation
@@ -193,6 +202,7 @@ class ModelEntry(PromptLimits):
             if steps > most:
                 message = f"num_inference_steps={steps}: the released {self.family} code takes at most {most} here."
                 raise InvalidParameter("num_inference_steps", message)
+        check_lcm_steps(sampler, steps)
         if not spacing.is_estimate and steps > spacing.num_train_timesteps:
             message = f"num_inference_steps={steps} is above the network's {spacing.num_train_timesteps} timesteps."
             raise InvalidParameter("num_inference_steps", message)

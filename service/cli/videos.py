@@ -12,7 +12,13 @@ if TYPE_CHECKING:
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 SAMPLERS = "iv-mixed, ddim, zigzag, freeinit, fused, official"
-RENAMED = {"steps": "num_inference_steps", "guidance": "guidance_scale", "frames": "num_frames", "sampler": "name"}
+RENAMED = {
+    "steps": "num_inference_steps",
+    "guidance": "guidance_scale",
+    "frames": "num_frames",
+    "lora": "loras",
+    "sampler": "name",
+}
 NOT_SENT = {"output", "detach", "url", "api_key"}
 SAMPLER_OPTIONS = {
     "sampler",
@@ -63,6 +69,7 @@ def submit(
     fps: Annotated[int | None, typer.Option(help="Frames per second.")] = None,
     seconds: Annotated[float | None, typer.Option(help="Length; sets num_frames.")] = None,
     negative_prompt: Annotated[str | None, typer.Option(help="What the video should not show.")] = None,
+    lora: Annotated[list[str] | None, typer.Option(help="NAME[:SCALE[:NETWORK]]; may be repeated.")] = None,
     sampler: Annotated[str | None, _sampler_option(SAMPLERS)] = None,
     combination: Annotated[str | None, _sampler_option("iv-mixed: IV-IV, R-I ...")] = None,
     order: Annotated[str | None, _sampler_option("iv-mixed: denoise_first, goback_first")] = None,
@@ -76,7 +83,7 @@ def submit(
     iterations: Annotated[int | None, _sampler_option("freeinit: number of sampling runs")] = None,
     network: Annotated[str | None, _sampler_option("ddim: video, image")] = None,
     grid: Annotated[str | None, _sampler_option("ddim: adjacent, diffusers")] = None,
-    solver: Annotated[str | None, _sampler_option("of the ordinary steps, ddim and iv-mixed: ddim, dpmpp-2m")] = None,
+    solver: Annotated[str | None, _sampler_option("ddim, iv-mixed: ddim, dpmpp-2m; ddim: lcm")] = None,
     active_steps: Annotated[StepPair, _sampler_option("official: first and last step with a zig-zag, from 0")] = None,
     zz: Annotated[int | None, _sampler_option("official: no image model in every zz-th step")] = None,
 ) -> None:

@@ -23,12 +23,13 @@ from service.jobs.model import Generation
 from service.settings import load_settings
 from worker.networks import cpu_tuning
 from worker.networks.assembly import Assembly, IncompatibleModels, assemble, pixels_per_latent
+from worker.networks.lora_switch import LoraSwitch
 from worker.networks.network_classes import Network
 from worker.networks.not_finite import finite
 from worker.networks.optimise import BlockCompiler, OptimisedNetwork, TextKVCache, vae_decode
 from worker.networks.optimise.weight_memory import channels_last, resident_bytes, shared_bytes
 from worker.networks.schedules import schedule_warnings
-from worker.networks.text_encoder import AnyTextEncoder, Encoded, TextEmbeddings
+from worker.networks.text_encoder import AnyTextEncoder, Encoded, TextEmbeddings, same_parameters
 
 __all__ = ["IncompatibleModels", "Models", "default_device", "load"]
 log = logging.getLogger("ivmix.child")
@@ -44,7 +45,8 @@ class Models:
 
     C is the number of latent channels, F of frames; h, w are latent pixels, H, W picture pixels. `image_unet` and
     `video_unet` are diffusers' UNets for direct calls; the `optimised` ones are the same networks as `denoisers` calls
-    them. The two text encoders are one object if both UNets read the same embeddings.
+    them. The two text encoders are one object, or share their parameters, if both UNets read the same embeddings.
+    `loras` gives the networks the LoRAs of one job.
     """
 
     entry: ModelEntry
@@ -60,6 +62,7 @@ class Models:
     optimised_image_unet: Network
     optimised_video_unet: Network
     text_kv_cache: TextKVCache
+    loras: LoraSwitch
 
     def __repr__(self) -> str:
         entry, megabytes = self.entry, self.weights_bytes / 1e6
@@ -109,6 +112,7 @@ class Models:
         for text in texts:
             self.entry.check_vocabulary("prompt", text)
         image, video = self.image_text_encoder, self.video_text_encoder
+        image = video if same_parameters(image, video) else image
         ids = {id(encoder): encoder.token_ids(texts) for encoder in (image, video)}
         has_zeros = empty_is_none and self.entry.family == SDXL and self.entry.force_zeros_for_empty_prompt
         zeros = [has_zeros and not text for text in texts]
@@ -257,6 +261,13 @@ def _on_device(entry: ModelEntry, parts: Assembly, device: torch.device, dtype: 
     text_kv_cache = TextKVCache()
     unets = parts.image_unet, parts.video_unet
     image, video = _optimised(entry, device, parts.vae, unets, text_kv_cache)
+
+    def clear_caches() -> None:
+        for network in (image, video):
+            network.clear_caches()
+
+    encoders = parts.image_text_encoder, parts.video_text_encoder
+    loras = LoraSwitch(entry, unets, encoders, clear_caches)
     return Models(
         entry=entry,
         device=device,
@@ -265,6 +276,7 @@ def _on_device(entry: ModelEntry, parts: Assembly, device: torch.device, dtype: 
         optimised_image_unet=image,
         optimised_video_unet=video,
         text_kv_cache=text_kv_cache,
+        loras=loras,
     )
 
 

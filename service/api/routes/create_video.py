@@ -226,7 +226,7 @@ def _render_created(services: Services, job: Job, response: Response) -> Video:
 def _fingerprint(body: VideoRequest, remixed_from: str | None) -> str:
     """Hash of the parsed request; raw multipart bodies differ in their boundary."""
     # Fields that 0.1 did not have are left out where they are absent, so that its keys still match after an upgrade.
-    new = {name for name in ("aspect_ratio", "resolution") if getattr(body, name) is None}
+    new = {name for name in ("aspect_ratio", "resolution", "loras") if getattr(body, name) is None}
     parsed = json.dumps([body.model_dump(mode="json", exclude=new), remixed_from], sort_keys=True)
     return hashlib.sha256(parsed.encode()).hexdigest()
 
