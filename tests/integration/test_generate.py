@@ -15,6 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from service.settings import MODELS_FILE
+from tests.commands import ivmix_here
 from tests.processes import clean_environment
 from worker.child.mp4 import read_mp4
 from worker.generate import app
@@ -23,10 +24,9 @@ PROMPT = "a red circle moving right on a teal background"
 
 
 def generate(folder: Path, *options: str, **environment: str) -> tuple[int, str]:
-    command = [sys.executable, "-m", "service.cli", "generate", PROMPT, "-o", "out.mp4", *options]
-    ran = subprocess.run(
-        command, cwd=folder, env=clean_environment() | environment, capture_output=True, text=True, timeout=240
-    )
+    """In this process; tests/integration/test_cli.py runs the command in one of its own."""
+    command = ("generate", PROMPT, "-o", "out.mp4", *options)
+    ran = ivmix_here(*command, cwd=folder, environment=clean_environment() | environment)
     return ran.returncode, ran.stdout + ran.stderr
 
 
