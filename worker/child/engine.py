@@ -31,8 +31,8 @@ from worker.child.reference_latents import first_frame_of, reference_latents
 from worker.messages import Failed
 from worker.networks import cpu_tuning
 from worker.networks.models import Models, default_device, load
-from worker.networks.text_encoder import TextOptions
 from worker.networks.sparse_control import ControlledNetwork, FirstFrame
+from worker.networks.text_encoder import TextOptions
 
 log = logging.getLogger("ivmix.child")
 
