@@ -7,12 +7,13 @@ from typing import Generic, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from service.catalog.bounds import Range
+from service.jobs.lora_choice import LoraUse
 from service.jobs.model import Generation, Phase
 from service.jobs.queue_and_waiting_time import QueueStats, WorkerStats
 from service.jobs.request import MAX_METADATA_PAIRS
-from service.jobs.sampler_settings import COMBINATIONS, USES, SamplerSettings
+from service.jobs.sampler_settings import COMBINATIONS, USES, Network, SamplerSettings
 from service.scopes import Scope
-from service.wire.video import ResponseModel, Status, Video, unix_seconds
+from service.wire.video import ResponseModel, Status, Video, VideoReference, unix_seconds
 
 T = TypeVar("T")
 
@@ -88,7 +89,11 @@ class VideoEstimate(ResponseModel):
     negative_prompt: str
     seed: int | None = Field(description="null: random")
     sampler: SamplerSettings
-    total_steps: int
+    loras: list[LoraUse]
+    input_reference: VideoReference | None = Field(
+        default=None, exclude_if=lambda reference: reference is None, description="Left out if there is none"
+    )
+    total_steps: int = Field(description="Those that run; with `input_reference`, the first ones are left out")
     network_calls: dict[str, int] = Field(description="Calls of each network in the whole run")
     cost: int = Field(description="Network calls x pixels x frames, see `max_cost` of the model")
     inference_time_s: float | None = Field(
@@ -103,6 +108,7 @@ class VideoEstimate(ResponseModel):
             size=f"{generation.width}x{generation.height}",
             seconds=f"{generation.seconds:g}",
             seed=seed,
+            input_reference=VideoReference.of(generation),
             total_steps=generation.total_steps,
             network_calls=generation.network_calls,
             cost=generation.cost,
@@ -123,6 +129,16 @@ class Session(ResponseModel):
 class DeletedSession(ResponseModel):
     object: Literal["session.deleted"] = "session.deleted"
     deleted: Literal[True] = True
+
+
+class ModelLora(ResponseModel):
+    """A LoRA that requests may choose."""
+
+    name: str
+    description: str
+    trigger_words: list[str] = Field(description="Words for the prompt that it was trained with")
+    scale: float = Field(description="Default of its `scale`")
+    networks: list[Network] = Field(description="The networks that it may change; by default all of them")
 
 
 class Model(ResponseModel):
@@ -151,11 +167,19 @@ class Model(ResponseModel):
     combinations: list[str] = Field(
         default=list(COMBINATIONS), description="Values of `sampler.combination`; those with R require `goback_first`"
     )
+    loras: list[ModelLora] = Field(
+        validation_alias="selectable_loras", description="What `loras` of a request may name; usually none"
+    )
     max_cost: float | None = Field(description="Limit on network calls x pixels x frames of one video; null means none")
     max_prompt_length: int = Field(description="In characters")
     max_prompt_tokens: int | None = Field(
         description="Limit of the text encoders; longer prompts are rejected, not truncated"
     )
+    prompt_chunks: int = Field(
+        description="Texts may fill so many windows of `max_prompt_tokens`; above 1, BREAK begins another window"
+    )
+    prompt_weighting: bool = Field(description="Whether `(word:1.3)`, `(word)` and `[word]` weight words")
+    clip_skip: int = Field(description="Default of `clip_skip`")
     can_draw: str | None = Field(description="What the model was trained to draw; null if anything")
     examples: list[str] = Field(description="Prompts that show what the model can do")
 

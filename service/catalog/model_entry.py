@@ -14,14 +14,24 @@ from service.catalog.adapters import Lora
 from service.catalog.bounds import Range
 from service.catalog.cost_limit import check_cost
 from service.catalog.distilled import check_distilled, check_lcm_steps
-from service.catalog.family_components import LORA, OPTIONAL_COMPONENTS, REQUIRED_COMPONENTS, Family
+from service.catalog.family_components import (
+    LORA,
+    OPTIONAL_COMPONENTS,
+    REQUIRED_COMPONENTS,
+    SDXL,
+    SPARSE_CONTROL,
+    Family,
+)
 from service.catalog.frame_size import choose_size
 from service.catalog.invalid_parameter import invalid_parameter
 from service.catalog.num_frames import resolve_num_frames
 from service.catalog.optimise import Optimise
 from service.catalog.prompt_limits import NAME, PromptLimits
+from service.catalog.reference_choice import add_reference
 from service.catalog.sampler_choice import check_zero_init, choose_sampler, settings_of
 from service.catalog.scheduler_settings import check_overrides, named_spacing, run_spacing
+from service.catalog.selectable_loras import SelectableLoras, choose_loras
+from service.catalog.text_layers import check_clip_skip, most_clip_skip
 from service.catalog.weight_files import Component
 from service.errors import InvalidParameter
 from service.jobs.model import Generation
@@ -54,6 +64,7 @@ class ModelEntry(PromptLimits):
     image_schedule: dict[str, JsonValue] = Field(default={}, description="overrides of the image_scheduler's config")
     lora_scale: float = Field(default=1.0, description="of components.lora, for the image model")
     loras: tuple[Lora, ...] = ()
+    selectable_loras: SelectableLoras = Field(default=(), description="LoRAs that requests may choose")
     optimise: Optimise = Optimise()
     network_fps: int | None = Field(
         default=None, ge=1, description="videocrafter: frame rate that conditions the network; default: the clip's"
@@ -78,6 +89,7 @@ class ModelEntry(PromptLimits):
     )
     max_cost: float | None = Field(default=None, gt=0, description="limit of network calls x pixels x frames of a clip")
     negative_prompt: str = ""
+    clip_skip: int = Field(default=0, ge=0, description="default; 1 reads the text encoders' last layer but one")
     force_zeros_for_empty_prompt: bool = Field(default=True, description="SDXL: zeros stand for no negative prompt")
     sampler: SamplerSettings = SamplerSettings()
     examples: tuple[str, ...] = Field(default=(), description="prompts that pages offer")
@@ -120,7 +132,7 @@ class ModelEntry(PromptLimits):
     @property
     def all_components(self) -> dict[str, Component]:
         """The named components and those in `path`, fetched or not; optional ones only where they, or a link, exist."""
-        files = (adapter.file for adapter in (*self.loras, *self.textual_inversions))
+        files = (adapter.file for adapter in (*self.loras, *self.textual_inversions, *self.selectable_loras))
         named = self.components | {file.name: file for file in files}
         if self.path is None:
             return named
@@ -133,6 +145,11 @@ class ModelEntry(PromptLimits):
         """`loras`, preceded by `components.lora`."""
         file = self.components.get(LORA)
         return self.loras if file is None else (Lora(file=file, scale=self.lora_scale), *self.loras)
+
+    @property
+    def has_sparse_control(self) -> bool:
+        """Whether the video model can keep a given first frame."""
+        return SPARSE_CONTROL in self.all_components
 
     @property
     def missing(self) -> list[str]:
@@ -186,7 +203,12 @@ class ModelEntry(PromptLimits):
             sampler=sampler,
             spacing=spacing,
             official_family=self.family if sampler.name == "official" else None,
+            loras=choose_loras(request.loras, self.selectable_loras, self.id),
+            clip_skip=self._clip_skip(request, sampler),
+            prompt_chunks=self.prompt_chunks,
+            prompt_weighting=self.prompt_weighting,
         )
+        generation = add_reference(generation, request, has_sparse_control=self.has_sparse_control)
         check_cost(generation, self.max_cost, self._levers)
         return generation
 
@@ -215,6 +237,14 @@ class ModelEntry(PromptLimits):
         if wanted is None and sampler.is_image_alone:
             wanted = self.image_guidance_scale
         return self.guidance_scale.resolve("guidance_scale", wanted)
+
+    def _clip_skip(self, request: VideoRequest, sampler: SamplerSettings) -> int:
+        """The released code has none, so that it is what `official` runs by default."""
+        default = 0 if sampler.name == "official" else self.clip_skip
+        clip_skip = default if request.clip_skip is None else request.clip_skip
+        if clip_skip:
+            check_clip_skip(clip_skip, most_clip_skip(self.all_components, is_sdxl=self.family == SDXL))
+        return clip_skip
 
     def _sampler(self, changes: Mapping[str, Any]) -> SamplerSettings:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +15,13 @@ if TYPE_CHECKING:
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 SAMPLERS = "iv-mixed, ddim, zigzag, freeinit, fused, evs, official"
-RENAMED = {"steps": "num_inference_steps", "guidance": "guidance_scale", "frames": "num_frames", "sampler": "name"}
+RENAMED = {
+    "steps": "num_inference_steps",
+    "guidance": "guidance_scale",
+    "frames": "num_frames",
+    "lora": "loras",
+    "sampler": "name",
+}
 NOT_SENT = {"output", "detach", "url", "api_key", "more"}
 SAMPLER_OPTIONS = {
     "sampler",
@@ -40,6 +47,7 @@ StepPair = tuple[int, int] | None
 Url = Annotated[str, typer.Option(help="URL of the server.", envvar="IVMIX_URL")]
 ApiKey = Annotated[str | None, typer.Option(help="API key, if required.", envvar="IVMIX_API_KEY", show_default=False)]
 VideoId = Annotated[str, typer.Argument(metavar="VIDEO", help="Id of the video.")]
+ClipSkip = Annotated[int | None, typer.Option(help="Text encoder layers to skip; 1 is Clip skip 2 elsewhere.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the API's JSON.")]
 
 videos = typer.Typer()
@@ -47,6 +55,10 @@ videos = typer.Typer()
 
 def _sampler_option(text: str) -> Any:  # Any: Typer's own return type
     return typer.Option(help=text, rich_help_panel="Sampler (default: the model's settings)", show_default=False)
+
+
+def _reference_option(text: str) -> Any:
+    return typer.Option(help=text, rich_help_panel="Picture or clip to start from", show_default=False)
 
 
 @videos.command()
@@ -65,6 +77,13 @@ def submit(
     fps: Annotated[int | None, typer.Option(help="Frames per second.")] = None,
     seconds: Annotated[float | None, typer.Option(help="Length; sets num_frames.")] = None,
     negative_prompt: Annotated[str | None, typer.Option(help="What the video should not show.")] = None,
+    lora: Annotated[list[str] | None, typer.Option(help="NAME[:SCALE[:NETWORK]]; may be repeated.")] = None,
+    clip_skip: ClipSkip = None,
+    num_videos: Annotated[int | None, typer.Option(help="Several, with seeds one apart: video-1.mp4, ...")] = None,
+    input_reference: Annotated[str | None, _reference_option("a picture, a clip, or the id of a video")] = None,
+    strength: Annotated[float | None, _reference_option("share of the steps that runs, above 0 to 1")] = None,
+    reference_use: Annotated[str | None, _reference_option("start, first_frame")] = None,
+    conditioning_scale: Annotated[float | None, _reference_option("first_frame: how much it counts, 0 to 2")] = None,
     sampler: Annotated[str | None, _sampler_option(SAMPLERS)] = None,
     combination: Annotated[str | None, _sampler_option("iv-mixed: IV-IV, R-I ...")] = None,
     order: Annotated[str | None, _sampler_option("iv-mixed: denoise_first, goback_first")] = None,
@@ -86,10 +105,7 @@ def submit(
     """Send a prompt to a running server, wait for the video and download it."""
     body = _request(locals())
     with _client(url, api_key) as client:
-        if detach:
-            typer.echo(client.create(body)["id"])
-        else:
-            typer.echo(_submit_and_download(client, body, output))
+        _print_ids(client, body) if detach else _submit_and_download(client, body, output)
 
 
 @videos.command("list")
@@ -173,14 +189,34 @@ def download(
     typer.echo(str(path))
 
 
-def _submit_and_download(client: VideoClient, body: dict[str, Any], output: Path) -> str:
-    """What was made, in one line."""
+def _submit_and_download(client: VideoClient, body: dict[str, Any], output: Path) -> None:
+    """Prints what was made, a line for each video. Raises VideoFailedError of the last one that failed, at the end."""
+    from service.cli.client import VideoFailedError
     from service.cli.follow import check_output, follow
 
     output = check_output(output)
-    video_id = client.create(body)["id"]
-    typer.echo(video_id, err=True)  # at once: whatever happens to this command, the video can be found
-    video = follow(client, video_id, output)
+    ids = _ids(client.create(body))
+    typer.echo("\n".join(ids), err=True)  # at once: whatever happens to this command, the videos can be found
+    failure = None
+    for number, video_id in enumerate(ids, 1):
+        path = output if len(ids) == 1 else output.with_stem(f"{output.stem}-{number}")
+        try:
+            typer.echo(_made(path, follow(client, video_id, path)))
+        except VideoFailedError as e:
+            failure = e
+    if failure is not None:
+        raise failure
+
+
+def _print_ids(client: VideoClient, body: dict[str, Any]) -> None:
+    typer.echo("\n".join(_ids(client.create(body))))
+
+
+def _ids(created: dict[str, Any]) -> list[str]:
+    return created.get("video_ids") or [created["id"]]
+
+
+def _made(output: Path, video: dict[str, Any]) -> str:
     # Other servers may not return these.
     facts = {"seed": video.get("seed"), "seconds of inference": video.get("inference_time_s")}
     return ", ".join([str(output), *(f"{name} {value}" for name, value in facts.items() if value is not None)])
@@ -190,9 +226,21 @@ def _request(options: dict[str, Any]) -> dict[str, Any]:
     """The API's request of the given options; the server's defaults for all others."""
     given = {name: value for name, value in options.items() if value is not None and name not in NOT_SENT}
     body = {RENAMED.get(name, name): value for name, value in given.items() if name not in SAMPLER_OPTIONS}
+    if "input_reference" in body:
+        body["input_reference"] = _file_or_id(body["input_reference"])
     sampler = {RENAMED.get(name, name): value for name, value in given.items() if name in SAMPLER_OPTIONS}
     sampler |= more_settings.read(options["more"])
     return body | ({"sampler": sampler} if sampler else {})
+
+
+def _file_or_id(value: str) -> Path | str:
+    """Raises BadParameter if it is neither."""
+    path = Path(value)
+    if path.is_file():
+        return path
+    if re.fullmatch(r"video_[0-9a-f]{32}", value):
+        return value
+    raise typer.BadParameter(f"'{value}' is neither a file nor a video's id", param_hint="--input-reference")
 
 
 def _client(url: str, api_key: str | None) -> VideoClient:

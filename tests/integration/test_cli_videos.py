@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,23 @@ def test_options_of_a_request_reach_the_server(cli: Cli) -> None:
     assert found == [9, 3, 4, "", 8]
     chosen = video["sampler"]
     assert (chosen["name"], chosen["interval"], chosen["goback_guidance"]) == ("zigzag", [0.25, 0.75], 0.5)
+
+
+def test_several_videos_are_listed_and_downloaded(cli: Cli, finished: Finish, tmp_path: Path) -> None:
+    ids = cli("submit", PROMPT, "-d", "--num-videos", "2", "--clip-skip", "1", "--seed", "5").split()
+    assert [json.loads(cli("get", video_id))["seed"] for video_id in ids] == [5, 6]
+    assert json.loads(cli("get", ids[1]))["clip_skip"] == 1
+    with VideoClient(cli.url) as client, ThreadPoolExecutor(1) as pool:
+        command = ("submit", PROMPT, "--num-videos", "3", "-o", str(tmp_path / "v.mp4"))
+        run = pool.submit(CliRunner().invoke, app, [*command, "--url", cli.url])
+        while len(new := client.list(status="queued")["data"]) < 5:
+            time.sleep(0.02)
+        client.cancel(new[1]["id"])
+        for video, content in ((new[2], b"first"), (new[0], b"third")):
+            finished(video["id"], content)
+        assert isinstance(run.result().exception, VideoFailedError)  # at the end
+    made = {file.name: file.read_bytes() for file in tmp_path.glob("v-*.mp4")}
+    assert made == {"v-1.mp4": b"first", "v-3.mp4": b"third"}
 
 
 def test_help_names_every_sampler_and_setting(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,14 +10,17 @@ from typing import Any, cast
 import torch
 
 from sampler import NoiseSchedule
-from service.catalog.family_components import SDXL, SDXL_TEXT, TEXT, has_motion_adapter
+from service.catalog.family_components import SDXL, SDXL_TEXT, SPARSE_CONTROL, TEXT, has_motion_adapter
 from service.catalog.model_entry import ModelEntry
+from service.catalog.text_layers import MEANING
 from service.errors import ConfigurationError
 from worker.networks.component_files import PUT_THERE, component_folder, refused, unreadable
 from worker.networks.component_loader import load_component
 from worker.networks.lora import adapt_text_encoders, fuse_unet_loras
 from worker.networks.network_classes import Network, errors_only
 from worker.networks.schedules import load_schedules
+from worker.networks.selectable_loras import check_selectable_loras
+from worker.networks.sparse_control_checks import control_mismatch
 from worker.networks.text_encoder import AnyTextEncoder, PairedTextEncoder, TextEncoder, text_encoder_of
 
 # after network_classes, which switches the hub client offline
@@ -40,6 +43,7 @@ class Assembly:
     video_unet: Network
     image_schedule: NoiseSchedule
     video_schedule: NoiseSchedule
+    sparse_control: Network | None = None
 
 
 def check_files(entry: ModelEntry) -> None:
@@ -77,8 +81,13 @@ def fit_together(entry: ModelEntry, parts: Mapping[str, Any]) -> Assembly:
         )
     image_text = video_text if missing else _text_encoder(entry, parts, "image_")
     image_text, video_text = adapt_text_encoders(entry, image_text, video_text)
+    image_text = check_selectable_loras(entry, (image_unet, video_unet), (image_text, video_text))
     _check_compatibility(entry, parts["vae"], (image_unet, image_text), (video_unet, video_text))
+    _check_clip_skip(entry, image_text, video_text)
     check_sizes(entry, parts["vae"])
+    control = parts.get(SPARSE_CONTROL)
+    if control is not None and (why := control_mismatch(entry, control, video_unet, parts["vae"])):
+        raise IncompatibleModels(why)
     with refused(f"model {entry.id}: the noise schedule", "take the scheduler's file of the same model"):
         image_schedule, video_schedule = load_schedules(entry)
     return Assembly(
@@ -89,6 +98,7 @@ def fit_together(entry: ModelEntry, parts: Mapping[str, Any]) -> Assembly:
         video_unet=video_unet,
         image_schedule=image_schedule,
         video_schedule=video_schedule,
+        sparse_control=control,
     )
 
 
@@ -167,6 +177,13 @@ def _one_text_encoder(entry: ModelEntry, parts: Mapping[str, Any], prefix: str, 
     with refused(folder, "use the tokenizer that the encoder was trained with"):
         text_encoder.token_ids(["a video"])
     return text_encoder
+
+
+def _check_clip_skip(entry: ModelEntry, *encoders: AnyTextEncoder) -> None:
+    if entry.clip_skip > (most := min(encoder.most_clip_skip for encoder in encoders)):
+        raise IncompatibleModels(
+            f"model {entry.id}: clip_skip={entry.clip_skip}, but its text encoders have layers for {most}; {MEANING}"
+        )
 
 
 def _check_compatibility(

@@ -1,4 +1,4 @@
-"""POST /v1/videos and remix. `submit_job`, the path from a request to a job, also serves create-and-wait."""
+"""POST /v1/videos and remix. `submit_jobs`, the path from a request to its jobs, also serves create-and-wait."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import re
+from collections.abc import AsyncGenerator
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Request, Response
@@ -15,17 +16,21 @@ from redis.exceptions import RedisError
 from starlette.concurrency import run_in_threadpool
 
 from service.api.auth import Principal, ServicesDep, Writer
+from service.api.num_videos import check_num_videos, generations_of
 from service.api.openapi.responses import errors, example_refs, ref, success
-from service.api.rate_limits import waiting_limits
-from service.api.routes.videos import POLL_AFTER_MS, get_job
-from service.api.video_request_parser import FORMS, parse, read_body
+from service.api.rate_limits import RateLimiter, waiting_limits
+from service.api.routes.videos import POLL_AFTER_MS
+from service.api.video_request_parser import FORMS
+from service.api.video_requests import ParsedRequest, parsed_request
+from service.api.visible_jobs import get_job
 from service.catalog.model_entry import ModelEntry
-from service.errors import InvalidParameter, ModelNotFound, VideoFailed
+from service.errors import InvalidParameter, ModelNotFound, ServiceError, VideoFailed
 from service.jobs.job_record import DamagedJob
 from service.jobs.model import Job
 from service.jobs.record_reader import Idempotency
 from service.jobs.request import VideoRequest
 from service.jobs.rq_queues import generate_queue
+from service.jobs.store import QueueLimits
 from service.wire.video import Video
 from service.wiring import Services
 
@@ -47,6 +52,19 @@ IdempotencyKey = Annotated[
         description="Identifies this request: repeated within 24 hours, it returns the video of the first one",
     ),
 ]
+
+# Fields of requests that version 0.1 did not have.
+NEWER_FIELDS = (
+    "aspect_ratio",
+    "resolution",
+    "clip_skip",
+    "num_videos",
+    "loras",
+    "input_reference",
+    "strength",
+    "reference_use",
+    "conditioning_scale",
+)
 
 CREATE_ERRORS = errors(400, 413, 415, 422, 429)
 
@@ -78,30 +96,33 @@ async def rate_limited(request: Request, writer: Writer) -> Principal:
 RateLimitedWriter = Annotated[Principal, Depends(rate_limited)]
 
 
-async def read_request(request: Request, _writer: RateLimitedWriter) -> VideoRequest:
+async def read_request(request: Request, writer: RateLimitedWriter) -> AsyncGenerator[ParsedRequest]:
     """The parameter makes FastAPI check the key and its limits first, so that a rejected body is not read."""
-    return parse(await read_body(request))
+    async with parsed_request(request, writer) as parsed:
+        yield parsed
 
 
-RequestBody = Annotated[VideoRequest, Depends(read_request)]
+RequestBody = Annotated[ParsedRequest, Depends(read_request)]
 
 
 @router.post(
     "/videos",
     summary="Create a video",
-    description="503 `model_unavailable`: no worker can load the model; `message` has the reason.",
+    description="503 `model_unavailable`: no worker can load the model; `message` has the reason. With `num_videos`, "
+    "all videos of the request are created, or none; the response is the first one, and `video_ids` names all.",
     responses=success("VideoQueued", headers=("openai-poll-after-ms", "idempotent-replayed")) | CREATE_ERRORS,
     openapi_extra=request_body("PromptOnly", "PromptAndSettings"),
 )
 def create_video(
+    request: Request,
     writer: RateLimitedWriter,
     body: RequestBody,
     services: ServicesDep,
     response: Response,
     idempotency_key: IdempotencyKey = None,
 ) -> Video:
-    job = submit_job(services, writer, body, idempotency_key, response)
-    return _render_created(services, job, response)
+    jobs = submit_jobs(services, writer, body, idempotency_key, response, request.app.state.rate_limiter)
+    return _render_created(services, jobs, response, is_group=body.body.num_videos is not None)
 
 
 @router.post(
@@ -123,8 +144,9 @@ async def remix_video(
     idempotency_key: IdempotencyKey = None,
 ) -> Video:
     source = await _source(services, writer, video_id)
-    body = _inherited(services, await read_body(request), source)
-    return await run_in_threadpool(_remix, services, writer, body, idempotency_key, response, source)
+    limiter: RateLimiter = request.app.state.rate_limiter
+    async with parsed_request(request, writer, source) as body:
+        return await run_in_threadpool(_remix, services, writer, body, idempotency_key, response, limiter, source)
 
 
 @router.post(
@@ -146,10 +168,9 @@ async def run_again(
     idempotency_key: IdempotencyKey = None,
 ) -> Video:
     source = await _source(services, writer, video_id)
-    has_body = request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers
-    given = await read_body(request) if has_body else {}
-    body = _inherited(services, {"prompt": source.generation.prompt, **given}, source)
-    return await run_in_threadpool(_remix, services, writer, body, idempotency_key, response, source)
+    limiter: RateLimiter = request.app.state.rate_limiter
+    async with parsed_request(request, writer, source, prompt=source.generation.prompt) as body:
+        return await run_in_threadpool(_remix, services, writer, body, idempotency_key, response, limiter, source)
 
 
 async def _source(services: Services, writer: Principal, video_id: str) -> Job:
@@ -160,37 +181,39 @@ async def _source(services: Services, writer: Principal, video_id: str) -> Job:
     return source
 
 
-def _inherited(services: Services, given: dict[str, Any], source: Job) -> VideoRequest:
-    if isinstance(model := given.get("model"), str):
-        given["model"] = services.models.real_name(model)
-    return parse(given, source.generation)
-
-
 def _remix(
     services: Services,
     writer: Principal,
-    body: VideoRequest,
+    body: ParsedRequest,
     idempotency_key: str | None,
     response: Response,
+    limiter: RateLimiter,
     source: Job,
 ) -> Video:
-    job = submit_job(services, writer, body, idempotency_key, response, remixed_from=source.id)
-    return _render_created(services, job, response)
+    jobs = submit_jobs(services, writer, body, idempotency_key, response, limiter, remixed_from=source.id)
+    return _render_created(services, jobs, response, is_group=body.body.num_videos is not None)
 
 
-def submit_job(
+def submit_jobs(
     services: Services,
     principal: Principal,
-    body: VideoRequest,
+    parsed: ParsedRequest,
     idempotency_key: str | None,
     response: Response,
+    limiter: RateLimiter,
     *,
     remixed_from: str | None = None,
-) -> Job:
-    """Creates and enqueues a job, or returns the job of an earlier request with the same idempotency key.
+) -> list[Job]:
+    """Creates and enqueues the jobs of a request, or returns those of an earlier one with the same idempotency key.
 
-    Raises InvalidParameter, QueueFull, NoSpace, ModelUnavailable or IdempotencyKeyReused; nothing is written then.
+    Args:
+        limiter: counts all videos but the first, which was counted before the body was read.
+
+    Raises:
+        InvalidParameter, RateLimited, QueueFull, NoSpace, ModelUnavailable, StorageError, IdempotencyKeyReused: nothing
+            is left then.
     """
+    body = parsed.body
     idempotency = Idempotency(_unquoted(idempotency_key), _fingerprint(body, remixed_from)) if idempotency_key else None
     # Before validation: a replay succeeds even if the model or the receiver would be rejected by now.
     if idempotency and (earlier := services.store.find_by_idempotency_key(principal.owner, idempotency)):
@@ -199,34 +222,63 @@ def submit_job(
     generation = find_model(services, body.model).resolve(body)
     if body.callback_url is not None:
         services.webhooks.url_policy.check(body.callback_url, "callback_url")
+    count = check_num_videos(body, principal, services.settings)
     services.free_space.require()
     services.loads.require(generation.model)
-    job = body.to_job(generation, owner=principal.owner, remixed_from=remixed_from)
-    queue = generate_queue(services.redis, generation.model, job_timeout_s=services.settings.job_timeout_s)
-    limits = waiting_limits(principal, services.settings.max_waiting)
-    created = services.store.create(job, queue, limits=limits, idempotency=idempotency)
-    if created.id == job.id:
-        log.info("%s created, model %s", job.id, generation.model)
+    limiter.check(principal, count - 1)
+    generations = generations_of(generation, count)
+    jobs = [body.to_job(each, owner=principal.owner, remixed_from=remixed_from) for each in generations]
+    created = _create(services, jobs, parsed, waiting_limits(principal, services.settings.max_waiting), idempotency)
+    if created[0].id == jobs[0].id:
+        log.info("%s created, model %s", ", ".join(job.id for job in jobs), generation.model)
     else:
         response.headers["idempotent-replayed"] = "true"
     return created
 
 
-def _render_created(services: Services, job: Job, response: Response) -> Video:
+def _create(
+    services: Services,
+    jobs: list[Job],
+    parsed: ParsedRequest,
+    limits: QueueLimits,
+    idempotency: Idempotency | None,
+) -> list[Job]:
+    """Store the reference of every job, then create the records. Without new records, the files are deleted again."""
+    model, reference = jobs[0].generation.model, jobs[0].generation.reference
+    queue = generate_queue(services.redis, model, job_timeout_s=services.settings.job_timeout_s)
+    if reference is None or parsed.fetch is None:
+        return services.store.create_many(jobs, queue, limits=limits, idempotency=idempotency)
+    references, file, ids = services.references, parsed.fetch(), [job.id for job in jobs]
+    try:
+        for job_id in ids:
+            references.put(job_id, file, reference)
+        created = services.store.create_many(jobs, queue, limits=limits, idempotency=idempotency)
+    except ServiceError:  # after an error of Redis there may be records, which only maintenance can wait for
+        for job_id in ids:
+            references.discard(job_id)
+        raise
+    done = references.created if created[0].id == ids[0] else references.discard
+    for job_id in ids:
+        done(job_id)
+    return created
+
+
+def _render_created(services: Services, jobs: list[Job], response: Response, *, is_group: bool) -> Video:
     response.headers["openai-poll-after-ms"] = POLL_AFTER_MS
-    renderer = services.renderer
+    renderer, job = services.renderer, jobs[0]
     try:
         found = services.store.get_with_position(job.id)
     except RedisError:  # the job exists: after an error, clients would create it again
         found = None
     job, position = found or (job, None)
-    return renderer.video(job, queue_position=position)
+    video_ids = [each.id for each in jobs] if is_group else None
+    return renderer.video(job, queue_position=position).model_copy(update={"video_ids": video_ids})
 
 
 def _fingerprint(body: VideoRequest, remixed_from: str | None) -> str:
     """Hash of the parsed request; raw multipart bodies differ in their boundary."""
     # Fields that 0.1 did not have are left out where they are absent, so that its keys still match after an upgrade.
-    new = {name for name in ("aspect_ratio", "resolution") if getattr(body, name) is None}
+    new = {name for name in NEWER_FIELDS if getattr(body, name) is None}
     parsed = json.dumps([body.model_dump(mode="json", exclude=new), remixed_from], sort_keys=True)
     return hashlib.sha256(parsed.encode()).hexdigest()
 

@@ -12,7 +12,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Generator
 
-from sampler import InvalidSetting, NoiseSchedule, Plan, ResizingMove, ddim_plan, evs_plan, seeded_noise, shape_after
+from sampler import (
+    InvalidSetting,
+    NoiseSchedule,
+    Plan,
+    ResizingMove,
+    ddim_plan,
+    evs_plan,
+    noised,
+    seeded_noise,
+    shape_after,
+)
+from service.jobs.denoiser_calls import enlarged_calls
+from service.jobs.sampler_settings import SamplerSettings
 from tests.unit.sampler.networks import Constant
 from tests.unit.sampler.plans import SD, SHAPE, last
 
@@ -68,6 +80,22 @@ def test_a_change_of_size_keeps_the_prediction_and_the_noise_level(
     torch.testing.assert_close(found, dst**0.5 * torch.stack(frames, 2) + (1 - dst) ** 0.5 * noise)
     fresh = torch.equal(generator.get_state(), Generator().manual_seed(4).get_state())
     assert fresh == (dst == 1)  # nothing is drawn that is not used
+
+
+@pytest.mark.parametrize("begin", range(10))
+@pytest.mark.parametrize("settings", [{}, {"image_interval": (0.2, 0.9), "image_every": 2}])
+def test_a_run_that_begins_at_a_clip_keeps_its_size(begin: int, settings: dict[str, Any]) -> None:
+    """Also within image steps: these then have the size of the clip, as nothing has enlarged it."""
+    plan = evs_plan(SD, 10, **settings)
+    rest, image = plan.starting_at(begin), Constant(0.1)
+    x = noised(seeded_noise(SHAPE, 102), rest, generator=Generator().manual_seed(2))
+    assert last(x, rest, image, Constant(0.2), generator=Generator().manual_seed(3)).shape == SHAPE
+    models = models_of(rest)
+    small = len(models) - len(models.lstrip("I"))
+    assert [shape[-2:] for shape, _ in image.calls] == [(4, 4)] * small + [(8, 8)] * (models.count("I") - small)
+    sampler = SamplerSettings.model_validate({"name": "evs", "enlarge": 2, **settings})
+    assert enlarged_calls(sampler, 10, begin) == models.count("I") - small
+    assert sum(rest.calls.values()) == 10 - begin
 
 
 def test_the_image_model_sees_larger_frames_and_the_video_model_the_clip() -> None:

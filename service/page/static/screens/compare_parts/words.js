@@ -19,6 +19,8 @@ const WORDS = {
   num_inference_steps: 'Steps',
   guidance_scale: 'Guidance',
   negative_prompt: 'Negative prompt',
+  loras: 'LoRAs',
+  clip_skip: 'CLIP layers skipped',
   name: 'Sampler',
   network: 'Network',
   grid: 'Step ends',
@@ -53,7 +55,12 @@ const text = (value) => (Array.isArray(value) ? value.join(' to ') : String(valu
 function settingsOf(video, models) {
   const model = models.find(({ id }) => id === video.model)
   const reads = model?.sampler_settings[video.sampler.name] ?? Object.keys(video.sampler)
-  const own = OF_VIDEO.map((name) => [name, video[name]])
+  const loras = video.loras?.map((lora) => `${lora.name} ${lora.scale} (${lora.networks.join(' and ')})`).join(', ')
+  const own = [
+    ...OF_VIDEO.map((name) => [name, video[name]]),
+    ['loras', loras || undefined],
+    ['clip_skip', video.clip_skip || undefined],
+  ]
   const rule = video.sampler.guidance_rule ?? LEFT_OUT.guidance_rule
   const read = reads.filter((name) => (OF_RULE[name] ?? rule) === rule)
   const sampler = ['name', ...read].map((name) => [name, video.sampler[name] ?? LEFT_OUT[name]])
