@@ -86,7 +86,7 @@ def test_clip_starts_from_a_picture_and_from_a_clip(tmp_path: Path, monkeypatch:
     [
         (("--input-reference", "none.png"), "--input-reference none.png is no file."),
         (("--strength", "0.5"), "'strength' is given without input_reference"),
-        (("--compare", "ddim,euler"), "unknown sampler 'euler'; use two or more of ddim, ddim-image, freeinit, fused"),
+        (("--compare", "ddim,euler"), "unknown sampler 'euler'; use two or more of ddim, ddim-image, evs, freeinit"),
         (("--compare", "ddim"), "'ddim' is one sampler"),
         (("--compare", "ddim,ddim"), "'ddim' is named more than once"),
         (

@@ -31,7 +31,7 @@ def test_samplers_keep_their_order_and_get_the_settings_that_they_use() -> None:
 @pytest.mark.parametrize(
     ("text", "settings", "param", "complaint"),
     [
-        ("ddim,euler", {}, "compare", "unknown sampler 'euler'; use two or more of ddim, ddim-image, freeinit"),
+        ("ddim,euler", {}, "compare", "unknown sampler 'euler'; use two or more of ddim, ddim-image, evs, freeinit"),
         ("ddim,", {}, "compare", "unknown sampler ''"),
         ("", {}, "compare", "unknown sampler ''"),
         ("ddim iv-mixed", {}, "compare", "unknown sampler 'ddim iv-mixed'"),
