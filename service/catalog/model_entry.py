@@ -13,7 +13,13 @@ from pydantic import Field, JsonValue, ValidationError, ValidationInfo, field_va
 from service.catalog.adapters import Lora
 from service.catalog.bounds import Range
 from service.catalog.cost_limit import check_cost
-from service.catalog.family_components import LORA, OPTIONAL_COMPONENTS, REQUIRED_COMPONENTS, Family
+from service.catalog.family_components import (
+    LORA,
+    OPTIONAL_COMPONENTS,
+    REQUIRED_COMPONENTS,
+    Family,
+    has_motion_adapter,
+)
 from service.catalog.frame_size import choose_size
 from service.catalog.invalid_parameter import invalid_parameter
 from service.catalog.num_frames import resolve_num_frames
@@ -23,6 +29,7 @@ from service.catalog.sampler_choice import choose_sampler, settings_of
 from service.catalog.scheduler_settings import check_overrides, named_spacing, run_spacing
 from service.catalog.weight_files import Component
 from service.errors import InvalidParameter
+from service.jobs.context_windows import ContextWindows
 from service.jobs.model import Generation
 from service.jobs.released_loops import RELEASED
 from service.jobs.request import VideoRequest
@@ -54,6 +61,9 @@ class ModelEntry(PromptLimits):
     lora_scale: float = Field(default=1.0, description="of components.lora, for the image model")
     loras: tuple[Lora, ...] = ()
     optimise: Optimise = Optimise()
+    context_windows: ContextWindows | None = Field(
+        default=None, description="for clips longer than the motion modules take; default: num_frames ends there"
+    )
     network_fps: int | None = Field(
         default=None, ge=1, description="videocrafter: frame rate that conditions the network; default: the clip's"
     )
@@ -93,6 +103,11 @@ class ModelEntry(PromptLimits):
         tokens = [inversion.token.lower() for inversion in self.textual_inversions]
         if twice := sorted({token for token in tokens if tokens.count(token) > 1}):
             raise ValueError(f"textual_inversions has the token {twice[0]} twice; CLIP ignores upper and lower case")
+        if self.context_windows is not None and not has_motion_adapter(self.family):
+            raise ValueError(
+                f"context_windows are for motion modules, and family {self.family} has none: its 3D UNet takes all "
+                "frames at once; delete context_windows"
+            )
         missing = set(REQUIRED_COMPONENTS[self.family]) - set(self.components)
         if self.path is None and missing:
             raise ValueError(
@@ -162,6 +177,7 @@ class ModelEntry(PromptLimits):
         self.check_text("negative_prompt", negative_prompt)
         width, height = choose_size(request, self.sizes)
         fps = int(self.fps.resolve("fps", request.fps))
+        num_frames = resolve_num_frames(request, self.num_frames, self.fps, fps)
         generation = Generation(
             model=self.id,
             prompt=request.prompt,
@@ -170,16 +186,22 @@ class ModelEntry(PromptLimits):
             seed=secrets.randbits(32) if request.seed is None else request.seed,
             width=width,
             height=height,
-            num_frames=resolve_num_frames(request, self.num_frames, self.fps, fps),
+            num_frames=num_frames,
             fps=fps,
             num_inference_steps=self._num_inference_steps(request, sampler, spacing),
             guidance_scale=self._guidance_scale(request, sampler),
             sampler=sampler,
             spacing=spacing,
             official_family=self.family if sampler.name == "official" else None,
+            context_windows=self.windows_for(num_frames),
         )
         check_cost(generation, self.max_cost, self._levers)
         return generation
+
+    def windows_for(self, num_frames: int) -> ContextWindows | None:
+        """None if one window holds the clip, or the model has no windows."""
+        windows = self.context_windows
+        return windows if windows is not None and num_frames > windows.length else None
 
     @property
     def sampler_settings(self) -> dict[str, list[str]]:

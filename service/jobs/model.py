@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field
 
 from service.frozen_model import FrozenModel
 from service.ids import created_at, new_job_id
+from service.jobs.context_windows import ContextWindows
 from service.jobs.denoiser_calls import network_calls
 from service.jobs.reference import Reference
 from service.jobs.released_loops import Family
@@ -91,6 +92,8 @@ class Generation(FrozenModel):
     #: family whose released code runs; None unless the sampler is `official`
     reference: Reference | None = Field(default=None, exclude_if=lambda reference: reference is None)
     #: picture or clip that the video starts from
+    context_windows: ContextWindows | None = Field(default=None, exclude_if=lambda windows: windows is None)
+    #: windows through which the motion modules see the clip; None: as a whole
 
     @property
     def seconds(self) -> float:

@@ -27,6 +27,7 @@ from worker.child.fingerprint import run_fingerprint, run_fingerprints_0_1, weig
 from worker.child.latent_preview import open_previewer
 from worker.child.plans import family_of, plan_of
 from worker.child.previews import MakePreview
+from worker.child.start_noise import start_noise
 from worker.messages import Failed
 from worker.networks import cpu_tuning
 from worker.networks.models import Models, default_device, load
@@ -199,7 +200,8 @@ class Engine:
         if family == "animatediff" and models.image_text_encoder.dim == models.video_text_encoder.dim:
             texts = replace(texts, image=texts.video)  # the released code has one text encoder, the video model's
         size = generation.width, generation.height
-        image, video = models.denoisers(texts[:1], texts[1:], fps=generation.fps, size=size)
+        windows = generation.context_windows
+        image, video = models.denoisers(texts[:1], texts[1:], fps=generation.fps, size=size, windows=windows)
         if family == "modelscope":
             image.resize = (64, 64)
         if low_memory:
@@ -221,7 +223,7 @@ class Engine:
             return replace(found, fingerprint=name)
         # The run draws on from where the start noise ends; a second generator of the same seed would give it again.
         generator = torch.Generator().manual_seed(generation.seed)
-        latents = torch.randn(shape, generator=generator).to(device)
+        latents = start_noise(shape, generator, generation, plan).to(device)
         return Checkpoint(name, 0, latents, {}, generator.get_state())
 
     def failed_message(self, e: Exception) -> Failed:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from service.catalog.family_components import SDXL
 from service.catalog.model_entry import ModelEntry
 from service.catalog.registry import ModelRegistry
 from service.errors import InvalidParameter
+from service.jobs.context_windows import ContextWindows
 from service.jobs.model import Generation
 from service.settings import load_settings
 from worker.networks import cpu_tuning
@@ -79,10 +80,12 @@ class Models:
         """
         width, height = map(int, self.entry.sizes[0].split("x"))
         frames = int(self.entry.num_frames.default)
+        windows = self.entry.windows_for(frames)
         if generation is not None:
             width, height, frames = generation.width, generation.height, generation.num_frames
+            windows = generation.context_windows
         most = getattr(self.video_unet.config, "motion_max_seq_length", None)
-        if most is not None and frames > most:
+        if most is not None and (windows.length if windows else frames) > most:
             raise InvalidParameter(
                 "num_frames", f"num_frames={frames}: the video model of '{self.entry.id}' takes at most {most} frames."
             )
@@ -132,6 +135,7 @@ class Models:
         *,
         fps: int | None = None,
         size: tuple[int, int] | None = None,
+        windows: ContextWindows | Literal["entry"] | None = "entry",
     ) -> tuple[ImageDenoiser, VideoDenoiser]:
         """Both networks with the texts of one job, as `sampler.sample` takes them.
 
@@ -143,6 +147,8 @@ class Models:
                 entry has `network_fps`; None: the model's default.
             size: width and height of the clip in pixels, which condition the networks of family animatediff-sdxl as
                 original and target size, without a crop; None: the model's first size.
+            windows: through which the motion modules see clips of more frames; "entry": the entry's `context_windows`;
+                None: there are no longer clips.
 
         Raises:
             InvalidParameter, PromptTooLong, NotFinite: as `encode`.
@@ -153,7 +159,8 @@ class Models:
         cond = self.encode(prompt) if isinstance(prompt, str) else prompt
         uncond = self.encode(negative, empty_is_none=True) if isinstance(negative, str) else negative
         self.text_kv_cache.clear()
-        return self._image_denoiser(cond, uncond, size), self._video_denoiser(cond, uncond, size, fps)
+        windows = self.entry.context_windows if windows == "entry" else windows
+        return self._image_denoiser(cond, uncond, size), self._video_denoiser(cond, uncond, size, fps, windows)
 
     def _image_denoiser(
         self, cond: TextEmbeddings, uncond: TextEmbeddings, size: tuple[int, int] | None
@@ -167,16 +174,23 @@ class Models:
         )
 
     def _video_denoiser(
-        self, cond: TextEmbeddings, uncond: TextEmbeddings, size: tuple[int, int] | None, fps: int | None
+        self,
+        cond: TextEmbeddings,
+        uncond: TextEmbeddings,
+        size: tuple[int, int] | None,
+        fps: int | None,
+        windows: ContextWindows | None,
     ) -> VideoDenoiser:
-        return VideoDenoiser(
+        denoiser = VideoDenoiser(
             self.optimised_video_unet,
             cond.video,
             uncond.video,
             prediction_type=self.video_schedule.prediction_type,
             added=self._added(cond.video_pooled, uncond.video_pooled, size),
-            network_args=self._network_args(fps),
+            network_args=self._network_args(fps) | ({} if windows is None else {"context_windows": windows}),
         )
+        denoiser.max_frames = denoiser.max_frames if windows is None else None
+        return denoiser
 
     def decode(self, latents: Tensor, frames_per_call: int | None = None) -> Tensor:
         """Decode the latents of one clip to pixels.
