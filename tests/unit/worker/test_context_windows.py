@@ -18,7 +18,7 @@ from diffusers.models.attention import FreeNoiseTransformerBlock
 from diffusers.pipelines.free_noise_utils import AnimateDiffFreeNoiseMixin
 from torch import Generator, Tensor
 
-from sampler import AddedConditions, VideoDenoiser, free_noise, sample
+from sampler import AddedConditions, IncompatibleInputs, VideoDenoiser, free_noise, sample
 from service.catalog.bounds import Range
 from service.catalog.model_entry import ModelEntry
 from service.catalog.optimise import Optimise
@@ -27,6 +27,7 @@ from service.jobs.context_windows import ContextWindows
 from service.jobs.model import Generation
 from service.jobs.request import VideoRequest
 from tests.diffusers_pipelines import CONFIG, NEGATIVE, PROMPT, Pipelines, assert_same
+from tests.doc_examples import DOCS, example
 from tests.factories import make_job
 from tests.tiny_models import animatediff_without_image_parts, write_entry
 from tests.tiny_sdxl import ADAPTER, POOLED, UNET
@@ -177,6 +178,21 @@ def test_image_model_alone_draws_every_frame_from_its_own_noise(pair: Pair) -> N
     found = pair.ours(WINDOWS, 8, sampler={"name": "ddim", "network": "image"})
     frames = found.unbind(2)
     assert not any(torch.equal(a, b) for i, a in enumerate(frames) for b in frames[:i])
+
+
+def test_library_takes_the_windows_of_the_entry_and_the_noise_of_the_documented_example(pair: Pair) -> None:
+    models = replace(pair.engine.models, entry=with_windows(pair.engine.models.entry))
+    names: dict[str, Any] = {"models": models}
+    exec(example(DOCS / "sampler.md", "python", "free_noise"), names)
+    assert torch.equal(names["latents"], free_noise((1, 4, 64, 8, 8), 7, length=4, stride=2))
+    x = names["latents"][:, :, :7]
+    with torch.no_grad():
+        _, named = models.denoisers(PROMPT, NEGATIVE, windows=WINDOWS)
+        expected = named(x, 500, 0.5, 7.5)
+        _, default = models.denoisers(PROMPT, NEGATIVE)
+        assert torch.equal(default(x, 500, 0.5, 7.5), expected)
+    with pytest.raises(IncompatibleInputs, match="supports at most 32 frames"):
+        models.denoisers(PROMPT, NEGATIVE, windows=None)[1](names["latents"], 500, 0.5, 7.5)
 
 
 def test_direct_calls_of_the_network_stay_as_they_are(pair: Pair) -> None:
