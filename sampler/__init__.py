@@ -4,6 +4,7 @@ from sampler.baseline_plans import ddim_plan, fused_plan, zigzag_plan
 from sampler.denoise_and_goback_moves import (
     AnyMove,
     Call,
+    ConsistencyMove,
     FusedMove,
     Move,
     MultistepMove,
@@ -31,6 +32,7 @@ __all__ = [
     "AnyMove",
     "BadSetting",
     "Call",
+    "ConsistencyMove",
     "Denoiser",
     "DoesNotFit",
     "FusedMove",

@@ -206,6 +206,34 @@ class SolverMove(SecondOrderMove):
 
 
 @dataclass(frozen=True)
+class ConsistencyMove(_OneCallMove):
+    """One step of multistep consistency sampling, for networks distilled to answer with x0 (arXiv:2310.04378 Alg. 3).
+
+    x' = sqrt(dst) (c_skip x + c_out x0) + sqrt(1 - dst) z with z ~ N(0, 1), c_skip = sigma^2 / (u^2 + sigma^2),
+    c_out = u / sqrt(u^2 + sigma^2), u = 10 timestep, sigma = 0.5: diffusers' LCMScheduler, and the coefficients that
+    latent consistency models were distilled with.
+
+    Args:
+        model, timestep, src, guidance: as in `Move`.
+        dst: abar after; 1 at the end of the run, where no noise is added.
+    """
+
+    SIGMA_DATA: ClassVar[float] = 0.5
+    TIMESTEP_SCALING: ClassVar[float] = 10.0
+
+    @cached_property
+    def coefficients(self) -> Coefficients:
+        u, variance = self.timestep * self.TIMESTEP_SCALING, self.SIGMA_DATA**2
+        skip, out = variance / (u**2 + variance), u / (u**2 + variance) ** 0.5
+        scale = self.dst**0.5
+        return Coefficients(
+            x=scale * (skip + out / self.src**0.5),
+            eps=-scale * out * _noise_to_signal(self.src),
+            noise=(1 - self.dst) ** 0.5,
+        )
+
+
+@dataclass(frozen=True)
 class Restart:
     """FreeInit (arXiv:2312.07537): new start noise from a finished clip; makes no network call.
 
@@ -230,7 +258,7 @@ class Restart:
     is_free: ClassVar[bool] = False
 
 
-AnyMove = Move | FusedMove | Renoise | MultistepMove | SolverMove | Restart
+AnyMove = Move | FusedMove | Renoise | MultistepMove | SolverMove | ConsistencyMove | Restart
 
 
 def _noise_to_signal(alpha: float) -> float:

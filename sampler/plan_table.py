@@ -13,7 +13,16 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 
-from sampler.denoise_and_goback_moves import AnyMove, FusedMove, Move, MultistepMove, Renoise, Restart, SolverMove
+from sampler.denoise_and_goback_moves import (
+    AnyMove,
+    ConsistencyMove,
+    FusedMove,
+    Move,
+    MultistepMove,
+    Renoise,
+    Restart,
+    SolverMove,
+)
 
 LETTERS = {"image": "I", "video": "V"}
 HEAD = ("steps", "count", "kind", "moves", "guidance", "calls a step")
@@ -57,6 +66,8 @@ def _symbol(move: AnyMove) -> str:
             symbol = f"M_{LETTERS[move.model]}"
         case SolverMove():
             symbol = f"S_{LETTERS[move.model]}"
+        case ConsistencyMove():
+            symbol = f"C_{LETTERS[move.model]}"
         case Renoise():
             symbol = "R"
         case Restart():

@@ -28,6 +28,7 @@ from service.catalog.weight_files import Component, LockFile, Source
 from service.errors import ConfigurationError
 from service.process.data_folder import keep_private, prepare_folder
 from service.settings import Settings, load_settings
+from worker.adding.distilled import DISTILLED_HELP, distilled_settings
 from worker.adding.entry import draft, fit_limits, tables
 from worker.adding.gather import Gathering, Given
 from worker.adding.removal import all_sources, delete_files
@@ -214,6 +215,7 @@ def main(
     prediction_type: Annotated[
         Literal["epsilon", "v_prediction"] | None, typer.Option(help="What the UNet of a single file predicts.")
     ] = None,
+    distilled: Annotated[str | None, typer.Option(help=DISTILLED_HELP)] = None,
     base: Annotated[str | None, typer.Option(help="Model that gives the components that are missing.")] = None,
     variant: Annotated[str | None, typer.Option(help="Such as fp16, where a folder has several.")] = None,
     size: Annotated[
@@ -228,10 +230,10 @@ def main(
     keep_private(settings.data_dir)
     signal.signal(signal.SIGTERM, _exit)
     given = Given(name, source, family, motion_adapter, image_model, vae, tokenizer, config, base)
-    given = dataclasses.replace(given, variant=variant, prediction=prediction_type)
-    given = dataclasses.replace(given, loras=tuple(lora or ()), inversions=tuple(textual_inversion or ()))
+    adapters = {"loras": tuple(lora or ()), "inversions": tuple(textual_inversion or ())}
+    given = dataclasses.replace(given, variant=variant, prediction=prediction_type, distilled=distilled, **adapters)
     changes = {"licence": licence or f"not known; see {source}", "description": description or f"Added from {source}."}
-    changes |= {"sizes": size} if size else {}
+    changes |= ({"sizes": size} if size else {}) | distilled_settings(distilled)
     entry = add(given, settings, changes, typer.echo, may_replace=replace)
     typer.echo(f"{name} is added (family {entry.family}).{_next_step(name, settings)}")
 

@@ -13,13 +13,8 @@ from pydantic import Field, JsonValue, ValidationError, ValidationInfo, field_va
 from service.catalog.adapters import Lora
 from service.catalog.bounds import Range
 from service.catalog.cost_limit import check_cost
-from service.catalog.family_components import (
-    LORA,
-    OPTIONAL_COMPONENTS,
-    REQUIRED_COMPONENTS,
-    Family,
-    has_motion_adapter,
-)
+from service.catalog.distilled import check_distilled, check_lcm_steps
+from service.catalog.family_components import LORA, OPTIONAL_COMPONENTS, REQUIRED_COMPONENTS, Family
 from service.catalog.frame_size import choose_size
 from service.catalog.invalid_parameter import invalid_parameter
 from service.catalog.num_frames import resolve_num_frames
@@ -28,6 +23,7 @@ from service.catalog.prompt_limits import NAME, PromptLimits
 from service.catalog.sampler_choice import choose_sampler, settings_of
 from service.catalog.scheduler_settings import check_overrides, named_spacing, run_spacing
 from service.catalog.weight_files import Component
+from service.catalog.window_checks import check_windows
 from service.errors import InvalidParameter
 from service.jobs.context_windows import ContextWindows
 from service.jobs.model import Generation
@@ -79,6 +75,9 @@ class ModelEntry(PromptLimits):
     image_guidance_scale: float | None = Field(
         default=None, description="default guidance_scale of ddim with network image; default: that of guidance_scale"
     )
+    distilled: bool = Field(
+        default=False, description="whether the video model was trained to need few steps and no guidance"
+    )
     max_cost: float | None = Field(default=None, gt=0, description="limit of network calls x pixels x frames of a clip")
     negative_prompt: str = ""
     force_zeros_for_empty_prompt: bool = Field(default=True, description="SDXL: zeros stand for no negative prompt")
@@ -103,11 +102,7 @@ class ModelEntry(PromptLimits):
         tokens = [inversion.token.lower() for inversion in self.textual_inversions]
         if twice := sorted({token for token in tokens if tokens.count(token) > 1}):
             raise ValueError(f"textual_inversions has the token {twice[0]} twice; CLIP ignores upper and lower case")
-        if self.context_windows is not None and not has_motion_adapter(self.family):
-            raise ValueError(
-                f"context_windows are for motion modules, and family {self.family} has none: its 3D UNet takes all "
-                "frames at once; delete context_windows"
-            )
+        check_windows(self.family, self.context_windows)
         missing = set(REQUIRED_COMPONENTS[self.family]) - set(self.components)
         if self.path is None and missing:
             raise ValueError(
@@ -169,6 +164,8 @@ class ModelEntry(PromptLimits):
     def resolve(self, request: VideoRequest) -> Generation:
         """Fill in the defaults of this model. Raises InvalidParameter for anything it cannot do."""
         sampler = self._sampler(request.sampler or {})
+        if self.distilled:
+            check_distilled(self.id, sampler)
         spacing = self.spacing_of(self._network_of(sampler))
         negative_prompt = request.negative_prompt
         if negative_prompt is None:
@@ -215,6 +212,7 @@ class ModelEntry(PromptLimits):
             if steps > most:
                 message = f"num_inference_steps={steps}: the released {self.family} code takes at most {most} here."
                 raise InvalidParameter("num_inference_steps", message)
+        check_lcm_steps(sampler, steps)
         if not spacing.is_estimate and steps > spacing.num_train_timesteps:
             message = f"num_inference_steps={steps} is above the network's {spacing.num_train_timesteps} timesteps."
             raise InvalidParameter("num_inference_steps", message)

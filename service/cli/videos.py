@@ -76,7 +76,7 @@ def submit(
     iterations: Annotated[int | None, _sampler_option("freeinit: number of sampling runs")] = None,
     network: Annotated[str | None, _sampler_option("ddim: video, image")] = None,
     grid: Annotated[str | None, _sampler_option("ddim: adjacent, diffusers")] = None,
-    solver: Annotated[str | None, _sampler_option("of the ordinary steps, ddim and iv-mixed: ddim, dpmpp-2m")] = None,
+    solver: Annotated[str | None, _sampler_option("ddim, iv-mixed: ddim, dpmpp-2m; ddim: lcm")] = None,
     active_steps: Annotated[StepPair, _sampler_option("official: first and last step with a zig-zag, from 0")] = None,
     zz: Annotated[int | None, _sampler_option("official: no image model in every zz-th step")] = None,
 ) -> None:

@@ -40,6 +40,9 @@ def _network_calls(sampler: SamplerSettings, steps: int, spacing: Spacing, famil
 
 
 def _moves(sampler: SamplerSettings, steps: int, spacing: Spacing, levels: list[int]) -> Iterator[Move]:
+    if (sampler.name, sampler.solver) == ("ddim", "lcm"):  # every step calls once, whatever the spacing
+        yield from ((sampler.network, level, level - 1) for level in reversed(range(steps)))
+        return
     begin, end = (round(share * steps) for share in sampler.interval)
     active = range(begin, end)
     clean = CLEAN if spacing.set_alpha_to_one else 0

@@ -12,7 +12,7 @@ from service.frozen_model import FrozenModel
 Guidance = Annotated[float, Field(ge=0, le=100)]  # classifier-free guidance scale
 Network = Literal["image", "video"]
 Grid = Literal["adjacent", "diffusers"]
-Solver = Literal["ddim", "dpmpp-2m"]
+Solver = Literal["ddim", "dpmpp-2m", "lcm"]
 StepIndex = Annotated[int, Field(ge=0, le=100_000)]
 
 # Settings that each sampler uses, in addition to num_inference_steps and guidance_scale.
@@ -103,7 +103,8 @@ class SamplerSettings(FrozenModel):
         default="ddim",
         exclude_if=lambda solver: solver == "ddim",
         description="ddim, iv-mixed: how the ordinary steps are made: dpmpp-2m, DPM-Solver++ 2M, needs about half the "
-        "steps of ddim for the same picture. Not with grid diffusers. Responses leave out the default",
+        "steps of ddim for the same picture. ddim only: lcm, for models distilled to latent consistency models. Not "
+        "with grid diffusers. Responses leave out the default",
     )
     active_steps: tuple[StepIndex, StepIndex] | None = Field(
         default=None,
@@ -147,9 +148,14 @@ class SamplerSettings(FrozenModel):
 
     @field_validator("solver")
     @classmethod
-    def _fits_the_grid(cls, solver: str, info: ValidationInfo) -> str:
+    def _fits_the_sampler(cls, solver: str, info: ValidationInfo) -> str:
         if solver != "ddim" and info.data.get("grid") == "diffusers":
             raise ValueError(f"solver '{solver}' does not work with grid 'diffusers', which is DDIM's; use 'adjacent'")
+        if solver == "lcm" and info.data.get("name") == "iv-mixed":
+            raise ValueError(
+                "solver 'lcm' does not work with sampler 'iv-mixed': each of its steps draws new noise, so nothing can "
+                "go back; use solver 'ddim' or sampler 'ddim'"
+            )
         return solver
 
     @property

@@ -157,6 +157,21 @@ def test_lora_and_textual_inversion(machine: Machine, model: Path, pipeline: Pat
     machine.refused("there is no file", "n", "--from", pipeline, "--motion-adapter", model, "--lora", "x.safetensors:2")
 
 
+def test_distilled_motion_modules(machine: Machine, model: Path, pipeline: Path, tmp_path: Path) -> None:
+    place = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+    lora = {f"{place}.lora_A.weight": torch.randn(2, 16), f"{place}.lora_B.weight": torch.randn(16, 2)}
+    save_file(lora, tmp_path / "lcm.safetensors")
+    options = ("--from", pipeline, "--motion-adapter", model, *SIZE)
+    machine.add("lcm", *options, "--distilled", "lcm:6", "--lora", f"{tmp_path}/lcm.safetensors:0.8")
+    entry = machine.registry().get("lcm")
+    assert [(item.scale, item.on) for item in entry.loras] == [(0.8, ("video",))]
+    assert entry.distilled
+    assert entry.default_generation.sampler.solver == "lcm"
+    assert entry.default_generation.num_inference_steps == 6
+    assert machine.frames("lcm").float().std() > 0
+    machine.refused("write lightning or lcm", "n", *options, "--distilled", "turbo")
+
+
 def test_image_model_and_base(machine: Machine, model: Path, tmp_path: Path) -> None:
     """A video model from a folder, its image model from a single file; and a UNet alone with the rest of a model."""
     save_model("modelscope", tmp_path)

@@ -22,6 +22,7 @@ from service.catalog.registry import ModelRegistry
 from service.catalog.weight_files import Component, Source
 from service.errors import ConfigurationError
 from worker.adding.configs import Prediction, checkpoint_configs, motion_config, vae_config
+from worker.adding.distilled import is_lcm
 from worker.adding.hub_spec import HubSpec, is_url
 from worker.adding.layout import Part, Tree, guess_family, has_layout, is_sdxl, refuse_other_models
 from worker.adding.repository import hub_hosts, open_repo
@@ -57,6 +58,7 @@ class Given:
     inversions: tuple[str, ...] = ()
     variant: str | None = None
     prediction: Prediction | None = None
+    distilled: str | None = None
 
 
 @dataclass(frozen=True)
@@ -226,8 +228,9 @@ class Gathering:
     def _adapters(self) -> None:
         loras = [self._adapter(spec, LORA, r"[-+]?(?:\d+\.?\d*|\.\d+)") for spec in self.given.loras]
         inversions = [self._adapter(spec, INVERSION, r"\S+") for spec in self.given.inversions]
+        role = {"on": ["video"]} if is_lcm(self.given.distilled) else {}  # such a LoRA is a part of the distillation
         self.adapters = {
-            "loras": [{"file": part, **({"scale": float(scale)} if scale else {})} for part, scale in loras],
+            "loras": [{"file": part, **({"scale": float(scale)} if scale else {}), **role} for part, scale in loras],
             "textual_inversions": [
                 {"file": part, "token": token or f"<{'_'.join(Path(part.inside).stem.split())}>"}
                 for part, token in inversions

@@ -31,7 +31,7 @@ const SETTINGS = {
   combination: { label: 'Combination', kind: 'combination' },
   order: { label: 'Order', kind: 'choice', choices: { denoise_first: 'Denoise first', goback_first: 'Add noise first' } },
   network: { label: 'Network', kind: 'choice', choices: { video: 'Video', image: 'Image: every frame by itself' } },
-  solver: { label: 'Solver', kind: 'choice', choices: { ddim: 'DDIM', 'dpmpp-2m': 'DPM-Solver++: fewer steps' } },
+  solver: { label: 'Solver', kind: 'choice', choices: { ddim: 'DDIM', 'dpmpp-2m': 'DPM-Solver++: fewer steps', lcm: 'LCM: distilled models only' } },
   grid: { label: 'Step ends', kind: 'choice', choices: { adjacent: 'Next timestep of the run', diffusers: 'As diffusers' } },
   image_guidance: pair('Image guidance', 'At the first and the last step'),
   video_guidance: pair('Video guidance', 'At the first and the last step'),
