@@ -14,6 +14,7 @@ from sampler.denoise_and_goback_moves import (
 )
 from sampler.denoisers import ImageDenoiser, VideoDenoiser
 from sampler.errors import IncompatibleInputs, InvalidSetting
+from sampler.free_noise import free_noise
 from sampler.freeinit import free_init_plan
 from sampler.guidance import AddedConditions, Denoiser
 from sampler.iv_mixed_plans import mixed_plan
@@ -50,6 +51,7 @@ __all__ = [
     "VideoDenoiser",
     "ddim_plan",
     "free_init_plan",
+    "free_noise",
     "fused_plan",
     "mixed_plan",
     "noised",

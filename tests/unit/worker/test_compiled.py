@@ -298,7 +298,7 @@ def test_a_folder_that_cannot_be_made_is_no_reason_not_to_start(
 
 def test_channels_last_keeps_weights_and_their_sharing(entry: ModelEntry, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "worker.networks.models.MAX_TUNED_PIXELS", 0
+        "worker.networks.loading.MAX_TUNED_PIXELS", 0
     )  # else the CPU's own preparation has done it already
     plain = models_of(entry, NONE)
     models = models_of(entry, NONE.model_copy(update={"channels_last": True}))
