@@ -114,12 +114,11 @@ class Models:
         Raises:
             InvalidParameter: a word is not in the vocabulary of a model with a closed one.
             PromptTooLong: a text has more tokens than an encoder takes.
-            InvalidSetting: an encoder has too few layers for `clip_skip`, or a text has weights that cannot be read.
+            InvalidSetting: too few layers for `clip_skip`, or weights that cannot be read.
             NotFinite: an encoder returned NaN or infinity.
         """
         texts = [texts] if isinstance(texts, str) else texts
-        options = options or TextOptions.of(self.entry)
-        self._check_words(texts, options)
+        options = self._check_words(texts, options or TextOptions.of(self.entry))
         image, video = self.image_text_encoder, self.video_text_encoder
         all_texts, these = [*texts, *next_to], slice(len(texts))
         has_zeros = empty_is_none and self.entry.family == SDXL and self.entry.force_zeros_for_empty_prompt
@@ -131,12 +130,13 @@ class Models:
             for_image = self._checked(encoded, zeros, "image model's encoder (image_text_encoder)")
         return TextEmbeddings(for_image.text, for_video.text, for_image.pooled, for_video.pooled)
 
-    def _check_words(self, texts: Sequence[str], options: TextOptions) -> None:
-        """Raises InvalidParameter for words that a closed vocabulary lacks; brackets and BREAK as the options say."""
+    def _check_words(self, texts: Sequence[str], options: TextOptions) -> TextOptions:
+        """The options, which say how brackets and BREAK are read. Raises InvalidParameter for unknown words."""
         read = {"prompt_chunks": options.chunks, "prompt_weighting": options.weighting}
         entry = self.entry.model_copy(update=read)
         for text in texts:
             entry.check_vocabulary("prompt", text)
+        return options
 
     def _checked(self, encoded: Encoded, zeros: Sequence[bool], name: str) -> Encoded:
         """In the networks' dtype, with zeros in these rows. Raises NotFinite."""
