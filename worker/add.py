@@ -193,6 +193,11 @@ def _exit(number: int, _frame: FrameType | None) -> None:
 
 
 app = typer.Typer(add_completion=False)
+SizeOption = Annotated[list[str] | None, typer.Option(help="WIDTHxHEIGHT; may be repeated, the first is the default.")]
+LoraOption = Annotated[list[str] | None, typer.Option(help="FILE[:SCALE], here or on a hub; may be repeated.")]
+SelectableOption = Annotated[
+    list[str] | None, typer.Option(help="[NAME=]FILE[:SCALE] that requests may choose; may be repeated.")
+]
 
 
 @app.command()
@@ -207,7 +212,8 @@ def main(
     motion_adapter: Annotated[str | None, typer.Option(help="AnimateDiff: motion modules; likewise.")] = None,
     image_model: Annotated[str | None, typer.Option(help="Another image model with its text encoder.")] = None,
     vae: Annotated[str | None, typer.Option(help="Another VAE.")] = None,
-    lora: Annotated[list[str] | None, typer.Option(help="FILE[:SCALE], here or on a hub; may be repeated.")] = None,
+    lora: LoraOption = None,
+    selectable_lora: SelectableOption = None,
     textual_inversion: Annotated[list[str] | None, typer.Option(help="FILE[:TOKEN]; may be repeated.")] = None,
     family: Annotated[Family | None, typer.Option(help="Default: as the configs say.")] = None,
     tokenizer: Annotated[Path | None, typer.Option(help="Folder of the tokenizer of a single file.")] = None,
@@ -218,9 +224,7 @@ def main(
     distilled: Annotated[str | None, typer.Option(help=DISTILLED_HELP)] = None,
     base: Annotated[str | None, typer.Option(help="Model that gives the components that are missing.")] = None,
     variant: Annotated[str | None, typer.Option(help="Such as fp16, where a folder has several.")] = None,
-    size: Annotated[
-        list[str] | None, typer.Option(help="WIDTHxHEIGHT; may be repeated, the first is the default.")
-    ] = None,
+    size: SizeOption = None,
     licence: Annotated[str | None, typer.Option(help="Licence of the weights, for `ivmix models list`.")] = None,
     description: Annotated[str | None, typer.Option(help="For GET /v1/models.")] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Replace an added model of this name.")] = False,
@@ -230,8 +234,9 @@ def main(
     keep_private(settings.data_dir)
     signal.signal(signal.SIGTERM, _exit)
     given = Given(name, source, family, motion_adapter, image_model, vae, tokenizer, config, base)
-    adapters = {"loras": tuple(lora or ()), "inversions": tuple(textual_inversion or ())}
-    given = dataclasses.replace(given, variant=variant, prediction=prediction_type, distilled=distilled, **adapters)
+    loras, selectable, words = (tuple(files or ()) for files in (lora, selectable_lora, textual_inversion))
+    given = dataclasses.replace(given, variant=variant, prediction=prediction_type, distilled=distilled)
+    given = dataclasses.replace(given, loras=loras, selectable_loras=selectable, inversions=words)
     changes = {"licence": licence or f"not known; see {source}", "description": description or f"Added from {source}."}
     changes |= ({"sizes": size} if size else {}) | distilled_settings(distilled)
     entry = add(given, settings, changes, typer.echo, may_replace=replace)

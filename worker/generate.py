@@ -37,6 +37,7 @@ OPTIONS = {  # all other options, and the fields of the request that they are
     "guidance": "guidance_scale",
     "size": "size",
     "frames": "num_frames",
+    "lora": "loras",
     "clip_skip": "clip_skip",
 }
 
@@ -58,6 +59,7 @@ def generate(
     guidance: Annotated[float | None, typer.Option(help="guidance_scale.")] = None,
     size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT.")] = None,
     frames: Annotated[int | None, typer.Option(min=1, help="num_frames.")] = None,
+    lora: Annotated[list[str] | None, typer.Option(help="NAME[:SCALE[:NETWORK]]; may be repeated.")] = None,
     clip_skip: Annotated[int | None, typer.Option(min=0, help="1: Clip skip 2 elsewhere.")] = None,
     compare: Annotated[str | None, typer.Option(metavar="SAMPLER,SAMPLER", help=COMPARE_HELP)] = None,
     sampler: Annotated[str | None, _sampler_option(", ".join(USES))] = None,

@@ -7,10 +7,11 @@ from typing import Generic, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from service.catalog.bounds import Range
+from service.jobs.lora_choice import LoraUse
 from service.jobs.model import Generation, Phase
 from service.jobs.queue_and_waiting_time import QueueStats, WorkerStats
 from service.jobs.request import MAX_METADATA_PAIRS
-from service.jobs.sampler_settings import COMBINATIONS, USES, SamplerSettings
+from service.jobs.sampler_settings import COMBINATIONS, USES, Network, SamplerSettings
 from service.scopes import Scope
 from service.wire.video import ResponseModel, Status, Video, unix_seconds
 
@@ -88,6 +89,7 @@ class VideoEstimate(ResponseModel):
     negative_prompt: str
     seed: int | None = Field(description="null: random")
     sampler: SamplerSettings
+    loras: list[LoraUse]
     total_steps: int
     network_calls: dict[str, int] = Field(description="Calls of each network in the whole run")
     cost: int = Field(description="Network calls x pixels x frames, see `max_cost` of the model")
@@ -125,6 +127,16 @@ class DeletedSession(ResponseModel):
     deleted: Literal[True] = True
 
 
+class ModelLora(ResponseModel):
+    """A LoRA that requests may choose."""
+
+    name: str
+    description: str
+    trigger_words: list[str] = Field(description="Words for the prompt that it was trained with")
+    scale: float = Field(description="Default of its `scale`")
+    networks: list[Network] = Field(description="The networks that it may change; by default all of them")
+
+
 class Model(ResponseModel):
     """OpenAI's four fields, then the limits and defaults of the model."""
 
@@ -149,6 +161,9 @@ class Model(ResponseModel):
     sampler_settings: dict[str, list[str]] = Field(description="The settings in `sampler` that each of them reads")
     combinations: list[str] = Field(
         default=list(COMBINATIONS), description="Values of `sampler.combination`; those with R require `goback_first`"
+    )
+    loras: list[ModelLora] = Field(
+        validation_alias="selectable_loras", description="What `loras` of a request may name; usually none"
     )
     max_cost: float | None = Field(description="Limit on network calls x pixels x frames of one video; null means none")
     max_prompt_length: int = Field(description="In characters")

@@ -22,7 +22,7 @@ from service.validation_messages import unknown_parameter
 Body = dict[str, Any]  # not validated yet
 
 FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
-MAX_DEPTH = 4  # extra_body[sampler][interval][]
+MAX_DEPTH = 5  # extra_body[loras][0][networks][]
 
 _SHAPE = ("size", "width", "height", "aspect_ratio", "resolution")
 
@@ -37,7 +37,7 @@ NO_OPS: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(
         ("stream", "enable_frame_interpolation", "enable_upscaling", "enable_teacache", "enable_cache_dit"), _OFF
     ),
-    **dict.fromkeys((*MEDIA_FIELDS, "lora"), _ABSENT),
+    **dict.fromkeys(MEDIA_FIELDS, _ABSENT),
     **dict.fromkeys(
         ("guidance_scale_2", "true_cfg_scale", "boundary_ratio", "flow_shift", "max_sequence_length", "quality"),
         _ABSENT,

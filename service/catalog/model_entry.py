@@ -22,6 +22,7 @@ from service.catalog.optimise import Optimise
 from service.catalog.prompt_limits import NAME, PromptLimits
 from service.catalog.sampler_choice import choose_sampler, settings_of
 from service.catalog.scheduler_settings import check_overrides, named_spacing, run_spacing
+from service.catalog.selectable_loras import SelectableLoras, choose_loras
 from service.catalog.text_layers import check_clip_skip, most_clip_skip
 from service.catalog.weight_files import Component
 from service.errors import InvalidParameter
@@ -55,6 +56,7 @@ class ModelEntry(PromptLimits):
     image_schedule: dict[str, JsonValue] = Field(default={}, description="overrides of the image_scheduler's config")
     lora_scale: float = Field(default=1.0, description="of components.lora, for the image model")
     loras: tuple[Lora, ...] = ()
+    selectable_loras: SelectableLoras = Field(default=(), description="LoRAs that requests may choose")
     optimise: Optimise = Optimise()
     network_fps: int | None = Field(
         default=None, ge=1, description="videocrafter: frame rate that conditions the network; default: the clip's"
@@ -119,7 +121,7 @@ class ModelEntry(PromptLimits):
     @property
     def all_components(self) -> dict[str, Component]:
         """The named components and those in `path`, fetched or not; optional ones only where they, or a link, exist."""
-        files = (adapter.file for adapter in (*self.loras, *self.textual_inversions))
+        files = (adapter.file for adapter in (*self.loras, *self.textual_inversions, *self.selectable_loras))
         named = self.components | {file.name: file for file in files}
         if self.path is None:
             return named
@@ -185,6 +187,7 @@ class ModelEntry(PromptLimits):
             sampler=sampler,
             spacing=spacing,
             official_family=self.family if sampler.name == "official" else None,
+            loras=choose_loras(request.loras, self.selectable_loras, self.id),
             clip_skip=self._clip_skip(request, sampler),
             prompt_chunks=self.prompt_chunks,
             prompt_weighting=self.prompt_weighting,

@@ -12,7 +12,13 @@ if TYPE_CHECKING:
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 SAMPLERS = "iv-mixed, ddim, zigzag, freeinit, fused, official"
-RENAMED = {"steps": "num_inference_steps", "guidance": "guidance_scale", "frames": "num_frames", "sampler": "name"}
+RENAMED = {
+    "steps": "num_inference_steps",
+    "guidance": "guidance_scale",
+    "frames": "num_frames",
+    "lora": "loras",
+    "sampler": "name",
+}
 NOT_SENT = {"output", "detach", "url", "api_key"}
 SAMPLER_OPTIONS = {
     "sampler",
@@ -64,6 +70,7 @@ def submit(
     fps: Annotated[int | None, typer.Option(help="Frames per second.")] = None,
     seconds: Annotated[float | None, typer.Option(help="Length; sets num_frames.")] = None,
     negative_prompt: Annotated[str | None, typer.Option(help="What the video should not show.")] = None,
+    lora: Annotated[list[str] | None, typer.Option(help="NAME[:SCALE[:NETWORK]]; may be repeated.")] = None,
     clip_skip: ClipSkip = None,
     num_videos: Annotated[int | None, typer.Option(help="Several, with seeds one apart: video-1.mp4, ...")] = None,
     sampler: Annotated[str | None, _sampler_option(SAMPLERS)] = None,

@@ -10,6 +10,7 @@ from pydantic import ConfigDict, Field
 from service.frozen_model import FrozenModel
 from service.ids import created_at, new_job_id
 from service.jobs.denoiser_calls import network_calls
+from service.jobs.lora_choice import LoraUse
 from service.jobs.reference import Reference
 from service.jobs.released_loops import Family
 from service.jobs.sampler_settings import SamplerSettings
@@ -91,6 +92,8 @@ class Generation(FrozenModel):
     #: family whose released code runs; None unless the sampler is `official`
     reference: Reference | None = Field(default=None, exclude_if=lambda reference: reference is None)
     #: picture or clip that the video starts from
+    loras: tuple[LoraUse, ...] = Field(default=(), exclude_if=lambda loras: not loras)
+    #: LoRAs that the request chose, in addition to those that are merged into the model for every clip
     clip_skip: Count = Field(default=0, exclude_if=lambda skipped: not skipped)
     #: last layers of the text encoders that the prompt skips; 0: none
     prompt_chunks: Size = Field(default=1, exclude_if=lambda chunks: chunks == 1)

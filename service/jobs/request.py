@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Self, cast
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from service.frozen_model import FrozenModel
+from service.jobs.lora_choice import MAX_LORAS, LoraRequest, as_list, unique_loras
 from service.jobs.model import EVENT_TYPES, Callback, EventType, Generation, Job, Priority
 
 MAX_SEED = 2**63 - 1
@@ -17,12 +18,15 @@ MAX_METADATA_PAIRS = 16
 MAX_METADATA_NAME = 64  # characters
 
 Metadata = dict[Annotated[str, Field(max_length=MAX_METADATA_NAME)], Annotated[str, Field(max_length=512)]]
-
+Loras = Annotated[
+    tuple[LoraRequest, ...], BeforeValidator(as_list), Field(max_length=MAX_LORAS), AfterValidator(unique_loras)
+]
 
 # Names that other servers use.
 ALIASES = {
     "webhook_url": "callback_url",
     "duration": "seconds",
+    "lora": "loras",
     "n": "num_videos",
     "num_outputs_per_prompt": "num_videos",
     "num_videos_per_prompt": "num_videos",
@@ -92,6 +96,7 @@ class VideoRequest(FrozenModel):
         default=None, ge=-1, le=MAX_SEED, description="Random if omitted or -1; the one used is always returned"
     )
     sampler: dict[str, Any] | None = Field(default=None, description="Overrides of the model's sampler settings")
+    loras: Loras | None = Field(default=None, description="Of the model's list in GET /v1/models; alias: lora")
     metadata: Metadata = Field(
         default_factory=dict,
         max_length=MAX_METADATA_PAIRS,

@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from service.jobs.lora_choice import LoraUse
 from service.jobs.model import Generation, Job, JobState, Phase, Priority
 from service.jobs.sampler_settings import SamplerSettings
 from service.settings import Settings
@@ -76,6 +77,7 @@ class Video(ResponseModel):
     clip_skip: int
     negative_prompt: str
     sampler: SamplerSettings
+    loras: list[LoraUse] = Field(description="Those that the request chose")
     priority: Priority
     queue_position: int | None = Field(
         description="Number of videos ahead; null once started, and in lists unless `status` is `queued` alone"

@@ -23,7 +23,8 @@ BUNDLED: dict[Family, str] = {
     "videocrafter": "videocrafter2",
 }
 # What describes the bundled entry's weights, not its family.
-OWN = {"family", "path", "components", "aliases", "created", "description", "licence", "loras", "textual_inversions"}
+ADAPTERS = {"loras", "selectable_loras", "textual_inversions"}
+OWN = {"family", "path", "components", "aliases", "created", "description", "licence", *ADAPTERS}
 
 Raw = dict[str, Any]
 

@@ -21,6 +21,7 @@ from service.catalog.family_components import (
 from service.catalog.registry import ModelRegistry
 from service.catalog.weight_files import Component, Source
 from service.errors import ConfigurationError
+from worker.adding.adapters import SCALE, named_lora, selectable_lora
 from worker.adding.configs import Prediction, checkpoint_configs, motion_config, vae_config
 from worker.adding.distilled import is_lcm
 from worker.adding.hub_spec import HubSpec, is_url
@@ -55,6 +56,7 @@ class Given:
     config: Path | None = None
     base: str | None = None
     loras: tuple[str, ...] = ()
+    selectable_loras: tuple[str, ...] = ()
     inversions: tuple[str, ...] = ()
     variant: str | None = None
     prediction: Prediction | None = None
@@ -226,19 +228,23 @@ class Gathering:
         return self.folder / name
 
     def _adapters(self) -> None:
-        loras = [self._adapter(spec, LORA, r"[-+]?(?:\d+\.?\d*|\.\d+)") for spec in self.given.loras]
+        loras = [self._adapter(spec, LORA, SCALE)[1:] for spec in self.given.loras]
+        selectable = (named_lora(spec) for spec in self.given.selectable_loras)
         inversions = [self._adapter(spec, INVERSION, r"\S+") for spec in self.given.inversions]
         role = {"on": ["video"]} if is_lcm(self.given.distilled) else {}  # such a LoRA is a part of the distillation
         self.adapters = {
             "loras": [{"file": part, **({"scale": float(scale)} if scale else {}), **role} for part, scale in loras],
+            "selectable_loras": [
+                selectable_lora(name, *self._adapter(spec, LORA, SCALE), self.family) for name, spec in selectable
+            ],
             "textual_inversions": [
                 {"file": part, "token": token or f"<{'_'.join(Path(part.inside).stem.split())}>"}
-                for part, token in inversions
+                for _, part, token in inversions
             ],
         }
 
-    def _adapter(self, spec: str, kind: str, suffix: str) -> tuple[Part, str | None]:
-        """A file of FILE or FILE:SUFFIX, on this machine or a hub. Raises ConfigurationError."""
+    def _adapter(self, spec: str, kind: str, suffix: str) -> tuple[WeightsFile, Part, str | None]:
+        """A file of FILE or FILE:SUFFIX, on this machine or a hub, and where it is. Raises ConfigurationError."""
         split = re.fullmatch(rf"(.+):({suffix})", spec)
         if split and is_url(spec) and "/" in split[2]:  # the colon of https: or of a port
             split = None
@@ -246,8 +252,8 @@ class Gathering:
         for name, value in readings:
             path = Path(name).expanduser().resolve()
             if path.is_file():
-                WeightsFile.read(path).require(kind).for_family(self.family)
-                return Part(Source(folder=path.parent), path.name), value
+                file = WeightsFile.read(path).require(kind).for_family(self.family)
+                return file, Part(Source(folder=path.parent), path.name), value
         name, value = readings[-1]
         if Path(name).expanduser().exists() or HubSpec.parse(name, hub_hosts) is None:
             raise ConfigurationError(f"{spec}: there is no file {Path(name).expanduser()}")
@@ -255,7 +261,7 @@ class Gathering:
         file = self._single_file(found, kind) if isinstance(found, Tree) else found.require(kind)
         file.for_family(self.family)
         assert file.remote is not None
-        return Part(file.remote.source, file.remote.inside), value
+        return file, Part(file.remote.source, file.remote.inside), value
 
     def _from_base(self, family: Family) -> None:
         if self.given.base is None:

@@ -168,6 +168,7 @@ class Engine:
         total = len(plan)
         on_progress(Phase.ENCODING, 0, total)
         with _timed(timings, Phase.ENCODING):
+            self.models.loras.use(generation.loras)
             image, video = self._denoisers(generation, low_memory=low_memory)
         with _timed(timings, Phase.SAMPLING):
             state = self._first_state(generation, plan, begin)
@@ -215,7 +216,8 @@ class Engine:
 
     def _first_state(self, generation: Generation, plan: Plan, begin: Checkpoint | Path | None) -> Checkpoint:
         """The checkpoint to resume from, or the state before the first step."""
-        run = (self._weights, self.models.entry.optimise, generation, plan)
+        weights = self._weights + (self.models.loras.digest(generation.loras) if generation.loras else "")
+        run = (weights, self.models.entry.optimise, generation, plan)
         device, shape, name = self.models.device, self.models.latents_shape(generation), run_fingerprint(*run)
         found = begin
         if isinstance(begin, Path):

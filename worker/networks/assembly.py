@@ -19,6 +19,7 @@ from worker.networks.component_loader import load_component
 from worker.networks.lora import adapt_text_encoders, fuse_unet_loras
 from worker.networks.network_classes import Network, errors_only
 from worker.networks.schedules import load_schedules
+from worker.networks.selectable_loras import check_selectable_loras
 from worker.networks.text_encoder import AnyTextEncoder, PairedTextEncoder, TextEncoder, text_encoder_of
 
 # after network_classes, which switches the hub client offline
@@ -78,6 +79,7 @@ def fit_together(entry: ModelEntry, parts: Mapping[str, Any]) -> Assembly:
         )
     image_text = video_text if missing else _text_encoder(entry, parts, "image_")
     image_text, video_text = adapt_text_encoders(entry, image_text, video_text)
+    image_text = check_selectable_loras(entry, (image_unet, video_unet), (image_text, video_text))
     _check_compatibility(entry, parts["vae"], (image_unet, image_text), (video_unet, video_text))
     _check_clip_skip(entry, image_text, video_text)
     check_sizes(entry, parts["vae"])

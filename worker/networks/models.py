@@ -23,12 +23,13 @@ from service.jobs.model import Generation
 from service.settings import load_settings
 from worker.networks import cpu_tuning
 from worker.networks.assembly import Assembly, IncompatibleModels, assemble, pixels_per_latent
+from worker.networks.lora_switch import LoraSwitch
 from worker.networks.network_classes import Network
 from worker.networks.not_finite import finite
 from worker.networks.optimise import BlockCompiler, OptimisedNetwork, TextKVCache, vae_decode
 from worker.networks.optimise.weight_memory import channels_last, resident_bytes, shared_bytes
 from worker.networks.schedules import schedule_warnings
-from worker.networks.text_encoder import AnyTextEncoder, Encoded, TextEmbeddings, TextOptions
+from worker.networks.text_encoder import AnyTextEncoder, Encoded, TextEmbeddings, TextOptions, same_parameters
 
 __all__ = ["IncompatibleModels", "Models", "default_device", "load"]
 log = logging.getLogger("ivmix.child")
@@ -44,7 +45,8 @@ class Models:
 
     C is the number of latent channels, F of frames; h, w are latent pixels, H, W picture pixels. `image_unet` and
     `video_unet` are diffusers' UNets for direct calls; the `optimised` ones are the same networks as `denoisers` calls
-    them. The two text encoders are one object if both UNets read the same embeddings.
+    them. The two text encoders are one object, or share their parameters, if both UNets read the same embeddings.
+    `loras` gives the networks the LoRAs of one job.
     """
 
     entry: ModelEntry
@@ -60,6 +62,7 @@ class Models:
     optimised_image_unet: Network
     optimised_video_unet: Network
     text_kv_cache: TextKVCache
+    loras: LoraSwitch
 
     def __repr__(self) -> str:
         entry, megabytes = self.entry, self.weights_bytes / 1e6
@@ -112,17 +115,17 @@ class Models:
             `image` and `video`, (B, tokens, dim) each in the networks' dtype. Slices select texts.
 
         Raises:
-            InvalidParameter: a word is not in the vocabulary of a model with a closed one.
-            PromptTooLong: a text has more tokens than an encoder takes.
-            InvalidSetting: too few layers for `clip_skip`, or weights that cannot be read.
+            InvalidParameter, PromptTooLong: the vocabulary lacks a word, or an encoder takes fewer tokens.
+            InvalidSetting: an encoder has too few layers for `clip_skip`, or a text has weights that cannot be read.
             NotFinite: an encoder returned NaN or infinity.
         """
         texts = [texts] if isinstance(texts, str) else texts
-        options = self._check_words(texts, options or TextOptions.of(self.entry))
+        options = options or TextOptions.of(self.entry)
+        self._check_words(texts, options)
         image, video = self.image_text_encoder, self.video_text_encoder
+        image = video if same_parameters(image, video) else image
         all_texts, these = [*texts, *next_to], slice(len(texts))
-        has_zeros = empty_is_none and self.entry.family == SDXL and self.entry.force_zeros_for_empty_prompt
-        zeros = [has_zeros and not text for text in texts]
+        zeros = [empty_is_none and self._empty_is_zeros and not text for text in texts]
         encoded = video.encode(video.tokenize(all_texts, options)[these], clip_skip)
         for_image = for_video = self._checked(encoded, zeros, "text encoder (text_encoder)")
         if image is not video:
@@ -130,13 +133,16 @@ class Models:
             for_image = self._checked(encoded, zeros, "image model's encoder (image_text_encoder)")
         return TextEmbeddings(for_image.text, for_video.text, for_image.pooled, for_video.pooled)
 
-    def _check_words(self, texts: Sequence[str], options: TextOptions) -> TextOptions:
-        """The options, which say how brackets and BREAK are read. Raises InvalidParameter for unknown words."""
+    @property
+    def _empty_is_zeros(self) -> bool:
+        return self.entry.family == SDXL and self.entry.force_zeros_for_empty_prompt
+
+    def _check_words(self, texts: Sequence[str], options: TextOptions) -> None:
+        """Raises InvalidParameter for words that a closed vocabulary lacks; brackets and BREAK as the options say."""
         read = {"prompt_chunks": options.chunks, "prompt_weighting": options.weighting}
         entry = self.entry.model_copy(update=read)
         for text in texts:
             entry.check_vocabulary("prompt", text)
-        return options
 
     def _checked(self, encoded: Encoded, zeros: Sequence[bool], name: str) -> Encoded:
         """In the networks' dtype, with zeros in these rows. Raises NotFinite."""
@@ -280,6 +286,13 @@ def _on_device(entry: ModelEntry, parts: Assembly, device: torch.device, dtype: 
     text_kv_cache = TextKVCache()
     unets = parts.image_unet, parts.video_unet
     image, video = _optimised(entry, device, parts.vae, unets, text_kv_cache)
+
+    def clear_caches() -> None:
+        for network in (image, video):
+            network.clear_caches()
+
+    encoders = parts.image_text_encoder, parts.video_text_encoder
+    loras = LoraSwitch(entry, unets, encoders, clear_caches)
     return Models(
         entry=entry,
         device=device,
@@ -288,6 +301,7 @@ def _on_device(entry: ModelEntry, parts: Assembly, device: torch.device, dtype: 
         optimised_image_unet=image,
         optimised_video_unet=video,
         text_kv_cache=text_kv_cache,
+        loras=loras,
     )
 
 

@@ -218,6 +218,13 @@ def _check_clip_skip(clip_skip: Sequence[int], most: int) -> None:
 AnyTextEncoder = TextEncoder | PairedTextEncoder
 
 
+def same_parameters(a: AnyTextEncoder, b: AnyTextEncoder) -> bool:
+    """Whether they are one object, or one is a copy that shares all parameters and words: the same embeddings."""
+    weights = [[id(x) for network in encoder.networks for x in network.parameters()] for encoder in (a, b)]
+    words = [[part.multi_vector for part in encoder.parts.values()] for encoder in (a, b)]
+    return weights[0] == weights[1] and words[0] == words[1]
+
+
 def text_encoder_of(parts: Mapping[str, TextEncoder]) -> AnyTextEncoder:
     """The inverse of `parts`."""
     second = parts.get("text_encoder_2")

@@ -241,7 +241,7 @@ def _render_created(services: Services, jobs: list[Job], response: Response, *, 
 def _fingerprint(body: VideoRequest, remixed_from: str | None) -> str:
     """Hash of the parsed request; raw multipart bodies differ in their boundary."""
     # Fields that 0.1 did not have are left out where they are absent, so that its keys still match after an upgrade.
-    later = ("aspect_ratio", "resolution", "clip_skip", "num_videos")
+    later = ("aspect_ratio", "resolution", "clip_skip", "num_videos", "loras")
     new = {name for name in later if getattr(body, name) is None}
     parsed = json.dumps([body.model_dump(mode="json", exclude=new), remixed_from], sort_keys=True)
     return hashlib.sha256(parsed.encode()).hexdigest()

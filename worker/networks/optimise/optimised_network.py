@@ -43,6 +43,12 @@ class OptimisedNetwork:
             channels_last(network)
         self._blocks = CompiledBlocks(network, compiler or BlockCompiler()) if optimise.compile else None
 
+    def clear_caches(self) -> None:
+        """To be called when weights have changed."""
+        self._text_kv_cache.clear()
+        if self._time_embeddings is not None:
+            self._time_embeddings.clear()
+
     @property
     def config(self) -> Any:
         return self.network.config

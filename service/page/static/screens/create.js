@@ -6,6 +6,7 @@ import { remember } from '../live.js'
 import { Empty, ErrorBox, Head } from '../parts.js'
 import { Basics, More, Prompt } from './create_parts/basics.js'
 import { EXAMPLES, emptyForm, formOf, requestBody } from './create_parts/form.js'
+import { Loras } from './create_parts/loras.js'
 import { SamplerSettings } from './create_parts/sampler.js'
 import { Summary } from './create_parts/summary.js'
 import { useEstimate } from './create_parts/use_estimate.js'
@@ -56,6 +57,7 @@ function Form({ start, models, go }) {
       <section class="card stack" aria-labelledby="settings">
         <h2 id="settings">Settings</h2>
         <${Basics} form=${form} model=${model} models=${models} errorOf=${errorOf} onChange=${change} onModel=${(id) => setForm(emptyForm(models.find((each) => each.id === id), form.prompt))} />
+        <${Loras} form=${form} model=${model} error=${problem?.param?.startsWith('loras') ? problem.message : undefined} onChange=${change} />
       </section>
       <section class="card stack" aria-labelledby="sampler">
         <h2 id="sampler">Sampler</h2>
@@ -76,7 +78,7 @@ const FIELDS = ['prompt', 'size', 'num_frames', 'fps', 'num_inference_steps', 'g
 function isFieldOf(param, model) {
   if (!param) return false
   const setting = param.replace(/^sampler\./, '')
-  return FIELDS.includes(param) || setting === 'name' || Object.values(model.sampler_settings).flat().includes(setting)
+  return FIELDS.includes(param) || (param.startsWith('loras') && model.loras.length > 0) || setting === 'name' || Object.values(model.sampler_settings).flat().includes(setting)
 }
 
 /** Creates the video and goes to it, or to the gallery if there are several. */

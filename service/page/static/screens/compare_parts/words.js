@@ -18,6 +18,7 @@ const WORDS = {
   num_inference_steps: 'Steps',
   guidance_scale: 'Guidance',
   negative_prompt: 'Negative prompt',
+  loras: 'LoRAs',
   clip_skip: 'CLIP layers skipped',
   name: 'Sampler',
   network: 'Network',
@@ -45,7 +46,12 @@ const text = (value) => (Array.isArray(value) ? value.join(' to ') : String(valu
 function settingsOf(video, models) {
   const model = models.find(({ id }) => id === video.model)
   const reads = model?.sampler_settings[video.sampler.name] ?? Object.keys(video.sampler)
-  const own = [...OF_VIDEO.map((name) => [name, video[name]]), ['clip_skip', video.clip_skip || null]]
+  const loras = video.loras?.map((lora) => `${lora.name} ${lora.scale} (${lora.networks.join(' and ')})`).join(', ')
+  const own = [
+    ...OF_VIDEO.map((name) => [name, video[name]]),
+    ['loras', loras || undefined],
+    ['clip_skip', video.clip_skip || undefined],
+  ]
   const sampler = ['name', ...reads].map((name) => [name, video.sampler[name] ?? { network: 'video', grid: 'adjacent', solver: 'ddim' }[name]])
   return Object.fromEntries([...own, ...sampler].filter(([, value]) => value !== undefined && value !== null))
 }

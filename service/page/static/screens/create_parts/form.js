@@ -35,12 +35,16 @@ export function requestBody(form) {
   for (const name of NUMBERS) if (isGiven(form[name])) body[name] = asNumber(form[name])
   for (const name of TEXTS) if (isGiven(form[name]) || name in form && name === 'negative_prompt') body[name] = form[name]
   if (Object.keys(form.sampler).length) body.sampler = form.sampler
+  if (form.loras?.length) body.loras = form.loras.map(loraBody)
   const pairs = form.metadata.filter(([name]) => name.trim())
   if (pairs.length) body.metadata = Object.fromEntries(pairs)
   return body
 }
 
-const isGiven = (value) => value !== undefined && value !== null && value !== ''
+/** Without a scale, the server takes that of the LoRA. */
+const loraBody = ({ scale, ...lora }) => (isGiven(scale) ? { ...lora, scale: asNumber(scale) } : lora)
+
+export const isGiven = (value) => value !== undefined && value !== null && value !== ''
 
 /** A number if the text is one, for fields and pairs. */
 export function asNumber(text) {
@@ -61,6 +65,7 @@ export function formOf(video, model) {
     prompt: video.prompt ?? '',
     sampler: Object.fromEntries([...others, ...settings]), // a default of the model would apply to what is not sent
     metadata: Object.entries(video.metadata),
+    loras: video.loras,
     priority: video.priority === 'normal' ? undefined : video.priority,
     ...Object.fromEntries([...NUMBERS, 'size', 'negative_prompt'].map((name) => [name, video[name]])),
     clip_skip: video.clip_skip === (model?.clip_skip ?? 0) ? undefined : video.clip_skip,

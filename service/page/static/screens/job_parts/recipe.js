@@ -23,6 +23,7 @@ export function Recipe({ video, model }) {
     ...(video.clip_skip ? [['CLIP layers skipped', video.clip_skip]] : []),
     ['Sampler', SAMPLERS[video.sampler.name]?.[0] ?? video.sampler.name],
     ...settings.map(([name, value]) => [html`<span class="sub">${pretty(name)}</span>`, words(value)]),
+    ...(video.loras ?? []).map((lora) => [html`<span class="sub">LoRA ${lora.name}</span>`, `${lora.scale}, ${lora.networks.join(' and ')} network`]),
     ['Network calls', calls.map(([network, count]) => `${count} ${network}`).join(', ')],
     ['Negative prompt', video.negative_prompt || '–'],
     ...(video.priority === 'normal' ? [] : [['Priority', video.priority]]),
