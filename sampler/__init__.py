@@ -18,7 +18,7 @@ from sampler.freeinit import free_init_plan
 from sampler.guidance import AddedConditions, Denoiser
 from sampler.iv_mixed_plans import mixed_plan
 from sampler.loop import LatentsNotFinite, Step, sample
-from sampler.noise import seeded_noise
+from sampler.noise import noised, seeded_noise
 from sampler.noise_schedule import NoiseSchedule
 from sampler.official_plans import official_plan
 from sampler.plan import Plan
@@ -52,6 +52,7 @@ __all__ = [
     "free_init_plan",
     "fused_plan",
     "mixed_plan",
+    "noised",
     "official_plan",
     "sample",
     "seeded_noise",

@@ -28,6 +28,13 @@ class InvalidParameter(ServiceError):
         self.reason = reason
 
 
+class BodyTooLarge(InvalidParameter):
+    """The file in a field is larger than the limit."""
+
+    def __init__(self, param: str, message: str) -> None:
+        super().__init__(param, message, "body_too_large")
+
+
 class NotFound(ServiceError):
     code = "not_found"
 

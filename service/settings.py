@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+import tempfile
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
 
@@ -151,6 +152,19 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(default=2**20, ge=1024)
     """Largest accepted request body in bytes. The default holds two texts of 32,000 characters in any script and
     encoding."""
+    max_reference_bytes: int = Field(default=20 * 2**20, ge=1024, le=2**31)
+    """Largest `input_reference`, a picture or clip, in bytes."""
+    max_data_url_bytes: int = Field(default=4 * 2**20, ge=1024, le=2**28)
+    """Largest request body in bytes that contains `input_reference` as a data URL, which is read into memory. Files in
+    multipart forms are not; only IVMIX_MAX_REFERENCE_BYTES limits them."""
+    max_reference_pixels: int = Field(default=2**25, ge=1, le=2**28)
+    """Largest `input_reference` in pixels, width x height. A picture takes about 8 bytes of memory per pixel while it
+    is read, two at a time."""
+    max_reference_frames: int = Field(default=256, ge=1, le=4096)
+    """Frames of a clip that are kept; a longer `input_reference` is cut. Videos use their first frames only."""
+    upload_dir: ExpandedPath | None = None
+    """Folder in which an API process keeps an `input_reference` until its video is created: up to 16 files at a time.
+    Default: in IVMIX_DATA_DIR with file storage, else the system's folder for temporary files."""
     page: bool = True
     """Serve the page for people at `/`. Its calls of the API need a key like all others."""
     cors_origins: CommaSeparated[Origin] = ()
@@ -285,6 +299,11 @@ class Settings(BaseSettings):
     @property
     def scratch_folder(self) -> Path:
         return self.scratch_dir or self.data_dir / "scratch"
+
+    @property
+    def upload_folder(self) -> Path:
+        in_data = self.data_dir / "uploads" if self.storage == "file" else Path(tempfile.gettempdir())
+        return self.upload_dir or in_data
 
     def require_auth_on_public_host(self) -> None:
         """Raises ConfigurationError if other machines could use the GPU without authentication."""

@@ -21,6 +21,7 @@ from service.settings import Settings
 from service.signatures import Signer
 from service.storage import FileStorage, S3Storage, VideoStorage
 from service.storage.free_space import FreeSpace
+from service.storage.reference_files import ReferenceFiles
 from service.storage.s3_endpoint import is_bucket_in_path, without_bucket
 from service.webhooks.deliveries import DeliveryStore
 from service.webhooks.endpoints import EndpointStore
@@ -52,6 +53,7 @@ class Services:
     models: ModelRegistry
     webhooks: Webhooks
     free_space: FreeSpace
+    references: ReferenceFiles
     signer: Signer
 
     @property
@@ -75,6 +77,7 @@ def open_services(settings: Settings) -> Services:
     if settings.redis_url is None:
         raise ConfigurationError("IVMIX_REDIS_URL is not set; set it, or use `ivmix up`, which starts a server")
     redis = open_redis(settings.redis_url)
+    storage = open_storage(settings)
     return Services(
         settings=settings,
         redis=redis,
@@ -82,7 +85,8 @@ def open_services(settings: Settings) -> Services:
         store=JobStore(redis, retention_seconds=settings.retention_seconds, lease_s=settings.lease_s),
         loads=ModelLoads(redis),
         keys=KeyStore(redis),
-        storage=open_storage(settings),
+        storage=storage,
+        references=ReferenceFiles(redis, storage),
         models=ModelRegistry.of(settings),
         webhooks=open_webhooks(settings, redis),
         signer=Signer(redis),

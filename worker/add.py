@@ -210,6 +210,7 @@ def main(
         ),
     ],
     motion_adapter: Annotated[str | None, typer.Option(help="AnimateDiff: motion modules; likewise.")] = None,
+    sparse_control: Annotated[str | None, typer.Option(help="SparseCtrl RGB, for first frames; likewise.")] = None,
     image_model: Annotated[str | None, typer.Option(help="Another image model with its text encoder.")] = None,
     vae: Annotated[str | None, typer.Option(help="Another VAE.")] = None,
     lora: LoraOption = None,
@@ -235,8 +236,8 @@ def main(
     signal.signal(signal.SIGTERM, _exit)
     given = Given(name, source, family, motion_adapter, image_model, vae, tokenizer, config, base)
     loras, selectable, words = (tuple(files or ()) for files in (lora, selectable_lora, textual_inversion))
-    given = dataclasses.replace(given, variant=variant, prediction=prediction_type, distilled=distilled)
-    given = dataclasses.replace(given, loras=loras, selectable_loras=selectable, inversions=words)
+    rest = {"loras": loras, "selectable_loras": selectable, "inversions": words, "sparse_control": sparse_control}
+    given = dataclasses.replace(given, variant=variant, prediction=prediction_type, distilled=distilled, **rest)
     changes = {"licence": licence or f"not known; see {source}", "description": description or f"Added from {source}."}
     changes |= ({"sizes": size} if size else {}) | distilled_settings(distilled)
     entry = add(given, settings, changes, typer.echo, may_replace=replace)

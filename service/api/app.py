@@ -38,6 +38,7 @@ from service.api.routes import (
     webhooks,
 )
 from service.api.security_headers import SecurityHeaders
+from service.api.uploads import Uploads
 from service.settings import Settings
 from service.wiring import Services
 
@@ -71,6 +72,7 @@ def create_app(services: Services) -> FastAPI:
     app.state.services = services
     app.state.rate_limiter = RateLimiter(services.redis)
     app.state.open_requests = OpenRequests(settings)
+    app.state.uploads = Uploads(settings)
     app.state.metrics = Metrics(services)
     app.state.contract = Contract(app)
     app.state.event_hub = EventHub(services)

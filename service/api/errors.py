@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from service.errors import (
+    BodyTooLarge,
     IdempotencyKeyReused,
     InvalidParameter,
     ModelUnavailable,
@@ -43,6 +44,7 @@ JOB_STORE_UNAVAILABLE = "The job store is unreachable; try again."
 # The nearest base class listed here decides; any other ServiceError is 500. Permanent errors are never 409: the OpenAI
 # SDKs retry that status.
 STATUS: dict[type[ServiceError], int] = {
+    BodyTooLarge: 413,
     InvalidParameter: 400,
     WebhookTestFailed: 400,
     NotAuthenticated: 401,

@@ -13,7 +13,7 @@ from service.jobs.queue_and_waiting_time import QueueStats, WorkerStats
 from service.jobs.request import MAX_METADATA_PAIRS
 from service.jobs.sampler_settings import COMBINATIONS, USES, Network, SamplerSettings
 from service.scopes import Scope
-from service.wire.video import ResponseModel, Status, Video, unix_seconds
+from service.wire.video import ResponseModel, Status, Video, VideoReference, unix_seconds
 
 T = TypeVar("T")
 
@@ -90,7 +90,10 @@ class VideoEstimate(ResponseModel):
     seed: int | None = Field(description="null: random")
     sampler: SamplerSettings
     loras: list[LoraUse]
-    total_steps: int
+    input_reference: VideoReference | None = Field(
+        default=None, exclude_if=lambda reference: reference is None, description="Left out if there is none"
+    )
+    total_steps: int = Field(description="Those that run; with `input_reference`, the first ones are left out")
     network_calls: dict[str, int] = Field(description="Calls of each network in the whole run")
     cost: int = Field(description="Network calls x pixels x frames, see `max_cost` of the model")
     inference_time_s: float | None = Field(
@@ -105,6 +108,7 @@ class VideoEstimate(ResponseModel):
             size=f"{generation.width}x{generation.height}",
             seconds=f"{generation.seconds:g}",
             seed=seed,
+            input_reference=VideoReference.of(generation),
             total_steps=generation.total_steps,
             network_calls=generation.network_calls,
             cost=generation.cost,

@@ -12,10 +12,11 @@ from fastapi import HTTPException, Request
 from pydantic import ValidationError
 from starlette.types import Message
 
-from service.api.body_reader import MEDIA_FIELDS, media_type, read_bytes, unsupported_media
+from service.api.body_reader import MEDIA_FIELDS, REFERENCE, Upload, media_type, read_bytes, unsupported_media
 from service.catalog.invalid_parameter import invalid_parameter
 from service.errors import InvalidParameter
 from service.jobs.model import Generation
+from service.jobs.reference import Reference, ReferenceFile
 from service.jobs.request import VideoRequest, resolve_aliases
 from service.validation_messages import unknown_parameter
 
@@ -28,7 +29,7 @@ _SHAPE = ("size", "width", "height", "aspect_ratio", "resolution")
 
 # SGLang's benchmark and vLLM-Omni put everything beyond OpenAI's fields into one of these objects.
 NESTED = ("extra_body", "extra_json", "extra_params")
-OBJECTS = ("sampler", "metadata", *NESTED)
+OBJECTS = ("sampler", "metadata", REFERENCE, *NESTED)
 
 # Fields of other servers, with the values that have no effect here.
 _OFF = (False, "false", "False", None)
@@ -45,13 +46,16 @@ NO_OPS: dict[str, tuple[Any, ...]] = {
 }
 
 
-async def read_body(request: Request) -> Body:
-    """Raises InvalidParameter, or HTTPException 400, 413 or 415 for a malformed body."""
+async def read_body(request: Request, upload: Upload) -> Body:
+    """The fields of a body, without the file in `input_reference`, which is `upload.path`.
+
+    Raises InvalidParameter, or HTTPException 400, 413 or 415 for a malformed body.
+    """
     kind = media_type(request)
     if kind not in FORMS and not is_json(kind):
         sent = f"not as '{kind[:80]}'" if kind else "with a content-type header"
         raise HTTPException(415, f"Send the body as application/json or {' or '.join(FORMS)}, {sent}.")
-    raw = await read_bytes(request, request.app.state.services.settings.max_body_bytes)
+    raw = await read_bytes(request, request.app.state.services.settings.max_body_bytes, upload)
     return await _read_form(request, raw) if kind in FORMS else read_json(raw)
 
 
@@ -60,10 +64,12 @@ def is_json(kind: str) -> bool:
 
 
 def parse(body: Body, source: Generation | None = None) -> VideoRequest:
-    """Validates a body; for a remix, `source` provides the fields that the body omits, all but the prompt.
+    """A body without a reference, see `normalise` and `validate`. Raises InvalidParameter."""
+    return validate(normalise(body), source)
 
-    Raises InvalidParameter.
-    """
+
+def normalise(body: Body) -> Body:
+    """The fields under the names of VideoRequest, without those that have no effect. Raises InvalidParameter."""
     body = _flatten({name: _object(name, value) for name, value in body.items()})
     for name in NO_OPS.keys() & body.keys():
         if body.pop(name) not in NO_OPS[name]:
@@ -74,9 +80,22 @@ def parse(body: Body, source: Generation | None = None) -> VideoRequest:
             raise InvalidParameter(name, message, "unsupported_parameter")
     _reject_booleans(body)
     try:
-        body = resolve_aliases(body)
+        return resolve_aliases(body)
     except ValueError as e:
         raise InvalidParameter(None, f"{e}.") from e
+
+
+def validate(body: Body, source: Generation | None = None, reference: ReferenceFile | None = None) -> VideoRequest:
+    """The request of normalised fields.
+
+    Args:
+        source: of a remix; it provides the fields that the body omits, all but the prompt.
+        reference: replaces `input_reference` of the body, whose value is the client's.
+
+    Raises:
+        InvalidParameter: a field has a wrong value.
+    """
+    body = body | {REFERENCE: reference}
     absent = {name for name in VideoRequest.model_fields if body.get(name) is None}
     given = {name: value for name, value in body.items() if name not in absent}
     if source is not None and "prompt" in given:  # without a prompt, validation below fails as it should
@@ -118,7 +137,16 @@ def _merge_remix(source: Generation, given: Body) -> Body:
         del kept["guidance_scale"]  # the image network by itself has another default
     if (source.sampler.name == "official") != (sampler.get("name") == "official"):
         del kept["negative_prompt"], kept["clip_skip"]  # the released code has none
+    if source.reference is not None and REFERENCE not in given:
+        kept |= _kept_reference(source.reference)
     return kept | given | {"sampler": changes}
+
+
+def _kept_reference(reference: Reference) -> Body:
+    """The source's reference with its settings. They are not kept for another file, which may be of another kind."""
+    setting = "strength" if reference.use == "start" else "conditioning_scale"
+    kept = {REFERENCE: reference.file, "reference_use": reference.use}
+    return kept | {setting: getattr(reference, setting)}
 
 
 def _is_image_alone(sampler: Body) -> bool:
@@ -184,6 +212,8 @@ def _object(name: str, value: Any) -> Any:
         return value
     if name == "sampler" and not value.lstrip().startswith("{"):
         return {"name": value}
+    if name == REFERENCE and not value.lstrip().startswith("{"):
+        return value  # a data URL or an id
     for read in (json.loads, ast.literal_eval):
         try:
             found = read(value)

@@ -14,12 +14,20 @@ from service.catalog.adapters import Lora
 from service.catalog.bounds import Range
 from service.catalog.cost_limit import check_cost
 from service.catalog.distilled import check_distilled, check_lcm_steps
-from service.catalog.family_components import LORA, OPTIONAL_COMPONENTS, REQUIRED_COMPONENTS, SDXL, Family
+from service.catalog.family_components import (
+    LORA,
+    OPTIONAL_COMPONENTS,
+    REQUIRED_COMPONENTS,
+    SDXL,
+    SPARSE_CONTROL,
+    Family,
+)
 from service.catalog.frame_size import choose_size
 from service.catalog.invalid_parameter import invalid_parameter
 from service.catalog.num_frames import resolve_num_frames
 from service.catalog.optimise import Optimise
 from service.catalog.prompt_limits import NAME, PromptLimits
+from service.catalog.reference_choice import add_reference
 from service.catalog.sampler_choice import choose_sampler, settings_of
 from service.catalog.scheduler_settings import check_overrides, named_spacing, run_spacing
 from service.catalog.selectable_loras import SelectableLoras, choose_loras
@@ -136,6 +144,11 @@ class ModelEntry(PromptLimits):
         return self.loras if file is None else (Lora(file=file, scale=self.lora_scale), *self.loras)
 
     @property
+    def has_sparse_control(self) -> bool:
+        """Whether the video model can keep a given first frame."""
+        return SPARSE_CONTROL in self.all_components
+
+    @property
     def missing(self) -> list[str]:
         """Names of the components that are not on this machine."""
         return [name for name, component in self.all_components.items() if not component.is_available]
@@ -192,6 +205,7 @@ class ModelEntry(PromptLimits):
             prompt_chunks=self.prompt_chunks,
             prompt_weighting=self.prompt_weighting,
         )
+        generation = add_reference(generation, request, has_sparse_control=self.has_sparse_control)
         check_cost(generation, self.max_cost, self._levers)
         return generation
 

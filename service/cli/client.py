@@ -9,8 +9,9 @@ import json
 import secrets
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 import httpx2
 
@@ -60,17 +61,24 @@ class VideoClient:
         self._http.close()
 
     def create(self, body: Mapping[str, Any]) -> Video:
-        """Create a video. Raises RequestError."""
-        # All servers accept multipart. The idempotency key makes it safe to repeat a request that got no response.
-        parts = {name: (None, _text(value)) for name, value in body.items()}
+        """Create a video. A Path in the body is a file that is sent. Raises RequestError."""
+        # The idempotency key makes it safe to repeat a request that got no response.
         headers = {"idempotency-key": secrets.token_hex(16)}
         for attempts_left in reversed(range(CREATE_ATTEMPTS)):
             try:
-                return self._checked(self._http.post("/v1/videos", files=parts, headers=headers)).json()
+                return self._checked(self._post(body, headers)).json()
             except httpx2.TransportError as e:
                 if not attempts_left or isinstance(e, httpx2.ConnectError | httpx2.UnsupportedProtocol):
                     raise self._no_answer(e) from e
         raise AssertionError("unreachable")
+
+    def _post(self, body: Mapping[str, Any], headers: Mapping[str, str]) -> httpx2.Response:
+        """All servers accept multipart. Raises RequestError for a file that cannot be read."""
+        with ExitStack() as stack:
+            parts: dict[str, Any] = {}
+            for name, value in body.items():
+                parts[name] = (None, _text(value)) if not isinstance(value, Path) else _opened(stack, value)
+            return self._http.post("/v1/videos", files=parts, headers=headers)
 
     def get(self, video_id: str) -> Video:
         return self._read(f"/v1/videos/{video_id}").json()
@@ -148,6 +156,13 @@ class VideoClient:
         if isinstance(e, httpx2.ConnectError):
             return RequestError(f"there is no server at {url}; start one with `ivmix up`")
         return RequestError(f"{url} did not respond ({type(e).__name__}); try again")
+
+
+def _opened(stack: ExitStack, path: Path) -> tuple[str, BinaryIO]:
+    try:
+        return path.name, stack.enter_context(path.open("rb"))
+    except OSError as e:
+        raise RequestError(f"{path} cannot be read: {e.strerror}") from e
 
 
 def _text(value: Any) -> str:

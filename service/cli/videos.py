@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -54,6 +55,10 @@ def _sampler_option(text: str) -> Any:  # Any: Typer's own return type
     return typer.Option(help=text, rich_help_panel="Sampler (default: the model's settings)", show_default=False)
 
 
+def _reference_option(text: str) -> Any:
+    return typer.Option(help=text, rich_help_panel="Picture or clip to start from", show_default=False)
+
+
 @videos.command()
 def submit(
     prompt: str,
@@ -73,6 +78,10 @@ def submit(
     lora: Annotated[list[str] | None, typer.Option(help="NAME[:SCALE[:NETWORK]]; may be repeated.")] = None,
     clip_skip: ClipSkip = None,
     num_videos: Annotated[int | None, typer.Option(help="Several, with seeds one apart: video-1.mp4, ...")] = None,
+    input_reference: Annotated[str | None, _reference_option("a picture, a clip, or the id of a video")] = None,
+    strength: Annotated[float | None, _reference_option("share of the steps that runs, above 0 to 1")] = None,
+    reference_use: Annotated[str | None, _reference_option("start, first_frame")] = None,
+    conditioning_scale: Annotated[float | None, _reference_option("first_frame: how much it counts, 0 to 2")] = None,
     sampler: Annotated[str | None, _sampler_option(SAMPLERS)] = None,
     combination: Annotated[str | None, _sampler_option("iv-mixed: IV-IV, R-I ...")] = None,
     order: Annotated[str | None, _sampler_option("iv-mixed: denoise_first, goback_first")] = None,
@@ -214,8 +223,20 @@ def _request(options: dict[str, Any]) -> dict[str, Any]:
     """The API's request of the given options; the server's defaults for all others."""
     given = {name: value for name, value in options.items() if value is not None and name not in NOT_SENT}
     body = {RENAMED.get(name, name): value for name, value in given.items() if name not in SAMPLER_OPTIONS}
+    if "input_reference" in body:
+        body["input_reference"] = _file_or_id(body["input_reference"])
     sampler = {RENAMED.get(name, name): value for name, value in given.items() if name in SAMPLER_OPTIONS}
     return body | ({"sampler": sampler} if sampler else {})
+
+
+def _file_or_id(value: str) -> Path | str:
+    """Raises BadParameter if it is neither."""
+    path = Path(value)
+    if path.is_file():
+        return path
+    if re.fullmatch(r"video_[0-9a-f]{32}", value):
+        return value
+    raise typer.BadParameter(f"'{value}' is neither a file nor a video's id", param_hint="--input-reference")
 
 
 def _client(url: str, api_key: str | None) -> VideoClient:

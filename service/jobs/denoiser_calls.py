@@ -17,38 +17,42 @@ NETWORKS = {"I": "image", "V": "video"}
 
 
 def network_calls(
-    sampler: SamplerSettings, steps: int, spacing: Spacing, family: Family = "animatediff"
+    sampler: SamplerSettings, steps: int, spacing: Spacing, family: Family = "animatediff", first: int = 0
 ) -> dict[str, int]:
     """Return {"image": n, "video": n} for a whole run. The two branches of guidance count as one call.
 
     Args:
         steps: denoising steps of one run.
         family: whose released loop the sampler `official` runs.
+        first: steps before the first one that runs, where the run begins at a reference; not for `official`.
     """
-    return dict(_network_calls(sampler, steps, spacing, family))  # pyright: ignore[reportArgumentType]  # frozen models are hashable
+    return dict(_network_calls(sampler, steps, spacing, family, first))  # pyright: ignore[reportArgumentType]  # frozen models are hashable
 
 
 @lru_cache(maxsize=1024)  # every status response contains them
-def _network_calls(sampler: SamplerSettings, steps: int, spacing: Spacing, family: Family) -> Mapping[str, int]:
+def _network_calls(
+    sampler: SamplerSettings, steps: int, spacing: Spacing, family: Family, first: int
+) -> Mapping[str, int]:
     if sampler.name == "official":
         moves = RELEASED[family].moves(steps, sampler.active_steps, sampler.zz, spacing)
     else:
-        moves = _moves(sampler, steps, spacing, [*spacing.timesteps(steps), 0])
+        moves = _moves(sampler, range(first, steps), spacing, [*spacing.timesteps(steps), 0])
     calls = Counter(model for model, src, dst in moves if src != dst)
     runs = sampler.iterations if sampler.name == "freeinit" else 1
     return {model: runs * calls[model] for model in ("image", "video")}
 
 
-def _moves(sampler: SamplerSettings, steps: int, spacing: Spacing, levels: list[int]) -> Iterator[Move]:
+def _moves(sampler: SamplerSettings, running: range, spacing: Spacing, levels: list[int]) -> Iterator[Move]:
     if (sampler.name, sampler.solver) == ("ddim", "lcm"):  # every step calls once, whatever the spacing
-        yield from ((sampler.network, level, level - 1) for level in reversed(range(steps)))
+        yield from ((sampler.network, level, level - 1) for level in reversed(range(len(running))))
         return
+    steps = running.stop
     begin, end = (round(share * steps) for share in sampler.interval)
     active = range(begin, end)
     clean = CLEAN if spacing.set_alpha_to_one else 0
     if sampler.name == "iv-mixed":
-        yield from _zigzags(sampler, steps, active, levels)
-    for i in range(steps):
+        yield from _zigzags(sampler, running, active, levels)
+    for i in running:
         src, dst = levels[i], clean if i == steps - 1 else levels[i + 1]
         if sampler.name == "zigzag" and i in active and i < steps - 1:
             yield "video", src, dst
@@ -61,13 +65,15 @@ def _moves(sampler: SamplerSettings, steps: int, spacing: Spacing, levels: list[
         yield sampler.network if sampler.name == "ddim" else "video", src, dst
 
 
-def _zigzags(sampler: SamplerSettings, steps: int, active: range, levels: list[int]) -> Iterator[Move]:
+def _zigzags(sampler: SamplerSettings, running: range, active: range, levels: list[int]) -> Iterator[Move]:
     """Yield the moves of all zig-zags (IV-Mixed Sampler): up to `width` levels away and back again."""
     goback, _, denoise = sampler.combination.partition("-")
-    width = len(goback)
+    width, steps = len(goback), running.stop
     denoise_first = sampler.order == "denoise_first"
     possible = range(min(steps - 1, steps - width + 1)) if denoise_first else range(width, steps)
     for k, i in enumerate(i for i in active if i in possible):
+        if i not in running:  # the others keep the place that image_every counts
+            continue
         away = [levels[i + n if denoise_first else i - n] for n in range(width + 1)]
         first, second = (denoise, goback) if denoise_first else (goback, denoise)
         for letters, path in ((first, away), (second, away[::-1])):

@@ -107,14 +107,20 @@ class Generation(FrozenModel):
 
     @property
     def total_steps(self) -> int:
-        """Steps that the progress counts; FreeInit repeats the whole run."""
-        return self.num_inference_steps * (self.sampler.iterations if self.sampler.name == "freeinit" else 1)
+        """Steps that run, which the progress counts; FreeInit repeats the whole run."""
+        steps = self.num_inference_steps - self.first_step
+        return steps * (self.sampler.iterations if self.sampler.name == "freeinit" else 1)
+
+    @property
+    def first_step(self) -> int:
+        """Steps that are left out, because the run begins at a reference and not at noise."""
+        return self.reference.first_step(self.num_inference_steps) if self.reference else 0
 
     @property
     def network_calls(self) -> dict[str, int]:
         """Calls of each network in the whole job: {"image": n, "video": n}."""
         family = self.official_family or "animatediff"
-        return network_calls(self.sampler, self.num_inference_steps, self.spacing, family)
+        return network_calls(self.sampler, self.num_inference_steps, self.spacing, family, self.first_step)
 
     @property
     def cost(self) -> int:

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, field_validator, mo
 from service.frozen_model import FrozenModel
 from service.jobs.lora_choice import MAX_LORAS, LoraRequest, as_list, unique_loras
 from service.jobs.model import EVENT_TYPES, Callback, EventType, Generation, Job, Priority
+from service.jobs.reference import ConditioningScale, ReferenceFile, ReferenceUse, Strength
 
 MAX_SEED = 2**63 - 1
 MAX_NUM_VIDEOS = 16
@@ -97,6 +98,24 @@ class VideoRequest(FrozenModel):
     )
     sampler: dict[str, Any] | None = Field(default=None, description="Overrides of the model's sampler settings")
     loras: Loras | None = Field(default=None, description="Of the model's list in GET /v1/models; alias: lora")
+    input_reference: ReferenceFile | None = Field(
+        default=None,
+        description="Picture (PNG, JPEG, WebP) or clip (MP4, WebM, MOV) that the video starts from: a file in a form, "
+        "a data URL, or the id of a video",
+    )
+    strength: Strength | None = Field(
+        default=None,
+        description="How much of the reference is replaced: the share of num_inference_steps that runs. Default: 0.8",
+    )
+    reference_use: ReferenceUse | None = Field(
+        default=None,
+        description="start: the run begins at the noised reference. first_frame: the picture, or the first frame of "
+        "the clip, becomes the first frame, for models with a SparseCtrl network. Default: first_frame of a picture if "
+        "the model can do it, else start",
+    )
+    conditioning_scale: ConditioningScale | None = Field(
+        default=None, description="first_frame: how strongly the picture counts. Default: 1"
+    )
     metadata: Metadata = Field(
         default_factory=dict,
         max_length=MAX_METADATA_PAIRS,

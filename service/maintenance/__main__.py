@@ -45,6 +45,7 @@ def periodic_tasks(services: Services) -> list[PeriodicTask]:
         PeriodicTask("list indexes", settings.look_s, IndexBuilder(services.redis, services.store).run_once),
         PeriodicTask("ended jobs", settings.look_s * 5, retention.run_once),
         PeriodicTask("incomplete uploads", 3600.0, lambda: services.storage.clean(older_than_s=86400.0)),
+        PeriodicTask("references without a video", 600.0, services.references.sweep),
         PeriodicTask("RQ registries", 600.0, lambda: clean_registries(services.redis)),
     ]
 

@@ -21,7 +21,7 @@ from service.jobs.model import Job
 from service.jobs.store import JobStore
 from service.redis_scripts import UntypedRedis
 from service.storage import VideoStorage
-from service.storage.manifest import delete_files
+from service.storage.manifest import delete_all_files, delete_files
 
 log = logging.getLogger("ivmix.maintenance")
 
@@ -79,7 +79,7 @@ class Retention:
             return
         if self._store.delete(job_id, only_ended=True) is not None:
             log.info("%s expired", job_id)
-        delete_files(self._storage, job_id)
+        delete_all_files(self._storage, job_id)
         with self._redis.pipeline(transaction=True) as pipe:
             pipe.zrem(ENDED, job_id)
             pipe.srem(ACTIVE, job_id)  # its clean-up is over

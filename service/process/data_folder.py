@@ -10,8 +10,8 @@ from pathlib import Path
 
 from service.errors import ConfigurationError
 
-OURS = frozenset({"valkey", "storage", "scratch", "models", "logs", "lost+found"})
-PRIVATE = frozenset({"valkey", "storage", "scratch", "logs"})
+OURS = frozenset({"valkey", "storage", "scratch", "uploads", "models", "logs", "lost+found"})
+PRIVATE = frozenset({"valkey", "storage", "scratch", "uploads", "logs"})
 GROUP = stat.S_ISGID | stat.S_IRWXG
 PROBE_BYTES = 4096
 

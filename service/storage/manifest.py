@@ -116,3 +116,9 @@ def delete_files(storage: VideoStorage, job_id: str, *, keep: str | None = None)
         if keep is None or not key.startswith(keep):
             storage.delete(key)
     storage.delete(object_keys.checkpoint(job_id))
+
+
+def delete_all_files(storage: VideoStorage, job_id: str) -> None:
+    """Delete the files of a job whose record is gone. Until then `run_again` needs its reference."""
+    delete_files(storage, job_id)
+    storage.delete(object_keys.reference(job_id))

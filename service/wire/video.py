@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.jobs.lora_choice import LoraUse
 from service.jobs.model import Generation, Job, JobState, Phase, Priority
+from service.jobs.reference import ReferenceUse
 from service.jobs.sampler_settings import SamplerSettings
 from service.settings import Settings
 from service.signatures import Signer
@@ -49,8 +50,37 @@ class VideoError(ResponseModel):
     message: str
 
 
+class VideoReference(ResponseModel):
+    """The picture or clip that the video starts from."""
+
+    type: Literal["image", "video"]
+    use: ReferenceUse
+    strength: float | None = Field(description="null with `first_frame`")
+    conditioning_scale: float | None = Field(description="null with `start`")
+    num_frames: int | None = Field(description="Of the stored file, as the next two")
+    width: int | None
+    height: int | None
+
+    @classmethod
+    def of(cls, generation: Generation) -> Self | None:
+        reference = generation.reference
+        if reference is None:
+            return None
+        is_start = reference.use == "start"
+        return cls(
+            type="image" if reference.media_type == "image/png" else "video",
+            use=reference.use,
+            strength=reference.strength if is_start else None,
+            conditioning_scale=None if is_start else reference.conditioning_scale,
+            num_frames=reference.num_frames,
+            width=reference.width,
+            height=reference.height,
+        )
+
+
 class Video(ResponseModel):
-    """OpenAI's Video object up to `error`, then extensions. Every key but `video_ids` is always present."""
+    """OpenAI's Video object up to `error`, then extensions. All keys but `video_ids` and `input_reference` are always
+    present."""
 
     id: str
     object: Literal["video"] = "video"
@@ -78,6 +108,9 @@ class Video(ResponseModel):
     negative_prompt: str
     sampler: SamplerSettings
     loras: list[LoraUse] = Field(description="Those that the request chose")
+    input_reference: VideoReference | None = Field(
+        default=None, exclude_if=lambda reference: reference is None, description="Left out if there is none"
+    )
     priority: Priority
     queue_position: int | None = Field(
         description="Number of videos ahead; null once started, and in lists unless `status` is `queued` alone"
@@ -157,6 +190,7 @@ class Renderer:
             remixed_from_video_id=job.remixed_from,
             error=_error(job),
             duration_s=generation.seconds,
+            input_reference=VideoReference.of(generation),
             priority=job.priority,
             queue_position=queue_position,
             phase=job.phase,

@@ -164,9 +164,9 @@ def test_an_unknown_field_is_refused_by_name(client: TestClient) -> None:
 
 
 def test_a_file_is_refused_by_name(client: TestClient) -> None:
-    files = {"input_reference": ("a.png", b"png"), "prompt": (None, PROMPT)}
+    files = {"image": ("a.png", b"png"), "prompt": (None, PROMPT)}
     error = error_of(client.post("/v1/videos", files=files), 400)
-    assert (error["param"], error["code"]) == ("input_reference", "unsupported_parameter")
+    assert (error["param"], error["code"]) == ("image", "unsupported_parameter")
 
 
 @pytest.mark.parametrize(

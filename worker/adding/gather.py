@@ -14,6 +14,7 @@ from service.catalog.family_components import (
     REQUIRED_COMPONENTS,
     SDXL,
     SDXL_TEXT,
+    SPARSE_CONTROL,
     TEXT,
     Family,
     has_motion_adapter,
@@ -28,8 +29,9 @@ from worker.adding.hub_spec import HubSpec, is_url
 from worker.adding.layout import Part, Tree, guess_family, has_layout, is_sdxl, refuse_other_models
 from worker.adding.repository import hub_hosts, open_repo
 from worker.adding.single_files import single_file
+from worker.adding.sparse_control_config import sparse_control_config
 from worker.adding.tokenizers import PADDING, PADDING_2, copy_tokenizer, find_tokenizer
-from worker.adding.weights_file import CHECKPOINT, INVERSION, LORA, MOTION, VAE, WeightsFile, check_family
+from worker.adding.weights_file import CHECKPOINT, INVERSION, LORA, MOTION, SPARSE, VAE, WeightsFile, check_family
 
 ADAPTERS: dict[Family, str] = {  # what to use
     "animatediff": "guoyww/animatediff-motion-adapter-v1-5-3",
@@ -61,6 +63,7 @@ class Given:
     variant: str | None = None
     prediction: Prediction | None = None
     distilled: str | None = None
+    sparse_control: str | None = None
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,8 @@ class Gathering:
             self._one("vae", self.given.vae, VAE)
         if self.given.motion_adapter:
             self._one("motion_adapter", self.given.motion_adapter, MOTION)
+        if self.given.sparse_control:
+            self._one(SPARSE_CONTROL, self.given.sparse_control, SPARSE)
         if self.given.image_model:
             self._image_model(self.given.image_model)
         if self.given.tokenizer:
@@ -212,7 +217,8 @@ class Gathering:
             if kind == VAE:
                 convert_vae(file.path, target, vae_config(self.given.config, self.family))
             else:
-                convert_motion_modules(file.path, target, motion_config(file, self.given.config))
+                config_of = sparse_control_config if kind == SPARSE else motion_config
+                convert_motion_modules(file.path, target, config_of(file, self.given.config), name)
 
         self._convert(file, kind, convert)
 

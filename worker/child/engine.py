@@ -18,18 +18,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sampler import ImageDenoiser, Plan, VideoDenoiser, sample
+from sampler import ImageDenoiser, Plan, VideoDenoiser, noised, sample
 from service.catalog.model_entry import ModelEntry
 from service.jobs.model import Generation, Phase
 from worker.child.checkpoint_file import Checkpoint
 from worker.child.failures import failed_message
 from worker.child.fingerprint import run_fingerprint, run_fingerprints_0_1, weights_digest
 from worker.child.latent_preview import open_previewer
-from worker.child.plans import family_of, plan_of
+from worker.child.plans import family_of, plan_of, start_reference
 from worker.child.previews import MakePreview
+from worker.child.reference_latents import first_frame_of, reference_latents
 from worker.messages import Failed
 from worker.networks import cpu_tuning
 from worker.networks.models import Models, default_device, load
+from worker.networks.sparse_control import ControlledNetwork, FirstFrame
 from worker.networks.text_encoder import TextOptions
 
 log = logging.getLogger("ivmix.child")
@@ -94,12 +96,15 @@ class Engine:
         *,
         on_step: OnStep = _ignore_checkpoint,
         resume: Path | None = None,
+        reference: Path | None = None,
     ) -> Clip:
         """The same generation on the same machine gives the same frames, in one go or resumed from a checkpoint's file.
 
+        `reference` is the file that the generation names as its reference.
         If memory runs out it continues once from the last step in low-memory mode, which rounds differently.
         """
-        return self.decode(self.sample(generation, on_progress, on_step=on_step, resume=resume), on_progress)
+        sampled = self.sample(generation, on_progress, on_step=on_step, resume=resume, reference=reference)
+        return self.decode(sampled, on_progress)
 
     def sample(
         self,
@@ -109,8 +114,10 @@ class Engine:
         on_step: OnStep = _ignore_checkpoint,
         on_preview: OnPreview = _ignore_preview,
         resume: Path | None = None,
+        reference: Path | None = None,
     ) -> SampledLatents:
         """The first part of `generate`: all calls of the networks."""
+        run = partial(self._sample, generation, reference, on_progress)
         timings: dict[str, float] = {}
         latest: Checkpoint | Path | None = resume
 
@@ -120,11 +127,11 @@ class Engine:
             on_step(checkpoint)
 
         try:
-            return self._sample(generation, on_progress, note, on_preview, latest, timings, low_memory=False)
+            return run(note, on_preview, latest, timings, low_memory=False)
         except torch.OutOfMemoryError as e:
             log.warning("out of memory, continuing in low-memory mode: %s", e)
         self._free_memory()  # only here: the exception held on to the tensors of the call that failed
-        return self._sample(generation, on_progress, note, on_preview, latest, timings, low_memory=True)
+        return run(note, on_preview, latest, timings, low_memory=True)
 
     def decode(self, sampled: SampledLatents, on_progress: OnProgress = _ignore_progress) -> Clip:
         """The second part of `generate`."""
@@ -146,8 +153,9 @@ class Engine:
         """One step that calls all networks of the plan, and its decoding, thrown away: kernels are chosen and memory is
         taken before the first job."""
         plan = self.plan(generation)
-        image, video = self._denoisers(generation)
         latents = torch.randn(self.models.latents_shape(generation), generator=torch.Generator().manual_seed(0))
+        kept = None if self.models.sparse_control is None else FirstFrame(latents[:, :, :1].to(self.models.device))
+        image, video = self._denoisers(generation, kept)
         models_of = [{call.model for move in step for call in move.calls} for step in plan]
         start = max(range(len(plan)), key=lambda index: len(models_of[index]))
         step = next(iter(sample(latents.to(self.models.device), plan, image=image, video=video, start=start)))
@@ -156,6 +164,7 @@ class Engine:
     def _sample(
         self,
         generation: Generation,
+        reference: Path | None,
         on_progress: OnProgress,
         on_step: OnStep,
         on_preview: OnPreview,
@@ -169,9 +178,9 @@ class Engine:
         on_progress(Phase.ENCODING, 0, total)
         with _timed(timings, Phase.ENCODING):
             self.models.loras.use(generation.loras)
-            image, video = self._denoisers(generation, low_memory=low_memory)
+            image, video = self._denoisers(generation, self._first_frame(generation, reference), low_memory=low_memory)
+            state = self._first_state(generation, plan, begin, reference, low_memory=low_memory)
         with _timed(timings, Phase.SAMPLING):
-            state = self._first_state(generation, plan, begin)
             generator = torch.Generator()  # on the CPU: one seed, one clip, on any card
             generator.set_state(state.rng)
             on_progress(Phase.SAMPLING, state.step, total)
@@ -194,7 +203,17 @@ class Engine:
                 on_progress(Phase.SAMPLING, state.step, total)
         return SampledLatents(state.latents, total, timings, low_memory)
 
-    def _denoisers(self, generation: Generation, *, low_memory: bool = False) -> tuple[ImageDenoiser, VideoDenoiser]:
+    def _first_frame(self, generation: Generation, reference: Path | None) -> FirstFrame | None:
+        """What the video model keeps of the reference."""
+        if generation.reference is None or generation.reference.use != "first_frame":
+            return None
+        if reference is None:
+            raise ValueError("the generation keeps a first frame; pass its file as reference=...")
+        return first_frame_of(self.models, generation, reference)
+
+    def _denoisers(
+        self, generation: Generation, first_frame: FirstFrame | None = None, *, low_memory: bool = False
+    ) -> tuple[ImageDenoiser, VideoDenoiser]:
         models = self.models
         family = family_of(generation, models) if generation.sampler.name == "official" else None
         texts = models.encode(
@@ -206,16 +225,26 @@ class Engine:
         if family == "animatediff" and models.image_text_encoder.dim == models.video_text_encoder.dim:
             texts = replace(texts, image=texts.video)  # the released code has one text encoder, the video model's
         size = generation.width, generation.height
-        image, video = models.denoisers(texts[:1], texts[1:], fps=generation.fps, size=size)
+        image, video = models.denoisers(texts[:1], texts[1:], fps=generation.fps, size=size, first_frame=first_frame)
         if family == "modelscope":
             image.resize = (64, 64)
         if low_memory:
             image.sequential_cfg = video.sequential_cfg = True
             image.frames_at_once = 1
+        if low_memory and isinstance(video.unet, ControlledNetwork):
+            video.unet.levels_kept = 0
         return image, video
 
-    def _first_state(self, generation: Generation, plan: Plan, begin: Checkpoint | Path | None) -> Checkpoint:
-        """The checkpoint to resume from, or the state before the first step."""
+    def _first_state(
+        self,
+        generation: Generation,
+        plan: Plan,
+        begin: Checkpoint | Path | None,
+        reference: Path | None,
+        *,
+        low_memory: bool,
+    ) -> Checkpoint:
+        """The checkpoint to resume from, or the state before the first step: noise, or the reference noised with it."""
         weights = self._weights + (self.models.loras.digest(generation.loras) if generation.loras else "")
         run = (weights, self.models.entry.optimise, generation, plan)
         device, shape, name = self.models.device, self.models.latents_shape(generation), run_fingerprint(*run)
@@ -230,6 +259,12 @@ class Engine:
         # The run draws on from where the start noise ends; a second generator of the same seed would give it again.
         generator = torch.Generator().manual_seed(generation.seed)
         latents = torch.randn(shape, generator=generator).to(device)
+        if start_reference(generation) is not None:
+            if reference is None:
+                raise ValueError("the generation begins at a reference; pass its file as reference=...")
+            at_once = 1 if low_memory else None
+            clip = reference_latents(self.models, generation, reference, frames_per_call=at_once)
+            latents = noised(clip, plan, noise=latents)
         return Checkpoint(name, 0, latents, {}, generator.get_state())
 
     def failed_message(self, e: Exception) -> Failed:

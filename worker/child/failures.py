@@ -7,6 +7,7 @@ import logging
 import torch
 
 from sampler import InvalidSetting, LatentsNotFinite
+from worker.child.reference_latents import UnusableReference
 from worker.messages import INTERNAL_ERROR, Failed
 from worker.networks.lora_switch import LoraNotUsable
 from worker.networks.not_finite import NotFinite
@@ -40,6 +41,8 @@ def expected_failure(e: Exception) -> Failed | None:
             return Failed("invalid_input", str(e), can_retry=False)
         case LoraNotUsable():
             return Failed("invalid_input", e.message, can_retry=False)
+        case UnusableReference():
+            return Failed(e.code, e.message, can_retry=False)
         case torch.OutOfMemoryError():
             return Failed("out_of_memory", OUT_OF_MEMORY, can_retry=False)
         case _:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from sampler import (
+    InvalidSetting,
     NoiseSchedule,
     Plan,
     ddim_plan,
@@ -18,6 +20,7 @@ from sampler import (
     zigzag_plan,
 )
 from service.jobs.model import Generation
+from service.jobs.reference import Reference, first_step
 from service.jobs.released_loops import RELEASED, Family
 from service.jobs.sampler_settings import Grid, Network, Solver
 from worker.networks.models import Models
@@ -41,7 +44,24 @@ def plan_of(generation: Generation, models: Models) -> Plan:
         "freeinit": partial(_free_init, plain, schedule),
         "official": partial(_official, schedules, steps, guidance, family_of(generation, models)),
     }
-    return plans[chosen.name](**used)
+    plan = plans[chosen.name](**used)
+    reference = start_reference(generation)
+    return plan if reference is None else _cut(plan, steps, reference.strength)
+
+
+def start_reference(generation: Generation) -> Reference | None:
+    """The picture or clip with whose noised latents the run begins; None: it begins with noise."""
+    reference = generation.reference
+    return reference if reference is not None and reference.use == "start" else None
+
+
+def _cut(plan: Plan, steps: int, strength: float) -> Plan:
+    """The share of the steps that `strength` lets run."""
+    begin = first_step(steps, strength)
+    if begin == steps:
+        least = math.ceil(100 / steps) / 100
+        raise InvalidSetting(f"strength={strength:g}: none of {steps} steps would run; raise it to {least:g}")
+    return plan.starting_at(begin)
 
 
 def family_of(generation: Generation, models: Models) -> Family:

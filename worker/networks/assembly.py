@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 
 from sampler import NoiseSchedule
-from service.catalog.family_components import SDXL, SDXL_TEXT, TEXT, has_motion_adapter
+from service.catalog.family_components import SDXL, SDXL_TEXT, SPARSE_CONTROL, TEXT, has_motion_adapter
 from service.catalog.model_entry import ModelEntry
 from service.catalog.text_layers import MEANING
 from service.errors import ConfigurationError
@@ -20,6 +20,7 @@ from worker.networks.lora import adapt_text_encoders, fuse_unet_loras
 from worker.networks.network_classes import Network, errors_only
 from worker.networks.schedules import load_schedules
 from worker.networks.selectable_loras import check_selectable_loras
+from worker.networks.sparse_control_checks import control_mismatch
 from worker.networks.text_encoder import AnyTextEncoder, PairedTextEncoder, TextEncoder, text_encoder_of
 
 # after network_classes, which switches the hub client offline
@@ -42,6 +43,7 @@ class Assembly:
     video_unet: Network
     image_schedule: NoiseSchedule
     video_schedule: NoiseSchedule
+    sparse_control: Network | None = None
 
 
 def check_files(entry: ModelEntry) -> None:
@@ -83,6 +85,9 @@ def fit_together(entry: ModelEntry, parts: Mapping[str, Any]) -> Assembly:
     _check_compatibility(entry, parts["vae"], (image_unet, image_text), (video_unet, video_text))
     _check_clip_skip(entry, image_text, video_text)
     check_sizes(entry, parts["vae"])
+    control = parts.get(SPARSE_CONTROL)
+    if control is not None and (why := control_mismatch(entry, control, video_unet, parts["vae"])):
+        raise IncompatibleModels(why)
     with refused(f"model {entry.id}: the noise schedule", "take the scheduler's file of the same model"):
         image_schedule, video_schedule = load_schedules(entry)
     return Assembly(
@@ -93,6 +98,7 @@ def fit_together(entry: ModelEntry, parts: Mapping[str, Any]) -> Assembly:
         video_unet=video_unet,
         image_schedule=image_schedule,
         video_schedule=video_schedule,
+        sparse_control=control,
     )
 
 

@@ -26,9 +26,10 @@ from worker.networks.assembly import Assembly, IncompatibleModels, assemble, pix
 from worker.networks.lora_switch import LoraSwitch
 from worker.networks.network_classes import Network
 from worker.networks.not_finite import finite
-from worker.networks.optimise import BlockCompiler, OptimisedNetwork, TextKVCache, vae_decode
+from worker.networks.optimise import BlockCompiler, OptimisedNetwork, TextKVCache, vae_decode, vae_encode
 from worker.networks.optimise.weight_memory import channels_last, resident_bytes, shared_bytes
 from worker.networks.schedules import schedule_warnings
+from worker.networks.sparse_control import FirstFrame, controlled
 from worker.networks.text_encoder import AnyTextEncoder, Encoded, TextEmbeddings, TextOptions, same_parameters
 
 __all__ = ["IncompatibleModels", "Models", "default_device", "load"]
@@ -46,7 +47,8 @@ class Models:
     C is the number of latent channels, F of frames; h, w are latent pixels, H, W picture pixels. `image_unet` and
     `video_unet` are diffusers' UNets for direct calls; the `optimised` ones are the same networks as `denoisers` calls
     them. The two text encoders are one object, or share their parameters, if both UNets read the same embeddings.
-    `loras` gives the networks the LoRAs of one job.
+    `loras` gives the networks the LoRAs of one job. `sparse_control` is diffusers' SparseControlNetModel, None for
+    models without one.
     """
 
     entry: ModelEntry
@@ -63,6 +65,8 @@ class Models:
     optimised_video_unet: Network
     text_kv_cache: TextKVCache
     loras: LoraSwitch
+    sparse_control: Network | None = None
+    optimised_sparse_control: Network | None = None
 
     def __repr__(self) -> str:
         entry, megabytes = self.entry, self.weights_bytes / 1e6
@@ -157,6 +161,7 @@ class Models:
         *,
         fps: int | None = None,
         size: tuple[int, int] | None = None,
+        first_frame: FirstFrame | None = None,
     ) -> tuple[ImageDenoiser, VideoDenoiser]:
         """Both networks with the texts of one job, as `sampler.sample` takes them.
 
@@ -169,10 +174,11 @@ class Models:
                 entry has `network_fps`; None: the model's default.
             size: width and height of the clip in pixels, which condition the networks of family animatediff-sdxl as
                 original and target size, without a crop; None: the model's first size.
+            first_frame: what the video model keeps, if the model has a SparseCtrl network.
 
         Raises:
             InvalidParameter, PromptTooLong, NotFinite: as `encode`.
-            IncompatibleInputs: embeddings of different shapes.
+            IncompatibleInputs: embeddings of different shapes, or a first frame for a model that cannot keep one.
         """
         if isinstance(negative, str):
             self.entry.check_vocabulary("negative_prompt", negative)
@@ -182,7 +188,8 @@ class Models:
         if isinstance(negative, str):
             negative = self.encode(negative, empty_is_none=True, next_to=texts)
         self.text_kv_cache.clear()
-        return self._image_denoiser(prompt, negative, size), self._video_denoiser(prompt, negative, size, fps)
+        video = controlled(self.optimised_video_unet, self.optimised_sparse_control, first_frame)
+        return self._image_denoiser(prompt, negative, size), self._video_denoiser(video, prompt, negative, size, fps)
 
     def _image_denoiser(
         self, cond: TextEmbeddings, uncond: TextEmbeddings, size: tuple[int, int] | None
@@ -196,10 +203,15 @@ class Models:
         )
 
     def _video_denoiser(
-        self, cond: TextEmbeddings, uncond: TextEmbeddings, size: tuple[int, int] | None, fps: int | None
+        self,
+        network: Network,
+        cond: TextEmbeddings,
+        uncond: TextEmbeddings,
+        size: tuple[int, int] | None,
+        fps: int | None,
     ) -> VideoDenoiser:
         return VideoDenoiser(
-            self.optimised_video_unet,
+            network,
             cond.video,
             uncond.video,
             prediction_type=self.video_schedule.prediction_type,
@@ -228,11 +240,42 @@ class Models:
             )
         return vae_decode.decode(self.vae, latents, upscale=self.entry.upscale, frames_per_call=frames_per_call)
 
+    def encode_frames(self, frames: Tensor, frames_per_call: int | None = None) -> Tensor:
+        """Encode frames to clean latents, the reverse of `decode` up to the autoencoder's error.
+
+        Args:
+            frames: (F, H, W, 3) uint8 at the size that the networks see: sides of the clip divided by the entry's
+                `upscale`, multiples of the pixels of a latent pixel.
+            frames_per_call: frames that the autoencoder encodes together; None: what fits in memory.
+
+        Returns:
+            Latents (1, C, F, h, w) float32 on the models' device, the mode of the autoencoder's posterior, scaled and
+            shifted as the networks see them. `sampler.noised` brings them to the level where a plan begins.
+
+        Raises:
+            IncompatibleInputs: `frames` has another shape or type.
+            NotFinite: the autoencoder returned NaN or infinity, in float32 too.
+        """
+        side = pixels_per_latent(self.entry, self.vae) // self.entry.upscale
+        is_rgb = frames.dtype is torch.uint8 and frames.ndim == 4 and frames.shape[-1] == 3 and len(frames) > 0
+        if not is_rgb or frames.shape[1] % side or frames.shape[2] % side:
+            raise IncompatibleInputs(
+                f"frames {tuple(frames.shape)} {frames.dtype} must be (F, H, W, 3) torch.uint8 with H and W multiples "
+                f"of {side}, the pixels of a latent pixel"
+            )
+        return vae_encode.encode(self.vae, frames, frames_per_call=frames_per_call)
+
     @property
     def weights_bytes(self) -> int:
         """Memory of all weights in bytes; weights that two networks share count once."""
         encoders = (*self.image_text_encoder.networks, *self.video_text_encoder.networks)
-        return resident_bytes(self.image_unet, self.video_unet, self.vae, *encoders)
+        return resident_bytes(*self.unets, self.vae, *encoders)
+
+    @property
+    def unets(self) -> tuple[Network, ...]:
+        """The networks that denoise: image UNet, video UNet, and SparseCtrl if there is one."""
+        found = (self.image_unet, self.video_unet, self.sparse_control)
+        return tuple(network for network in found if network is not None)
 
     def _added(
         self, cond: Tensor | None, uncond: Tensor | None, size: tuple[int, int] | None
@@ -280,19 +323,19 @@ def load(model: ModelEntry | str, device: torch.device | str | None = None) -> M
 def _on_device(entry: ModelEntry, parts: Assembly, device: torch.device, dtype: torch.dtype) -> Models:
     for module in (*parts.video_text_encoder.networks, *parts.image_text_encoder.networks, parts.vae):
         module.to(device)
-    for unet in (parts.image_unet, parts.video_unet):
+    unets = parts.image_unet, parts.video_unet, *([] if parts.sparse_control is None else [parts.sparse_control])
+    for unet in unets:
         unet.to(device)
     channels_last(parts.vae)
     text_kv_cache = TextKVCache()
-    unets = parts.image_unet, parts.video_unet
-    image, video = _optimised(entry, device, parts.vae, unets, text_kv_cache)
+    image, video, *optimised_control = _optimised(entry, device, parts.vae, unets, text_kv_cache)
 
     def clear_caches() -> None:
         for network in (image, video):
             network.clear_caches()
 
     encoders = parts.image_text_encoder, parts.video_text_encoder
-    loras = LoraSwitch(entry, unets, encoders, clear_caches)
+    loras = LoraSwitch(entry, (parts.image_unet, parts.video_unet), encoders, clear_caches)
     return Models(
         entry=entry,
         device=device,
@@ -302,11 +345,12 @@ def _on_device(entry: ModelEntry, parts: Assembly, device: torch.device, dtype: 
         optimised_video_unet=video,
         text_kv_cache=text_kv_cache,
         loras=loras,
+        optimised_sparse_control=optimised_control[0] if optimised_control else None,
     )
 
 
 def _optimised(
-    entry: ModelEntry, device: torch.device, vae: Network, unets: tuple[Network, Network], cache: TextKVCache
+    entry: ModelEntry, device: torch.device, vae: Network, unets: tuple[Network, ...], cache: TextKVCache
 ) -> list[OptimisedNetwork]:
     sides = (map(int, size.split("x")) for size in entry.sizes)
     largest = max(width * height for width, height in sides) / pixels_per_latent(entry, vae) ** 2

@@ -27,6 +27,20 @@ extensions; clients that do not know them can ignore them.
 * **Retries**: a request repeated with the same `Idempotency-Key` within 24 hours returns the video of the first one.
 """
 
+# What JSON can contain as `input_reference`.
+REFERENCES: list[dict[str, Any]] = [
+    {"type": "string", "pattern": "^data:[^,]*;base64,"},
+    {"type": "string", "pattern": "^video_[0-9a-f]{32}$"},
+    {
+        "type": "object",
+        "properties": {
+            name: {"anyOf": [{"type": "string"}, {"type": "null"}]} for name in ("image_url", "video_id", "file_id")
+        },
+        "additionalProperties": False,
+        "description": "One of them: a data URL as image_url, or the id of a video as video_id or file_id",
+    },
+]
+
 TAGS = [
     {"name": "videos", "description": "Create, follow, download and delete videos."},
     {"name": "webhooks", "description": "Get notified when a video completes or fails."},
@@ -73,7 +87,11 @@ def _request_schemas() -> dict[str, Any]:
     loras = fields["loras"]["anyOf"]
     loras[0]["items"] = {"anyOf": [loras[0]["items"], {"type": "string", "pattern": LORA_TEXT}]}
     fields["seconds"]["anyOf"].insert(1, {"type": "string", "pattern": r"^\d+(\.\d+)?$"})  # OpenAI's type
-    form = {"title": "VideoForm", "properties": {name: _without_null(field) for name, field in fields.items()}}
+    fields["input_reference"]["anyOf"] = [*REFERENCES, {"type": "null"}]
+    schemas.pop("ReferenceFile", None)
+    form_fields = {name: _without_null(field) for name, field in fields.items()}
+    form_fields["input_reference"]["anyOf"].insert(0, {"type": "string", "format": "binary"})
+    form = {"title": "VideoForm", "properties": form_fields}
     changes = {name: part for name, part in schemas["VideoRequest"].items() if name != "required"}
     return schemas | {
         "VideoForm": schemas["VideoRequest"] | form,

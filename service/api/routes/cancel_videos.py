@@ -10,8 +10,8 @@ from fastapi import APIRouter, Depends
 from service.api.auth import ServicesDep, Writer, get_writer
 from service.api.json_body import read_json_body
 from service.api.openapi.responses import errors, json_body, success
-from service.api.routes.videos import get_own_job
 from service.api.schemas import MOST_TO_CANCEL, CancelledVideo, CancelledVideos, CancelRequest
+from service.api.visible_jobs import get_own_job
 from service.errors import NotAllowed, VideoNotFound
 from service.jobs.job_list import JobFilter
 from service.jobs.model import JobState

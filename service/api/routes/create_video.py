@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import re
+from collections.abc import AsyncGenerator
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Request, Response
@@ -18,15 +19,18 @@ from service.api.auth import Principal, ServicesDep, Writer
 from service.api.num_videos import check_num_videos, generations_of
 from service.api.openapi.responses import errors, example_refs, ref, success
 from service.api.rate_limits import RateLimiter, waiting_limits
-from service.api.routes.videos import POLL_AFTER_MS, get_job
-from service.api.video_request_parser import FORMS, parse, read_body
+from service.api.routes.videos import POLL_AFTER_MS
+from service.api.video_request_parser import FORMS
+from service.api.video_requests import ParsedRequest, parsed_request
+from service.api.visible_jobs import get_job
 from service.catalog.model_entry import ModelEntry
-from service.errors import InvalidParameter, ModelNotFound, VideoFailed
+from service.errors import InvalidParameter, ModelNotFound, ServiceError, VideoFailed
 from service.jobs.job_record import DamagedJob
 from service.jobs.model import Job
 from service.jobs.record_reader import Idempotency
 from service.jobs.request import VideoRequest
 from service.jobs.rq_queues import generate_queue
+from service.jobs.store import QueueLimits
 from service.wire.video import Video
 from service.wiring import Services
 
@@ -48,6 +52,19 @@ IdempotencyKey = Annotated[
         description="Identifies this request: repeated within 24 hours, it returns the video of the first one",
     ),
 ]
+
+# Fields of requests that version 0.1 did not have.
+NEWER_FIELDS = (
+    "aspect_ratio",
+    "resolution",
+    "clip_skip",
+    "num_videos",
+    "loras",
+    "input_reference",
+    "strength",
+    "reference_use",
+    "conditioning_scale",
+)
 
 CREATE_ERRORS = errors(400, 413, 415, 422, 429)
 
@@ -79,12 +96,13 @@ async def rate_limited(request: Request, writer: Writer) -> Principal:
 RateLimitedWriter = Annotated[Principal, Depends(rate_limited)]
 
 
-async def read_request(request: Request, _writer: RateLimitedWriter) -> VideoRequest:
+async def read_request(request: Request, writer: RateLimitedWriter) -> AsyncGenerator[ParsedRequest]:
     """The parameter makes FastAPI check the key and its limits first, so that a rejected body is not read."""
-    return parse(await read_body(request))
+    async with parsed_request(request, writer) as parsed:
+        yield parsed
 
 
-RequestBody = Annotated[VideoRequest, Depends(read_request)]
+RequestBody = Annotated[ParsedRequest, Depends(read_request)]
 
 
 @router.post(
@@ -104,7 +122,7 @@ def create_video(
     idempotency_key: IdempotencyKey = None,
 ) -> Video:
     jobs = submit_jobs(services, writer, body, idempotency_key, response, request.app.state.rate_limiter)
-    return _render_created(services, jobs, response, is_group=body.num_videos is not None)
+    return _render_created(services, jobs, response, is_group=body.body.num_videos is not None)
 
 
 @router.post(
@@ -126,9 +144,9 @@ async def remix_video(
     idempotency_key: IdempotencyKey = None,
 ) -> Video:
     source = await _source(services, writer, video_id)
-    body = _inherited(services, await read_body(request), source)
     limiter: RateLimiter = request.app.state.rate_limiter
-    return await run_in_threadpool(_remix, services, writer, body, idempotency_key, response, limiter, source)
+    async with parsed_request(request, writer, source) as body:
+        return await run_in_threadpool(_remix, services, writer, body, idempotency_key, response, limiter, source)
 
 
 @router.post(
@@ -150,11 +168,9 @@ async def run_again(
     idempotency_key: IdempotencyKey = None,
 ) -> Video:
     source = await _source(services, writer, video_id)
-    has_body = request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers
-    given = await read_body(request) if has_body else {}
-    body = _inherited(services, {"prompt": source.generation.prompt, **given}, source)
     limiter: RateLimiter = request.app.state.rate_limiter
-    return await run_in_threadpool(_remix, services, writer, body, idempotency_key, response, limiter, source)
+    async with parsed_request(request, writer, source, prompt=source.generation.prompt) as body:
+        return await run_in_threadpool(_remix, services, writer, body, idempotency_key, response, limiter, source)
 
 
 async def _source(services: Services, writer: Principal, video_id: str) -> Job:
@@ -165,29 +181,23 @@ async def _source(services: Services, writer: Principal, video_id: str) -> Job:
     return source
 
 
-def _inherited(services: Services, given: dict[str, Any], source: Job) -> VideoRequest:
-    if isinstance(model := given.get("model"), str):
-        given["model"] = services.models.real_name(model)
-    return parse(given, source.generation)
-
-
 def _remix(
     services: Services,
     writer: Principal,
-    body: VideoRequest,
+    body: ParsedRequest,
     idempotency_key: str | None,
     response: Response,
     limiter: RateLimiter,
     source: Job,
 ) -> Video:
     jobs = submit_jobs(services, writer, body, idempotency_key, response, limiter, remixed_from=source.id)
-    return _render_created(services, jobs, response, is_group=body.num_videos is not None)
+    return _render_created(services, jobs, response, is_group=body.body.num_videos is not None)
 
 
 def submit_jobs(
     services: Services,
     principal: Principal,
-    body: VideoRequest,
+    parsed: ParsedRequest,
     idempotency_key: str | None,
     response: Response,
     limiter: RateLimiter,
@@ -200,8 +210,10 @@ def submit_jobs(
         limiter: counts all videos but the first, which was counted before the body was read.
 
     Raises:
-        InvalidParameter, RateLimited, QueueFull, NoSpace, ModelUnavailable, IdempotencyKeyReused: nothing is written.
+        InvalidParameter, RateLimited, QueueFull, NoSpace, ModelUnavailable, StorageError, IdempotencyKeyReused: nothing
+            is left then.
     """
+    body = parsed.body
     idempotency = Idempotency(_unquoted(idempotency_key), _fingerprint(body, remixed_from)) if idempotency_key else None
     # Before validation: a replay succeeds even if the model or the receiver would be rejected by now.
     if idempotency and (earlier := services.store.find_by_idempotency_key(principal.owner, idempotency)):
@@ -216,13 +228,38 @@ def submit_jobs(
     limiter.check(principal, count - 1)
     generations = generations_of(generation, count)
     jobs = [body.to_job(each, owner=principal.owner, remixed_from=remixed_from) for each in generations]
-    queue = generate_queue(services.redis, generation.model, job_timeout_s=services.settings.job_timeout_s)
-    limits = waiting_limits(principal, services.settings.max_waiting)
-    created = services.store.create_many(jobs, queue, limits=limits, idempotency=idempotency)
+    created = _create(services, jobs, parsed, waiting_limits(principal, services.settings.max_waiting), idempotency)
     if created[0].id == jobs[0].id:
         log.info("%s created, model %s", ", ".join(job.id for job in jobs), generation.model)
     else:
         response.headers["idempotent-replayed"] = "true"
+    return created
+
+
+def _create(
+    services: Services,
+    jobs: list[Job],
+    parsed: ParsedRequest,
+    limits: QueueLimits,
+    idempotency: Idempotency | None,
+) -> list[Job]:
+    """Store the reference of every job, then create the records. Without new records, the files are deleted again."""
+    model, reference = jobs[0].generation.model, jobs[0].generation.reference
+    queue = generate_queue(services.redis, model, job_timeout_s=services.settings.job_timeout_s)
+    if reference is None or parsed.fetch is None:
+        return services.store.create_many(jobs, queue, limits=limits, idempotency=idempotency)
+    references, file, ids = services.references, parsed.fetch(), [job.id for job in jobs]
+    try:
+        for job_id in ids:
+            references.put(job_id, file, reference)
+        created = services.store.create_many(jobs, queue, limits=limits, idempotency=idempotency)
+    except ServiceError:  # after an error of Redis there may be records, which only maintenance can wait for
+        for job_id in ids:
+            references.discard(job_id)
+        raise
+    done = references.created if created[0].id == ids[0] else references.discard
+    for job_id in ids:
+        done(job_id)
     return created
 
 
@@ -241,8 +278,7 @@ def _render_created(services: Services, jobs: list[Job], response: Response, *, 
 def _fingerprint(body: VideoRequest, remixed_from: str | None) -> str:
     """Hash of the parsed request; raw multipart bodies differ in their boundary."""
     # Fields that 0.1 did not have are left out where they are absent, so that its keys still match after an upgrade.
-    later = ("aspect_ratio", "resolution", "clip_skip", "num_videos", "loras")
-    new = {name for name in later if getattr(body, name) is None}
+    new = {name for name in NEWER_FIELDS if getattr(body, name) is None}
     parsed = json.dumps([body.model_dump(mode="json", exclude=new), remixed_from], sort_keys=True)
     return hashlib.sha256(parsed.encode()).hexdigest()
 

@@ -58,14 +58,15 @@ async def create_video_sync(
     services: ServicesDep,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
-    if body.num_videos is not None:
-        message = f"num_videos={body.num_videos}: this endpoint returns one MP4; leave it out, or use POST /v1/videos."
+    if (count := body.body.num_videos) is not None:
+        message = f"num_videos={count}: this endpoint returns one MP4; leave it out, or use POST /v1/videos."
         raise InvalidParameter("num_videos", message)
     open_requests: OpenRequests = request.app.state.open_requests
     limiter: RateLimiter = request.app.state.rate_limiter
     with open_requests.slot(client_of(request, writer.owner)):
         created = Response()  # receives the headers that `submit_jobs` sets
         jobs = await run_in_threadpool(submit_jobs, services, writer, body, idempotency_key, created, limiter)
+        body.close()
         job = await _wait(services, jobs[0], request, open_requests, cancel_on_disconnect=idempotency_key is None)
     replayed = {name: value for name, value in created.headers.items() if name == "idempotent-replayed"}
     return await run_in_threadpool(_video_response, services, job, {"x-video-id": job.id} | replayed)

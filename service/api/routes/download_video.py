@@ -15,7 +15,7 @@ from service.api.auth import Principal, ServicesDep, get_reader, get_signer
 from service.api.file_stream import FileStream
 from service.api.openapi.responses import FILE, errors, success
 from service.api.request_path import is_head
-from service.api.routes.videos import get_job
+from service.api.visible_jobs import get_job
 from service.api_keys import Scope
 from service.errors import NotFound, VideoExpired, VideoFailed, VideoNotReady
 from service.jobs.model import Job, JobState, Output

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request
@@ -11,16 +12,16 @@ from service.api.num_videos import check_num_videos
 from service.api.openapi.responses import errors, success
 from service.api.routes.create_video import find_model, request_body
 from service.api.schemas import VideoEstimate
-from service.api.video_request_parser import parse, read_body
+from service.api.video_requests import ParsedRequest, parsed_request
 from service.jobs.expected_time import expected_seconds
-from service.jobs.request import VideoRequest
 
 router = APIRouter(prefix="/v1", tags=["videos"])
 
 
-async def read_request(request: Request, _writer: Writer) -> VideoRequest:
+async def read_request(request: Request, writer: Writer) -> AsyncGenerator[ParsedRequest]:
     """The parameter makes FastAPI check the key before the body is read."""
-    return parse(await read_body(request))
+    async with parsed_request(request, writer) as parsed:
+        yield parsed
 
 
 @router.post(
@@ -33,8 +34,9 @@ async def read_request(request: Request, _writer: Writer) -> VideoRequest:
     openapi_extra=request_body("PromptOnly", "PromptAndSettings"),
 )
 def estimate_video(
-    writer: Writer, body: Annotated[VideoRequest, Depends(read_request)], services: ServicesDep
+    writer: Writer, parsed: Annotated[ParsedRequest, Depends(read_request)], services: ServicesDep
 ) -> VideoEstimate:
+    body = parsed.body
     generation = find_model(services, body.model).resolve(body)
     check_num_videos(body, writer, services.settings)
     services.loads.require(generation.model)

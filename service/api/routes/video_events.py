@@ -21,7 +21,7 @@ from service.api import sse
 from service.api.auth import Reader, ServicesDep, get_reader
 from service.api.open_requests import OpenRequests, client_of
 from service.api.openapi.responses import errors, example_refs, ref, success
-from service.api.routes.videos import get_job_and_position
+from service.api.visible_jobs import get_job_and_position
 from service.errors import NotAllowed, NotAuthenticated, NotFound
 from service.jobs.model import Job
 from service.wiring import Services

@@ -10,18 +10,18 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from service.api.auth import Principal, Reader, ServicesDep, Writer, get_reader, get_services, get_signer
+from service.api.auth import Reader, ServicesDep, Writer, get_reader, get_services, get_signer
 from service.api.errors import error_response
 from service.api.openapi.responses import errors, success
 from service.api.polls import DirectRoute, PollBatcher
 from service.api.routes.video_filters import METADATA_PARAMETER, AfterParameter, Filter, check_cursor
 from service.api.schemas import DeletedVideo, VideoList
-from service.errors import NotAllowed, StorageError, VideoNotFound
+from service.api.visible_jobs import get_job_and_position, get_own_job
+from service.errors import StorageError, VideoNotFound
 from service.jobs.job_list import READ_AT_ONCE, Order
 from service.jobs.model import Job, JobState
-from service.jobs.record_reader import JobWithPosition
 from service.jobs.store import Deletion
-from service.storage.manifest import delete_files
+from service.storage.manifest import delete_all_files
 from service.wire.video import Video
 from service.wiring import Services
 
@@ -30,34 +30,6 @@ POLL_AFTER_MS = "1000"  # constant, because the SDKs use the first value for the
 log = logging.getLogger("ivmix.api")
 router = APIRouter(prefix="/v1", tags=["videos"])
 polls = APIRouter(prefix="/v1", tags=["videos"], route_class=DirectRoute)
-
-
-def get_job(services: Services, principal: Principal, video_id: str) -> Job:
-    """Raises VideoNotFound, also for a job that the caller cannot see."""
-    return get_job_and_position(services, principal, video_id)[0]
-
-
-def get_job_and_position(services: Services, principal: Principal, video_id: str) -> JobWithPosition:
-    """The job and its queue position. Fails a job whose start timeout has passed. Raises VideoNotFound."""
-    found = services.store.get_with_position(video_id)
-    if found is None or not _is_visible(services, principal, found[0]):
-        raise VideoNotFound(video_id)
-    if services.store.fail_if_overdue(found[0]):
-        return get_job_and_position(services, principal, video_id)
-    return found
-
-
-def get_own_job(services: Services, principal: Principal, video_id: str) -> Job:
-    """A job that the caller may change. Raises VideoNotFound or NotAllowed."""
-    job = get_job(services, principal, video_id)
-    if not principal.may_change(job.owner) and not services.store.is_in_index(job.id, principal.owner):
-        raise NotAllowed(f"This API key may see the videos of other keys, but not change them, as '{video_id}'.")
-    return job
-
-
-def _is_visible(services: Services, principal: Principal, job: Job) -> bool:
-    owner = principal.visible_owner
-    return owner in (None, job.owner) or (not job.owner and services.store.is_in_index(job.id, owner))
 
 
 @polls.get(
@@ -134,7 +106,7 @@ def delete_video(video_id: str, writer: Writer, services: ServicesDep) -> Delete
         log.info("%s is cancelled and will be deleted", job.id)
         return DeletedVideo(id=job.id)
     try:
-        delete_files(services.storage, job.id)
+        delete_all_files(services.storage, job.id)
     except StorageError as e:  # maintenance deletes them
         log.warning("%s: cannot delete its files yet: %s", job.id, e)
     log.info("%s deleted", job.id)

@@ -83,7 +83,10 @@ def test_a_known_field_that_asks_for_nothing_is_accepted(field: str) -> None:
 def test_a_known_field_that_asks_for_something_is_refused_by_name(field: str) -> None:
     error = refused({field: {"something": 2}})
     assert (error.param, error.reason) == (field, "unsupported_parameter")
-    assert re.search(rf"'{field}' (as (1|false|null) only; leave it out|.* take no image, .* Leave)", error.message)
+    assert re.search(
+        rf"'{field}' (as (1|false|null) only; leave it out|.* send a picture or clip as 'input_reference')",
+        error.message,
+    )
 
 
 @pytest.mark.parametrize("field", ["output_path", "model_path", "promt", "webhook"])
