@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-from sampler.denoise_and_goback_moves import AnyMove, ConsistencyMove, FusedMove, ModelName, Move
+from sampler.denoise_and_goback_moves import AnyMove, ConsistencyMove, FusedMove, ModelName, Move, ZeroVelocity
 from sampler.errors import InvalidSetting
+from sampler.guidance_rules import GuidanceRule, Scale, with_rule
 from sampler.level_grid import LevelGrid, Solver
 from sampler.noise_schedule import NoiseSchedule, check_schedule
 from sampler.plan import Plan
@@ -22,6 +23,7 @@ def ddim_plan(
     model: ModelName = "video",
     grid: Grid = "adjacent",
     solver: Solver | Literal["lcm"] = "ddim",
+    rule: GuidanceRule | None = None,
 ) -> Plan:
     """One model alone, one call a step: DDIM (arXiv:2010.02502 Eq. 12, eta = 0), DPM-Solver++ 2M, or LCM.
 
@@ -36,34 +38,43 @@ def ddim_plan(
         solver: "ddim"; "dpmpp-2m", which needs about half the steps for the same picture (arXiv:2211.01095 Alg. 2); or
             "lcm", for latent consistency models, which draws noise in all steps but the last, on timesteps of its own
             (arXiv:2310.04378 Alg. 3). The last two with grid "adjacent" only.
+        rule: of guidance, with `guidance` as its scale; not with "lcm". None: classifier-free guidance.
 
     Raises:
         InvalidSetting: names the parameter, its value and what is allowed.
     """
+    _check_choices(guidance, model, grid, solver, rule)
+    if solver == "lcm":
+        return _consistency_plan(schedule, steps, guidance, model)
+    levels = LevelGrid(schedule, steps, solver=solver, rule=rule)
+    if grid == "diffusers":
+        return _strided_plan(schedule, levels, with_rule(guidance, rule), model)
+    return Plan(tuple((levels.ordinary_step(i, guidance, model),) for i in range(levels.steps)))
+
+
+def _check_choices(
+    guidance: float, model: ModelName, grid: Grid, solver: Solver | Literal["lcm"], rule: GuidanceRule | None
+) -> None:
     finite_number("guidance", guidance)
     one_of("model", model, get_args(ModelName))
     one_of("grid", grid, get_args(Grid))
     one_of("solver", solver, (*get_args(Solver), "lcm"))
     if grid == "diffusers" and solver != "ddim":
         raise InvalidSetting(f"solver={solver!r} does not work with grid='diffusers', which is DDIM's; leave grid out")
-    if solver == "lcm":
-        return _consistency_plan(schedule, steps, guidance, model)
-    if grid == "diffusers":
-        return _strided_plan(schedule, steps, guidance, model)
-    levels = LevelGrid(schedule, steps, solver=solver)
-    return Plan(tuple((levels.ordinary_step(i, guidance, model),) for i in range(levels.steps)))
+    if rule is not None and solver == "lcm":
+        raise InvalidSetting(f"rule={rule} does not work with solver='lcm', whose networks have learnt their guidance")
 
 
-def _strided_plan(schedule: NoiseSchedule, steps: int, guidance: float, model: ModelName) -> Plan:
+def _strided_plan(schedule: NoiseSchedule, levels: LevelGrid, guidance: Scale, model: ModelName) -> Plan:
     """DDIM as in diffusers: every step ends the same number of timesteps lower."""
-    check_schedule("schedule", schedule)
-    timesteps, alphas = schedule.timesteps(steps), schedule.alphas_cumprod
-    stride = len(schedule) // len(timesteps)
+    timesteps, alphas = schedule.timesteps(levels.steps), schedule.alphas_cumprod
+    stride = len(schedule) // levels.steps
 
-    def move(t: int) -> Move:
-        return Move(model, t, alphas[t], alphas[t - stride] if t >= stride else schedule.final_alpha, guidance)
+    def move(i: int, t: int) -> Move | ZeroVelocity:
+        below = alphas[t - stride] if t >= stride else schedule.final_alpha
+        return ZeroVelocity(alphas[t], below) if i < levels.zero_steps else Move(model, t, alphas[t], below, guidance)
 
-    return Plan(tuple((move(t),) for t in timesteps))
+    return Plan(tuple((move(i, t),) for i, t in enumerate(timesteps)))
 
 
 def _consistency_plan(schedule: NoiseSchedule, steps: int, guidance: float, model: ModelName) -> Plan:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sampler.denoise_and_goback_moves import AnyMove, Call, Restart, SecondOrderMove
+from sampler.denoise_and_goback_moves import AnyMove, Call, Move, ResizingMove, Restart, SecondOrderMove
 from sampler.errors import InvalidSetting
 from sampler.plan_table import table
 
@@ -41,7 +41,8 @@ class Plan:
         """The rest of the plan from `step` on, for a clip that is noised to the level of that step, see `noised`.
 
         The moves stay as they are: a zig-zag that goes back first still visits the noisier levels before `step`. Only
-        a second-order step without its predecessor becomes one of first order, as in diffusers.
+        a second-order step without its predecessor becomes one of first order, as in diffusers; and where `step` is one
+        of EVS's enlarged ones, those up to the end of its stage have the size of the clip.
 
         Args:
             step: number of steps to leave out, 0 to `len(plan) - 1`.
@@ -92,11 +93,18 @@ def _check_step(step: Any, count: int) -> None:  # Any: what a caller passed is 
 
 
 def _without_predecessor(steps: tuple[tuple[AnyMove, ...], ...]) -> tuple[tuple[AnyMove, ...], ...]:
-    """The first solver step has no x0 of a step before it."""
+    """The first solver step has no x0 of a step before it, and latents that nothing has enlarged do not shrink."""
     kept = [list(moves) for moves in steps]
     for moves in kept:
         for k, move in enumerate(moves):
-            if isinstance(move, SecondOrderMove):
-                moves[k] = replace(move, before=None)
+            if isinstance(move, SecondOrderMove | ResizingMove):
+                moves[k] = _as_first(move)
                 return tuple(map(tuple, kept))
     return steps
+
+
+def _as_first(move: SecondOrderMove | ResizingMove) -> AnyMove:
+    if isinstance(move, ResizingMove):
+        step = move.model, move.timestep, move.src, move.dst, move.guidance
+        return Move(*step) if move.factor < 1 else move
+    return replace(move, before=None)  # pyright: ignore[reportReturnType]  # of its own class

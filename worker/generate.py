@@ -14,6 +14,7 @@ from rich.console import Console
 from service.catalog.invalid_parameter import invalid_parameter
 from service.catalog.model_entry import ModelEntry
 from service.catalog.registry import ModelRegistry
+from service.cli import more_settings
 from service.cli.console import Steps
 from service.cli.errors import user_errors
 from service.errors import InvalidParameter, ServiceError
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 Pair = tuple[float, float] | None
 StepPair = tuple[int, int] | None
 COMPARE_HELP = f"Two or more samplers side by side, from the same seed: {', '.join(sorted(SAMPLERS))}."
-SETTINGS = frozenset[str]().union(*USES.values())  # options of this name
+SETTINGS = frozenset[str]().union(*USES.values())  # options of this name, or of --set
 OPTIONS = {  # all other options, and the fields of the request that they are
     "prompt": "prompt",
     "seed": "seed",
@@ -92,6 +93,7 @@ def generate(
     solver: Annotated[str | None, _sampler_option("of the ordinary steps, ddim and iv-mixed: ddim, dpmpp-2m")] = None,
     active_steps: Annotated[StepPair, _sampler_option("official: first and last step with a zig-zag, from 0")] = None,
     zz: Annotated[int | None, _sampler_option("official: no image model in every zz-th step")] = None,
+    more: Annotated[list[str] | None, more_settings.OPTION] = None,
 ) -> None:
     """Generate a video without a server."""
     _run(locals())
@@ -144,7 +146,8 @@ def _write(
 
 def _generations(entry: ModelEntry, options: dict[str, Any], reference: ReferenceFile | None) -> dict[str, Generation]:
     """One, or with --compare one for each of its samplers, from one seed. Raises InvalidParameter."""
-    settings = {name: options[name] for name in SETTINGS if options[name] is not None}
+    settings = {name: options[name] for name in SETTINGS if options.get(name) is not None}
+    settings |= more_settings.read(options["more"])
     request = {field: options[option] for option, field in OPTIONS.items()}
     request["input_reference"] = reference
     if options["compare"] is None:

@@ -159,6 +159,7 @@ class Model(ResponseModel):
     image_guidance_scale: float | None = Field(
         description="Default of `guidance_scale` for sampler `ddim` with network `image`; null if it is the same"
     )
+    image_enlarge: float = Field(description="Default of `enlarge` for sampler `evs`")
     negative_prompt: str
     sampler: SamplerSettings
     samplers: list[str] = Field(default=list(USES), description="Values of `sampler.name`")

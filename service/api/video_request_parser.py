@@ -18,6 +18,7 @@ from service.errors import InvalidParameter
 from service.jobs.model import Generation
 from service.jobs.reference import Reference, ReferenceFile
 from service.jobs.request import VideoRequest, resolve_aliases
+from service.jobs.sampler_settings import RULE
 from service.validation_messages import unknown_parameter
 
 Body = dict[str, Any]  # not validated yet
@@ -131,7 +132,7 @@ def _merge_remix(source: Generation, given: Body) -> Body:
         del kept["num_frames"]
     changes: Any = given.get("sampler", {})
     if isinstance(changes, dict) and cast(Body, changes).get("name", source.sampler.name) == source.sampler.name:
-        changes = source.sampler.model_dump(mode="json") | cast(Body, changes)
+        changes = _inherited_sampler(source, cast(Body, changes)) | cast(Body, changes)
     sampler = cast(Body, changes) if isinstance(changes, dict) else {}
     if source.sampler.is_image_alone != _is_image_alone(sampler):
         del kept["guidance_scale"]  # the image network by itself has another default
@@ -140,6 +141,13 @@ def _merge_remix(source: Generation, given: Body) -> Body:
     if source.reference is not None and REFERENCE not in given:
         kept |= _kept_reference(source.reference)
     return kept | given | {"sampler": changes}
+
+
+def _inherited_sampler(source: Generation, changes: Body) -> Body:
+    """The source's settings, without those of its guidance rule if another one is asked for."""
+    own = source.sampler
+    drop = RULE if changes.get("guidance_rule", own.guidance_rule) != own.guidance_rule else frozenset[str]()
+    return own.model_dump(mode="json", exclude=set(drop))
 
 
 def _kept_reference(reference: Reference) -> Body:

@@ -14,11 +14,18 @@ LCM_STEPS = 50  # timesteps that latent consistency models are distilled at
 
 def check_distilled(model: str, sampler: SamplerSettings) -> None:
     """Raises InvalidParameter naming the setting that a distilled video model cannot run."""
-    if sampler.name not in ("ddim", "iv-mixed"):
+    if sampler.name not in ("ddim", "iv-mixed", "evs") or (sampler.name == "evs" and sampler.solver == "lcm"):
+        evs = "" if sampler.solver == "lcm" else ", evs"
         raise InvalidParameter(
             "sampler.name",
-            f"Sampler '{sampler.name}' does not work with the distilled video model of '{model}'; use ddim, or "
+            f"Sampler '{sampler.name}' does not work with the distilled video model of '{model}'; use ddim{evs}, or "
             "iv-mixed with a combination such as I-V.",
+        )
+    if sampler.name != "evs" and sampler.guidance_rule != "cfg":
+        raise InvalidParameter(
+            "sampler.guidance_rule",
+            f"guidance_rule '{sampler.guidance_rule}' needs guidance, but the distilled video model of '{model}' takes "
+            "none; leave it out.",
         )
     if sampler.is_image_alone:
         raise InvalidParameter(

@@ -28,7 +28,7 @@ from service.catalog.num_frames import resolve_num_frames
 from service.catalog.optimise import Optimise
 from service.catalog.prompt_limits import NAME, PromptLimits
 from service.catalog.reference_choice import add_reference
-from service.catalog.sampler_choice import choose_sampler, settings_of
+from service.catalog.sampler_choice import check_zero_init, choose_sampler, settings_of
 from service.catalog.scheduler_settings import check_overrides, named_spacing, run_spacing
 from service.catalog.selectable_loras import SelectableLoras, choose_loras
 from service.catalog.text_layers import check_clip_skip, most_clip_skip
@@ -85,6 +85,9 @@ class ModelEntry(PromptLimits):
     guidance_scale: Range
     image_guidance_scale: float | None = Field(
         default=None, description="default guidance_scale of ddim with network image; default: that of guidance_scale"
+    )
+    image_enlarge: float = Field(
+        default=2.0, ge=1, le=4, description="default enlarge of evs: how much larger than a clip its image model draws"
     )
     distilled: bool = Field(
         default=False, description="whether the video model was trained to need few steps and no guidance"
@@ -238,6 +241,7 @@ class ModelEntry(PromptLimits):
         if not spacing.is_estimate and steps > spacing.num_train_timesteps:
             message = f"num_inference_steps={steps} is above the network's {spacing.num_train_timesteps} timesteps."
             raise InvalidParameter("num_inference_steps", message)
+        check_zero_init(sampler, steps)
         return steps
 
     def _guidance_scale(self, request: VideoRequest, sampler: SamplerSettings) -> float:
@@ -257,10 +261,11 @@ class ModelEntry(PromptLimits):
 
     def _sampler(self, changes: Mapping[str, Any]) -> SamplerSettings:
         try:
-            return choose_sampler(self.sampler, self.family, changes)
+            chosen = choose_sampler(self.sampler, self.family, changes)
         except ValidationError as e:
             known = [f"sampler.{name}" for name in SamplerSettings.model_fields]
             raise invalid_parameter(e, within="sampler", known=known) from e
+        return chosen.with_evs_defaults(self.image_guidance_scale, self.image_enlarge)
 
     @property
     def _levers(self) -> dict[str, dict[str, Any]]:

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from service.cli import more_settings
+
 if TYPE_CHECKING:
     from service.cli.client import VideoClient
 
 DEFAULT_URL = "http://127.0.0.1:8000"
-SAMPLERS = "iv-mixed, ddim, zigzag, freeinit, fused, official"
+SAMPLERS = "iv-mixed, ddim, zigzag, freeinit, fused, evs, official"
 RENAMED = {
     "steps": "num_inference_steps",
     "guidance": "guidance_scale",
@@ -20,7 +22,8 @@ RENAMED = {
     "lora": "loras",
     "sampler": "name",
 }
-NOT_SENT = {"output", "detach", "url", "api_key"}
+OF_THE_REFERENCE = {"reference_use", "conditioning_scale"}  # given with --set
+NOT_SENT = {"output", "detach", "url", "api_key", "more"}
 SAMPLER_OPTIONS = {
     "sampler",
     "combination",
@@ -80,8 +83,6 @@ def submit(
     num_videos: Annotated[int | None, typer.Option(help="Several, with seeds one apart: video-1.mp4, ...")] = None,
     input_reference: Annotated[str | None, _reference_option("a picture, a clip, or the id of a video")] = None,
     strength: Annotated[float | None, _reference_option("share of the steps that runs, above 0 to 1")] = None,
-    reference_use: Annotated[str | None, _reference_option("start, first_frame")] = None,
-    conditioning_scale: Annotated[float | None, _reference_option("first_frame: how much it counts, 0 to 2")] = None,
     sampler: Annotated[str | None, _sampler_option(SAMPLERS)] = None,
     combination: Annotated[str | None, _sampler_option("iv-mixed: IV-IV, R-I ...")] = None,
     order: Annotated[str | None, _sampler_option("iv-mixed: denoise_first, goback_first")] = None,
@@ -89,7 +90,7 @@ def submit(
     image_guidance: Annotated[Pair, _sampler_option("at the first and last step")] = None,
     video_guidance: Annotated[Pair, _sampler_option("at the first and last step")] = None,
     rho: Annotated[float | None, _sampler_option("curvature of the guidance between first and last step")] = None,
-    image_every: Annotated[int | None, _sampler_option("iv-mixed: image model in every n-th step only")] = None,
+    image_every: Annotated[int | None, _sampler_option("iv-mixed, evs: image model in every n-th step only")] = None,
     interval_guidance: Annotated[float | None, _sampler_option("iv-mixed: guidance in the interval")] = None,
     goback_guidance: Annotated[float | None, _sampler_option("zigzag: guidance of the inversion")] = None,
     iterations: Annotated[int | None, _sampler_option("freeinit: number of sampling runs")] = None,
@@ -98,11 +99,10 @@ def submit(
     solver: Annotated[str | None, _sampler_option("ddim, iv-mixed: ddim, dpmpp-2m; ddim: lcm")] = None,
     active_steps: Annotated[StepPair, _sampler_option("official: first and last step with a zig-zag, from 0")] = None,
     zz: Annotated[int | None, _sampler_option("official: no image model in every zz-th step")] = None,
+    more: Annotated[list[str] | None, more_settings.OPTION] = None,
 ) -> None:
     """Send a prompt to a running server, wait for the video and download it."""
-    body = _request(locals())
-    with _client(url, api_key) as client:
-        _print_ids(client, body) if detach else _submit_and_download(client, body, output)
+    _submit(locals())
 
 
 @videos.command("list")
@@ -219,6 +219,12 @@ def _made(output: Path, video: dict[str, Any]) -> str:
     return ", ".join([str(output), *(f"{name} {value}" for name, value in facts.items() if value is not None)])
 
 
+def _submit(options: dict[str, Any]) -> None:
+    body = _request(options)
+    with _client(options["url"], options["api_key"]) as client:
+        _print_ids(client, body) if options["detach"] else _submit_and_download(client, body, options["output"])
+
+
 def _request(options: dict[str, Any]) -> dict[str, Any]:
     """The API's request of the given options; the server's defaults for all others."""
     given = {name: value for name, value in options.items() if value is not None and name not in NOT_SENT}
@@ -226,6 +232,9 @@ def _request(options: dict[str, Any]) -> dict[str, Any]:
     if "input_reference" in body:
         body["input_reference"] = _file_or_id(body["input_reference"])
     sampler = {RENAMED.get(name, name): value for name, value in given.items() if name in SAMPLER_OPTIONS}
+    more = more_settings.read(options["more"])
+    body |= {name: value for name, value in more.items() if name in OF_THE_REFERENCE}
+    sampler |= {name: value for name, value in more.items() if name not in OF_THE_REFERENCE}
     return body | ({"sampler": sampler} if sampler else {})
 
 

@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field
 from service.frozen_model import FrozenModel
 from service.ids import created_at, new_job_id
 from service.jobs.context_windows import ContextWindows
-from service.jobs.denoiser_calls import network_calls
+from service.jobs.denoiser_calls import enlarged_calls, network_calls
 from service.jobs.lora_choice import LoraUse
 from service.jobs.reference import Reference
 from service.jobs.released_loops import Family
@@ -128,7 +128,9 @@ class Generation(FrozenModel):
     @property
     def cost(self) -> int:
         """Network calls x pixels x frames, which is proportional to the GPU time."""
-        return sum(self.network_calls.values()) * self.width * self.height * self.num_frames
+        enlarged = enlarged_calls(self.sampler, self.num_inference_steps, self.first_step)
+        calls = sum(self.network_calls.values()) + enlarged * ((self.sampler.enlarge or 1) ** 2 - 1)
+        return round(calls * self.width * self.height * self.num_frames)
 
 
 class Output(FrozenModel):

@@ -91,7 +91,20 @@ def test_help_names_every_sampler_and_setting(monkeypatch: pytest.MonkeyPatch) -
     shown = CliRunner().invoke(app, ["submit", "--help"]).output
     assert all(name in shown for name in USES)
     settings = {f"--{name.replace('_', '-')}" for names in USES.values() for name in names}
-    assert all(option in shown for option in settings)
+    further = " ".join(shown[shown.index("--set") :].split())  # its text names them
+    assert all(option in shown or option[2:].replace("-", "_") in further for option in settings)
+
+
+def test_any_setting_can_be_set_by_its_name(cli: Cli) -> None:
+    chosen = ("--sampler", "evs", "--set", "enlarge=1.5", "--set", "image-interval=0.2,0.6", "--image-every", "2")
+    sampler = json.loads(cli("get", cli("submit", PROMPT, "-d", *chosen)))["sampler"]
+    assert (sampler["enlarge"], sampler["image_interval"], sampler["image_every"]) == (1.5, [0.2, 0.6], 2)
+    apg = ("--sampler", "ddim", "--set", "guidance_rule=apg", "--set", "apg_eta=1")
+    assert json.loads(cli("get", cli("submit", PROMPT, "-d", *apg)))["sampler"]["apg_eta"] == 1
+    with pytest.raises(RequestError, match="large"):
+        cli("submit", PROMPT, "-d", "--set", "large=2")
+    for given, complaint in (("enlarge", "must be NAME=VALUE"), ("=2", "must be NAME=VALUE")):
+        assert complaint in CliRunner().invoke(app, ["submit", PROMPT, "-d", "--set", given, "--url", cli.url]).output
 
 
 def test_wait_downloads_a_completed_video_or_says_why_there_is_none(cli: Cli, finished: Finish, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sampler import ImageDenoiser, Plan, VideoDenoiser, noised, sample
+from sampler import ImageDenoiser, Plan, VideoDenoiser, noised, sample, shape_after
 from service.catalog.model_entry import ModelEntry
 from service.jobs.model import Generation, Phase
 from worker.child.checkpoint_file import Checkpoint
@@ -38,6 +38,8 @@ from worker.networks.sparse_control import ControlledNetwork, FirstFrame
 from worker.networks.text_encoder import TextOptions
 
 log = logging.getLogger("ivmix.child")
+
+REMEMBERED: tuple[str, ...] = ("x0", "initial", "momentum")  # what the memory of a run may hold
 
 # (phase, steps done, total steps); called before a phase and after every step. May raise to stop the run.
 OnProgress = Callable[[Phase, int, int], None]
@@ -161,7 +163,9 @@ class Engine:
         image, video = self._denoisers(generation, kept)
         models_of = [{call.model for move in step for call in move.calls} for step in plan]
         start = max(range(len(plan)), key=lambda index: len(models_of[index]))
-        step = next(iter(sample(latents.to(self.models.device), plan, image=image, video=video, start=start)))
+        latents = latents.to(self.models.device)
+        memory = dict.fromkeys(REMEMBERED, latents)  # by the steps that are left out here
+        step = next(iter(sample(latents, plan, image=image, video=video, start=start, memory=memory)))
         self.models.decode(step.latents)
 
     def _sample(
@@ -246,7 +250,8 @@ class Engine:
         device, shape, name = self.models.device, self.models.latents_shape(generation), run_fingerprint(*run)
         found = begin
         if isinstance(begin, Path):
-            found = Checkpoint.read(begin, {name, *run_fingerprints_0_1(*run)}, shape, device)
+            names = {name, *run_fingerprints_0_1(*run)}
+            found = Checkpoint.read(begin, names, partial(shape_after, plan, shape), device)
         if isinstance(found, Checkpoint) and not found.is_finite:  # on a GPU NaN is noticed up to two steps late
             found = None
         if isinstance(found, Checkpoint):

@@ -9,10 +9,14 @@ from functools import partial
 from typing import Any
 
 from sampler import (
+    AdaptiveProjectedGuidance,
+    CfgZeroStar,
+    GuidanceRule,
     InvalidSetting,
     NoiseSchedule,
     Plan,
     ddim_plan,
+    evs_plan,
     free_init_plan,
     fused_plan,
     mixed_plan,
@@ -22,7 +26,7 @@ from sampler import (
 from service.jobs.model import Generation
 from service.jobs.reference import Reference, first_step
 from service.jobs.released_loops import RELEASED, Family
-from service.jobs.sampler_settings import Grid, Network, Solver
+from service.jobs.sampler_settings import RULE, Grid, Network, SamplerSettings, Solver
 from worker.networks.models import Models
 
 
@@ -30,7 +34,7 @@ def plan_of(generation: Generation, models: Models) -> Plan:
     """What the sampler runs. Raises ValueError naming the sampler setting that cannot be run."""
     chosen = generation.sampler
     schedule = replace(models.video_schedule, **_spacing(generation))
-    steps, guidance, used = generation.num_inference_steps, generation.guidance_scale, chosen.used
+    steps, guidance, used = generation.num_inference_steps, generation.guidance_scale, plan_settings(chosen)
     schedules: dict[Network, NoiseSchedule] = {
         "image": replace(models.image_schedule, **_spacing(generation)),
         "video": schedule,
@@ -41,6 +45,7 @@ def plan_of(generation: Generation, models: Models) -> Plan:
         "iv-mixed": partial(mixed_plan, schedule, steps, guidance=guidance, image_schedule=models.image_schedule),
         "fused": partial(fused_plan, schedule, steps, guidance=guidance, image_schedule=models.image_schedule),
         "zigzag": partial(zigzag_plan, schedule, steps, guidance=guidance),
+        "evs": partial(_evs, schedule, steps, guidance=guidance, image_schedule=models.image_schedule),
         "freeinit": partial(_free_init, plain, schedule),
         "official": partial(_official, schedules, steps, guidance, family_of(generation, models)),
     }
@@ -64,6 +69,22 @@ def _cut(plan: Plan, steps: int, strength: float) -> Plan:
     return plan.starting_at(begin)
 
 
+def plan_settings(sampler: SamplerSettings) -> dict[str, Any]:
+    """The settings that the sampler uses, those of the guidance rule as one."""
+    used = {name: value for name, value in sampler.used.items() if name not in RULE}
+    return used if len(used) == len(sampler.used) else used | {"rule": _rule(sampler)}
+
+
+def _rule(sampler: SamplerSettings) -> GuidanceRule | None:
+    match sampler.guidance_rule:
+        case "cfg":
+            return None
+        case "apg":
+            return AdaptiveProjectedGuidance(sampler.apg_eta, sampler.apg_norm_threshold, sampler.apg_momentum)
+        case "cfg-zero":
+            return CfgZeroStar(sampler.zero_init_steps)
+
+
 def family_of(generation: Generation, models: Models) -> Family:
     """The family whose code the generation runs."""
     return generation.official_family or models.entry.family
@@ -77,8 +98,15 @@ def _ddim(
     network: Network,
     grid: Grid,
     solver: Solver,
+    rule: GuidanceRule | None,
 ) -> Plan:
-    return ddim_plan(schedules[network], steps, guidance=guidance, model=network, grid=grid, solver=solver)
+    return ddim_plan(schedules[network], steps, guidance=guidance, model=network, grid=grid, solver=solver, rule=rule)
+
+
+def _evs(
+    schedule: NoiseSchedule, steps: int, *, image_step_guidance: float | None, enlarge: float | None, **settings: Any
+) -> Plan:
+    return evs_plan(schedule, steps, image_guidance=image_step_guidance, enlarge=enlarge or 1, **settings)
 
 
 def _free_init(inner: Callable[[], Plan], schedule: NoiseSchedule, *, iterations: int) -> Plan:

@@ -118,6 +118,12 @@ def samplers(draw: st.DrawFn) -> SamplerSettings:
         network=draw(st.sampled_from(["image", "video"])),
         grid=grid,
         solver=draw(st.sampled_from(["ddim", "dpmpp-2m"])) if grid == "adjacent" else "ddim",
+        guidance_rule=draw(st.sampled_from(["cfg", "apg", "cfg-zero"])),
+        apg_momentum=draw(st.floats(-0.9, 0.9)),
+        zero_init_steps=draw(st.integers(0, 3)),
+        image_interval=tuple(sorted((draw(SHARES), draw(SHARES)))),
+        enlarge=draw(st.none() | st.floats(1, 4)),
+        image_step_guidance=draw(st.none() | st.floats(0, 20)),
     )
 
 
@@ -131,6 +137,8 @@ STRENGTHS = st.none() | st.floats(0.001, 1)
 def test_every_setting_that_the_api_accepts_can_be_planned_and_costs_what_the_record_says(
     loaded_engine: Engine, sampler: SamplerSettings, steps: int, spacing: Spacing, strength: float | None
 ) -> None:
+    sampler = sampler.model_copy(update={"zero_init_steps": min(sampler.zero_init_steps, steps - 1)})
+    sampler = sampler.with_evs_defaults(None, 2.0)  # as every request's is
     generation = make_generation(sampler=sampler, num_inference_steps=steps, spacing=spacing)
     if strength and sampler.name not in ("official", "freeinit") and int(steps * strength):
         reference = Reference(sha256="0" * 64, media_type="image/png", strength=strength)
@@ -197,6 +205,9 @@ def test_steps_of_a_run_are_those_that_are_counted(engine: Engine) -> None:
         {"name": "zigzag"},
         {"name": "ddim", "network": "image"},
         {"name": "fused", "image_guidance": (0.5, 0.5), "video_guidance": (0.5, 0.5)},
+        {"name": "evs", "enlarge": 2},
+        {"name": "ddim", "guidance_rule": "apg"},
+        {"interval": (0.5, 1), "guidance_rule": "cfg-zero"},
     ],
     ids=str,
 )
@@ -208,6 +219,12 @@ def test_every_sampler_draws_a_clip_that_its_seed_decides(engine: Engine, sample
     first, again, other = (frames(seed) for seed in (7, 7, 8))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("later", [{"solver": "dpmpp-2m"}, {"guidance_rule": "apg"}])
+def test_a_warm_up_in_the_middle_of_a_plan_needs_no_memory(engine: Engine, later: dict[str, object]) -> None:
+    sampler = SamplerSettings.model_validate({"interval": (0.5, 1), **later})
+    engine.warm_up(make_generation(num_inference_steps=6, sampler=sampler))
 
 
 def test_run_starts_from_the_seeds_noise_and_draws_other_noise_later(

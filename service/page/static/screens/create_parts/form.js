@@ -17,8 +17,21 @@ const TEXTS = ['size', 'negative_prompt', 'priority', 'callback_url']
 /** An unchanged form for a model. */
 export const emptyForm = (model, prompt = '') => ({ model: model.id, prompt, sampler: {}, metadata: [] })
 
+// What the API leaves out of the sampler in its responses, because it is the default of the API.
+export const LEFT_OUT = {
+  network: 'video',
+  grid: 'adjacent',
+  solver: 'ddim',
+  guidance_rule: 'cfg',
+  apg_eta: 0,
+  apg_norm_threshold: 15,
+  apg_momentum: -0.5,
+  zero_init_steps: 1,
+  image_interval: [0.5, 1],
+}
+
 /** A setting of the sampler: the person's, else the model's. */
-export const samplerValue = (form, model, name) => form.sampler[name] ?? model.sampler[name]
+export const samplerValue = (form, model, name) => form.sampler[name] ?? model.sampler[name] ?? LEFT_OUT[name]
 
 /** The name of the sampler that the form asks for. */
 export const samplerName = (form, model) => samplerValue(form, model, 'name')
@@ -51,9 +64,6 @@ export function asNumber(text) {
   const number = Number(text)
   return String(text).trim() === '' || Number.isNaN(number) ? text : number
 }
-
-// What the API leaves out of the sampler in its responses, because it is the default of the API.
-const LEFT_OUT = { network: 'video', grid: 'adjacent', solver: 'ddim' }
 
 /** The form with all settings of a video, to change some of them. */
 export function formOf(video, model) {
