@@ -3,6 +3,8 @@
 Arms: plain DDIM with as many steps and with as many network calls, each model alone, the six two-model combinations in
 both orders, parts of the run, Gaussian re-noise, the fused surrogate, Z-Sampling and FreeInit. Each arm samples the
 same prompts from the same noise for each seed; the table lists the mean and standard deviation over the seeds.
+`--set rivals` compares other methods instead, each with as many network calls as IV-mixed with the entry's settings:
+EVS, and the video model with APG and CFG-Zero*.
 Accuracies come from classifiers trained on demo clips (`demo/judges.py`); Frechet distances are to 400 sharp clips.
 Prints a table; writes JSON (from which a second call resumes) and a contact sheet.
 """
@@ -25,7 +27,17 @@ from demo.drawing import NOISE_SEED, demo_models, draw
 from demo.evaluate import PROMPTS_SEED, default_settings
 from demo.judges import Judges
 from demo.shapes import Scenes
-from sampler import Plan, ddim_plan, free_init_plan, fused_plan, mixed_plan, zigzag_plan
+from sampler import (
+    AdaptiveProjectedGuidance,
+    CfgZeroStar,
+    Plan,
+    ddim_plan,
+    evs_plan,
+    free_init_plan,
+    fused_plan,
+    mixed_plan,
+    zigzag_plan,
+)
 from worker.networks.models import Models
 
 PAIRS = ("IV-IV", "IV-VI", "VI-IV", "VI-VI", "II-VV", "VV-II")
@@ -49,13 +61,16 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--processes", type=int, default=2, help="one thread each")
+    parser.add_argument("--set", choices=("ablations", "rivals"), default="ablations")
     parser.add_argument("--arms", default="", help="only arms whose name contains this")
     parser.add_argument("--json", type=Path, default=Path("benchmarks/.out/quality.json"))
     parser.add_argument("--sheet", type=Path, default=Path("benchmarks/.out/quality.png"))
     arguments = parser.parse_args()
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    plans = {name: p for name, p in arms(demo_models(), arguments.steps).items() if arguments.arms in name}
+    models = demo_models()
+    plans = rivals(models) if arguments.set == "rivals" else arms(models, arguments.steps)
+    plans = {name: plan for name, plan in plans.items() if arguments.arms in name}
     result = _earlier_results(arguments.json, {"prompts": arguments.prompts, "steps": arguments.steps})
     strips = _Strips(arguments.json.with_suffix(".npz"))
     judges = Judges()
@@ -103,6 +118,35 @@ def arms(models: Models, steps: int) -> dict[str, Plan]:
         "fused (experimental)": fused_plan(schedule, steps, **{key: whole[key] for key in shared}),
         "Z-Sampling": zigzag_plan(schedule, steps, guidance=guidance),
         "FreeInit, 3 runs": free_init_plan(plain, schedule),
+    }
+
+
+def rivals(models: Models) -> dict[str, Plan]:
+    """IV-mixed with the entry's settings, and other methods with as many network calls."""
+    schedule, image_schedule, default = models.video_schedule, models.image_schedule, default_settings(models)
+    mixed, guidance = mixed_plan(schedule, **default), default["guidance"]
+    calls = sum(mixed.calls.values())
+    of_image = models.entry.image_guidance_scale or guidance
+    apg, zero = AdaptiveProjectedGuidance(), CfgZeroStar()
+
+    def evs(**changes: Any) -> Plan:
+        settings = {"guidance": guidance, "image_guidance": of_image, "image_schedule": image_schedule, "enlarge": 1}
+        return evs_plan(schedule, calls, **settings | changes)
+
+    return {
+        "IV-mixed": mixed,
+        "image alone": ddim_plan(image_schedule, calls, guidance=of_image, model="image"),
+        "video alone": ddim_plan(schedule, calls, guidance=guidance),
+        "video alone, guidance 6": ddim_plan(schedule, calls, guidance=6),
+        "APG": ddim_plan(schedule, calls, guidance=guidance, rule=apg),
+        "APG, guidance 6": ddim_plan(schedule, calls, guidance=6, rule=apg),
+        "CFG-Zero*": ddim_plan(schedule, calls + 1, guidance=guidance, rule=zero),
+        "CFG-Zero*, guidance 6": ddim_plan(schedule, calls + 1, guidance=6, rule=zero),
+        "EVS": evs(),
+        "EVS, image in every 2nd step": evs(image_every=2),
+        "EVS, image until 0.8": evs(image_interval=(0.5, 0.8)),
+        "EVS, enlarged by 2": evs(enlarge=2),
+        "IV-mixed, APG": mixed_plan(schedule, **default | {"rule": apg}),
     }
 
 

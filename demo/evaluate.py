@@ -22,6 +22,7 @@ from demo.judges import Judges, footage
 from demo.shapes import Scenes
 from sampler import Plan, ddim_plan, mixed_plan
 from service.jobs.request import VideoRequest
+from worker.child.plans import plan_settings
 from worker.networks.models import Models
 
 PROMPTS_SEED = 41
@@ -90,7 +91,7 @@ def default_settings(models: Models) -> dict[str, Any]:
     """The sampler settings of the model entry as arguments of `mixed_plan`."""
     default = models.entry.resolve(VideoRequest(prompt="a circle"))
     return {
-        **default.sampler.used,
+        **plan_settings(default.sampler),
         "image_schedule": models.image_schedule,
         "steps": default.num_inference_steps,
         "guidance": default.guidance_scale,

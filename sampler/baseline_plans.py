@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-from sampler.denoise_and_goback_moves import AnyMove, FusedMove, ModelName, Move
+from sampler.denoise_and_goback_moves import AnyMove, ConsistencyMove, FusedMove, ModelName, Move, ZeroVelocity
 from sampler.errors import InvalidSetting
+from sampler.guidance_rules import GuidanceRule, Scale, with_rule
 from sampler.level_grid import LevelGrid, Solver
-from sampler.noise_schedule import NoiseSchedule
+from sampler.noise_schedule import NoiseSchedule, check_schedule
 from sampler.plan import Plan
 from sampler.validation import Guidance, Range, active_steps, finite_number, guidance_ramps, one_of
 
@@ -21,9 +22,10 @@ def ddim_plan(
     guidance: float = 7.5,
     model: ModelName = "video",
     grid: Grid = "adjacent",
-    solver: Solver = "ddim",
+    solver: Solver | Literal["lcm"] = "ddim",
+    rule: GuidanceRule | None = None,
 ) -> Plan:
-    """One model alone, one call a step: DDIM (arXiv:2010.02502 Eq. 12, eta = 0), or DPM-Solver++ 2M.
+    """One model alone, one call a step: DDIM (arXiv:2010.02502 Eq. 12, eta = 0), DPM-Solver++ 2M, or LCM.
 
     Args:
         schedule: noise schedule of that model.
@@ -33,27 +35,54 @@ def ddim_plan(
         grid: where a step ends. "adjacent": at the next timestep of the run. "diffusers": `len(schedule) // steps`
             timesteps lower, as diffusers' DDIMScheduler does; the same for "leading", and for "trailing" where `steps`
             divides the timesteps, but not for "linspace", where each step overlaps the next or leaves a gap.
-        solver: "ddim", or "dpmpp-2m", which needs about half the steps for the same picture (arXiv:2211.01095 Alg. 2);
-            with grid "adjacent" only.
+        solver: "ddim"; "dpmpp-2m", which needs about half the steps for the same picture (arXiv:2211.01095 Alg. 2); or
+            "lcm", for latent consistency models, which draws noise in all steps but the last, on timesteps of its own
+            (arXiv:2310.04378 Alg. 3). The last two with grid "adjacent" only.
+        rule: of guidance, with `guidance` as its scale; not with "lcm". None: classifier-free guidance.
 
     Raises:
         InvalidSetting: names the parameter, its value and what is allowed.
     """
-    levels = LevelGrid(schedule, steps, solver=solver)
+    _check_choices(guidance, model, grid, solver, rule)
+    if solver == "lcm":
+        return _consistency_plan(schedule, steps, guidance, model)
+    levels = LevelGrid(schedule, steps, solver=solver, rule=rule)
+    if grid == "diffusers":
+        return _strided_plan(schedule, levels, with_rule(guidance, rule), model)
+    return Plan(tuple((levels.ordinary_step(i, guidance, model),) for i in range(levels.steps)))
+
+
+def _check_choices(
+    guidance: float, model: ModelName, grid: Grid, solver: Solver | Literal["lcm"], rule: GuidanceRule | None
+) -> None:
     finite_number("guidance", guidance)
     one_of("model", model, get_args(ModelName))
     one_of("grid", grid, get_args(Grid))
+    one_of("solver", solver, (*get_args(Solver), "lcm"))
     if grid == "diffusers" and solver != "ddim":
         raise InvalidSetting(f"solver={solver!r} does not work with grid='diffusers', which is DDIM's; leave grid out")
-    if grid == "adjacent":
-        return Plan(tuple((levels.ordinary_step(i, guidance, model),) for i in range(levels.steps)))
-    alphas, stride = schedule.alphas_cumprod, len(schedule) // levels.steps
+    if rule is not None and solver == "lcm":
+        raise InvalidSetting(f"rule={rule} does not work with solver='lcm', whose networks have learnt their guidance")
 
-    def move(t: int) -> Move:
+
+def _strided_plan(schedule: NoiseSchedule, levels: LevelGrid, guidance: Scale, model: ModelName) -> Plan:
+    """DDIM as in diffusers: every step ends the same number of timesteps lower."""
+    timesteps, alphas = schedule.timesteps(levels.steps), schedule.alphas_cumprod
+    stride = len(schedule) // levels.steps
+
+    def move(i: int, t: int) -> Move | ZeroVelocity:
         below = alphas[t - stride] if t >= stride else schedule.final_alpha
-        return Move(model, t, alphas[t], below, guidance)
+        return ZeroVelocity(alphas[t], below) if i < levels.zero_steps else Move(model, t, alphas[t], below, guidance)
 
-    return Plan(tuple((move(t),) for t in schedule.timesteps(steps)))
+    return Plan(tuple((move(i, t),) for i, t in enumerate(timesteps)))
+
+
+def _consistency_plan(schedule: NoiseSchedule, steps: int, guidance: float, model: ModelName) -> Plan:
+    check_schedule("schedule", schedule)
+    timesteps = schedule.consistency_timesteps(steps)
+    alphas = [*(schedule.alphas_cumprod[t] for t in timesteps), 1.0]
+    levels = zip(timesteps, alphas, alphas[1:], strict=False)
+    return Plan(tuple((ConsistencyMove(model, t, src, dst, guidance),) for t, src, dst in levels))
 
 
 def zigzag_plan(

@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import ClassVar, Literal
 
 from sampler.errors import InvalidSetting
+from sampler.guidance_rules import Scale
 
 ModelName = Literal["image", "video"]
 LowPass = Literal["butterworth", "gaussian", "ideal"]
@@ -25,14 +26,15 @@ class Call:
         model: which of the two models.
         timestep: the timestep of that model's own schedule.
         alpha: noise level of the latents, abar in (0, 1].
-        guidance: classifier-free guidance scale, any finite number.
+        guidance: classifier-free guidance scale, any finite number; or a scale with another rule, which then takes the
+            place of that sum.
         uncond: weight of the unconditional epsilon.
     """
 
     model: ModelName
     timestep: int
     alpha: float
-    guidance: float
+    guidance: Scale
     uncond: float = 1.0
 
 
@@ -77,7 +79,7 @@ class _OneCallMove(_LinearMove):
     timestep: int
     src: float
     dst: float
-    guidance: float
+    guidance: Scale
 
     @property
     def networks(self) -> tuple[Call, ...]:
@@ -94,7 +96,7 @@ class Move(_OneCallMove):
     Args:
         model, timestep: what is called.
         src, dst: abar before and after, in (0, 1].
-        guidance: classifier-free guidance scale; negative for the go-back moves of the paper.
+        guidance: classifier-free guidance scale, negative for the go-back moves of the paper; or one with another rule.
     """
 
     @cached_property
@@ -148,6 +150,25 @@ class Renoise(_LinearMove):
     def coefficients(self) -> Coefficients:
         ratio = self.dst / self.src
         return Coefficients(ratio**0.5, noise=(1 - ratio) ** 0.5)
+
+
+@dataclass(frozen=True)
+class ZeroVelocity(_LinearMove):
+    """A step along velocity 0 (CFG-Zero*'s zero-init, arXiv:2503.18886); makes no network call and draws no noise.
+
+    In the coordinates of a flow, z = x / (sqrt(abar) + sqrt(1 - abar)), the latents stay where they are.
+
+    Args:
+        src, dst: abar before and after, in (0, 1].
+    """
+
+    src: float
+    dst: float
+
+    @cached_property
+    def coefficients(self) -> Coefficients:
+        before, after = (alpha**0.5 + (1 - alpha) ** 0.5 for alpha in (self.src, self.dst))
+        return Coefficients(after / before)
 
 
 @dataclass(frozen=True)
@@ -206,6 +227,59 @@ class SolverMove(SecondOrderMove):
 
 
 @dataclass(frozen=True)
+class ResizingMove(_OneCallMove):
+    """The last step before the latents change their size: x' = sqrt(dst) S(x0) + sqrt(1 - dst) z, z ~ N(0, 1).
+
+    x0 = (x - sqrt(1 - src) eps) / sqrt(src) is what the model predicts, S resizes it (see `resized`). Noise cannot be
+    resized without changing its level, so the new latents get fresh noise of the run's generator. In `coefficients`,
+    x0 is that of this move, resized.
+
+    Args:
+        model, timestep, src, guidance: as in `Move`.
+        dst: abar after; at 1 no noise is drawn.
+        factor: of height and width.
+    """
+
+    factor: float
+
+    @cached_property
+    def calls(self) -> tuple[Call, ...]:
+        return self.networks
+
+    @cached_property
+    def coefficients(self) -> Coefficients:
+        return Coefficients(0.0, x0=self.dst**0.5, noise=(1 - self.dst) ** 0.5)
+
+
+@dataclass(frozen=True)
+class ConsistencyMove(_OneCallMove):
+    """One step of multistep consistency sampling, for networks distilled to answer with x0 (arXiv:2310.04378 Alg. 3).
+
+    x' = sqrt(dst) (c_skip x + c_out x0) + sqrt(1 - dst) z with z ~ N(0, 1), c_skip = sigma^2 / (u^2 + sigma^2),
+    c_out = u / sqrt(u^2 + sigma^2), u = 10 timestep, sigma = 0.5: diffusers' LCMScheduler, and the coefficients that
+    latent consistency models were distilled with.
+
+    Args:
+        model, timestep, src, guidance: as in `Move`.
+        dst: abar after; 1 at the end of the run, where no noise is added.
+    """
+
+    SIGMA_DATA: ClassVar[float] = 0.5
+    TIMESTEP_SCALING: ClassVar[float] = 10.0
+
+    @cached_property
+    def coefficients(self) -> Coefficients:
+        u, variance = self.timestep * self.TIMESTEP_SCALING, self.SIGMA_DATA**2
+        skip, out = variance / (u**2 + variance), u / (u**2 + variance) ** 0.5
+        scale = self.dst**0.5
+        return Coefficients(
+            x=scale * (skip + out / self.src**0.5),
+            eps=-scale * out * _noise_to_signal(self.src),
+            noise=(1 - self.dst) ** 0.5,
+        )
+
+
+@dataclass(frozen=True)
 class Restart:
     """FreeInit (arXiv:2312.07537): new start noise from a finished clip; makes no network call.
 
@@ -230,7 +304,9 @@ class Restart:
     is_free: ClassVar[bool] = False
 
 
-AnyMove = Move | FusedMove | Renoise | MultistepMove | SolverMove | Restart
+AnyMove = (
+    Move | FusedMove | Renoise | ZeroVelocity | MultistepMove | SolverMove | ConsistencyMove | ResizingMove | Restart
+)
 
 
 def _noise_to_signal(alpha: float) -> float:

@@ -15,6 +15,7 @@ from sampler.noise_schedule import NoiseSchedule, check_schedule
 from sampler.plan import Plan
 from sampler.validation import finite_number, one_of, whole_number
 
+ONLY_FROM_NOISE = "FreeInit makes new start noise for every run; leave FreeInit out"
 _DIMS = (-3, -2, -1)  # frames, height, width
 
 
@@ -51,9 +52,13 @@ def free_init_plan(
     for name, cutoff in (("spatial_cutoff", spatial_cutoff), ("temporal_cutoff", temporal_cutoff)):
         if not 0 < finite_number(name, cutoff) <= 1:
             raise InvalidSetting(f"{name}={cutoff} must be in (0, 1]; 1 is the Nyquist frequency")
+    if plan.skipped:
+        raise InvalidSetting(
+            f"plan lacks its first {plan.skipped} steps; FreeInit makes start noise: give it the whole plan"
+        )
     restart = Restart(schedule.alphas_cumprod[-1], method, order, spatial_cutoff, temporal_cutoff)
     again = ((restart, *plan.steps[0]), *plan.steps[1:])
-    return Plan(plan.steps + again * (int(iterations) - 1))
+    return Plan(plan.steps + again * (int(iterations) - 1), only_from_noise=ONLY_FROM_NOISE)
 
 
 def restart_latents(clip: Tensor, initial: Tensor, fresh: Tensor, restart: Restart) -> Tensor:

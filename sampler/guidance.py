@@ -122,7 +122,7 @@ class GuidedDenoiser(ABC):
         """See `Denoiser`. Raises IncompatibleInputs if latents, text and the network's output do not fit together."""
         return self.prepare(latents)(latents, timestep, alpha, guidance, uncond=uncond)
 
-    def prepare(self, latents: Tensor) -> Denoiser:
+    def prepare(self, latents: Tensor) -> PreparedDenoiser:
         """This denoiser for latents of one shape and device; makes input buffer, texts and timesteps only once.
 
         Raises IncompatibleInputs if the latents do not fit the embeddings or the network.
@@ -142,7 +142,7 @@ class GuidedDenoiser(ABC):
                 f"the {self.kind} model supports at most {self.max_frames} frames, the latents "
                 f"{tuple(latents.shape)} have {latents.shape[2]}; sample fewer frames"
             )
-        return _PreparedDenoiser(self, latents)
+        return PreparedDenoiser(self, latents)
 
     def network_inputs(self, x: Tensor, branches: Sequence[Branch]) -> list[NetworkInput]:
         """The network calls for x, which holds the rows of all these CFG branches."""
@@ -183,7 +183,7 @@ class GuidedDenoiser(ABC):
         """One network call; returns the shape of x."""
 
 
-class _PreparedDenoiser:
+class PreparedDenoiser:
     """A `GuidedDenoiser` for latents of one shape."""
 
     def __init__(self, model: GuidedDenoiser, latents: Tensor) -> None:
@@ -204,6 +204,14 @@ class _PreparedDenoiser:
         else:
             out_u, out_c = self._predict(latents, timestep, ("uncond", "cond"))
             out = uncond * out_u + guidance * (out_c - out_u)
+        return self._epsilon(out, latents, alpha, uncond)
+
+    def both(self, latents: Tensor, timestep: int, alpha: float) -> tuple[Tensor, Tensor]:
+        """Epsilon of the negative prompt and of the prompt, without guidance, in one network call."""
+        out_u, out_c = self._predict(latents, timestep, ("uncond", "cond"))
+        return self._epsilon(out_u, latents, alpha), self._epsilon(out_c, latents, alpha)
+
+    def _epsilon(self, out: Tensor, latents: Tensor, alpha: float, uncond: float = 1.0) -> Tensor:
         if self._model.prediction_type == "epsilon":
             return out
         # eps = sqrt(abar) v + sqrt(1 - abar) x (arXiv:2202.00512 App. D); linear, so guidance on v is the same.

@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 
 from sampler.denoise_and_goback_moves import AnyMove, ModelName, Renoise
 from sampler.errors import InvalidSetting
+from sampler.guidance_rules import GuidanceRule
 from sampler.level_grid import LevelGrid, Solver
 from sampler.noise_schedule import NoiseSchedule
 from sampler.plan import Plan
@@ -39,26 +40,26 @@ def mixed_plan(
     image_schedule: NoiseSchedule | None = None,
     image_every: int = 1,
     solver: Solver = "ddim",
+    rule: GuidanceRule | None = None,
 ) -> Plan:
     """The IV-Mixed Sampler: before every ordinary step, a zig-zag that ends at the noise level it began at.
 
     Args:
         schedule, steps: noise schedule of the video model, and the number of ordinary steps, as in `ddim_plan`.
-        combination: go-back moves, a dash, denoising moves, as they run; one or two letters on each side: I, the image
-            model; V, the video model; R, `Renoise`, before the dash and in goback_first only.
-        order: "denoise_first" (the released code) or "goback_first" (the paper's figure).
+        combination: one or two go-back moves, a dash, as many denoising ones: I(mage), V(ideo); back also R, `Renoise`.
+        order: "denoise_first" (the released code) or "goback_first" (the paper's figure; R needs it).
         interval: the part of the run with zig-zags, as two fractions of the steps.
         image_guidance, video_guidance: scale in the zig-zags, at least 0: one, or two for the first and the last step.
-        rho: exponent of the transition between those two, greater than 0; 1: straight (arXiv:2206.00364 Eq. 5).
+        rho: exponent of the way between those two, above 0; 1: straight (arXiv:2206.00364 Eq. 5).
         guidance, interval_guidance: scale of the ordinary steps, and of those in `interval` (None: the same); finite.
         image_schedule: of the image model, which is called at the timestep of equal noise. None: `schedule`.
         image_every: n from 1: only the first, (n+1)th .. zig-zag is as given; in the others V replaces I.
-        solver: of the ordinary steps: "ddim" or "dpmpp-2m" (arXiv:2211.01095 Alg. 2); zig-zags are always DDIM's.
+        solver, rule: of the ordinary steps, as in `ddim_plan`; zig-zags are DDIM's, with classifier-free guidance.
 
     Raises:
         InvalidSetting: names the parameter, its value and what is allowed.
     """
-    grid = LevelGrid(schedule, steps, image_schedule, solver)
+    grid = LevelGrid(schedule, steps, image_schedule, solver, rule)
     ordinary = _ordinary_guidance(guidance, interval_guidance, interval, grid.steps)
     letters = _letters_of_steps(combination, order, interval, image_every, grid.steps)
     image, video = guidance_ramps(image_guidance, video_guidance, rho, grid.steps)

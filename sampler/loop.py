@@ -9,13 +9,15 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from sampler.denoise_and_goback_moves import AnyMove, Call, Restart, SecondOrderMove
+from sampler.denoise_and_goback_moves import AnyMove, Call, ResizingMove, Restart, SecondOrderMove
 from sampler.errors import IncompatibleInputs, InvalidSetting
 from sampler.finite_check import FiniteCheck
 from sampler.freeinit import restart_latents
-from sampler.guidance import Denoiser, GuidedDenoiser
+from sampler.guidance import Denoiser, GuidedDenoiser, PreparedDenoiser
+from sampler.guidance_rules import MOMENTUM, RuledScale, guided_epsilon
 from sampler.noise import Generators, fresh_noise
 from sampler.plan import Plan
+from sampler.resizing import resized
 
 
 @dataclass(frozen=True)
@@ -45,9 +47,10 @@ class Step:
     Args:
         index: the step, from 0.
         total: number of steps of the plan.
-        latents: (B, C, F, h, w) float32.
+        latents: (B, C, F, h, w) float32; in EVS's image steps h and w are larger.
         memory: further tensors of the shape of the latents that the rest of the run needs: "x0" for the multistep
-            solver, "initial" noise for FreeInit; empty for all other plans. Save it with the latents to resume.
+            solver, "initial" noise for FreeInit, "momentum" for APG; empty for all other plans. Save it with the
+            latents to resume.
         prediction: that of the last move that called a network; None if the step called none.
     """
 
@@ -118,7 +121,7 @@ def sample(
     models = {name: model for name, model in (("image", image), ("video", video)) if model is not None}
     _check(latents, plan, models, generator, start)
     x = latents.float()
-    prepared = {name: _prepared(models[name], x) for name, count in plan.calls.items() if count}
+    prepared = _Models({name: models[name] for name, count in plan.calls.items() if count}, x)
     return _run(x, plan, prepared, generator, start, _initial_memory(x, plan, start, memory or {}))
 
 
@@ -142,7 +145,7 @@ def _check(latents: Tensor, plan: Plan, models: Mapping[str, Denoiser], generato
 def _run(
     x: Tensor,
     plan: Plan,
-    models: Mapping[str, Denoiser],
+    models: _Models,
     generator: Generators,
     start: int,
     memory: dict[str, Tensor],
@@ -153,7 +156,7 @@ def _run(
         predicted: Prediction | None = None
         for number, move in enumerate(moves, 1):
             if not move.is_free:
-                prediction = _predicted(move, x, models)
+                prediction = _predicted(move, x, models, memory)
                 x = _apply(move, x, prediction, generator, memory)
                 after.append((number, x))
                 predicted = prediction or predicted
@@ -162,11 +165,28 @@ def _run(
         yield Step(index, total, x, dict(memory), predicted)
 
 
-def _predicted(move: AnyMove, x: Tensor, models: Mapping[str, Denoiser]) -> Prediction | None:
+class _Models:
+    """The models that a plan calls, each prepared once for latents of one height and width."""
+
+    def __init__(self, models: Mapping[str, Denoiser], x: Tensor) -> None:
+        self._models = models
+        self._prepared: dict[tuple[str, torch.Size], Denoiser] = {}
+        for name in models:  # so that what does not fit is refused before the first step
+            self.get(name, x)
+
+    @torch.no_grad()
+    def get(self, name: str, x: Tensor) -> Denoiser:
+        model, key = self._models[name], (name, x.shape)
+        if key not in self._prepared:
+            self._prepared[key] = model.prepare(x) if isinstance(model, GuidedDenoiser) else model
+        return self._prepared[key]
+
+
+def _predicted(move: AnyMove, x: Tensor, models: _Models, memory: dict[str, Tensor]) -> Prediction | None:
     """None if the move calls no network."""
     if not move.calls:
         return None
-    epsilon = reduce(torch.add, [_epsilon(models[call.model], x, call) for call in move.calls])
+    epsilon = reduce(torch.add, [_epsilon(models.get(call.model, x), x, call, memory) for call in move.calls])
     return Prediction(x, epsilon, move.calls[0].alpha)
 
 
@@ -177,6 +197,9 @@ def _apply(
     if isinstance(move, Restart):
         return restart_latents(x, memory["initial"], fresh_noise(x, generator), move)
     c = move.coefficients
+    if isinstance(move, ResizingMove) and prediction is not None:
+        moved = c.x0 * resized(prediction.clean, move.factor)
+        return moved + c.noise * fresh_noise(moved, generator) if c.noise else moved
     moved = c.x * x
     if c.x0:
         moved += c.x0 * memory["x0"]
@@ -189,15 +212,15 @@ def _apply(
     return moved
 
 
-def _epsilon(model: Denoiser, x: Tensor, call: Call) -> Tensor:
+def _epsilon(model: Denoiser, x: Tensor, call: Call, memory: dict[str, Tensor]) -> Tensor:
+    if isinstance(call.guidance, RuledScale):
+        at = x, call.timestep, call.alpha
+        both = model.both(*at) if isinstance(model, PreparedDenoiser) else (model(*at, 0.0), model(*at, 1.0))
+        by_frame = call.model == "image"
+        return guided_epsilon(call.guidance, x, *both, call.alpha, by_frame=by_frame, memory=memory)
     if call.uncond == 1:  # so that custom denoisers need `uncond` for fused plans only
         return model(x, call.timestep, call.alpha, call.guidance)
     return model(x, call.timestep, call.alpha, call.guidance, uncond=call.uncond)
-
-
-@torch.no_grad()
-def _prepared(model: Denoiser, x: Tensor) -> Denoiser:
-    return model.prepare(x) if isinstance(model, GuidedDenoiser) else model
 
 
 def _initial_memory(x: Tensor, plan: Plan, start: int, memory: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -206,9 +229,16 @@ def _initial_memory(x: Tensor, plan: Plan, start: int, memory: Mapping[str, Tens
     solver = next((move for move in moves if isinstance(move, SecondOrderMove)), None)
     needed = {"x0"} if solver is not None and solver.coefficients.x0 else set[str]()
     needed |= {"initial" for move in moves if isinstance(move, Restart)}
+    if _uses_momentum(plan.steps[:start]) and _uses_momentum(plan.steps[start:]):
+        needed |= {MOMENTUM}
     known = {"initial": x} if start == 0 else memory
     if missing := needed - set(known):
         raise IncompatibleInputs(
             f"start={start} needs memory[{missing.pop()!r}]: pass memory=step.memory of the last finished step"
         )
     return {name: known[name] for name in needed}
+
+
+def _uses_momentum(steps: Sequence[Sequence[AnyMove]]) -> bool:
+    scales = (call.guidance for moves in steps for move in moves for call in move.calls)
+    return any(isinstance(scale, RuledScale) and scale.uses_momentum for scale in scales)

@@ -8,6 +8,7 @@ import torch
 from torch import Generator, Tensor
 
 from sampler.errors import IncompatibleInputs
+from sampler.plan import Plan
 
 Generators = Generator | Sequence[Generator] | None  # None: torch's global generator
 
@@ -53,3 +54,29 @@ def fresh_noise(like: Tensor, generator: Generators = None, *, by_frame: bool = 
     device = like.device if generator is None else generator.device
     noise = torch.randn((b, f, c, h, w) if by_frame else (b, c, f, h, w), generator=generator, device=device)
     return (noise.transpose(1, 2) if by_frame else noise).to(like.device, non_blocking=True)
+
+
+def noised(clip: Tensor, plan: Plan, *, noise: Tensor | None = None, generator: Generators = None) -> Tensor:
+    """A clip at the noise level that `plan` begins with: sqrt(abar) x0 + sqrt(1 - abar) eps (arXiv:2006.11239 Eq. 4).
+
+    The same for networks that predict epsilon and v. For a part of the clip's own strength, cut the plan first:
+    `noised(clip, plan.starting_at(step))`.
+
+    Args:
+        clip: clean latents (B, C, F, h, w), scaled as the networks see them.
+        plan: any plan that can begin at a clip; `plan.first_alpha` is the level.
+        noise: standard normal eps of the same shape. None: drawn from `generator` as in `fresh_noise`.
+
+    Returns:
+        Latents of the same shape, float32: what `sample` takes for this plan.
+
+    Raises:
+        IncompatibleInputs: clip and noise differ in shape, or are not 5-dimensional.
+        InvalidSetting: the plan can only begin with noise.
+    """
+    if clip.ndim != 5 or (noise is not None and noise.shape != clip.shape):
+        shapes = " and ".join(f"{tuple(x.shape)}" for x in (clip, noise) if x is not None)
+        raise IncompatibleInputs(f"clip and noise {shapes} must both be (batch, channels, frames, height, width)")
+    alpha, clean = plan.first_alpha, clip.float()
+    eps = fresh_noise(clean, generator) if noise is None else noise.to(clean)
+    return alpha**0.5 * clean + (1 - alpha) ** 0.5 * eps

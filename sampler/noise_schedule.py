@@ -24,6 +24,8 @@ from sampler.validation import finite_number, one_of, whole_number
 TimestepSpacing = Literal["linspace", "leading", "trailing"]
 PredictionType = Literal["epsilon", "v_prediction"]
 
+DISTILLED_TIMESTEPS = 50  # of latent consistency models; `original_inference_steps` of diffusers
+
 
 @dataclass(frozen=True, repr=False)
 class NoiseSchedule:
@@ -163,6 +165,28 @@ class NoiseSchedule:
                 gap = count - (count - count / n)  # as numpy.arange rounds it
                 timesteps = [round(count - i * gap) - 1 for i in range(n)]
         return tuple(min(t, count - 1) for t in timesteps)
+
+    def consistency_timesteps(self, steps: int) -> tuple[int, ...]:
+        """The timesteps of a run of a latent consistency model: evenly spaced among the 50 that it was distilled at
+        (arXiv:2310.04378 Sec. 4.3; the same integers as diffusers' LCMScheduler).
+
+        Args:
+            steps: how many, from 1 to 50.
+
+        Returns:
+            Timesteps in 0..len - 1, noisiest first.
+
+        Raises:
+            InvalidSetting: `steps` is outside that range, or the schedule has fewer than 50 timesteps.
+        """
+        if len(self) < DISTILLED_TIMESTEPS:
+            raise InvalidSetting(
+                f"solver='lcm' needs a schedule of at least {DISTILLED_TIMESTEPS} timesteps, this one has {len(self)}"
+            )
+        most = DISTILLED_TIMESTEPS
+        n = whole_number("steps", steps, ", the timesteps that consistency models are distilled at", most=most)
+        gap = len(self) // most
+        return tuple((most - math.floor(i * most / n)) * gap - 1 for i in range(n))
 
     def nearest_timestep(self, alpha: float) -> int:
         """The timestep with the noise-to-signal ratio nearest to that of abar `alpha` in (0, 1], compared in log.

@@ -83,7 +83,8 @@ def official_plan(
     plan: list[list[AnyMove]] = [[loop.ordinary_step(i, w)] for i in range(len(loop.timesteps))]
     for i in with_zigzag:
         plan[i][:0] = loop.zigzag(i, image[i], video[i], video_only=i % period == period - 1)
-    return Plan(tuple(map(tuple, plan)))
+    reason = "the released code begins with noise, and its moves drift from the steps' noise levels; use mixed_plan"
+    return Plan(tuple(map(tuple, plan)), only_from_noise=reason)
 
 
 def _released_loop(family: str, schedule: NoiseSchedule, steps: int) -> _ReleasedLoop:

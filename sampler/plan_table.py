@@ -4,6 +4,8 @@ D_I, D_V  denoise with the image or the video model      R         go back by Ga
 N_I, N_V  go back (DDIM inversion) with that model       S_V       step of the multistep SDE solver
 D_V+I     denoise along the sum of both models           FreeInit  new start noise, low frequencies kept
 M_I, M_V  step of DPM-Solver++ 2M with that model
+C_I, C_V  step of consistency sampling (LCM)             Z         step of velocity 0 (CFG-Zero*)
+D>_I, D>_V  like D, after which the latents are larger; D<_I, D<_V: smaller
 A move in brackets changes nothing, so its network is not called.
 """
 
@@ -13,7 +15,19 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 
-from sampler.denoise_and_goback_moves import AnyMove, FusedMove, Move, MultistepMove, Renoise, Restart, SolverMove
+from sampler.denoise_and_goback_moves import (
+    AnyMove,
+    ConsistencyMove,
+    FusedMove,
+    Move,
+    MultistepMove,
+    Renoise,
+    ResizingMove,
+    Restart,
+    SolverMove,
+    ZeroVelocity,
+)
+from sampler.guidance_rules import CfgZeroStar, RuledScale, Scale, number_of
 
 LETTERS = {"image": "I", "video": "V"}
 HEAD = ("steps", "count", "kind", "moves", "guidance", "calls a step")
@@ -49,7 +63,7 @@ def _row(symbols: tuple[str, ...], indices: list[int], steps: Sequence[Sequence[
 def _symbol(move: AnyMove) -> str:
     match move:
         case Move():
-            goes_back = move.dst < move.src or (move.dst == move.src and move.guidance < 0)
+            goes_back = move.dst < move.src or (move.dst == move.src and number_of(move.guidance) < 0)
             symbol = f"{'N' if goes_back else 'D'}_{LETTERS[move.model]}"
         case FusedMove():
             symbol = "D_" + "+".join(LETTERS[call.model] for call in move.parts)
@@ -57,8 +71,14 @@ def _symbol(move: AnyMove) -> str:
             symbol = f"M_{LETTERS[move.model]}"
         case SolverMove():
             symbol = f"S_{LETTERS[move.model]}"
+        case ConsistencyMove():
+            symbol = f"C_{LETTERS[move.model]}"
         case Renoise():
             symbol = "R"
+        case ZeroVelocity():
+            symbol = "Z"
+        case ResizingMove():
+            symbol = f"D{'>' if move.factor > 1 else '<'}_{LETTERS[move.model]}"
         case Restart():
             symbol = "FreeInit"
     return f"({symbol})" if move.is_free else symbol
@@ -77,13 +97,20 @@ def _kind(moves: Sequence[AnyMove]) -> str:
     return ", ".join([*restart, *([f"{back}-{forth}"] if zigzag else []), last])
 
 
-def _guidance(move: AnyMove) -> tuple[float, ...]:
+def _guidance(move: AnyMove) -> tuple[Scale, ...]:
     return tuple(call.guidance for call in move.networks)
 
 
-def _span(scales: list[tuple[float, ...]]) -> str:
+def _shown(guidance: Scale) -> str:
+    """'+4', or with the rule '+4 apg'."""
+    rule = guidance.rule if isinstance(guidance, RuledScale) else None
+    name = "" if rule is None else " cfg-zero" if isinstance(rule, CfgZeroStar) else " apg"
+    return f"{number_of(guidance):+.3g}{name}"
+
+
+def _span(scales: list[tuple[Scale, ...]]) -> str:
     """'+4', or '+6..+2' for the first and the last step of this kind; '' for a move without network call."""
-    first, last = ("&".join(f"{g:+.3g}" for g in scales[k]) for k in (0, -1))
+    first, last = ("&".join(map(_shown, scales[k])) for k in (0, -1))
     return first if first == last else f"{first}..{last}"
 
 

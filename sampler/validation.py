@@ -68,12 +68,12 @@ def guidance_ramps(image_guidance: Any, video_guidance: Any, rho: Any, steps: in
     return image, guidance_ramp("video_guidance", video_guidance, rho, steps)
 
 
-def active_steps(interval: Any, steps: int) -> range:
+def active_steps(interval: Any, steps: int, name: str = "interval") -> range:
     """The steps that `interval` covers: two fractions of the run."""
     meaning = "two fractions of the run with 0 <= begin <= end <= 1"
-    begin, end = pair_of_numbers("interval", interval, meaning)
+    begin, end = pair_of_numbers(name, interval, meaning)
     if not 0 <= begin <= end <= 1:
-        raise InvalidSetting(f"interval={interval!r} must be {meaning}")
+        raise InvalidSetting(f"{name}={interval!r} must be {meaning}")
     return range(round(begin * steps), round(end * steps))
 
 

@@ -202,6 +202,8 @@ class Settings(BaseSettings):
     """Largest number of queued videos per API key. Keys can override it."""
     max_waiting: int = Field(default=1000, ge=1)
     """Largest number of queued videos per model."""
+    max_videos_per_request: int = Field(default=4, ge=1, le=16)
+    """Largest `num_videos` of a request."""
 
     webhook_allow: Annotated[CommaSeparated[NetworkOrHost], Section("Webhooks")] = ()
     """Comma-separated networks, hosts and .domains of receivers without a public address, such as

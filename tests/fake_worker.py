@@ -29,6 +29,7 @@ from service.jobs.model import Generation, Phase
 from service.process.heartbeat_file import HeartbeatFile
 from service.process.startup import start_process
 from service.settings import Settings
+from service.storage import sha256_of
 from service.wiring import open_services
 from tests.skewed_clock import skew_clock
 from worker.__main__ import work
@@ -88,8 +89,12 @@ class FakeEngine:
         on_step: Callable[[State], None],
         on_preview: OnPreview,
         resume: Path | None,
+        reference: Path | None = None,
     ) -> Generation:
-        total = generation.num_inference_steps
+        total = generation.total_steps
+        if generation.reference is not None:
+            assert reference is not None
+            assert sha256_of(reference) == generation.reference.sha256
         start = int(resume.read_text()) if resume else 0
         print(f"from step {start}", file=sys.stderr, flush=True)
         on_progress(Phase.ENCODING, 0, total)
@@ -102,7 +107,7 @@ class FakeEngine:
         return generation
 
     def decode(self, sampled: Generation, on_progress: Callable[[Phase, int, int], None]) -> Clip:
-        on_progress(Phase.DECODING, sampled.num_inference_steps, sampled.num_inference_steps)
+        on_progress(Phase.DECODING, sampled.total_steps, sampled.total_steps)
         self._misbehave(sampled, "decode")
         return Clip(np.full((2, 64, 64, 3), sampled.seed % 256, np.uint8))
 

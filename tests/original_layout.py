@@ -164,3 +164,12 @@ def motion_modules(weights: Weights) -> Weights:
         else:
             found[name] = value
     return found
+
+
+def sparse_control(weights: Weights) -> Weights:
+    """Like the motion modules, of which it has some; they have one attention. The other layers keep their names."""
+    found: Weights = {}
+    for key, value in weights.items():
+        name = renamed(key, _MOTION) if ".motion_modules." in key else key
+        found[name.replace("pos_embed", "attention_blocks.0.pos_encoder")] = value
+    return found

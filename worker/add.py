@@ -28,6 +28,7 @@ from service.catalog.weight_files import Component, LockFile, Source
 from service.errors import ConfigurationError
 from service.process.data_folder import keep_private, prepare_folder
 from service.settings import Settings, load_settings
+from worker.adding.distilled import DISTILLED_HELP, distilled_settings
 from worker.adding.entry import draft, fit_limits, tables
 from worker.adding.gather import Gathering, Given
 from worker.adding.removal import all_sources, delete_files
@@ -192,21 +193,29 @@ def _exit(number: int, _frame: FrameType | None) -> None:
 
 
 app = typer.Typer(add_completion=False)
+SizeOption = Annotated[list[str] | None, typer.Option(help="WIDTHxHEIGHT; may be repeated, the first is the default.")]
+LoraOption = Annotated[list[str] | None, typer.Option(help="FILE[:SCALE], here or on a hub; may be repeated.")]
+SourceOption = Annotated[
+    str,
+    typer.Option(
+        "--from", help="Folder, .safetensors file, or owner/repo, owner/repo@revision or owner/repo/file of a hub."
+    ),
+]
+SelectableOption = Annotated[
+    list[str] | None, typer.Option(help="[NAME=]FILE[:SCALE] that requests may choose; may be repeated.")
+]
 
 
 @app.command()
 def main(
     name: Annotated[str, typer.Argument(help="Name of the new model in requests.")],
-    source: Annotated[
-        str,
-        typer.Option(
-            "--from", help="Folder, .safetensors file, or owner/repo, owner/repo@revision or owner/repo/file of a hub."
-        ),
-    ],
+    source: SourceOption,
     motion_adapter: Annotated[str | None, typer.Option(help="AnimateDiff: motion modules; likewise.")] = None,
+    sparse_control: Annotated[str | None, typer.Option(help="SparseCtrl RGB, for first frames; likewise.")] = None,
     image_model: Annotated[str | None, typer.Option(help="Another image model with its text encoder.")] = None,
     vae: Annotated[str | None, typer.Option(help="Another VAE.")] = None,
-    lora: Annotated[list[str] | None, typer.Option(help="FILE[:SCALE], here or on a hub; may be repeated.")] = None,
+    lora: LoraOption = None,
+    selectable_lora: SelectableOption = None,
     textual_inversion: Annotated[list[str] | None, typer.Option(help="FILE[:TOKEN]; may be repeated.")] = None,
     family: Annotated[Family | None, typer.Option(help="Default: as the configs say.")] = None,
     tokenizer: Annotated[Path | None, typer.Option(help="Folder of the tokenizer of a single file.")] = None,
@@ -214,11 +223,10 @@ def main(
     prediction_type: Annotated[
         Literal["epsilon", "v_prediction"] | None, typer.Option(help="What the UNet of a single file predicts.")
     ] = None,
+    distilled: Annotated[str | None, typer.Option(help=DISTILLED_HELP)] = None,
     base: Annotated[str | None, typer.Option(help="Model that gives the components that are missing.")] = None,
     variant: Annotated[str | None, typer.Option(help="Such as fp16, where a folder has several.")] = None,
-    size: Annotated[
-        list[str] | None, typer.Option(help="WIDTHxHEIGHT; may be repeated, the first is the default.")
-    ] = None,
+    size: SizeOption = None,
     licence: Annotated[str | None, typer.Option(help="Licence of the weights, for `ivmix models list`.")] = None,
     description: Annotated[str | None, typer.Option(help="For GET /v1/models.")] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Replace an added model of this name.")] = False,
@@ -228,10 +236,11 @@ def main(
     keep_private(settings.data_dir)
     signal.signal(signal.SIGTERM, _exit)
     given = Given(name, source, family, motion_adapter, image_model, vae, tokenizer, config, base)
-    given = dataclasses.replace(given, variant=variant, prediction=prediction_type)
-    given = dataclasses.replace(given, loras=tuple(lora or ()), inversions=tuple(textual_inversion or ()))
+    loras, selectable, words = (tuple(files or ()) for files in (lora, selectable_lora, textual_inversion))
+    rest = {"loras": loras, "selectable_loras": selectable, "inversions": words, "sparse_control": sparse_control}
+    given = dataclasses.replace(given, variant=variant, prediction=prediction_type, distilled=distilled, **rest)
     changes = {"licence": licence or f"not known; see {source}", "description": description or f"Added from {source}."}
-    changes |= {"sizes": size} if size else {}
+    changes |= ({"sizes": size} if size else {}) | distilled_settings(distilled)
     entry = add(given, settings, changes, typer.echo, may_replace=replace)
     typer.echo(f"{name} is added (family {entry.family}).{_next_step(name, settings)}")
 

@@ -31,6 +31,7 @@ TITLES = {
     "zigzag": "Z-Sampling",
     "freeinit": "FreeInit",
     "fused": "fused (experimental)",
+    "evs": "EVS",
     "official": "released code",
 }
 EXAMPLE = "ddim-image,ddim,iv-mixed"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,13 +14,16 @@ from rich.console import Console
 from service.catalog.invalid_parameter import invalid_parameter
 from service.catalog.model_entry import ModelEntry
 from service.catalog.registry import ModelRegistry
+from service.cli import more_settings
 from service.cli.console import Steps
 from service.cli.errors import user_errors
 from service.errors import InvalidParameter, ServiceError
 from service.jobs.model import Generation, Phase
+from service.jobs.reference import ReferenceFile
 from service.jobs.request import VideoRequest
 from service.jobs.sampler_settings import USES
 from service.process.quick_imports import quick_imports
+from service.references import Limits, sanitise
 from service.settings import load_settings
 from worker.compare import SAMPLERS, Arm, compared_samplers, write_comparison
 
@@ -29,7 +33,7 @@ if TYPE_CHECKING:
 Pair = tuple[float, float] | None
 StepPair = tuple[int, int] | None
 COMPARE_HELP = f"Two or more samplers side by side, from the same seed: {', '.join(sorted(SAMPLERS))}."
-SETTINGS = frozenset[str]().union(*USES.values())  # options of this name
+SETTINGS = frozenset[str]().union(*USES.values())  # options of this name, or of --set
 OPTIONS = {  # all other options, and the fields of the request that they are
     "prompt": "prompt",
     "seed": "seed",
@@ -37,11 +41,20 @@ OPTIONS = {  # all other options, and the fields of the request that they are
     "guidance": "guidance_scale",
     "size": "size",
     "frames": "num_frames",
+    "lora": "loras",
+    "clip_skip": "clip_skip",
+    "strength": "strength",
+    "reference_use": "reference_use",
+    "conditioning_scale": "conditioning_scale",
 }
 
 
 def _sampler_option(text: str) -> Any:  # Any: Typer's own return type
     return typer.Option(help=text, rich_help_panel="Sampler (default: the model's settings)")
+
+
+def _reference_option(text: str) -> Any:
+    return typer.Option(help=text, rich_help_panel="Picture or clip to start from")
 
 
 app = typer.Typer(add_completion=False)
@@ -57,6 +70,12 @@ def generate(
     guidance: Annotated[float | None, typer.Option(help="guidance_scale.")] = None,
     size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT.")] = None,
     frames: Annotated[int | None, typer.Option(min=1, help="num_frames.")] = None,
+    lora: Annotated[list[str] | None, typer.Option(help="NAME[:SCALE[:NETWORK]]; may be repeated.")] = None,
+    clip_skip: Annotated[int | None, typer.Option(min=0, help="1: Clip skip 2 elsewhere.")] = None,
+    input_reference: Annotated[Path | None, _reference_option("PNG, JPEG, WebP, MP4, WebM or MOV file")] = None,
+    strength: Annotated[float | None, _reference_option("share of the steps that runs, above 0 to 1")] = None,
+    reference_use: Annotated[str | None, _reference_option("start, first_frame")] = None,
+    conditioning_scale: Annotated[float | None, _reference_option("first_frame: how much it counts, 0 to 2")] = None,
     compare: Annotated[str | None, typer.Option(metavar="SAMPLER,SAMPLER", help=COMPARE_HELP)] = None,
     sampler: Annotated[str | None, _sampler_option(", ".join(USES))] = None,
     combination: Annotated[str | None, _sampler_option("IV-IV, R-I ...")] = None,
@@ -74,6 +93,7 @@ def generate(
     solver: Annotated[str | None, _sampler_option("of the ordinary steps, ddim and iv-mixed: ddim, dpmpp-2m")] = None,
     active_steps: Annotated[StepPair, _sampler_option("official: first and last step with a zig-zag, from 0")] = None,
     zz: Annotated[int | None, _sampler_option("official: no image model in every zz-th step")] = None,
+    more: Annotated[list[str] | None, more_settings.OPTION] = None,
 ) -> None:
     """Generate a video without a server."""
     _run(locals())
@@ -84,7 +104,25 @@ def _run(options: dict[str, Any]) -> None:
     from service.cli.follow import check_output  # it loads an HTTP client
 
     entry, output = ModelRegistry.of(load_settings()).get(options["model"]), check_output(options["output"])
-    generations = _generations(entry, options)
+    with tempfile.TemporaryDirectory(prefix="ivmix-") as folder:
+        reference = _reference(options["input_reference"], Path(folder))
+        _write(entry, output, options, reference)
+
+
+def _reference(file: Path | None, folder: Path) -> tuple[Path, ReferenceFile] | None:
+    """What a server would store of the file. Raises InvalidParameter."""
+    if file is None:
+        return None
+    if not file.is_file():
+        raise InvalidParameter("input_reference", f"--input-reference {file} is no file.")
+    stored = folder / "reference"
+    return stored, sanitise(file, stored, Limits.of(load_settings()))
+
+
+def _write(
+    entry: ModelEntry, output: Path, options: dict[str, Any], reference: tuple[Path, ReferenceFile] | None
+) -> None:
+    generations = _generations(entry, options, reference[1] if reference else None)
     steps = Steps(Console(stderr=True))
     with steps.step("models", f"loading {entry.id}") as step:
         # --help and refused options answer without loading torch and diffusers, which takes seconds.
@@ -96,7 +134,8 @@ def _run(options: dict[str, Any]) -> None:
         if options["compare"]:  # first what every sampler needs once, or it would count as the time of the first one
             engine.warm_up(entry.default_generation)
         step.done = f"{entry.id} on {engine.device_name}"
-    arms = [_arm(engine, name, generation, steps) for name, generation in generations.items()]
+    file = reference[0] if reference else None
+    arms = [_arm(engine, name, generation, steps, file) for name, generation in generations.items()]
     (first, *_), (arm, *_) = generations.values(), arms
     if options["compare"]:
         write_comparison(arms, output, fps=first.fps)
@@ -105,10 +144,12 @@ def _run(options: dict[str, Any]) -> None:
     typer.echo(f"{output}: seed {first.seed}" + "".join(f"\n  {arm.sampler}: {arm.cost}" for arm in arms))
 
 
-def _generations(entry: ModelEntry, options: dict[str, Any]) -> dict[str, Generation]:
+def _generations(entry: ModelEntry, options: dict[str, Any], reference: ReferenceFile | None) -> dict[str, Generation]:
     """One, or with --compare one for each of its samplers, from one seed. Raises InvalidParameter."""
-    settings = {name: options[name] for name in SETTINGS if options[name] is not None}
+    settings = {name: options[name] for name in SETTINGS if options.get(name) is not None}
+    settings |= more_settings.read(options["more"])
     request = {field: options[option] for option, field in OPTIONS.items()}
+    request["input_reference"] = reference
     if options["compare"] is None:
         generation = entry.resolve(_request(request, {**settings, "name": options["sampler"]}))
         return {generation.sampler.name: generation}
@@ -129,20 +170,20 @@ def _request(fields: dict[str, Any], sampler: dict[str, Any]) -> VideoRequest:
         raise invalid_parameter(e) from e
 
 
-def _arm(engine: Engine, name: str, generation: Generation, steps: Steps) -> Arm:
+def _arm(engine: Engine, name: str, generation: Generation, steps: Steps, reference: Path | None) -> Arm:
     start = time.perf_counter()
-    frames = _generate(engine, name, generation, steps).frames.numpy()
+    frames = _generate(engine, name, generation, steps, reference).frames.numpy()
     return Arm(name, frames, generation.network_calls, time.perf_counter() - start)
 
 
-def _generate(engine: Engine, name: str, generation: Generation, steps: Steps) -> Clip:
+def _generate(engine: Engine, name: str, generation: Generation, steps: Steps, reference: Path | None = None) -> Clip:
     with steps.step("video", name) as shown:
 
         def show(phase: Phase, step: int, total: int) -> None:
             shown.update(f"{name} {phase} {step}/{total}", step, total)
 
         try:
-            clip = engine.generate(generation, show)
+            clip = engine.generate(generation, show, reference=reference)
         except Exception as e:
             from worker.child.failures import expected_failure
 

@@ -26,12 +26,13 @@ class RateLimiter:
         storage = RedisStorage("redis://", connection_pool=redis.connection_pool, key_prefix="ivm:rate")
         self._window = SlidingWindowCounterRateLimiter(storage)
 
-    def check(self, principal: Principal) -> None:
-        """Counts one new video. Raises RateLimited, with the seconds until the next one is allowed."""
-        if principal.requests_per_minute is None:
+    def check(self, principal: Principal, videos: int = 1) -> None:
+        """Counts new videos. Raises RateLimited, with the seconds until the next one is allowed."""
+        if principal.requests_per_minute is None or not videos:
             return
         message = f"Rate limit exceeded: {principal.requests_per_minute} new videos per minute for this API key."
-        self._hit(RateLimitItemPerMinute(principal.requests_per_minute), principal.owner, message=message)
+        limit = RateLimitItemPerMinute(principal.requests_per_minute)
+        self._hit(limit, principal.owner, message=message, cost=videos)
 
     def check_webhook(self, owner: str, url: str | None, *, per_minute: int) -> None:
         """Counts one webhook that is sent on request. Without this limit, the server would be a cannon at others.
@@ -48,8 +49,8 @@ class RateLimiter:
             digest = hashlib.sha256(host.encode()).hexdigest()
             self._hit(RateLimitItemPerMinute(OWNERS_PER_HOST * per_minute), "webhook_host", digest, message=message)
 
-    def _hit(self, limit: RateLimitItem, *identifiers: str, message: str) -> None:
-        if not self._window.hit(limit, *identifiers):
+    def _hit(self, limit: RateLimitItem, *identifiers: str, message: str, cost: int = 1) -> None:
+        if not self._window.hit(limit, *identifiers, cost=cost):
             wait_s = math.ceil(self._window.get_window_stats(limit, *identifiers).reset_time - time.time())
             raise RateLimited(message, min(60, max(1, wait_s)))
 

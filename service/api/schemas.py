@@ -7,10 +7,11 @@ from typing import Generic, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from service.catalog.bounds import Range
+from service.jobs.lora_choice import LoraUse
 from service.jobs.model import Generation, Phase
 from service.jobs.queue_and_waiting_time import QueueStats, WorkerStats
 from service.jobs.request import MAX_METADATA_PAIRS
-from service.jobs.sampler_settings import COMBINATIONS, USES, SamplerSettings
+from service.jobs.sampler_settings import COMBINATIONS, USES, Network, SamplerSettings
 from service.scopes import Scope
 from service.wire.video import ResponseModel, Status, Video, VideoReference, unix_seconds
 
@@ -88,6 +89,7 @@ class VideoEstimate(ResponseModel):
     negative_prompt: str
     seed: int | None = Field(description="null: random")
     sampler: SamplerSettings
+    loras: list[LoraUse]
     input_reference: VideoReference | None = Field(
         default=None, exclude_if=lambda reference: reference is None, description="Left out if there is none"
     )
@@ -129,6 +131,16 @@ class DeletedSession(ResponseModel):
     deleted: Literal[True] = True
 
 
+class ModelLora(ResponseModel):
+    """A LoRA that requests may choose."""
+
+    name: str
+    description: str
+    trigger_words: list[str] = Field(description="Words for the prompt that it was trained with")
+    scale: float = Field(description="Default of its `scale`")
+    networks: list[Network] = Field(description="The networks that it may change; by default all of them")
+
+
 class Model(ResponseModel):
     """OpenAI's four fields, then the limits and defaults of the model."""
 
@@ -147,6 +159,7 @@ class Model(ResponseModel):
     image_guidance_scale: float | None = Field(
         description="Default of `guidance_scale` for sampler `ddim` with network `image`; null if it is the same"
     )
+    image_enlarge: float = Field(description="Default of `enlarge` for sampler `evs`")
     negative_prompt: str
     sampler: SamplerSettings
     samplers: list[str] = Field(default=list(USES), description="Values of `sampler.name`")
@@ -154,11 +167,19 @@ class Model(ResponseModel):
     combinations: list[str] = Field(
         default=list(COMBINATIONS), description="Values of `sampler.combination`; those with R require `goback_first`"
     )
+    loras: list[ModelLora] = Field(
+        validation_alias="selectable_loras", description="What `loras` of a request may name; usually none"
+    )
     max_cost: float | None = Field(description="Limit on network calls x pixels x frames of one video; null means none")
     max_prompt_length: int = Field(description="In characters")
     max_prompt_tokens: int | None = Field(
         description="Limit of the text encoders; longer prompts are rejected, not truncated"
     )
+    prompt_chunks: int = Field(
+        description="Texts may fill so many windows of `max_prompt_tokens`; above 1, BREAK begins another window"
+    )
+    prompt_weighting: bool = Field(description="Whether `(word:1.3)`, `(word)` and `[word]` weight words")
+    clip_skip: int = Field(description="Default of `clip_skip`")
     can_draw: str | None = Field(description="What the model was trained to draw; null if anything")
     examples: list[str] = Field(description="Prompts that show what the model can do")
 

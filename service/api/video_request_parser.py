@@ -18,12 +18,13 @@ from service.errors import InvalidParameter
 from service.jobs.model import Generation
 from service.jobs.reference import Reference, ReferenceFile
 from service.jobs.request import VideoRequest, resolve_aliases
+from service.jobs.sampler_settings import RULE
 from service.validation_messages import unknown_parameter
 
 Body = dict[str, Any]  # not validated yet
 
 FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
-MAX_DEPTH = 4  # extra_body[sampler][interval][]
+MAX_DEPTH = 5  # extra_body[loras][0][networks][]
 
 _SHAPE = ("size", "width", "height", "aspect_ratio", "resolution")
 
@@ -32,15 +33,13 @@ NESTED = ("extra_body", "extra_json", "extra_params")
 OBJECTS = ("sampler", "metadata", REFERENCE, *NESTED)
 
 # Fields of other servers, with the values that have no effect here.
-_ONE = (1, "1", None)
 _OFF = (False, "false", "False", None)
 _ABSENT = (None, "")
 NO_OPS: dict[str, tuple[Any, ...]] = {
-    **dict.fromkeys(("n", "num_outputs_per_prompt"), _ONE),
     **dict.fromkeys(
         ("stream", "enable_frame_interpolation", "enable_upscaling", "enable_teacache", "enable_cache_dit"), _OFF
     ),
-    **dict.fromkeys((*MEDIA_FIELDS, "lora"), _ABSENT),
+    **dict.fromkeys(MEDIA_FIELDS, _ABSENT),
     **dict.fromkeys(
         ("guidance_scale_2", "true_cfg_scale", "boundary_ratio", "flow_shift", "max_sequence_length", "quality"),
         _ABSENT,
@@ -126,22 +125,29 @@ def _merge_remix(source: Generation, given: Body) -> Body:
     if given.get("model", source.model) != source.model:  # another model has other defaults
         return {"seed": source.seed} | given
     shared = set(VideoRequest.model_fields) - {"prompt", *_SHAPE, "sampler"}
-    kept = source.model_dump(mode="json", include=shared)
+    kept = source.model_dump(mode="json", include=shared) | {"clip_skip": source.clip_skip}
     if not given.keys() & set(_SHAPE):
         kept["size"] = f"{source.width}x{source.height}"
     if "seconds" in given:
         del kept["num_frames"]
     changes: Any = given.get("sampler", {})
     if isinstance(changes, dict) and cast(Body, changes).get("name", source.sampler.name) == source.sampler.name:
-        changes = source.sampler.model_dump(mode="json") | cast(Body, changes)
+        changes = _inherited_sampler(source, cast(Body, changes)) | cast(Body, changes)
     sampler = cast(Body, changes) if isinstance(changes, dict) else {}
     if source.sampler.is_image_alone != _is_image_alone(sampler):
         del kept["guidance_scale"]  # the image network by itself has another default
     if (source.sampler.name == "official") != (sampler.get("name") == "official"):
-        del kept["negative_prompt"]  # the released code has none
+        del kept["negative_prompt"], kept["clip_skip"]  # the released code has none
     if source.reference is not None and REFERENCE not in given:
         kept |= _kept_reference(source.reference)
     return kept | given | {"sampler": changes}
+
+
+def _inherited_sampler(source: Generation, changes: Body) -> Body:
+    """The source's settings, without those of its guidance rule if another one is asked for."""
+    own = source.sampler
+    drop = RULE if changes.get("guidance_rule", own.guidance_rule) != own.guidance_rule else frozenset[str]()
+    return own.model_dump(mode="json", exclude=set(drop))
 
 
 def _kept_reference(reference: Reference) -> Body:

@@ -58,14 +58,14 @@ def without_tokens(text: str, inversions: Iterable[TextualInversion]) -> tuple[s
 
 
 def locate_adapters(raw: Any, locate: Callable[[str, str], Component]) -> dict[str, Any]:
-    """`loras` and `textual_inversions` of a registry entry with `file` located. Raises ValueError.
+    """`loras`, `selectable_loras` and `textual_inversions` of a registry entry with `file` located. Raises ValueError.
 
     Args:
         raw: the entry.
         locate: the component of a name and a place.
     """
     located: dict[str, Any] = {}
-    for kind in {"loras", "textual_inversions"} & set(raw):
+    for kind in {"loras", "selectable_loras", "textual_inversions"} & set(raw):
         if not isinstance(raw[kind], list) or not all(isinstance(item, dict) for item in raw[kind]):
             raise ValueError(f"{kind} must be a list of tables: [[models.NAME.{kind}]]")
         located[kind] = []

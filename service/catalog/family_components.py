@@ -13,10 +13,14 @@ REQUIRED_COMPONENTS: dict[Family, tuple[str, ...]] = {
     "modelscope": (*TEXT, "vae", "unet", "scheduler", "image_unet"),
     "videocrafter": (*TEXT, "vae", "unet", "scheduler", "image_unet"),
 }
+SPARSE_CONTROL = "sparse_control"  # SparseCtrl RGB, with which the video model keeps a first frame
 # Without image_unet the image model is the base of the video model. Without tokenizers and text encoders of its own it
 # reads the video model's embeddings.
 OPTIONAL_COMPONENTS: dict[Family, tuple[str, ...]] = {
-    family: ("image_unet", "image_scheduler", *(f"image_{name}" for name in (SDXL_TEXT if family == SDXL else TEXT)))
+    family: (
+        *("image_unet", "image_scheduler", *(f"image_{name}" for name in (SDXL_TEXT if family == SDXL else TEXT))),
+        *([SPARSE_CONTROL] if family == "animatediff" else []),
+    )
     for family in REQUIRED_COMPONENTS
 }
 LORA = "lora"  # one file, applied to the image model; always named in the entry

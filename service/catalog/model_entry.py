@@ -13,17 +13,29 @@ from pydantic import Field, JsonValue, ValidationError, ValidationInfo, field_va
 from service.catalog.adapters import Lora
 from service.catalog.bounds import Range
 from service.catalog.cost_limit import check_cost
-from service.catalog.family_components import LORA, OPTIONAL_COMPONENTS, REQUIRED_COMPONENTS, Family
+from service.catalog.distilled import check_distilled, check_lcm_steps
+from service.catalog.family_components import (
+    LORA,
+    OPTIONAL_COMPONENTS,
+    REQUIRED_COMPONENTS,
+    SDXL,
+    SPARSE_CONTROL,
+    Family,
+)
 from service.catalog.frame_size import choose_size
 from service.catalog.invalid_parameter import invalid_parameter
 from service.catalog.num_frames import resolve_num_frames
 from service.catalog.optimise import Optimise
 from service.catalog.prompt_limits import NAME, PromptLimits
-from service.catalog.reference_choice import SPARSE_CONTROL, add_reference
-from service.catalog.sampler_choice import choose_sampler, settings_of
+from service.catalog.reference_choice import add_reference
+from service.catalog.sampler_choice import check_zero_init, choose_sampler, settings_of
 from service.catalog.scheduler_settings import check_overrides, named_spacing, run_spacing
+from service.catalog.selectable_loras import SelectableLoras, choose_loras
+from service.catalog.text_layers import check_clip_skip, most_clip_skip
 from service.catalog.weight_files import Component
+from service.catalog.window_checks import check_windows
 from service.errors import InvalidParameter
+from service.jobs.context_windows import ContextWindows
 from service.jobs.model import Generation
 from service.jobs.released_loops import RELEASED
 from service.jobs.request import VideoRequest
@@ -54,7 +66,11 @@ class ModelEntry(PromptLimits):
     image_schedule: dict[str, JsonValue] = Field(default={}, description="overrides of the image_scheduler's config")
     lora_scale: float = Field(default=1.0, description="of components.lora, for the image model")
     loras: tuple[Lora, ...] = ()
+    selectable_loras: SelectableLoras = Field(default=(), description="LoRAs that requests may choose")
     optimise: Optimise = Optimise()
+    context_windows: ContextWindows | None = Field(
+        default=None, description="for clips longer than the motion modules take; default: num_frames ends there"
+    )
     network_fps: int | None = Field(
         default=None, ge=1, description="videocrafter: frame rate that conditions the network; default: the clip's"
     )
@@ -70,8 +86,15 @@ class ModelEntry(PromptLimits):
     image_guidance_scale: float | None = Field(
         default=None, description="default guidance_scale of ddim with network image; default: that of guidance_scale"
     )
+    image_enlarge: float = Field(
+        default=2.0, ge=1, le=4, description="default enlarge of evs: how much larger than a clip its image model draws"
+    )
+    distilled: bool = Field(
+        default=False, description="whether the video model was trained to need few steps and no guidance"
+    )
     max_cost: float | None = Field(default=None, gt=0, description="limit of network calls x pixels x frames of a clip")
     negative_prompt: str = ""
+    clip_skip: int = Field(default=0, ge=0, description="default; 1 reads the text encoders' last layer but one")
     force_zeros_for_empty_prompt: bool = Field(default=True, description="SDXL: zeros stand for no negative prompt")
     sampler: SamplerSettings = SamplerSettings()
     examples: tuple[str, ...] = Field(default=(), description="prompts that pages offer")
@@ -94,6 +117,7 @@ class ModelEntry(PromptLimits):
         tokens = [inversion.token.lower() for inversion in self.textual_inversions]
         if twice := sorted({token for token in tokens if tokens.count(token) > 1}):
             raise ValueError(f"textual_inversions has the token {twice[0]} twice; CLIP ignores upper and lower case")
+        check_windows(self.family, self.context_windows)
         missing = set(REQUIRED_COMPONENTS[self.family]) - set(self.components)
         if self.path is None and missing:
             raise ValueError(
@@ -114,7 +138,7 @@ class ModelEntry(PromptLimits):
     @property
     def all_components(self) -> dict[str, Component]:
         """The named components and those in `path`, fetched or not; optional ones only where they, or a link, exist."""
-        files = (adapter.file for adapter in (*self.loras, *self.textual_inversions))
+        files = (adapter.file for adapter in (*self.loras, *self.textual_inversions, *self.selectable_loras))
         named = self.components | {file.name: file for file in files}
         if self.path is None:
             return named
@@ -127,6 +151,11 @@ class ModelEntry(PromptLimits):
         """`loras`, preceded by `components.lora`."""
         file = self.components.get(LORA)
         return self.loras if file is None else (Lora(file=file, scale=self.lora_scale), *self.loras)
+
+    @property
+    def has_sparse_control(self) -> bool:
+        """Whether the video model can keep a given first frame."""
+        return SPARSE_CONTROL in self.all_components
 
     @property
     def missing(self) -> list[str]:
@@ -155,6 +184,8 @@ class ModelEntry(PromptLimits):
     def resolve(self, request: VideoRequest) -> Generation:
         """Fill in the defaults of this model. Raises InvalidParameter for anything it cannot do."""
         sampler = self._sampler(request.sampler or {})
+        if self.distilled:
+            check_distilled(self.id, sampler)
         spacing = self.spacing_of(self._network_of(sampler))
         negative_prompt = request.negative_prompt
         if negative_prompt is None:
@@ -163,6 +194,7 @@ class ModelEntry(PromptLimits):
         self.check_text("negative_prompt", negative_prompt)
         width, height = choose_size(request, self.sizes)
         fps = int(self.fps.resolve("fps", request.fps))
+        num_frames = resolve_num_frames(request, self.num_frames, self.fps, fps)
         generation = Generation(
             model=self.id,
             prompt=request.prompt,
@@ -171,18 +203,27 @@ class ModelEntry(PromptLimits):
             seed=secrets.randbits(32) if request.seed is None else request.seed,
             width=width,
             height=height,
-            num_frames=resolve_num_frames(request, self.num_frames, self.fps, fps),
+            num_frames=num_frames,
             fps=fps,
             num_inference_steps=self._num_inference_steps(request, sampler, spacing),
             guidance_scale=self._guidance_scale(request, sampler),
             sampler=sampler,
             spacing=spacing,
             official_family=self.family if sampler.name == "official" else None,
+            loras=choose_loras(request.loras, self.selectable_loras, self.id),
+            clip_skip=self._clip_skip(request, sampler),
+            prompt_chunks=self.prompt_chunks,
+            prompt_weighting=self.prompt_weighting,
+            context_windows=self.windows_for(num_frames),
         )
-        has_sparse_control = SPARSE_CONTROL in self.all_components
-        generation = add_reference(generation, request, has_sparse_control=has_sparse_control)
+        generation = add_reference(generation, request, has_sparse_control=self.has_sparse_control)
         check_cost(generation, self.max_cost, self._levers)
         return generation
+
+    def windows_for(self, num_frames: int) -> ContextWindows | None:
+        """None if one window holds the clip, or the model has no windows."""
+        windows = self.context_windows
+        return windows if windows is not None and num_frames > windows.length else None
 
     @property
     def sampler_settings(self) -> dict[str, list[str]]:
@@ -196,9 +237,11 @@ class ModelEntry(PromptLimits):
             if steps > most:
                 message = f"num_inference_steps={steps}: the released {self.family} code takes at most {most} here."
                 raise InvalidParameter("num_inference_steps", message)
+        check_lcm_steps(sampler, steps)
         if not spacing.is_estimate and steps > spacing.num_train_timesteps:
             message = f"num_inference_steps={steps} is above the network's {spacing.num_train_timesteps} timesteps."
             raise InvalidParameter("num_inference_steps", message)
+        check_zero_init(sampler, steps)
         return steps
 
     def _guidance_scale(self, request: VideoRequest, sampler: SamplerSettings) -> float:
@@ -208,12 +251,21 @@ class ModelEntry(PromptLimits):
             wanted = self.image_guidance_scale
         return self.guidance_scale.resolve("guidance_scale", wanted)
 
+    def _clip_skip(self, request: VideoRequest, sampler: SamplerSettings) -> int:
+        """The released code has none, so that it is what `official` runs by default."""
+        default = 0 if sampler.name == "official" else self.clip_skip
+        clip_skip = default if request.clip_skip is None else request.clip_skip
+        if clip_skip:
+            check_clip_skip(clip_skip, most_clip_skip(self.all_components, is_sdxl=self.family == SDXL))
+        return clip_skip
+
     def _sampler(self, changes: Mapping[str, Any]) -> SamplerSettings:
         try:
-            return choose_sampler(self.sampler, self.family, changes)
+            chosen = choose_sampler(self.sampler, self.family, changes)
         except ValidationError as e:
             known = [f"sampler.{name}" for name in SamplerSettings.model_fields]
             raise invalid_parameter(e, within="sampler", known=known) from e
+        return chosen.with_evs_defaults(self.image_guidance_scale, self.image_enlarge)
 
     @property
     def _levers(self) -> dict[str, dict[str, Any]]:

@@ -9,13 +9,6 @@ from service.jobs.request import VideoRequest
 
 FIELD = "input_reference"
 PICTURE = "image/png"
-SPARSE_CONTROL = "sparse_control"  # the component that `first_frame` needs
-
-# Why these samplers can only begin with noise.
-_WITHOUT_REFERENCE = {
-    "official": "runs the released code, which begins with noise",
-    "freeinit": "makes new start noise for every run",
-}
 
 
 def add_reference(generation: Generation, request: VideoRequest, *, has_sparse_control: bool) -> Generation:
@@ -31,13 +24,13 @@ def add_reference(generation: Generation, request: VideoRequest, *, has_sparse_c
     if file is None:
         _refuse_settings_without_file(request)
         return generation
-    name = generation.sampler.name
-    if name in _WITHOUT_REFERENCE:
-        message = f"Sampler '{name}' takes no {FIELD}: it {_WITHOUT_REFERENCE[name]}; use iv-mixed or ddim."
-        raise InvalidParameter(FIELD, message)
-    use = request.reference_use or ("first_frame" if has_sparse_control and file.media_type == PICTURE else "start")
+    if generation.sampler.name == "official":
+        message = f"Sampler 'official' takes no {FIELD}: it runs the released code, which begins with noise"
+        raise InvalidParameter(FIELD, f"{message}; use iv-mixed or ddim.")
+    can_keep = has_sparse_control and not generation.sampler.is_image_alone
+    use = request.reference_use or ("first_frame" if can_keep and file.media_type == PICTURE else "start")
     if use == "first_frame":
-        _check_first_frame(request, file, generation.model, has_sparse_control)
+        _check_first_frame(request, generation, has_sparse_control=has_sparse_control)
     else:
         _check_start(request, file, generation)
     given = {name: getattr(request, name) for name in ("strength", "conditioning_scale")}
@@ -54,19 +47,22 @@ def _refuse_settings_without_file(request: VideoRequest) -> None:
             raise InvalidParameter(name, message)
 
 
-def _check_first_frame(request: VideoRequest, file: ReferenceFile, model: str, has_sparse_control: bool) -> None:
+def _check_first_frame(request: VideoRequest, generation: Generation, *, has_sparse_control: bool) -> None:
+    """Of a clip, the first frame is kept, so it may be of any length."""
     if not has_sparse_control:
-        message = f"Model '{model}' has no SparseCtrl network for reference_use=first_frame; use start."
-        raise InvalidParameter("reference_use", message)
-    if file.media_type != PICTURE:
-        raise InvalidParameter(
-            "reference_use", f"reference_use=first_frame takes a picture, and {FIELD} is a clip; use start."
-        )
+        message = f"reference_use=first_frame: model '{generation.model}' has no SparseCtrl network (sparse_control)"
+        raise InvalidParameter("reference_use", f"{message}; use reference_use=start, or a model that has one.")
+    if generation.sampler.is_image_alone:
+        message = "reference_use=first_frame: sampler 'ddim' with network image does not call the video model"
+        raise InvalidParameter("reference_use", f"{message}; use reference_use=start, or network video.")
     _refuse(request, "strength", of="start")
 
 
 def _check_start(request: VideoRequest, file: ReferenceFile, generation: Generation) -> None:
     _refuse(request, "conditioning_scale", of="first_frame")
+    if generation.sampler.name == "freeinit":
+        message = f"Sampler 'freeinit' cannot begin at {FIELD}: it makes new start noise for every run"
+        raise InvalidParameter(FIELD, f"{message}; use iv-mixed or ddim.")
     frames, steps = generation.num_frames, generation.num_inference_steps
     if file.media_type == "video/mp4" and file.num_frames < frames:
         message = f"num_frames={frames} is more than the {file.num_frames} of the clip in {FIELD}; ask for fewer."

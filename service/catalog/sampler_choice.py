@@ -7,7 +7,7 @@ from typing import Any
 
 from service.errors import InvalidParameter
 from service.jobs.released_loops import RELEASED, Family
-from service.jobs.sampler_settings import USES, SamplerSettings
+from service.jobs.sampler_settings import RULE_SETTINGS, USES, SamplerSettings
 
 
 def choose_sampler(own: SamplerSettings, family: Family, changes: Mapping[str, Any]) -> SamplerSettings:
@@ -20,8 +20,8 @@ def choose_sampler(own: SamplerSettings, family: Family, changes: Mapping[str, A
 
     Raises:
         ValidationError: a setting is unknown or its value impossible.
-        InvalidParameter: the chosen sampler does not read a setting, which differs from the model's; or it is
-            `official`, and the paper's authors released no code for the family.
+        InvalidParameter: the chosen sampler or its guidance_rule does not read a setting, which differs from the
+            model's; or it is `official`, and the paper's authors released no code for the family.
     """
     given = {name: value for name, value in changes.items() if value is not None}
     settings = own.model_dump()
@@ -35,7 +35,16 @@ def choose_sampler(own: SamplerSettings, family: Family, changes: Mapping[str, A
     for name in set(given) - settings_of(chosen.name, family) - {"name"}:
         if getattr(chosen, name) != getattr(own, name):
             raise InvalidParameter(f"sampler.{name}", _not_read(name, chosen.name, family))
+    _check_rule_settings(own, chosen, given)
     return chosen
+
+
+def check_zero_init(sampler: SamplerSettings, steps: int) -> None:
+    """Raises InvalidParameter if CFG-Zero* leaves no step that calls a network."""
+    reads = "zero_init_steps" in USES[sampler.name] and sampler.guidance_rule == "cfg-zero"
+    if reads and sampler.zero_init_steps >= steps:
+        message = f"zero_init_steps={sampler.zero_init_steps} must be less than num_inference_steps, {steps}."
+        raise InvalidParameter("sampler.zero_init_steps", message)
 
 
 def settings_of(sampler: str, family: Family) -> frozenset[str]:
@@ -57,6 +66,15 @@ def _released_settings(family: Family) -> dict[str, Any]:
     values = {name: fields[name].default for name in USES["official"]}
     values |= {"active_steps": released.active_steps, "zz": released.zz}
     return {name: values[name] for name in settings_of("official", family)}
+
+
+def _check_rule_settings(own: SamplerSettings, chosen: SamplerSettings, given: Mapping[str, Any]) -> None:
+    for rule, names in RULE_SETTINGS.items():
+        for name in names & set(given):
+            if rule != chosen.guidance_rule and getattr(chosen, name) != getattr(own, name):
+                way_out = f"leave it out, or use guidance_rule '{rule}'"
+                message = f"guidance_rule '{chosen.guidance_rule}' has no {name}; {way_out}."
+                raise InvalidParameter(f"sampler.{name}", message)
 
 
 def _not_read(name: str, sampler: str, family: Family) -> str:

@@ -111,10 +111,12 @@ def list_models() -> None:
     from service.settings import load_settings
 
     registry = ModelRegistry.of(load_settings())
-    table = Table("model", "family", "weights here", "offered", "licence of the weights", box=None, pad_edge=False)
+    columns = ("model", "family", "weights here", "offered", "LoRAs to choose", "licence of the weights")
+    table = Table(*columns, box=None, pad_edge=False)
     for name, entry in registry.known.items():
         here, offered = ("no" if entry.missing else "yes"), ("yes" if name in registry.ids() else "no")
-        table.add_row(name, entry.family, here, offered, entry.licence)
+        loras = ", ".join(lora.name for lora in entry.selectable_loras) or "-"
+        table.add_row(name, entry.family, here, offered, loras, entry.licence)
     Console().print(table)
 
 

@@ -8,13 +8,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from service.cli import more_settings
+
 if TYPE_CHECKING:
     from service.cli.client import VideoClient
 
 DEFAULT_URL = "http://127.0.0.1:8000"
-SAMPLERS = "iv-mixed, ddim, zigzag, freeinit, fused, official"
-RENAMED = {"steps": "num_inference_steps", "guidance": "guidance_scale", "frames": "num_frames", "sampler": "name"}
-NOT_SENT = {"output", "detach", "url", "api_key"}
+SAMPLERS = "iv-mixed, ddim, zigzag, freeinit, fused, evs, official"
+RENAMED = {
+    "steps": "num_inference_steps",
+    "guidance": "guidance_scale",
+    "frames": "num_frames",
+    "lora": "loras",
+    "sampler": "name",
+}
+OF_THE_REFERENCE = {"reference_use", "conditioning_scale"}  # given with --set
+NOT_SENT = {"output", "detach", "url", "api_key", "more"}
 SAMPLER_OPTIONS = {
     "sampler",
     "combination",
@@ -39,6 +48,7 @@ StepPair = tuple[int, int] | None
 Url = Annotated[str, typer.Option(help="URL of the server.", envvar="IVMIX_URL")]
 ApiKey = Annotated[str | None, typer.Option(help="API key, if required.", envvar="IVMIX_API_KEY", show_default=False)]
 VideoId = Annotated[str, typer.Argument(metavar="VIDEO", help="Id of the video.")]
+ClipSkip = Annotated[int | None, typer.Option(help="Text encoder layers to skip; 1 is Clip skip 2 elsewhere.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the API's JSON.")]
 
 videos = typer.Typer()
@@ -68,10 +78,11 @@ def submit(
     fps: Annotated[int | None, typer.Option(help="Frames per second.")] = None,
     seconds: Annotated[float | None, typer.Option(help="Length; sets num_frames.")] = None,
     negative_prompt: Annotated[str | None, typer.Option(help="What the video should not show.")] = None,
+    lora: Annotated[list[str] | None, typer.Option(help="NAME[:SCALE[:NETWORK]]; may be repeated.")] = None,
+    clip_skip: ClipSkip = None,
+    num_videos: Annotated[int | None, typer.Option(help="Several, with seeds one apart: video-1.mp4, ...")] = None,
     input_reference: Annotated[str | None, _reference_option("a picture, a clip, or the id of a video")] = None,
     strength: Annotated[float | None, _reference_option("share of the steps that runs, above 0 to 1")] = None,
-    reference_use: Annotated[str | None, _reference_option("start, first_frame")] = None,
-    conditioning_scale: Annotated[float | None, _reference_option("first_frame: how much it counts, 0 to 2")] = None,
     sampler: Annotated[str | None, _sampler_option(SAMPLERS)] = None,
     combination: Annotated[str | None, _sampler_option("iv-mixed: IV-IV, R-I ...")] = None,
     order: Annotated[str | None, _sampler_option("iv-mixed: denoise_first, goback_first")] = None,
@@ -79,23 +90,19 @@ def submit(
     image_guidance: Annotated[Pair, _sampler_option("at the first and last step")] = None,
     video_guidance: Annotated[Pair, _sampler_option("at the first and last step")] = None,
     rho: Annotated[float | None, _sampler_option("curvature of the guidance between first and last step")] = None,
-    image_every: Annotated[int | None, _sampler_option("iv-mixed: image model in every n-th step only")] = None,
+    image_every: Annotated[int | None, _sampler_option("iv-mixed, evs: image model in every n-th step only")] = None,
     interval_guidance: Annotated[float | None, _sampler_option("iv-mixed: guidance in the interval")] = None,
     goback_guidance: Annotated[float | None, _sampler_option("zigzag: guidance of the inversion")] = None,
     iterations: Annotated[int | None, _sampler_option("freeinit: number of sampling runs")] = None,
     network: Annotated[str | None, _sampler_option("ddim: video, image")] = None,
     grid: Annotated[str | None, _sampler_option("ddim: adjacent, diffusers")] = None,
-    solver: Annotated[str | None, _sampler_option("of the ordinary steps, ddim and iv-mixed: ddim, dpmpp-2m")] = None,
+    solver: Annotated[str | None, _sampler_option("ddim, iv-mixed: ddim, dpmpp-2m; ddim: lcm")] = None,
     active_steps: Annotated[StepPair, _sampler_option("official: first and last step with a zig-zag, from 0")] = None,
     zz: Annotated[int | None, _sampler_option("official: no image model in every zz-th step")] = None,
+    more: Annotated[list[str] | None, more_settings.OPTION] = None,
 ) -> None:
     """Send a prompt to a running server, wait for the video and download it."""
-    body = _request(locals())
-    with _client(url, api_key) as client:
-        if detach:
-            typer.echo(client.create(body)["id"])
-        else:
-            typer.echo(_submit_and_download(client, body, output))
+    _submit(locals())
 
 
 @videos.command("list")
@@ -179,17 +186,43 @@ def download(
     typer.echo(str(path))
 
 
-def _submit_and_download(client: VideoClient, body: dict[str, Any], output: Path) -> str:
-    """What was made, in one line."""
+def _submit_and_download(client: VideoClient, body: dict[str, Any], output: Path) -> None:
+    """Prints what was made, a line for each video. Raises VideoFailedError of the last one that failed, at the end."""
+    from service.cli.client import VideoFailedError
     from service.cli.follow import check_output, follow
 
     output = check_output(output)
-    video_id = client.create(body)["id"]
-    typer.echo(video_id, err=True)  # at once: whatever happens to this command, the video can be found
-    video = follow(client, video_id, output)
+    ids = _ids(client.create(body))
+    typer.echo("\n".join(ids), err=True)  # at once: whatever happens to this command, the videos can be found
+    failure = None
+    for number, video_id in enumerate(ids, 1):
+        path = output if len(ids) == 1 else output.with_stem(f"{output.stem}-{number}")
+        try:
+            typer.echo(_made(path, follow(client, video_id, path)))
+        except VideoFailedError as e:
+            failure = e
+    if failure is not None:
+        raise failure
+
+
+def _print_ids(client: VideoClient, body: dict[str, Any]) -> None:
+    typer.echo("\n".join(_ids(client.create(body))))
+
+
+def _ids(created: dict[str, Any]) -> list[str]:
+    return created.get("video_ids") or [created["id"]]
+
+
+def _made(output: Path, video: dict[str, Any]) -> str:
     # Other servers may not return these.
     facts = {"seed": video.get("seed"), "seconds of inference": video.get("inference_time_s")}
     return ", ".join([str(output), *(f"{name} {value}" for name, value in facts.items() if value is not None)])
+
+
+def _submit(options: dict[str, Any]) -> None:
+    body = _request(options)
+    with _client(options["url"], options["api_key"]) as client:
+        _print_ids(client, body) if options["detach"] else _submit_and_download(client, body, options["output"])
 
 
 def _request(options: dict[str, Any]) -> dict[str, Any]:
@@ -199,6 +232,9 @@ def _request(options: dict[str, Any]) -> dict[str, Any]:
     if "input_reference" in body:
         body["input_reference"] = _file_or_id(body["input_reference"])
     sampler = {RENAMED.get(name, name): value for name, value in given.items() if name in SAMPLER_OPTIONS}
+    more = more_settings.read(options["more"])
+    body |= {name: value for name, value in more.items() if name in OF_THE_REFERENCE}
+    sampler |= {name: value for name, value in more.items() if name not in OF_THE_REFERENCE}
     return body | ({"sampler": sampler} if sampler else {})
 
 

@@ -43,13 +43,20 @@ def _network_calls(
 
 
 def _moves(sampler: SamplerSettings, running: range, spacing: Spacing, levels: list[int]) -> Iterator[Move]:
+    if (sampler.name, sampler.solver) == ("ddim", "lcm"):  # every step calls once, whatever the spacing
+        yield from ((sampler.network, level, level - 1) for level in reversed(range(len(running))))
+        return
     steps = running.stop
-    begin, end = (round(share * steps) for share in sampler.interval)
-    active = range(begin, end)
+    active = _active(sampler.interval, steps)
     clean = CLEAN if spacing.set_alpha_to_one else 0
+    if sampler.name == "evs":
+        yield from _turns(sampler, running, [*levels[:steps], clean])
+        return
     if sampler.name == "iv-mixed":
         yield from _zigzags(sampler, running, active, levels)
     for i in running:
+        if i < _zero_steps(sampler):
+            continue
         src, dst = levels[i], clean if i == steps - 1 else levels[i + 1]
         if sampler.name == "zigzag" and i in active and i < steps - 1:
             yield "video", src, dst
@@ -60,6 +67,40 @@ def _moves(sampler: SamplerSettings, running: range, spacing: Spacing, levels: l
             below = src - spacing.num_train_timesteps // steps
             dst = below if below >= 0 else clean
         yield sampler.network if sampler.name == "ddim" else "video", src, dst
+
+
+def _zero_steps(sampler: SamplerSettings) -> int:
+    """Steps at the start whose velocity is 0."""
+    reads = sampler.name in ("ddim", "iv-mixed") and sampler.guidance_rule == "cfg-zero"
+    return sampler.zero_init_steps if reads else 0
+
+
+def _active(interval: tuple[float, float], steps: int) -> range:
+    begin, end = (round(share * steps) for share in interval)
+    return range(begin, end)
+
+
+def evs_networks(sampler: SamplerSettings, steps: int) -> list[str]:
+    """The network of each step of EVS."""
+    of_image = [i for i in _active(sampler.image_interval, steps) if i > 0][:: sampler.image_every]
+    return ["image" if i in of_image else "video" for i in range(steps)]
+
+
+def enlarged_calls(sampler: SamplerSettings, steps: int, first: int = 0) -> int:
+    """How many calls of EVS's image network are on enlarged latents. A run that begins, at a reference, within image
+    steps has them at the clip's size until the video network's turn."""
+    if sampler.name != "evs" or sampler.enlarge in (None, 1):
+        return 0
+    running = evs_networks(sampler, steps)[first:]
+    return running.count("image") - (running.index("video") if "video" in running else len(running))
+
+
+def _turns(sampler: SamplerSettings, running: range, levels: list[int]) -> Iterator[Move]:
+    """Yield the steps of EVS. One after which the latents change their size calls its network in any case."""
+    networks = [*evs_networks(sampler, running.stop), "video"]
+    for i in running:
+        resizes = sampler.enlarge != 1 and networks[i] != networks[i + 1]
+        yield networks[i], levels[i], CLEAN if resizes else levels[i + 1]
 
 
 def _zigzags(sampler: SamplerSettings, running: range, active: range, levels: list[int]) -> Iterator[Move]:

@@ -9,7 +9,9 @@ from pydantic import ConfigDict, Field
 
 from service.frozen_model import FrozenModel
 from service.ids import created_at, new_job_id
-from service.jobs.denoiser_calls import network_calls
+from service.jobs.context_windows import ContextWindows
+from service.jobs.denoiser_calls import enlarged_calls, network_calls
+from service.jobs.lora_choice import LoraUse
 from service.jobs.reference import Reference
 from service.jobs.released_loops import Family
 from service.jobs.sampler_settings import SamplerSettings
@@ -91,6 +93,16 @@ class Generation(FrozenModel):
     #: family whose released code runs; None unless the sampler is `official`
     reference: Reference | None = Field(default=None, exclude_if=lambda reference: reference is None)
     #: picture or clip that the video starts from
+    loras: tuple[LoraUse, ...] = Field(default=(), exclude_if=lambda loras: not loras)
+    #: LoRAs that the request chose, in addition to those that are merged into the model for every clip
+    clip_skip: Count = Field(default=0, exclude_if=lambda skipped: not skipped)
+    #: last layers of the text encoders that the prompt skips; 0: none
+    prompt_chunks: Size = Field(default=1, exclude_if=lambda chunks: chunks == 1)
+    #: windows of a text encoder that a text may fill
+    prompt_weighting: bool = Field(default=False, exclude_if=lambda weighting: not weighting)
+    #: whether brackets in the texts weight words
+    context_windows: ContextWindows | None = Field(default=None, exclude_if=lambda windows: windows is None)
+    #: windows through which the motion modules see the clip; None: as a whole
 
     @property
     def seconds(self) -> float:
@@ -116,7 +128,9 @@ class Generation(FrozenModel):
     @property
     def cost(self) -> int:
         """Network calls x pixels x frames, which is proportional to the GPU time."""
-        return sum(self.network_calls.values()) * self.width * self.height * self.num_frames
+        enlarged = enlarged_calls(self.sampler, self.num_inference_steps, self.first_step)
+        calls = sum(self.network_calls.values()) + enlarged * ((self.sampler.enlarge or 1) ** 2 - 1)
+        return round(calls * self.width * self.height * self.num_frames)
 
 
 class Output(FrozenModel):

@@ -61,13 +61,20 @@ class JobReader:
         """Return whether the owner's index has the job; decides who owns a record that does not say it."""
         return self._redis.zscore(owner_index(owner), job_id) is not None
 
-    def find_by_idempotency_key(self, owner: str, idempotency: Idempotency) -> Job | None:
-        """Return the job of an earlier request with this key. Raises IdempotencyKeyReused; `create` checks again."""
-        fingerprint, job_id = self._redis.hmget(idempotency_key(owner, idempotency.key), "fingerprint", "id")
-        job = self.view(job_id.decode(errors="replace")) if job_id and fingerprint else None
-        if job is not None and fingerprint != idempotency.fingerprint.encode():
+    def find_by_idempotency_key(self, owner: str, idempotency: Idempotency) -> builtins.list[Job]:
+        """Return the jobs of an earlier request with this key, without the deleted ones; `create_many` checks again.
+
+        Raises:
+            IdempotencyKeyReused: it was another request.
+        """
+        names = "fingerprint", "id", "ids"  # `ids` if it created several
+        fingerprint, first, ids = self._redis.hmget(idempotency_key(owner, idempotency.key), *names)
+        if not (fingerprint and first):
+            return []
+        jobs = [job for job in self.view_many((ids or first).decode(errors="replace").split()) if job]
+        if jobs and fingerprint != idempotency.fingerprint.encode():
             raise IdempotencyKeyReused
-        return job
+        return jobs
 
     def get_with_position(self, job_id: str) -> JobWithPosition | None:
         """Read a job and its queue position in one round trip."""

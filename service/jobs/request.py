@@ -5,22 +5,33 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Self, cast
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from service.frozen_model import FrozenModel
+from service.jobs.lora_choice import MAX_LORAS, LoraRequest, as_list, unique_loras
 from service.jobs.model import EVENT_TYPES, Callback, EventType, Generation, Job, Priority
 from service.jobs.reference import ConditioningScale, ReferenceFile, ReferenceUse, Strength
 
 MAX_SEED = 2**63 - 1
+MAX_NUM_VIDEOS = 16
 
 MAX_METADATA_PAIRS = 16
 MAX_METADATA_NAME = 64  # characters
 
 Metadata = dict[Annotated[str, Field(max_length=MAX_METADATA_NAME)], Annotated[str, Field(max_length=512)]]
-
+Loras = Annotated[
+    tuple[LoraRequest, ...], BeforeValidator(as_list), Field(max_length=MAX_LORAS), AfterValidator(unique_loras)
+]
 
 # Names that other servers use.
-ALIASES = {"webhook_url": "callback_url", "duration": "seconds"}
+ALIASES = {
+    "webhook_url": "callback_url",
+    "duration": "seconds",
+    "lora": "loras",
+    "n": "num_videos",
+    "num_outputs_per_prompt": "num_videos",
+    "num_videos_per_prompt": "num_videos",
+}
 
 
 def resolve_aliases(given: dict[str, Any]) -> dict[str, Any]:
@@ -68,10 +79,25 @@ class VideoRequest(FrozenModel):
         "and negative_prompt; 0: negative_prompt alone. (diffusers treats every value up to 1 like 1.)",
     )
     negative_prompt: str | None = Field(default=None, max_length=32_000)
+    clip_skip: int | None = Field(
+        default=None,
+        ge=0,
+        le=100,
+        description="Layers at the end of the text encoders that the prompt skips, as in diffusers: 1 is the last "
+        "layer but one, which other user interfaces call Clip skip 2; 0 skips none",
+    )
+    num_videos: int | None = Field(
+        default=None,
+        ge=1,
+        le=MAX_NUM_VIDEOS,
+        description="Creates so many videos, with seeds one apart; aliases: n, num_outputs_per_prompt, "
+        "num_videos_per_prompt",
+    )
     seed: int | None = Field(
         default=None, ge=-1, le=MAX_SEED, description="Random if omitted or -1; the one used is always returned"
     )
     sampler: dict[str, Any] | None = Field(default=None, description="Overrides of the model's sampler settings")
+    loras: Loras | None = Field(default=None, description="Of the model's list in GET /v1/models; alias: lora")
     input_reference: ReferenceFile | None = Field(
         default=None,
         description="Picture (PNG, JPEG, WebP) or clip (MP4, WebM, MOV) that the video starts from: a file in a form, "
@@ -83,8 +109,9 @@ class VideoRequest(FrozenModel):
     )
     reference_use: ReferenceUse | None = Field(
         default=None,
-        description="start: the run begins at the noised reference. first_frame: the picture becomes the first frame, "
-        "for models with a SparseCtrl network. Default: first_frame if the model can do it, else start",
+        description="start: the run begins at the noised reference. first_frame: the picture, or the first frame of "
+        "the clip, becomes the first frame, for models with a SparseCtrl network. Default: first_frame of a picture if "
+        "the model can do it, else start",
     )
     conditioning_scale: ConditioningScale | None = Field(
         default=None, description="first_frame: how strongly the picture counts. Default: 1"
@@ -120,6 +147,11 @@ class VideoRequest(FrozenModel):
     @classmethod
     def _minus_one_is_random(cls, seed: int | None) -> int | None:
         return None if seed == -1 else seed
+
+    @field_validator("num_videos")
+    @classmethod
+    def _one_is_the_default(cls, count: int | None) -> int | None:
+        return None if count == 1 else count  # so that the request's fingerprint is that of one without the field
 
     @field_validator("callback_events", mode="before")
     @classmethod

@@ -94,32 +94,42 @@ class JobStore(JobReader):
     def create(
         self, job: Job, queue: Queue, *, limits: QueueLimits = NO_LIMITS, idempotency: Idempotency | None = None
     ) -> Job:
-        """Write record, indexes, idempotency record and RQ entry in one script.
+        """`create_many` of one job."""
+        return self.create_many([job], queue, limits=limits, idempotency=idempotency)[0]
+
+    def create_many(
+        self,
+        jobs: Sequence[Job],
+        queue: Queue,
+        *,
+        limits: QueueLimits = NO_LIMITS,
+        idempotency: Idempotency | None = None,
+    ) -> list[Job]:
+        """Write records, indexes, idempotency record and RQ entries of one owner's jobs in one script: all or none.
 
         Returns:
-            The job, or that of the first request if this one repeats it.
+            The jobs, or those of the first request if this one repeats it, without the deleted ones.
 
         Raises:
-            QueueFull: one of the limits is reached.
+            QueueFull: one of the limits would be exceeded.
             IdempotencyKeyReused: the key was used with a different request.
         """
-        fingerprint, idempotency_record = "", idempotency_key(job.owner, "")
+        owner = jobs[0].owner
+        fingerprint, idempotency_record = "", idempotency_key(owner, "")
         if idempotency is not None:
-            fingerprint, idempotency_record = idempotency.fingerprint, idempotency_key(job.owner, idempotency.key)
-        fields = _fields(job)
-        commands = flatten_commands(recorded_generate(queue, job.id))
-        args = [job.id, fingerprint, IDEMPOTENCY_TTL_S, limits.per_queue, limits.per_owner, len(fields)]
-        answer, detail = self._create_script(
-            [job_key(job.id), queue.key, waiting_key(job.owner), idempotency_record, ACTIVE],
-            [*args, *fields, *commands],
-        )
+            fingerprint, idempotency_record = idempotency.fingerprint, idempotency_key(owner, idempotency.key)
+        args: list[Any] = [fingerprint, IDEMPOTENCY_TTL_S, limits.per_queue, limits.per_owner, len(jobs)]
+        for job in jobs:
+            fields, commands = _fields(job), flatten_commands(recorded_generate(queue, job.id))
+            args += [job.id, len(fields), *fields, len(commands), *commands]
+        answer, detail = self._create_script([queue.key, waiting_key(owner), idempotency_record, ACTIVE], args)
         match answer:
             case b"created":
-                return job
+                return list(jobs)
             case b"replayed":
-                return self.view(detail.decode()) or job
+                return [job for job in map(self.view, detail.decode().split()) if job] or list(jobs)
             case _:
-                _refuse(answer.decode(), detail.decode())
+                _refuse(answer.decode(), detail.decode(), len(jobs))
 
     def restore(self, job: Job) -> bool:
         """Write the record of an ended job again; False, without a change, if there is one."""
@@ -296,13 +306,14 @@ class JobStore(JobReader):
             pipe.execute()
 
 
-def _refuse(answer: str, limit: str) -> NoReturn:
+def _refuse(answer: str, limit: str, count: int) -> NoReturn:
     if answer == "reused":
         raise IdempotencyKeyReused
     whose = {"queue_full": "the server", "owner_full": "this API key"}[answer]
-    raise QueueFull(
-        f"Queue is full: {limit} videos are waiting, the limit of {whose}; try again later.", QUEUE_FULL_RETRY_S
+    how_many = (
+        f"{limit} videos are waiting" if count == 1 else f"with {count} more, more than {limit} videos would wait"
     )
+    raise QueueFull(f"Queue is full: {how_many}, the limit of {whose}; try again later.", QUEUE_FULL_RETRY_S)
 
 
 def _fields(job: Job) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from service.jobs.lora_choice import LoraUse
 from service.jobs.model import Generation, Job, JobState, Phase, Priority
 from service.jobs.reference import ReferenceUse
 from service.jobs.sampler_settings import SamplerSettings
@@ -78,7 +79,8 @@ class VideoReference(ResponseModel):
 
 
 class Video(ResponseModel):
-    """OpenAI's Video object up to `error`, then extensions. Every key but `input_reference` is always present."""
+    """OpenAI's Video object up to `error`, then extensions. All keys but `video_ids` and `input_reference` are always
+    present."""
 
     id: str
     object: Literal["video"] = "video"
@@ -102,8 +104,10 @@ class Video(ResponseModel):
     height: int
     num_inference_steps: int
     guidance_scale: float
+    clip_skip: int
     negative_prompt: str
     sampler: SamplerSettings
+    loras: list[LoraUse] = Field(description="Those that the request chose")
     input_reference: VideoReference | None = Field(
         default=None, exclude_if=lambda reference: reference is None, description="Left out if there is none"
     )
@@ -137,6 +141,11 @@ class Video(ResponseModel):
     )
     metadata: dict[str, str]
     user: str | None
+    video_ids: list[str] | None = Field(
+        default=None,
+        exclude_if=lambda ids: ids is None,
+        description="Only in the answer to a request with `num_videos` above 1: all its videos, this one first",
+    )
 
 
 GENERATION_FIELDS = sorted(Video.model_fields.keys() & Generation.model_fields.keys())

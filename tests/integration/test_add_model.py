@@ -139,9 +139,12 @@ def test_repository_is_pinned_and_fetched(
     assert set(machine.content()) == {"models.lock.toml"}
 
 
+ENDS = ("lora_A.weight", "lora_B.weight")
+
+
 def test_lora_and_textual_inversion(machine: Machine, model: Path, pipeline: Path, tmp_path: Path) -> None:
     place = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
-    lora = {f"{place}.lora_A.weight": torch.randn(2, 16), f"{place}.lora_B.weight": 100 * torch.randn(16, 2)}
+    lora = dict(zip((f"{place}.{end}" for end in ENDS), (torch.randn(2, 16), 100 * torch.randn(16, 2)), strict=True))
     save_file(lora, tmp_path / "a:1.safetensors")
     save_file({"emb_params": torch.randn(1, 32)}, tmp_path / "style.safetensors")
     machine.add(
@@ -151,10 +154,36 @@ def test_lora_and_textual_inversion(machine: Machine, model: Path, pipeline: Pat
     entry = machine.registry().get("m")
     assert [(item.scale, item.file.inside) for item in entry.loras] == [(-0.5, "a:1.safetensors")]
     assert [item.token for item in entry.textual_inversions] == ["<my-style>"]
-    machine.add("plain", "--from", pipeline, "--motion-adapter", model, *SIZE)
+    motion = {f"{place.replace('attentions', 'motion_modules')}.{end}": lora[f"{place}.{end}"] for end in ENDS}
+    save_file(motion, tmp_path / "zoom in.safetensors")
+    machine.add(
+        *("plain", "--from", pipeline, "--motion-adapter", model, *SIZE),
+        *("--selectable-lora", f"flat={tmp_path}/a:1.safetensors:-0.5"),
+        *("--selectable-lora", tmp_path / "zoom in.safetensors"),
+    )
+    offered = machine.registry().get("plain").selectable_loras
+    assert [(item.name, item.scale, item.on) for item in offered] == [
+        ("flat", -0.5, ("image", "video")),
+        ("zoom-in", 1.0, ("video",)),
+    ]
     assert not torch.equal(machine.frames("m"), machine.frames("plain"))
     machine.refused("is a LoRA, not a checkpoint; give it with --lora", "n", "--from", f"{tmp_path}/a:1.safetensors")
     machine.refused("there is no file", "n", "--from", pipeline, "--motion-adapter", model, "--lora", "x.safetensors:2")
+
+
+def test_distilled_motion_modules(machine: Machine, model: Path, pipeline: Path, tmp_path: Path) -> None:
+    place = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+    lora = {f"{place}.lora_A.weight": torch.randn(2, 16), f"{place}.lora_B.weight": torch.randn(16, 2)}
+    save_file(lora, tmp_path / "lcm.safetensors")
+    options = ("--from", pipeline, "--motion-adapter", model, *SIZE)
+    machine.add("lcm", *options, "--distilled", "lcm:6", "--lora", f"{tmp_path}/lcm.safetensors:0.8")
+    entry = machine.registry().get("lcm")
+    assert [(item.scale, item.on) for item in entry.loras] == [(0.8, ("video",))]
+    assert entry.distilled
+    assert entry.default_generation.sampler.solver == "lcm"
+    assert entry.default_generation.num_inference_steps == 6
+    assert machine.frames("lcm").float().std() > 0
+    machine.refused("write lightning or lcm", "n", *options, "--distilled", "turbo")
 
 
 def test_image_model_and_base(machine: Machine, model: Path, tmp_path: Path) -> None:

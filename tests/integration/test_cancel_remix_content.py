@@ -93,6 +93,13 @@ class TestRemix:
         made = self.remix(client, source, prompt=OTHER, sampler="ddim")
         assert (made["sampler"]["name"], made["sampler"]["rho"]) == ("ddim", 7)
 
+    def test_settings_of_a_guidance_rule_are_kept_with_it(self, client: TestClient) -> None:
+        source = create(client, sampler={"name": "ddim", "guidance_rule": "apg", "apg_eta": 0.5})
+        assert self.remix(client, source, prompt=OTHER)["sampler"] == source["sampler"]
+        made = self.remix(client, source, prompt=OTHER, sampler={"guidance_rule": "cfg-zero"})
+        assert made["sampler"]["guidance_rule"] == "cfg-zero"
+        assert "apg_eta" not in made["sampler"]
+
     def test_guidance_is_kept_unless_one_of_both_is_the_image_network_by_itself(self, client: TestClient) -> None:
         image, given = {"name": "ddim", "network": "image"}, {"sampler": {"name": "ddim"}}
         frames, clip = create(client, sampler=image), create(client, sampler="ddim")

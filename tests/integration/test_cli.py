@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from tests.commands import ivmix_here
 from tests.processes import PROMPT, clean_environment, ivmix_up, wait_for
 from worker.child.mp4 import read_mp4
 
@@ -24,6 +25,11 @@ def ivmix(*arguments: str, cwd: Path, **environment: str) -> subprocess.Complete
         timeout=200,
         check=False,
     )
+
+
+def here(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Like `ivmix`, in this process."""
+    return ivmix_here(*arguments, cwd=cwd, environment=clean_environment() | environment)
 
 
 @pytest.mark.parametrize("command", ["generate", "submit"])
@@ -58,7 +64,7 @@ def test_a_server_and_generate_without_one_make_the_same_video(demo_server: str,
 
 
 def test_submit_without_a_server_says_where_it_looked(tmp_path: Path) -> None:
-    run = ivmix("submit", PROMPT, "--url", "http://127.0.0.1:9", cwd=tmp_path)
+    run = here("submit", PROMPT, "--url", "http://127.0.0.1:9", cwd=tmp_path)
     assert run.returncode == 1
     assert "http://127.0.0.1:9" in run.stderr
     assert "Traceback" not in run.stderr
@@ -92,14 +98,14 @@ class TestKeys:
             wait_for(lambda: http.get("/v1/videos", headers=headers).status_code == 401 or None, timeout_s=30)
 
     def test_keys_can_be_made_before_anything_runs(self, tmp_path: Path) -> None:
-        made = ivmix("keys", "create", "--name", "a", cwd=tmp_path, IVMIX_DATA_DIR=str(tmp_path))
+        made = here("keys", "create", "--name", "a", cwd=tmp_path, IVMIX_DATA_DIR=str(tmp_path))
         assert made.returncode == 0, made.stderr
         listed = ivmix("keys", "list", cwd=tmp_path, IVMIX_DATA_DIR=str(tmp_path)).stdout
         assert "videos.read,videos.write,webhooks" in listed
 
     def test_what_is_wrong_is_one_sentence(self, tmp_path: Path) -> None:
-        unknown = ivmix("keys", "revoke", "key_x", cwd=tmp_path, IVMIX_DATA_DIR=str(tmp_path))
-        scope = ivmix("keys", "create", "--name", "a", "--scopes", "all", cwd=tmp_path, IVMIX_DATA_DIR=str(tmp_path))
-        unreachable = ivmix("keys", "list", cwd=tmp_path, IVMIX_REDIS_URL="redis://127.0.0.1:9")
+        unknown = here("keys", "revoke", "key_x", cwd=tmp_path, IVMIX_DATA_DIR=str(tmp_path))
+        scope = here("keys", "create", "--name", "a", "--scopes", "all", cwd=tmp_path, IVMIX_DATA_DIR=str(tmp_path))
+        unreachable = here("keys", "list", cwd=tmp_path, IVMIX_REDIS_URL="redis://127.0.0.1:9")
         for run, word in ((unknown, "key_x"), (scope, "videos.read"), (unreachable, "unreachable")):
             assert (run.returncode, word in run.stderr, "Traceback" in run.stderr) == (1, True, False)

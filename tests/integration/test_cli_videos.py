@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -68,12 +69,42 @@ def test_options_of_a_request_reach_the_server(cli: Cli) -> None:
     assert (chosen["name"], chosen["interval"], chosen["goback_guidance"]) == ("zigzag", [0.25, 0.75], 0.5)
 
 
+def test_several_videos_are_listed_and_downloaded(cli: Cli, finished: Finish, tmp_path: Path) -> None:
+    ids = cli("submit", PROMPT, "-d", "--num-videos", "2", "--clip-skip", "1", "--seed", "5").split()
+    assert [json.loads(cli("get", video_id))["seed"] for video_id in ids] == [5, 6]
+    assert json.loads(cli("get", ids[1]))["clip_skip"] == 1
+    with VideoClient(cli.url) as client, ThreadPoolExecutor(1) as pool:
+        command = ("submit", PROMPT, "--num-videos", "3", "-o", str(tmp_path / "v.mp4"))
+        run = pool.submit(CliRunner().invoke, app, [*command, "--url", cli.url])
+        while len(new := client.list(status="queued")["data"]) < 5:
+            time.sleep(0.02)
+        client.cancel(new[1]["id"])
+        for video, content in ((new[2], b"first"), (new[0], b"third")):
+            finished(video["id"], content)
+        assert isinstance(run.result().exception, VideoFailedError)  # at the end
+    made = {file.name: file.read_bytes() for file in tmp_path.glob("v-*.mp4")}
+    assert made == {"v-1.mp4": b"first", "v-3.mp4": b"third"}
+
+
 def test_help_names_every_sampler_and_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     shown = CliRunner().invoke(app, ["submit", "--help"]).output
     assert all(name in shown for name in USES)
     settings = {f"--{name.replace('_', '-')}" for names in USES.values() for name in names}
-    assert all(option in shown for option in settings)
+    further = " ".join(shown[shown.index("--set") :].split())  # its text names them
+    assert all(option in shown or option[2:].replace("-", "_") in further for option in settings)
+
+
+def test_any_setting_can_be_set_by_its_name(cli: Cli) -> None:
+    chosen = ("--sampler", "evs", "--set", "enlarge=1.5", "--set", "image-interval=0.2,0.6", "--image-every", "2")
+    sampler = json.loads(cli("get", cli("submit", PROMPT, "-d", *chosen)))["sampler"]
+    assert (sampler["enlarge"], sampler["image_interval"], sampler["image_every"]) == (1.5, [0.2, 0.6], 2)
+    apg = ("--sampler", "ddim", "--set", "guidance_rule=apg", "--set", "apg_eta=1")
+    assert json.loads(cli("get", cli("submit", PROMPT, "-d", *apg)))["sampler"]["apg_eta"] == 1
+    with pytest.raises(RequestError, match="large"):
+        cli("submit", PROMPT, "-d", "--set", "large=2")
+    for given, complaint in (("enlarge", "must be NAME=VALUE"), ("=2", "must be NAME=VALUE")):
+        assert complaint in CliRunner().invoke(app, ["submit", PROMPT, "-d", "--set", given, "--url", cli.url]).output
 
 
 def test_wait_downloads_a_completed_video_or_says_why_there_is_none(cli: Cli, finished: Finish, tmp_path: Path) -> None:

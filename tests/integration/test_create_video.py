@@ -11,7 +11,7 @@ from fastapi.testclient import TestClient
 from service.jobs.rq_queues import generate_queue
 from service.settings import Settings
 from service.wiring import Services
-from tests.api_calls import create, error_of
+from tests.api_calls import answer_of, create, error_of
 from tests.factories import PROMPT
 
 
@@ -99,6 +99,42 @@ def test_network_where_it_cannot_be_used_is_refused(
     error = error_of(client.post("/v1/videos", json={"prompt": PROMPT, "sampler": sampler}), 400)
     assert error["param"] in ("sampler.network", "sampler.networks")
     assert message in error["message"]
+
+
+def test_evs_is_taken_and_costs_the_pixels_of_its_image_steps(client: TestClient) -> None:
+    made = create(client, sampler={"name": "evs"})
+    own = {name: made["sampler"][name] for name in ("enlarge", "image_step_guidance")}
+    assert own == {"enlarge": 1, "image_step_guidance": 1.5}, "the model's"
+    assert made["network_calls"] == {"image": 8, "video": 8}
+    assert create(client, sampler=made["sampler"])["sampler"] == made["sampler"]
+    costs = [
+        answer_of(client.post("/v1/videos/estimate", json={"prompt": PROMPT, "sampler": sampler}))["cost"]
+        for sampler in ({"name": "evs"}, {"name": "evs", "enlarge": 2})
+    ]
+    assert costs[1] == costs[0] / 16 * (8 * 4 + 8)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "param", "message"),
+    [
+        (
+            {"name": "zigzag", "guidance_rule": "apg"},
+            "guidance_rule",
+            "'zigzag' has no guidance_rule; leave it out, or",
+        ),
+        ({"name": "evs", "guidance_rule": "apg"}, "guidance_rule", "use iv-mixed, ddim."),
+        ({"name": "ddim", "apg_eta": 0.5}, "apg_eta", "guidance_rule 'cfg' has no apg_eta; leave it out, or use"),
+        ({"guidance_rule": "apg", "zero_init_steps": 2}, "zero_init_steps", "or use guidance_rule 'cfg-zero'."),
+        ({"guidance_rule": "cfg-zero", "zero_init_steps": 16}, "zero_init_steps", "less than num_inference_steps, 16."),
+        ({"enlarge": 2}, "enlarge", "Sampler 'iv-mixed' has no enlarge; leave it out, or use evs."),
+    ],
+    ids=str,
+)
+def test_a_rival_where_it_cannot_run_is_refused(
+    client: TestClient, sampler: dict[str, object], param: str, message: str
+) -> None:
+    error = error_of(client.post("/v1/videos", json={"prompt": PROMPT, "sampler": sampler}), 400)
+    assert (error["param"], message in error["message"]) == (f"sampler.{param}", True), error
 
 
 def test_released_code_is_taken_and_shown_with_its_settings(client: TestClient, services: Services) -> None:

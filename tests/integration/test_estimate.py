@@ -28,6 +28,8 @@ URL = "/v1/videos/estimate"
         {"sampler": {"name": "zigzag"}, "seconds": 1},
         {"sampler": {"name": "freeinit", "iterations": 4}},
         {"sampler": {"name": "fused"}},
+        {"sampler": {"name": "evs", "enlarge": 2}},
+        {"sampler": {"name": "ddim", "guidance_rule": "cfg-zero"}},
         {"sampler": {"name": "official"}, "negative_prompt": "low quality"},
     ],
     ids=str,

@@ -21,7 +21,7 @@ class TestModels:
         assert (model["id"], model["object"], model["sizes"]) == ("demo", "model", ["384x384"])
         assert model["num_inference_steps"] == {"default": 16, "min": 1, "max": 200}
         assert "circle" in model["can_draw"]
-        assert model["samplers"] == ["iv-mixed", "ddim", "zigzag", "freeinit", "fused", "official"]
+        assert model["samplers"] == ["iv-mixed", "ddim", "zigzag", "freeinit", "fused", "evs", "official"]
         assert {"I-I", "IV-IV", "II-VV", "RR-II"} < set(model["combinations"])
         assert model["max_cost"] == 1.2e9
         assert (model["guidance_scale"]["default"], model["image_guidance_scale"]) == (2.25, 1.5)

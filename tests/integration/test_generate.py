@@ -9,10 +9,13 @@ import sys
 from itertools import combinations
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from service.settings import MODELS_FILE
+from tests.commands import ivmix_here
 from tests.processes import clean_environment
 from worker.child.mp4 import read_mp4
 from worker.generate import app
@@ -21,10 +24,9 @@ PROMPT = "a red circle moving right on a teal background"
 
 
 def generate(folder: Path, *options: str, **environment: str) -> tuple[int, str]:
-    command = [sys.executable, "-m", "service.cli", "generate", PROMPT, "-o", "out.mp4", *options]
-    ran = subprocess.run(
-        command, cwd=folder, env=clean_environment() | environment, capture_output=True, text=True, timeout=240
-    )
+    """In this process; tests/integration/test_cli.py runs the command in a process."""
+    command = ("generate", PROMPT, "-o", "out.mp4", *options)
+    ran = ivmix_here(*command, cwd=folder, environment=clean_environment() | environment)
     return ran.returncode, ran.stdout + ran.stderr
 
 
@@ -61,9 +63,29 @@ def test_arm_of_a_comparison_is_the_clip_of_that_sampler_alone(tmp_path: Path, m
     assert abs(clip - arm).mean() < 2, "the same pixels, coded twice"
 
 
+def test_clip_starts_from_a_picture_and_from_a_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    y, x = np.mgrid[:384, :384]
+    shown = np.full((384, 384, 3), (25, 128, 132), np.uint8)
+    shown[(x - 192) ** 2 + (y - 100) ** 2 < 60**2] = (220, 30, 30)
+    Image.fromarray(shown).save(tmp_path / "picture.jpg")
+
+    def distance(*options: str) -> float:
+        ran = CliRunner().invoke(app, [PROMPT, "-o", "out.mp4", "--seed", "7", "--sampler", "ddim", *options])
+        assert ran.exit_code == 0, ran.exception
+        assert "ddim: 4 video calls" in ran.stdout
+        return np.abs(read_mp4(tmp_path / "out.mp4")[0].astype(int) - shown).mean()
+
+    without = distance("--steps", "4")
+    for file in ("picture.jpg", "out.mp4"):
+        assert distance("--input-reference", file, "--strength", "0.25", "--steps", "16") < 0.4 * without
+
+
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
+        (("--input-reference", "none.png"), "--input-reference none.png is no file."),
+        (("--strength", "0.5"), "'strength' is given without input_reference"),
         (("--compare", "ddim,euler"), "unknown sampler 'euler'; use two or more of ddim, ddim-image, freeinit, fused"),
         (("--compare", "ddim"), "'ddim' is one sampler"),
         (("--compare", "ddim,ddim"), "'ddim' is named more than once"),

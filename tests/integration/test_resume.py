@@ -1,4 +1,4 @@
-"""A video whose worker was killed or stopped at any step is byte for byte the undisturbed one.
+"""A video whose worker was killed or stopped at any step is byte for byte the undisturbed one, with LoRAs too.
 
 One trial runs always; `RESUME_SEED=1 pytest -m slow tests/integration/test_resume.py` runs twenty more.
 """
@@ -7,20 +7,28 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from service.jobs.model import Generation, Job, JobState
 from service.jobs.rq_queues import generate_queue
-from service.settings import Settings
+from service.settings import MODELS_FILE, Settings
 from service.wiring import Services, open_services
 from tests.factories import make_generation
+from tests.lora_files import Numbers, kohya
 from tests.processes import child_of, started, wait_for, worker
 
 STEPS = 6
+INK_AND_ZOOM: list[dict[str, Any]] = [
+    {"name": "ink", "scale": 0.5, "networks": ["image", "video"]},
+    {"name": "zoom", "scale": 1.0, "networks": ["video"]},
+]
 WAIT_S = 240.0
 
 
@@ -32,8 +40,27 @@ def services(valkey: str, tmp_path: Path) -> Iterator[Services]:
 
 
 @pytest.fixture
-def environment(services: Services) -> dict[str, str]:
+def models_file(tmp_path: Path) -> Path:
+    """The demo models with LoRAs to choose: one of both networks, and one of the motion modules."""
+    weights = MODELS_FILE.parents[2] / "demo" / "weights"
+    unet, motion = (
+        load_file(weights / part / "diffusion_pytorch_model.safetensors") for part in ("unet", "motion_adapter")
+    )
+    tables = [f'[sources.own]\nfolder = "{tmp_path}"']
+    for name, stored, on in (("ink", unet, ["image", "video"]), ("zoom", motion, ["video"])):
+        layers = {key.removesuffix(".weight"): x for key, x in stored.items() if key.endswith("to_q.weight")}
+        save_file(kohya("lora_unet", layers, Numbers()), tmp_path / f"{name}.safetensors")
+        tables.append(f'[[models.demo.selectable_loras]]\nname = "{name}"\nfile = "own/{name}.safetensors"\non = {on}')
+    file = tmp_path / "models.toml"
+    text = MODELS_FILE.read_text().replace("../../demo/weights", str(weights))
+    file.write_text("\n".join([text, *tables]))
+    return file
+
+
+@pytest.fixture
+def environment(services: Services, models_file: Path) -> dict[str, str]:
     return {
+        "IVMIX_MODELS_FILE": str(models_file),
         "IVMIX_REDIS_URL": str(services.settings.redis_url),
         "IVMIX_DATA_DIR": str(services.settings.data_dir),
         "IVMIX_LEASE_S": "4",
@@ -71,10 +98,16 @@ def digest(services: Services, job_id: str) -> str:
 
 
 def trial(services: Services, environment: dict[str, str], chance: random.Random, fault: str) -> None:
-    """Kill or stop a worker at a random step, let another one complete the job, and compare with an undisturbed run."""
-    generation = make_generation(num_inference_steps=STEPS, seed=chance.randrange(2**32))
+    """Kill or stop a worker at a random step, let another one complete the job, and compare with an undisturbed run.
+
+    Before the undisturbed run, jobs with other LoRAs and with none change the networks' weights.
+    """
+    generation = make_generation(num_inference_steps=STEPS, seed=chance.randrange(2**32), loras=INK_AND_ZOOM)
     at = chance.randrange(1, STEPS // 2)
-    disturbed, undisturbed = submit(services, generation), submit(services, generation)
+    disturbed = submit(services, generation)
+    short = {"num_inference_steps": 1, "sampler": {"name": "ddim"}}
+    others = [submit(services, make_generation(**short, loras=loras)) for loras in ([], INK_AND_ZOOM[:1], [])]
+    undisturbed = submit(services, generation)
     with worker(environment) as first:
         wait_for(lambda: step_of(services, disturbed) >= at or None, timeout_s=WAIT_S)
         match fault:
@@ -96,6 +129,8 @@ def trial(services: Services, environment: dict[str, str], chance: random.Random
                 assert first.wait(60) == 0
     with started(environment, "service.maintenance"), worker(environment):
         assert digest(services, disturbed) == digest(services, undisturbed)
+        none, ink, none_again = (digest(services, job) for job in others)
+        assert none == none_again != ink
 
 
 @pytest.mark.timeout(900)
@@ -103,7 +138,13 @@ def test_resumed_video_is_the_undisturbed_one(
     services: Services, environment: dict[str, str], capfd: pytest.CaptureFixture[str]
 ) -> None:
     trial(services, environment, random.Random(0), "kill the child, then stop")
-    assert capfd.readouterr().err.count("resumed after step") == 2
+    said = capfd.readouterr().err
+    assert said.count("resumed after step") == 2
+    # the second worker: one load for five jobs, and a switch of its LoRAs before each of them
+    last = said[said.rindex("MB shared by both UNets") :]
+    switches = re.findall(r"LoRAs switched from (.+) to (.+) in \d+\.\d+ s", last)
+    both, ink = "ink 0.5 (image+video), zoom 1 (video)", "ink 0.5 (image+video)"
+    assert switches == [("none", both), (both, "none"), ("none", ink), (ink, "none"), ("none", both)]
 
 
 @pytest.mark.slow

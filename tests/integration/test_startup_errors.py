@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from tests.commands import ivmix_here
 from tests.containers import ROOT
 from tests.processes import clean_environment
 from tests.valkey import Valkey
@@ -66,6 +67,11 @@ def run(*arguments: str, user: int | None = None, **environment: str) -> subproc
     )
 
 
+def run_here(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """In this process, for what is refused before anything is started."""
+    return ivmix_here(*arguments, cwd=Path("/"), environment=clean_environment() | environment)
+
+
 def assert_sentence(ran: subprocess.CompletedProcess[str], *words: str) -> None:
     shown = ran.stderr
     assert ran.returncode in (1, 2), (ran.args, shown)
@@ -92,7 +98,8 @@ def test_a_wrong_password_ends_every_command_in_time(folder: Path) -> None:
 
 def test_a_misspelt_variable_ends_every_command(folder: Path) -> None:
     commands = (("api",), ("worker", "demo"), ("up",), ("keys", "list"), ("submit", "a red circle"), ("models", "list"))
-    for ran in run_all(commands, IVMIX_REDIS_UR="redis://localhost", IVMIX_DATA_DIR=str(folder)):
+    wrong = {"IVMIX_REDIS_UR": "redis://localhost", "IVMIX_DATA_DIR": str(folder)}
+    for ran in (run(*commands[0], **wrong), *(run_here(*command, **wrong) for command in commands)):
         assert_sentence(ran, "IVMIX_REDIS_UR", "did you mean IVMIX_REDIS_URL?")
 
 
@@ -192,7 +199,7 @@ def test_ports_in_use(folder: Path) -> None:
 )
 def test_values_that_cannot_be_used(variable: str, value: str, words: str, folder: Path) -> None:
     given = {"IVMIX_DATA_DIR": str(folder / "data"), "IVMIX_PORT": "0", variable: value}
-    assert_sentence(run("up", "--workers", "0", **given), words)
+    assert_sentence(run_here("up", "--workers", "0", **given), words)
 
 
 def test_an_unreadable_models_file(folder: Path) -> None:

@@ -91,7 +91,7 @@ def process_on(port: int) -> int:
                 return int(folder.parent.name)
         except OSError:
             continue
-    raise AssertionError("nobody listens")
+    raise AssertionError("no process listens")
 
 
 def test_a_data_url_has_a_limit_of_its_own(settings: Settings) -> None:

@@ -1,12 +1,14 @@
 """With this folder on PYTHONPATH, the child of every worker gets the engine of tests/fake_worker.py, without torch.
 
-For tests of what the processes around it show and do. If LOAD_ERROR is set, the engine does not load, for that reason.
+For tests of what the processes around it show and do. If LOAD_ERROR is set, the engine does not load, for that reason;
+if LOAD_ERRORS is set, models do not load that have a file of their name, with the reason, in that folder.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -17,6 +19,8 @@ def light_engine(entry: Any, *, previews: bool = False) -> Any:
 
     if reason := os.environ.get("LOAD_ERROR"):
         raise ConfigurationError(reason)
+    if (file := Path(os.environ.get("LOAD_ERRORS", "/nowhere"), entry.id)).exists():
+        raise ConfigurationError(file.read_text())
     return FakeEngine()
 
 

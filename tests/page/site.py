@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx2
 
-from service.settings import Settings
+from service.settings import MODELS_FILE, Settings
 from service.wiring import Services, open_services
 from tests.conftest import serve
 from tests.dispatching import dispatching
@@ -63,6 +63,7 @@ def running_site(folder: Path) -> Iterator[Site]:
         settings = Settings(
             redis_url=valkey.url,
             data_dir=folder / "data",
+            models_file=models_with_loras(folder),
             auth="off",
             webhook_allow=("127.0.0.0/8",),
             webhook_allow_http=True,
@@ -83,6 +84,18 @@ def running_site(folder: Path) -> Iterator[Site]:
         url, keyed_url = stack.enter_context(serve(services)), stack.enter_context(serve(keyed))
         http = stack.enter_context(httpx2.Client(base_url=url, timeout=30, trust_env=False))
         yield Site(url, keyed_url, services, http, hold)
+
+
+def models_with_loras(folder: Path) -> Path:
+    """The registry, with two LoRAs of the demo models that requests may choose."""
+    text = MODELS_FILE.read_text().replace("../../demo/weights", str(MODELS_FILE.parents[2] / "demo" / "weights"))
+    tables = [f'[sources.own]\nfolder = "{folder}"']
+    for name, rest in (("ink", 'scale = 0.8\ndescription = "Ink drawings."\ntrigger_words = ["inked"]'), ("zoom", "")):
+        (folder / f"{name}.safetensors").touch()
+        tables.append(f'[[models.demo.selectable_loras]]\nname = "{name}"\nfile = "own/{name}.safetensors"\n{rest}')
+    file = folder / "models.toml"
+    file.write_text("\n".join([text, *tables]))
+    return file
 
 
 def wait_for_event_threads() -> None:

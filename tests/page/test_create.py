@@ -116,6 +116,29 @@ def test_a_video_can_be_edited(site: Site, page: Page) -> None:
     assert (made["seed"], made["sampler"], made["metadata"]) == (78, source["sampler"], source["metadata"])
 
 
+def test_loras_are_chosen_with_their_scales(site: Site, page: Page, seen: Seen) -> None:
+    seen.expect_error("status of 400")
+    page.goto(f"{site.url}/#/create")
+    page.get_by_label("Prompt", exact=True).fill(PROMPT)
+    scale = page.get_by_label("Scale of ink")
+    expect(scale).to_be_disabled()
+    page.get_by_label("zoom", exact=True).check()
+    page.get_by_label("ink", exact=True).check()
+    expect(page.get_by_text("Ink drawings. Prompt words: inked.")).to_be_visible()
+    scale.fill("80")
+    expect(page.get_by_text("80 is not possible, it must be at most 10")).to_be_visible()
+    scale.fill("-0.5")
+    page.get_by_label("zoom", exact=True).uncheck()
+    page.get_by_role("button", name="Create video").click()
+    expect(page).to_have_url(JOB)
+    assert newest(site)["loras"] == [{"name": "ink", "scale": -0.5, "networks": ["image"]}]
+    expect(page.get_by_text("-0.5, image network")).to_be_visible()
+    page.get_by_role("link", name="Edit").click()
+    expect(page.get_by_label("ink", exact=True)).to_be_checked()
+    expect(page.get_by_label("Scale of ink")).to_have_value("-0.5")
+    expect(page.get_by_label("zoom", exact=True)).not_to_be_checked()
+
+
 def test_it_fits_and_is_accessible(site: Site, open_page: Callable[..., Page]) -> None:
     page = open_page(viewport={"width": 360, "height": 740})
     page.goto(f"{site.url}/#/create")
@@ -124,3 +147,20 @@ def test_it_fits_and_is_accessible(site: Site, open_page: Callable[..., Page]) -
     expect(calls(page, "image")).to_contain_text("calls")
     assert_fits(page)
     assert_accessible(page)
+
+
+def test_several_videos_lead_to_the_gallery(site: Site, page: Page, seen: Seen) -> None:
+    seen.expect_error("status of 400")
+    page.goto(f"{site.url}/#/create")
+    page.get_by_label("Prompt", exact=True).fill(PROMPT)
+    page.get_by_label("Seed").fill("500")
+    page.get_by_label("Videos", exact=True).fill("5")
+    expect(page.get_by_text("IVMIX_MAX_VIDEOS_PER_REQUEST")).to_be_visible()
+    page.get_by_label("Videos", exact=True).fill("2")
+    with site.held():
+        page.get_by_role("button", name="Create 2 videos").click()
+        expect(page.get_by_role("heading", name="Gallery")).to_be_visible()
+        made = site.http.get("/v1/videos", params={"limit": 2}).json()["data"]
+        assert [video["seed"] for video in made] == [501, 500]
+        for video in made:
+            site.http.post(f"/v1/videos/{video['id']}/cancel")

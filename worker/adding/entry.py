@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from service.catalog.family_components import Family
+from service.catalog.family_components import SPARSE_CONTROL, Family
 from service.catalog.model_entry import ModelEntry
 from service.catalog.weight_files import Component, Source
 from service.errors import ConfigurationError
@@ -23,7 +23,9 @@ BUNDLED: dict[Family, str] = {
     "videocrafter": "videocrafter2",
 }
 # What describes the bundled entry's weights, not its family.
-OWN = {"family", "path", "components", "aliases", "created", "description", "licence", "loras", "textual_inversions"}
+ADAPTERS = {"loras", "selectable_loras", "textual_inversions"}
+OWN = {"family", "path", "components", "aliases", "created", "description", "licence", *ADAPTERS}
+WITH_POSITIONS = ("motion_adapter", SPARSE_CONTROL)  # components that number the frames
 
 Raw = dict[str, Any]
 
@@ -71,8 +73,8 @@ def tables(sources: Mapping[str, Source]) -> dict[str, Raw]:
 def fit_limits(raw: Raw, entry: ModelEntry) -> Raw:
     """The entry within what its networks take: frames of the motion modules, tokens of the text encoder."""
     fitted = dict(raw)
-    if frames := _number(entry, "motion_adapter", "motion_max_seq_length"):
-        limits = {key: min(value, frames) for key, value in raw["num_frames"].items()}
+    if frames := [n for part in WITH_POSITIONS if (n := _number(entry, part, "motion_max_seq_length"))]:
+        limits = {key: min(value, *frames) for key, value in raw["num_frames"].items()}
         fitted["num_frames"] = limits
     tokens = _number(entry, "text_encoder", "max_position_embeddings")
     if tokens and "max_prompt_tokens" in raw:

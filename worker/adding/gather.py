@@ -14,6 +14,7 @@ from service.catalog.family_components import (
     REQUIRED_COMPONENTS,
     SDXL,
     SDXL_TEXT,
+    SPARSE_CONTROL,
     TEXT,
     Family,
     has_motion_adapter,
@@ -21,13 +22,16 @@ from service.catalog.family_components import (
 from service.catalog.registry import ModelRegistry
 from service.catalog.weight_files import Component, Source
 from service.errors import ConfigurationError
+from worker.adding.adapters import SCALE, named_lora, selectable_lora
 from worker.adding.configs import Prediction, checkpoint_configs, motion_config, vae_config
+from worker.adding.distilled import is_lcm
 from worker.adding.hub_spec import HubSpec, is_url
 from worker.adding.layout import Part, Tree, guess_family, has_layout, is_sdxl, refuse_other_models
 from worker.adding.repository import hub_hosts, open_repo
 from worker.adding.single_files import single_file
+from worker.adding.sparse_control_config import sparse_control_config
 from worker.adding.tokenizers import PADDING, PADDING_2, copy_tokenizer, find_tokenizer
-from worker.adding.weights_file import CHECKPOINT, INVERSION, LORA, MOTION, VAE, WeightsFile, check_family
+from worker.adding.weights_file import CHECKPOINT, INVERSION, LORA, MOTION, SPARSE, VAE, WeightsFile, check_family
 
 ADAPTERS: dict[Family, str] = {  # what to use
     "animatediff": "guoyww/animatediff-motion-adapter-v1-5-3",
@@ -54,9 +58,12 @@ class Given:
     config: Path | None = None
     base: str | None = None
     loras: tuple[str, ...] = ()
+    selectable_loras: tuple[str, ...] = ()
     inversions: tuple[str, ...] = ()
     variant: str | None = None
     prediction: Prediction | None = None
+    distilled: str | None = None
+    sparse_control: str | None = None
 
 
 @dataclass(frozen=True)
@@ -99,6 +106,8 @@ class Gathering:
             self._one("vae", self.given.vae, VAE)
         if self.given.motion_adapter:
             self._one("motion_adapter", self.given.motion_adapter, MOTION)
+        if self.given.sparse_control:
+            self._one(SPARSE_CONTROL, self.given.sparse_control, SPARSE)
         if self.given.image_model:
             self._image_model(self.given.image_model)
         if self.given.tokenizer:
@@ -208,7 +217,8 @@ class Gathering:
             if kind == VAE:
                 convert_vae(file.path, target, vae_config(self.given.config, self.family))
             else:
-                convert_motion_modules(file.path, target, motion_config(file, self.given.config))
+                config_of = sparse_control_config if kind == SPARSE else motion_config
+                convert_motion_modules(file.path, target, config_of(file, self.given.config), name)
 
         self._convert(file, kind, convert)
 
@@ -224,18 +234,23 @@ class Gathering:
         return self.folder / name
 
     def _adapters(self) -> None:
-        loras = [self._adapter(spec, LORA, r"[-+]?(?:\d+\.?\d*|\.\d+)") for spec in self.given.loras]
+        loras = [self._adapter(spec, LORA, SCALE)[1:] for spec in self.given.loras]
+        selectable = (named_lora(spec) for spec in self.given.selectable_loras)
         inversions = [self._adapter(spec, INVERSION, r"\S+") for spec in self.given.inversions]
+        role = {"on": ["video"]} if is_lcm(self.given.distilled) else {}  # such a LoRA is a part of the distillation
         self.adapters = {
-            "loras": [{"file": part, **({"scale": float(scale)} if scale else {})} for part, scale in loras],
+            "loras": [{"file": part, **({"scale": float(scale)} if scale else {}), **role} for part, scale in loras],
+            "selectable_loras": [
+                selectable_lora(name, *self._adapter(spec, LORA, SCALE), self.family) for name, spec in selectable
+            ],
             "textual_inversions": [
                 {"file": part, "token": token or f"<{'_'.join(Path(part.inside).stem.split())}>"}
-                for part, token in inversions
+                for _, part, token in inversions
             ],
         }
 
-    def _adapter(self, spec: str, kind: str, suffix: str) -> tuple[Part, str | None]:
-        """A file of FILE or FILE:SUFFIX, on this machine or a hub. Raises ConfigurationError."""
+    def _adapter(self, spec: str, kind: str, suffix: str) -> tuple[WeightsFile, Part, str | None]:
+        """A file of FILE or FILE:SUFFIX, on this machine or a hub, and where it is. Raises ConfigurationError."""
         split = re.fullmatch(rf"(.+):({suffix})", spec)
         if split and is_url(spec) and "/" in split[2]:  # the colon of https: or of a port
             split = None
@@ -243,8 +258,8 @@ class Gathering:
         for name, value in readings:
             path = Path(name).expanduser().resolve()
             if path.is_file():
-                WeightsFile.read(path).require(kind).for_family(self.family)
-                return Part(Source(folder=path.parent), path.name), value
+                file = WeightsFile.read(path).require(kind).for_family(self.family)
+                return file, Part(Source(folder=path.parent), path.name), value
         name, value = readings[-1]
         if Path(name).expanduser().exists() or HubSpec.parse(name, hub_hosts) is None:
             raise ConfigurationError(f"{spec}: there is no file {Path(name).expanduser()}")
@@ -252,7 +267,7 @@ class Gathering:
         file = self._single_file(found, kind) if isinstance(found, Tree) else found.require(kind)
         file.for_family(self.family)
         assert file.remote is not None
-        return Part(file.remote.source, file.remote.inside), value
+        return file, Part(file.remote.source, file.remote.inside), value
 
     def _from_base(self, family: Family) -> None:
         if self.given.base is None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from service.catalog.family_components import SDXL, Family
+from service.catalog.family_components import SDXL, SPARSE_CONTROL, Family
 from service.catalog.weight_files import PICKLE_SUFFIXES, Component, Source
 from service.errors import ConfigurationError
 from worker.adding.configs import read_json
@@ -29,6 +29,11 @@ FAMILIES: dict[str, Family] = {
 REFUSED = {
     "Inpaint": "its UNet also takes an image and a mask, which no sampler here gives; use the text-to-image version",
     "InstructPix2Pix": "its UNet also takes an image, which no sampler here gives; use the text-to-image version",
+    "AnimateDiffSparseControlNet": (
+        "its UNet has the motion modules merged into it; give the folder of the image model, the motion modules with "
+        "--motion-adapter, and its controlnet folder with --sparse-control"
+    ),
+    "SparseControlNet": "it is a SparseCtrl network; give it with --sparse-control",
     "ControlNet": "ControlNets are not supported",
     "AutoencoderKL": "it is a VAE; give it with --vae",
     "MotionAdapter": "it is a motion adapter; give it with --motion-adapter",
@@ -38,7 +43,7 @@ REFUSED = {
     ),
     "CLIPText": "it is a text encoder; give the folder of the whole model",
 }
-CLASSES = {"vae": "AutoencoderKL", "motion_adapter": "MotionAdapter"}
+CLASSES = {"vae": "AutoencoderKL", "motion_adapter": "MotionAdapter", SPARSE_CONTROL: "SparseControlNetModel"}
 SDXL_SCALING, SD_SCALING = 0.13025, 0.18215  # of autoencoders
 REFINER_TEXT_WIDTH = 1280  # of the embeddings that the UNet of SDXL's refiner reads
 WEIGHTS = re.compile(r"(?:diffusion_pytorch_model|model)(?:\.(?P<variant>\w+))?(?:-\d+-of-\d+)?\.safetensors")

@@ -31,9 +31,11 @@ CONVERT = (
 )
 
 CHECKPOINT, MOTION, VAE, LORA, INVERSION = "checkpoint", "motion modules", "VAE", "LoRA", "textual inversion"
+SPARSE = "SparseCtrl"
 OPTIONS = {
     CHECKPOINT: "--from or --image-model",
     MOTION: "--motion-adapter",
+    SPARSE: "--sparse-control",
     VAE: "--vae",
     LORA: "--lora",
     INVERSION: "--textual-inversion",
@@ -160,7 +162,7 @@ class WeightsFile:
             raise ConfigurationError(f"{self.where} is {found}: {reason}")
         if found != kind:
             raise ConfigurationError(f"{self.where} is a {found}, not a {kind}; give it with {OPTIONS[found]}")
-        if kind in (CHECKPOINT, MOTION, VAE) and (found_types := self.dtypes & QUANTISED):
+        if kind in (CHECKPOINT, MOTION, VAE, SPARSE) and (found_types := self.dtypes & QUANTISED):
             raise ConfigurationError(
                 f"{self.where} has weights in {', '.join(sorted(found_types))}; use its version in float16, bfloat16 "
                 "or float32"
@@ -195,7 +197,13 @@ _Rule = tuple[str, str | None, Callable[[WeightsFile], bool]]
 _KINDS: list[_Rule] = [
     (LORA, None, lambda file: file.has(_ADAPTERS)),
     (
-        "a ControlNet or SparseCtrl",
+        "a SparseCtrl for sketches",
+        "it does not read pictures; use SparseCtrl RGB, such as guoyww/animatediff-sparsectrl-rgb",
+        lambda file: file.has(r"controlnet_cond_embedding\.conv_in\.") and file.has(r"motion_modules\."),
+    ),
+    (SPARSE, None, lambda file: file.has(r"controlnet_cond_embedding\.weight$") and file.has(r"motion_modules\.")),
+    (
+        "a ControlNet",
         "it is not supported",
         lambda file: file.has(r"^control_model\.|controlnet_|input_hint"),
     ),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -20,6 +20,7 @@ from torch import Tensor
 
 log = logging.getLogger("ivmix.child")
 
+ShapeAfter = Callable[[int], Sequence[int]]
 LATENTS, RNG, MEMORY = "latents", "rng", "memory."
 
 
@@ -46,8 +47,18 @@ class Checkpoint:
         save_file(tensors, path, {**metadata, "sha256": _digest(tensors, metadata)})
 
     @classmethod
-    def read(cls, path: Path, fingerprints: Collection[str], shape: Sequence[int], device: torch.device) -> Self | None:
-        """None, with a log line, if the file is corrupt or belongs to another run."""
+    def read(
+        cls,
+        path: Path,
+        fingerprints: Collection[str],
+        shape_after: Callable[[int], Sequence[int]],
+        device: torch.device,
+    ) -> Self | None:
+        """None, with a log line, if the file is corrupt or belongs to another run.
+
+        Args:
+            shape_after: of the latents, by the number of steps that are done.
+        """
         try:
             with safe_open(path, framework="pt") as file:
                 metadata: dict[str, str] = dict(file.metadata() or {})
@@ -58,11 +69,12 @@ class Checkpoint:
                 raise ValueError("checksum mismatch")
             if metadata["fingerprint"] not in fingerprints:
                 raise ValueError("checkpoint of another run: model, request or software version differ")
-            latents = tensors[LATENTS]
-            if tuple(latents.shape) != tuple(shape) or not latents.isfinite().all():
-                raise ValueError(f"its latents {tuple(latents.shape)} are not finite ones of {tuple(shape)}")
+            latents, step = tensors[LATENTS], int(metadata["step"])
+            shape = tuple(shape_after(step))
+            if tuple(latents.shape) != shape or not latents.isfinite().all():
+                raise ValueError(f"its latents {tuple(latents.shape)} are not finite ones of {shape}")
             memory = {name.removeprefix(MEMORY): x.to(device) for name, x in tensors.items() if name.startswith(MEMORY)}
-            return cls(metadata["fingerprint"], int(metadata["step"]), latents.to(device), memory, tensors[RNG])
+            return cls(metadata["fingerprint"], step, latents.to(device), memory, tensors[RNG])
         except (OSError, SafetensorError, KeyError, ValueError) as e:
             log.warning("checkpoint not used: %s", e)
             return None

@@ -14,24 +14,32 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sampler import ImageDenoiser, Plan, VideoDenoiser, sample
+from sampler import ImageDenoiser, Plan, VideoDenoiser, noised, sample, shape_after
 from service.catalog.model_entry import ModelEntry
 from service.jobs.model import Generation, Phase
 from worker.child.checkpoint_file import Checkpoint
 from worker.child.failures import failed_message
 from worker.child.fingerprint import run_fingerprint, run_fingerprints_0_1, weights_digest
 from worker.child.latent_preview import open_previewer
-from worker.child.plans import family_of, plan_of
+from worker.child.plans import family_of, plan_of, start_reference
 from worker.child.previews import MakePreview
+from worker.child.reference_latents import first_frame_of, reference_latents
+from worker.child.start_noise import start_noise
 from worker.messages import Failed
 from worker.networks import cpu_tuning
-from worker.networks.models import Models, default_device, load
+from worker.networks.loading import default_device, load
+from worker.networks.models import Models
+from worker.networks.sparse_control import ControlledNetwork, FirstFrame
+from worker.networks.text_encoder import TextOptions
 
 log = logging.getLogger("ivmix.child")
+
+REMEMBERED: tuple[str, ...] = ("x0", "initial", "momentum")  # what the memory of a run may hold
 
 # (phase, steps done, total steps); called before a phase and after every step. May raise to stop the run.
 OnProgress = Callable[[Phase, int, int], None]
@@ -93,12 +101,15 @@ class Engine:
         *,
         on_step: OnStep = _ignore_checkpoint,
         resume: Path | None = None,
+        reference: Path | None = None,
     ) -> Clip:
         """The same generation on the same machine gives the same frames, in one go or resumed from a checkpoint's file.
 
+        `reference` is the file that the generation names as its reference.
         If memory runs out it continues once from the last step in low-memory mode, which rounds differently.
         """
-        return self.decode(self.sample(generation, on_progress, on_step=on_step, resume=resume), on_progress)
+        sampled = self.sample(generation, on_progress, on_step=on_step, resume=resume, reference=reference)
+        return self.decode(sampled, on_progress)
 
     def sample(
         self,
@@ -108,8 +119,10 @@ class Engine:
         on_step: OnStep = _ignore_checkpoint,
         on_preview: OnPreview = _ignore_preview,
         resume: Path | None = None,
+        reference: Path | None = None,
     ) -> SampledLatents:
         """The first part of `generate`: all calls of the networks."""
+        run = partial(self._sample, generation, reference, on_progress)
         timings: dict[str, float] = {}
         latest: Checkpoint | Path | None = resume
 
@@ -119,11 +132,11 @@ class Engine:
             on_step(checkpoint)
 
         try:
-            return self._sample(generation, on_progress, note, on_preview, latest, timings, low_memory=False)
+            return run(note, on_preview, latest, timings, low_memory=False)
         except torch.OutOfMemoryError as e:
             log.warning("out of memory, continuing in low-memory mode: %s", e)
         self._free_memory()  # only here: the exception held on to the tensors of the call that failed
-        return self._sample(generation, on_progress, note, on_preview, latest, timings, low_memory=True)
+        return run(note, on_preview, latest, timings, low_memory=True)
 
     def decode(self, sampled: SampledLatents, on_progress: OnProgress = _ignore_progress) -> Clip:
         """The second part of `generate`."""
@@ -145,16 +158,20 @@ class Engine:
         """One step that calls all networks of the plan, and its decoding, thrown away: kernels are chosen and memory is
         taken before the first job."""
         plan = self.plan(generation)
-        image, video = self._denoisers(generation)
         latents = torch.randn(self.models.latents_shape(generation), generator=torch.Generator().manual_seed(0))
+        kept = None if self.models.sparse_control is None else FirstFrame(latents[:, :, :1].to(self.models.device))
+        image, video = self._denoisers(generation, kept)
         models_of = [{call.model for move in step for call in move.calls} for step in plan]
         start = max(range(len(plan)), key=lambda index: len(models_of[index]))
-        step = next(iter(sample(latents.to(self.models.device), plan, image=image, video=video, start=start)))
+        latents = latents.to(self.models.device)
+        memory = dict.fromkeys(REMEMBERED, latents)  # by the steps that are left out here
+        step = next(iter(sample(latents, plan, image=image, video=video, start=start, memory=memory)))
         self.models.decode(step.latents)
 
     def _sample(
         self,
         generation: Generation,
+        reference: Path | None,
         on_progress: OnProgress,
         on_step: OnStep,
         on_preview: OnPreview,
@@ -167,22 +184,15 @@ class Engine:
         total = len(plan)
         on_progress(Phase.ENCODING, 0, total)
         with _timed(timings, Phase.ENCODING):
-            image, video = self._denoisers(generation, low_memory=low_memory)
+            self.models.loras.use(generation.loras)
+            image, video = self._denoisers(generation, self._first_frame(generation, reference), low_memory=low_memory)
+            state = self._first_state(generation, plan, begin, reference, low_memory=low_memory)
         with _timed(timings, Phase.SAMPLING):
-            state = self._first_state(generation, plan, begin)
             generator = torch.Generator()  # on the CPU: one seed, one clip, on any card
             generator.set_state(state.rng)
             on_progress(Phase.SAMPLING, state.step, total)
-            steps = sample(
-                state.latents,
-                plan,
-                image=image,
-                video=video,
-                generator=generator,
-                start=state.step,
-                memory=state.memory,
-            )
-            for step in steps:
+            run: dict[str, Any] = {"generator": generator, "start": state.step, "memory": state.memory}
+            for step in sample(state.latents, plan, image=image, video=video, **run):
                 state = replace(
                     state, step=step.index + 1, latents=step.latents, memory=step.memory, rng=generator.get_state()
                 )
@@ -192,28 +202,56 @@ class Engine:
                 on_progress(Phase.SAMPLING, state.step, total)
         return SampledLatents(state.latents, total, timings, low_memory)
 
-    def _denoisers(self, generation: Generation, *, low_memory: bool = False) -> tuple[ImageDenoiser, VideoDenoiser]:
+    def _first_frame(self, generation: Generation, reference: Path | None) -> FirstFrame | None:
+        """What the video model keeps of the reference."""
+        if generation.reference is None or generation.reference.use != "first_frame":
+            return None
+        if reference is None:
+            raise ValueError("the generation keeps a first frame; pass its file as reference=...")
+        return first_frame_of(self.models, generation, reference)
+
+    def _denoisers(
+        self, generation: Generation, first_frame: FirstFrame | None = None, *, low_memory: bool = False
+    ) -> tuple[ImageDenoiser, VideoDenoiser]:
         models = self.models
         family = family_of(generation, models) if generation.sampler.name == "official" else None
-        texts = models.encode([generation.prompt, generation.negative_prompt], empty_is_none=True)
+        texts = models.encode(
+            [generation.prompt, generation.negative_prompt],
+            empty_is_none=True,
+            clip_skip=(generation.clip_skip, 0),  # the prompt's alone, as in diffusers
+            options=TextOptions.of(generation),
+        )
         if family == "animatediff" and models.image_text_encoder.dim == models.video_text_encoder.dim:
             texts = replace(texts, image=texts.video)  # the released code has one text encoder, the video model's
         size = generation.width, generation.height
-        image, video = models.denoisers(texts[:1], texts[1:], fps=generation.fps, size=size)
+        kept: dict[str, Any] = {"first_frame": first_frame, "windows": generation.context_windows}
+        image, video = models.denoisers(texts[:1], texts[1:], fps=generation.fps, size=size, **kept)
         if family == "modelscope":
             image.resize = (64, 64)
         if low_memory:
             image.sequential_cfg = video.sequential_cfg = True
             image.frames_at_once = 1
+        if low_memory and isinstance(video.unet, ControlledNetwork):
+            video.unet.levels_kept = 0
         return image, video
 
-    def _first_state(self, generation: Generation, plan: Plan, begin: Checkpoint | Path | None) -> Checkpoint:
-        """The checkpoint to resume from, or the state before the first step."""
-        run = (self._weights, self.models.entry.optimise, generation, plan)
+    def _first_state(
+        self,
+        generation: Generation,
+        plan: Plan,
+        begin: Checkpoint | Path | None,
+        reference: Path | None,
+        *,
+        low_memory: bool,
+    ) -> Checkpoint:
+        """The checkpoint to resume from, or the state before the first step: noise, or the reference noised with it."""
+        weights = self._weights + (self.models.loras.digest(generation.loras) if generation.loras else "")
+        run = (weights, self.models.entry.optimise, generation, plan)
         device, shape, name = self.models.device, self.models.latents_shape(generation), run_fingerprint(*run)
         found = begin
         if isinstance(begin, Path):
-            found = Checkpoint.read(begin, {name, *run_fingerprints_0_1(*run)}, shape, device)
+            names = {name, *run_fingerprints_0_1(*run)}
+            found = Checkpoint.read(begin, names, partial(shape_after, plan, shape), device)
         if isinstance(found, Checkpoint) and not found.is_finite:  # on a GPU NaN is noticed up to two steps late
             found = None
         if isinstance(found, Checkpoint):
@@ -221,7 +259,13 @@ class Engine:
             return replace(found, fingerprint=name)
         # The run draws on from where the start noise ends; a second generator of the same seed would give it again.
         generator = torch.Generator().manual_seed(generation.seed)
-        latents = torch.randn(shape, generator=generator).to(device)
+        latents = start_noise(shape, generator, generation, plan).to(device)
+        if start_reference(generation) is not None:
+            if reference is None:
+                raise ValueError("the generation begins at a reference; pass its file as reference=...")
+            at_once = 1 if low_memory else None
+            clip = reference_latents(self.models, generation, reference, frames_per_call=at_once)
+            latents = noised(clip, plan, noise=latents)
         return Checkpoint(name, 0, latents, {}, generator.get_state())
 
     def failed_message(self, e: Exception) -> Failed:

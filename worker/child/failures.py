@@ -7,7 +7,9 @@ import logging
 import torch
 
 from sampler import InvalidSetting, LatentsNotFinite
+from worker.child.reference_latents import UnusableReference
 from worker.messages import INTERNAL_ERROR, Failed
+from worker.networks.lora_switch import LoraNotUsable
 from worker.networks.not_finite import NotFinite
 from worker.networks.text_encoder import PromptTooLong
 
@@ -37,6 +39,10 @@ def expected_failure(e: Exception) -> Failed | None:
             return Failed("prompt_too_long", f"A prompt is too long: {e}.", can_retry=False)
         case InvalidSetting():  # final, the client can change the request; any other ValueError is a bug
             return Failed("invalid_input", str(e), can_retry=False)
+        case LoraNotUsable():
+            return Failed("invalid_input", e.message, can_retry=False)
+        case UnusableReference():
+            return Failed(e.code, e.message, can_retry=False)
         case torch.OutOfMemoryError():
             return Failed("out_of_memory", OUT_OF_MEMORY, can_retry=False)
         case _:

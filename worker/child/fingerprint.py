@@ -47,9 +47,9 @@ def weights_digest(models: Models) -> str:
     """Names and shapes of all weights, and the first and last number of each: training changes all of them, and reading
     the weights whole would take seconds at every start."""
     encoders = (*models.image_text_encoder.networks, *models.video_text_encoder.networks)
-    unets = (models.image_unet, models.video_unet)
     digest = hashlib.sha256()
-    for network in (*encoders, models.vae, *unets, *unets):  # the UNets twice, as version 0.1 did
+    # image and video UNet twice, as version 0.1 did
+    for network in (*encoders, models.vae, *models.unets[:2], *models.unets):
         digest.update(type(network).__name__.encode())
         for name, x in network.state_dict().items():
             digest.update(f"{name} {x.dtype} {tuple(x.shape)}".encode())

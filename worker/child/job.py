@@ -29,6 +29,7 @@ from service.storage.metrics import StorageCall, measured
 from worker.background_thread import BackgroundThread
 from worker.child.checkpoint_upload import CheckpointWriter
 from worker.child.previews import Previews
+from worker.child.reference_file import ReferenceLost, ReferenceUnreachable, fetch_reference
 from worker.child.upload import Uploader
 from worker.messages import INTERNAL_ERROR, Done, Failed, Progress, Report, Run, Sampled, Stop, Stopped
 from worker.scratch import Scratch
@@ -82,8 +83,9 @@ class ParentChannel:
 class ChildJob:
     def __init__(self, run: Run, connection: Connection, engine: Engine, storage: VideoStorage, settings: Settings):
         self._run, self._engine, self._parent = run, engine, ParentChannel(connection)
-        storage = measured(storage, self._parent.storage_called)
-        self._uploader = Uploader(storage, Scratch(settings.scratch_folder), StorageRetry(settings.storage_retry_s))
+        self._storage = storage = measured(storage, self._parent.storage_called)
+        self._retry = StorageRetry(settings.storage_retry_s)
+        self._uploader = Uploader(storage, Scratch(settings.scratch_folder), self._retry)
         key = object_keys.checkpoint(run.job.id)
         self._checkpoint_writer = CheckpointWriter(storage, key, every_s=settings.checkpoint_s)
         self._previews = Previews(settings.preview_seconds, engine.preview_cost_s)
@@ -98,12 +100,16 @@ class ChildJob:
                 return
             with tempfile.TemporaryDirectory(prefix="ivmix-") as folder:
                 resume = self._checkpoint_writer.fetch(Path(folder)) if self._run.may_resume else None
+                reference = fetch_reference(
+                    self._storage, self._run.job, Path(folder), self._retry, on_wait=self._encoding
+                )
                 sampled = self._engine.sample(
                     self._run.generation,
                     self._sampling_progress,
                     on_step=self._checkpoint_writer.offer,
                     on_preview=self._previews.offer,
                     resume=resume,
+                    reference=reference,
                 )
             while not background.is_free(CANCEL_POLL_S):
                 self._sampled_all(Phase.DECODING)  # keeps the parent from assuming a hang, and checks for a stop
@@ -136,6 +142,9 @@ class ChildJob:
         if (stop := self._parent.stop_order()) is not None:
             raise StopRequested(stop)
 
+    def _encoding(self) -> None:
+        self._progress(Phase.ENCODING, 0, self._run.generation.total_steps)
+
     def _uploading(self) -> None:
         self._sampled_all(Phase.UPLOADING)
 
@@ -155,6 +164,9 @@ class ChildJob:
 
     def _failed(self, e: Exception) -> Failed:
         match e:
+            case ReferenceLost() | ReferenceUnreachable():
+                log.error("%s", e.message, exc_info=e)
+                return Failed(e.code, e.message, can_retry=False)
             case PermanentStorageError():
                 log.error("files on scratch are corrupt", exc_info=e)
                 return Failed("internal_error", INTERNAL_ERROR, can_retry=True)

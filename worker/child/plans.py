@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from sampler import (
+    AdaptiveProjectedGuidance,
+    CfgZeroStar,
+    GuidanceRule,
+    InvalidSetting,
     NoiseSchedule,
     Plan,
     ddim_plan,
+    evs_plan,
     free_init_plan,
     fused_plan,
     mixed_plan,
@@ -18,8 +24,9 @@ from sampler import (
     zigzag_plan,
 )
 from service.jobs.model import Generation
+from service.jobs.reference import Reference, first_step
 from service.jobs.released_loops import RELEASED, Family
-from service.jobs.sampler_settings import Grid, Network, Solver
+from service.jobs.sampler_settings import RULE, Grid, Network, SamplerSettings, Solver
 from worker.networks.models import Models
 
 
@@ -27,7 +34,7 @@ def plan_of(generation: Generation, models: Models) -> Plan:
     """What the sampler runs. Raises ValueError naming the sampler setting that cannot be run."""
     chosen = generation.sampler
     schedule = replace(models.video_schedule, **_spacing(generation))
-    steps, guidance, used = generation.num_inference_steps, generation.guidance_scale, chosen.used
+    steps, guidance, used = generation.num_inference_steps, generation.guidance_scale, plan_settings(chosen)
     schedules: dict[Network, NoiseSchedule] = {
         "image": replace(models.image_schedule, **_spacing(generation)),
         "video": schedule,
@@ -38,10 +45,44 @@ def plan_of(generation: Generation, models: Models) -> Plan:
         "iv-mixed": partial(mixed_plan, schedule, steps, guidance=guidance, image_schedule=models.image_schedule),
         "fused": partial(fused_plan, schedule, steps, guidance=guidance, image_schedule=models.image_schedule),
         "zigzag": partial(zigzag_plan, schedule, steps, guidance=guidance),
+        "evs": partial(_evs, schedule, steps, guidance=guidance, image_schedule=models.image_schedule),
         "freeinit": partial(_free_init, plain, schedule),
         "official": partial(_official, schedules, steps, guidance, family_of(generation, models)),
     }
-    return plans[chosen.name](**used)
+    plan = plans[chosen.name](**used)
+    reference = start_reference(generation)
+    return plan if reference is None else _cut(plan, steps, reference.strength)
+
+
+def start_reference(generation: Generation) -> Reference | None:
+    """The picture or clip with whose noised latents the run begins; None: it begins with noise."""
+    reference = generation.reference
+    return reference if reference is not None and reference.use == "start" else None
+
+
+def _cut(plan: Plan, steps: int, strength: float) -> Plan:
+    """The share of the steps that `strength` lets run."""
+    begin = first_step(steps, strength)
+    if begin == steps:
+        least = math.ceil(100 / steps) / 100
+        raise InvalidSetting(f"strength={strength:g}: none of {steps} steps would run; raise it to {least:g}")
+    return plan.starting_at(begin)
+
+
+def plan_settings(sampler: SamplerSettings) -> dict[str, Any]:
+    """The settings that the sampler uses, those of the guidance rule as one."""
+    used = {name: value for name, value in sampler.used.items() if name not in RULE}
+    return used if len(used) == len(sampler.used) else used | {"rule": _rule(sampler)}
+
+
+def _rule(sampler: SamplerSettings) -> GuidanceRule | None:
+    match sampler.guidance_rule:
+        case "cfg":
+            return None
+        case "apg":
+            return AdaptiveProjectedGuidance(sampler.apg_eta, sampler.apg_norm_threshold, sampler.apg_momentum)
+        case "cfg-zero":
+            return CfgZeroStar(sampler.zero_init_steps)
 
 
 def family_of(generation: Generation, models: Models) -> Family:
@@ -57,8 +98,15 @@ def _ddim(
     network: Network,
     grid: Grid,
     solver: Solver,
+    rule: GuidanceRule | None,
 ) -> Plan:
-    return ddim_plan(schedules[network], steps, guidance=guidance, model=network, grid=grid, solver=solver)
+    return ddim_plan(schedules[network], steps, guidance=guidance, model=network, grid=grid, solver=solver, rule=rule)
+
+
+def _evs(
+    schedule: NoiseSchedule, steps: int, *, image_step_guidance: float | None, enlarge: float | None, **settings: Any
+) -> Plan:
+    return evs_plan(schedule, steps, image_guidance=image_step_guidance, enlarge=enlarge or 1, **settings)
 
 
 def _free_init(inner: Callable[[], Plan], schedule: NoiseSchedule, *, iterations: int) -> Plan:

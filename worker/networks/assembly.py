@@ -10,14 +10,17 @@ from typing import Any, cast
 import torch
 
 from sampler import NoiseSchedule
-from service.catalog.family_components import SDXL, SDXL_TEXT, TEXT, has_motion_adapter
+from service.catalog.family_components import SDXL, SDXL_TEXT, SPARSE_CONTROL, TEXT, has_motion_adapter
 from service.catalog.model_entry import ModelEntry
+from service.catalog.text_layers import MEANING
 from service.errors import ConfigurationError
 from worker.networks.component_files import PUT_THERE, component_folder, refused, unreadable
 from worker.networks.component_loader import load_component
 from worker.networks.lora import adapt_text_encoders, fuse_unet_loras
 from worker.networks.network_classes import Network, errors_only
 from worker.networks.schedules import load_schedules
+from worker.networks.selectable_loras import check_selectable_loras
+from worker.networks.sparse_control_checks import control_mismatch
 from worker.networks.text_encoder import AnyTextEncoder, PairedTextEncoder, TextEncoder, text_encoder_of
 
 # after network_classes, which switches the hub client offline
@@ -40,6 +43,7 @@ class Assembly:
     video_unet: Network
     image_schedule: NoiseSchedule
     video_schedule: NoiseSchedule
+    sparse_control: Network | None = None
 
 
 def check_files(entry: ModelEntry) -> None:
@@ -77,8 +81,13 @@ def fit_together(entry: ModelEntry, parts: Mapping[str, Any]) -> Assembly:
         )
     image_text = video_text if missing else _text_encoder(entry, parts, "image_")
     image_text, video_text = adapt_text_encoders(entry, image_text, video_text)
+    image_text = check_selectable_loras(entry, (image_unet, video_unet), (image_text, video_text))
     _check_compatibility(entry, parts["vae"], (image_unet, image_text), (video_unet, video_text))
+    _check_clip_skip(entry, image_text, video_text)
     check_sizes(entry, parts["vae"])
+    control = parts.get(SPARSE_CONTROL)
+    if control is not None and (why := control_mismatch(entry, control, video_unet, parts["vae"])):
+        raise IncompatibleModels(why)
     with refused(f"model {entry.id}: the noise schedule", "take the scheduler's file of the same model"):
         image_schedule, video_schedule = load_schedules(entry)
     return Assembly(
@@ -89,6 +98,7 @@ def fit_together(entry: ModelEntry, parts: Mapping[str, Any]) -> Assembly:
         video_unet=video_unet,
         image_schedule=image_schedule,
         video_schedule=video_schedule,
+        sparse_control=control,
     )
 
 
@@ -124,15 +134,26 @@ def _unets(entry: ModelEntry, parts: Mapping[str, Any]) -> tuple[Network, Networ
     return image, video
 
 
+def _check_frames(entry: ModelEntry, longest: int) -> None:
+    """Raises IncompatibleModels if the motion modules cannot make the entry's longest clip."""
+    windows = entry.context_windows
+    if windows is not None and windows.length > longest:
+        raise IncompatibleModels(
+            f"model {entry.id}: context_windows.length={windows.length}, but the motion adapter takes {longest} "
+            f"frames; write {longest} or less"
+        )
+    if windows is None and entry.num_frames.max > longest:
+        raise IncompatibleModels(
+            f"model {entry.id}: num_frames.max={entry.num_frames.max}, but the motion adapter takes {longest} frames; "
+            f"write {longest} or less, or add context_windows = {{ length = {longest} }}"
+        )
+
+
 def _with_motion(base: Network, adapter: Network, entry: ModelEntry) -> tuple[Network, Network]:
     """(base, video model with motion modules), with the base's weights in memory once."""
     folder = component_folder(entry.all_components["motion_adapter"])
     longest = int(adapter.config.motion_max_seq_length)
-    if entry.num_frames.max > longest:
-        raise IncompatibleModels(
-            f"model {entry.id}: num_frames.max={entry.num_frames.max}, but the motion adapter takes {longest} frames; "
-            f"write {longest} or less"
-        )
+    _check_frames(entry, longest)
     way_out = "use an adapter that was made for this UNet (Stable Diffusion 1.5: v1-5-2, v1-5-3; SDXL: sdxl-beta)"
     # diffusers suggests a setting of from_pretrained, which does not make a motion UNet
     with (
@@ -167,6 +188,13 @@ def _one_text_encoder(entry: ModelEntry, parts: Mapping[str, Any], prefix: str, 
     with refused(folder, "use the tokenizer that the encoder was trained with"):
         text_encoder.token_ids(["a video"])
     return text_encoder
+
+
+def _check_clip_skip(entry: ModelEntry, *encoders: AnyTextEncoder) -> None:
+    if entry.clip_skip > (most := min(encoder.most_clip_skip for encoder in encoders)):
+        raise IncompatibleModels(
+            f"model {entry.id}: clip_skip={entry.clip_skip}, but its text encoders have layers for {most}; {MEANING}"
+        )
 
 
 def _check_compatibility(

@@ -7,11 +7,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from service.catalog.family_components import SDXL, Family
+from service.catalog.family_components import SDXL, SPARSE_CONTROL, Family
 from service.catalog.model_entry import ModelEntry
 from service.errors import ConfigurationError
 from worker.networks.component_files import DOWNLOAD_AGAIN
 from worker.networks.network_classes import network_class
+from worker.networks.sparse_control_checks import check_control_config
 
 SDXL_INPUT = "text_time"  # pooled text embeddings and sizes
 # Inputs of diffusers' UNets next to latents, timestep and text.
@@ -49,6 +50,8 @@ def check_config(entry: ModelEntry, name: str, file: Path, config: Mapping[str, 
         )
     if name.endswith("unet"):
         _check_inputs(entry.family, file, config)
+    if name == SPARSE_CONTROL:
+        check_control_config(file, config)
     check_numbers(file, config)
 
 

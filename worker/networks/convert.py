@@ -17,11 +17,12 @@ from accelerate import init_empty_weights
 from safetensors import safe_open
 from torch import Tensor
 
+from service.catalog.family_components import SPARSE_CONTROL
 from service.errors import ConfigurationError
 from worker.networks.network_classes import Network, empty_network, errors_only
 
 # after network_classes, which switches the hub client offline
-from diffusers import AutoencoderKL, MotionAdapter, UNet2DConditionModel  # isort: skip
+from diffusers import AutoencoderKL, MotionAdapter, SparseControlNetModel, UNet2DConditionModel  # isort: skip
 from diffusers.loaders import single_file_utils as converters  # isort: skip
 from transformers import CLIPTextModel, CLIPTextModelWithProjection  # isort: skip
 from transformers.utils import logging as transformers_logging  # isort: skip
@@ -37,6 +38,7 @@ CLASSES: dict[str, Network] = {
     "text_encoder": CLIPTextModel,
     "text_encoder_2": CLIPTextModelWithProjection,
     "motion_adapter": MotionAdapter,
+    SPARSE_CONTROL: SparseControlNetModel,
 }
 SDXL_TEXT_2 = "conditioner.embedders.1.model."
 # What training and other programs leave in a file, and no component reads.
@@ -76,14 +78,15 @@ def convert_vae(file: Path, folder: Path, config: Config) -> None:
     _convert(str(file), "vae", _load(file), config, folder)
 
 
-def convert_motion_modules(file: Path, folder: Path, config: Config) -> None:
-    """Convert AnimateDiff's motion modules, in either layout, to a MotionAdapter.
+def convert_motion_modules(file: Path, folder: Path, config: Config, name: str = "motion_adapter") -> None:
+    """Convert AnimateDiff's motion modules, in either layout, to a MotionAdapter, or with `name` "sparse_control" a
+    SparseCtrl network.
 
     Raises:
         ConfigurationError: they do not fit the config, or encode positions in another way.
     """
     weights = {key.removeprefix("module."): value for key, value in _load(file).items()}
-    _convert(str(file), "motion_adapter", weights, config, folder)
+    _convert(str(file), name, weights, config, folder)
 
 
 @errors_only("diffusers")
@@ -111,7 +114,7 @@ def diffusers_names(name: str, network: Network, weights: Weights) -> Weights:
             return converters.convert_ldm_unet_checkpoint(weights, config)
         case "vae":
             return converters.convert_ldm_vae_checkpoint(weights, config)
-        case "motion_adapter":
+        case "motion_adapter" | "sparse_control":
             return converters.convert_animatediff_checkpoint_to_diffusers(weights)
         case "text_encoder_2":
             return converters.convert_open_clip_checkpoint(network.text_model, weights, SDXL_TEXT_2)

@@ -66,14 +66,19 @@ def adapt_text_encoders(
 
 def _files(entry: ModelEntry) -> list[LoraFile]:
     files = [LoraFile(lora) for lora in entry.all_loras]
-    for file in files if entry.family != SDXL else ():
-        if second := [layer for layer in file.layers if layer.target == "text_encoder_2"]:
-            key = min(second[0].keys.values())
-            raise ConfigurationError(
-                f"LoRA {file.path}: it has weights of SDXL's second text encoder, which family {entry.family} lacks: "
-                f"{key}"
-            )
+    for file in files:
+        check_text_encoders(entry, file)
     return files
+
+
+def check_text_encoders(entry: ModelEntry, file: LoraFile) -> None:
+    """Raises ConfigurationError if the file is for a text encoder that the family lacks."""
+    second = [layer for layer in file.layers if layer.target == "text_encoder_2"]
+    if second and entry.family != SDXL:
+        raise ConfigurationError(
+            f"LoRA {file.path}: it has weights of SDXL's second text encoder, which family {entry.family} lacks: "
+            f"{min(second[0].keys.values())}"
+        )
 
 
 def _fuse(entry: ModelEntry, target: Target, networks: Mapping[Role, Network], loras: Sequence[LoraFile]) -> None:
@@ -89,12 +94,12 @@ def _fuse(entry: ModelEntry, target: Target, networks: Mapping[Role, Network], l
             if key not in merged:
                 replaced.append(module.weight)
                 by_file = {loras[number]: adapter for number, adapter in adapters.items()}
-                merged[key] = _checked(module, name, by_file, files, _dtype(entry))
+                merged[key] = checked_sum(module, name, by_file, files, _dtype(entry))
             for parameter, value in merged[key].items():
                 setattr(module, parameter, value)
 
 
-def _checked(
+def checked_sum(
     module: nn.Module, name: str, adapters: Mapping[LoraFile, Adapter], files: StoredLayers, dtype: torch.dtype
 ) -> dict[str, nn.Parameter]:
     """The merged parameters; none of a module on the meta device.

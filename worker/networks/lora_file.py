@@ -46,6 +46,9 @@ class LoraFile:
     def tensor(self, key: str) -> Tensor:
         return self._file.get_tensor(key).float()
 
+    def shape(self, key: str) -> tuple[int, ...]:
+        return tuple(self._file.get_slice(key).get_shape())
+
     def layers_for(self, target: Target, role: Role) -> list[AdapterLayer]:
         """Motion modules exist only in the video model, so that their weights need no `on`."""
         return [
@@ -75,7 +78,7 @@ class LoraFile:
         return adapters
 
     def _adapter(self, name: str, layer: AdapterLayer) -> Adapter:
-        shapes = {part: tuple(self._file.get_slice(key).get_shape()) for part, key in layer.keys.items()}
+        shapes = {part: self.shape(key) for part, key in layer.keys.items()}
         if math.prod(shapes.pop("alpha", ())) != 1:
             raise ValueError(f"{layer.keys['alpha']} is not one number")
         config = self._config.get(layer.target, {})

@@ -70,15 +70,28 @@ class Adapter:
     def merged(self, module: nn.Module) -> dict[str, nn.Parameter]:
         """The module's parameters with this adapter, in float32. Raises ValueError if they are not finite."""
         plain = copy.deepcopy(module).float()
+        weights_device = next(plain.parameters()).device
         layer = self._peft_layer(plain)
         weights = {
-            name: self.read(self.layer.keys[part]).reshape(weight.shape)
+            name: self.read(self.layer.keys[part]).to(weights_device).reshape(weight.shape)
             for part, (name, weight) in _weights(layer).items()
         }
         layer.load_state_dict(weights, strict=False, assign=True)
         layer.scaling[NAME] *= self.scale
         layer.merge(safe_merge=True)
         return dict(plain.named_parameters())
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether `product` is all that the adapter adds: no DoRA, LoHa or LoKr, and nothing to a bias."""
+        return set(self.shapes) == {"lora_A.weight", "lora_B.weight"}
+
+    def product(self, device: torch.device) -> Tensor:
+        """What a plain LoRA adds to the weight: scale x alpha / rank x B A, float32, (out, all other sides as one)."""
+        down, up = (self.read(self.layer.keys[f"lora_{part}.weight"]).to(device).flatten(1) for part in "AB")
+        rank = down.shape[0]
+        alpha = float(rank) if self.alpha is None else self.alpha
+        return (up * (self.scale * alpha / (math.sqrt(rank) if self.use_rslora else rank))) @ down
 
     def _key(self, part: str | None = None) -> str:
         return self.layer.keys[part] if part else min(self.layer.keys.values())

@@ -1,4 +1,4 @@
-"""Loads the networks of one model, and encodes, denoises and decodes with them.
+"""The networks of one model: encodes, denoises and decodes with them.
 
 The families differ in the video model: a 2D UNet with motion modules, a 3D UNet, or one conditioned on the frame rate.
 """
@@ -6,10 +6,9 @@ The families differ in the video model: a 2D UNet with motion modules, a 3D UNet
 # pyright: reportPrivateImportUsage=false, reportUnknownMemberType=false
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,25 +16,17 @@ from torch import Tensor
 from sampler import AddedConditions, ImageDenoiser, IncompatibleInputs, NoiseSchedule, VideoDenoiser
 from service.catalog.family_components import SDXL
 from service.catalog.model_entry import ModelEntry
-from service.catalog.registry import ModelRegistry
 from service.errors import InvalidParameter
+from service.jobs.context_windows import ContextWindows
 from service.jobs.model import Generation
-from service.settings import load_settings
-from worker.networks import cpu_tuning
-from worker.networks.assembly import Assembly, IncompatibleModels, assemble, pixels_per_latent
+from worker.networks.assembly import pixels_per_latent
+from worker.networks.lora_switch import LoraSwitch
 from worker.networks.network_classes import Network
 from worker.networks.not_finite import finite
-from worker.networks.optimise import BlockCompiler, OptimisedNetwork, TextKVCache, vae_decode
-from worker.networks.optimise.weight_memory import channels_last, resident_bytes, shared_bytes
-from worker.networks.schedules import schedule_warnings
-from worker.networks.text_encoder import AnyTextEncoder, Encoded, TextEmbeddings
-
-__all__ = ["IncompatibleModels", "Models", "default_device", "load"]
-log = logging.getLogger("ivmix.child")
-
-# Largest latent pixels of a frame for `cpu_tuning.tune_network`: attention as matrix products is twice as fast at this
-# size (measured 2026-11, demo pair), but many times slower at 64x64, where it also takes gigabytes.
-MAX_TUNED_PIXELS = 24 * 24
+from worker.networks.optimise import TextKVCache, vae_decode, vae_encode
+from worker.networks.optimise.weight_memory import resident_bytes
+from worker.networks.sparse_control import FirstFrame, controlled
+from worker.networks.text_encoder import AnyTextEncoder, Encoded, TextEmbeddings, TextOptions, same_parameters
 
 
 @dataclass(frozen=True, repr=False)
@@ -44,7 +35,9 @@ class Models:
 
     C is the number of latent channels, F of frames; h, w are latent pixels, H, W picture pixels. `image_unet` and
     `video_unet` are diffusers' UNets for direct calls; the `optimised` ones are the same networks as `denoisers` calls
-    them. The two text encoders are one object if both UNets read the same embeddings.
+    them. The two text encoders are one object, or share their parameters, if both UNets read the same embeddings.
+    `loras` gives the networks the LoRAs of one job. `sparse_control` is diffusers' SparseControlNetModel, None for
+    models without one.
     """
 
     entry: ModelEntry
@@ -60,6 +53,9 @@ class Models:
     optimised_image_unet: Network
     optimised_video_unet: Network
     text_kv_cache: TextKVCache
+    loras: LoraSwitch
+    sparse_control: Network | None = None
+    optimised_sparse_control: Network | None = None
 
     def __repr__(self) -> str:
         entry, megabytes = self.entry, self.weights_bytes / 1e6
@@ -79,45 +75,69 @@ class Models:
         """
         width, height = map(int, self.entry.sizes[0].split("x"))
         frames = int(self.entry.num_frames.default)
+        windows = self.entry.windows_for(frames)
         if generation is not None:
             width, height, frames = generation.width, generation.height, generation.num_frames
+            windows = generation.context_windows
         most = getattr(self.video_unet.config, "motion_max_seq_length", None)
-        if most is not None and frames > most:
+        if most is not None and (windows.length if windows else frames) > most:
             raise InvalidParameter(
                 "num_frames", f"num_frames={frames}: the video model of '{self.entry.id}' takes at most {most} frames."
             )
         scale = pixels_per_latent(self.entry, self.vae)
         return 1, int(self.vae.config.latent_channels), frames, height // scale, width // scale
 
-    def encode(self, texts: str | Sequence[str], *, empty_is_none: bool = False) -> TextEmbeddings:
+    def encode(
+        self,
+        texts: str | Sequence[str],
+        *,
+        empty_is_none: bool = False,
+        clip_skip: Sequence[int] = (),
+        options: TextOptions | None = None,
+        next_to: Sequence[str] = (),
+    ) -> TextEmbeddings:
         """Encode texts for both networks.
 
         Args:
             texts: one text or B texts.
             empty_is_none: whether an empty text means none, as a negative prompt does: family animatediff-sdxl then
                 gives zeros for it, unless the entry's `force_zeros_for_empty_prompt` is false.
+            clip_skip: per text, the last layers of the text encoders that are skipped; none if empty.
+            options: whether texts may be long and have weights; None: as the entry says.
+            next_to: texts of the same run: the embeddings have as many windows as theirs.
 
         Returns:
             `image` and `video`, (B, tokens, dim) each in the networks' dtype. Slices select texts.
 
         Raises:
-            InvalidParameter: a word is not in the vocabulary of a model with a closed one.
-            PromptTooLong: a text has more tokens than an encoder takes.
+            InvalidParameter, PromptTooLong: the vocabulary lacks a word, or an encoder takes fewer tokens.
+            InvalidSetting: an encoder has too few layers for `clip_skip`, or a text has weights that cannot be read.
             NotFinite: an encoder returned NaN or infinity.
         """
         texts = [texts] if isinstance(texts, str) else texts
-        for text in texts:
-            self.entry.check_vocabulary("prompt", text)
+        options = options or TextOptions.of(self.entry)
+        self._check_words(texts, options)
         image, video = self.image_text_encoder, self.video_text_encoder
-        ids = {id(encoder): encoder.token_ids(texts) for encoder in (image, video)}
-        has_zeros = empty_is_none and self.entry.family == SDXL and self.entry.force_zeros_for_empty_prompt
-        zeros = [has_zeros and not text for text in texts]
-        for_video = self._checked(video.encode(ids[id(video)]), zeros, "text encoder (text_encoder)")
-        for_image = for_video
+        image = video if same_parameters(image, video) else image
+        all_texts, these = [*texts, *next_to], slice(len(texts))
+        zeros = [empty_is_none and self._empty_is_zeros and not text for text in texts]
+        encoded = video.encode(video.tokenize(all_texts, options)[these], clip_skip)
+        for_image = for_video = self._checked(encoded, zeros, "text encoder (text_encoder)")
         if image is not video:
-            encoded = image.encode(ids[id(image)])
+            encoded = image.encode(image.tokenize(all_texts, options)[these], clip_skip)
             for_image = self._checked(encoded, zeros, "image model's encoder (image_text_encoder)")
         return TextEmbeddings(for_image.text, for_video.text, for_image.pooled, for_video.pooled)
+
+    @property
+    def _empty_is_zeros(self) -> bool:
+        return self.entry.family == SDXL and self.entry.force_zeros_for_empty_prompt
+
+    def _check_words(self, texts: Sequence[str], options: TextOptions) -> None:
+        """Raises InvalidParameter for words that a closed vocabulary lacks; brackets and BREAK as the options say."""
+        read = {"prompt_chunks": options.chunks, "prompt_weighting": options.weighting}
+        entry = self.entry.model_copy(update=read)
+        for text in texts:
+            entry.check_vocabulary("prompt", text)
 
     def _checked(self, encoded: Encoded, zeros: Sequence[bool], name: str) -> Encoded:
         """In the networks' dtype, with zeros in these rows. Raises NotFinite."""
@@ -132,28 +152,39 @@ class Models:
         *,
         fps: int | None = None,
         size: tuple[int, int] | None = None,
+        first_frame: FirstFrame | None = None,
+        windows: ContextWindows | Literal["entry"] | None = "entry",
     ) -> tuple[ImageDenoiser, VideoDenoiser]:
         """Both networks with the texts of one job, as `sampler.sample` takes them.
 
         The denoisers of an earlier call stay usable, but compute their keys and values again.
 
         Args:
-            prompt, negative: texts, or their embeddings from `encode`, of the same batch size.
+            prompt, negative: texts, or their embeddings from `encode`, of the same batch size and length. The entry's
+                `clip_skip` is that of the prompt, if it is a text.
             fps: frame rate in frames per second that conditions the network (family videocrafter only), unless the
                 entry has `network_fps`; None: the model's default.
             size: width and height of the clip in pixels, which condition the networks of family animatediff-sdxl as
                 original and target size, without a crop; None: the model's first size.
+            first_frame: what the video model keeps, if the model has a SparseCtrl network.
+            windows: through which the motion modules see clips of more frames; "entry": the entry's `context_windows`;
+                None: there are no longer clips.
 
         Raises:
             InvalidParameter, PromptTooLong, NotFinite: as `encode`.
-            IncompatibleInputs: embeddings of different shapes.
+            IncompatibleInputs: embeddings of different shapes, or a first frame without a SparseCtrl network.
         """
         if isinstance(negative, str):
             self.entry.check_vocabulary("negative_prompt", negative)
-        cond = self.encode(prompt) if isinstance(prompt, str) else prompt
-        uncond = self.encode(negative, empty_is_none=True) if isinstance(negative, str) else negative
+        texts = [text for text in (prompt, negative) if isinstance(text, str)]
+        if isinstance(prompt, str):
+            prompt = self.encode(prompt, clip_skip=(self.entry.clip_skip,), next_to=texts)
+        if isinstance(negative, str):
+            negative = self.encode(negative, empty_is_none=True, next_to=texts)
         self.text_kv_cache.clear()
-        return self._image_denoiser(cond, uncond, size), self._video_denoiser(cond, uncond, size, fps)
+        network = controlled(self.optimised_video_unet, self.optimised_sparse_control, first_frame)
+        image = self._image_denoiser(prompt, negative, size)
+        return image, self._video_denoiser(network, prompt, negative, size, fps, windows)
 
     def _image_denoiser(
         self, cond: TextEmbeddings, uncond: TextEmbeddings, size: tuple[int, int] | None
@@ -167,16 +198,25 @@ class Models:
         )
 
     def _video_denoiser(
-        self, cond: TextEmbeddings, uncond: TextEmbeddings, size: tuple[int, int] | None, fps: int | None
+        self,
+        network: Network,
+        cond: TextEmbeddings,
+        uncond: TextEmbeddings,
+        size: tuple[int, int] | None,
+        fps: int | None,
+        windows: ContextWindows | Literal["entry"] | None,
     ) -> VideoDenoiser:
-        return VideoDenoiser(
-            self.optimised_video_unet,
+        windows = self.entry.context_windows if windows == "entry" else windows
+        denoiser = VideoDenoiser(
+            network,
             cond.video,
             uncond.video,
             prediction_type=self.video_schedule.prediction_type,
             added=self._added(cond.video_pooled, uncond.video_pooled, size),
-            network_args=self._network_args(fps),
+            network_args=self._network_args(fps) | ({} if windows is None else {"context_windows": windows}),
         )
+        denoiser.max_frames = denoiser.max_frames if windows is None else None
+        return denoiser
 
     def decode(self, latents: Tensor, frames_per_call: int | None = None) -> Tensor:
         """Decode the latents of one clip to pixels.
@@ -199,11 +239,42 @@ class Models:
             )
         return vae_decode.decode(self.vae, latents, upscale=self.entry.upscale, frames_per_call=frames_per_call)
 
+    def encode_frames(self, frames: Tensor, frames_per_call: int | None = None) -> Tensor:
+        """Encode frames to clean latents, the reverse of `decode` up to the autoencoder's error.
+
+        Args:
+            frames: (F, H, W, 3) uint8 at the size that the networks see: sides of the clip divided by the entry's
+                `upscale`, multiples of the pixels of a latent pixel.
+            frames_per_call: frames that the autoencoder encodes together; None: what fits in memory.
+
+        Returns:
+            Latents (1, C, F, h, w) float32 on the models' device, the mode of the autoencoder's posterior, scaled and
+            shifted as the networks see them. `sampler.noised` brings them to the level where a plan begins.
+
+        Raises:
+            IncompatibleInputs: `frames` has another shape or type.
+            NotFinite: the autoencoder returned NaN or infinity, in float32 too.
+        """
+        side = pixels_per_latent(self.entry, self.vae) // self.entry.upscale
+        is_rgb = frames.dtype is torch.uint8 and frames.ndim == 4 and frames.shape[-1] == 3 and len(frames) > 0
+        if not is_rgb or frames.shape[1] % side or frames.shape[2] % side:
+            raise IncompatibleInputs(
+                f"frames {tuple(frames.shape)} {frames.dtype} must be (F, H, W, 3) torch.uint8 with H and W multiples "
+                f"of {side}, the pixels of a latent pixel"
+            )
+        return vae_encode.encode(self.vae, frames, frames_per_call=frames_per_call)
+
     @property
     def weights_bytes(self) -> int:
         """Memory of all weights in bytes; weights that two networks share count once."""
         encoders = (*self.image_text_encoder.networks, *self.video_text_encoder.networks)
-        return resident_bytes(self.image_unet, self.video_unet, self.vae, *encoders)
+        return resident_bytes(*self.unets, self.vae, *encoders)
+
+    @property
+    def unets(self) -> tuple[Network, ...]:
+        """The networks that denoise: image UNet, video UNet, and SparseCtrl if there is one."""
+        found = (self.image_unet, self.video_unet, self.sparse_control)
+        return tuple(network for network in found if network is not None)
 
     def _added(
         self, cond: Tensor | None, uncond: Tensor | None, size: tuple[int, int] | None
@@ -220,67 +291,3 @@ class Models:
         if self.entry.family != "videocrafter":
             return {}
         return {"fps": self.entry.network_fps or fps or int(self.entry.fps.default)}
-
-
-def load(model: ModelEntry | str, device: torch.device | str | None = None) -> Models:
-    """Load a model from files on this machine; nothing is fetched.
-
-    Args:
-        model: an id in the registry (IVMIX_MODELS_FILE), or an entry of it.
-        device: where the networks run; None: the GPU if there is one, else the CPU.
-
-    Returns:
-        The networks, in the entry's `dtype` and `vae_dtype` on a GPU and in float32 on a CPU.
-
-    Raises:
-        ModelNotFound, ModelNotFetched: the registry has no such model, or its weights are not on this machine.
-        ConfigurationError: a file is missing, unsafe, or not the expected one (SHA-256, names, shapes).
-        IncompatibleModels: the components cannot work together.
-    """
-    entry = model if isinstance(model, ModelEntry) else ModelRegistry.of(load_settings()).get(model)
-    device = default_device() if device is None else torch.device(device)
-    dtype = getattr(torch, entry.dtype) if device.type == "cuda" else torch.float32
-    models = _on_device(entry, assemble(entry, dtype), device, dtype)
-    for warning in schedule_warnings(entry):
-        log.warning(warning)
-    megabytes, shared = models.weights_bytes / 1e6, shared_bytes(models.image_unet, models.video_unet) / 1e6
-    log.info("%s on %s: %.0f MB, %.0f MB shared by both UNets", entry.id, device, megabytes, shared)
-    return models
-
-
-def _on_device(entry: ModelEntry, parts: Assembly, device: torch.device, dtype: torch.dtype) -> Models:
-    for module in (*parts.video_text_encoder.networks, *parts.image_text_encoder.networks, parts.vae):
-        module.to(device)
-    for unet in (parts.image_unet, parts.video_unet):
-        unet.to(device)
-    channels_last(parts.vae)
-    text_kv_cache = TextKVCache()
-    unets = parts.image_unet, parts.video_unet
-    image, video = _optimised(entry, device, parts.vae, unets, text_kv_cache)
-    return Models(
-        entry=entry,
-        device=device,
-        dtype=dtype,
-        **vars(parts),
-        optimised_image_unet=image,
-        optimised_video_unet=video,
-        text_kv_cache=text_kv_cache,
-    )
-
-
-def _optimised(
-    entry: ModelEntry, device: torch.device, vae: Network, unets: tuple[Network, Network], cache: TextKVCache
-) -> list[OptimisedNetwork]:
-    sides = (map(int, size.split("x")) for size in entry.sizes)
-    largest = max(width * height for width, height in sides) / pixels_per_latent(entry, vae) ** 2
-    if device.type == "cpu" and largest <= MAX_TUNED_PIXELS:
-        # The sampler `official` shows ModelScope's image network 64x64, whatever the size of the clip.
-        for unet in unets[1:] if entry.family == "modelscope" else unets:
-            cpu_tuning.tune_network(unet)
-    compiler = BlockCompiler(cache_dir=load_settings().data_dir / "compiled") if entry.optimise.compile else None
-    return [OptimisedNetwork(unet, entry.optimise, cache, compiler) for unet in unets]
-
-
-def default_device() -> torch.device:
-    """The GPU if there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

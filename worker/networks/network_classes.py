@@ -9,11 +9,18 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
+from service.catalog.family_components import SPARSE_CONTROL
 from service.catalog.model_entry import ModelEntry
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # huggingface_hub reads it when it is imported below
 
-from diffusers import AutoencoderKL, MotionAdapter, UNet2DConditionModel, UNet3DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    MotionAdapter,
+    SparseControlNetModel,
+    UNet2DConditionModel,
+    UNet3DConditionModel,
+)
 from diffusers.models.modeling_utils import no_init_weights
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
@@ -43,6 +50,7 @@ def network_class(entry: ModelEntry, name: str) -> Network:
         "unet": video[entry.family],
         "motion_adapter": MotionAdapter,
         "image_unet": UNet2DConditionModel,
+        SPARSE_CONTROL: SparseControlNetModel,
     }
     return classes[name if name in classes else name.removeprefix("image_")]
 

@@ -58,6 +58,15 @@ def unscaled_latents(vae: Network, latents: Tensor) -> Tensor:
     return latents if config.shift_factor is None else latents + config.shift_factor
 
 
+def scaled_latents(vae: Network, latents: Tensor) -> Tensor:
+    """The reverse of `unscaled_latents`: what the diffusion models see, from latents (N, C, h, w) of the encoder."""
+    config, scale = vae.config, vae.config.scaling_factor
+    if config.latents_mean is not None and config.latents_std is not None:
+        mean, std = (latents.new_tensor(x).view(1, -1, 1, 1) for x in (config.latents_mean, config.latents_std))
+        return (latents - mean) * scale / std
+    return (latents if config.shift_factor is None else latents - config.shift_factor) * scale
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 

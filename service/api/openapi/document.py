@@ -10,6 +10,7 @@ from pydantic.json_schema import models_json_schema
 from service.api.errors import ErrorBody
 from service.api.openapi.examples import examples
 from service.api.openapi.responses import ERROR_RESPONSES, HEADERS, ref
+from service.jobs.lora_choice import LORA_TEXT
 from service.jobs.request import VideoRequest
 from service.jobs.sampler_settings import USES
 
@@ -83,6 +84,8 @@ def _request_schemas() -> dict[str, Any]:
         {"type": "string", "enum": list(USES)},
         {"type": "null"},
     ]
+    loras = fields["loras"]["anyOf"]
+    loras[0]["items"] = {"anyOf": [loras[0]["items"], {"type": "string", "pattern": LORA_TEXT}]}
     fields["seconds"]["anyOf"].insert(1, {"type": "string", "pattern": r"^\d+(\.\d+)?$"})  # OpenAI's type
     fields["input_reference"]["anyOf"] = [*REFERENCES, {"type": "null"}]
     schemas.pop("ReferenceFile", None)

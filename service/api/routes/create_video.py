@@ -1,4 +1,4 @@
-"""POST /v1/videos and remix. `submit_job`, the path from a request to a job, also serves create-and-wait."""
+"""POST /v1/videos and remix. `submit_jobs`, the path from a request to its jobs, also serves create-and-wait."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from redis.exceptions import RedisError
 from starlette.concurrency import run_in_threadpool
 
 from service.api.auth import Principal, ServicesDep, Writer
+from service.api.num_videos import check_num_videos, generations_of
 from service.api.openapi.responses import errors, example_refs, ref, success
-from service.api.rate_limits import waiting_limits
+from service.api.rate_limits import RateLimiter, waiting_limits
 from service.api.routes.videos import POLL_AFTER_MS
 from service.api.video_request_parser import FORMS
 from service.api.video_requests import ParsedRequest, parsed_request
@@ -56,6 +57,9 @@ IdempotencyKey = Annotated[
 NEWER_FIELDS = (
     "aspect_ratio",
     "resolution",
+    "clip_skip",
+    "num_videos",
+    "loras",
     "input_reference",
     "strength",
     "reference_use",
@@ -104,19 +108,21 @@ RequestBody = Annotated[ParsedRequest, Depends(read_request)]
 @router.post(
     "/videos",
     summary="Create a video",
-    description="503 `model_unavailable`: no worker can load the model; `message` has the reason.",
+    description="503 `model_unavailable`: no worker can load the model; `message` has the reason. With `num_videos`, "
+    "all videos of the request are created, or none; the response is the first one, and `video_ids` names all.",
     responses=success("VideoQueued", headers=("openai-poll-after-ms", "idempotent-replayed")) | CREATE_ERRORS,
     openapi_extra=request_body("PromptOnly", "PromptAndSettings"),
 )
 def create_video(
+    request: Request,
     writer: RateLimitedWriter,
     body: RequestBody,
     services: ServicesDep,
     response: Response,
     idempotency_key: IdempotencyKey = None,
 ) -> Video:
-    job = submit_job(services, writer, body, idempotency_key, response)
-    return _render_created(services, job, response)
+    jobs = submit_jobs(services, writer, body, idempotency_key, response, request.app.state.rate_limiter)
+    return _render_created(services, jobs, response, is_group=body.body.num_videos is not None)
 
 
 @router.post(
@@ -138,8 +144,9 @@ async def remix_video(
     idempotency_key: IdempotencyKey = None,
 ) -> Video:
     source = await _source(services, writer, video_id)
+    limiter: RateLimiter = request.app.state.rate_limiter
     async with parsed_request(request, writer, source) as body:
-        return await run_in_threadpool(_remix, services, writer, body, idempotency_key, response, source)
+        return await run_in_threadpool(_remix, services, writer, body, idempotency_key, response, limiter, source)
 
 
 @router.post(
@@ -161,8 +168,9 @@ async def run_again(
     idempotency_key: IdempotencyKey = None,
 ) -> Video:
     source = await _source(services, writer, video_id)
+    limiter: RateLimiter = request.app.state.rate_limiter
     async with parsed_request(request, writer, source, prompt=source.generation.prompt) as body:
-        return await run_in_threadpool(_remix, services, writer, body, idempotency_key, response, source)
+        return await run_in_threadpool(_remix, services, writer, body, idempotency_key, response, limiter, source)
 
 
 async def _source(services: Services, writer: Principal, video_id: str) -> Job:
@@ -179,25 +187,31 @@ def _remix(
     body: ParsedRequest,
     idempotency_key: str | None,
     response: Response,
+    limiter: RateLimiter,
     source: Job,
 ) -> Video:
-    job = submit_job(services, writer, body, idempotency_key, response, remixed_from=source.id)
-    return _render_created(services, job, response)
+    jobs = submit_jobs(services, writer, body, idempotency_key, response, limiter, remixed_from=source.id)
+    return _render_created(services, jobs, response, is_group=body.body.num_videos is not None)
 
 
-def submit_job(
+def submit_jobs(
     services: Services,
     principal: Principal,
     parsed: ParsedRequest,
     idempotency_key: str | None,
     response: Response,
+    limiter: RateLimiter,
     *,
     remixed_from: str | None = None,
-) -> Job:
-    """Creates and enqueues a job, or returns the job of an earlier request with the same idempotency key.
+) -> list[Job]:
+    """Creates and enqueues the jobs of a request, or returns those of an earlier one with the same idempotency key.
 
-    Raises InvalidParameter, QueueFull, NoSpace, ModelUnavailable, StorageError or IdempotencyKeyReused; then nothing is
-    left.
+    Args:
+        limiter: counts all videos but the first, which was counted before the body was read.
+
+    Raises:
+        InvalidParameter, RateLimited, QueueFull, NoSpace, ModelUnavailable, StorageError, IdempotencyKeyReused: nothing
+            is left then.
     """
     body = parsed.body
     idempotency = Idempotency(_unquoted(idempotency_key), _fingerprint(body, remixed_from)) if idempotency_key else None
@@ -208,44 +222,57 @@ def submit_job(
     generation = find_model(services, body.model).resolve(body)
     if body.callback_url is not None:
         services.webhooks.url_policy.check(body.callback_url, "callback_url")
+    count = check_num_videos(body, principal, services.settings)
     services.free_space.require()
     services.loads.require(generation.model)
-    job = body.to_job(generation, owner=principal.owner, remixed_from=remixed_from)
-    created = _create(services, job, parsed, waiting_limits(principal, services.settings.max_waiting), idempotency)
-    if created.id == job.id:
-        log.info("%s created, model %s", job.id, generation.model)
+    limiter.check(principal, count - 1)
+    generations = generations_of(generation, count)
+    jobs = [body.to_job(each, owner=principal.owner, remixed_from=remixed_from) for each in generations]
+    created = _create(services, jobs, parsed, waiting_limits(principal, services.settings.max_waiting), idempotency)
+    if created[0].id == jobs[0].id:
+        log.info("%s created, model %s", ", ".join(job.id for job in jobs), generation.model)
     else:
         response.headers["idempotent-replayed"] = "true"
     return created
 
 
 def _create(
-    services: Services, job: Job, parsed: ParsedRequest, limits: QueueLimits, idempotency: Idempotency | None
-) -> Job:
-    """Store the reference, then create the record. Without a new record, the file is deleted again."""
-    queue = generate_queue(services.redis, job.generation.model, job_timeout_s=services.settings.job_timeout_s)
-    references, reference = services.references, job.generation.reference
+    services: Services,
+    jobs: list[Job],
+    parsed: ParsedRequest,
+    limits: QueueLimits,
+    idempotency: Idempotency | None,
+) -> list[Job]:
+    """Store the reference of every job, then create the records. Without new records, the files are deleted again."""
+    model, reference = jobs[0].generation.model, jobs[0].generation.reference
+    queue = generate_queue(services.redis, model, job_timeout_s=services.settings.job_timeout_s)
     if reference is None or parsed.fetch is None:
-        return services.store.create(job, queue, limits=limits, idempotency=idempotency)
-    references.put(job.id, parsed.fetch(), reference)
+        return services.store.create_many(jobs, queue, limits=limits, idempotency=idempotency)
+    references, file, ids = services.references, parsed.fetch(), [job.id for job in jobs]
     try:
-        created = services.store.create(job, queue, limits=limits, idempotency=idempotency)
-    except ServiceError:  # after an error of Redis there may be a record, which only maintenance can wait for
-        references.discard(job.id)
+        for job_id in ids:
+            references.put(job_id, file, reference)
+        created = services.store.create_many(jobs, queue, limits=limits, idempotency=idempotency)
+    except ServiceError:  # after an error of Redis there may be records, which only maintenance can wait for
+        for job_id in ids:
+            references.discard(job_id)
         raise
-    (references.created if created.id == job.id else references.discard)(job.id)
+    done = references.created if created[0].id == ids[0] else references.discard
+    for job_id in ids:
+        done(job_id)
     return created
 
 
-def _render_created(services: Services, job: Job, response: Response) -> Video:
+def _render_created(services: Services, jobs: list[Job], response: Response, *, is_group: bool) -> Video:
     response.headers["openai-poll-after-ms"] = POLL_AFTER_MS
-    renderer = services.renderer
+    renderer, job = services.renderer, jobs[0]
     try:
         found = services.store.get_with_position(job.id)
     except RedisError:  # the job exists: after an error, clients would create it again
         found = None
     job, position = found or (job, None)
-    return renderer.video(job, queue_position=position)
+    video_ids = [each.id for each in jobs] if is_group else None
+    return renderer.video(job, queue_position=position).model_copy(update={"video_ids": video_ids})
 
 
 def _fingerprint(body: VideoRequest, remixed_from: str | None) -> str:

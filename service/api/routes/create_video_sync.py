@@ -14,15 +14,16 @@ from service.api.auth import ServicesDep, get_writer
 from service.api.file_stream import FileStream
 from service.api.open_requests import OpenRequests, client_of
 from service.api.openapi.responses import FILE, errors, success
+from service.api.rate_limits import RateLimiter
 from service.api.routes.create_video import (
     CREATE_ERRORS,
     IdempotencyKey,
     RateLimitedWriter,
     RequestBody,
     request_body,
-    submit_job,
+    submit_jobs,
 )
-from service.errors import SyncRequestFailed, VideoExpired
+from service.errors import InvalidParameter, SyncRequestFailed, VideoExpired
 from service.jobs.model import Job, JobState
 from service.wire.video import file_name
 from service.wiring import Services
@@ -57,12 +58,16 @@ async def create_video_sync(
     services: ServicesDep,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
+    if (count := body.body.num_videos) is not None:
+        message = f"num_videos={count}: this endpoint returns one MP4; leave it out, or use POST /v1/videos."
+        raise InvalidParameter("num_videos", message)
     open_requests: OpenRequests = request.app.state.open_requests
+    limiter: RateLimiter = request.app.state.rate_limiter
     with open_requests.slot(client_of(request, writer.owner)):
-        created = Response()  # receives the headers that `submit_job` sets
-        job = await run_in_threadpool(submit_job, services, writer, body, idempotency_key, created)
+        created = Response()  # receives the headers that `submit_jobs` sets
+        jobs = await run_in_threadpool(submit_jobs, services, writer, body, idempotency_key, created, limiter)
         body.close()
-        job = await _wait(services, job, request, open_requests, cancel_on_disconnect=idempotency_key is None)
+        job = await _wait(services, jobs[0], request, open_requests, cancel_on_disconnect=idempotency_key is None)
     replayed = {name: value for name, value in created.headers.items() if name == "idempotent-replayed"}
     return await run_in_threadpool(_video_response, services, job, {"x-video-id": job.id} | replayed)
 

@@ -8,6 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request
 
 from service.api.auth import ServicesDep, Writer
+from service.api.num_videos import check_num_videos
 from service.api.openapi.responses import errors, success
 from service.api.routes.create_video import find_model, request_body
 from service.api.schemas import VideoEstimate
@@ -27,15 +28,16 @@ async def read_request(request: Request, writer: Writer) -> AsyncGenerator[Parse
     "/videos/estimate",
     summary="Estimate a video",
     description="Takes the body of a new video, and answers with all its settings, its network calls and the seconds "
-    "that it is expected to take, or with the error that creating it would have. Creates nothing, and does not count "
+    "that each is expected to take, or with the error that creating it would have. Creates nothing, and does not count "
     "towards the limit of new videos.",
     responses=success("VideoEstimate") | errors(400, 413, 415),
     openapi_extra=request_body("PromptOnly", "PromptAndSettings"),
 )
 def estimate_video(
-    _writer: Writer, parsed: Annotated[ParsedRequest, Depends(read_request)], services: ServicesDep
+    writer: Writer, parsed: Annotated[ParsedRequest, Depends(read_request)], services: ServicesDep
 ) -> VideoEstimate:
     body = parsed.body
     generation = find_model(services, body.model).resolve(body)
+    check_num_videos(body, writer, services.settings)
     services.loads.require(generation.model)
     return VideoEstimate.of(generation, expected_seconds(services.store.lists, generation), seed=body.seed)

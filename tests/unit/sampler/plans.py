@@ -5,11 +5,14 @@ from __future__ import annotations
 from torch import Tensor
 
 from sampler import (
+    AdaptiveProjectedGuidance,
+    CfgZeroStar,
     ImageDenoiser,
     NoiseSchedule,
     Plan,
     VideoDenoiser,
     ddim_plan,
+    evs_plan,
     free_init_plan,
     fused_plan,
     mixed_plan,
@@ -44,10 +47,15 @@ PLANS: dict[str, Plan] = {
     "goback first": mixed_plan(SD, 6, order="goback_first", image_every=2),
     "z-sampling": zigzag_plan(SD, 6),
     "fused": fused_plan(SD, 6, interval=(0.0, 0.5)),
+    "ddim apg": ddim_plan(SD, 6, rule=AdaptiveProjectedGuidance(eta=0.3, norm_threshold=2)),
+    "mixed cfg-zero": mixed_plan(SD, 6, rule=CfgZeroStar(2)),
+    "evs without resizing": evs_plan(SD, 6, enlarge=1, image_every=2),
     "official animatediff": official_plan("animatediff", SD, 6),
     "official modelscope": official_plan("modelscope", SD, 6),
     "official videocrafter": official_plan("videocrafter", SD, 6),
     **{f"mixed {c}": mixed_plan(SD, 6, combination=c, order="goback_first") for c in ("R-I", "RR-VV")},
+    "evs": evs_plan(SD, 6, image_interval=(0.3, 0.7), enlarge=1.5),
+    "evs to the end": evs_plan(SD, 4),
     "free init": free_init_plan(mixed_plan(SD, 3), SD, 2),
 }
 

@@ -32,6 +32,13 @@ def calls(steps: int = 50, spacing: Spacing | None = None, **settings: object) -
         ({"image_every": 2}, (50, 196)),
         ({"name": "zigzag"}, (0, 148)),
         ({"name": "fused"}, (50, 50)),
+        ({"name": "evs"}, (25, 25)),
+        ({"name": "evs", "image_interval": (0, 1), "image_every": 2}, (25, 25)),  # the first step is never the image's
+        ({"name": "evs", "image_interval": (0.2, 0.5), "enlarge": 1}, (15, 35)),
+        ({"name": "ddim", "guidance_rule": "apg"}, (0, 50)),
+        ({"name": "ddim", "guidance_rule": "cfg-zero"}, (0, 49)),
+        ({"guidance_rule": "cfg-zero", "zero_init_steps": 5}, (98, 143)),
+        ({"name": "zigzag", "guidance_rule": "cfg-zero"}, (0, 148)),  # only ddim and iv-mixed read it
         ({"name": "freeinit", "iterations": 5}, (0, 250)),
         ({"name": "official"}, (96, 147)),  # 100 and 150, of which 7 have no effect
         ({"name": "official", "active_steps": (10, 19)}, (20, 69)),
@@ -48,10 +55,27 @@ def test_moves_between_equal_levels_cost_nothing() -> None:
     linspace = Spacing(timestep_spacing="linspace")
     assert calls(spacing=linspace, name="ddim") == (0, 49)
     assert calls(spacing=linspace, name="ddim", network="image") == (49, 0)
+    assert calls(spacing=linspace, name="evs", enlarge=1) == (24, 25)
+    assert calls(spacing=linspace, name="evs", enlarge=2) == (25, 25), "its clean prediction is resized"
     assert calls(spacing=linspace.model_copy(update={"set_alpha_to_one": True}), name="ddim") == (0, 50)
 
 
-@pytest.mark.parametrize(("name", "other"), [("grid", "diffusers"), ("solver", "dpmpp-2m"), ("network", "image")])
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("grid", "diffusers"),
+        ("solver", "dpmpp-2m"),
+        ("network", "image"),
+        ("guidance_rule", "apg"),
+        ("apg_eta", 0.5),
+        ("apg_norm_threshold", 5.0),
+        ("apg_momentum", 0.0),
+        ("zero_init_steps", 2),
+        ("image_interval", (0.2, 0.4)),
+        ("enlarge", 2.0),
+        ("image_step_guidance", 3.0),
+    ],
+)
 def test_newer_settings_are_left_out_of_records_where_they_say_nothing_new(name: str, other: str) -> None:
     """Workers of version 0.1 refuse fields that they do not know."""
     assert name not in SamplerSettings(name="ddim").model_dump()
@@ -87,7 +111,13 @@ def test_every_setting_is_used_by_a_sampler() -> None:
         ({"iterations": 11}, "iterations", "less than or equal to 10"),
         ({"goback_guidance": -1}, "goback_guidance", "greater than or equal to 0"),
         ({"name": "ddim", "network": "audio"}, "network", "'image' or 'video'"),
-        ({"name": "euler"}, "name", "'iv-mixed', 'ddim', 'zigzag', 'freeinit', 'fused' or 'official'"),
+        ({"name": "ddim", "guidance_rule": "cfg++"}, "guidance_rule", "'cfg', 'apg' or 'cfg-zero'"),
+        ({"name": "ddim", "solver": "lcm", "guidance_rule": "apg"}, "guidance_rule", "use solver 'ddim'"),
+        ({"name": "ddim", "apg_eta": 1.1}, "apg_eta", "less than or equal to 1"),
+        ({"name": "ddim", "apg_momentum": -1}, "apg_momentum", "greater than -1"),
+        ({"name": "evs", "enlarge": 0.5}, "enlarge", "greater than or equal to 1"),
+        ({"name": "evs", "image_interval": (0.6, 0.4)}, "image_interval", "image_interval (0.6, 0.4) must be [start"),
+        ({"name": "euler"}, "name", "'iv-mixed', 'ddim', 'zigzag', 'freeinit', 'fused', 'evs' or 'official'"),
     ],
     ids=str,
 )

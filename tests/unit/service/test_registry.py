@@ -64,6 +64,7 @@ def test_the_papers_three_set_ups_are_known_and_say_how_to_get_them() -> None:
     assert {name: entry.family for name, entry in SHIPPED.known.items()} == {
         "demo": "animatediff",
         "animatediff": "animatediff",
+        "animatediff-sparsectrl": "animatediff",
         "animatediff-sdxl": "animatediff-sdxl",
         "modelscope": "modelscope",
         "videocrafter2": "videocrafter",
@@ -72,7 +73,7 @@ def test_the_papers_three_set_ups_are_known_and_say_how_to_get_them() -> None:
         SHIPPED.get("modelscope")
 
 
-@pytest.mark.parametrize("name", ["animatediff", "modelscope", "videocrafter2"])
+@pytest.mark.parametrize("name", ["animatediff", "animatediff-sparsectrl", "modelscope", "videocrafter2"])
 def test_shipped_entries_pin_every_commit_and_the_weights_that_are_known(name: str) -> None:
     entry = SHIPPED.known[name]
     assert set(entry.all_components) >= set(REQUIRED_COMPONENTS[entry.family])
@@ -83,6 +84,16 @@ def test_shipped_entries_pin_every_commit_and_the_weights_that_are_known(name: s
         if source.sha256 != "unknown":
             assert part.sha256, f"{part.name} of {source.repo} has no pinned file"
             assert part.has_weights == any(file.endswith(".safetensors") for file in part.sha256)
+
+
+def test_entry_with_sparsectrl_differs_from_animatediff_by_that_network_alone() -> None:
+    own = {"id", "created", "description", "licence", "components"}
+    plain, controlled = (SHIPPED.known[name] for name in ("animatediff", "animatediff-sparsectrl"))
+    assert controlled.model_dump(exclude=own) == plain.model_dump(exclude=own)
+    components = controlled.all_components
+    assert components.pop("sparse_control").source.repo == "guoyww/animatediff-sparsectrl-rgb"
+    assert components == plain.all_components
+    assert (plain.has_sparse_control, controlled.has_sparse_control) == (False, True)
 
 
 def test_sdxls_entry_pins_all_weights_but_the_second_text_encoder_of_the_image_model() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from service.api.video_request_parser import NO_OPS, parse, parse_brackets
 from service.errors import InvalidParameter
-from tests.factories import PROMPT
+from tests.factories import PROMPT, make_generation
 
 
 def refused(body: dict[str, Any]) -> InvalidParameter:
@@ -132,3 +132,12 @@ def test_a_wrong_value_is_refused_by_name(body: dict[str, Any], param: str, reas
 @pytest.mark.parametrize("seconds", ["1", 1, 1.0])
 def test_seconds_may_be_text_or_number(seconds: object) -> None:
     assert parse({"prompt": PROMPT, "seconds": seconds}).seconds == 1
+
+
+def test_a_remix_keeps_clip_skip_also_where_it_is_none() -> None:
+    """Left out, the model's default would apply."""
+    source = make_generation(clip_skip=2)
+    assert parse({"prompt": "x"}, source).clip_skip == 2
+    assert parse({"prompt": "x"}, make_generation()).clip_skip == 0
+    assert parse({"prompt": "x", "clip_skip": 1}, source).clip_skip == 1
+    assert parse({"prompt": "x", "sampler": {"name": "official"}}, source).clip_skip is None

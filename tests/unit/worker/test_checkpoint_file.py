@@ -35,7 +35,7 @@ def make_checkpoint(**over: object) -> Checkpoint:
 
 
 def read(path: Path, name: str = "f") -> Checkpoint | None:
-    return Checkpoint.read(path, {name}, SHAPE, CPU)
+    return Checkpoint.read(path, {name}, lambda _step: SHAPE, CPU)
 
 
 def test_what_was_written_is_read(tmp_path: Path) -> None:
@@ -127,6 +127,26 @@ def test_image_network_alone_is_resumed_after_any_step_too(engine: Engine, tmp_p
     video_alone = make_generation(num_inference_steps=3, sampler={"name": "ddim"})
     resumed = engine.generate(video_alone, resume=files[0]).frames
     assert torch.equal(resumed, engine.generate(video_alone).frames), "the state of another network is ignored"
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        {"name": "evs", "enlarge": 1.5, "image_interval": (0.2, 0.7)},
+        {"name": "ddim", "guidance_rule": "apg", "apg_norm_threshold": 2},
+    ],
+    ids=str,
+)
+def test_latents_of_another_size_and_momentum_are_resumed(
+    engine: Engine, tmp_path: Path, sampler: dict[str, object]
+) -> None:
+    generation = make_generation(num_inference_steps=5, sampler=sampler)
+    frames, files = states(engine, generation, tmp_path)
+    for file in files[:-1]:
+        steps: list[int] = []
+        clip = engine.generate(generation, on_step=lambda c, steps=steps: steps.append(c.step), resume=file)
+        assert torch.equal(clip.frames, frames)
+        assert steps == list(range(int(file.name) + 1, 6))
 
 
 def freeinit(engine: Engine) -> Plan:

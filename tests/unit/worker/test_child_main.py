@@ -67,8 +67,10 @@ def outcome(pipe: Connection) -> tuple[Report, list[Report]]:
 
 
 @contextmanager
-def running(engine: Engine, folder: Path, preview_seconds: float = 0) -> Iterator[Child]:
-    settings = Settings(data_dir=folder, storage_retry_s=0.001, preview_seconds=preview_seconds)
+def running(
+    engine: Engine, folder: Path, preview_seconds: float = 0, storage_retry_s: float = 0.001
+) -> Iterator[Child]:
+    settings = Settings(data_dir=folder, storage_retry_s=storage_retry_s, preview_seconds=preview_seconds)
     ours, theirs = multiprocessing.Pipe()
     thread = threading.Thread(target=serve, args=(theirs, settings, lambda: engine))
     thread.start()

@@ -27,11 +27,13 @@ from sampler import ImageDenoiser
 from service.catalog.model_entry import ModelEntry
 from service.catalog.optimise import Optimise
 from tests.tiny_models import save_model
+from tests.tiny_sparse_control import save_controlled
 from tests.unit.worker.test_optimise import FAMILIES, FRAMES, NONE, clip, close, models_of, plain_latents, plainly
 from worker.networks.models import Models
 from worker.networks.optimise import BlockCompiler, OptimisedNetwork, TextKVCache
 from worker.networks.optimise.compile_blocks import CompiledBlocks
 from worker.networks.optimise.weight_memory import resident_bytes, shared_bytes
+from worker.networks.sparse_control import FirstFrame
 
 # torch's own modules still use what it deprecates
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
@@ -296,7 +298,7 @@ def test_a_folder_that_cannot_be_made_is_no_reason_not_to_start(
 
 def test_channels_last_keeps_weights_and_their_sharing(entry: ModelEntry, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "worker.networks.models.MAX_TUNED_PIXELS", 0
+        "worker.networks.loading.MAX_TUNED_PIXELS", 0
     )  # else the CPU's own preparation has done it already
     plain = models_of(entry, NONE)
     models = models_of(entry, NONE.model_copy(update={"channels_last": True}))
@@ -308,3 +310,18 @@ def test_channels_last_keeps_weights_and_their_sharing(entry: ModelEntry, monkey
     assert shared_bytes(*unets(models)) == shared
     assert models.weights_bytes == plain.weights_bytes
     assert close(clip(models), plainly(plain))
+
+
+def test_sparsectrl_is_compiled_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    models, compiler = models_of(save_controlled(tmp_path / "model"), NONE), BlockCompiler("eager")
+    calls = [OptimisedNetwork(unet, COMPILED, models.text_kv_cache, compiler) for unet in models.unets[1:]]
+    found = replace(models, optimised_video_unet=calls[0], optimised_sparse_control=calls[1])
+    kept, x = FirstFrame(torch.ones(1, 4, 1, 8, 8)), torch.randn(1, 4, FRAMES, 8, 8)
+    with torch.no_grad():
+        expected, answer = (each.denoisers(OTHER, first_frame=kept)[1](x, 500, 0.5, 3.0) for each in (models, found))
+    assert close(answer, expected)
+    assert not warnings(caplog)
+    blocks = calls[1]._blocks
+    assert blocks is not None
+    assert blocks.compiled
+    assert counters["stats"]["unique_graphs"]

@@ -1,14 +1,16 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sampler import NoiseSchedule, Plan, Step, seeded_noise
+from sampler import InvalidSetting, NoiseSchedule, Plan, Step, seeded_noise
 from service.jobs.model import Phase
+from service.jobs.reference import Reference
 from service.jobs.request import VideoRequest
 from service.jobs.sampler_settings import USES, SamplerSettings
 from service.jobs.timestep_spacing import Spacing
@@ -116,15 +118,31 @@ def samplers(draw: st.DrawFn) -> SamplerSettings:
         network=draw(st.sampled_from(["image", "video"])),
         grid=grid,
         solver=draw(st.sampled_from(["ddim", "dpmpp-2m"])) if grid == "adjacent" else "ddim",
+        guidance_rule=draw(st.sampled_from(["cfg", "apg", "cfg-zero"])),
+        apg_momentum=draw(st.floats(-0.9, 0.9)),
+        zero_init_steps=draw(st.integers(0, 3)),
+        image_interval=tuple(sorted((draw(SHARES), draw(SHARES)))),
+        enlarge=draw(st.none() | st.floats(1, 4)),
+        image_step_guidance=draw(st.none() | st.floats(0, 20)),
     )
 
 
+STRENGTHS = st.none() | st.floats(0.001, 1)
+
+
 @settings(max_examples=100)
-@given(sampler=samplers(), steps=st.one_of(st.integers(1, 12), st.integers(1, 1000)), spacing=SPACINGS)
+@given(
+    sampler=samplers(), steps=st.one_of(st.integers(1, 12), st.integers(1, 1000)), spacing=SPACINGS, strength=STRENGTHS
+)
 def test_every_setting_that_the_api_accepts_can_be_planned_and_costs_what_the_record_says(
-    loaded_engine: Engine, sampler: SamplerSettings, steps: int, spacing: Spacing
+    loaded_engine: Engine, sampler: SamplerSettings, steps: int, spacing: Spacing, strength: float | None
 ) -> None:
+    sampler = sampler.model_copy(update={"zero_init_steps": min(sampler.zero_init_steps, steps - 1)})
+    sampler = sampler.with_evs_defaults(None, 2.0)  # as every request's is
     generation = make_generation(sampler=sampler, num_inference_steps=steps, spacing=spacing)
+    if strength and sampler.name not in ("official", "freeinit") and int(steps * strength):
+        reference = Reference(sha256="0" * 64, media_type="image/png", strength=strength)
+        generation = generation.model_copy(update={"reference": reference})
     plan = loaded_engine.plan(generation)
     assert plan.calls == generation.network_calls
     assert len(plan) == generation.total_steps
@@ -143,6 +161,21 @@ def test_every_sampler_and_combination_costs_what_the_record_says(engine: Engine
     for steps in (1, 2, 3, 7):
         generation = make_generation(sampler=sampler, num_inference_steps=steps)
         assert engine.plan(generation).calls == generation.network_calls
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"sampler": {"name": "official"}}, "use mixed_plan"),
+        ({"sampler": {"name": "freeinit"}}, "leave FreeInit out"),
+        ({"num_inference_steps": 3}, "strength=0.3: none of 3 steps would run; raise it to 0.34"),
+    ],
+)
+def test_run_that_cannot_begin_at_a_reference_is_refused(engine: Engine, fields: dict[str, Any], message: str) -> None:
+    """The API refuses these; a worker of another version may still get them."""
+    reference = Reference(sha256="0" * 64, media_type="image/png", strength=0.3)
+    with pytest.raises(InvalidSetting, match=message):
+        engine.plan(make_generation(reference=reference, **fields))
 
 
 def test_image_network_alone_runs_on_its_own_schedule(engine: Engine) -> None:
@@ -172,6 +205,9 @@ def test_steps_of_a_run_are_those_that_are_counted(engine: Engine) -> None:
         {"name": "zigzag"},
         {"name": "ddim", "network": "image"},
         {"name": "fused", "image_guidance": (0.5, 0.5), "video_guidance": (0.5, 0.5)},
+        {"name": "evs", "enlarge": 2},
+        {"name": "ddim", "guidance_rule": "apg"},
+        {"interval": (0.5, 1), "guidance_rule": "cfg-zero"},
     ],
     ids=str,
 )
@@ -183,6 +219,12 @@ def test_every_sampler_draws_a_clip_that_its_seed_decides(engine: Engine, sample
     first, again, other = (frames(seed) for seed in (7, 7, 8))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("later", [{"solver": "dpmpp-2m"}, {"guidance_rule": "apg"}])
+def test_a_warm_up_in_the_middle_of_a_plan_needs_no_memory(engine: Engine, later: dict[str, object]) -> None:
+    sampler = SamplerSettings.model_validate({"interval": (0.5, 1), **later})
+    engine.warm_up(make_generation(num_inference_steps=6, sampler=sampler))
 
 
 def test_run_starts_from_the_seeds_noise_and_draws_other_noise_later(

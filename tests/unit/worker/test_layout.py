@@ -50,6 +50,11 @@ def test_families(tmp_path: Path, files: dict[str, object], family: str) -> None
         ({"unet/config.json": {"_class_name": "UNetMotionModel"}}, "motion modules merged .*--motion-adapter"),
         ({"config.json": {"_class_name": "AutoencoderKL"}, WEIGHTS: {}}, "give it with --vae"),
         ({"config.json": {"_class_name": "MotionAdapter"}, WEIGHTS: {}}, "give it with --motion-adapter"),
+        ({"config.json": {"_class_name": "SparseControlNetModel"}, WEIGHTS: {}}, "give it with --sparse-control"),
+        (
+            {"model_index.json": {"_class_name": "AnimateDiffSparseControlNetPipeline"}},
+            "its controlnet folder with --sp",
+        ),
         ({"config.json": {"_class_name": "ControlNetModel"}, WEIGHTS: {}}, "ControlNets are not supported"),
         ({"model_index.json": {"_class_name": "LTXPipeline\u001b[2J"}}, "is a LTXPipeline2J whose family"),
         ({"model_index.json": []}, "is not a JSON object"),

@@ -50,9 +50,9 @@ def engine(loaded: Engine) -> Engine:
 
 @pytest.fixture(autouse=True)
 def warns_again() -> Iterator[None]:
-    vae_decode._warn_once.cache_clear()
+    vae_decode.warn_once.cache_clear()
     yield
-    vae_decode._warn_once.cache_clear()
+    vae_decode.warn_once.cache_clear()
 
 
 def generation(engine: Engine, **fields: Any) -> Generation:
@@ -127,6 +127,30 @@ def test_autoencoder_that_overflows_in_half_precision_decodes_in_float32(
     assert all(torch.equal(value, before[name]) for name, value in vae.state_dict().items())
     (warning,) = caplog.records
     assert "overflows in torch.float16; such clips are decoded again in float32" in warning.message
+
+
+def test_encoder_that_overflows_in_half_precision_encodes_in_float32(
+    engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    vae, frames = engine.models.vae, torch.full((2, 48, 48, 3), 250, dtype=torch.uint8)
+    with torch.no_grad():
+        vae.encoder.conv_in.weight.mul_(2e5).clamp_(-6e4, 6e4)  # beyond float16; group norms behind it take it back
+    vae.to(torch.float16)
+    expected = replace(engine.models, vae=copy.deepcopy(vae).float()).encode_frames(frames)
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        found = engine.models.encode_frames(frames)
+    assert torch.equal(found, expected)
+    assert found.dtype is torch.float32
+    assert vae.dtype is torch.float16
+    (warning,) = caplog.records
+    assert "overflows in torch.float16; such frames are encoded again in float32" in warning.message
+
+
+def test_encoder_with_a_broken_weight_is_named(engine: Engine) -> None:
+    spoil(engine.models.vae.encoder, float("nan"))
+    with pytest.raises(NotFinite, match=r"autoencoder \(vae\) of this model returned NaN"):
+        engine.models.encode_frames(torch.zeros(2, 48, 48, 3, dtype=torch.uint8))
 
 
 @pytest.mark.parametrize("name", ["image_text_encoder", "video_text_encoder"])

@@ -16,8 +16,8 @@ from service.catalog.model_entry import ModelEntry
 from service.errors import ConfigurationError
 from tests.tiny_models import save_vae, write_entry
 from worker.networks.component_loader import load_network
-from worker.networks.optimise import vae_decode
-from worker.networks.vae_config import check_vae_config, vae_dtype
+from worker.networks.optimise import vae_decode, vae_encode
+from worker.networks.vae_config import check_vae_config, unscaled_latents, vae_dtype
 
 
 def entry(folder: Path, *lines: str, **config: Any) -> ModelEntry:
@@ -61,6 +61,25 @@ def pixels(folder: Path, z: Tensor) -> Tensor:
 
 
 MEAN, STD = [0.5, -1.0, 0.0, 2.0], [1.0, 0.5, 2.0, 3.0]
+SCALINGS: list[dict[str, Any]] = [
+    {},
+    {"scaling_factor": 1.5305, "shift_factor": 0.6},
+    {"scaling_factor": 0.5, "latents_mean": MEAN, "latents_std": STD},
+]
+
+
+def test_frames_are_encoded_to_the_mode_and_scaled_the_other_way(tmp_path: Path) -> None:
+    """For each scaling the decoder would get back what the encoder gave; that of the plain one is diffusers' own."""
+    frames = torch.randint(0, 256, (3, 32, 24, 3), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    for i, config in enumerate(SCALINGS):
+        vae = load_network(entry(tmp_path / str(i), **config), "vae", torch.float32)
+        found = vae_encode.encode(vae, frames, frames_per_call=2)
+        assert found.shape == (1, 4, 3, 8, 6)
+        with torch.no_grad():
+            mode = vae.encode(frames.permute(0, 3, 1, 2) / 127.5 - 1).latent_dist.mode()
+        torch.testing.assert_close(unscaled_latents(vae, found[0].transpose(0, 1)), mode, atol=1e-5, rtol=1e-4)
+        if not config:
+            torch.testing.assert_close(found[0].transpose(0, 1), 0.18215 * mode, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize(

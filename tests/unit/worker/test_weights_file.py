@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from service.errors import ConfigurationError
 from service.process.startup import one_sentence_errors
-from worker.adding.weights_file import CHECKPOINT, INVERSION, LORA, MOTION, VAE, WeightsFile
+from worker.adding.weights_file import CHECKPOINT, INVERSION, LORA, MOTION, SPARSE, VAE, WeightsFile
 
 UNET = "model.diffusion_model."
 CONV_IN, CROSS = f"{UNET}input_blocks.0.0.weight", f"{UNET}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
@@ -32,6 +32,8 @@ ACCEPTED = {
     "loha": (LORA, {"lora_unet_x.hada_w1_a": (2, 2)}),
     "lokr": (LORA, {"lora_unet_x.lokr_w1": (2, 2)}),
     "motion lora": (LORA, {MODULE.format(0).replace("norm", "attn.processor.to_q_lora.down"): (2, 2)}),
+    "sparsectrl": (SPARSE, {"controlnet_cond_embedding.weight": (2, 5, 3, 3), MODULE.format(0): (320,)}),
+    "sparsectrl, wrapped": (SPARSE, {"module.controlnet_cond_embedding.weight": (2,), MODULE.format(0): (320,)}),
     "embedding": (INVERSION, {"emb_params": (2, 768)}),
     "diffusers embedding": (INVERSION, {"<cat>": (768,)}),
 }
@@ -46,7 +48,14 @@ REFUSED = {
     "flux": ({"double_blocks.0.img_attn.qkv.weight": (2, 2)}, "diffusion transformer"),
     "sd3": ({f"{UNET}joint_blocks.0.x_block.attn.qkv.weight": (2, 2)}, "diffusion transformer"),
     "controlnet": ({"control_model.input_blocks.0.0.weight": (2, 4, 3, 3)}, "ControlNet"),
-    "sparsectrl": ({"controlnet_cond_embedding.weight": (2,), MODULE.format(0): (320,)}, "SparseCtrl"),
+    "sparsectrl scribble": (
+        {"controlnet_cond_embedding.conv_in.weight": (2, 4, 3, 3), MODULE.format(0): (320,)},
+        "a SparseCtrl for sketches: it does not read pictures; use SparseCtrl RGB",
+    ),
+    "controlnet in the diffusers layout": (
+        {"controlnet_cond_embedding.conv_in.weight": (2, 3, 3, 3)},
+        "a ControlNet: ",
+    ),
     "ip-adapter": ({"image_proj.norm.weight": (2,), "ip_adapter.1.to_k_ip.weight": (2, 2)}, "IP-Adapter"),
     "hotshot": ({"down_blocks.0.temporal_attentions.0.norm.weight": (320,)}, "HotshotXL"),
     "vae with 16 channels": ({"decoder.conv_in.weight": (2, 16, 3, 3), "decoder.up.0.x": (1,)}, "latent space"),
@@ -67,7 +76,7 @@ def test_kinds(tmp_path: Path, name: str) -> None:
     kind, shapes = ACCEPTED[name]
     file = write(tmp_path, shapes)
     assert file.require(kind) is file
-    for other in {CHECKPOINT, MOTION, VAE, LORA, INVERSION} - {kind}:
+    for other in {CHECKPOINT, MOTION, SPARSE, VAE, LORA, INVERSION} - {kind}:
         with pytest.raises(ConfigurationError, match=f"is a {kind}, not a {other}; give it with --"):
             file.require(other)
 

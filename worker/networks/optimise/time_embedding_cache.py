@@ -17,11 +17,15 @@ class TimeEmbeddingCache:
 
     def __init__(self, network: Any) -> None:  # Any: diffusers' UNets share no type
         self._timestep: int | None = None
-        for module in (network.time_proj, network.time_embedding):
-            _cache(module, lambda: self._timestep)
+        self._rows = [_cache(module, lambda: self._timestep) for module in (network.time_proj, network.time_embedding)]
         if hasattr(network, "fps_embedding"):
             for module in (network.fps_proj, network.fps_embedding):
-                _cache(module, lambda: None if self._timestep is None else network.fps)
+                self._rows.append(_cache(module, lambda: None if self._timestep is None else network.fps))
+
+    def clear(self) -> None:
+        """To be called when weights have changed."""
+        for rows in self._rows:
+            rows.clear()
 
     @contextmanager
     def active(self, timestep: int) -> Generator[None]:
@@ -32,8 +36,8 @@ class TimeEmbeddingCache:
             self._timestep = None
 
 
-def _cache(module: nn.Module, current_key: Callable[[], Hashable | None]) -> None:
-    """Keep one row of the output per key, since all rows are equal; a key of None bypasses the cache."""
+def _cache(module: nn.Module, current_key: Callable[[], Hashable | None]) -> dict[Hashable, Tensor]:
+    """Keep one row of the output per key, since all rows are equal; a key of None bypasses the cache. Returns them."""
     rows: dict[Hashable, Tensor] = {}
     forward: Callable[..., Tensor] = module.forward
 
@@ -46,3 +50,4 @@ def _cache(module: nn.Module, current_key: Callable[[], Hashable | None]) -> Non
         return rows[key].expand(x.shape[0], -1)
 
     module.forward = cached_forward
+    return rows

@@ -40,8 +40,8 @@ def decode(vae: Any, latents: Tensor, *, upscale: int = 1, frames_per_call: int 
     """
     frames = _finite_frames(vae, latents, upscale, frames_per_call)
     if frames is None and vae.dtype is not torch.float32:
-        _warn_once(f"the autoencoder overflows in {vae.dtype}; such clips are decoded again in float32: set vae_dtype")
-        with _in_float32(vae):
+        warn_once(f"the autoencoder overflows in {vae.dtype}; such clips are decoded again in float32: set vae_dtype")
+        with in_float32(vae):
             frames = _finite_frames(vae, latents, upscale, frames_per_call)
     if frames is None:
         raise NotFinite("autoencoder (vae)", torch.float32)
@@ -54,7 +54,7 @@ def _finite_frames(vae: Any, latents: Tensor, upscale: int, frames_per_call: int
     z = z.contiguous(memory_format=torch.channels_last)
     ranges: list[Tensor] = []
     pixels: list[Tensor] = []
-    for batch in z.split(frames_per_call or fitting_frames(vae, latents)):
+    for batch in z.split(frames_per_call or fitting_frames(vae, latents.shape, latents.device)):
         frames = vae.decode(batch).sample
         ranges.extend(frames.aminmax())  # NaN if one is
         pixels.append(_to_pixels(frames, upscale))
@@ -62,7 +62,8 @@ def _finite_frames(vae: Any, latents: Tensor, upscale: int, frames_per_call: int
 
 
 @contextmanager
-def _in_float32(vae: Any) -> Generator[None]:
+def in_float32(vae: Any) -> Generator[None]:
+    """The autoencoder in float32, for a while."""
     dtype = vae.dtype
     with errors_only("diffusers"):  # it warns of every cast
         try:
@@ -72,18 +73,22 @@ def _in_float32(vae: Any) -> Generator[None]:
 
 
 @cache
-def _warn_once(message: str) -> None:
+def warn_once(message: str) -> None:
     log.warning(message)
 
 
-def fitting_frames(vae: Any, latents: Tensor) -> int:
-    """Frames that fit in free memory, a power of two: small changes of free memory then change no kernel and no bit."""
-    frames, height, width = latents.shape[-3:]
+def fitting_frames(vae: Any, shape: torch.Size, device: torch.device) -> int:
+    """Frames that fit in free memory, a power of two: small changes of free memory then change no kernel and no bit.
+
+    Args:
+        shape: of the latents, (1, C, F, h, w).
+    """
+    frames, height, width = shape[-3:]
     scale = 2 ** (len(vae.config.block_out_channels) - 1)
     itemsize = torch.empty((), dtype=vae.dtype).itemsize
     frame_bytes = PEAK_PER_CHANNEL * vae.config.block_out_channels[0] * height * width * scale**2 * itemsize
-    on_gpu = latents.device.type == "cuda"
-    most = int(FREE_MEMORY_SHARE * free_bytes(latents.device) // frame_bytes) if on_gpu else FRAMES_PER_CALL_ON_CPU
+    on_gpu = device.type == "cuda"
+    most = int(FREE_MEMORY_SHARE * free_bytes(device) // frame_bytes) if on_gpu else FRAMES_PER_CALL_ON_CPU
     return min(frames, 2 ** (max(most, 1).bit_length() - 1))
 
 

@@ -10,9 +10,10 @@ local DELETED, KEEP_DELETED_S, ACTIVE, CLEAN_UP = 'ivm:deleted', 86400, 'ivm:act
 local PREVIEW, KEEP_PREVIEW_S = 'ivm:preview:', 300
 local RQ_RECORD, RQ_RECORD_TTL_S, WORKERS, LOADS = 'rq:job:', 600, 'rq:workers:gpu-', 'ivm:loads:'
 
--- Run the Redis commands in ARGV from index `first` on. Each is preceded by its number of parts.
-local function run_commands(first)
-  while first <= #ARGV do
+-- Run the Redis commands in ARGV from index `first` to `last`, the end by default. Each is preceded by its number of
+-- parts.
+local function run_commands(first, last)
+  while first <= (last or #ARGV) do
     local length = tonumber(ARGV[first])
     redis.call(unpack(ARGV, first + 1, first + length))
     first = first + length + 1

@@ -6,6 +6,7 @@ import { remember } from '../live.js'
 import { Empty, ErrorBox, Head } from '../parts.js'
 import { Basics, More, Prompt } from './create_parts/basics.js'
 import { EXAMPLES, emptyForm, formOf, requestBody } from './create_parts/form.js'
+import { Loras } from './create_parts/loras.js'
 import { SamplerSettings } from './create_parts/sampler.js'
 import { Summary } from './create_parts/summary.js'
 import { useEstimate } from './create_parts/use_estimate.js'
@@ -51,11 +52,12 @@ function Form({ start, models, go }) {
   const shown = failure ?? (problem && !isFieldOf(problem.param, model) ? problem : null)
   return html`<form class="create" onSubmit=${submit}>
     <${Prompt} form=${form} model=${model} error=${errorOf('prompt')} onChange=${change} />
-    <${Summary} estimate=${estimate} model=${model} error=${shown} isCurrent=${isCurrent} isBusy=${isBusy} />
+    <${Summary} estimate=${estimate} model=${model} error=${shown} isCurrent=${isCurrent} isBusy=${isBusy} count=${Number(form.num_videos) || 1} />
     <div class="stack settings">
       <section class="card stack" aria-labelledby="settings">
         <h2 id="settings">Settings</h2>
         <${Basics} form=${form} model=${model} models=${models} errorOf=${errorOf} onChange=${change} onModel=${(id) => setForm(emptyForm(models.find((each) => each.id === id), form.prompt))} />
+        <${Loras} form=${form} model=${model} error=${problem?.param?.startsWith('loras') ? problem.message : undefined} onChange=${change} />
       </section>
       <section class="card stack" aria-labelledby="sampler">
         <h2 id="sampler">Sampler</h2>
@@ -71,15 +73,15 @@ function Form({ start, models, go }) {
 
 const anyPrompt = (model) => (model.examples.length ? model.examples : EXAMPLES)[0]
 
-const FIELDS = ['prompt', 'size', 'num_frames', 'fps', 'num_inference_steps', 'guidance_scale', 'seed', 'negative_prompt', 'callback_url', 'metadata']
+const FIELDS = ['prompt', 'size', 'num_frames', 'fps', 'num_inference_steps', 'guidance_scale', 'seed', 'clip_skip', 'num_videos', 'negative_prompt', 'callback_url', 'metadata']
 
 function isFieldOf(param, model) {
   if (!param) return false
   const setting = param.replace(/^sampler\./, '')
-  return FIELDS.includes(param) || setting === 'name' || Object.values(model.sampler_settings).flat().includes(setting)
+  return FIELDS.includes(param) || (param.startsWith('loras') && model.loras.length > 0) || setting === 'name' || Object.values(model.sampler_settings).flat().includes(setting)
 }
 
-/** Creates the video and goes to it. */
+/** Creates the video and goes to it, or to the gallery if there are several. */
 function useSubmit(body, go) {
   const [state, setState] = useState({ failure: null, isBusy: false })
   const submit = async (event) => {
@@ -87,8 +89,8 @@ function useSubmit(body, go) {
     setState({ failure: null, isBusy: true })
     try {
       const video = await api.post('/v1/videos', body)
-      remember(video)
-      go(`#/videos/${video.id}`)
+      if (!video.video_ids) remember(video)
+      go(video.video_ids ? '#/gallery' : `#/videos/${video.id}`)
     } catch (failure) {
       setState({ failure, isBusy: false })
     }

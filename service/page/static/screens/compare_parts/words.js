@@ -1,6 +1,7 @@
 /** What a comparison calls samplers and settings. */
 
-import { SAMPLERS } from '../create_parts/sampler.js'
+import { LEFT_OUT } from '../create_parts/form.js'
+import { OF_RULE, SAMPLERS } from '../create_parts/sampler.js'
 
 /** The sampler in a few words. `sampler` may lack settings, as in a request. */
 export function samplerTitle(sampler) {
@@ -18,6 +19,8 @@ const WORDS = {
   num_inference_steps: 'Steps',
   guidance_scale: 'Guidance',
   negative_prompt: 'Negative prompt',
+  loras: 'LoRAs',
+  clip_skip: 'CLIP layers skipped',
   name: 'Sampler',
   network: 'Network',
   grid: 'Step ends',
@@ -32,6 +35,14 @@ const WORDS = {
   image_every: 'Image network in every n-th step',
   goback_guidance: 'Guidance of the way back',
   iterations: 'Iterations',
+  image_interval: 'Image steps',
+  enlarge: 'Enlarged',
+  image_step_guidance: 'Guidance of the image steps',
+  guidance_rule: 'Guidance rule',
+  apg_eta: 'APG: parallel part',
+  apg_norm_threshold: 'APG: greatest length',
+  apg_momentum: 'APG: momentum',
+  zero_init_steps: 'CFG-Zero*: empty first steps',
   active_steps: 'Active steps',
   zz: 'Video instead of image in every n-th step',
 }
@@ -44,8 +55,15 @@ const text = (value) => (Array.isArray(value) ? value.join(' to ') : String(valu
 function settingsOf(video, models) {
   const model = models.find(({ id }) => id === video.model)
   const reads = model?.sampler_settings[video.sampler.name] ?? Object.keys(video.sampler)
-  const own = OF_VIDEO.map((name) => [name, video[name]])
-  const sampler = ['name', ...reads].map((name) => [name, video.sampler[name] ?? { network: 'video', grid: 'adjacent', solver: 'ddim' }[name]])
+  const loras = video.loras?.map((lora) => `${lora.name} ${lora.scale} (${lora.networks.join(' and ')})`).join(', ')
+  const own = [
+    ...OF_VIDEO.map((name) => [name, video[name]]),
+    ['loras', loras || undefined],
+    ['clip_skip', video.clip_skip || undefined],
+  ]
+  const rule = video.sampler.guidance_rule ?? LEFT_OUT.guidance_rule
+  const read = reads.filter((name) => (OF_RULE[name] ?? rule) === rule)
+  const sampler = ['name', ...read].map((name) => [name, video.sampler[name] ?? LEFT_OUT[name]])
   return Object.fromEntries([...own, ...sampler].filter(([, value]) => value !== undefined && value !== null))
 }
 

@@ -32,6 +32,7 @@ export function Basics({ form, model, models, errorOf, onChange, onModel }) {
     ${range('num_inference_steps', 'Steps', 1)}
     ${range('guidance_scale', 'Guidance', 'any')}
     <${NumberField} name="seed" label="Seed" step="1" placeholder="random" hint="The same seed gives the same video" value=${form.seed} error=${errorOf('seed')} onChange=${onChange} />
+    <${NumberField} name="num_videos" label="Videos" step="1" min="1" placeholder="1" hint="Seeds one apart" value=${form.num_videos} error=${errorOf('num_videos')} onChange=${onChange} />
   </div>`
 }
 
@@ -61,6 +62,7 @@ export function More({ form, model, errorOf, onChange }) {
       ${(attributes) => html`<textarea class="input" rows="2" ...${attributes} value=${form.negative_prompt ?? model.negative_prompt} onInput=${(event) => onChange({ negative_prompt: event.target.value })}></textarea>`}
     <//>
     <div class="fields">
+      <${NumberField} name="clip_skip" label="CLIP layers skipped" step="1" min="0" placeholder=${model.clip_skip} hint="1 is Clip skip 2 elsewhere" value=${form.clip_skip} error=${errorOf('clip_skip')} onChange=${onChange} />
       <${Select} id="priority" label="Priority" value=${form.priority ?? 'normal'} options=${PRIORITIES} onChange=${(priority) => onChange({ priority })} />
       <${Field} id="callback_url" label="Webhook" hint="Called when the video has ended" error=${errorOf('callback_url')}>
         ${(attributes) => html`<input class="input" type="url" placeholder="https://…" ...${attributes} value=${form.callback_url ?? ''} onInput=${(event) => onChange({ callback_url: event.target.value })} />`}

@@ -11,14 +11,27 @@ export const EXAMPLES = [
   'Steam rising from a cup of tea by a window on a rainy day',
 ]
 
-const NUMBERS = ['num_frames', 'fps', 'num_inference_steps', 'guidance_scale', 'seed']
+const NUMBERS = ['num_frames', 'fps', 'num_inference_steps', 'guidance_scale', 'seed', 'clip_skip', 'num_videos']
 const TEXTS = ['size', 'negative_prompt', 'priority', 'callback_url']
 
 /** An unchanged form for a model. */
 export const emptyForm = (model, prompt = '') => ({ model: model.id, prompt, sampler: {}, metadata: [] })
 
+// What the API leaves out of the sampler in its responses, because it is the default of the API.
+export const LEFT_OUT = {
+  network: 'video',
+  grid: 'adjacent',
+  solver: 'ddim',
+  guidance_rule: 'cfg',
+  apg_eta: 0,
+  apg_norm_threshold: 15,
+  apg_momentum: -0.5,
+  zero_init_steps: 1,
+  image_interval: [0.5, 1],
+}
+
 /** A setting of the sampler: the person's, else the model's. */
-export const samplerValue = (form, model, name) => form.sampler[name] ?? model.sampler[name]
+export const samplerValue = (form, model, name) => form.sampler[name] ?? model.sampler[name] ?? LEFT_OUT[name]
 
 /** The name of the sampler that the form asks for. */
 export const samplerName = (form, model) => samplerValue(form, model, 'name')
@@ -35,21 +48,22 @@ export function requestBody(form) {
   for (const name of NUMBERS) if (isGiven(form[name])) body[name] = asNumber(form[name])
   for (const name of TEXTS) if (isGiven(form[name]) || name in form && name === 'negative_prompt') body[name] = form[name]
   if (Object.keys(form.sampler).length) body.sampler = form.sampler
+  if (form.loras?.length) body.loras = form.loras.map(loraBody)
   const pairs = form.metadata.filter(([name]) => name.trim())
   if (pairs.length) body.metadata = Object.fromEntries(pairs)
   return body
 }
 
-const isGiven = (value) => value !== undefined && value !== null && value !== ''
+/** Without a scale, the server takes that of the LoRA. */
+const loraBody = ({ scale, ...lora }) => (isGiven(scale) ? { ...lora, scale: asNumber(scale) } : lora)
+
+export const isGiven = (value) => value !== undefined && value !== null && value !== ''
 
 /** A number if the text is one, for fields and pairs. */
 export function asNumber(text) {
   const number = Number(text)
   return String(text).trim() === '' || Number.isNaN(number) ? text : number
 }
-
-// What the API leaves out of the sampler in its responses, because it is the default of the API.
-const LEFT_OUT = { network: 'video', grid: 'adjacent', solver: 'ddim' }
 
 /** The form with all settings of a video, to change some of them. */
 export function formOf(video, model) {
@@ -61,8 +75,10 @@ export function formOf(video, model) {
     prompt: video.prompt ?? '',
     sampler: Object.fromEntries([...others, ...settings]), // a default of the model would apply to what is not sent
     metadata: Object.entries(video.metadata),
+    loras: video.loras,
     priority: video.priority === 'normal' ? undefined : video.priority,
     ...Object.fromEntries([...NUMBERS, 'size', 'negative_prompt'].map((name) => [name, video[name]])),
+    clip_skip: video.clip_skip === (model?.clip_skip ?? 0) ? undefined : video.clip_skip,
   }
 }
 

@@ -12,6 +12,7 @@ export const SAMPLERS = {
   zigzag: ['Z-Sampling', 'Zig-zag of the video network'],
   freeinit: ['FreeInit', 'Several runs, better first noise'],
   fused: ['Fused', 'Both networks in one step; experimental'],
+  evs: ['EVS', 'Image and video network each make a part of the steps'],
   official: ['Official', "The authors' released code"],
 }
 
@@ -31,7 +32,7 @@ const SETTINGS = {
   combination: { label: 'Combination', kind: 'combination' },
   order: { label: 'Order', kind: 'choice', choices: { denoise_first: 'Denoise first', goback_first: 'Add noise first' } },
   network: { label: 'Network', kind: 'choice', choices: { video: 'Video', image: 'Image: every frame by itself' } },
-  solver: { label: 'Solver', kind: 'choice', choices: { ddim: 'DDIM', 'dpmpp-2m': 'DPM-Solver++: fewer steps' } },
+  solver: { label: 'Solver', kind: 'choice', choices: { ddim: 'DDIM', 'dpmpp-2m': 'DPM-Solver++: fewer steps', lcm: 'LCM: distilled models only' } },
   grid: { label: 'Step ends', kind: 'choice', choices: { adjacent: 'Next timestep of the run', diffusers: 'As diffusers' } },
   image_guidance: pair('Image guidance', 'At the first and the last step'),
   video_guidance: pair('Video guidance', 'At the first and the last step'),
@@ -40,17 +41,36 @@ const SETTINGS = {
   image_every: number('Image network in every n-th step', '', 1),
   goback_guidance: number('Guidance of the way back'),
   iterations: number('Iterations', 'Full runs', 1),
+  image_interval: pair('Image steps', 'Part of the run, 0 to 1; the video network makes the others'),
+  enlarge: number('Enlarged', 'How much larger the image network draws: 1 to 4'),
+  image_step_guidance: number('Image guidance', 'Of the image steps'),
+  guidance_rule: { label: 'Guidance rule', kind: 'choice', choices: { cfg: 'Classifier-free', apg: 'APG: less saturated', 'cfg-zero': 'CFG-Zero*' } },
+  apg_eta: number('APG: parallel part', 'Share that stays, 0 to 1'),
+  apg_norm_threshold: number('APG: greatest length', '0: any'),
+  apg_momentum: number('APG: momentum', 'Negative: against the steps before'),
+  zero_init_steps: number('CFG-Zero*: empty first steps', 'They call no network', 1),
   active_steps: pair('Active steps', 'First and last, counted from 0'),
   zz: number('Video instead of image in every n-th step', '', 1),
+}
+
+/** The only guidance rule that reads a setting. */
+export const OF_RULE = { apg_eta: 'apg', apg_norm_threshold: 'apg', apg_momentum: 'apg', zero_init_steps: 'cfg-zero' }
+
+/** The sampler with other settings, and without those of a guidance rule that is no longer chosen. */
+function changed(sampler, changes) {
+  const rule = changes.guidance_rule
+  return Object.fromEntries(Object.entries({ ...sampler, ...changes }).filter(([name]) => !rule || (OF_RULE[name] ?? rule) === rule))
 }
 
 /** @param {{form: object, model: object, steps: number, errorOf: (param: string) => string | undefined, onChange: (form: object) => void}} props */
 export function SamplerSettings({ form, model, steps, errorOf, onChange }) {
   const name = samplerName(form, model)
   const reads = model.sampler_settings[name] ?? []
-  const set = (changes) => onChange({ ...form, sampler: { ...form.sampler, ...changes } })
-  const known = Object.keys(SETTINGS).filter((setting) => reads.includes(setting))
-  const shown = [...known, ...reads.filter((setting) => setting !== 'interval' && !known.includes(setting))]
+  const set = (changes) => onChange({ ...form, sampler: changed(form.sampler, changes) })
+  const rule = samplerValue(form, model, 'guidance_rule')
+  const read = reads.filter((setting) => (OF_RULE[setting] ?? rule) === rule)
+  const known = Object.keys(SETTINGS).filter((setting) => read.includes(setting))
+  const shown = [...known, ...read.filter((setting) => setting !== 'interval' && !known.includes(setting))]
   return html`<div class="stack">
     <fieldset class="samplers" aria-label="Sampler">
       ${model.samplers.map((each) => html`<${SamplerCard} name=${each} checked=${each === name} onChoose=${() => onChange(withSampler(form, model, each))} />`)}

@@ -6,13 +6,13 @@ import { Button, ErrorBox, seconds } from '../../parts.js'
 
 const NETWORKS = { image: 'Image network', video: 'Video network' }
 
-/** @param {{estimate: object | null, model: object, error: Error | null, isCurrent: boolean, isBusy: boolean}} props */
-export function Summary({ estimate, model, error, isCurrent, isBusy }) {
+/** @param {{estimate: object | null, model: object, error: Error | null, isCurrent: boolean, isBusy: boolean, count: number}} props */
+export function Summary({ estimate, model, error, isCurrent, isBusy, count }) {
   const queue = useQueue()?.data.find((each) => each.model === model.id)
   const calls = estimate?.network_calls ?? { image: 0, video: 0 }
   const most = Math.max(...Object.values(calls), 1)
   return html`<aside class="card stack summary" aria-label="Summary" aria-busy=${isCurrent ? 'false' : 'true'}>
-    <h2>This video</h2>
+    <h2>${count > 1 ? 'Each video' : 'This video'}</h2>
     <div class="stack calls">
       ${Object.entries(calls).map(
         ([network, count]) => html`<div class="call" key=${network}>
@@ -30,7 +30,7 @@ export function Summary({ estimate, model, error, isCurrent, isBusy }) {
       <dd>${waiting(queue)}</dd>
     </dl>
     <${ErrorBox} error=${error} />
-    <${Button} type="submit" kind="primary" class="big" busy=${isBusy}>Create video<//>
+    <${Button} type="submit" kind="primary" class="big" busy=${isBusy}>${count > 1 ? `Create ${count} videos` : 'Create video'}<//>
   </aside>`
 }
 
