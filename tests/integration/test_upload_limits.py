@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx2
 import pytest
@@ -20,19 +22,17 @@ from tests.factories import PROMPT
 from tests.reference_calls import PICTURE, error_of, left_over, send, stored
 
 
-def test_a_client_that_leaves_leaves_no_file(settings: Settings, tmp_path: Path) -> None:
+def test_a_client_that_leaves_leaves_no_file(server: str, services: Services) -> None:
+    target = urlsplit(server)
     head = (
         b"POST /v1/videos HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: multipart/form-data; boundary=x\r\n"
         b"Content-Length: 900000\r\n\r\n--x\r\n"
         b'Content-Disposition: form-data; name="input_reference"; filename="a.png"\r\n\r\n'
     )
-    services = open_services(settings)
-    with api_process(settings, tmp_path) as api:
-        connection = api.connect(head, os.urandom(200_000))
+    with socket.create_connection((target.hostname, target.port), timeout=20) as connection:
+        connection.sendall(head + os.urandom(200_000))
         wait_until(lambda: sum(path.stat().st_size for folder in left_over(services) for path in folder.iterdir()) > 0)
-        connection.close()
-        wait_until(lambda: left_over(services) == [])
-    services.close()
+    wait_until(lambda: left_over(services) == [])
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
