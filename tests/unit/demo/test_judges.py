@@ -6,7 +6,7 @@ from demo import shapes
 from demo.judges import Judges, footage, frechet, size_spread
 from demo.shapes import FRAMES, SIZE, Scenes
 
-CLIPS = 40
+CLIPS = 60
 
 
 @pytest.fixture(scope="module")
