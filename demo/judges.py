@@ -118,8 +118,9 @@ class Judges:
             judge.load_state_dict({k.removeprefix(f"{name}."): v for k, v in saved.items() if k.startswith(f"{name}.")})
         generator = Generator().manual_seed(SEED + 1)
         sharp, _ = shapes.render(Scenes.random(400, generator), generator)
-        self._frame_space, self._clip_space = (_Whitened(f) for f in self._features(sharp))
-        self._reference = self._project(sharp)
+        features = self._features(sharp)  # of 400 clips: seconds
+        self._frame_space, self._clip_space = (_Whitened(each) for each in features)
+        self._reference = self._frame_space(features[0]), self._clip_space(features[1])
 
     @torch.no_grad()
     def score(self, clips: Tensor, scenes: Scenes) -> dict[str, float]:

@@ -17,6 +17,7 @@ from sampler.denoise_and_goback_moves import (
 from sampler.denoisers import ImageDenoiser, VideoDenoiser
 from sampler.errors import IncompatibleInputs, InvalidSetting
 from sampler.evs_plan import evs_plan
+from sampler.free_noise import free_noise
 from sampler.freeinit import free_init_plan
 from sampler.guidance import AddedConditions, Denoiser
 from sampler.guidance_rules import AdaptiveProjectedGuidance, CfgZeroStar, GuidanceRule, RuledScale
@@ -62,6 +63,7 @@ __all__ = [
     "ddim_plan",
     "evs_plan",
     "free_init_plan",
+    "free_noise",
     "fused_plan",
     "mixed_plan",
     "noised",

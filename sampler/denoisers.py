@@ -84,7 +84,8 @@ class ImageDenoiser(GuidedDenoiser):
 class VideoDenoiser(GuidedDenoiser):
     """A video model (VDM) applied to the whole clip; the network's input is (B, C, F, h, w).
 
-    A network whose diffusers config has `motion_max_seq_length` (AnimateDiff) refuses clips of more frames.
+    A network whose diffusers config has `motion_max_seq_length` (AnimateDiff) refuses clips of more frames, unless
+    `max_frames` is set to None: with context windows it takes any number.
 
     Args:
         unet, cond, uncond, prediction_type, added: see `GuidedDenoiser`.

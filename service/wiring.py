@@ -6,8 +6,6 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-import boto3
-from botocore.config import Config
 from redis import Redis
 
 from service.api_keys import KeyStore
@@ -19,7 +17,7 @@ from service.jobs.store import JobStore
 from service.redis_connection.client import open_redis
 from service.settings import Settings
 from service.signatures import Signer
-from service.storage import FileStorage, S3Storage, VideoStorage
+from service.storage import FileStorage, VideoStorage
 from service.storage.free_space import FreeSpace
 from service.storage.reference_files import ReferenceFiles
 from service.storage.s3_endpoint import is_bucket_in_path, without_bucket
@@ -108,6 +106,9 @@ def open_webhooks(settings: Settings, redis: Redis) -> Webhooks:
 def open_storage(settings: Settings) -> VideoStorage:
     if settings.storage == "file":
         return FileStorage(settings.data_dir / "storage")
+    # boto3 is a fifth of what a process imports, and needed only here
+    from service.storage.s3 import S3Storage
+
     assert settings.s3_bucket is not None  # Settings rejects storage=s3 without it
     public = settings.s3_public_endpoint_url
     _check_public_url(public, settings.s3_bucket)
@@ -143,6 +144,9 @@ def check_storage(storage: VideoStorage) -> None:
 
 def _s3_client(settings: Settings, endpoint_url: str | None) -> Any:  # boto3 has no types
     """Raises ConfigurationError for an invalid URL."""
+    import boto3
+    from botocore.config import Config
+
     secret = settings.s3_secret_access_key
     try:
         return boto3.client(  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]

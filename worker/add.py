@@ -195,6 +195,12 @@ def _exit(number: int, _frame: FrameType | None) -> None:
 app = typer.Typer(add_completion=False)
 SizeOption = Annotated[list[str] | None, typer.Option(help="WIDTHxHEIGHT; may be repeated, the first is the default.")]
 LoraOption = Annotated[list[str] | None, typer.Option(help="FILE[:SCALE], here or on a hub; may be repeated.")]
+SourceOption = Annotated[
+    str,
+    typer.Option(
+        "--from", help="Folder, .safetensors file, or owner/repo, owner/repo@revision or owner/repo/file of a hub."
+    ),
+]
 SelectableOption = Annotated[
     list[str] | None, typer.Option(help="[NAME=]FILE[:SCALE] that requests may choose; may be repeated.")
 ]
@@ -203,12 +209,7 @@ SelectableOption = Annotated[
 @app.command()
 def main(
     name: Annotated[str, typer.Argument(help="Name of the new model in requests.")],
-    source: Annotated[
-        str,
-        typer.Option(
-            "--from", help="Folder, .safetensors file, or owner/repo, owner/repo@revision or owner/repo/file of a hub."
-        ),
-    ],
+    source: SourceOption,
     motion_adapter: Annotated[str | None, typer.Option(help="AnimateDiff: motion modules; likewise.")] = None,
     sparse_control: Annotated[str | None, typer.Option(help="SparseCtrl RGB, for first frames; likewise.")] = None,
     image_model: Annotated[str | None, typer.Option(help="Another image model with its text encoder.")] = None,

@@ -1,4 +1,4 @@
-"""Files that requests bring: each in a temporary folder of its own, few at a time, gone when the request is done."""
+"""Files that requests bring: each in a separate temporary folder, few at a time, gone when the request is done."""
 
 from __future__ import annotations
 

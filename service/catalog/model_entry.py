@@ -33,7 +33,9 @@ from service.catalog.scheduler_settings import check_overrides, named_spacing, r
 from service.catalog.selectable_loras import SelectableLoras, choose_loras
 from service.catalog.text_layers import check_clip_skip, most_clip_skip
 from service.catalog.weight_files import Component
+from service.catalog.window_checks import check_windows
 from service.errors import InvalidParameter
+from service.jobs.context_windows import ContextWindows
 from service.jobs.model import Generation
 from service.jobs.released_loops import RELEASED
 from service.jobs.request import VideoRequest
@@ -66,6 +68,9 @@ class ModelEntry(PromptLimits):
     loras: tuple[Lora, ...] = ()
     selectable_loras: SelectableLoras = Field(default=(), description="LoRAs that requests may choose")
     optimise: Optimise = Optimise()
+    context_windows: ContextWindows | None = Field(
+        default=None, description="for clips longer than the motion modules take; default: num_frames ends there"
+    )
     network_fps: int | None = Field(
         default=None, ge=1, description="videocrafter: frame rate that conditions the network; default: the clip's"
     )
@@ -112,6 +117,7 @@ class ModelEntry(PromptLimits):
         tokens = [inversion.token.lower() for inversion in self.textual_inversions]
         if twice := sorted({token for token in tokens if tokens.count(token) > 1}):
             raise ValueError(f"textual_inversions has the token {twice[0]} twice; CLIP ignores upper and lower case")
+        check_windows(self.family, self.context_windows)
         missing = set(REQUIRED_COMPONENTS[self.family]) - set(self.components)
         if self.path is None and missing:
             raise ValueError(
@@ -188,6 +194,7 @@ class ModelEntry(PromptLimits):
         self.check_text("negative_prompt", negative_prompt)
         width, height = choose_size(request, self.sizes)
         fps = int(self.fps.resolve("fps", request.fps))
+        num_frames = resolve_num_frames(request, self.num_frames, self.fps, fps)
         generation = Generation(
             model=self.id,
             prompt=request.prompt,
@@ -196,7 +203,7 @@ class ModelEntry(PromptLimits):
             seed=secrets.randbits(32) if request.seed is None else request.seed,
             width=width,
             height=height,
-            num_frames=resolve_num_frames(request, self.num_frames, self.fps, fps),
+            num_frames=num_frames,
             fps=fps,
             num_inference_steps=self._num_inference_steps(request, sampler, spacing),
             guidance_scale=self._guidance_scale(request, sampler),
@@ -207,10 +214,16 @@ class ModelEntry(PromptLimits):
             clip_skip=self._clip_skip(request, sampler),
             prompt_chunks=self.prompt_chunks,
             prompt_weighting=self.prompt_weighting,
+            context_windows=self.windows_for(num_frames),
         )
         generation = add_reference(generation, request, has_sparse_control=self.has_sparse_control)
         check_cost(generation, self.max_cost, self._levers)
         return generation
+
+    def windows_for(self, num_frames: int) -> ContextWindows | None:
+        """None if one window holds the clip, or the model has no windows."""
+        windows = self.context_windows
+        return windows if windows is not None and num_frames > windows.length else None
 
     @property
     def sampler_settings(self) -> dict[str, list[str]]:

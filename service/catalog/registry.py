@@ -23,6 +23,7 @@ from service.catalog.scheduler_settings import SPACING_KEYS
 from service.catalog.weight_files import Component, LockFile, Source
 from service.errors import ConfigurationError, ModelNotFetched, ModelNotFound
 from service.frozen_model import FrozenModel
+from service.jobs.context_windows import ContextWindows
 from service.jobs.sampler_settings import SamplerSettings
 from service.settings import MODELS_FILE, Settings, default_data_dir
 from service.validation_messages import unknown_parameter
@@ -201,6 +202,7 @@ _TABLES = {
     "spacing": SPACING_KEYS,
     "sampler": SamplerSettings.model_fields,
     "optimise": Optimise.model_fields,
+    "context_windows": ContextWindows.model_fields,
     **dict.fromkeys(("num_frames", "fps", "num_inference_steps", "guidance_scale"), Range.model_fields),
 }
 

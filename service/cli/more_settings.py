@@ -1,4 +1,4 @@
-"""`--set NAME=VALUE`: the settings of a sampler that have no option of that name."""
+"""`--set NAME=VALUE`: settings of a sampler or a reference that have no option of that name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ OPTION: Any = typer.Option(  # Any: Typer's own return type
     metavar="NAME=VALUE",
     rich_help_panel="Sampler (default: the model's settings)",
     show_default=False,
-    help="Another setting of the sampler; may be repeated. guidance_rule=apg or cfg-zero, apg_eta, apg_norm_threshold, "
+    help="Another setting; may be repeated. With --input-reference: reference_use=start or first_frame, "
+    "conditioning_scale. Of the sampler: guidance_rule=apg or cfg-zero, apg_eta, apg_norm_threshold, "
     "apg_momentum, zero_init_steps; evs: image_interval=0.5,0.8, enlarge, image_step_guidance.",
 )
 

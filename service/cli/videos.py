@@ -22,6 +22,7 @@ RENAMED = {
     "lora": "loras",
     "sampler": "name",
 }
+OF_THE_REFERENCE = {"reference_use", "conditioning_scale"}  # given with --set
 NOT_SENT = {"output", "detach", "url", "api_key", "more"}
 SAMPLER_OPTIONS = {
     "sampler",
@@ -82,8 +83,6 @@ def submit(
     num_videos: Annotated[int | None, typer.Option(help="Several, with seeds one apart: video-1.mp4, ...")] = None,
     input_reference: Annotated[str | None, _reference_option("a picture, a clip, or the id of a video")] = None,
     strength: Annotated[float | None, _reference_option("share of the steps that runs, above 0 to 1")] = None,
-    reference_use: Annotated[str | None, _reference_option("start, first_frame")] = None,
-    conditioning_scale: Annotated[float | None, _reference_option("first_frame: how much it counts, 0 to 2")] = None,
     sampler: Annotated[str | None, _sampler_option(SAMPLERS)] = None,
     combination: Annotated[str | None, _sampler_option("iv-mixed: IV-IV, R-I ...")] = None,
     order: Annotated[str | None, _sampler_option("iv-mixed: denoise_first, goback_first")] = None,
@@ -103,9 +102,7 @@ def submit(
     more: Annotated[list[str] | None, more_settings.OPTION] = None,
 ) -> None:
     """Send a prompt to a running server, wait for the video and download it."""
-    body = _request(locals())
-    with _client(url, api_key) as client:
-        _print_ids(client, body) if detach else _submit_and_download(client, body, output)
+    _submit(locals())
 
 
 @videos.command("list")
@@ -222,6 +219,12 @@ def _made(output: Path, video: dict[str, Any]) -> str:
     return ", ".join([str(output), *(f"{name} {value}" for name, value in facts.items() if value is not None)])
 
 
+def _submit(options: dict[str, Any]) -> None:
+    body = _request(options)
+    with _client(options["url"], options["api_key"]) as client:
+        _print_ids(client, body) if options["detach"] else _submit_and_download(client, body, options["output"])
+
+
 def _request(options: dict[str, Any]) -> dict[str, Any]:
     """The API's request of the given options; the server's defaults for all others."""
     given = {name: value for name, value in options.items() if value is not None and name not in NOT_SENT}
@@ -229,7 +232,9 @@ def _request(options: dict[str, Any]) -> dict[str, Any]:
     if "input_reference" in body:
         body["input_reference"] = _file_or_id(body["input_reference"])
     sampler = {RENAMED.get(name, name): value for name, value in given.items() if name in SAMPLER_OPTIONS}
-    sampler |= more_settings.read(options["more"])
+    more = more_settings.read(options["more"])
+    body |= {name: value for name, value in more.items() if name in OF_THE_REFERENCE}
+    sampler |= {name: value for name, value in more.items() if name not in OF_THE_REFERENCE}
     return body | ({"sampler": sampler} if sampler else {})
 
 

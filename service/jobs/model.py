@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field
 
 from service.frozen_model import FrozenModel
 from service.ids import created_at, new_job_id
+from service.jobs.context_windows import ContextWindows
 from service.jobs.denoiser_calls import enlarged_calls, network_calls
 from service.jobs.lora_choice import LoraUse
 from service.jobs.reference import Reference
@@ -100,6 +101,8 @@ class Generation(FrozenModel):
     #: windows of a text encoder that a text may fill
     prompt_weighting: bool = Field(default=False, exclude_if=lambda weighting: not weighting)
     #: whether brackets in the texts weight words
+    context_windows: ContextWindows | None = Field(default=None, exclude_if=lambda windows: windows is None)
+    #: windows through which the motion modules see the clip; None: as a whole
 
     @property
     def seconds(self) -> float:

@@ -82,6 +82,7 @@ def test_page_load_compares_polls_with_and_without_pages(tmp_path: Path) -> None
     assert all(0 < one["p50"] <= one["p99"] for rounds in found.values() for one in rounds)
 
 
+@pytest.mark.slow
 def test_evaluation_scores_a_variant(tmp_path: Path, run_here: Callable[..., str]) -> None:
     result = tmp_path / "evaluation.json"
     files = ("--json", str(result), "--sheet", str(tmp_path / "sheet.png"))

@@ -55,7 +55,7 @@ def test_demo_clip_shows_a_red_circle_moving_right_on_teal_without_watermark(eng
 
 def test_background_is_the_prompts_and_not_the_noises(engine: Engine, judges: Judges) -> None:
     """Before stage `start` of the recipe, start noise that happened to be bright made a quarter of black ones pink."""
-    n = 20
+    n = 8
     black = Scenes(
         torch.arange(n) % len(SHAPES),
         torch.arange(n) % len(COLORS),

@@ -11,7 +11,7 @@ import httpx2
 import openai
 import pytest
 
-from tests.processes import PROMPT, finished_video, is_listening, is_running, ivmix_up, session_of, wait_for
+from tests.processes import PROMPT, finished_video, is_listening, is_running, ivmix_up, light_engine, session_of, wait_for
 from worker.child.mp4 import read_mp4
 
 STEPS = 6
@@ -93,7 +93,7 @@ def test_models_say_what_they_can_do(http: httpx2.Client) -> None:
 
 
 def test_a_worker_that_crashes_is_started_again_and_ctrl_c_leaves_no_process_and_no_port(tmp_path: Path) -> None:
-    with ivmix_up(tmp_path) as (process, url):
+    with ivmix_up(tmp_path, **light_engine(FAKE_STEP_S="0.1")) as (process, url):
         for pid in session_of(process.pid):
             if "\0worker\0" in Path(f"/proc/{pid}/cmdline").read_text():
                 os.kill(pid, signal.SIGKILL)
@@ -112,7 +112,7 @@ def test_a_worker_that_crashes_is_started_again_and_ctrl_c_leaves_no_process_and
 
 
 def test_supervisor_that_is_killed_takes_everything_with_it(tmp_path: Path) -> None:
-    with ivmix_up(tmp_path) as (process, url):
+    with ivmix_up(tmp_path, **light_engine()) as (process, url):
         family = session_of(process.pid)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()

@@ -258,7 +258,7 @@ def test_weights_that_changed_on_disk_are_found_by_verify_and_refused_by_the_wor
     code, said = machine.verify()
     assert code == 1
     assert f"{file} has sha256 {sha256(bytes(data))}, expected {sha256(files[BIG])}" in said.replace("\n", " ")
-    from worker.networks.models import load
+    from worker.networks.loading import load
 
     with pytest.raises(ConfigurationError, match="expected"):
         load(machine.registry().get("tiny"), "cpu")

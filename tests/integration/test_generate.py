@@ -24,7 +24,7 @@ PROMPT = "a red circle moving right on a teal background"
 
 
 def generate(folder: Path, *options: str, **environment: str) -> tuple[int, str]:
-    """In this process; tests/integration/test_cli.py runs the command in one of its own."""
+    """In this process; tests/integration/test_cli.py runs the command in a process."""
     command = ("generate", PROMPT, "-o", "out.mp4", *options)
     ran = ivmix_here(*command, cwd=folder, environment=clean_environment() | environment)
     return ran.returncode, ran.stdout + ran.stderr

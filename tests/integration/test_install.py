@@ -98,7 +98,7 @@ PLAIN_PATH = "/usr/bin:/bin"
 UV_PATH = f"{UV.parent}:{PLAIN_PATH}"
 
 
-@pytest.mark.parametrize("path", [PLAIN_PATH, UV_PATH], ids=["pip", "uv"])
+@pytest.mark.parametrize("path", [pytest.param(PLAIN_PATH, marks=pytest.mark.slow), UV_PATH], ids=["pip", "uv"])
 def test_torch_comes_from_its_index_and_the_rest_from_the_default(project: Path, default_index: str, path: str) -> None:
     asked: list[str] = []
     with package_index({"torch": f"{PINNED}+cpu", "numpy": "1.0"}, asked=asked) as torch_index:

@@ -14,7 +14,8 @@ import pytest
 
 from service.errors import ConfigurationError, StorageError
 from service.settings import Settings
-from service.storage import S3Storage, StorageRetry, VideoStorage, read, sha256_of
+from service.storage import StorageRetry, VideoStorage, read, sha256_of
+from service.storage.s3 import S3Storage
 from service.wiring import check_storage, open_storage
 from tests.conftest import open_s3
 from tests.faulty_proxy import Fault, FaultyProxy

@@ -147,3 +147,20 @@ def test_it_fits_and_is_accessible(site: Site, open_page: Callable[..., Page]) -
     expect(calls(page, "image")).to_contain_text("calls")
     assert_fits(page)
     assert_accessible(page)
+
+
+def test_several_videos_lead_to_the_gallery(site: Site, page: Page, seen: Seen) -> None:
+    seen.expect_error("status of 400")
+    page.goto(f"{site.url}/#/create")
+    page.get_by_label("Prompt", exact=True).fill(PROMPT)
+    page.get_by_label("Seed").fill("500")
+    page.get_by_label("Videos", exact=True).fill("5")
+    expect(page.get_by_text("IVMIX_MAX_VIDEOS_PER_REQUEST")).to_be_visible()
+    page.get_by_label("Videos", exact=True).fill("2")
+    with site.held():
+        page.get_by_role("button", name="Create 2 videos").click()
+        expect(page.get_by_role("heading", name="Gallery")).to_be_visible()
+        made = site.http.get("/v1/videos", params={"limit": 2}).json()["data"]
+        assert [video["seed"] for video in made] == [501, 500]
+        for video in made:
+            site.http.post(f"/v1/videos/{video['id']}/cancel")

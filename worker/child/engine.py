@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,9 +29,11 @@ from worker.child.latent_preview import open_previewer
 from worker.child.plans import family_of, plan_of, start_reference
 from worker.child.previews import MakePreview
 from worker.child.reference_latents import first_frame_of, reference_latents
+from worker.child.start_noise import start_noise
 from worker.messages import Failed
 from worker.networks import cpu_tuning
-from worker.networks.models import Models, default_device, load
+from worker.networks.loading import default_device, load
+from worker.networks.models import Models
 from worker.networks.sparse_control import ControlledNetwork, FirstFrame
 from worker.networks.text_encoder import TextOptions
 
@@ -188,16 +191,8 @@ class Engine:
             generator = torch.Generator()  # on the CPU: one seed, one clip, on any card
             generator.set_state(state.rng)
             on_progress(Phase.SAMPLING, state.step, total)
-            steps = sample(
-                state.latents,
-                plan,
-                image=image,
-                video=video,
-                generator=generator,
-                start=state.step,
-                memory=state.memory,
-            )
-            for step in steps:
+            run: dict[str, Any] = {"generator": generator, "start": state.step, "memory": state.memory}
+            for step in sample(state.latents, plan, image=image, video=video, **run):
                 state = replace(
                     state, step=step.index + 1, latents=step.latents, memory=step.memory, rng=generator.get_state()
                 )
@@ -229,7 +224,8 @@ class Engine:
         if family == "animatediff" and models.image_text_encoder.dim == models.video_text_encoder.dim:
             texts = replace(texts, image=texts.video)  # the released code has one text encoder, the video model's
         size = generation.width, generation.height
-        image, video = models.denoisers(texts[:1], texts[1:], fps=generation.fps, size=size, first_frame=first_frame)
+        kept: dict[str, Any] = {"first_frame": first_frame, "windows": generation.context_windows}
+        image, video = models.denoisers(texts[:1], texts[1:], fps=generation.fps, size=size, **kept)
         if family == "modelscope":
             image.resize = (64, 64)
         if low_memory:
@@ -263,7 +259,7 @@ class Engine:
             return replace(found, fingerprint=name)
         # The run draws on from where the start noise ends; a second generator of the same seed would give it again.
         generator = torch.Generator().manual_seed(generation.seed)
-        latents = torch.randn(shape, generator=generator).to(device)
+        latents = start_noise(shape, generator, generation, plan).to(device)
         if start_reference(generation) is not None:
             if reference is None:
                 raise ValueError("the generation begins at a reference; pass its file as reference=...")

@@ -1,4 +1,4 @@
-"""Loads the networks of one model, and encodes, denoises and decodes with them.
+"""The networks of one model: encodes, denoises and decodes with them.
 
 The families differ in the video model: a 2D UNet with motion modules, a 3D UNet, or one conditioned on the frame rate.
 """
@@ -6,10 +6,9 @@ The families differ in the video model: a 2D UNet with motion modules, a 3D UNet
 # pyright: reportPrivateImportUsage=false, reportUnknownMemberType=false
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,27 +16,17 @@ from torch import Tensor
 from sampler import AddedConditions, ImageDenoiser, IncompatibleInputs, NoiseSchedule, VideoDenoiser
 from service.catalog.family_components import SDXL
 from service.catalog.model_entry import ModelEntry
-from service.catalog.registry import ModelRegistry
 from service.errors import InvalidParameter
+from service.jobs.context_windows import ContextWindows
 from service.jobs.model import Generation
-from service.settings import load_settings
-from worker.networks import cpu_tuning
-from worker.networks.assembly import Assembly, IncompatibleModels, assemble, pixels_per_latent
+from worker.networks.assembly import pixels_per_latent
 from worker.networks.lora_switch import LoraSwitch
 from worker.networks.network_classes import Network
 from worker.networks.not_finite import finite
-from worker.networks.optimise import BlockCompiler, OptimisedNetwork, TextKVCache, vae_decode, vae_encode
-from worker.networks.optimise.weight_memory import channels_last, resident_bytes, shared_bytes
-from worker.networks.schedules import schedule_warnings
+from worker.networks.optimise import TextKVCache, vae_decode, vae_encode
+from worker.networks.optimise.weight_memory import resident_bytes
 from worker.networks.sparse_control import FirstFrame, controlled
 from worker.networks.text_encoder import AnyTextEncoder, Encoded, TextEmbeddings, TextOptions, same_parameters
-
-__all__ = ["IncompatibleModels", "Models", "default_device", "load"]
-log = logging.getLogger("ivmix.child")
-
-# Largest latent pixels of a frame for `cpu_tuning.tune_network`: attention as matrix products is twice as fast at this
-# size (measured 2026-11, demo pair), but many times slower at 64x64, where it also takes gigabytes.
-MAX_TUNED_PIXELS = 24 * 24
 
 
 @dataclass(frozen=True, repr=False)
@@ -86,10 +75,12 @@ class Models:
         """
         width, height = map(int, self.entry.sizes[0].split("x"))
         frames = int(self.entry.num_frames.default)
+        windows = self.entry.windows_for(frames)
         if generation is not None:
             width, height, frames = generation.width, generation.height, generation.num_frames
+            windows = generation.context_windows
         most = getattr(self.video_unet.config, "motion_max_seq_length", None)
-        if most is not None and frames > most:
+        if most is not None and (windows.length if windows else frames) > most:
             raise InvalidParameter(
                 "num_frames", f"num_frames={frames}: the video model of '{self.entry.id}' takes at most {most} frames."
             )
@@ -162,6 +153,7 @@ class Models:
         fps: int | None = None,
         size: tuple[int, int] | None = None,
         first_frame: FirstFrame | None = None,
+        windows: ContextWindows | Literal["entry"] | None = "entry",
     ) -> tuple[ImageDenoiser, VideoDenoiser]:
         """Both networks with the texts of one job, as `sampler.sample` takes them.
 
@@ -175,10 +167,12 @@ class Models:
             size: width and height of the clip in pixels, which condition the networks of family animatediff-sdxl as
                 original and target size, without a crop; None: the model's first size.
             first_frame: what the video model keeps, if the model has a SparseCtrl network.
+            windows: through which the motion modules see clips of more frames; "entry": the entry's `context_windows`;
+                None: there are no longer clips.
 
         Raises:
             InvalidParameter, PromptTooLong, NotFinite: as `encode`.
-            IncompatibleInputs: embeddings of different shapes, or a first frame for a model that cannot keep one.
+            IncompatibleInputs: embeddings of different shapes, or a first frame without a SparseCtrl network.
         """
         if isinstance(negative, str):
             self.entry.check_vocabulary("negative_prompt", negative)
@@ -188,8 +182,9 @@ class Models:
         if isinstance(negative, str):
             negative = self.encode(negative, empty_is_none=True, next_to=texts)
         self.text_kv_cache.clear()
-        video = controlled(self.optimised_video_unet, self.optimised_sparse_control, first_frame)
-        return self._image_denoiser(prompt, negative, size), self._video_denoiser(video, prompt, negative, size, fps)
+        network = controlled(self.optimised_video_unet, self.optimised_sparse_control, first_frame)
+        image = self._image_denoiser(prompt, negative, size)
+        return image, self._video_denoiser(network, prompt, negative, size, fps, windows)
 
     def _image_denoiser(
         self, cond: TextEmbeddings, uncond: TextEmbeddings, size: tuple[int, int] | None
@@ -209,15 +204,19 @@ class Models:
         uncond: TextEmbeddings,
         size: tuple[int, int] | None,
         fps: int | None,
+        windows: ContextWindows | Literal["entry"] | None,
     ) -> VideoDenoiser:
-        return VideoDenoiser(
+        windows = self.entry.context_windows if windows == "entry" else windows
+        denoiser = VideoDenoiser(
             network,
             cond.video,
             uncond.video,
             prediction_type=self.video_schedule.prediction_type,
             added=self._added(cond.video_pooled, uncond.video_pooled, size),
-            network_args=self._network_args(fps),
+            network_args=self._network_args(fps) | ({} if windows is None else {"context_windows": windows}),
         )
+        denoiser.max_frames = denoiser.max_frames if windows is None else None
+        return denoiser
 
     def decode(self, latents: Tensor, frames_per_call: int | None = None) -> Tensor:
         """Decode the latents of one clip to pixels.
@@ -292,76 +291,3 @@ class Models:
         if self.entry.family != "videocrafter":
             return {}
         return {"fps": self.entry.network_fps or fps or int(self.entry.fps.default)}
-
-
-def load(model: ModelEntry | str, device: torch.device | str | None = None) -> Models:
-    """Load a model from files on this machine; nothing is fetched.
-
-    Args:
-        model: an id in the registry (IVMIX_MODELS_FILE), or an entry of it.
-        device: where the networks run; None: the GPU if there is one, else the CPU.
-
-    Returns:
-        The networks, in the entry's `dtype` and `vae_dtype` on a GPU and in float32 on a CPU.
-
-    Raises:
-        ModelNotFound, ModelNotFetched: the registry has no such model, or its weights are not on this machine.
-        ConfigurationError: a file is missing, unsafe, or not the expected one (SHA-256, names, shapes).
-        IncompatibleModels: the components cannot work together.
-    """
-    entry = model if isinstance(model, ModelEntry) else ModelRegistry.of(load_settings()).get(model)
-    device = default_device() if device is None else torch.device(device)
-    dtype = getattr(torch, entry.dtype) if device.type == "cuda" else torch.float32
-    models = _on_device(entry, assemble(entry, dtype), device, dtype)
-    for warning in schedule_warnings(entry):
-        log.warning(warning)
-    megabytes, shared = models.weights_bytes / 1e6, shared_bytes(models.image_unet, models.video_unet) / 1e6
-    log.info("%s on %s: %.0f MB, %.0f MB shared by both UNets", entry.id, device, megabytes, shared)
-    return models
-
-
-def _on_device(entry: ModelEntry, parts: Assembly, device: torch.device, dtype: torch.dtype) -> Models:
-    for module in (*parts.video_text_encoder.networks, *parts.image_text_encoder.networks, parts.vae):
-        module.to(device)
-    unets = parts.image_unet, parts.video_unet, *([] if parts.sparse_control is None else [parts.sparse_control])
-    for unet in unets:
-        unet.to(device)
-    channels_last(parts.vae)
-    text_kv_cache = TextKVCache()
-    image, video, *optimised_control = _optimised(entry, device, parts.vae, unets, text_kv_cache)
-
-    def clear_caches() -> None:
-        for network in (image, video):
-            network.clear_caches()
-
-    encoders = parts.image_text_encoder, parts.video_text_encoder
-    loras = LoraSwitch(entry, (parts.image_unet, parts.video_unet), encoders, clear_caches)
-    return Models(
-        entry=entry,
-        device=device,
-        dtype=dtype,
-        **vars(parts),
-        optimised_image_unet=image,
-        optimised_video_unet=video,
-        text_kv_cache=text_kv_cache,
-        loras=loras,
-        optimised_sparse_control=optimised_control[0] if optimised_control else None,
-    )
-
-
-def _optimised(
-    entry: ModelEntry, device: torch.device, vae: Network, unets: tuple[Network, ...], cache: TextKVCache
-) -> list[OptimisedNetwork]:
-    sides = (map(int, size.split("x")) for size in entry.sizes)
-    largest = max(width * height for width, height in sides) / pixels_per_latent(entry, vae) ** 2
-    if device.type == "cpu" and largest <= MAX_TUNED_PIXELS:
-        # The sampler `official` shows ModelScope's image network 64x64, whatever the size of the clip.
-        for unet in unets[1:] if entry.family == "modelscope" else unets:
-            cpu_tuning.tune_network(unet)
-    compiler = BlockCompiler(cache_dir=load_settings().data_dir / "compiled") if entry.optimise.compile else None
-    return [OptimisedNetwork(unet, entry.optimise, cache, compiler) for unet in unets]
-
-
-def default_device() -> torch.device:
-    """The GPU if there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

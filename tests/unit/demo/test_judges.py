@@ -70,9 +70,9 @@ def test_size_spread_separates_unrelated_frames_from_a_clip(
 ) -> None:
     """Frames of clips of the same scene: each frame is right, but the sizes differ from frame to frame."""
     sharp, _, _ = clips
-    same, generator = Scenes(*torch.zeros(4, 60, dtype=torch.int64)), Generator().manual_seed(5)
+    same, generator = Scenes(*torch.zeros(4, CLIPS, dtype=torch.int64)), Generator().manual_seed(5)
     drawn, _ = shapes.render(same, generator)
-    mixed = torch.stack([drawn[torch.randperm(60, generator=generator), frame] for frame in range(FRAMES)], 1)
+    mixed = torch.stack([drawn[torch.randperm(CLIPS, generator=generator), frame] for frame in range(FRAMES)], 1)
     whole, shuffled = judges.score(drawn, same), judges.score(mixed, same)
     assert whole["size_spread"] < 0.02 < 0.06 < shuffled["size_spread"]
     assert judges.score(sharp, clips[2])["size_spread"] < 0.03

@@ -25,7 +25,7 @@ from worker.networks.assembly import fit_together
 from worker.networks.component_loader import load_component
 from worker.verify import app, verify
 
-ROUNDS, SEED = int(os.environ.get("BROKEN_ROUNDS", "8")), int(os.environ.get("BROKEN_SEED", "0"))
+ROUNDS, SEED = int(os.environ.get("BROKEN_ROUNDS", "4")), int(os.environ.get("BROKEN_SEED", "0"))
 LONGEST = 700  # characters of a sentence
 
 

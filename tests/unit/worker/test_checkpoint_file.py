@@ -18,6 +18,7 @@ from worker.child.engine import Engine
 from worker.child.fingerprint import run_fingerprint, run_fingerprints_0_1, weights_digest
 
 SHAPE = (1, 4, 2, 3, 3)
+FEW = 2  # frames: most costs grow with their number
 CPU = torch.device("cpu")
 VERSION_0_1 = Path(__file__).parents[2] / "data" / "checkpoint_0_1.safetensors"
 WEIGHTS_0_1 = "c81c2c7b55034df4321509bd34a0502445386f176d4187f111ccd1e2d008b176"  # weights_digest of its demo
@@ -109,7 +110,7 @@ def states(engine: Engine, generation: Generation, folder: Path) -> tuple[Tensor
 def test_run_resumed_after_any_step_gives_the_same_frames_and_does_only_the_rest(
     engine: Engine, tmp_path: Path
 ) -> None:
-    generation = make_generation(num_inference_steps=4)
+    generation = make_generation(num_frames=FEW, num_inference_steps=4)
     frames, files = states(engine, generation, tmp_path)
     assert len(files) == 4
     for done, file in enumerate(files, 1):
@@ -120,11 +121,11 @@ def test_run_resumed_after_any_step_gives_the_same_frames_and_does_only_the_rest
 
 
 def test_image_network_alone_is_resumed_after_any_step_too(engine: Engine, tmp_path: Path) -> None:
-    generation = make_generation(num_inference_steps=3, sampler={"name": "ddim", "network": "image"})
+    generation = make_generation(num_frames=FEW, num_inference_steps=3, sampler={"name": "ddim", "network": "image"})
     frames, files = states(engine, generation, tmp_path)
     for file in files[:-1]:
         assert torch.equal(engine.generate(generation, resume=file).frames, frames)
-    video_alone = make_generation(num_inference_steps=3, sampler={"name": "ddim"})
+    video_alone = make_generation(num_frames=FEW, num_inference_steps=3, sampler={"name": "ddim"})
     resumed = engine.generate(video_alone, resume=files[0]).frames
     assert torch.equal(resumed, engine.generate(video_alone).frames), "the state of another network is ignored"
 
@@ -166,7 +167,7 @@ def test_noise_and_memory_of_a_run_are_resumed_too(
     """Plans that draw noise on their way, and that remember the noise they began with."""
     plan = make_plan(engine)
     monkeypatch.setattr(engine, "plan", lambda _: plan)
-    generation = make_generation(num_inference_steps=2)
+    generation = make_generation(num_frames=FEW, num_inference_steps=2)
     frames, files = states(engine, generation, tmp_path)
     for file in files[:-1]:
         assert torch.equal(engine.generate(generation, resume=file).frames, frames)
@@ -174,8 +175,8 @@ def test_noise_and_memory_of_a_run_are_resumed_too(
 
 @pytest.mark.parametrize("change", [{"seed": 8}, {"prompt": "a blue circle moving left on a teal background"}])
 def test_state_of_another_request_is_ignored(engine: Engine, tmp_path: Path, change: dict[str, object]) -> None:
-    _, files = states(engine, make_generation(num_inference_steps=2), tmp_path)
-    other = make_generation(num_inference_steps=2, **change)
+    _, files = states(engine, make_generation(num_frames=FEW, num_inference_steps=2), tmp_path)
+    other = make_generation(num_frames=FEW, num_inference_steps=2, **change)
     assert torch.equal(engine.generate(other, resume=files[0]).frames, engine.generate(other).frames)
 
 

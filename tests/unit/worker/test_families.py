@@ -18,7 +18,8 @@ from service.jobs.request import VideoRequest
 from tests.tiny_models import Golden, save_model, save_text, save_unet, save_vae, write_entry
 from worker.child.engine import Engine
 from worker.networks.assembly import assemble
-from worker.networks.models import IncompatibleModels, Models, load
+from worker.networks.loading import IncompatibleModels, load
+from worker.networks.models import Models
 from worker.networks.text_encoder import PromptTooLong
 from worker.networks.weight_checks import WeightsMismatch
 

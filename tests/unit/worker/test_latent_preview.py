@@ -20,7 +20,7 @@ from tests.tiny_models import save_model
 from tests.unit.sampler.test_device_sync import CountReads
 from worker.child.engine import Engine
 from worker.child.latent_preview import LatentPreview, open_previewer
-from worker.networks.models import load
+from worker.networks.loading import load
 from worker.networks.preview import Previewer, stride, synthetic_pictures
 
 STEPS = 4

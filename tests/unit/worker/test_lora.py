@@ -19,8 +19,9 @@ from tests.diffusers_pipelines import Pipelines, assert_same, assert_same_latent
 from tests.lora_files import RANK, Numbers, Weights, layer_weights, product
 from tests.tiny_models import animatediff_without_image_parts, save_model, write_entry
 from worker.child.fingerprint import weights_digest
+from worker.networks.loading import load
 from worker.networks.lora import fuse_unet_loras
-from worker.networks.models import Models, load
+from worker.networks.models import Models
 from worker.verify import verify
 
 BLOCK = "down_blocks.0.attentions.0"

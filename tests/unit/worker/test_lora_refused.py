@@ -14,8 +14,9 @@ from service.errors import ConfigurationError
 from tests import lora_files
 from tests.lora_files import RANK, Numbers, Weights
 from tests.tiny_models import animatediff_without_image_parts, save_model, write_entry
+from worker.networks.loading import load
 from worker.networks.lora import adapt_text_encoders, fuse_unet_loras
-from worker.networks.models import Models, load
+from worker.networks.models import Models
 from worker.verify import verify
 
 LAYER = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"  # 16 to 16

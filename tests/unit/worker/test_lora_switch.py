@@ -23,9 +23,10 @@ from tests.unit.worker.test_compiled import one_level
 from tests.unit.worker.test_lora import ATTENTION, EIGHTS, MOTION, TEXT, UNET, fused
 from worker.child.checkpoint_file import Checkpoint
 from worker.child.engine import Engine
+from worker.networks.loading import load
 from worker.networks.lora_cache import LoraCache
 from worker.networks.lora_switch import LoraNotUsable, LoraSwitch
-from worker.networks.models import Models, load
+from worker.networks.models import Models
 from worker.networks.optimise import BlockCompiler, OptimisedNetwork
 from worker.verify import verify
 

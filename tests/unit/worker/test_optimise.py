@@ -15,7 +15,8 @@ from sampler import ImageDenoiser, VideoDenoiser, mixed_plan, sample
 from service.catalog.model_entry import ModelEntry
 from service.catalog.optimise import Optimise
 from tests.tiny_models import save_model, write_entry
-from worker.networks.models import Models, load
+from worker.networks.loading import load
+from worker.networks.models import Models
 from worker.networks.optimise import OptimisedNetwork, TextKVCache, vae_decode
 from worker.networks.optimise.weight_memory import resident_bytes, shared_bytes
 

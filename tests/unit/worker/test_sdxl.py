@@ -35,7 +35,7 @@ from tests.unit.worker.test_child_main import at_call, outcome, running
 from worker.child.engine import Engine
 from worker.messages import Done, Progress, Stop, Stopped
 from worker.networks.assembly import assemble
-from worker.networks.models import load
+from worker.networks.loading import load
 from worker.verify import verify
 
 PROMPT, NEGATIVE = "a red circle moving left on a teal background", "low quality"

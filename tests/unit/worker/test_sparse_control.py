@@ -40,7 +40,8 @@ from worker.child.fingerprint import weights_digest
 from worker.child.mp4 import read_mp4, write_mp4
 from worker.child.reference_latents import first_frame_of
 from worker.messages import Done, Stop, Stopped
-from worker.networks.models import Models, load
+from worker.networks.loading import load
+from worker.networks.models import Models
 from worker.networks.sparse_control import LEVELS_KEPT, FirstFrame
 
 SHAPE = (1, 4, FRAMES, 8, 8)

@@ -18,8 +18,9 @@ from tests.diffusers_pipelines import NEGATIVE, Pipelines, assert_same_latents
 from tests.lora_files import Numbers
 from tests.tiny_models import animatediff_without_image_parts, save_model, write_entry
 from worker.child.fingerprint import weights_digest
+from worker.networks.loading import load
 from worker.networks.lora import adapt_text_encoders
-from worker.networks.models import Models, load
+from worker.networks.models import Models
 from worker.networks.text_encoder import PromptTooLong
 from worker.verify import verify
 

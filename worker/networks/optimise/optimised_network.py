@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from service.catalog.optimise import Optimise
+from service.jobs.context_windows import ContextWindows
+from worker.networks.context_windows import WindowedMotion
 from worker.networks.optimise.compile_blocks import BlockCompiler, CompiledBlocks
 from worker.networks.optimise.text_kv_cache import TextKVCache, Texts, cached_text, replace_text_attentions
 from worker.networks.optimise.time_embedding_cache import TimeEmbeddingCache
@@ -19,7 +21,8 @@ from worker.networks.optimise.weight_memory import channels_last
 class OptimisedNetwork:
     """Called as `network(x, timestep, encoder_hidden_states=texts)`, see `sampler.denoisers.GuidedDenoiser`.
 
-    The optimisations are active in these calls only: direct calls of the UNet give what they gave before.
+    The optimisations, and `context_windows` for clips that are longer, are active in these calls only: direct calls of
+    the UNet give what they gave before.
 
     Args:
         network: one of diffusers' UNets, or VideoCrafterUNet.
@@ -36,6 +39,7 @@ class OptimisedNetwork:
         self.network = network
         self._timesteps = dict[int, Tensor]()
         self._needs_text_per_frame = not hasattr(network, "transformer_in")  # 3D UNets repeat the text themselves
+        self._motion = WindowedMotion(network)
         self._text_kv_cache = text_kv_cache
         self._text_attentions = replace_text_attentions(network) if optimise.cache_text_kv else []
         self._time_embeddings = TimeEmbeddingCache(network) if optimise.cache_time_embeds else None
@@ -53,11 +57,20 @@ class OptimisedNetwork:
     def config(self) -> Any:
         return self.network.config
 
-    def __call__(self, x: Tensor, timestep: int, *, encoder_hidden_states: Texts, **network_args: Any) -> Any:
+    def __call__(
+        self,
+        x: Tensor,
+        timestep: int,
+        *,
+        encoder_hidden_states: Texts,
+        context_windows: ContextWindows | None = None,
+        **network_args: Any,
+    ) -> Any:
         text, timestep_tensor = self._text(encoder_hidden_states, x), self._timestep(timestep, x)
 
         def call() -> Any:
-            return self.network(x, timestep_tensor, encoder_hidden_states=text, **network_args)
+            with self._motion.active(context_windows, x.shape[2] if x.ndim == 5 else 1):
+                return self.network(x, timestep_tensor, encoder_hidden_states=text, **network_args)
 
         cached_time = self._time_embeddings.active(timestep) if self._time_embeddings else nullcontext()
         with cached_text(self._text_attentions, self._text_kv_cache, encoder_hidden_states), cached_time:
