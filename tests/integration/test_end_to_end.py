@@ -11,7 +11,16 @@ import httpx2
 import openai
 import pytest
 
-from tests.processes import PROMPT, finished_video, is_listening, is_running, ivmix_up, light_engine, session_of, wait_for
+from tests.processes import (
+    PROMPT,
+    finished_video,
+    is_listening,
+    is_running,
+    ivmix_up,
+    light_engine,
+    session_of,
+    wait_for,
+)
 from worker.child.mp4 import read_mp4
 
 STEPS = 6

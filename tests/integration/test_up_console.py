@@ -120,7 +120,9 @@ def test_a_model_that_cannot_be_loaded_is_shown_with_the_reason(tmp_path: Path) 
 def test_without_a_terminal_lines_are_plain_and_logs_are_json_on_stderr(tmp_path: Path) -> None:
     command = [*UP, "--data", str(tmp_path / "data")]
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=clean_environment() | light_engine()) as process:
+    with subprocess.Popen(
+        command, stdout=pipe, stderr=pipe, text=True, env=clean_environment() | light_engine()
+    ) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         written: dict[str, list[str]] = {"stdout": [], "stderr": []}

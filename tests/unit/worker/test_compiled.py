@@ -98,8 +98,6 @@ def test_latents_are_those_of_the_plain_path(entry: ModelEntry, caplog: pytest.L
     assert not warnings(caplog)
 
 
-
-
 @pytest.mark.slow
 def test_generated_code_gives_the_latents_of_the_plain_path(entry: ModelEntry, tmp_path: Path) -> None:
     models = compiled(entry, BlockCompiler(cache_dir=tmp_path))

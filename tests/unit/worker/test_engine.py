@@ -33,7 +33,9 @@ def test_same_seed_gives_the_same_frames_and_another_seed_others(engine: Engine)
 
 def test_progress_is_reported_phase_by_phase_and_step_by_step(engine: Engine) -> None:
     reported: list[tuple[Phase, int, int]] = []
-    clip = engine.generate(make_generation(num_frames=FEW, num_inference_steps=STEPS), lambda *progress: reported.append(progress))
+    clip = engine.generate(
+        make_generation(num_frames=FEW, num_inference_steps=STEPS), lambda *progress: reported.append(progress)
+    )
     sampling = [(Phase.SAMPLING, i, STEPS) for i in range(STEPS + 1)]
     assert reported == [(Phase.ENCODING, 0, STEPS), *sampling, (Phase.DECODING, STEPS, STEPS)]
     assert set(clip.timings) == {Phase.ENCODING, Phase.SAMPLING, Phase.DECODING}
@@ -215,7 +217,9 @@ def test_steps_of_a_run_are_those_that_are_counted(engine: Engine) -> None:
 def test_every_sampler_draws_a_clip_that_its_seed_decides(engine: Engine, sampler: dict[str, object]) -> None:
     def frames(seed: int) -> torch.Tensor:
         settings = SamplerSettings.model_validate(sampler)
-        return engine.generate(make_generation(num_frames=FEW, num_inference_steps=3, seed=seed, sampler=settings)).frames
+        return engine.generate(
+            make_generation(num_frames=FEW, num_inference_steps=3, seed=seed, sampler=settings)
+        ).frames
 
     first, again, other = (frames(seed) for seed in (7, 7, 8))
     assert torch.equal(first, again)
