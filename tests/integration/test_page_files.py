@@ -94,7 +94,9 @@ def test_videos_may_come_from_the_storage_and_the_public_address(s3: Settings) -
     allowed = policy(TestClient(create_app(services)))
     services.close()
     assert (
-        allowed["media-src"] == allowed["img-src"] == {"'self'", "blob:", "https://video.example.com", "https://s3.example.com"}
+        allowed["media-src"]
+        == allowed["img-src"]
+        == {"'self'", "blob:", "https://video.example.com", "https://s3.example.com"}
     )
     assert allowed["connect-src"] == {"'self'"}
 
