@@ -35,7 +35,7 @@ def test_the_page_needs_no_key_and_may_run_its_own_scripts_only(client: TestClie
     allowed = policy(client)
     assert allowed["default-src"] == allowed["frame-ancestors"] == {"'none'"}
     assert allowed["script-src"] == allowed["style-src"] == allowed["connect-src"] == {"'self'"}
-    assert allowed["img-src"] == allowed["media-src"] == {"'self'"}
+    assert allowed["img-src"] == allowed["media-src"] == {"'self'", "blob:"}
 
 
 def test_every_file_that_the_page_names_is_served(client: TestClient) -> None:
@@ -94,7 +94,9 @@ def test_videos_may_come_from_the_storage_and_the_public_address(s3: Settings) -
     allowed = policy(TestClient(create_app(services)))
     services.close()
     assert (
-        allowed["media-src"] == allowed["img-src"] == {"'self'", "https://video.example.com", "https://s3.example.com"}
+        allowed["media-src"]
+        == allowed["img-src"]
+        == {"'self'", "blob:", "https://video.example.com", "https://s3.example.com"}
     )
     assert allowed["connect-src"] == {"'self'"}
 
@@ -105,7 +107,7 @@ def test_without_credentials_for_the_storage_the_page_is_shown(
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     s3 = {"storage": "s3", "s3_bucket": "videos", "s3_endpoint_url": "http://127.0.0.1:9"}
     services = open_services(Settings.model_validate({**settings.model_dump(), **s3}))
-    assert policy(TestClient(create_app(services)))["media-src"] == {"'self'"}
+    assert policy(TestClient(create_app(services)))["media-src"] == {"'self'", "blob:"}
     services.close()
 
 

@@ -10,6 +10,7 @@ from playwright.sync_api import Locator, Page, expect
 from tests.page.browsing import Seen, assert_accessible, assert_fits
 from tests.page.site import PROMPT, Site
 from tests.page.steps import JOB, sign_in
+from tests.reference_files import picture
 
 
 def calls(page: Page, network: str) -> Locator:
@@ -137,6 +138,44 @@ def test_loras_are_chosen_with_their_scales(site: Site, page: Page, seen: Seen) 
     expect(page.get_by_label("ink", exact=True)).to_be_checked()
     expect(page.get_by_label("Scale of ink")).to_have_value("-0.5")
     expect(page.get_by_label("zoom", exact=True)).not_to_be_checked()
+
+
+def test_a_video_can_start_from_a_picture(site: Site, page: Page) -> None:
+    page.goto(f"{site.url}/#/create")
+    page.get_by_label("Prompt", exact=True).fill(PROMPT)
+    page.get_by_label("Steps", exact=True).fill("10")
+    chooser = page.get_by_label("Picture or clip to start from")
+    chooser.set_input_files({"name": "cat.png", "mimeType": "image/png", "buffer": picture()})
+    preview = page.get_by_alt_text("Preview of cat.png")
+    expect(preview).to_have_js_property("naturalWidth", 64)
+    page.get_by_label("Strength").fill("0.5")
+    expect(page.get_by_label("Summary")).to_have_attribute("aria-busy", "false")
+    shown = shown_calls(page)
+    page.get_by_role("button", name="Create video").click()
+    expect(page).to_have_url(JOB)
+    made = newest(site)
+    assert (made["total_steps"], made["network_calls"]) == (5, shown)
+    expect(page.get_by_text("a picture, strength 0.5")).to_be_visible()
+    page.get_by_role("link", name="Edit").click()
+    expect(page.get_by_text("The picture of the earlier video")).to_be_visible()
+    expect(page.get_by_label("Strength")).to_have_value("0.5")
+    page.get_by_label("Seed").fill("78")
+    page.get_by_role("button", name="Create video").click()
+    expect(page.get_by_text("another video")).to_be_visible()
+    again = newest(site)
+    assert (again["seed"], again["input_reference"]) == (78, made["input_reference"])
+
+
+def test_a_file_that_cannot_be_used_is_refused_in_the_words_of_the_api(site: Site, page: Page, seen: Seen) -> None:
+    seen.expect_error("status of 400")
+    page.goto(f"{site.url}/#/create")
+    page.get_by_role("button", name=PROMPT).click()
+    chooser = page.get_by_label("Picture or clip to start from")
+    chooser.set_input_files({"name": "cat.png", "mimeType": "image/png", "buffer": picture()[:60]})
+    page.get_by_role("button", name="Create video").click()
+    expect(page.get_by_text("The file in input_reference is a damaged PNG picture")).to_be_visible()
+    page.get_by_role("button", name="Remove").click()
+    expect(page.get_by_label("Strength")).to_have_count(0)
 
 
 def test_it_fits_and_is_accessible(site: Site, open_page: Callable[..., Page]) -> None:

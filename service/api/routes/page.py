@@ -92,11 +92,11 @@ def add_page(app: FastAPI, services: Services) -> None:
 
 
 def content_policy(services: Services) -> str:
-    """What the page may load: itself, and videos from where their URLs point to."""
+    """What the page may load: itself, videos from where their URLs point to, and (blob:) files that a person chooses."""
     media = " ".join(["'self'", *_media_origins(services)])
     return (
         "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-        f"img-src {media}; media-src {media}; base-uri 'self'; form-action 'none'; frame-ancestors 'none'"
+        f"img-src {media} blob:; media-src {media} blob:; base-uri 'self'; form-action 'none'; frame-ancestors 'none'"
     )
 
 

@@ -33,15 +33,15 @@ export function apiUrl(path, query = {}) {
 }
 
 async function call(method, path, { body, query, signal, headers = {}, quiet = false } = {}) {
-  const hasBody = body !== undefined
+  const isJson = body !== undefined && !(body instanceof FormData)
   let response
   try {
     response = await fetch(apiUrl(path, query), {
       method,
       signal,
       credentials: 'same-origin',
-      headers: { ...headers, ...(hasBody ? { 'content-type': 'application/json' } : {}) },
-      body: hasBody ? JSON.stringify(body) : undefined,
+      headers: { ...headers, ...(isJson ? { 'content-type': 'application/json' } : {}) },
+      body: isJson ? JSON.stringify(body) : body,
     })
   } catch (error) {
     throw error.name === 'AbortError' ? error : new ApiError(0, UNREACHABLE)
@@ -54,12 +54,21 @@ async function call(method, path, { body, query, signal, headers = {}, quiet = f
   throw new ApiError(response.status, error, Number.isNaN(wait) ? null : wait)
 }
 
+/** A body that contains a file becomes a form, whose objects are JSON text. */
+function withFiles(body) {
+  const fields = Object.entries(body ?? {})
+  if (!fields.some(([, value]) => value instanceof File)) return body
+  const form = new FormData()
+  for (const [name, value] of fields) form.append(name, typeof value === 'object' && !(value instanceof File) ? JSON.stringify(value) : value)
+  return form
+}
+
 /**
  * Each returns the parsed answer or throws ApiError. `options`: query, signal, headers, and quiet, with which a 401 does
  * not lead to the sign-in.
  */
 export const api = {
   get: (path, options) => call('GET', path, options),
-  post: (path, body, options) => call('POST', path, { ...options, body }),
+  post: (path, body, options) => call('POST', path, { ...options, body: withFiles(body) }),
   delete: (path, options) => call('DELETE', path, options),
 }

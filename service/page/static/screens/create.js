@@ -7,6 +7,7 @@ import { Empty, ErrorBox, Head } from '../parts.js'
 import { Basics, More, Prompt } from './create_parts/basics.js'
 import { EXAMPLES, emptyForm, formOf, requestBody } from './create_parts/form.js'
 import { Loras } from './create_parts/loras.js'
+import { Reference, estimateBody } from './create_parts/reference.js'
 import { SamplerSettings } from './create_parts/sampler.js'
 import { Summary } from './create_parts/summary.js'
 import { useEstimate } from './create_parts/use_estimate.js'
@@ -42,8 +43,8 @@ function Form({ start, models, go }) {
   const [form, setForm] = useState(start)
   const model = models.find(({ id }) => id === form.model) ?? models[0]
   const body = requestBody(form)
-  const { estimate, error, isCurrent } = useEstimate({ ...body, prompt: form.prompt.trim() || anyPrompt(model) })
-  const { submit, failure, isBusy } = useSubmit(body, go)
+  const { estimate, error, isCurrent } = useEstimate(estimateBody({ ...body, prompt: form.prompt.trim() || anyPrompt(model) }, form))
+  const { submit, failure, isBusy } = useSubmit(body, form.kept ? `/v1/videos/${form.kept.id}/run_again` : '/v1/videos', go)
   const problem = isCurrent ? error : null
   const errorOf = (param) => (problem?.param === param ? problem.message : undefined)
   const change = (changes) => setForm({ ...form, ...changes })
@@ -57,6 +58,7 @@ function Form({ start, models, go }) {
       <section class="card stack" aria-labelledby="settings">
         <h2 id="settings">Settings</h2>
         <${Basics} form=${form} model=${model} models=${models} errorOf=${errorOf} onChange=${change} onModel=${(id) => setForm(emptyForm(models.find((each) => each.id === id), form.prompt))} />
+        <${Reference} form=${form} errorOf=${errorOf} onChange=${change} />
         <${Loras} form=${form} model=${model} error=${problem?.param?.startsWith('loras') ? problem.message : undefined} onChange=${change} />
       </section>
       <section class="card stack" aria-labelledby="sampler">
@@ -73,7 +75,7 @@ function Form({ start, models, go }) {
 
 const anyPrompt = (model) => (model.examples.length ? model.examples : EXAMPLES)[0]
 
-const FIELDS = ['prompt', 'size', 'num_frames', 'fps', 'num_inference_steps', 'guidance_scale', 'seed', 'clip_skip', 'num_videos', 'negative_prompt', 'callback_url', 'metadata']
+const FIELDS = ['prompt', 'size', 'num_frames', 'fps', 'num_inference_steps', 'guidance_scale', 'seed', 'input_reference', 'strength', 'reference_use', 'clip_skip', 'num_videos', 'negative_prompt', 'callback_url', 'metadata']
 
 function isFieldOf(param, model) {
   if (!param) return false
@@ -82,13 +84,13 @@ function isFieldOf(param, model) {
 }
 
 /** Creates the video and goes to it, or to the gallery if there are several. */
-function useSubmit(body, go) {
+function useSubmit(body, path, go) {
   const [state, setState] = useState({ failure: null, isBusy: false })
   const submit = async (event) => {
     event.preventDefault()
     setState({ failure: null, isBusy: true })
     try {
-      const video = await api.post('/v1/videos', body)
+      const video = await api.post(path, body)
       if (!video.video_ids) remember(video)
       go(video.video_ids ? '#/gallery' : `#/videos/${video.id}`)
     } catch (failure) {

@@ -3,6 +3,8 @@
  * that the model's own settings apply; the server alone decides what a request means.
  */
 
+import { referenceFields } from './reference.js'
+
 /** Prompts to try with a model that names none itself. */
 export const EXAMPLES = [
   'A paper boat drifting down a narrow stream, macro shot, morning light',
@@ -48,6 +50,7 @@ export function requestBody(form) {
   for (const name of NUMBERS) if (isGiven(form[name])) body[name] = asNumber(form[name])
   for (const name of TEXTS) if (isGiven(form[name]) || name in form && name === 'negative_prompt') body[name] = form[name]
   if (Object.keys(form.sampler).length) body.sampler = form.sampler
+  Object.assign(body, referenceFields(form))
   if (form.loras?.length) body.loras = form.loras.map(loraBody)
   const pairs = form.metadata.filter(([name]) => name.trim())
   if (pairs.length) body.metadata = Object.fromEntries(pairs)
@@ -76,14 +79,16 @@ export function formOf(video, model) {
     sampler: Object.fromEntries([...others, ...settings]), // a default of the model would apply to what is not sent
     metadata: Object.entries(video.metadata),
     loras: video.loras,
+    kept: video.input_reference && { id: video.id, ...video.input_reference }, // run_again has the file
+    strength: video.input_reference?.strength ?? undefined,
     priority: video.priority === 'normal' ? undefined : video.priority,
     ...Object.fromEntries([...NUMBERS, 'size', 'negative_prompt'].map((name) => [name, video[name]])),
     clip_skip: video.clip_skip === (model?.clip_skip ?? 0) ? undefined : video.clip_skip,
   }
 }
 
-/** The request that makes the same video again, without what is a label only. */
+/** The request that makes the same video again, without what is a label only, and without its picture. */
 export function recipeOf(video, model) {
-  const { metadata: _metadata, priority: _priority, ...form } = formOf(video, model)
+  const { metadata: _metadata, priority: _priority, kept: _kept, strength: _strength, ...form } = formOf(video, model)
   return requestBody({ ...form, metadata: [] })
 }

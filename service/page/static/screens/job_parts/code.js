@@ -21,6 +21,7 @@ export function Code({ video, model, me }) {
     <div class="row" role="group" aria-label="Language">
       ${Object.keys(LANGUAGES).map((name) => html`<button type="button" class="chip" aria-pressed=${name === language} onClick=${() => setLanguage(name)}>${name}</button>`)}
     </div>
+    ${video.input_reference && html`<p class="hint">Add the ${video.input_reference.type === 'image' ? 'picture' : 'clip'} as input_reference; POST /v1/videos/${video.id}/run_again has it already.</p>`}
     <pre class="code" tabindex="0" aria-label="${language} code">${text}</pre>
   </section>`
 }

@@ -25,6 +25,7 @@ export function Recipe({ video, model }) {
     ...settings.map(([name, value]) => [html`<span class="sub">${pretty(name)}</span>`, words(value)]),
     ...(video.loras ?? []).map((lora) => [html`<span class="sub">LoRA ${lora.name}</span>`, `${lora.scale}, ${lora.networks.join(' and ')} network`]),
     ['Network calls', calls.map(([network, count]) => `${count} ${network}`).join(', ')],
+    ...(video.input_reference ? [['Starts from', startWords(video.input_reference)]] : []),
     ['Negative prompt', video.negative_prompt || '–'],
     ...(video.priority === 'normal' ? [] : [['Priority', video.priority]]),
     ...(video.user ? [['User', video.user]] : []),
@@ -35,6 +36,11 @@ export function Recipe({ video, model }) {
     ['Id', html`<code>${video.id}</code>`],
   ]
   return html`<dl class="facts recipe">${rows.map(([name, value]) => html`<dt>${name}</dt><dd>${value}</dd>`)}</dl>`
+}
+
+function startWords({ type, use, strength, conditioning_scale: scale }) {
+  const what = type === 'image' ? 'a picture' : 'a clip'
+  return use === 'start' ? `${what}, strength ${strength}` : `${what}, kept as first frame, scale ${scale}`
 }
 
 const STAGES = {
