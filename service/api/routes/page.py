@@ -92,7 +92,7 @@ def add_page(app: FastAPI, services: Services) -> None:
 
 
 def content_policy(services: Services) -> str:
-    """What the page may load: itself, videos from where their URLs point to, and (blob:) files that a person chooses."""
+    """What the page may load: itself, videos from where their URLs point to, files that a person chooses (blob:)."""
     media = " ".join(["'self'", *_media_origins(services)])
     return (
         "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
