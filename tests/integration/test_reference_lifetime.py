@@ -55,15 +55,15 @@ def test_a_full_queue_leaves_nothing(settings: Settings) -> None:
 def test_after_a_lost_answer_of_redis_maintenance_decides(
     client: TestClient, services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    create = JobStore.create
+    create = JobStore.create_many
 
     def lose(store: JobStore, *arguments: Any, **options: Any) -> Any:
         create(store, *arguments, **options)
         raise RedisConnectionError
 
-    monkeypatch.setattr(JobStore, "create", lose)
+    monkeypatch.setattr(JobStore, "create_many", lose)
     assert send(client).status_code == 503
-    monkeypatch.setattr(JobStore, "create", lambda *_, **__: (_ for _ in ()).throw(RedisConnectionError()))
+    monkeypatch.setattr(JobStore, "create_many", lambda *_, **__: (_ for _ in ()).throw(RedisConnectionError()))
     assert send(client).status_code == 503
     kept, lost = sorted(stored(services))
     later = ReferenceFiles(services.redis, services.storage, now=lambda: time.time() + SWEPT_AFTER_S + 1)

@@ -38,11 +38,11 @@ class FixedTexts(TextEncoder):
     prompt: Tensor
     negative: Tensor
 
-    def token_ids(self, texts: Sequence[str], limit: int | None = None) -> Tensor:
+    def tokenize(self, texts: Sequence[str], options: Any = None, limit: int | None = None) -> Any:
         return torch.tensor([text == PROMPT for text in texts])
 
-    def encode(self, token_ids: Tensor) -> Encoded:
-        return Encoded(torch.cat([self.prompt if is_prompt else self.negative for is_prompt in token_ids]))
+    def encode(self, tokens: Any, clip_skip: Sequence[int] = ()) -> Encoded:
+        return Encoded(torch.cat([self.prompt if is_prompt else self.negative for is_prompt in tokens]))
 
 
 @pytest.fixture(scope="module")
