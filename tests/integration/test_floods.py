@@ -184,12 +184,13 @@ FLOODS: list[Flood] = [webhook_tests, webhooks_to_silent_receivers, half_request
 @pytest.mark.parametrize("flood", FLOODS)
 def test_a_flood_of_one_tenant_does_not_disturb_another(service: Service, flood: Flood) -> None:
     size = len(metrics(service))
+    before_s = service.other.p99_of_polls()  # other tests share the cores, so what is undisturbed changes with them
     with Tenant(service.api, service.keys) as service.flooder, flood(service):
-        # Other tests share the cores: the bounds are far above what a flood may cost, and below what a stuck one does.
-        p99_s = best_of_three(service.other.p99_of_polls, 0.5)
-        webhook_s = best_of_three(lambda: service.other.seconds_to_webhook(service.quick), 5.0)
-    assert p99_s <= 2 * service.undisturbed_s + 0.5
-    assert webhook_s <= 5
+        p99_s = best_of_three(service.other.p99_of_polls, 2 * service.undisturbed_s + 0.05)
+        webhook_s = best_of_three(lambda: service.other.seconds_to_webhook(service.quick), 2.0)
+    undisturbed_s = max(service.undisturbed_s, before_s, service.other.p99_of_polls())
+    assert p99_s <= 2 * undisturbed_s + 0.05
+    assert webhook_s <= 2
     assert len(metrics(service)) < 2 * size
     assert service.api.is_alive()
 
