@@ -1,0 +1,83 @@
+"""`ivmix bench distance`: what it prints, and its errors."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.paper.averagings import CHRONOMAGIC
+from benchmarks.paper.distance_command import measure
+from benchmarks.paper.distances import averaged_frechet, frechet, kernel_distance
+from benchmarks.paper.errors import BenchmarkError
+from benchmarks.paper.feature_files import read_features
+from tests.commands import ivmix_here
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[Path, Path]:
+    generator = np.random.default_rng(0)
+    paths = tmp_path / "real.npy", tmp_path / "fake.npy"
+    for path, rows in zip(paths, (70, 40), strict=True):
+        np.save(path, generator.standard_normal((rows, 6)).astype(np.float32))
+    return paths
+
+
+def test_the_command_prints_json(files: tuple[Path, Path]) -> None:
+    command = [sys.executable, "-m", "service.cli", "bench", "distance", *files, "--protocol", "chronomagic-1649"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert json.loads(ran.stdout) == measure(*files, "chronomagic-1649")
+
+
+def test_an_error_is_one_sentence(files: tuple[Path, Path], tmp_path: Path) -> None:
+    np.save(files[1], np.full((40, 6), np.nan))
+    ran = ivmix_here("bench", "distance", *map(str, files), cwd=tmp_path, environment={})
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert ran.stderr.startswith(f"ivmix: {files[1]}: NaN, infinite or larger")
+    assert ran.stderr.count("\n") == 1
+
+
+def test_the_report_is_what_the_distances_are(files: tuple[Path, Path]) -> None:
+    real, fake = map(read_features, files)
+    report = measure(*files, "chronomagic-150")
+    kernel = kernel_distance(real, fake)
+    averaged, caps = averaged_frechet(real, fake, CHRONOMAGIC)
+    assert report | {"protocol": None} == {
+        "fd": frechet(real, fake),
+        "fd_protocol": averaged,
+        "kvd": kernel.value,
+        "kvd_spread": kernel.spread,
+        "n_real": 70,
+        "n_fake": 40,
+        "protocol": None,
+    }
+    protocol = report["protocol"]
+    assert (protocol["name"], protocol["covariance"]) == ("chronomagic-150", "population")
+    assert protocol["seeds"] == [12, 22, 32, 42]
+    assert [(each["cap"], each["n_real"], each["n_fake"], each["all_rows"]) for each in protocol["caps"][:3]] == [
+        (32, 32, 32, False),
+        (64, 64, 40, False),
+        (128, 70, 40, True),
+    ]
+    assert [each["fd"] for each in protocol["caps"]] == [each.fd for each in caps]
+
+
+def test_the_covariance_is_the_protocols(files: tuple[Path, Path]) -> None:
+    real, fake = map(read_features, files)
+    report = measure(*files, "unbiased")
+    assert report["fd"] == frechet(real, fake)
+    assert report["fd_protocol"] == frechet(real, fake, unbiased_covariance=True)
+    assert report["protocol"]["covariance"] == "unbiased"
+
+
+def test_unknown_protocols_and_other_widths_are_refused(files: tuple[Path, Path]) -> None:
+    with pytest.raises(BenchmarkError, match="no protocol 'fvd'; --protocol is one of chronomagic-150, "):
+        measure(*files, "fvd")
+    np.save(files[1], np.ones((40, 7)))
+    with pytest.raises(BenchmarkError, match="real.npy has 6 features per clip and .*fake.npy has 7"):
+        measure(*files, "population")
