@@ -190,6 +190,8 @@ def given_arms(texts: Sequence[str]) -> dict[str, Fields]:
         except ValueError as e:
             raise InvalidParameter("arm", f"--arm {text}: it must be NAME=JSON ({e}).") from e
         if not isinstance(fields, dict) or {"prompt", "seed"} & set(cast("Fields", fields)):
-            raise InvalidParameter("arm", f"--arm {text}: it must be an object of request fields without prompt and seed.")
+            raise InvalidParameter(
+                "arm", f"--arm {text}: it must be an object of request fields without prompt and seed."
+            )
         found[name] = cast("Fields", fields)
     return found

@@ -14,6 +14,7 @@ from benchmarks.paper.errors import BenchmarkError
 from benchmarks.paper.fetch_command import fetch
 from benchmarks.paper.protocols import Protocol, protocol, protocols
 from service.errors import InvalidParameter
+from service.process.quick_imports import quick_imports
 
 if TYPE_CHECKING:
     from benchmarks.paper.arms import Arm, Fields
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
     from benchmarks.paper.makers import Maker
     from benchmarks.paper.networks import ClipNetwork
     from benchmarks.paper.prompts import PromptList
-    from benchmarks.paper.run_folder import Run, RunFolder
+    from benchmarks.paper.results import Question
+    from benchmarks.paper.run_folder import Run
 
 DEFAULT_ARMS = "ddim,freeinit,iv-mixed"
 LOCAL = "local"
@@ -103,7 +105,8 @@ def _run(found: Protocol, options: dict[str, Any]) -> None:
 def _maker(found: Protocol, prompts: PromptList, options: Mapping[str, Any]) -> Iterator[Maker]:
     model = options["model"] or found.model
     if options["via"] == LOCAL:
-        from benchmarks.paper.local_maker import LocalMaker
+        with quick_imports():
+            from benchmarks.paper.local_maker import LocalMaker
 
         yield LocalMaker(model, cut_prompts=options["cut_prompts"])
         return
@@ -204,7 +207,7 @@ def table(
 
     run_folder, places = RunFolder(folder), data_folder(data)
     found = protocol(run_folder.run.benchmark)
-    question = _question(found, places, locals())
+    question = _question(found, places, run_folder.run.n, locals())
     network = open_network(found, places, device)
     answer = results(run_folder, question, network)
     run_folder.write_json(folder / "table.json", answer)
@@ -218,15 +221,19 @@ def table(
         typer.echo(f"{folder / 'table.html'} has plots and contact sheets.")
 
 
-def _question(found: Protocol, data: Path, options: Mapping[str, Any]) -> Any:
+def _question(found: Protocol, data: Path, n: int, options: Mapping[str, Any]) -> Question:
+    """`n` is the number of prompts of the run, of which --limit may ask for fewer."""
     from benchmarks.paper.prompts import prompts_of
     from benchmarks.paper.results import Question
 
     if options["frames"] not in ("mp4", "mkv"):
         raise BenchmarkError(f"--frames {options['frames']}: it is mp4 or mkv")
+    prompts = prompts_of(found, data, options["prompts"])
+    prompts = prompts.first(min(n, len(prompts.prompts)))
     return Question(
         protocol=found,
-        prompts=prompts_of(found, data, options["prompts"]).first(options["limit"]),
+        prompts=prompts,
+        first=len(prompts.first(options["limit"]).prompts),
         clips=_clips(found, options["clips"]),
         arms=None if options["arms"] is None else [name.strip() for name in cast(str, options["arms"]).split(",")],
         suffix=options["frames"],

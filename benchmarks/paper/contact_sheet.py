@@ -1,4 +1,4 @@
-"""Contact sheets: the frames of a prompt, a strip per arm, for the prompts on which the reference arm is best and worst."""
+"""Contact sheets: the frames of a prompt, a strip per arm, for the best and the worst prompts of the reference arm."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def ranked_prompts(folder: RunFolder, question: Question, network: ClipNetwork, 
     """Best first: by the score of the reference arm, then by the distance of its features from the real mean."""
     names = [arm.name for arm in arms]
     arm = next((name for name in REFERENCES if name in names), COMPUTE_MATCHED)
-    columns, prompts = network.columns, question.prompts.prompts
+    columns, prompts = network.columns, question.asked
     mean = network.real(prompts).reference[columns.space].mean((0, 1))
 
     def rank(prompt: Prompt) -> tuple[float, float]:

@@ -113,10 +113,12 @@ def scene_of(prompt: str) -> Scenes:
         )
     except ValueError as e:
         raise BenchmarkError(
-            f"prompt '{prompt}' is no caption of the demo world, such as 'a red circle moving left on a teal background'"
+            f"prompt '{prompt}' is no caption of the demo world, such as 'a red circle moving left on a teal "
+            "background'"
         ) from e
     return Scenes(*(torch.tensor([index]) for index in named))
 
 
 def _joined(scenes: Sequence[Scenes]) -> Scenes:
-    return Scenes(*(torch.cat(column) for column in zip(*((s.shape, s.color, s.background, s.motion) for s in scenes))))
+    rows = [(scene.shape, scene.color, scene.background, scene.motion) for scene in scenes]
+    return Scenes(*(torch.cat(column) for column in zip(*rows, strict=True)))

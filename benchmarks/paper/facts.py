@@ -30,7 +30,9 @@ class Fact(FrozenModel, Generic[T]):
     @model_validator(mode="after")
     def _unknown_has_no_value(self) -> Self:
         if (self.value is None) != (self.status == "unknown"):
-            raise ValueError(f"status {self.status} with value {self.value!r}: unknown values, and only they, are absent")
+            raise ValueError(
+                f"status {self.status} with value {self.value!r}: unknown values, and only they, are absent"
+            )
         return self
 
     @property

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.paper.clips import Frames, read_frames
+from benchmarks.paper.clips import read_frames
 from benchmarks.paper.errors import BenchmarkError
 from benchmarks.paper.networks import ClipFeatures, ClipNetwork
 from benchmarks.paper.run_folder import ClipKey, Manifest, RunFolder
@@ -28,7 +28,7 @@ def cached_features(folder: RunFolder, key: ClipKey, network: ClipNetwork, suffi
         raise BenchmarkError(f"{folder.clip(key, 'json')}: the clip is missing; run the generation again")
     if suffix not in manifest.files:
         raise BenchmarkError(
-            f"{folder.clip(key, suffix)}: the clip has no lossless copy; generate with --lossless, or leave --frames out"
+            f"{folder.clip(key, suffix)}: there is no lossless copy; generate with --lossless, or leave --frames out"
         )
     file, name = folder.features(f"{network.name}-{suffix}", key), _identity(manifest, network, suffix)
     found = _read(file, name)

@@ -35,8 +35,8 @@ def fetch(
     missing = [file for file in wanted if not fetch_one(file, folder, typer.echo, dry_run=dry_run)]
     if missing and not dry_run:
         raise BenchmarkError(
-            f"{len(missing)} of {len(wanted)} files must be got by hand, as listed above; put them into {folder} and run "
-            "the command again"
+            f"{len(missing)} of {len(wanted)} files must be got by hand, as listed above; put them into {folder} and "
+            "run the command again"
         )
 
 

@@ -1,4 +1,4 @@
-"""Makes the clips of a run that are missing: one shard of them, in an order in which every start is a whole small run."""
+"""Makes the clips of one shard that are missing, in an order in which every beginning is a small run."""
 
 from __future__ import annotations
 

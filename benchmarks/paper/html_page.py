@@ -29,25 +29,22 @@ def page(folder: RunFolder, question: Question, network: ClipNetwork, results: R
 
 
 def plots(results: Results) -> list[str]:
-    """Bars of every distance with the floor as a line, bars of the first score, and both measures against each other."""
-    columns, found = results["columns"], list[str]()
+    """Bars of every distance with the floor as a line, bars of the first score, and one measure against the other."""
+    columns, arms, found = results["columns"], results["arms"], list[str]()
     for name, heading in columns["distances"].items():
-        values = [_bar(arm["name"], arm["distances"][name]["fd"], arm["distances"][name]["fd_spread"]) for arm in results["arms"]]
+        distances = [(arm["name"], arm["distances"][name]) for arm in arms]
+        values = [Bar(arm, each["fd"], each["fd_spread"]) for arm, each in distances]
         value = results["floor"][name]["value"]
         found.append(bars(heading, values, None if value is None else (FLOOR, value)))
     score = next(iter(columns["scores"]), None)
     if score is None:
         return found
-    values = [_bar(arm["name"], arm["scores"][score]["mean"], arm["scores"][score]["spread"]) for arm in results["arms"]]
-    found.append(bars(columns["scores"][score], values))
+    scores = [(arm["name"], arm["scores"][score]) for arm in arms]
+    found.append(bars(columns["scores"][score], [Bar(arm, each["mean"], each["spread"]) for arm, each in scores]))
     distance = next(iter(columns["distances"]))
-    points = [Point(arm["name"], arm["distances"][distance]["fd"], arm["scores"][score]["mean"]) for arm in results["arms"]]
+    points = [Point(arm["name"], arm["distances"][distance]["fd"], arm["scores"][score]["mean"]) for arm in arms]
     x_name, y_name = columns["distances"][distance], columns["scores"][score]
     return [*found, scatter(f"{y_name} against {x_name}", points, x_name, y_name)]
-
-
-def _bar(name: str, value: float, spread: float | None) -> Bar:
-    return Bar(name, value, spread)
 
 
 def _sheets(folder: RunFolder, question: Question, network: ClipNetwork) -> str:

@@ -140,7 +140,12 @@ def _floor_of_frames(reference: Array, others: Array, averaging: Averaging) -> E
 
 
 def differences(
-    arms: Mapping[str, ArmFeatures], baseline: str, real: RealSet, protocol: Protocol, columns: Columns, permutations: int
+    arms: Mapping[str, ArmFeatures],
+    baseline: str,
+    real: RealSet,
+    protocol: Protocol,
+    columns: Columns,
+    permutations: int,
 ) -> dict[str, Any]:
     """By arm, its distance and score less the baseline's, over the same prompts and noise."""
     unbiased = averaging_of(protocol).unbiased_covariance

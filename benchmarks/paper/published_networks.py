@@ -38,7 +38,9 @@ class PublishedNetwork:
         self._protocol, self._data, self._device = protocol, data, device
         self._weights = self._found(lambda file: file.network == self.name, f"weights of '{self.name}'")
         self._scores_texts = protocol.score.value == "UMTScore"
-        self._vocabulary = self._found(lambda file: file.role == "vocabulary", "vocab.txt") if self._scores_texts else None
+        self._vocabulary = (
+            self._found(lambda file: file.role == "vocabulary", "vocab.txt") if self._scores_texts else None
+        )
 
     @property
     def columns(self) -> Columns:

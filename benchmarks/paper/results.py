@@ -13,7 +13,7 @@ from benchmarks.paper.errors import BenchmarkError
 from benchmarks.paper.feature_cache import cached_features
 from benchmarks.paper.measure import ArmFeatures, arm_numbers, differences, floor
 from benchmarks.paper.networks import ClipFeatures, ClipNetwork
-from benchmarks.paper.prompts import PromptList
+from benchmarks.paper.prompts import Prompt, PromptList
 from benchmarks.paper.protocols import Protocol
 from benchmarks.paper.published import figures, why_not_comparable
 from benchmarks.paper.run_folder import ClipKey, Manifest, Run, RunFolder, seed_of
@@ -27,6 +27,7 @@ class Question:
     """What is asked of a folder.
 
     Args:
+        prompts: all of the run; `first` of them are asked for.
         clips: of each prompt.
         arms: names; None: all.
         suffix: the file of each clip that is measured.
@@ -35,10 +36,15 @@ class Question:
 
     protocol: Protocol
     prompts: PromptList
+    first: int
     clips: int
     arms: Sequence[str] | None
     suffix: str
     permutations: int
+
+    @property
+    def asked(self) -> Sequence[Prompt]:
+        return self.prompts.prompts[: self.first]
 
 
 def results(folder: RunFolder, question: Question, network: ClipNetwork) -> Results:
@@ -49,7 +55,7 @@ def results(folder: RunFolder, question: Question, network: ClipNetwork) -> Resu
     check_clips(folder, question, arms)
     found = {arm.name: _clips(folder, question, arm, network) for arm in arms}
     features = {name: ArmFeatures.of(clips, network.columns) for name, clips in found.items()}
-    real = network.real(question.prompts.prompts)
+    real = network.real(question.asked)
     numbers = {name: arm_numbers(each, real, protocol, network.columns) for name, each in features.items()}
     paired = differences(features, COMPUTE_MATCHED, real, protocol, network.columns, question.permutations)
     manifests = {arm.name: [_manifest(folder, key) for key in _keys(question, arm)] for arm in arms}
@@ -59,7 +65,7 @@ def results(folder: RunFolder, question: Question, network: ClipNetwork) -> Resu
         "real": {"source": real.source, "n": len(real.reference[network.columns.space])},
         "floor": floor(real, protocol, network.columns),
         "arms": [_arm(arm) | numbers[arm.name] | {"less_matched": paired.get(arm.name)} for arm in arms],
-        "published": _published(run.n, question.clips, protocol, deviating),
+        "published": _published(question.first, question.clips, protocol, deviating),
         "made": _made(manifests),
     }
 
@@ -74,8 +80,8 @@ def check_run(run: Run, question: Question) -> None:
         )
     if run.prompts != prompts.digest:
         raise BenchmarkError(
-            f"protocol mismatch: the clips are of {run.n} prompts with digest {run.prompts[:16]}, and the list here has "
-            f"{len(prompts.prompts)} with digest {prompts.digest[:16]}; give the same --prompts and --limit"
+            f"protocol mismatch: the clips are of {run.n} prompts with digest {run.prompts[:16]}, and the list here "
+            f"has {len(prompts.prompts)} with digest {prompts.digest[:16]}; give the same --prompts"
         )
 
 
@@ -85,20 +91,21 @@ def chosen_arms(folder: RunFolder, names: Sequence[str] | None) -> list[Arm]:
     wanted = set(known if names is None else names) | {COMPUTE_MATCHED}
     if unknown := sorted(wanted - set(known)):
         raise BenchmarkError(f"{folder.root} has no arm '{unknown[0]}'; it has {', '.join(sorted(known))}")
-    usual = [*REFERENCES, COMPUTE_MATCHED, *SAMPLERS]
-    rank = {name: i for i, name in enumerate(usual)} | {f"{name}{MATCHED}": i + 0.5 for i, name in enumerate(usual)}
-    rank[COMPUTE_MATCHED] = usual.index(COMPUTE_MATCHED)
-    return sorted((known[name] for name in wanted), key=lambda arm: (rank.get(arm.name, len(usual)), arm.name))
+    usual = [*REFERENCES, COMPUTE_MATCHED, *(each for name in SAMPLERS for each in (name, f"{name}{MATCHED}"))]
+
+    def rank(arm: Arm) -> tuple[int, str]:
+        return usual.index(arm.name) if arm.name in usual else len(usual), arm.name
+
+    return sorted((known[name] for name in wanted), key=rank)
 
 
 def _keys(question: Question, arm: Arm) -> list[ClipKey]:
-    prompts = question.prompts.prompts
-    return [ClipKey(arm.name, prompt.id, repeat) for prompt in prompts for repeat in range(question.clips)]
+    return [ClipKey(arm.name, prompt.id, repeat) for prompt in question.asked for repeat in range(question.clips)]
 
 
 def check_clips(folder: RunFolder, question: Question, arms: Sequence[Arm]) -> None:
     """Raises BenchmarkError unless every clip is there and was made as this table says. Never a smaller n."""
-    texts = {prompt.id: prompt.text for prompt in question.prompts.prompts}
+    texts = {prompt.id: prompt.text for prompt in question.asked}
     missing: list[ClipKey] = []
     for arm in arms:
         for key in _keys(question, arm):
@@ -111,7 +118,7 @@ def check_clips(folder: RunFolder, question: Question, arms: Sequence[Arm]) -> N
         named = ", ".join(f"{key.arm} {key.prompt_id} repeat {key.repeat}" for key in missing[:NAMED])
         raise BenchmarkError(
             f"{len(missing)} clips are missing ({named}{', ...' if len(missing) > NAMED else ''}); run the generation "
-            "again, copy the other shards into this folder, or ask for less with --clips or --arms"
+            "again, copy the other shards into this folder, or ask for less with --limit, --clips or --arms"
         )
 
 
@@ -149,8 +156,8 @@ def deviations(run: Run, question: Question) -> list[str]:
     sha256 = protocol.prompts_sha256.value
     if sha256 is None or run.prompts_file != sha256:
         found.append("prompts that are not, or not known to be, the benchmark's")
-    if run.n != protocol.n.value:
-        found.append(f"{run.n} prompts instead of {protocol.n.text}")
+    if question.first != protocol.n.value:
+        found.append(f"{question.first} prompts instead of {protocol.n.text}")
     if question.clips != protocol.clips.value:
         found.append(f"{question.clips} clips per prompt instead of {protocol.clips.text}")
     usual = base_request(protocol)
@@ -177,7 +184,7 @@ def _about(run: Run, question: Question, network: ClipNetwork, deviating: Sequen
         "title": question.protocol.title,
         "model": run.model,
         "weights": run.weights,
-        "n": run.n,
+        "n": question.first,
         "clips": question.clips,
         "batch": run.batch,
         "request": run.request,
@@ -223,5 +230,10 @@ def _made(manifests: Mapping[str, Sequence[Manifest]]) -> Results:
         "seconds_per_clip": {
             name: round(sum(manifest.seconds for manifest in of_arm) / len(of_arm), 3)
             for name, of_arm in manifests.items()
+        },
+        "cpu_seconds_per_clip": {
+            name: round(sum(manifest.cpu_seconds or 0.0 for manifest in of_arm) / len(of_arm), 3)
+            for name, of_arm in manifests.items()
+            if all(manifest.cpu_seconds is not None for manifest in of_arm)
         },
     }

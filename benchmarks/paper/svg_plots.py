@@ -41,7 +41,9 @@ def bars(title: str, values: Sequence[Bar], line: tuple[str, float] | None = Non
     if line is not None:
         name, value = line
         x, bottom = axis(value), height - BOTTOM
-        parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{bottom}" stroke="{FLOOR_COLOUR}" stroke-dasharray="4 3"/>')
+        parts.append(
+            f'<line x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{bottom}" stroke="{FLOOR_COLOUR}" stroke-dasharray="4 3"/>'
+        )
         parts.append(_text(x, height - 2, f"{name} {value:.3g}", anchor="middle", colour=FLOOR_COLOUR))
     return _svg(title, WIDTH, height, parts)
 
@@ -56,8 +58,10 @@ def _bar(axis: _Axis, bar: Bar, top: float) -> list[str]:
     end = right
     if bar.spread is not None:
         low, high = axis(bar.value - bar.spread), axis(bar.value + bar.spread)
-        parts.append(f'<path d="M{low:.1f} {middle}H{high:.1f}M{low:.1f} {middle - 4}v8M{high:.1f} {middle - 4}v8" '
-                     f'stroke="{INK}" fill="none"/>')
+        parts.append(
+            f'<path d="M{low:.1f} {middle}H{high:.1f}M{low:.1f} {middle - 4}v8M{high:.1f} {middle - 4}v8" '
+            f'stroke="{INK}" fill="none"/>'
+        )
         end = max(end, high)
     return [*parts, _text(end + 5, middle + 4, f"{bar.value:.3g}")]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from benchmarks.paper.facts import NOT_KNOWN
@@ -13,14 +13,25 @@ FLOOR = "real against real"
 
 def text(results: Results) -> str:
     """Everything but the seconds, which are other ones in every run."""
-    parts = [_heading(results), _numbers(results), _differences(results), _published(results), _notes(results)]
+    parts = [
+        _heading(results),
+        _distances(results),
+        _differences(results),
+        _scores(results),
+        _published(results),
+        _notes(results),
+    ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def seconds_text(results: Results) -> str:
     made = results["made"]
-    rows = [[name, f"{seconds:.2f}"] for name, seconds in made["seconds_per_clip"].items()]
-    return f"Made by {', '.join(made['by'])} on {', '.join(made['devices'])}.\n\n{_table(['arm', 's a clip'], rows)}\n"
+    rows: list[list[str]] = []
+    for name, seconds in made["seconds_per_clip"].items():
+        cpu = made["cpu_seconds_per_clip"].get(name)
+        rows.append([name, f"{seconds:.2f}", NOT_KNOWN if cpu is None else f"{cpu:.2f}"])
+    heading = f"Made by {', '.join(made['by'])} on {', '.join(made['devices'])}."
+    return f"{heading}\n\n{_table(['arm', 's a clip', 'CPU s'], rows)}\n"
 
 
 def _heading(results: Results) -> str:
@@ -28,31 +39,35 @@ def _heading(results: Results) -> str:
     return f"{results['title']}\n{about}; measured on {results['measured']} files."
 
 
-def _numbers(results: Results) -> str:
-    columns, of_floor = results["columns"], results["floor"]
-    headings = ["arm", "calls"]
-    for heading in columns["distances"].values():
-        headings += [heading, f"its KVD x {KVD_UNIT:g}"]
-    headings += list(columns["scores"].values())
-    rows = [_row(arm, columns) for arm in results["arms"]]
+def _distances(results: Results) -> str:
+    columns, of_floor = results["columns"]["distances"], results["floor"]
+    headings = ["arm", "image + video calls"]
     real = [FLOOR, ""]
-    for name in columns["distances"]:
+    for name, heading in columns.items():
+        headings += [heading, f"{heading.removesuffix('FD').removesuffix('FVD').strip(' -')} KVD".strip()]
         real += [_spread(of_floor[name]["value"], of_floor[name]["spread"]), "0 expected"]
-    rows.append(real + [""] * len(columns["scores"]))
-    return _table(headings, rows)
+    return _table(headings, [*(_distance_row(arm, list(columns)) for arm in results["arms"]), real])
 
 
-KVD_UNIT = 1000
-
-
-def _row(arm: Results, columns: Results) -> list[str]:
+def _distance_row(arm: Results, spaces: Sequence[str]) -> list[str]:
     calls = arm["calls"]
     cells = [arm["name"], NOT_KNOWN if calls is None else f"{calls['image']} + {calls['video']}"]
-    for name in columns["distances"]:
+    for name in spaces:
         found = arm["distances"][name]
-        kvd_spread = None if found["kvd_spread"] is None else KVD_UNIT * found["kvd_spread"]
-        cells += [_spread(found["fd"], found["fd_spread"]), _spread(KVD_UNIT * found["kvd"], kvd_spread)]
-    return cells + [_spread(arm["scores"][name]["mean"], arm["scores"][name]["spread"]) for name in columns["scores"]]
+        cells += [_spread(found["fd"], found["fd_spread"]), _spread(found["kvd"], found["kvd_spread"], _short)]
+    return cells
+
+
+def _scores(results: Results) -> str:
+    columns, lower = results["columns"]["scores"], results["columns"]["lower_is_better"]
+    if not columns:
+        return ""
+    headings = [f"{heading}{' (less is better)' if name in lower else ''}" for name, heading in columns.items()]
+    rows = [
+        [arm["name"], *(_spread(arm["scores"][name]["mean"], arm["scores"][name]["spread"]) for name in columns)]
+        for arm in results["arms"]
+    ]
+    return _table(["arm", *headings], rows)
 
 
 def _differences(results: Results) -> str:
@@ -104,10 +119,9 @@ def _notes(results: Results) -> str:
     return "\n".join(notes)
 
 
-def _spread(value: float | None, spread: float | None) -> str:
-    if value is None:
-        return NOT_KNOWN
-    return _number(value) if spread is None else f"{_number(value)} ±{_number(spread)}"
+def _short(value: float) -> str:
+    """For values of any size, such as KVD's."""
+    return f"{value:.3g}"
 
 
 def _number(value: float) -> str:
@@ -116,12 +130,20 @@ def _number(value: float) -> str:
     return f"{value:.{decimals}f}"
 
 
+def _spread(value: float | None, spread: float | None, shown: Callable[[float], str] = _number) -> str:
+    if value is None:
+        return NOT_KNOWN
+    return shown(value) if spread is None else f"{shown(value)} ±{shown(spread)}"
+
+
 def _signed(value: float) -> str:
     return f"{'+' if value >= 0 else ''}{_number(value)}"
 
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     widths = [max(len(str(row[i])) for row in (headings, *rows)) for i in range(len(headings))]
-    lines = [" | ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (headings, *rows)]
+    lines = [
+        " | ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (headings, *rows)
+    ]
     lines.insert(1, " | ".join("-" * width for width in widths))
     return "\n".join(f"| {line} |" for line in lines)
