@@ -108,9 +108,7 @@ def test_a_missing_clip_is_an_error_and_never_a_smaller_n(commands: ForkedComman
     assert (status, "16 clips are missing" in printed) == (1, True), printed
 
 
-def test_a_folder_takes_clips_of_one_protocol_only(commands: ForkedCommands, sharded: Path) -> None:
-    status, printed = commands.run(*SMALL, "--set", "guidance_scale=3", "--out", str(sharded))
-    assert (status, "request is" in printed, "give another --out" in printed) == (1, True, True), printed
+def test_a_table_is_of_one_protocol_only(commands: ForkedCommands, sharded: Path) -> None:
     run = sharded / "run.json"
     content = run.read_text()
     run.write_text(content.replace(json.loads(content)["protocol"], "0" * 16))
@@ -127,12 +125,9 @@ def test_kills_at_random_moments_change_no_digit(commands: ForkedCommands, kille
         for _ in range(4):
             end = time.monotonic() + chance.uniform(0.5, 8)
             shard = chance.choice(("0/2", "1/2"))
-            try:
-                commands.run_and_kill(
-                    *SMALL, "--out", str(out), "--shard", shard, when=lambda end=end: time.monotonic() > end
-                )
-            except AssertionError as e:
-                assert "clips have features" in str(e)  # it ended before
+            commands.run_and_kill(
+                *SMALL, "--out", str(out), "--shard", shard, when=lambda end=end: time.monotonic() > end, may_end=True
+            )
         for shard in ("1/2", "0/2"):
             assert commands.run(*SMALL, "--out", str(out), "--shard", shard)[0] == 0
         assert table_of(commands, out, "--no-html") == (text, found)

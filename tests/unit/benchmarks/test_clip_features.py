@@ -81,7 +81,10 @@ def test_a_score_depends_on_clip_and_text(tiny_umt: Path, vocabulary: Path, clip
 
 
 def test_texts_are_cleaned_and_cut_as_upstream(vocabulary: Path) -> None:
-    assert cleaned("A  time-lapse, of (two) Flowers:\n 'red'/blue; <person>\n") == "a time lapse of two flowers red blue person"
+    assert (
+        cleaned("A  time-lapse, of (two) Flowers:\n 'red'/blue; <person>\n")
+        == "a time lapse of two flowers red blue person"
+    )
     ids, is_token = Tokens(vocabulary)("Flowers zzz a")
     expected = ["[CLS]", "flower", "##s", "[UNK]", "a", "[SEP]", *["[PAD]"] * 26]
     assert [TOKENS[number] for number in ids[0]] == expected
