@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import httpx2
 import pytest
 
 from tests.forked_commands import ForkedCommands, forked_commands
@@ -115,6 +116,29 @@ def test_a_table_is_of_one_protocol_only(commands: ForkedCommands, sharded: Path
     status, printed = commands.run("table", str(sharded), *TABLE)
     run.write_text(content)
     assert (status, "protocol mismatch" in printed) == (1, True), printed
+
+
+def test_a_service_makes_the_same_clips_and_no_job_twice(
+    commands: ForkedCommands, demo_server: str, tmp_path: Path
+) -> None:
+    """A clip whose manifest was lost, as after a kill between creation and download, is the job that it had."""
+    local, remote = tmp_path / "local", tmp_path / "remote"
+    two = ("demo", "--limit", "1", "--clips", "1", "--arms", "iv-mixed", "--set", "num_inference_steps=2")
+    for out, via in ((local, "local"), (remote, demo_server)):
+        status, printed = commands.run(*two, "--no-features", "--out", str(out), "--via", via)
+        assert (status, len(manifests(out))) == (0, 2), printed
+    assert clips(remote) == clips(local)
+    for manifest in manifests(remote):
+        manifest.unlink()
+    assert commands.run(*two, "--no-features", "--out", str(remote), "--via", demo_server)[0] == 0
+    assert clips(remote) == clips(local)
+    with httpx2.Client(base_url=demo_server) as http:
+        videos = http.get("/v1/videos", params={"metadata[bench]": "demo", "limit": 100}).json()["data"]
+    assert sorted(video["metadata"]["arm"] for video in videos) == ["ddim-matched", "iv-mixed"]
+
+
+def clips(out: Path) -> dict[str, str]:
+    return {f"{file.parent.name}/{file.name}": json.loads(file.read_text())["files"]["mp4"] for file in manifests(out)}
 
 
 @pytest.mark.slow
