@@ -24,7 +24,7 @@ def distance(
         str, typer.Option(metavar="NAME", help="Whose subsets of the rows fd_protocol averages over.")
     ] = DEFAULT_PROTOCOL,
 ) -> None:
-    """Print the distances of two files of features as JSON: Frechet of all rows and by protocol, and kernel distance."""
+    """Print distances of two files of features as JSON: Frechet of all rows and by protocol, and kernel distance."""
     try:
         report = measure(real, fake, protocol)
     except ModuleNotFoundError as e:

@@ -95,9 +95,7 @@ def _running(
 class UmtScorer:
     """UMTScore of a clip and its text: the logit that they match. Raises BenchmarkError: weights or vocabulary."""
 
-    def __init__(
-        self, weights: Path, vocabulary: Path, device: str = "cpu", dtype: torch.dtype | None = None
-    ) -> None:
+    def __init__(self, weights: Path, vocabulary: Path, device: str = "cpu", dtype: torch.dtype | None = None) -> None:
         """`vocabulary`: `vocab.txt` of bert-large-uncased."""
         self._device = torch.device(device)
         self._dtype = dtype or _published_dtype(self._device)

@@ -6,7 +6,7 @@ original is a training codebase, github.com/OpenGVLab/unmasked_teacher (arXiv:23
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,7 @@ class UmtSizes:
     patch: int = 16  # px
     frames: int = 12
     projected: int = 768  # length of a feature vector
-    text: BertSizes = BertSizes()
+    text: BertSizes = field(default_factory=BertSizes)
 
 
 class Umt(nn.Module):

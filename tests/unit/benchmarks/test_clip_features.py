@@ -63,6 +63,7 @@ def test_umt_features_are_of_the_prepared_frames(tiny_umt: Path, clip: np.ndarra
     assert 1e-4 < np.abs(rounded - found).max() / np.abs(found).max() < 0.1
 
 
+@pytest.mark.slow  # four seconds; test_paper_networks.py runs the network, test_preprocessing.py the preparation
 def test_i3d_features_are_logits_of_the_prepared_frames(tmp_path: Path, clip: np.ndarray) -> None:
     network = I3d()
     torch.save(filled(network), tmp_path / "i3d.pt")
@@ -81,7 +82,10 @@ def test_a_score_depends_on_clip_and_text(tiny_umt: Path, vocabulary: Path, clip
 
 
 def test_texts_are_cleaned_and_cut_as_upstream(vocabulary: Path) -> None:
-    assert cleaned("A  time-lapse, of (two) Flowers:\n 'red'/blue; <person>\n") == "a time lapse of two flowers red blue person"
+    assert (
+        cleaned("A  time-lapse, of (two) Flowers:\n 'red'/blue; <person>\n")
+        == "a time lapse of two flowers red blue person"
+    )
     ids, is_token = Tokens(vocabulary)("Flowers zzz a")
     expected = ["[CLS]", "flower", "##s", "[UNK]", "a", "[SEP]", *["[PAD]"] * 26]
     assert [TOKENS[number] for number in ids[0]] == expected
@@ -91,7 +95,7 @@ def test_texts_are_cleaned_and_cut_as_upstream(vocabulary: Path) -> None:
 
 
 def test_a_vocabulary_must_be_berts(tmp_path: Path) -> None:
-    with pytest.raises(BenchmarkError, match="needs vocab.txt of bert-large-uncased"):
+    with pytest.raises(BenchmarkError, match=r"needs vocab.txt of bert-large-uncased"):
         Tokens(tmp_path / "vocab.txt")
     (tmp_path / "vocab.txt").write_text("a\nb\n[CLS]\n")
     with pytest.raises(BenchmarkError, match=r"no vocabulary of BERT, it lacks \[MASK\], \[PAD\], \[SEP\], \[UNK\]"):
@@ -105,7 +109,13 @@ def test_networks_without_weights_and_unknown_ones_are_refused() -> None:
         open_network("umt", None)
 
 
-def test_features_that_are_not_finite_are_refused(tmp_path: Path, clip: np.ndarray) -> None:
-    torch.save({name: value * 1e30 for name, value in filled(I3d()).items()}, tmp_path / "i3d.pt")
-    with pytest.raises(BenchmarkError, match="a feature is not finite in torch.float32"):
-        open_network("i3d-crop", tmp_path / "i3d.pt")(clip)
+def test_features_that_are_not_finite_are_refused(tiny_umt: Path, clip: np.ndarray) -> None:
+    state = load_file(tiny_umt)
+    save_file(state | {"vision_proj.bias": state["vision_proj.bias"] / 0}, tiny_umt)
+    with pytest.raises(BenchmarkError, match=r"a feature is not finite in torch.float32"):
+        open_network("umt", tiny_umt)(clip)
+
+
+def test_weights_of_another_network_are_refused(tiny_umt: Path) -> None:
+    with pytest.raises(BenchmarkError, match=r"not the weights of this network \(I3d\): "):
+        open_network("i3d-crop", tiny_umt)

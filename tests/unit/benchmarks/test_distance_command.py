@@ -79,5 +79,5 @@ def test_unknown_protocols_and_other_widths_are_refused(files: tuple[Path, Path]
     with pytest.raises(BenchmarkError, match="no protocol 'fvd'; --protocol is one of chronomagic-150, "):
         measure(*files, "fvd")
     np.save(files[1], np.ones((40, 7)))
-    with pytest.raises(BenchmarkError, match="real.npy has 6 features per clip and .*fake.npy has 7"):
+    with pytest.raises(BenchmarkError, match=r"real.npy has 6 features per clip and .*fake.npy has 7"):
         measure(*files, "population")
