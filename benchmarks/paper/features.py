@@ -84,16 +84,24 @@ def _running(
 ) -> FeatureNetwork:
     def features(clip: Clip) -> Vector:
         with torch.inference_mode(), _autocast(device, dtype):
-            found = network(prepare(clip)[None].to(device))[0].float().cpu().numpy()
-        if not np.isfinite(found).all():
-            raise BenchmarkError(f"a feature is not finite in {dtype}; use another dtype, or look at the clip")
-        return found
+            return _finite(network(prepare(clip)[None].to(device))[0], dtype)
 
     return features
 
 
+def _finite(result: Tensor, dtype: torch.dtype) -> Vector:
+    found = result.float().cpu().numpy()
+    if not np.isfinite(found).all():
+        raise BenchmarkError(f"a result is not finite in {dtype}; use another dtype, or look at the clip")
+    return found
+
+
 class UmtScorer:
-    """UMTScore of a clip and its text: the logit that they match. Raises BenchmarkError: weights or vocabulary."""
+    """UMTScore of a clip and its text: the logit that they match; `both` gives the features too, from one pass.
+
+    Raises:
+        BenchmarkError: weights or vocabulary do not fit, or a result is not finite.
+    """
 
     def __init__(self, weights: Path, vocabulary: Path, device: str = "cpu", dtype: torch.dtype | None = None) -> None:
         """`vocabulary`: `vocab.txt` of bert-large-uncased."""
@@ -103,11 +111,15 @@ class UmtScorer:
         self._tokens = Tokens(vocabulary)
 
     def __call__(self, clip: Clip, text: str) -> float:
+        return self.both(clip, text)[1]
+
+    def both(self, clip: Clip, text: str) -> tuple[Vector, float]:
+        """Features (768,), as `open_network("umt", ...)` gives them, and UMTScore."""
         frames = preprocessing.umt(clip)[None].to(self._device)
         ids, is_token = (each.to(self._device) for each in self._tokens(text))
         with torch.inference_mode(), _autocast(self._device, self._dtype):
-            score = self._network.scores(frames, ids, is_token)
-        return float(score[0])
+            features, scores = self._network.features_and_scores(frames, ids, is_token)
+        return _finite(features[0], self._dtype), float(_finite(scores, self._dtype)[0])
 
 
 class Tokens:

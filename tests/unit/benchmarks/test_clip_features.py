@@ -78,7 +78,9 @@ def test_a_score_depends_on_clip_and_text(tiny_umt: Path, vocabulary: Path, clip
     scorer = UmtScorer(tiny_umt, vocabulary)
     scores = [scorer(clip, "flowers"), scorer(clip, "person"), scorer(255 - clip, "flowers")]
     assert len(set(scores)) == 3
-    assert scorer(clip, "FLOWERS!") == scores[0]
+    features, score = scorer.both(clip, "FLOWERS!")
+    assert score == scores[0]
+    np.testing.assert_array_equal(features, open_network("umt", tiny_umt)(clip))
 
 
 def test_texts_are_cleaned_and_cut_as_upstream(vocabulary: Path) -> None:
@@ -112,7 +114,7 @@ def test_networks_without_weights_and_unknown_ones_are_refused() -> None:
 def test_features_that_are_not_finite_are_refused(tiny_umt: Path, clip: np.ndarray) -> None:
     state = load_file(tiny_umt)
     save_file(state | {"vision_proj.bias": state["vision_proj.bias"] / 0}, tiny_umt)
-    with pytest.raises(BenchmarkError, match=r"a feature is not finite in torch.float32"):
+    with pytest.raises(BenchmarkError, match=r"a result is not finite in torch.float32"):
         open_network("umt", tiny_umt)(clip)
 
 

@@ -70,7 +70,15 @@ def test_full_size_has_the_names_and_shapes_of_the_original(
     published = {name: torch.empty(shape, device="meta") for name, shape in original_names(network).items()}
     state = umt_names(published) if network == "umt" else published
     assert len(published) - len(state) == (1 if network == "umt" else 0)  # the numbers of BERT's positions
-    load_strict(build, state, network)  # strict
+    module = load_strict(build, state, network).to("meta")
+    with torch.device("meta"):
+        if isinstance(module, Umt):
+            features, scores = module.features_and_scores(
+                torch.empty(2, 12, 3, 224, 224), torch.zeros(2, 32, dtype=torch.long), torch.ones(2, 32).bool()
+            )
+            assert (features.shape, scores.shape) == ((2, 768), (2,))
+        else:
+            assert module(torch.empty(2, 3, 16, 224, 224)).shape == (2, 400)
     with pytest.raises(BenchmarkError, match=f"1 missing: {one}"):
         load_strict(build, {name: value for name, value in state.items() if name != one}, network)
 
@@ -95,17 +103,18 @@ def test_text_half_and_score_are_the_original(
 ) -> None:
     with torch.no_grad():
         encoded = tiny.text_encoder.encode(*text)
-        scores = tiny.scores(clips, *text)
+        features, scores = tiny.features_and_scores(clips, *text)
     is_token = text[1]
     torch.testing.assert_close(encoded[is_token], golden["umt_text"][is_token], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(scores, golden["umt_scores"], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(features, golden["umt_features"], rtol=1e-4, atol=1e-5)
 
 
 def test_padding_does_not_change_a_score(tiny: Umt, clips: Tensor, text: tuple[Tensor, Tensor]) -> None:
     tokens, is_token = text
     with torch.no_grad():
-        padded = tiny.scores(clips[1:], tokens[1:], is_token[1:])
-        alone = tiny.scores(clips[1:], tokens[1:, :6], is_token[1:, :6])
+        _, padded = tiny.features_and_scores(clips[1:], tokens[1:], is_token[1:])
+        _, alone = tiny.features_and_scores(clips[1:], tokens[1:, :6], is_token[1:, :6])
     torch.testing.assert_close(padded, alone, rtol=1e-5, atol=1e-6)
 
 
