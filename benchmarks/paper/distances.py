@@ -233,6 +233,21 @@ def real_floor(reference: Sample, others: Sample, averaging: Averaging, *, draws
     return Estimate(float(np.mean(values)), float(np.std(values, ddof=1)))
 
 
+def floor_of_halves(real: Sample, averaging: Averaging, *, draws: int = 4, seed: int = 0) -> Estimate:
+    """The floor where all real clips are the reference: the protocol's distance of two random halves of them.
+
+    Each half has len(real) // 2 clips, so caps above that take all of it, and the floor at the full number is lower.
+
+    Returns:
+        Mean and standard deviation over the draws.
+    """
+    half = len(real) // 2
+    generator = np.random.default_rng(seed)
+    orders = [generator.permutation(len(real)) for _ in range(draws)]
+    values = [averaged_frechet(real[order[:half]], real[order[half : 2 * half]], averaging)[0] for order in orders]
+    return Estimate(float(np.mean(values)), float(np.std(values, ddof=1)))
+
+
 def _is_among(row: Sample, sample: Sample) -> bool:
     return bool((np.linalg.norm(sample - row, axis=1) <= SAME_CLIP * np.linalg.norm(row)).any())
 

@@ -13,9 +13,11 @@ from benchmarks.paper import distances
 from benchmarks.paper.averagings import CHRONOMAGIC
 from benchmarks.paper.distances import (
     Averaging,
+    CapResult,
     FrechetTo,
     Sample,
     averaged_frechet,
+    floor_of_halves,
     frechet,
     kernel_distance,
     paired_permutation,
@@ -28,7 +30,7 @@ from benchmarks.paper.errors import BenchmarkError
 # now, because a fixture removes the variables of ivmix.
 PUBLISHED = os.environ.get("IVMIX_UMT_FEATURES")
 needs_published = pytest.mark.skipif(
-    PUBLISHED is None, reason="set IVMIX_UMT_FEATURES to the folder of gt150.npy and gt1649.npy; docs/benchmarks.md"
+    PUBLISHED is None, reason="set IVMIX_UMT_FEATURES to the folder of gt150.npy and gt1649.npy; docs/distances.md"
 )
 
 
@@ -225,6 +227,22 @@ def test_the_floor_takes_other_real_clips_only() -> None:
         real_floor(pool[:40], pool, Averaging())
 
 
+def test_the_floor_of_halves_compares_clips_with_other_clips(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = normal(41, 4, 18)
+    halves: list[tuple[Sample, Sample]] = []
+
+    def recorded(one: Sample, other: Sample, averaging: Averaging) -> tuple[float, list[CapResult]]:
+        halves.append((one, other))
+        return averaged_frechet(one, other, averaging)
+
+    monkeypatch.setattr(distances, "averaged_frechet", recorded)
+    floor = floor_of_halves(real, Averaging(), draws=5)
+    assert all(len(one) == len(other) == 20 for one, other in halves)
+    assert all(len(np.unique(np.concatenate(each), axis=0)) == 40 for each in halves)
+    assert floor.value == pytest.approx(np.mean([frechet(*each) for each in halves]))
+    assert floor.spread == pytest.approx(np.std([frechet(*each) for each in halves], ddof=1))
+
+
 @needs_published
 def test_published_real_clips_are_237_9_from_each_other() -> None:
     """The floor of the paper's first table: 150 real clips against 150 other real ones, by the exact protocol."""
@@ -240,3 +258,10 @@ def test_published_real_clips_have_no_kernel_distance() -> None:
         estimate = kernel_distance(real[order[:n]], real[order[-n:]])
         assert estimate.spread is not None
         assert abs(estimate.value) < 2 * estimate.spread
+
+
+@needs_published
+def test_the_floor_of_the_long_list_is_as_high_as_published_figures() -> None:
+    """Halves of 824: of its leaderboard, one model has 178.5 and another 197.9."""
+    floor = floor_of_halves(published("gt1649.npy"), CHRONOMAGIC)
+    assert floor.value == pytest.approx(190.8, abs=6)
