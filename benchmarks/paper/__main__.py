@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from benchmarks.paper.bench_commands import register
 from benchmarks.paper.distance_command import distance
 
 app = typer.Typer(
@@ -17,6 +18,7 @@ def group() -> None:
 
 
 app.command()(distance)
+register(app)
 
 if __name__ == "__main__":
     app(prog_name="ivmix bench")
