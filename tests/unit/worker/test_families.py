@@ -98,7 +98,6 @@ def test_engine_makes_a_clip_with_every_family(entry: ModelEntry) -> None:
     assert torch.equal(first, again)
 
 
-@pytest.mark.sample(1)
 def test_video_has_the_asked_size_also_where_the_latents_cannot_be_halved(entry: ModelEntry) -> None:
     """Bug: 100x100 became 96x96. Latents of 5x3 and 1x1 work: the UNets upsample to the sizes that they came from."""
     odd = entry.model_copy(update={"sizes": ("20x12", "4x4")})
@@ -108,7 +107,6 @@ def test_video_has_the_asked_size_also_where_the_latents_cannot_be_halved(entry:
         assert engine.generate(odd.resolve(request)).frames.shape == shape
 
 
-@pytest.mark.sample(1)
 def test_half_precision_is_the_same_network_within_its_rounding(entry: ModelEntry) -> None:
     """A GPU runs half precision; bfloat16 runs on a CPU too."""
     x = torch.randn(1, 4, 3, 8, 8, generator=Generator().manual_seed(1))
@@ -276,7 +274,6 @@ def test_motion_adapter_made_for_fewer_frames_is_refused(folder: Path) -> None:
         load(long, "cpu")
 
 
-@pytest.mark.sample(1)
 @pytest.mark.parametrize("change", ["lacks", "has unexpected", "has with another shape"])
 def test_weights_that_are_not_the_configurations_are_refused(folder: Path, change: str) -> None:
     """diffusers would fill a missing weight with random numbers and go on."""
