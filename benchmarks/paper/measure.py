@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.paper.averagings import averaging_of
 from benchmarks.paper.distances import (
     Averaging,
     Estimate,
@@ -44,14 +45,6 @@ class ArmFeatures:
         spaces = {name: np.array([[clip.spaces[name] for clip in row] for row in clips]) for name in columns.spaces}
         scores = {name: np.array([[clip.scores[name] for clip in row] for row in clips]) for name in columns.scores}
         return ArmFeatures(spaces, scores)
-
-
-def averaging_of(protocol: Protocol) -> Averaging:
-    return Averaging(
-        caps=tuple(protocol.caps.value or ()),
-        seeds=tuple(protocol.seeds.value or (0,)),
-        unbiased_covariance=protocol.covariance.value == "sample",
-    )
 
 
 def arm_numbers(arm: ArmFeatures, real: RealSet, protocol: Protocol, columns: Columns) -> dict[str, Any]:

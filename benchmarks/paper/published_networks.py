@@ -63,9 +63,12 @@ class PublishedNetwork:
 
     def of_clip(self, frames: Frames, prompt: str) -> ClipFeatures:
         """Features (1, d) in one space; with UMT the score of clip and prompt."""
-        vectors = self._features(frames)[None].astype(np.float64)
-        scores = {"umtscore": self._scorer(frames, prompt)} if self._scores_texts else {}
-        return ClipFeatures({self.columns.space: vectors}, scores)
+        scores: dict[str, float] = {}
+        if self._scores_texts:
+            vector, scores["umtscore"] = self._scorer.both(frames, prompt)  # one pass, and the weights once in memory
+        else:
+            vector = self._features(frames)
+        return ClipFeatures({self.columns.space: vector[None].astype(np.float64)}, scores)
 
     def real(self, prompts: Sequence[Prompt]) -> RealSet:
         """Rows of the benchmark's file, which are in the order of its prompts: of the first n, as many as `prompts`."""

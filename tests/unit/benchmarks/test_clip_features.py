@@ -16,7 +16,6 @@ from benchmarks.paper.i3d import I3d
 from benchmarks.paper.preprocessing import i3d_squash, umt
 from benchmarks.paper.umt import Umt
 from benchmarks.paper.weights import load_umt
-from demo.judges import WEIGHTS, ClipJudge
 from tests.unit.benchmarks.filled_weights import filled, frames
 from tests.unit.benchmarks.test_paper_networks import TINY
 
@@ -43,15 +42,6 @@ def vocabulary(tmp_path: Path) -> Path:
     path = tmp_path / "vocab.txt"
     path.write_text("\n".join(TOKENS) + "\n")
     return path
-
-
-def test_demo_features_are_those_of_the_judge() -> None:
-    clip = frames((8, 48, 48, 3), 6).numpy()
-    judge = ClipJudge().eval()
-    judge.load_state_dict({k.removeprefix("clip."): v for k, v in load_file(WEIGHTS).items() if k.startswith("clip.")})
-    with torch.no_grad():
-        expected = judge.features((torch.from_numpy(clip) / 127.5 - 1).permute(3, 0, 1, 2)[None])[0]
-    np.testing.assert_allclose(open_network("demo", None)(clip), expected.numpy(), rtol=1e-5)
 
 
 def test_umt_features_are_of_the_prepared_frames(tiny_umt: Path, clip: np.ndarray) -> None:
@@ -104,11 +94,9 @@ def test_a_vocabulary_must_be_berts(tmp_path: Path) -> None:
         Tokens(tmp_path / "vocab.txt")
 
 
-def test_networks_without_weights_and_unknown_ones_are_refused() -> None:
-    with pytest.raises(BenchmarkError, match="no network 'inception'; there are umt, i3d-crop, i3d-squash, demo"):
-        open_network("inception", None)
-    with pytest.raises(BenchmarkError, match="network 'umt' needs its weights"):
-        open_network("umt", None)
+def test_unknown_networks_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(BenchmarkError, match="no network 'inception'; there are umt, i3d-crop, i3d-squash"):
+        open_network("inception", tmp_path)
 
 
 def test_features_that_are_not_finite_are_refused(tiny_umt: Path, clip: np.ndarray) -> None:

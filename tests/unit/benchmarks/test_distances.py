@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks.paper import distances
-from benchmarks.paper.averagings import CHRONOMAGIC
+from benchmarks.paper.averagings import averaging_of
 from benchmarks.paper.distances import (
     Averaging,
     CapResult,
@@ -25,6 +25,7 @@ from benchmarks.paper.distances import (
     subset,
 )
 from benchmarks.paper.errors import BenchmarkError
+from benchmarks.paper.protocols import protocol
 
 # A folder with gt150.npy and gt1649.npy: the real features that ChronoMagic-Bench publishes, as arrays (n, 768). Read
 # now, because a fixture removes the variables of ivmix.
@@ -32,6 +33,9 @@ PUBLISHED = os.environ.get("IVMIX_UMT_FEATURES")
 needs_published = pytest.mark.skipif(
     PUBLISHED is None, reason="set IVMIX_UMT_FEATURES to the folder of gt150.npy and gt1649.npy; docs/distances.md"
 )
+
+
+CHRONOMAGIC = averaging_of(protocol("chronomagic-150"))
 
 
 def published(name: str) -> Sample:
@@ -107,6 +111,12 @@ def test_unequal_and_too_small_samples_are_refused() -> None:
     for distance in (frechet, kernel_distance):
         with pytest.raises(BenchmarkError, match=r"two or more rows.*\(1, 40\)"):
             distance(normal(30, 40, 4), normal(1, 40, 5))
+
+
+def test_chronomagic_averages_seven_caps_and_four_seeds() -> None:
+    expected = Averaging(caps=(32, 64, 128, 256, 300, 512, 1024), seeds=(12, 22, 32, 42))
+    assert CHRONOMAGIC == averaging_of(protocol("chronomagic-1649")) == expected
+    assert averaging_of(protocol("ucf-101-lavie")) == Averaging(unbiased_covariance=True)
 
 
 @pytest.mark.parametrize("seed", CHRONOMAGIC.seeds)
