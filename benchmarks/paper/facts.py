@@ -1,4 +1,4 @@
-"""Values with their source: what is known of a benchmark, what is assumed, and what nobody has written down."""
+"""Values with their source: what is known of a benchmark, what is assumed, and what no source says."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ class PromptList:
 def prompts_of(protocol: Protocol, folder: Path, given: Path | None) -> PromptList:
     """The prompts that `given` lists, or those of the benchmark, from this package or the folder of downloads.
 
-    Raises InvalidParameter if there is no such file, or if it is not the benchmark's although nobody chose another one.
+    Raises InvalidParameter if there is no such file, or if it is another list, which only `given` may choose.
     """
     if given is not None:
         return read_prompts(given)
