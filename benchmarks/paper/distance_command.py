@@ -21,10 +21,10 @@ def distance(
     real: Annotated[Path, typer.Argument(metavar="REAL.npy", help=FILE_HELP)],
     fake: Annotated[Path, typer.Argument(metavar="FAKE.npy", help="The same of generated clips.")],
     protocol: Annotated[
-        str, typer.Option(metavar="NAME", help="Whose subsets of the rows fd_protocol averages over.")
+        str, typer.Option(metavar="NAME", help="Benchmark whose subsets of the rows fd_protocol averages over.")
     ] = DEFAULT_PROTOCOL,
 ) -> None:
-    """Print the distances of two files of features as JSON: Frechet of all rows and by protocol, and kernel distance."""
+    """Print distances of two files of features as JSON: Frechet of all rows and by protocol, and kernel distance."""
     try:
         report = measure(real, fake, protocol)
     except ModuleNotFoundError as e:
@@ -35,12 +35,13 @@ def distance(
 
 
 def measure(real_file: Path, fake_file: Path, protocol: str) -> dict[str, Any]:
-    """Raises BenchmarkError."""
+    """Raises BenchmarkError, and InvalidParameter if there is no such protocol."""
+    from benchmarks.paper import protocols
     from benchmarks.paper.averagings import averaging_of
     from benchmarks.paper.distances import averaged_frechet, frechet, kernel_distance
     from benchmarks.paper.feature_files import read_features
 
-    averaging = averaging_of(protocol)
+    averaging = averaging_of(protocols.protocol(protocol))
     real, fake = read_features(real_file), read_features(fake_file)
     if real.shape[1] != fake.shape[1]:
         raise BenchmarkError(

@@ -42,7 +42,9 @@ def read_features(path: Path) -> NDArray[np.float64]:
 def _open(path: Path) -> np.ndarray:
     """Maps the file; objects, which would run code when they are read, are refused."""
     if not path.is_file():
-        raise BenchmarkError(f"{path}: {'a folder' if path.is_dir() else 'no such file'}; give an .npy file of features")
+        raise BenchmarkError(
+            f"{path}: {'a folder' if path.is_dir() else 'no such file'}; give an .npy file of features"
+        )
     try:
         with path.open("rb") as file:
             version = np.lib.format.read_magic(file)

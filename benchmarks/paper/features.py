@@ -19,21 +19,18 @@ from benchmarks.paper import preprocessing
 from benchmarks.paper.errors import BenchmarkError
 from benchmarks.paper.preprocessing import Clip
 from benchmarks.paper.umt import Umt
-from benchmarks.paper.weights import load_i3d, load_strict, load_umt, read_state
+from benchmarks.paper.weights import load_i3d, load_umt
 
 Vector = NDArray[np.float32]
 FeatureNetwork = Callable[[Clip], Vector]  # (T, H, W, 3) -> (d,)
 MAX_TOKENS = 32  # of a text, UMTScore
 
 
-def open_network(
-    name: str, weights: Path | None, device: str = "cpu", dtype: torch.dtype | None = None
-) -> FeatureNetwork:
+def open_network(name: str, weights: Path, device: str = "cpu", dtype: torch.dtype | None = None) -> FeatureNetwork:
     """The network of a protocol.
 
     Args:
-        name: umt (768 features), i3d-crop or i3d-squash (400), demo (64; the judge of the demo world).
-        weights: None for demo, whose weights are in the repository.
+        name: umt (768 features), i3d-crop or i3d-squash (400).
         dtype: of autocast; default: float16 for umt on a GPU, else float32, which is none.
 
     Raises:
@@ -41,9 +38,7 @@ def open_network(
     """
     if name not in _NETWORKS:
         raise BenchmarkError(f"there is no network '{name}'; there are {', '.join(_NETWORKS)}")
-    if weights is None and name != "demo":
-        raise BenchmarkError(f"network '{name}' needs its weights; `ivmix bench fetch` names the file")
-    return _NETWORKS[name](weights or Path(), torch.device(device), dtype)
+    return _NETWORKS[name](weights, torch.device(device), dtype)
 
 
 def _umt(weights: Path, device: torch.device, dtype: torch.dtype | None) -> FeatureNetwork:
@@ -58,24 +53,10 @@ def _i3d(prepare: Callable[[Clip], Tensor]) -> Callable[[Path, torch.device, tor
     return opened
 
 
-def _demo(_weights: Path, device: torch.device, dtype: torch.dtype | None) -> FeatureNetwork:
-    from demo.judges import WEIGHTS, ClipJudge
-
-    saved = read_state(WEIGHTS)
-    own = {name.removeprefix("clip."): value for name, value in saved.items() if name.startswith("clip.")}
-    network = load_strict(ClipJudge, own, str(WEIGHTS)).to(device)
-    return _running(_demo_pixels, network.features, device, dtype or torch.float32)
-
-
-def _demo_pixels(clip: Clip) -> Tensor:
-    return torch.from_numpy(clip).permute(3, 0, 1, 2) / 127.5 - 1
-
-
 _NETWORKS: dict[str, Callable[[Path, torch.device, torch.dtype | None], FeatureNetwork]] = {
     "umt": _umt,
     "i3d-crop": _i3d(preprocessing.i3d_crop),
     "i3d-squash": _i3d(preprocessing.i3d_squash),
-    "demo": _demo,
 }
 
 
@@ -84,20 +65,26 @@ def _running(
 ) -> FeatureNetwork:
     def features(clip: Clip) -> Vector:
         with torch.inference_mode(), _autocast(device, dtype):
-            found = network(prepare(clip)[None].to(device))[0].float().cpu().numpy()
-        if not np.isfinite(found).all():
-            raise BenchmarkError(f"a feature is not finite in {dtype}; use another dtype, or look at the clip")
-        return found
+            return _finite(network(prepare(clip)[None].to(device))[0], dtype)
 
     return features
 
 
-class UmtScorer:
-    """UMTScore of a clip and its text: the logit that they match. Raises BenchmarkError: weights or vocabulary."""
+def _finite(result: Tensor, dtype: torch.dtype) -> Vector:
+    found = result.float().cpu().numpy()
+    if not np.isfinite(found).all():
+        raise BenchmarkError(f"a result is not finite in {dtype}; use another dtype, or look at the clip")
+    return found
 
-    def __init__(
-        self, weights: Path, vocabulary: Path, device: str = "cpu", dtype: torch.dtype | None = None
-    ) -> None:
+
+class UmtScorer:
+    """UMTScore of a clip and its text: the logit that they match; `both` gives the features too, from one pass.
+
+    Raises:
+        BenchmarkError: weights or vocabulary do not fit, or a result is not finite.
+    """
+
+    def __init__(self, weights: Path, vocabulary: Path, device: str = "cpu", dtype: torch.dtype | None = None) -> None:
         """`vocabulary`: `vocab.txt` of bert-large-uncased."""
         self._device = torch.device(device)
         self._dtype = dtype or _published_dtype(self._device)
@@ -105,11 +92,15 @@ class UmtScorer:
         self._tokens = Tokens(vocabulary)
 
     def __call__(self, clip: Clip, text: str) -> float:
+        return self.both(clip, text)[1]
+
+    def both(self, clip: Clip, text: str) -> tuple[Vector, float]:
+        """Features (768,), as `open_network("umt", ...)` gives them, and UMTScore."""
         frames = preprocessing.umt(clip)[None].to(self._device)
         ids, is_token = (each.to(self._device) for each in self._tokens(text))
         with torch.inference_mode(), _autocast(self._device, self._dtype):
-            score = self._network.scores(frames, ids, is_token)
-        return float(score[0])
+            features, scores = self._network.features_and_scores(frames, ids, is_token)
+        return _finite(features[0], self._dtype), float(_finite(scores, self._dtype)[0])
 
 
 class Tokens:

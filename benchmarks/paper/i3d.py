@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from benchmarks.paper.errors import BenchmarkError
 
-MIN_FRAMES, MIN_PIXELS = 9, 193  # less, and nothing is left for the last pooling of 2 x 7 x 7
+MIN_FRAMES = 9
+PIXELS = range(193, 225)  # height and width: a 32nd, rounded up, are the 7 of the last pooling
 CLASSES = 400
 
 # Outputs of the four branches: 1x1; 1x1 then 3x3; 1x1 then 3x3; pooling then 1x1. Table 1 of arXiv:1409.4842.
@@ -49,10 +50,10 @@ class I3d(nn.Module):
         self.logits = Unit(channels, CLASSES, 1, is_plain=True)
 
     def forward(self, clips: Tensor) -> Tensor:
-        if clips.ndim != 5 or clips.shape[2] < MIN_FRAMES or min(clips.shape[3:]) < MIN_PIXELS:
+        if clips.ndim != 5 or clips.shape[2] < MIN_FRAMES or any(side not in PIXELS for side in clips.shape[3:]):
             raise BenchmarkError(
-                f"I3D needs clips (n, 3, T, H, W) of {MIN_FRAMES} or more frames and {MIN_PIXELS} or more pixels in "
-                f"height and width, not {tuple(clips.shape)}"
+                f"I3D needs clips (n, 3, T, H, W) of {MIN_FRAMES} or more frames and {PIXELS[0]} to {PIXELS[-1]} "
+                f"pixels in height and width, not {tuple(clips.shape)}; generate longer clips, or resize"
             )
         x = clips
         for name, layer in self.named_children():

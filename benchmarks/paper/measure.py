@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.paper.averagings import averaging_of
 from benchmarks.paper.distances import (
     Averaging,
     Estimate,
     FrechetTo,
     averaged_frechet,
+    floor_of_halves,
     kernel_distance,
     paired_permutation,
     real_floor,
@@ -44,14 +46,6 @@ class ArmFeatures:
         spaces = {name: np.array([[clip.spaces[name] for clip in row] for row in clips]) for name in columns.spaces}
         scores = {name: np.array([[clip.scores[name] for clip in row] for row in clips]) for name in columns.scores}
         return ArmFeatures(spaces, scores)
-
-
-def averaging_of(protocol: Protocol) -> Averaging:
-    return Averaging(
-        caps=tuple(protocol.caps.value or ()),
-        seeds=tuple(protocol.seeds.value or (0,)),
-        unbiased_covariance=protocol.covariance.value == "sample",
-    )
 
 
 def arm_numbers(arm: ArmFeatures, real: RealSet, protocol: Protocol, columns: Columns) -> dict[str, Any]:
@@ -122,7 +116,7 @@ def _floor(real: RealSet, space: str, averaging: Averaging) -> dict[str, Any]:
     reference = real.reference[space]
     unknown = {"value": None, "spread": None, "n": len(reference)}
     if real.others is None:
-        return unknown | {"reason": "there are no other real clips"}
+        return unknown | {"reason": _without_others(reference, averaging)}
     others = real.others[space]
     try:
         found = real_floor(_rows(reference), _rows(others), averaging) if reference.shape[1] == 1 else None
@@ -130,6 +124,15 @@ def _floor(real: RealSet, space: str, averaging: Averaging) -> dict[str, Any]:
         return unknown | {"reason": e.message}
     found = found or _floor_of_frames(reference, others, averaging)
     return {"value": found.value, "spread": found.spread, "n": len(reference), "reason": None}
+
+
+def _without_others(reference: Array, averaging: Averaging) -> str:
+    """Why the floor is not known, and what comes next to it: at half as many clips, where it is higher."""
+    reason, half = "there are no other real clips", len(reference) // 2
+    if half < LEAST_PAIRS or reference.shape[1] != 1:
+        return reason
+    found = floor_of_halves(_rows(reference), averaging)
+    return f"{reason}; two halves of them, {half} clips each, are {found.value:.1f} ± {found.spread:.1f} apart"
 
 
 def _floor_of_frames(reference: Array, others: Array, averaging: Averaging) -> Estimate:

@@ -7,6 +7,7 @@ clamping and rounding; so torchvision is needed by a test only.
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ def middle_frames(count: int, available: int) -> list[int]:
     _require_frames(1, available)
     taken = min(count, available)
     edges = np.linspace(0, available, taken + 1).astype(int)  # truncated: rounding down decides between neighbours
-    middles = [(int(start) + int(end) - 1) // 2 for start, end in zip(edges[:-1], edges[1:], strict=True)]
+    middles = [(int(start) + int(end) - 1) // 2 for start, end in pairwise(edges)]
     return middles + middles[-1:] * (count - taken)
 
 

@@ -6,7 +6,7 @@ original is a training codebase, github.com/OpenGVLab/unmasked_teacher (arXiv:23
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,7 @@ class UmtSizes:
     patch: int = 16  # px
     frames: int = 12
     projected: int = 768  # length of a feature vector
-    text: BertSizes = BertSizes()
+    text: BertSizes = field(default_factory=BertSizes)
 
 
 class Umt(nn.Module):
@@ -42,20 +42,22 @@ class Umt(nn.Module):
         self.itm_head = nn.Linear(sizes.text.width, 2)
 
     def features(self, clips: Tensor) -> Tensor:
-        """(B, frames, 3, image, image), as `preprocessing.umt_frames` makes them -> (B, projected), for UMT-FVD."""
-        _, pooled = self.vision_encoder(clips)
-        return self.vision_proj(pooled).mean(1)
+        """(B, frames, 3, image, image), as `preprocessing.umt` makes them -> (B, projected), for UMT-FVD."""
+        return self._projected(self.vision_encoder(clips)[1])
 
-    def scores(self, clips: Tensor, tokens: Tensor, is_token: Tensor) -> Tensor:
-        """UMTScore (B,) of clips and their texts: the logit that the two match.
+    def features_and_scores(self, clips: Tensor, tokens: Tensor, is_token: Tensor) -> tuple[Tensor, Tensor]:
+        """Features, and the UMTScore (B,) of clips and their texts: the logit that the two match.
 
         Args:
             tokens: (B, L) ids of BERT's tokens, padded.
             is_token: (B, L) bool, False for padding.
         """
-        patches, _ = self.vision_encoder(clips)
+        patches, pooled = self.vision_encoder(clips)
         fused = self.text_encoder.fuse(self.text_encoder.encode(tokens, is_token), is_token, patches)
-        return self.itm_head(fused[:, 0])[:, 1]
+        return self._projected(pooled), self.itm_head(fused[:, 0])[:, 1]
+
+    def _projected(self, pooled: Tensor) -> Tensor:
+        return self.vision_proj(pooled).mean(1)
 
 
 class VisionEncoder(nn.Module):

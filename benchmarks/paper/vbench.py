@@ -62,7 +62,9 @@ def measure(
             f"VBench measures {', '.join(unknown)} of its own prompts only; of any clips: {', '.join(DIMENSIONS)}"
         )
     if not python.is_file():
-        raise BenchmarkError(f"{python}: no such file; install VBench in a separate environment and give its bin/python")
+        raise BenchmarkError(
+            f"{python}: no such file; install VBench in a separate environment and give its bin/python"
+        )
     clips = sorted(path.name for path in videos.iterdir() if path.suffix.lower() in CLIPS) if videos.is_dir() else []
     if not clips:
         raise BenchmarkError(f"{videos}: no .mp4 or .gif; give a folder of clips")

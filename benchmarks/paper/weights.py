@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
+import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import TypeVar
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -38,11 +37,11 @@ def read_state(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        with torch.serialization.safe_globals(_AS_DICT):
+        with torch.serialization.safe_globals(_AS_DICT), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a file that is no checkpoint; its error follows
             found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (SafetensorError, UnpicklingError, EOFError, RuntimeError) as e:
-        reason = str(e).splitlines()[0] if str(e) else type(e).__name__
-        raise BenchmarkError(f"{path}: not a file of weights, or damaged: {reason}") from e
+    except Exception as e:  # torch's reader raises whatever a damaged file leads to, even KeyError
+        raise BenchmarkError(f"{path}: not a file of weights, or damaged: {_reason(e)}") from e
     state = found.get("model", found) if isinstance(found, dict) else None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise BenchmarkError(f"{path}: holds something else than weights by name; give the published file")
@@ -96,6 +95,12 @@ def load_strict(build: Callable[[], Module], state: State, source: str) -> Modul
     zeros = {name: torch.zeros(expected[name], dtype=torch.long) for name in counters - state.keys()}
     module.load_state_dict({**state, **zeros}, assign=True)
     return module.eval().requires_grad_(False)
+
+
+def _reason(error: Exception) -> str:
+    """One line: of torch's pages about files with code, the one that names what was refused."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    return next((line.strip() for line in lines if "Unsupported" in line), lines[0])
 
 
 def _some(names: list[str]) -> str:

@@ -16,7 +16,6 @@ from benchmarks.paper.i3d import I3d
 from benchmarks.paper.preprocessing import i3d_squash, umt
 from benchmarks.paper.umt import Umt
 from benchmarks.paper.weights import load_umt
-from demo.judges import WEIGHTS, ClipJudge
 from tests.unit.benchmarks.filled_weights import filled, frames
 from tests.unit.benchmarks.test_paper_networks import TINY
 
@@ -45,15 +44,6 @@ def vocabulary(tmp_path: Path) -> Path:
     return path
 
 
-def test_demo_features_are_those_of_the_judge() -> None:
-    clip = frames((8, 48, 48, 3), 6).numpy()
-    judge = ClipJudge().eval()
-    judge.load_state_dict({k.removeprefix("clip."): v for k, v in load_file(WEIGHTS).items() if k.startswith("clip.")})
-    with torch.no_grad():
-        expected = judge.features((torch.from_numpy(clip) / 127.5 - 1).permute(3, 0, 1, 2)[None])[0]
-    np.testing.assert_allclose(open_network("demo", None)(clip), expected.numpy(), rtol=1e-5)
-
-
 def test_umt_features_are_of_the_prepared_frames(tiny_umt: Path, clip: np.ndarray) -> None:
     found = open_network("umt", tiny_umt)(clip)
     with torch.no_grad():
@@ -63,6 +53,7 @@ def test_umt_features_are_of_the_prepared_frames(tiny_umt: Path, clip: np.ndarra
     assert 1e-4 < np.abs(rounded - found).max() / np.abs(found).max() < 0.1
 
 
+@pytest.mark.slow  # four seconds; test_paper_networks.py runs the network, test_preprocessing.py the preparation
 def test_i3d_features_are_logits_of_the_prepared_frames(tmp_path: Path, clip: np.ndarray) -> None:
     network = I3d()
     torch.save(filled(network), tmp_path / "i3d.pt")
@@ -77,7 +68,9 @@ def test_a_score_depends_on_clip_and_text(tiny_umt: Path, vocabulary: Path, clip
     scorer = UmtScorer(tiny_umt, vocabulary)
     scores = [scorer(clip, "flowers"), scorer(clip, "person"), scorer(255 - clip, "flowers")]
     assert len(set(scores)) == 3
-    assert scorer(clip, "FLOWERS!") == scores[0]
+    features, score = scorer.both(clip, "FLOWERS!")
+    assert score == scores[0]
+    np.testing.assert_array_equal(features, open_network("umt", tiny_umt)(clip))
 
 
 def test_texts_are_cleaned_and_cut_as_upstream(vocabulary: Path) -> None:
@@ -94,21 +87,25 @@ def test_texts_are_cleaned_and_cut_as_upstream(vocabulary: Path) -> None:
 
 
 def test_a_vocabulary_must_be_berts(tmp_path: Path) -> None:
-    with pytest.raises(BenchmarkError, match="needs vocab.txt of bert-large-uncased"):
+    with pytest.raises(BenchmarkError, match=r"needs vocab.txt of bert-large-uncased"):
         Tokens(tmp_path / "vocab.txt")
     (tmp_path / "vocab.txt").write_text("a\nb\n[CLS]\n")
     with pytest.raises(BenchmarkError, match=r"no vocabulary of BERT, it lacks \[MASK\], \[PAD\], \[SEP\], \[UNK\]"):
         Tokens(tmp_path / "vocab.txt")
 
 
-def test_networks_without_weights_and_unknown_ones_are_refused() -> None:
-    with pytest.raises(BenchmarkError, match="no network 'inception'; there are umt, i3d-crop, i3d-squash, demo"):
-        open_network("inception", None)
-    with pytest.raises(BenchmarkError, match="network 'umt' needs its weights"):
-        open_network("umt", None)
+def test_unknown_networks_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(BenchmarkError, match="no network 'inception'; there are umt, i3d-crop, i3d-squash"):
+        open_network("inception", tmp_path)
 
 
-def test_features_that_are_not_finite_are_refused(tmp_path: Path, clip: np.ndarray) -> None:
-    torch.save({name: value * 1e30 for name, value in filled(I3d()).items()}, tmp_path / "i3d.pt")
-    with pytest.raises(BenchmarkError, match="a feature is not finite in torch.float32"):
-        open_network("i3d-crop", tmp_path / "i3d.pt")(clip)
+def test_features_that_are_not_finite_are_refused(tiny_umt: Path, clip: np.ndarray) -> None:
+    state = load_file(tiny_umt)
+    save_file(state | {"vision_proj.bias": state["vision_proj.bias"] / 0}, tiny_umt)
+    with pytest.raises(BenchmarkError, match=r"a result is not finite in torch.float32"):
+        open_network("umt", tiny_umt)(clip)
+
+
+def test_weights_of_another_network_are_refused(tiny_umt: Path) -> None:
+    with pytest.raises(BenchmarkError, match=r"not the weights of this network \(I3d\): "):
+        open_network("i3d-crop", tiny_umt)

@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.paper.averagings import CHRONOMAGIC
+from benchmarks.paper.averagings import averaging_of
 from benchmarks.paper.distance_command import measure
 from benchmarks.paper.distances import averaged_frechet, frechet, kernel_distance
 from benchmarks.paper.errors import BenchmarkError
 from benchmarks.paper.feature_files import read_features
+from benchmarks.paper.protocols import protocol
+from service.errors import InvalidParameter
 from tests.commands import ivmix_here
 
 
@@ -46,7 +48,7 @@ def test_the_report_is_what_the_distances_are(files: tuple[Path, Path]) -> None:
     real, fake = map(read_features, files)
     report = measure(*files, "chronomagic-150")
     kernel = kernel_distance(real, fake)
-    averaged, caps = averaged_frechet(real, fake, CHRONOMAGIC)
+    averaged, caps = averaged_frechet(real, fake, averaging_of(protocol("chronomagic-150")))
     assert report | {"protocol": None} == {
         "fd": frechet(real, fake),
         "fd_protocol": averaged,
@@ -56,28 +58,28 @@ def test_the_report_is_what_the_distances_are(files: tuple[Path, Path]) -> None:
         "n_fake": 40,
         "protocol": None,
     }
-    protocol = report["protocol"]
-    assert (protocol["name"], protocol["covariance"]) == ("chronomagic-150", "population")
-    assert protocol["seeds"] == [12, 22, 32, 42]
-    assert [(each["cap"], each["n_real"], each["n_fake"], each["all_rows"]) for each in protocol["caps"][:3]] == [
+    used = report["protocol"]
+    assert (used["name"], used["covariance"]) == ("chronomagic-150", "population")
+    assert used["seeds"] == [12, 22, 32, 42]
+    assert [(each["cap"], each["n_real"], each["n_fake"], each["all_rows"]) for each in used["caps"][:3]] == [
         (32, 32, 32, False),
         (64, 64, 40, False),
         (128, 70, 40, True),
     ]
-    assert [each["fd"] for each in protocol["caps"]] == [each.fd for each in caps]
+    assert [each["fd"] for each in used["caps"]] == [each.fd for each in caps]
 
 
 def test_the_covariance_is_the_protocols(files: tuple[Path, Path]) -> None:
     real, fake = map(read_features, files)
-    report = measure(*files, "unbiased")
+    report = measure(*files, "ucf-101-lavie")
     assert report["fd"] == frechet(real, fake)
     assert report["fd_protocol"] == frechet(real, fake, unbiased_covariance=True)
     assert report["protocol"]["covariance"] == "unbiased"
 
 
 def test_unknown_protocols_and_other_widths_are_refused(files: tuple[Path, Path]) -> None:
-    with pytest.raises(BenchmarkError, match="no protocol 'fvd'; --protocol is one of chronomagic-150, "):
+    with pytest.raises(InvalidParameter, match=r"There is no benchmark 'fvd'; there are .*chronomagic-150"):
         measure(*files, "fvd")
     np.save(files[1], np.ones((40, 7)))
-    with pytest.raises(BenchmarkError, match="real.npy has 6 features per clip and .*fake.npy has 7"):
-        measure(*files, "population")
+    with pytest.raises(BenchmarkError, match=r"real.npy has 6 features per clip and .*fake.npy has 7"):
+        measure(*files, "msr-vtt")

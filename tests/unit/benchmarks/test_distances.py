@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 
 from benchmarks.paper import distances
-from benchmarks.paper.averagings import CHRONOMAGIC
+from benchmarks.paper.averagings import averaging_of
 from benchmarks.paper.distances import (
     Averaging,
+    CapResult,
     FrechetTo,
     Sample,
     averaged_frechet,
+    floor_of_halves,
     frechet,
     kernel_distance,
     paired_permutation,
@@ -23,13 +25,17 @@ from benchmarks.paper.distances import (
     subset,
 )
 from benchmarks.paper.errors import BenchmarkError
+from benchmarks.paper.protocols import protocol
 
-# A folder with gt150.npy and gt1649.npy: the real features that ChronoMagic-Bench publishes, as float32 arrays (n, 768).
-# Read now, because a fixture removes the variables of ivmix.
+# A folder with gt150.npy and gt1649.npy: the real features that ChronoMagic-Bench publishes, as arrays (n, 768). Read
+# now, because a fixture removes the variables of ivmix.
 PUBLISHED = os.environ.get("IVMIX_UMT_FEATURES")
 needs_published = pytest.mark.skipif(
-    PUBLISHED is None, reason="set IVMIX_UMT_FEATURES to the folder of gt150.npy and gt1649.npy; docs/benchmarks.md"
+    PUBLISHED is None, reason="set IVMIX_UMT_FEATURES to the folder of gt150.npy and gt1649.npy; docs/distances.md"
 )
+
+
+CHRONOMAGIC = averaging_of(protocol("chronomagic-150"))
 
 
 def published(name: str) -> Sample:
@@ -107,6 +113,12 @@ def test_unequal_and_too_small_samples_are_refused() -> None:
             distance(normal(30, 40, 4), normal(1, 40, 5))
 
 
+def test_chronomagic_averages_seven_caps_and_four_seeds() -> None:
+    expected = Averaging(caps=(32, 64, 128, 256, 300, 512, 1024), seeds=(12, 22, 32, 42))
+    assert CHRONOMAGIC == averaging_of(protocol("chronomagic-1649")) == expected
+    assert averaging_of(protocol("ucf-101-lavie")) == Averaging(unbiased_covariance=True)
+
+
 @pytest.mark.parametrize("seed", CHRONOMAGIC.seeds)
 def test_a_subset_is_what_random_sample_draws_from_a_list(seed: int) -> None:
     random.seed(seed)
@@ -164,7 +176,8 @@ def test_the_kernel_distance_of_one_distribution_is_zero_on_average() -> None:
 def test_the_spread_is_the_standard_error_and_too_large_without_a_difference() -> None:
     generator = np.random.default_rng(11)
     for shift, low, high in ((1.0, 0.75, 1.4), (0.0, 1.0, 2.5)):
-        draws = [generator.standard_normal((2, 80, 4)) + [[[shift]], [[0.0]]] for _ in range(150)]
+        shifts = np.array([shift, 0])[:, None, None]
+        draws = [generator.standard_normal((2, 80, 4)) + shifts for _ in range(150)]
         estimates = [kernel_distance(*draw, halves=40) for draw in draws]
         truth = np.std([each.value for each in estimates])
         assert low < np.mean([each.spread or 0 for each in estimates]) / truth < high
@@ -185,7 +198,7 @@ def test_a_worse_arm_is_found_and_its_difference_is_in_the_interval() -> None:
     generator = np.random.default_rng(14)
     real = generator.standard_normal((400, 4))
     better = generator.standard_normal((100, 4))
-    worse = better + [0.8, 0, 0, 0]
+    worse = better + np.array([0.8, 0, 0, 0])
     result = paired_permutation(FrechetTo(real), worse, better, permutations=99)
     assert result.p == 1 / 100
     assert result.interval[0] < 0.64 < result.interval[1]
@@ -215,13 +228,29 @@ def test_scores_are_compared_like_features() -> None:
 
 def test_the_floor_takes_other_real_clips_only() -> None:
     pool = normal(60, 4, 17)
-    reference = pool[:20]
+    reference = pool[:20] * (1 + 3e-4)  # computed again, in half precision
     floor = real_floor(reference, pool, Averaging(), draws=3)
     others = real_floor(reference, pool[20:], Averaging(), draws=3)
     assert floor == others
     assert floor.value > 0.01  # the same clips would give 0
-    with pytest.raises(BenchmarkError, match="floor at n = 40 needs as many real clips .* but there are 20"):
+    with pytest.raises(BenchmarkError, match=r"floor at n = 40 needs as many real clips .* but there are 20"):
         real_floor(pool[:40], pool, Averaging())
+
+
+def test_the_floor_of_halves_compares_clips_with_other_clips(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = normal(41, 4, 18)
+    halves: list[tuple[Sample, Sample]] = []
+
+    def recorded(one: Sample, other: Sample, averaging: Averaging) -> tuple[float, list[CapResult]]:
+        halves.append((one, other))
+        return averaged_frechet(one, other, averaging)
+
+    monkeypatch.setattr(distances, "averaged_frechet", recorded)
+    floor = floor_of_halves(real, Averaging(), draws=5)
+    assert all(len(one) == len(other) == 20 for one, other in halves)
+    assert all(len(np.unique(np.concatenate(each), axis=0)) == 40 for each in halves)
+    assert floor.value == pytest.approx(np.mean([frechet(*each) for each in halves]))
+    assert floor.spread == pytest.approx(np.std([frechet(*each) for each in halves], ddof=1))
 
 
 @needs_published
@@ -239,3 +268,10 @@ def test_published_real_clips_have_no_kernel_distance() -> None:
         estimate = kernel_distance(real[order[:n]], real[order[-n:]])
         assert estimate.spread is not None
         assert abs(estimate.value) < 2 * estimate.spread
+
+
+@needs_published
+def test_the_floor_of_the_long_list_is_as_high_as_published_figures() -> None:
+    """Halves of 824: of its leaderboard, one model has 178.5 and another 197.9."""
+    floor = floor_of_halves(published("gt1649.npy"), CHRONOMAGIC)
+    assert floor.value == pytest.approx(190.8, abs=6)

@@ -55,7 +55,7 @@ class Malicious:
 
 def test_objects_are_refused_and_not_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.save(tmp_path / "features.npy", np.array([[Malicious()]] * 3, dtype=object), allow_pickle=True)
-    with pytest.raises(BenchmarkError, match="contains Python objects, which run code .*numpy.save"):
+    with pytest.raises(BenchmarkError, match=r"contains Python objects, which run code .*numpy.save"):
         read_features(tmp_path / "features.npy")
     assert capsys.readouterr().out == ""
 

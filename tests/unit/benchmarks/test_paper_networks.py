@@ -26,8 +26,10 @@ TINY = UmtSizes(
     image=32,
     frames=4,
     projected=20,
-    text=BertSizes(width=24, layers=4, first_fusion_layer=2, heads=3, inner=48, vocabulary=40, positions=16),
+    text=BertSizes(width=24, layers=4, first_fusion_layer=2, heads=3, inner=48, vocabulary=40, positions=32),
 )
+# Ours differ by 7e-7; another epsilon of a normalisation, the smallest mistake that was tried, by 1e-5.
+CLOSE = {"rtol": 1e-6, "atol": 4e-6}
 
 
 def original_names(network: str) -> dict[str, list[int]]:
@@ -61,17 +63,26 @@ def text() -> tuple[Tensor, Tensor]:
     return frames((2, 9), 2).long() % 40, is_token
 
 
-@pytest.mark.parametrize(("network", "build"), [("umt", Umt), ("i3d", I3d)])
-def test_full_size_has_the_names_and_shapes_of_the_original(network: str, build: Callable[[], nn.Module]) -> None:
+@pytest.mark.parametrize(
+    ("network", "build", "one"), [("umt", Umt, "vision_proj.weight"), ("i3d", I3d, "logits.conv3d.bias")]
+)
+def test_full_size_has_the_names_and_shapes_of_the_original(
+    network: str, build: Callable[[], nn.Module], one: str
+) -> None:
     published = {name: torch.empty(shape, device="meta") for name, shape in original_names(network).items()}
     state = umt_names(published) if network == "umt" else published
     assert len(published) - len(state) == (1 if network == "umt" else 0)  # the numbers of BERT's positions
-    load_strict(build, state, network)  # strict
-    for name in ("vision_proj.weight", "logits.conv3d.bias"):
-        with pytest.raises(BenchmarkError, match="1 missing: "):
-            load_strict(build, {key: value for key, value in state.items() if key != name}, network)
-        if name in state:
-            break
+    module = load_strict(build, state, network).to("meta")
+    with torch.device("meta"):
+        if isinstance(module, Umt):
+            features, scores = module.features_and_scores(
+                torch.empty(2, 12, 3, 224, 224), torch.zeros(2, 32, dtype=torch.long), torch.ones(2, 32).bool()
+            )
+            assert (features.shape, scores.shape) == ((2, 768), (2,))
+        else:
+            assert module(torch.empty(2, 3, 16, 224, 224)).shape == (2, 400)
+    with pytest.raises(BenchmarkError, match=f"1 missing: {one}"):
+        load_strict(build, {name: value for name, value in state.items() if name != one}, network)
 
 
 def test_the_published_file_has_the_size_of_these_weights_and_two_moments_each() -> None:
@@ -85,8 +96,8 @@ def test_video_half_is_the_original(tiny: Umt, clips: Tensor, golden: dict[str, 
     with torch.no_grad():
         patches, _ = tiny.vision_encoder(clips)
         features = tiny.features(clips)
-    torch.testing.assert_close(patches, golden["umt_patches"], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(features, golden["umt_features"], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(patches, golden["umt_patches"], **CLOSE)
+    torch.testing.assert_close(features, golden["umt_features"], **CLOSE)
 
 
 def test_text_half_and_score_are_the_original(
@@ -94,24 +105,25 @@ def test_text_half_and_score_are_the_original(
 ) -> None:
     with torch.no_grad():
         encoded = tiny.text_encoder.encode(*text)
-        scores = tiny.scores(clips, *text)
+        features, scores = tiny.features_and_scores(clips, *text)
     is_token = text[1]
-    torch.testing.assert_close(encoded[is_token], golden["umt_text"][is_token], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(scores, golden["umt_scores"], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(encoded[is_token], golden["umt_text"][is_token], **CLOSE)
+    torch.testing.assert_close(scores, golden["umt_scores"], **CLOSE)
+    torch.testing.assert_close(features, golden["umt_features"], **CLOSE)
 
 
 def test_padding_does_not_change_a_score(tiny: Umt, clips: Tensor, text: tuple[Tensor, Tensor]) -> None:
     tokens, is_token = text
     with torch.no_grad():
-        padded = tiny.scores(clips[1:], tokens[1:], is_token[1:])
-        alone = tiny.scores(clips[1:], tokens[1:, :6], is_token[1:, :6])
+        _, padded = tiny.features_and_scores(clips[1:], tokens[1:], is_token[1:])
+        _, alone = tiny.features_and_scores(clips[1:], tokens[1:, :6], is_token[1:, :6])
     torch.testing.assert_close(padded, alone, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
     ("shape", "seed"),
     [
-        ((1, 3, 9, 197, 226), 3),  # odd sizes, where SAME pads more at the end
+        ((1, 3, 9, 197, 211), 3),  # odd sizes, where SAME pads more at the end
         pytest.param((1, 3, 16, 224, 224), 4, marks=pytest.mark.slow),
     ],
     ids=["9 frames", "16 frames"],
@@ -120,15 +132,18 @@ def test_i3d_is_the_original(shape: tuple[int, ...], seed: int, golden: dict[str
     network = load_strict(I3d, filled(I3d()), "filled")
     with torch.no_grad():
         logits = network(frames(shape, seed).float() / 127.5 - 1)
-    torch.testing.assert_close(logits, golden[f"i3d_{shape[2]}"], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(logits, golden[f"i3d_{shape[2]}"], rtol=1e-5, atol=1e-5)
 
 
 def test_clips_of_another_shape_are_refused(tiny: Umt) -> None:
     with pytest.raises(BenchmarkError, match=r"shape \(n, 4, 3, 32, 32\), not .*\[1, 3, 4, 32, 32\]"):
         tiny.features(torch.zeros(1, 3, 4, 32, 32))
     with torch.device("meta"):
-        network, short = I3d(), torch.zeros(1, 3, 8, 224, 224)
-    with pytest.raises(BenchmarkError, match=r"9 or more frames and 193 or more pixels"):
-        network(short)
-    with pytest.raises(BenchmarkError, match="17 tokens, at most 16"):
-        tiny.text_encoder.encode(torch.zeros(1, 17, dtype=torch.long), torch.ones(1, 17, dtype=torch.bool))
+        network = I3d()
+        for shape in ((1, 3, 8, 224, 224), (1, 3, 16, 192, 224), (1, 3, 16, 224, 225), (3, 16, 224, 224)):
+            with pytest.raises(
+                BenchmarkError, match=r"9 or more frames and 193 to 224 pixels in height and width, not"
+            ):
+                network(torch.zeros(shape))
+    with pytest.raises(BenchmarkError, match="33 tokens, at most 32"):
+        tiny.text_encoder.encode(torch.zeros(1, 33, dtype=torch.long), torch.ones(1, 33, dtype=torch.bool))

@@ -68,7 +68,7 @@ def test_failures_and_missing_clips_are_errors(tmp_path: Path, videos: Path, cha
 def test_wrong_arguments_are_refused(tmp_path: Path, videos: Path) -> None:
     with pytest.raises(BenchmarkError, match="measures color of its own prompts only; of any clips: dynamic_degree, "):
         measure(program(tmp_path), videos, ["color"])
-    with pytest.raises(BenchmarkError, match="no .mp4 or .gif"):
+    with pytest.raises(BenchmarkError, match=r"no .mp4 or .gif"):
         measure(program(tmp_path), tmp_path, [])
     with pytest.raises(BenchmarkError, match="missing: no such file; install VBench in a separate environment"):
         measure(tmp_path / "missing", videos, [])
