@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from benchmarks.paper.errors import BenchmarkError
+from service.catalog.weight_files import file_sha256
 
 SUFFIXES = frozenset({".mp4", ".mkv", ".avi", ".webm", ".mov"})
 
@@ -17,7 +18,7 @@ def features(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE.npy", help="(n, d), in the order of names.")],
     network: Annotated[str, typer.Option(help="umt, i3d-crop, i3d-squash.")],
     weights: Annotated[Path, typer.Option(help="File of the network.")],
-    frames: Annotated[int, typer.Option(min=1, help="Frames of each clip, from its beginning.")] = 16,
+    frames: Annotated[int | None, typer.Option(min=1, help="From the beginning of each. Default: all.")] = None,
     stride: Annotated[int, typer.Option(min=1, help="Every so many-th frame.")] = 1,
     device: Annotated[str, typer.Option(help="cpu, cuda.")] = "cpu",
 ) -> None:
@@ -31,15 +32,17 @@ def features(
     files = video_files(videos)
     opened = open_network(network, weights, device)
     parts = output.with_name(f"{output.name}.parts")
+    how = f"{network}.{file_sha256(weights)[:16]}.{frames or 'all'}.{stride}"
     rows: list[np.ndarray] = []
-    for i, file in enumerate(files):
-        kept = parts / f"{i:06}.{file.stat().st_size}.{network}.{frames}.{stride}.npy"
+    for file in files:
+        kept = parts / f"{file_sha256(file)[:32]}.{how}.npy"
         if not kept.is_file():
             clip = mp4.read_mp4(file)
-            _save(kept, opened(clip[strided_frames(frames, stride, len(clip))]))
+            taken = strided_frames(frames or -(-len(clip) // stride), stride, len(clip))
+            _save(kept, opened(clip[taken]))
         rows.append(np.load(kept, allow_pickle=False))
     _save(output, np.stack(rows))
-    typer.echo(f"{output}: {len(rows)} rows of {network}, {frames} frames at stride {stride}; {parts} can be deleted")
+    typer.echo(f"{output}: {len(rows)} rows of {network}; {parts} can be deleted")
 
 
 def video_files(given: list[Path]) -> list[Path]:

@@ -9,12 +9,11 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from benchmarks.paper.averagings import AVERAGINGS
+from benchmarks.paper.averagings import averaging_of
 from benchmarks.paper.downloads import Download, downloads
 from benchmarks.paper.errors import BenchmarkError
 from benchmarks.paper.facts import HERE, Fact
 from benchmarks.paper.fetch_command import fetch_one, git_blob
-from benchmarks.paper.measure import averaging_of
 from benchmarks.paper.prompts import prompts_of, read_prompts
 from benchmarks.paper.protocols import protocol, protocols
 from benchmarks.paper.published import Figure, figures, why_not_comparable
@@ -35,8 +34,7 @@ def test_every_benchmark_names_its_network_its_downloads_and_its_subsets() -> No
     assert sum(name.startswith("ucf-101-") for name in protocols()) == 3
     for name, found in protocols().items():
         assert name == "demo" or {file.role for file in downloads(name)} >= {"weights", "real"}
-        if name.startswith("chronomagic"):
-            assert averaging_of(found) == AVERAGINGS[name]
+        assert averaging_of(found).unbiased_covariance == (name == "ucf-101-lavie")
 
 
 def test_published_figures_are_compared_only_at_equal_n_clips_and_protocol() -> None:
