@@ -88,7 +88,7 @@ def test_the_report_is_what_the_distances_are(files: tuple[Path, Path]) -> None:
     assert [each["fd"] for each in used["caps"]] == [each.fd for each in caps]
 
 
-@pytest.mark.parametrize("value", [0.0, 1e-30, 0.9e30])
+@pytest.mark.parametrize("value", [0.0, 1e-20, 0.9e20])
 def test_extreme_features_have_finite_distances(value: float, files: tuple[Path, Path]) -> None:
     generator = np.random.default_rng(1)
     for path in files:
