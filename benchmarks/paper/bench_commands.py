@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from benchmarks.paper.errors import BenchmarkError
+from benchmarks.paper.features_command import features
 from benchmarks.paper.fetch_command import fetch
 from benchmarks.paper.protocols import Protocol, protocol, protocols
 from service.errors import InvalidParameter
@@ -44,6 +45,7 @@ def register(app: typer.Typer) -> None:
     for name, found in protocols().items():
         app.command(name, help=found.title)(_command_of(name))
     app.command("fetch")(fetch)
+    app.command("features")(features)
     app.command("table")(table)
 
 

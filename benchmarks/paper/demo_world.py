@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property, lru_cache
+from functools import cache, lru_cache
 
 import numpy as np
 import torch
@@ -24,6 +24,12 @@ UPSCALE = 8  # of the demo model's clips
 FOLLOWED = ("shape", "color", "background", "motion")
 REAL_SEED = 501
 OTHERS = 2  # sets of other real clips for each prompt, so that the floor's draws differ
+
+
+@cache
+def judges() -> Judges:
+    """Of this process: their own reference takes seconds."""
+    return Judges()
 
 
 class JudgeNetwork:
@@ -51,15 +57,11 @@ class JudgeNetwork:
     def digest(self) -> str:
         return f"{file_sha256(WEIGHTS)[:16]} {PREPROCESSING}"
 
-    @cached_property
-    def _judges(self) -> Judges:
-        return Judges()
-
     def of_clip(self, frames: Frames, prompt: str) -> ClipFeatures:
         """`frames` (FRAMES, 48 k, 48 k, 3). Raises BenchmarkError for another shape, or a prompt of another world."""
         clip = _small(frames)
-        of_frames, of_clip = self._judges.project(clip)
-        scores = self._judges.score(clip, scene_of(prompt))
+        of_frames, of_clip = judges().project(clip)
+        scores = judges().score(clip, scene_of(prompt))
         scores["prompt"] = float(np.mean([scores[name] for name in FOLLOWED]))
         spaces = {"video": of_clip.double().numpy(), "frame": of_frames.double().numpy()}
         return ClipFeatures(spaces, {name: scores[name] for name in self.columns.scores})
@@ -77,7 +79,7 @@ class JudgeNetwork:
 
     def _real_set(self, scenes: Scenes, seed: int) -> dict[str, np.ndarray]:
         sharp, _ = shapes.render(scenes, Generator().manual_seed(seed))
-        found = [self._judges.project(_small(frames_of(mp4_bytes(_enlarged(clip), FPS)))) for clip in sharp]
+        found = [judges().project(_small(frames_of(mp4_bytes(_enlarged(clip), FPS)))) for clip in sharp]
         of_frames, of_clips = zip(*found, strict=True)
         return {"video": torch.stack(of_clips).double().numpy(), "frame": torch.stack(of_frames).double().numpy()}
 

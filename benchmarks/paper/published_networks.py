@@ -24,18 +24,20 @@ OTHER_REAL = {"chronomagic-150": "gt1649_feats.pt"}
 
 
 class PublishedNetwork:
-    """Raises BenchmarkError if a file is missing; the networks are loaded for the first clip.
+    """Raises BenchmarkError if a file is missing; networks are loaded and hashes checked for the first clip.
 
     Args:
         data: folder of downloads.
         device: on which the network runs.
+        files: what may be in the folder; None: the benchmark's downloads.
     """
 
-    def __init__(self, protocol: Protocol, data: Path, device: str) -> None:
+    def __init__(self, protocol: Protocol, data: Path, device: str, files: Sequence[Download] | None = None) -> None:
         if protocol.network.value is None:
             raise BenchmarkError(f"the feature network of {protocol.name} is not known: {protocol.network.source}")
         self.name: str = protocol.network.value
         self._protocol, self._data, self._device = protocol, data, device
+        self._files = downloads(protocol.name) if files is None else files
         self._weights = self._found(lambda file: file.network == self.name, f"weights of '{self.name}'")
         self._scores_texts = protocol.score.value == "UMTScore"
         self._vocabulary = (
@@ -50,7 +52,12 @@ class PublishedNetwork:
 
     @cached_property
     def digest(self) -> str:
-        return f"{file_sha256(self._weights)[:16]} {self.name} on {torch.device(self._device).type}"
+        """Raises BenchmarkError if the weights are not those that were published."""
+        found = file_sha256(self._weights)
+        known = next(file.sha256.value for file in self._files if self._data / file.stored_as == self._weights)
+        if known not in (None, found):
+            raise BenchmarkError(f"{self._weights} has sha256 {found}, expected {known}; delete it and get it again")
+        return f"{found[:16]} {self.name} on {torch.device(self._device).type}"
 
     @cached_property
     def _features(self) -> Callable[[Frames], np.ndarray]:
@@ -81,7 +88,7 @@ class PublishedNetwork:
         return RealSet(spaces, None if others is None else {self.columns.space: others[:, None]}, f"{name}")
 
     def _found(self, wanted: Callable[[Download], bool], what: str) -> Path:
-        file = next((file for file in downloads() if wanted(file)), None)
+        file = next((file for file in self._files if wanted(file)), None)
         if file is None:
             raise BenchmarkError(f"there are no {what} that ivmix can load; see docs/benchmarks.md")
         path = self._data / file.stored_as
