@@ -6,6 +6,7 @@ import typer
 
 from benchmarks.paper.bench_commands import register
 from benchmarks.paper.distance_command import distance
+from benchmarks.paper.vbench_command import vbench
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, help="The paper's benchmarks, their distances and their tables."
@@ -18,6 +19,7 @@ def group() -> None:
 
 
 app.command()(distance)
+app.command()(vbench)
 register(app)
 
 if __name__ == "__main__":

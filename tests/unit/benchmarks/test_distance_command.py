@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -44,6 +45,24 @@ def test_an_error_is_one_sentence(files: tuple[Path, Path], tmp_path: Path) -> N
     assert ran.stderr.count("\n") == 1
 
 
+def test_an_installation_without_the_benchmarks_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    ran = ivmix_here("bench", "distance", "a.npy", "b.npy", cwd=tmp_path, environment={})
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert ran.stderr == "ivmix: the installed package has no benchmarks; run this command from a clone with `make`\n"
+
+
+def test_an_installation_without_numpy_says_so(
+    files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("distances", "averagings", "feature_files"):
+        monkeypatch.delitem(sys.modules, f"benchmarks.paper.{name}", raising=False)
+    monkeypatch.setitem(sys.modules, "numpy", None)
+    ran = ivmix_here("bench", "distance", *map(str, files), cwd=tmp_path, environment={})
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert ran.stderr == "ivmix: this command needs numpy; install 'ivmix[bench]'\n"
+
+
 def test_the_report_is_what_the_distances_are(files: tuple[Path, Path]) -> None:
     real, fake = map(read_features, files)
     report = measure(*files, "chronomagic-150")
@@ -67,6 +86,15 @@ def test_the_report_is_what_the_distances_are(files: tuple[Path, Path]) -> None:
         (128, 70, 40, True),
     ]
     assert [each["fd"] for each in used["caps"]] == [each.fd for each in caps]
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-20, 0.9e20])
+def test_extreme_features_have_finite_distances(value: float, files: tuple[Path, Path]) -> None:
+    generator = np.random.default_rng(1)
+    for path in files:
+        np.save(path, value * generator.uniform(-1, 1, (30, 6)))
+    report = measure(*files, "chronomagic-150")
+    assert all(np.isfinite(report[name]) for name in ("fd", "fd_protocol", "kvd", "kvd_spread"))
 
 
 def test_the_covariance_is_the_protocols(files: tuple[Path, Path]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from benchmarks.paper.errors import BenchmarkError
 from benchmarks.paper.vbench import Dimension, measure
+from tests.commands import ivmix_here
 
 # Options and result file as in vbench/launch/evaluate.py and vbench/__init__.py of commit 45e79ec.
 PROGRAM = """#!{python} -S
@@ -47,6 +49,14 @@ def test_dynamic_degree_comes_with_every_dimension(tmp_path: Path, videos: Path)
     found = measure(program(tmp_path), videos, ["imaging_quality"])
     expected = Dimension(0.5, {"a.mp4": 5.0, "longer.MP4": 10.0})
     assert found == {"dynamic_degree": expected, "imaging_quality": expected}
+
+
+def test_the_command_prints_means_and_clips(tmp_path: Path, videos: Path) -> None:
+    options = ["--python", str(program(tmp_path)), "--dimension", "imaging_quality"]
+    ran = ivmix_here("bench", "vbench", str(videos), *options, cwd=tmp_path, environment={})
+    assert (ran.returncode, ran.stderr) == (0, "")
+    expected = {"mean": 0.5, "clips": {"a.mp4": 5, "longer.MP4": 10}}
+    assert json.loads(ran.stdout) == {"dynamic_degree": expected, "imaging_quality": expected}
 
 
 @pytest.mark.parametrize(
