@@ -205,7 +205,7 @@ def table(
     """Print the table of a run, and write table.txt, table.json and table.html into its folder."""
     from benchmarks.paper.results import results
     from benchmarks.paper.run_folder import RunFolder
-    from benchmarks.paper.table import seconds_text, text
+    from benchmarks.paper.table import seconds, sections, text
 
     run_folder, places = RunFolder(folder), data_folder(data)
     found = protocol(run_folder.run.benchmark)
@@ -213,9 +213,10 @@ def table(
     network = open_network(found, places, device)
     answer = results(run_folder, question, network)
     run_folder.write_json(folder / "table.json", answer)
-    run_folder.write(folder / "table.txt", text(answer).encode())
-    typer.echo(text(answer))
-    typer.echo(seconds_text(answer))
+    printed = text(sections(answer))
+    run_folder.write(folder / "table.txt", printed.encode())
+    typer.echo(printed)
+    typer.echo(text(seconds(answer)))
     if html:
         from benchmarks.paper.html_page import page
 

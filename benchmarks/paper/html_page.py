@@ -10,41 +10,43 @@ from benchmarks.paper.prompts import Prompt
 from benchmarks.paper.results import Question, Results, chosen_arms
 from benchmarks.paper.run_folder import ClipKey, RunFolder
 from benchmarks.paper.svg_plots import Bar, Point, bars, scatter
-from benchmarks.paper.table import FLOOR, seconds_text, text
+from benchmarks.paper.table import FLOOR, html, seconds, sections
 
 EXTREMES = 3  # prompts of each contact sheet
 
 STYLE = """body{font:15px/1.45 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem;color:#1c1c1e}
-pre{overflow-x:auto;font-size:12px}svg{max-width:100%;height:auto}figure{margin:0 0 .4rem}
-figcaption{font-size:12px}img{display:block;max-width:100%}h3{margin:1.2rem 0 .3rem;font-size:15px}"""
+table{border-collapse:collapse;font-size:12px;margin:1rem 0;display:block;overflow-x:auto;white-space:nowrap}
+th,td{border-bottom:1px solid #d8d8dc;padding:.2rem .6rem;text-align:left}p{margin:.2rem 0}
+svg{max-width:100%;height:auto}figure{margin:0 0 .4rem}figcaption{font-size:12px}img{display:block;max-width:100%}h3{margin:1.2rem 0 .3rem;font-size:15px}"""
 
 
 def page(folder: RunFolder, question: Question, network: ClipNetwork, results: Results) -> str:
-    parts = [f"<h1>{escape(results['title'])}</h1>", f"<pre>{escape(text(results))}</pre>"]
-    parts += [f"<figure>{plot}</figure>" for plot in plots(results)]
-    parts.append(f"<h2>What it took</h2><pre>{escape(seconds_text(results))}</pre>")
+    parts = [f"<h1>{escape(results['title'])}</h1>", html(sections(results))]
+    parts += [f"<h2>{escape(name)}</h2><figure>{plot}</figure>" for name, plot in plots(results).items()]
+    parts.append(f"<h2>What it took</h2>{html(seconds(results))}")
     parts.append(_sheets(folder, question, network))
     head = f'<meta charset="utf-8"><title>{escape(results["title"])}</title><style>{STYLE}</style>'
     return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>\n'
 
 
-def plots(results: Results) -> list[str]:
+def plots(results: Results) -> dict[str, str]:
     """Bars of every distance with the floor as a line, bars of the first score, and one measure against the other."""
-    columns, arms, found = results["columns"], results["arms"], list[str]()
+    columns, arms, found = results["columns"], results["arms"], dict[str, str]()
     for name, heading in columns["distances"].items():
         distances = [(arm["name"], arm["distances"][name]) for arm in arms]
         values = [Bar(arm, each["fd"], each["fd_spread"]) for arm, each in distances]
         value = results["floor"][name]["value"]
-        found.append(bars(heading, values, None if value is None else (FLOOR, value)))
+        found[heading] = bars(heading, values, None if value is None else (FLOOR, value))
     score = next(iter(columns["scores"]), None)
     if score is None:
         return found
     scores = [(arm["name"], arm["scores"][score]) for arm in arms]
-    found.append(bars(columns["scores"][score], [Bar(arm, each["mean"], each["spread"]) for arm, each in scores]))
+    x_name, y_name = next(iter(columns["distances"].values())), columns["scores"][score]
+    found[y_name] = bars(y_name, [Bar(arm, each["mean"], each["spread"]) for arm, each in scores])
     distance = next(iter(columns["distances"]))
     points = [Point(arm["name"], arm["distances"][distance]["fd"], arm["scores"][score]["mean"]) for arm in arms]
-    x_name, y_name = columns["distances"][distance], columns["scores"][score]
-    return [*found, scatter(f"{y_name} against {x_name}", points, x_name, y_name)]
+    name = f"{y_name} against {x_name}"
+    return found | {name: scatter(name, points, x_name, y_name)}
 
 
 def _sheets(folder: RunFolder, question: Question, network: ClipNetwork) -> str:

@@ -8,7 +8,7 @@ from html import escape
 from math import floor, log10
 
 WIDTH, LABELS, RIGHT = 760, 190, 70  # px; LABELS: column of the names
-BAR, GAP, TOP, BOTTOM = 18, 8, 8, 30
+BAR, GAP, TOP, BOTTOM = 18, 8, 8, 36
 TICKS = 5
 COLOUR, FLOOR_COLOUR, INK, FAINT = "#3b6ea8", "#b0562f", "#1c1c1e", "#d8d8dc"
 
@@ -44,7 +44,7 @@ def bars(title: str, values: Sequence[Bar], line: tuple[str, float] | None = Non
         parts.append(
             f'<line x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{bottom}" stroke="{FLOOR_COLOUR}" stroke-dasharray="4 3"/>'
         )
-        parts.append(_text(x, height - 2, f"{name} {value:.3g}", anchor="middle", colour=FLOOR_COLOUR))
+        parts.append(_text(x, height - 5, f"{name} {value:.3g}", anchor="middle", colour=FLOOR_COLOUR))
     return _svg(title, WIDTH, height, parts)
 
 

@@ -1,9 +1,10 @@
-"""Results as text, in Markdown's tables, which terminals show well too."""
+"""Results as tables and notes: Markdown, which terminals show well too, or HTML."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from html import escape
 
 from benchmarks.paper.facts import NOT_KNOWN
 from benchmarks.paper.results import Results
@@ -11,9 +12,32 @@ from benchmarks.paper.results import Results
 FLOOR = "real against real"
 
 
-def text(results: Results) -> str:
+@dataclass(frozen=True)
+class Table:
+    headings: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    @property
+    def markdown(self) -> str:
+        lines = [self.headings, *self.rows]
+        widths = [max(len(row[i]) for row in lines) for i in range(len(self.headings))]
+        padded = [" | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in lines]
+        padded.insert(1, " | ".join("-" * width for width in widths))
+        return "\n".join(f"| {line} |" for line in padded)
+
+    @property
+    def html(self) -> str:
+        head = "".join(f"<th>{escape(cell)}</th>" for cell in self.headings)
+        rows = ("".join(f"<td>{escape(cell)}</td>" for cell in row) for row in self.rows)
+        return f"<table><tr>{head}</tr>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
+
+
+Section = Table | str
+
+
+def sections(results: Results) -> list[Section]:
     """Everything but the seconds, which are other ones in every run."""
-    parts = [
+    found = [
         _heading(results),
         _distances(results),
         _differences(results),
@@ -21,17 +45,31 @@ def text(results: Results) -> str:
         _published(results),
         _notes(results),
     ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return [section for section in found if section is not None]
 
 
-def seconds_text(results: Results) -> str:
+def text(parts: Sequence[Section]) -> str:
+    return "\n\n".join(part if isinstance(part, str) else part.markdown for part in parts) + "\n"
+
+
+def html(parts: Sequence[Section]) -> str:
+    """Lines of a text become paragraphs."""
+    found = (part.html if isinstance(part, Table) else _paragraphs(part) for part in parts)
+    return "".join(found)
+
+
+def _paragraphs(lines: str) -> str:
+    return "".join(f"<p>{escape(line)}</p>" for line in lines.splitlines())
+
+
+def seconds(results: Results) -> list[Section]:
     made = results["made"]
     rows: list[list[str]] = []
-    for name, seconds in made["seconds_per_clip"].items():
+    for name, mean in made["seconds_per_clip"].items():
         cpu = made["cpu_seconds_per_clip"].get(name)
-        rows.append([name, f"{seconds:.2f}", NOT_KNOWN if cpu is None else f"{cpu:.2f}"])
+        rows.append([name, f"{mean:.2f}", NOT_KNOWN if cpu is None else f"{cpu:.2f}"])
     heading = f"Made by {', '.join(made['by'])} on {', '.join(made['devices'])}."
-    return f"{heading}\n\n{_table(['arm', 's a clip', 'CPU s'], rows)}\n"
+    return [heading, Table(["arm", "s a clip", "CPU s"], rows)]
 
 
 def _heading(results: Results) -> str:
@@ -39,14 +77,14 @@ def _heading(results: Results) -> str:
     return f"{results['title']}\n{about}; measured on {results['measured']} files."
 
 
-def _distances(results: Results) -> str:
+def _distances(results: Results) -> Table:
     columns, of_floor = results["columns"]["distances"], results["floor"]
     headings = ["arm", "image + video calls"]
     real = [FLOOR, ""]
     for name, heading in columns.items():
-        headings += [heading, f"{heading.removesuffix('FD').removesuffix('FVD').strip(' -')} KVD".strip()]
+        headings += [f"{heading} ↓", f"KVD of {name} ↓"]
         real += [_spread(of_floor[name]["value"], of_floor[name]["spread"]), "0 expected"]
-    return _table(headings, [*(_distance_row(arm, list(columns)) for arm in results["arms"]), real])
+    return Table(headings, [*(_distance_row(arm, list(columns)) for arm in results["arms"]), real])
 
 
 def _distance_row(arm: Results, spaces: Sequence[str]) -> list[str]:
@@ -58,22 +96,22 @@ def _distance_row(arm: Results, spaces: Sequence[str]) -> list[str]:
     return cells
 
 
-def _scores(results: Results) -> str:
+def _scores(results: Results) -> Table | None:
     columns, lower = results["columns"]["scores"], results["columns"]["lower_is_better"]
     if not columns:
-        return ""
-    headings = [f"{heading}{' (less is better)' if name in lower else ''}" for name, heading in columns.items()]
+        return None
+    headings = [f"{heading} {'↓' if name in lower else '↑'}" for name, heading in columns.items()]
     rows = [
         [arm["name"], *(_spread(arm["scores"][name]["mean"], arm["scores"][name]["spread"]) for name in columns)]
         for arm in results["arms"]
     ]
-    return _table(["arm", *headings], rows)
+    return Table(["arm", *headings], rows)
 
 
-def _differences(results: Results) -> str:
+def _differences(results: Results) -> Table | None:
     arms = [arm for arm in results["arms"] if arm["less_matched"] is not None]
     if not arms:
-        return ""
+        return None
     columns = results["columns"]
     distance, score = next(iter(columns["distances"].values())), next(iter(columns["scores"].values()), None)
     headings = ["arm", f"{distance} less that of {results['matched_with']}", "95 %", "p"]
@@ -82,7 +120,7 @@ def _differences(results: Results) -> str:
     for arm in arms:
         found = arm["less_matched"]
         rows.append([arm["name"], *_paired(found["distance"]), *(_paired(found["score"]) if score else [])])
-    return _table(headings, rows)
+    return Table(headings, rows)
 
 
 def _paired(found: Results) -> list[str]:
@@ -90,9 +128,9 @@ def _paired(found: Results) -> list[str]:
     return [_signed(found["difference"]), f"{_signed(low)} to {_signed(high)}", f"{found['p']:.3f}"]
 
 
-def _published(results: Results) -> str:
+def _published(results: Results) -> Table | None:
     if not results["published"]:
-        return ""
+        return None
     rows = [
         [
             figure["system"],
@@ -102,7 +140,7 @@ def _published(results: Results) -> str:
         ]
         for figure in results["published"]
     ]
-    return _table(["published", "measure", "value", "comparable with the figures above"], rows)
+    return Table(["published", "measure", "value", "comparable with the figures above"], rows)
 
 
 def _notes(results: Results) -> str:
@@ -138,12 +176,3 @@ def _spread(value: float | None, spread: float | None, shown: Callable[[float], 
 
 def _signed(value: float) -> str:
     return f"{'+' if value >= 0 else ''}{_number(value)}"
-
-
-def _table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    widths = [max(len(str(row[i])) for row in (headings, *rows)) for i in range(len(headings))]
-    lines = [
-        " | ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (headings, *rows)
-    ]
-    lines.insert(1, " | ".join("-" * width for width in widths))
-    return "\n".join(f"| {line} |" for line in lines)
