@@ -17,7 +17,8 @@ EXTREMES = 3  # prompts of each contact sheet
 STYLE = """body{font:15px/1.45 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem;color:#1c1c1e}
 table{border-collapse:collapse;font-size:12px;margin:1rem 0;display:block;overflow-x:auto;white-space:nowrap}
 th,td{border-bottom:1px solid #d8d8dc;padding:.2rem .6rem;text-align:left}p{margin:.2rem 0}
-svg{max-width:100%;height:auto}figure{margin:0 0 .4rem}figcaption{font-size:12px}img{display:block;max-width:100%}h3{margin:1.2rem 0 .3rem;font-size:15px}"""
+svg{max-width:100%;height:auto}figure{margin:0 0 .4rem}figcaption{font-size:12px}
+img{display:block;max-width:100%}h3{margin:1.2rem 0 .3rem;font-size:15px}"""
 
 
 def page(folder: RunFolder, question: Question, network: ClipNetwork, results: Results) -> str:
