@@ -14,6 +14,8 @@ from benchmarks.paper.errors import BenchmarkError
 from benchmarks.paper.features import Tokens, UmtScorer, cleaned, open_network
 from benchmarks.paper.i3d import I3d
 from benchmarks.paper.preprocessing import i3d_squash, umt
+from benchmarks.paper.protocols import protocol
+from benchmarks.paper.published_networks import PublishedNetwork
 from benchmarks.paper.umt import Umt
 from benchmarks.paper.weights import load_umt
 from tests.unit.benchmarks.filled_weights import filled, frames
@@ -71,6 +73,17 @@ def test_a_score_depends_on_clip_and_text(tiny_umt: Path, vocabulary: Path, clip
     features, score = scorer.both(clip, "FLOWERS!")
     assert score == scores[0]
     np.testing.assert_array_equal(features, open_network("umt", tiny_umt)(clip))
+
+
+def test_a_table_takes_features_and_score_of_a_clip(tiny_umt: Path, vocabulary: Path, clip: np.ndarray) -> None:
+    folder = tiny_umt.parent
+    torch.save(load_file(tiny_umt), folder / "UMT-msrvtt-7k.pth")
+    (folder / "bert-large-uncased").mkdir()
+    vocabulary.rename(folder / "bert-large-uncased" / "vocab.txt")
+    found = PublishedNetwork(protocol("chronomagic-150"), folder, "cpu").of_clip(clip, "flowers")
+    features, score = UmtScorer(tiny_umt, folder / "bert-large-uncased" / "vocab.txt").both(clip, "flowers")
+    np.testing.assert_array_equal(found.spaces["umt"], features[None])
+    assert found.scores == {"umtscore": score}
 
 
 def test_texts_are_cleaned_and_cut_as_upstream(vocabulary: Path) -> None:
