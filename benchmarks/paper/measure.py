@@ -11,6 +11,7 @@ import numpy as np
 
 from benchmarks.paper.averagings import averaging_of
 from benchmarks.paper.distances import (
+    SAME_CLIP,
     Averaging,
     Estimate,
     FrechetTo,
@@ -117,7 +118,7 @@ def floor(real: RealSet, protocol: Protocol, columns: Columns) -> dict[str, Any]
 
 def _floor(real: RealSet, space: str, averaging: Averaging) -> dict[str, Any]:
     reference = real.reference[space]
-    unknown = {"value": None, "spread": None, "n": len(reference)}
+    unknown = {"value": None, "spread": None, "n": len(reference), "kvd": None, "kvd_spread": None}
     if real.others is None:
         return unknown | {"reason": _without_others(reference, averaging)}
     others = real.others[space]
@@ -126,7 +127,8 @@ def _floor(real: RealSet, space: str, averaging: Averaging) -> dict[str, Any]:
     except BenchmarkError as e:
         return unknown | {"reason": e.message}
     found = found or _floor_of_frames(reference, others, averaging)
-    return {"value": found.value, "spread": found.spread, "n": len(reference), "reason": None}
+    known = {"value": found.value, "spread": found.spread, "n": len(reference), "reason": None}
+    return known | _kernel_floor(reference, others)
 
 
 def _without_others(reference: Array, averaging: Averaging) -> str:
@@ -136,6 +138,18 @@ def _without_others(reference: Array, averaging: Averaging) -> str:
         return reason
     found = floor_of_halves(_rows(reference), averaging)
     return f"{reason}; two halves of them, {half} clips each, are {found.value:.1f} ± {found.spread:.1f} apart"
+
+
+def _kernel_floor(reference: Array, others: Array) -> dict[str, Any]:
+    """Kernel distance of the reference to the first as many other real clips. Below 0 where both have the same prompts:
+    its expectation is 0 for independent samples."""
+    flat = reference.reshape(len(reference), -1)
+    bound = SAME_CLIP * np.linalg.norm(flat, axis=1)
+    new = [each for each in others if (np.linalg.norm(flat - each.reshape(1, -1), axis=1) > bound).all()]
+    if len(new) < len(reference):
+        return {"kvd": None, "kvd_spread": None}
+    found = kernel_distance(_rows(reference), _rows(np.array(new[: len(reference)])))
+    return {"kvd": found.value, "kvd_spread": found.spread}
 
 
 def _floor_of_frames(reference: Array, others: Array, averaging: Averaging) -> Estimate:

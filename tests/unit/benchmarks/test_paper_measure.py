@@ -59,6 +59,7 @@ def test_the_floor_is_what_as_many_other_real_clips_score(reals: RealSet) -> Non
     found = floor(reals, DEMO, COLUMNS)
     assert 0.05 < found["video"]["value"] < 0.6
     assert found["video"]["n"] == N
+    assert abs(found["video"]["kvd"]) < 3 * found["video"]["kvd_spread"]
     assert 0 < found["frame"]["value"] < found["video"]["value"]  # three times as many rows
     alone = RealSet(reals.reference, None, "drawn")
     assert floor(alone, DEMO, COLUMNS)["video"]["value"] is None
