@@ -23,7 +23,7 @@ PREPROCESSING = "area to 48x48, -1..1"
 UPSCALE = 8  # of the demo model's clips
 FOLLOWED = ("shape", "color", "background", "motion")
 REAL_SEED = 501
-OTHERS = 2  # sets of other real clips for each prompt, so that the floor's draws differ
+OTHERS = 3  # sets of other real clips for each prompt, so that the floor's draws differ
 
 
 @cache
@@ -77,7 +77,7 @@ def real_clips(prompts: tuple[str, ...]) -> RealSet:
     scenes = _joined([scene_of(prompt) for prompt in prompts])
     sets = [_real_set(scenes, REAL_SEED + i) for i in range(1 + OTHERS)]
     others = {space: np.concatenate([each[space] for each in sets[1:]]) for space in sets[0]}
-    return RealSet(sets[0], others, "sharp clips of the same prompts, drawn by demo/shapes.py")
+    return RealSet(sets[0], others, "sharp clips of the same prompts, drawn by demo/shapes.py", is_by_prompt=True)
 
 
 def _real_set(scenes: Scenes, seed: int) -> dict[str, np.ndarray]:

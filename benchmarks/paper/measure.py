@@ -123,10 +123,11 @@ def _floor(real: RealSet, space: str, averaging: Averaging) -> dict[str, Any]:
         return unknown | {"reason": _without_others(reference, averaging)}
     others = real.others[space]
     try:
-        found = real_floor(_rows(reference), _rows(others), averaging) if reference.shape[1] == 1 else None
+        is_drawn = reference.shape[1] == 1 and not real.is_by_prompt
+        found = real_floor(_rows(reference), _rows(others), averaging) if is_drawn else None
     except BenchmarkError as e:
         return unknown | {"reason": e.message}
-    found = found or _floor_of_frames(reference, others, averaging)
+    found = found or _floor_of_sets(reference, others, averaging)
     known = {"value": found.value, "spread": found.spread, "n": len(reference), "reason": None}
     return known | _kernel_floor(reference, others)
 
@@ -152,8 +153,8 @@ def _kernel_floor(reference: Array, others: Array) -> dict[str, Any]:
     return {"kvd": found.value, "kvd_spread": found.spread}
 
 
-def _floor_of_frames(reference: Array, others: Array, averaging: Averaging) -> Estimate:
-    """Where a clip is several vectors, whole clips are drawn: the frames of one are alike."""
+def _floor_of_sets(reference: Array, others: Array, averaging: Averaging) -> Estimate:
+    """Each set of as many other clips; also where a clip is several vectors, because the frames of one are alike."""
     sets = [others[i : i + len(reference)] for i in range(0, len(others) - len(reference) + 1, len(reference))]
     values = [averaged_frechet(_rows(reference), _rows(each), averaging)[0] for each in sets]
     return Estimate(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None)

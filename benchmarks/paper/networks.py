@@ -36,11 +36,14 @@ class RealSet:
         reference: what generated clips are compared with.
         others: more real clips, for the floor; None if there are none.
         source: what they are.
+        is_by_prompt: whether the others are whole sets with the prompts of the reference, as generated clips are; the
+            floor then takes set by set, and else draws among them.
     """
 
     reference: Mapping[str, Array]
     others: Mapping[str, Array] | None
     source: str
+    is_by_prompt: bool = False
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,11 @@ def results(folder: RunFolder, question: Question, network: ClipNetwork) -> Resu
     deviating = deviations(run, question)
     return {
         **_about(run, question, network, deviating),
-        "real": {"source": real.source, "n": len(real.reference[network.columns.space])},
+        "real": {
+            "source": real.source,
+            "n": len(real.reference[network.columns.space]),
+            "is_by_prompt": real.is_by_prompt,
+        },
         "floor": floor(real, protocol, network.columns),
         "arms": [_arm(arm) | numbers[arm.name] | {"less_matched": paired.get(arm.name)} for arm in arms],
         "published": _published(question.first, question.clips, protocol, deviating),

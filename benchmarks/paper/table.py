@@ -151,7 +151,8 @@ def _notes(results: Results) -> str:
         if found["value"] is None:
             notes.append(f"The floor of {columns[name]} at n = {found['n']} is {NOT_KNOWN}: {found['reason']}.")
         else:
-            notes.append(f"The floor of {columns[name]}: {found['n']} real clips against as many others.")
+            same = " of the same prompts" if results["real"]["is_by_prompt"] else ""
+            notes.append(f"The floor of {columns[name]}: {found['n']} real clips against as many others{same}.")
     notes.append(
         "Distances are biased by the number of clips: compare them with the floor and at equal n only. KVD is not; it "
         "is below 0 where real and generated clips have the same prompts and differ in little else."
