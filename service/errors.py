@@ -164,7 +164,8 @@ class NotReplicated(ServiceUnavailable):
 
     def __init__(self, reached: int, wanted: int, timeout_s: float) -> None:
         super().__init__(
-            f"{reached} of IVMIX_REDIS_WAIT_REPLICAS={wanted} replicas confirmed the change within {timeout_s:g} s"
+            f"{reached} of IVMIX_REDIS_WAIT_REPLICAS={wanted} replicas confirmed the change within {timeout_s:g} s; "
+            "check the replicas, or lower the setting"
         )
 
 

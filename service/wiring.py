@@ -89,7 +89,7 @@ def open_services(settings: Settings) -> Services:
             replication=replication,
         ),
         loads=ModelLoads(redis),
-        keys=KeyStore(redis),
+        keys=KeyStore(redis, replication),
         storage=storage,
         references=ReferenceFiles(redis, storage),
         models=ModelRegistry.of(settings),

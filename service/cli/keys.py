@@ -73,6 +73,7 @@ def _key_store() -> Generator[KeyStore]:
     from service.process.data_folder import keep_private, prepare_folder
     from service.process.embedded_valkey import reach_or_start
     from service.redis_connection.client import open_redis
+    from service.redis_connection.replication import Replication
     from service.redis_connection.wait import require_redis
     from service.settings import load_settings
 
@@ -87,7 +88,7 @@ def _key_store() -> Generator[KeyStore]:
         redis = open_redis(url)
         stack.callback(redis.close)
         try:
-            yield KeyStore(redis)
+            yield KeyStore(redis, Replication(settings.redis_wait_replicas, settings.redis_wait_s))
         except RedisError as e:
             raise ServiceUnavailable(f"Redis is unreachable: {e}") from e
 

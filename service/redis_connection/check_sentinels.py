@@ -57,7 +57,7 @@ def _refusal(e: BaseException) -> str | None:
     for text in map(str, chain(e)):
         if "no password is set" in text or "without any password configured" in text:
             return f"has no password; unset {PASSWORD}"
-        if "Authentication required" in text or "NOAUTH" in text:
+        if any(words in text for words in ("NOAUTH", "already authenticated", "Authentication required")):
             return f"requires a password; set {PASSWORD}"
         if "unknown command" in text and "SENTINEL" in text.upper():
             return "is a server and no Sentinel; use redis://, or the port of the Sentinel (26379)"

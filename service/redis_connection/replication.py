@@ -1,7 +1,8 @@
 """Waits until replicas have what a client is told has been stored, so that a failover cannot lose it.
 
-Redis replicates after it has answered. WAIT counts the replicas that have all writes of its connection so far. Therefore
-the change and WAIT travel in one pipeline: on another connection WAIT might ask a primary that was promoted in between.
+Redis replicates after it has answered. WAIT counts the replicas that have all writes of its connection so far.
+Therefore the change and WAIT travel in one pipeline: on another connection WAIT might ask a primary that was promoted
+in between.
 """
 
 from __future__ import annotations
@@ -30,14 +31,15 @@ class Replication:
 
     def require(self, redis: Redis) -> None:
         """Raises NotReplicated if too few replicas are there, before anything is changed."""
-        if self.replicas:
-            self._run(redis, [])
+        self._run(redis, [])
 
     def has(self, redis: Redis, keys: Iterable[str]) -> bool:
         """Whether all keys exist, on enough replicas too. Raises NotReplicated if replicas lack them."""
-        if not self.replicas:
-            return True
-        return all(self._run(redis, [("EXISTS", key) for key in keys]))
+        return not self.replicas or all(self._run(redis, [("EXISTS", key) for key in keys]))
+
+    def run(self, redis: Redis, *command: Any) -> Any:
+        """The reply to one command. Raises NotReplicated if the primary has run it, but too few replicas have."""
+        return self._run(redis, [command])[0]
 
     def load_script(self, redis: Redis, package: str, name: str) -> Script:
         """Like `redis_scripts.load_script`. The function raises NotReplicated if the primary has made the change, but
@@ -56,6 +58,8 @@ class Replication:
 
     def _run(self, redis: UntypedRedis, commands: list[tuple[Any, ...]]) -> list[Any]:
         """Replies to the commands, after enough replicas have what they wrote and read."""
+        if not self.replicas:
+            return [redis.execute_command(*command) for command in commands]
         with redis.pipeline(transaction=False) as pipe:
             for command in (*commands, ("SET", MARKER, 1), ("WAIT", self.replicas, int(1000 * self.timeout_s))):
                 pipe.execute_command(*command)

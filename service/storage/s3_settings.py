@@ -71,7 +71,7 @@ def _check_url(name: str, url: str | None, bucket: str) -> None:
         raise ConfigurationError(f"{name}={url} does not begin with https:// or http://; correct it")
     if parts.query or parts.fragment:
         raise ConfigurationError(f"{name} goes on after its path; remove everything from ? or # on")
-    if re.match(r"(s3\.)?console\.", host):
+    if re.search(r"(^|\.)console\.aws\.amazon\.com$", host):
         raise ConfigurationError(f"{name}={url} is a console for people; set the URL of the S3 API")
     if re.fullmatch(rf"{re.escape(bucket)}\.s3[.-].*amazonaws\.com(\.cn)?", host):
         raise ConfigurationError(_has_bucket(name, bucket, without_bucket(url, bucket)))
