@@ -14,6 +14,12 @@ from service.storage.s3_errors import explain_s3_error
 log = logging.getLogger("ivmix.storage")
 
 CHECK_KEY = "ivmix-check"  # written and deleted when a process starts
+# Argument of S3 -> setting, in the order in which they are left out.
+_SETTINGS = {
+    "StorageClass": "IVMIX_S3_STORAGE_CLASS",
+    "SSEKMSKeyId": "IVMIX_S3_KMS_KEY_ID",
+    "ServerSideEncryption": "IVMIX_S3_ENCRYPTION",
+}
 
 
 def check_bucket(client: Any, bucket: str, prefix: str, arguments: Mapping[str, str]) -> None:
@@ -29,16 +35,41 @@ def check_bucket(client: Any, bucket: str, prefix: str, arguments: Mapping[str, 
     """
     key = prefix + CHECK_KEY
     try:
-        client.put_object(Bucket=bucket, Key=key, Body=b"ivmix", **arguments)
+        _put(client, bucket, key, arguments)
         try:
             client.list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1)
             stored: Mapping[str, Any] = client.head_object(Bucket=bucket, Key=key) if arguments else {}
         finally:
             client.delete_object(Bucket=bucket, Key=key)
     except (BotoCoreError, ClientError) as e:
-        endpoint_url = client.meta.endpoint_url
-        raise explain_s3_error(e, bucket=bucket, endpoint_url=endpoint_url, arguments=arguments) from e
+        uses_kms = arguments.get("ServerSideEncryption", "").startswith("aws:kms")
+        raise explain_s3_error(e, bucket=bucket, endpoint_url=client.meta.endpoint_url, uses_kms=uses_kms) from e
     _require_applied(stored, arguments)
+
+
+def _put(client: Any, bucket: str, key: str, arguments: Mapping[str, str]) -> None:
+    """Raises ConfigurationError if the server stores the object without one of the arguments: error codes of servers
+    differ too much to tell, and some say that the failure is temporary."""
+    try:
+        client.put_object(Bucket=bucket, Key=key, Body=b"ivmix", **arguments)
+    except ClientError as e:
+        left = dict(arguments)
+        for name, setting in _SETTINGS.items():
+            if (value := left.pop(name, None)) is not None and _is_stored(client, bucket, key, left):
+                raise ConfigurationError(
+                    f"{setting}={value}: the server rejects it ({e}), and stores objects without it; correct it or "
+                    "unset it"
+                ) from e
+        raise
+
+
+def _is_stored(client: Any, bucket: str, key: str, arguments: Mapping[str, str]) -> bool:
+    try:
+        client.put_object(Bucket=bucket, Key=key, Body=b"ivmix", **arguments)
+        client.delete_object(Bucket=bucket, Key=key)
+    except (BotoCoreError, ClientError):
+        return False
+    return True
 
 
 def _require_applied(stored: Mapping[str, Any], wanted: Mapping[str, str]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import Any, cast
 
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, ParamValidationError, SSLError
@@ -31,28 +30,6 @@ _CODES = {
     "MissingContentLength": "the server does not accept checksums in trailers; set IVMIX_S3_CHECKSUM=when_required",
     "NotImplemented": "the server does not support the request; try IVMIX_S3_CHECKSUM=when_required",
 }
-# The same for requests with a KMS key, an encryption, a storage class: these settings are the likeliest cause then.
-_OF_ARGUMENTS: tuple[tuple[str, re.Pattern[str], str], ...] = (
-    (
-        "SSEKMSKeyId",
-        re.compile(r"KMS|AccessDenied|InvalidArgument|400|403"),
-        f"IVMIX_S3_KMS_KEY_ID names no key that {_KEYS} may use (kms:GenerateDataKey, kms:Decrypt) in the bucket's "
-        "region; correct it, or unset it for the account's own key",
-    ),
-    ("StorageClass", re.compile(r"InvalidStorageClass"), "the server has no such IVMIX_S3_STORAGE_CLASS; correct it"),
-    (
-        "ServerSideEncryption",
-        re.compile(
-            r"KMS|NotImplemented|InvalidArgument|InvalidRequest|InvalidEncryption\w*|ServerSideEncryption\w*|501"
-        ),
-        "the server does not offer this IVMIX_S3_ENCRYPTION; use AES256, or unset it",
-    ),
-    (
-        "StorageClass",
-        re.compile(r"NotImplemented|InvalidArgument|501"),
-        "the server has no such IVMIX_S3_STORAGE_CLASS; correct it, or unset it",
-    ),
-)
 # HTTP status -> what to do, for servers that send no known code.
 _STATUSES = {
     401: f"the server does not accept {_KEYS}",
@@ -70,19 +47,12 @@ _WRONG_NAME = re.compile("hostname mismatch|doesn't match", re.IGNORECASE)  # of
 
 
 def explain_s3_error(
-    e: BotoCoreError | ClientError,
-    *,
-    bucket: str,
-    endpoint_url: str | None = None,
-    arguments: Mapping[str, str] | None = None,
+    e: BotoCoreError | ClientError, *, bucket: str, endpoint_url: str | None = None, uses_kms: bool = False
 ) -> ConfigurationError | StorageError:
-    """ConfigurationError if a setting must be corrected, StorageError if the failure may be temporary.
-
-    Args:
-        arguments: encryption and storage class of the request.
-    """
+    """ConfigurationError if a setting must be corrected, StorageError if the failure may be temporary."""
     reason, name = _reason(e)
-    reason = _reason_of_arguments(e, name, arguments or {}) or reason
+    if uses_kms and reason == _CODES["AccessDenied"]:
+        reason = f"{_CODES['AccessDenied']}, and kms:GenerateDataKey and kms:Decrypt for the key of IVMIX_S3_ENCRYPTION=aws:kms"
     shorter = without_bucket(endpoint_url, bucket)
     hint = (
         f"IVMIX_S3_ENDPOINT_URL contains the bucket, which only IVMIX_S3_BUCKET={bucket} should name; set "
@@ -93,15 +63,6 @@ def explain_s3_error(
     if shorter and (name in _MISPLACED_BUCKET or _WRONG_NAME.search(str(e))):
         return ConfigurationError(f"S3 rejected the request ({name}): {hint}")
     return ConfigurationError(f"S3 rejected the request ({name}, bucket {bucket!r}): {reason}")
-
-
-def _reason_of_arguments(e: Exception, name: str, arguments: Mapping[str, str]) -> str | None:
-    if not isinstance(e, ClientError):
-        return None
-    for argument, codes, reason in _OF_ARGUMENTS:
-        if argument in arguments and codes.match(name):
-            return reason
-    return None
 
 
 def _reason(e: BotoCoreError | ClientError) -> tuple[str | None, str]:

@@ -58,9 +58,22 @@ def test_only_what_is_kept_has_the_storage_class(s3: Settings, tmp_path: Path) -
     assert [head.get("StorageClass") for head in heads(settings)] == ["STANDARD_IA", None]
 
 
-def test_encryption_that_a_server_does_not_offer_is_refused(swift: Settings) -> None:
-    with pytest.raises(ConfigurationError, match="IVMIX_S3_ENCRYPTION"):
-        check_storage(open_storage(change(swift, s3_encryption="AES256")))
+@pytest.mark.parametrize("server", ["swift", pytest.param("seaweed", marks=pytest.mark.slow)])
+def test_encryption_that_a_server_does_not_offer_is_refused(server: str, request: pytest.FixtureRequest) -> None:
+    """Swift says so; SeaweedFS without a key answers that it has an internal error."""
+    settings: Settings = request.getfixturevalue(server)
+    with pytest.raises(ConfigurationError, match=r"^IVMIX_S3_ENCRYPTION=AES256: the server (rejects|stores)"):
+        check_storage(open_storage(change(settings, s3_encryption="AES256")))
+    with closing(open_s3(settings)) as admin:
+        assert "Contents" not in admin.list_objects_v2(Bucket=settings.s3_bucket)
+
+
+@pytest.mark.slow
+def test_seaweed_keeps_the_storage_class_and_files_in_parts(seaweed: Settings, tmp_path: Path) -> None:
+    settings = change(seaweed, s3_storage_class="STANDARD_IA", s3_part_mb=5, s3_prefix="team-a")
+    check_storage(open_storage(settings))
+    store_two(settings, tmp_path, b"x" * (6 * MIB))
+    assert [head.get("StorageClass", "STANDARD") for head in heads(settings)] == ["STANDARD_IA", "STANDARD"]
 
 
 @pytest.fixture

@@ -35,7 +35,12 @@ def change(settings: Settings, **fields: object) -> Settings:
     return Settings.model_validate({**settings.model_dump(), **fields})
 
 
-@pytest.fixture(params=["s3", "swift"])
+# Short tests use moto, one of them Swift as well.
+MORE = [pytest.param("swift", marks=pytest.mark.slow), pytest.param("seaweed", marks=pytest.mark.slow)]
+ON_EVERY_SERVER = pytest.mark.parametrize("shared", ["s3", *MORE], indirect=True)
+
+
+@pytest.fixture
 def shared(request: pytest.FixtureRequest) -> Settings:
     """Settings with a bucket that all of them use."""
     return request.getfixturevalue(request.param)
@@ -79,6 +84,7 @@ def listed(storage: VideoStorage) -> list[str]:
     return [stored.key for folder in object_keys.FOLDERS for stored in storage.list(folder)]
 
 
+@ON_EVERY_SERVER
 def test_no_deployment_sees_the_others(deployments: list[Services], shared: Settings, tmp_path: Path) -> None:
     jobs = [make(services, tmp_path) for services in deployments]
     for services, job in zip(deployments, jobs, strict=True):
@@ -90,6 +96,7 @@ def test_no_deployment_sees_the_others(deployments: list[Services], shared: Sett
         assert {key for key in keys_in(shared) if job.id in key} == {services.settings.s3_prefix + key for key in found}
 
 
+@ON_EVERY_SERVER
 def test_recovery_rebuilds_only_the_own_videos(deployments: list[Services], tmp_path: Path) -> None:
     jobs = [make(services, tmp_path) for services in deployments]
     for services, job in zip(deployments, jobs, strict=True):
@@ -99,6 +106,7 @@ def test_recovery_rebuilds_only_the_own_videos(deployments: list[Services], tmp_
         assert list(recovery.run()) == [(job.id, Finding.REBUILT)]
 
 
+@pytest.mark.parametrize("shared", ["s3", "swift", MORE[1]], indirect=True)
 def test_deleting_and_cleaning_spare_the_others(deployments: list[Services], shared: Settings, tmp_path: Path) -> None:
     """Even of the same video id, as after a copied Redis; and uploads in parts that another one has under way."""
     jobs = [make(services, tmp_path) for services in deployments]
@@ -119,6 +127,7 @@ def test_deleting_and_cleaning_spare_the_others(deployments: list[Services], sha
     assert {key for key in before if jobs[1].id in key} == set(before) - set(keys_in(shared))
 
 
+@ON_EVERY_SERVER
 def test_the_api_and_its_addresses_use_the_prefix(deployments: list[Services], tmp_path: Path) -> None:
     services = deployments[1]
     job = make(services, tmp_path)
@@ -130,6 +139,7 @@ def test_the_api_and_its_addresses_use_the_prefix(deployments: list[Services], t
     assert services.store.get(job.id).output.key.startswith("videos/")  # type: ignore[union-attr]  # it can move
 
 
+@ON_EVERY_SERVER
 def test_the_check_needs_only_the_prefix(shared: Settings) -> None:
     """Keys of a user who may only use it, as in the policy of docs/stores.md."""
     with closing(open_services(change(shared, s3_prefix="team-a"))) as services:
