@@ -52,7 +52,7 @@ def explain_s3_error(
     """ConfigurationError if a setting must be corrected, StorageError if the failure may be temporary."""
     reason, name = _reason(e)
     if uses_kms and reason == _CODES["AccessDenied"]:
-        reason = f"{_CODES['AccessDenied']}, and kms:GenerateDataKey and kms:Decrypt for the key of IVMIX_S3_ENCRYPTION=aws:kms"
+        reason = f"{_CODES['AccessDenied']}, with IVMIX_S3_ENCRYPTION also kms:GenerateDataKey and kms:Decrypt"
     shorter = without_bucket(endpoint_url, bucket)
     hint = (
         f"IVMIX_S3_ENDPOINT_URL contains the bucket, which only IVMIX_S3_BUCKET={bucket} should name; set "
