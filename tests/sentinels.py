@@ -84,7 +84,7 @@ class SentinelSet:
 
     @property
     def url(self) -> str:
-        """Without the Sentinels' password, which is a setting of its own."""
+        """Without the Sentinels' password, which is a separate setting."""
         nodes = ",".join(f"127.0.0.1:{sentinel.port}" for sentinel in self.sentinels)
         return f"redis+sentinel://:secret@{nodes}/{SERVICE}/0"
 

@@ -83,7 +83,7 @@ class JobStore(JobReader):
         lease_s: float = 45,
         replication: Replication = Replication(),  # noqa: B008  # immutable
     ) -> None:
-        """`replication` is of what clients are told: videos that they create, cancel and delete."""
+        """`replication` is of what clients get an answer for: videos that they create, cancel and delete."""
         super().__init__(redis)
         self._replication = replication
         self._retention_seconds = retention_seconds

@@ -1,4 +1,4 @@
-"""Waits until replicas have what a client is told has been stored, so that a failover cannot lose it.
+"""Waits until replicas have a change before it is acknowledged, so that a failover cannot lose it.
 
 Redis replicates after it has answered. WAIT counts the replicas that have all writes of its connection so far.
 Therefore the change and WAIT travel in one pipeline: on another connection WAIT might ask a primary that was promoted

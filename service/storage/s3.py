@@ -141,7 +141,7 @@ class S3Storage:
             self._client.delete_object(Bucket=self._bucket, Key=self._prefix + key)
 
     def clean(self, *, older_than_s: float) -> int:
-        """Abort unfinished multipart uploads of our own: they are not listed, but they use space."""
+        """Abort our own unfinished multipart uploads: they are not listed, but they use space."""
         return sum(self._abort_uploads(self._prefix + folder, time.time() - older_than_s) for folder in FOLDERS)
 
     def _abort_uploads(self, prefix: str, oldest: float) -> int:

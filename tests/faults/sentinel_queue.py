@@ -1,6 +1,6 @@
 """The queue on a primary with replicas and Sentinels, in the place of the embedded server.
 
-A primary that is killed does not come back: the log of a server that was away would begin anew, and the checker reads
+A primary that is killed does not come back: the log of a server that was down would begin anew, and the checker reads
 every state from the log of the last primary.
 """
 

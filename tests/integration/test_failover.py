@@ -209,7 +209,7 @@ def fail_over(sentinels: SentinelSet, fault: str, clients: Clients) -> None:
     if fault == "kill":
         lost.start()
     else:
-        lost.thaw()  # it believes to be the primary, until a Sentinel tells it otherwise
+        lost.thaw()  # it believes to be the primary, until a Sentinel makes it a replica
     clients.wait_for(before + POSTS_AFTER)
     sentinels.wait_until_complete()
 

@@ -28,7 +28,7 @@ from worker.scratch import Scratch
 
 FRAMES = np.zeros((2, 32, 32, 3), dtype=np.uint8)
 
-PREFIXES = ("", "team-a", "team-a/second")  # the first is in the folder of nobody, the last in that of another
+PREFIXES = ("", "team-a", "team-a/second")  # without a prefix; the last is below another one's
 
 
 def change(settings: Settings, **fields: object) -> Settings:
@@ -114,11 +114,11 @@ def test_deleting_and_cleaning_spare_the_others(deployments: list[Services], sha
         for services in deployments:
             key = f"{services.settings.s3_prefix}videos/video_1/e/video.mp4"
             admin.create_multipart_upload(Bucket=shared.s3_bucket, Key=key)
-        admin.create_multipart_upload(Bucket=shared.s3_bucket, Key="backups/of-somebody-else.tar")
+        admin.create_multipart_upload(Bucket=shared.s3_bucket, Key="backups/of-another-team.tar")
         for services in deployments:
             assert services.storage.clean(older_than_s=-5) == 1
         left = admin.list_multipart_uploads(Bucket=shared.s3_bucket)["Uploads"]
-    assert [upload["Key"] for upload in left] == ["backups/of-somebody-else.tar"]
+    assert [upload["Key"] for upload in left] == ["backups/of-another-team.tar"]
     before = keys_in(shared)
     for job in jobs[1:]:
         delete_all_files(deployments[0].storage, job.id)
@@ -148,7 +148,7 @@ def test_the_check_needs_only_the_prefix(shared: Settings) -> None:
 
 
 def test_databases_of_one_redis(valkey: str, tmp_path: Path) -> None:
-    """The only separation that Redis offers: keys have no prefix of their own."""
+    """The only separation that Redis offers: keys have no prefix."""
     queues: list[list[str]] = []
     for number in (0, 1):
         with closing(open_services(Settings(redis_url=f"{valkey[:-1]}{number}", data_dir=tmp_path))) as services:
