@@ -16,6 +16,7 @@ from service.redis_connection.wire_probe import Speech, listen, listen_through_t
 TIMEOUT_S = 2.0
 OLDEST = (6, 2)
 _CLIENT_FILES = f"{TLS_OPTIONS['ssl_certfile']} and {TLS_OPTIONS['ssl_keyfile']}"
+_CERTIFICATE_REQUIRED = f"requires a client certificate; set {_CLIENT_FILES}, signed by a CA that the server trusts"
 NO_REDIS = "is not a Redis server; correct host and port"
 
 
@@ -73,7 +74,7 @@ def _refused_by_tls(e: BaseException, url: str) -> str | None:
         case PermissionError() if split_url(url).scheme == "unix":
             return "is a socket that this user may not open; add the user to the socket's group"
         case ssl.SSLError() if "CERTIFICATE_REQUIRED" in str(e):
-            return f"requires a client certificate; set {_CLIENT_FILES}, signed by a CA that the server trusts"
+            return _CERTIFICATE_REQUIRED
         case ssl.SSLError() if any(word in str(e) for word in ("ALERT", "PEM", "KEY_VALUES", "PASSWORD")):
             return f"ends the TLS handshake ({e.reason or e}); correct {_CLIENT_FILES}, or the ssl_ options of the URL"
         case _:
@@ -96,6 +97,8 @@ def _wrong_protocol(url: str) -> str | None:
     speech = listen(*address, TIMEOUT_S / 2)
     if parts.scheme == "rediss" and speech is Speech.TLS:
         speech = listen_through_tls(*address, TIMEOUT_S / 2)
+        if speech is Speech.ASKS_FOR_CERTIFICATE:
+            return _CERTIFICATE_REQUIRED
         return NO_REDIS if speech is Speech.OTHER else None
     if parts.scheme == "rediss" and speech is Speech.REDIS:
         return "does not speak TLS; use redis:// instead of rediss://"

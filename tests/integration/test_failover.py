@@ -26,7 +26,7 @@ from tests.ports import free_port
 from tests.processes import PROMPT, started, wait_for, worker
 from tests.sentinels import SENTINEL_PASSWORD, SentinelSet
 
-POSTS_BEFORE, POSTS_AFTER = 12, 12
+POSTS_BEFORE, POSTS_AFTER = 9, 9
 CLIENTS = 3
 
 

@@ -38,6 +38,7 @@ def heads(settings: Settings) -> list[dict[str, str]]:
         ]
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("size", [5, 6 * MIB], ids=["at-once", "in-parts"])
 @pytest.mark.parametrize("encryption", ["AES256", "aws:kms"])
 def test_objects_are_encrypted_as_asked(encryption: str, size: int, s3: Settings, tmp_path: Path) -> None:

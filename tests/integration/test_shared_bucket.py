@@ -106,7 +106,7 @@ def test_recovery_rebuilds_only_the_own_videos(deployments: list[Services], tmp_
         assert list(recovery.run()) == [(job.id, Finding.REBUILT)]
 
 
-@pytest.mark.parametrize("shared", ["s3", "swift", MORE[1]], indirect=True)
+@ON_EVERY_SERVER
 def test_deleting_and_cleaning_spare_the_others(deployments: list[Services], shared: Settings, tmp_path: Path) -> None:
     """Even of the same video id, as after a copied Redis; and uploads in parts that another one has under way."""
     jobs = [make(services, tmp_path) for services in deployments]
@@ -139,7 +139,7 @@ def test_the_api_and_its_addresses_use_the_prefix(deployments: list[Services], t
     assert services.store.get(job.id).output.key.startswith("videos/")  # type: ignore[union-attr]  # it can move
 
 
-@ON_EVERY_SERVER
+@pytest.mark.parametrize("shared", ["s3", "swift", MORE[1]], indirect=True)
 def test_the_check_needs_only_the_prefix(shared: Settings) -> None:
     """Keys of a user who may only use it, as in the policy of docs/stores.md."""
     with closing(open_services(change(shared, s3_prefix="team-a"))) as services:
