@@ -52,6 +52,7 @@ def settings_of(sentinels: SentinelSet, data: Path, **more: object) -> Settings:
 
 @pytest.fixture
 def services(sentinels: SentinelSet, tmp_path: Path) -> Iterator[Services]:
+    sentinels.wait_until_complete()
     with closing(open_services(settings_of(sentinels, tmp_path, redis_wait_s=0.2))) as opened:
         opened.redis.flushdb()
         yield opened
@@ -204,6 +205,7 @@ class Clients:
 
 def fail_over(sentinels: SentinelSet, fault: str, clients: Clients) -> None:
     """Lose the primary while videos are accepted, and get it back as a replica."""
+    sentinels.wait_until_complete()
     before = len(clients.accepted)
     if fault == "kill":
         lost = sentinels.kill_primary()
@@ -216,7 +218,6 @@ def fail_over(sentinels: SentinelSet, fault: str, clients: Clients) -> None:
     else:
         lost.thaw()  # it believes to be the primary, until a Sentinel makes it a replica
     clients.wait_for(before + POSTS_AFTER)
-    sentinels.wait_until_complete()
 
 
 def losing_primaries(sentinels: SentinelSet, folder: Path, *faults: str) -> None:
