@@ -204,7 +204,7 @@ class Engine:
 
     def _first_frame(self, generation: Generation, reference: Path | None) -> FirstFrame | None:
         """What the video model keeps of the reference."""
-        if generation.reference is None or generation.reference.use != "first_frame":
+        if not generation.keeps_first_frame:
             return None
         if reference is None:
             raise ValueError("the generation keeps a first frame; pass its file as reference=...")
