@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 VIDEOS = "videos/"
+CHECKPOINTS = "checkpoints/"
+REFERENCES = "references/"
 
 
 def videos(job_id: str) -> str:
@@ -17,9 +19,9 @@ def execution(job_id: str, execution_id: str) -> str:
 
 def checkpoint(job_id: str) -> str:
     """Key of the job's latest checkpoint, which all its executions share."""
-    return f"checkpoints/{job_id}.safetensors"
+    return f"{CHECKPOINTS}{job_id}.safetensors"
 
 
 def reference(job_id: str) -> str:
     """Key of the picture or clip that the job starts from."""
-    return f"references/{job_id}"
+    return f"{REFERENCES}{job_id}"
