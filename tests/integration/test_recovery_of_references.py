@@ -19,7 +19,7 @@ from service.settings import MODELS_FILE, Settings
 from service.storage import StorageRetry, object_keys, read, sha256_of
 from service.storage.reference_files import NOTED, SWEPT_AFTER_S, ReferenceFiles
 from service.wiring import Services, open_services
-from tests.integration.test_cli import ivmix
+from tests.integration.test_cli import here
 from tests.quick_app import quick_app
 from tests.reference_calls import error_of, made, send, stored
 from worker.child.upload import Uploader
@@ -157,9 +157,9 @@ def test_the_command_deletes_them_only_if_asked(tmp_path: Path) -> None:
     left.parent.mkdir(parents=True)
     left.write_bytes(b"a picture")
     os.utime(left, (time.time() - 2 * LOST_AFTER_S,) * 2)
-    said = ivmix("recover", cwd=tmp_path, IVMIX_DATA_DIR=str(data)).stdout
+    said = here("recover", cwd=tmp_path, IVMIX_DATA_DIR=str(data)).stdout
     assert f"lost references/{left.name}\n1 files of jobs that are lost; `ivmix recover --delete-lost`" in said
     assert left.exists()
-    said = ivmix("recover", "--delete-lost", cwd=tmp_path, IVMIX_DATA_DIR=str(data)).stdout
+    said = here("recover", "--delete-lost", cwd=tmp_path, IVMIX_DATA_DIR=str(data)).stdout
     assert f"deleted references/{left.name}" in said
     assert not left.exists()

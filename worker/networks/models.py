@@ -87,11 +87,11 @@ class Models:
 
     def _check_frames(self, frames: int, windows: ContextWindows | None, *, keeps_first_frame: bool) -> None:
         """The record of a job may be older than the registry of this worker. Raises InvalidParameter."""
-        numbering = {"video model": self.video_unet} | (
-            {"SparseCtrl": self.sparse_control} if keeps_first_frame else {}
-        )
+        numbering = {"video model": self.video_unet}
+        if keeps_first_frame and self.sparse_control is not None:
+            numbering["SparseCtrl network"] = self.sparse_control
         for name, network in numbering.items():
-            most = None if network is None else most_frames(network)
+            most = most_frames(network)
             if most is not None and seen_at_once(frames, windows) > most:
                 message = f"num_frames={frames}: the {name} of '{self.entry.id}' takes at most {most} frames"
                 at_once = f" at once, and context_windows have {windows.length}" if windows else ""
