@@ -198,7 +198,7 @@ REFUSED = {
 
 
 USES_OF_A_FILE = ("none", "start", "first_frame")
-QUICK_SAMPLERS = {("evs", "start"), ("official", "none"), *product(("iv-mixed", "evs", "freeinit"), ["first_frame"])}
+QUICK_SAMPLERS = {("evs", "start"), ("official", "none"), *product(("iv-mixed", "evs"), ["first_frame"])}
 
 
 @pytest.mark.parametrize(("name", "use"), some_slow(QUICK_SAMPLERS | REFUSED.keys(), product(SAMPLERS, USES_OF_A_FILE)))
@@ -288,7 +288,7 @@ NOISY = {"combination": "R-V", "order": "goback_first"}  # draws in every step
 EVERYTHING: dict[str, Any] = {"num_frames": 6, "loras": CHOSEN, **TEXTS, "num_inference_steps": 3, "sampler": NOISY}
 
 
-@pytest.mark.parametrize("use", ["start", "first_frame"])
+@pytest.mark.parametrize("use", [pytest.param("start", marks=pytest.mark.slow), "first_frame"])
 def test_run_with_everything_resumed_in_the_middle_gives_the_same_bytes(tiny: Tiny, tmp_path: Path, use: str) -> None:
     steps = 4 if use == "start" else 3  # of which the default strength leaves out one
     wanted = tiny.generation(tiny.picture, reference_use=use, **EVERYTHING | {"num_inference_steps": steps})
