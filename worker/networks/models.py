@@ -182,8 +182,7 @@ class Models:
 
         Raises:
             InvalidParameter, PromptTooLong, NotFinite: as `encode`.
-            IncompatibleInputs: embeddings of different shapes, a first frame without a SparseCtrl network, or windows
-                that are longer than the networks take.
+            IncompatibleInputs: embeddings of different shapes, a first frame without SparseCtrl, or too long windows.
         """
         if isinstance(negative, str):
             self.entry.check_vocabulary("negative_prompt", negative)
