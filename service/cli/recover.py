@@ -18,11 +18,11 @@ def run(*, is_dry: bool, may_delete: bool) -> None:
     with ExitStack() as stack:
         settings = load_settings()
         prepare_data(settings)
-        if settings.redis_url is None:  # of `ivmix up`, which must not be running
+        if settings.redis_address is None:  # of `ivmix up`, which must not be running
             url = stack.enter_context(EmbeddedValkey(settings.data_dir, is_temporary=True))
             settings = settings.model_copy(update={"redis_url": url})
         else:
-            require_redis(settings.redis_url)
+            require_redis(settings.redis_address)
         services = stack.enter_context(closing(open_services(settings)))
         services.storage.check()
         recovery = Recovery(services.store, services.storage, settings.retention_seconds, is_dry)

@@ -5,6 +5,12 @@ from __future__ import annotations
 VIDEOS = "videos/"
 CHECKPOINTS = "checkpoints/"
 REFERENCES = "references/"
+FOLDERS = (VIDEOS, CHECKPOINTS, REFERENCES)  # every key begins with one of them; setting_types.py reserves their names
+
+
+def is_lasting(key: str) -> bool:
+    """Whether the object is kept as long as its video."""
+    return key.startswith(VIDEOS)
 
 
 def videos(job_id: str) -> str:
