@@ -46,7 +46,7 @@ def mixed_plan(
     """The IV-Mixed Sampler: before every ordinary step, a zig-zag that ends at the noise level it began at.
 
     Args:
-        schedule, steps: as in `ddim_plan`.
+        schedule, steps, solver, rule: as in `ddim_plan`; zig-zags have moves like `Move`, and classifier-free guidance.
         combination: one or two go-back moves, a dash, as many denoising ones: I(mage), V(ideo); back also R, `Renoise`.
         order: "denoise_first" (the released code) or "goback_first" (the paper's figure; R needs it).
         interval: the part of the run with zig-zags, as two fractions of the steps.
@@ -56,14 +56,12 @@ def mixed_plan(
         image_schedule: of the image model, called at the timestep of equal signal-to-noise. None: `schedule`.
         image_every: n from 1: only the first, (n+1)th .. zig-zag is as given; in the others V replaces I.
         off_distribution: the image model was not trained on such latents: refuse what would leak, see `check_leak`.
-        solver, rule: of the ordinary steps, as in `ddim_plan`; zig-zags are DDIM's, with classifier-free guidance.
 
     Raises InvalidSetting, which names the parameter, its value and what is allowed.
     """
     grid = LevelGrid(schedule, steps, image_schedule, solver, rule)
     ordinary = _ordinary_guidance(guidance, interval_guidance, interval, grid.steps)
-    sides = _letters(combination, order, off_distribution)
-    letters = _letters_of_steps(sides, order, interval, image_every, grid.steps)
+    letters = _letters_of_steps(combination, order, off_distribution, interval, image_every, grid.steps)
     image, video = guidance_ramps(image_guidance, video_guidance, rho, grid.steps)
     zigzags = {i: tuple(_zigzag(grid, i, *x, order, {"I": image[i], "V": video[i]})) for i, x in letters.items()}
     return Plan(tuple((*zigzags.get(i, ()), grid.ordinary_step(i, scale)) for i, scale in enumerate(ordinary)))
@@ -78,10 +76,10 @@ def _ordinary_guidance(guidance: float, interval_guidance: float | None, interva
 
 
 def _letters_of_steps(
-    sides: tuple[str, str], order: Order, interval: Range, image_every: int, steps: int
+    combination: str, order: Order, off_distribution: bool, interval: Range, image_every: int, steps: int
 ) -> dict[int, tuple[str, str]]:
     """(go-back letters, denoising letters) of each step with a zig-zag."""
-    goback, denoise = sides
+    goback, denoise = _letters(combination, order, off_distribution)
     period = whole_number("image_every", image_every, " (1: the image model in every zig-zag)")
     room = _steps_with_room(order, len(goback), steps)
     without_image = goback.replace("I", "V"), denoise.replace("I", "V")
