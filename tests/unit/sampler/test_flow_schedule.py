@@ -7,7 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+from diffusers import (
+    CogVideoXDDIMScheduler,
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
 
 from sampler import FlowSchedule, InvalidSetting, NoiseSchedule, Schedule
 from sampler.prediction import alpha_at, flow_level
@@ -179,6 +185,21 @@ def test_what_is_not_supported_in_a_config_is_refused_by_name(config: dict[str, 
     tokens = 100 if "base_shift" in config else None
     with pytest.raises(InvalidSetting, match=complaint):
         FlowSchedule.from_config(config, tokens=tokens)
+
+
+def test_a_live_schedulers_config_does_not_name_its_class() -> None:
+    settings: dict[str, Any] = {"use_flow_sigmas": True, "flow_shift": 3.0, "prediction_type": "flow_prediction"}
+    unipc, solver = UniPCMultistepScheduler(**settings), DPMSolverMultistepScheduler(**settings)
+    assert FlowSchedule.from_config(unipc.config) == FlowSchedule(3.0, "unipc")
+    assert FlowSchedule.from_config(solver.config) == FlowSchedule(3.0, "dpmsolver")
+    assert FlowSchedule.from_config(FlowMatchEulerDiscreteScheduler(shift=3.0).config) == FlowSchedule(3.0)
+    cogvideox = CogVideoXDDIMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True)
+    ours = NoiseSchedule.from_config(cogvideox.config)
+    assert list(ours.alphas_cumprod) == cogvideox.alphas_cumprod.tolist()
+    with pytest.raises(InvalidSetting, match=r"use FlowSchedule\.from_config"):
+        NoiseSchedule.from_config(FlowMatchEulerDiscreteScheduler().config)
+    with pytest.raises(InvalidSetting, match=r"use NoiseSchedule\.from_config"):
+        FlowSchedule.from_config(DDIMScheduler().config)
 
 
 def test_tokens_without_a_dynamic_shift_are_refused() -> None:
