@@ -21,6 +21,7 @@ BUNDLED: dict[Family, str] = {
     "animatediff-sdxl": "animatediff-sdxl",
     "modelscope": "modelscope",
     "videocrafter": "videocrafter2",
+    "wan": "wan-1.3b",
 }
 # What describes the bundled entry's weights, not its family.
 ADAPTERS = {"loras", "selectable_loras", "textual_inversions"}

@@ -32,8 +32,7 @@ from worker.child.reference_latents import first_frame_of, reference_latents
 from worker.child.start_noise import start_noise
 from worker.messages import Failed
 from worker.networks import cpu_tuning
-from worker.networks.loading import default_device, load
-from worker.networks.models import Models
+from worker.networks.loading import AnyModels, Models, default_device, load
 from worker.networks.sparse_control import ControlledNetwork, FirstFrame
 from worker.networks.text_encoder import TextOptions
 
@@ -84,7 +83,7 @@ class Engine:
         device = device or default_device()
         if device.type == "cpu":
             cpu_tuning.tune_process(entry.cpu_threads)
-        self.models: Models = load(entry, device)
+        self.models: AnyModels = load(entry, device)
         self._weights = weights_digest(self.models)
         self._was_out_of_memory = False
         self._previewer = open_previewer(self.models) if previews else None
@@ -159,7 +158,7 @@ class Engine:
         taken before the first job."""
         plan = self.plan(generation)
         latents = torch.randn(self.models.latents_shape(generation), generator=torch.Generator().manual_seed(0))
-        kept = None if self.models.sparse_control is None else FirstFrame(latents[:, :, :1].to(self.models.device))
+        kept = FirstFrame(latents[:, :, :1].to(self.models.device)) if self.models.keeps_first_frame else None
         image, video = self._denoisers(generation, kept)
         models_of = [{call.model for move in step for call in move.calls} for step in plan]
         start = max(range(len(plan)), key=lambda index: len(models_of[index]))
@@ -221,7 +220,7 @@ class Engine:
             clip_skip=(generation.clip_skip, 0),  # the prompt's alone, as in diffusers
             options=TextOptions.of(generation),
         )
-        if family == "animatediff" and models.image_text_encoder.dim == models.video_text_encoder.dim:
+        if isinstance(models, Models) and family == "animatediff" and models.image_text_encoder.dim == models.video_text_encoder.dim:
             texts = replace(texts, image=texts.video)  # the released code has one text encoder, the video model's
         size = generation.width, generation.height
         kept: dict[str, Any] = {"first_frame": first_frame, "windows": generation.context_windows}

@@ -276,6 +276,22 @@ class Models:
         found = (self.image_unet, self.video_unet, self.sparse_control)
         return tuple(network for network in found if network is not None)
 
+    @property
+    def digested_networks(self) -> tuple[Network, ...]:
+        """In the order of fingerprints: image and video UNet twice, as version 0.1 did."""
+        encoders = (*self.image_text_encoder.networks, *self.video_text_encoder.networks)
+        return *encoders, self.vae, *self.unets[:2], *self.unets
+
+    @property
+    def compresses_time(self) -> bool:
+        """Whether a latent frame stands for several frames."""
+        return False
+
+    @property
+    def keeps_first_frame(self) -> bool:
+        """Whether the video model can keep a given first frame."""
+        return self.sparse_control is not None
+
     def _added(
         self, cond: Tensor | None, uncond: Tensor | None, size: tuple[int, int] | None
     ) -> AddedConditions | None:

@@ -1,0 +1,92 @@
+"""A tiny random Wan in the layout of diffusers' WanPipeline."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from transformers import T5Tokenizer, UMT5Config, UMT5EncoderModel
+
+from service.catalog.model_entry import ModelEntry
+from service.catalog.registry import ModelRegistry
+
+PROMPT, NEGATIVE = "a red circle moving left", "low quality"
+WORDS = "a red green circle square moving left right on teal background low quality".split()
+WIDTH, HEIGHT, FRAMES, STEPS, SHIFT = 48, 32, 9, 4, 3.0  # not square
+LATENTS = (1, 16, 3, HEIGHT // 8, WIDTH // 8)
+TRANSFORMER: dict[str, Any] = {
+    "patch_size": (1, 2, 2),
+    "num_attention_heads": 2,
+    "attention_head_dim": 12,
+    "text_dim": 16,
+    "freq_dim": 16,
+    "ffn_dim": 32,
+    "num_layers": 2,
+    "rope_max_seq_len": 32,
+}
+VAE: dict[str, Any] = {"base_dim": 4, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1}
+SCHEDULER: dict[str, Any] = {  # that of Wan 2.1
+    "_class_name": "UniPCMultistepScheduler",
+    "flow_shift": SHIFT,
+    "num_train_timesteps": 1000,
+    "prediction_type": "flow_prediction",
+    "use_flow_sigmas": True,
+}
+ENTRY = """
+[models.tiny]
+family = "wan"
+path = "."
+created = 1795392000
+description = "tiny"
+licence = "none"
+sizes = ["{width}x{height}", "32x32"]
+num_frames = {{ default = {frames}, min = 1, max = 81 }}
+fps = {{ default = 8, min = 1, max = 24 }}
+num_inference_steps = {{ default = {steps}, min = 1, max = 1000 }}
+guidance_scale = {{ default = 5, min = 0, max = 20 }}
+"""
+
+
+def save_wan(folder: Path, *lines: str, **transformer: Any) -> ModelEntry:
+    """Save the model into `folder` and return its registry entry; `lines` are added to the TOML."""
+    torch.manual_seed(2)
+    save_text(folder)
+    AutoencoderKLWan(**VAE).save_pretrained(folder / "vae")
+    save_transformer(folder / "transformer", **transformer)
+    (folder / "scheduler").mkdir()
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER))
+    return wan_entry(folder, *lines)
+
+
+def save_transformer(folder: Path, **changes: Any) -> None:
+    network = WanTransformer3DModel(**{**TRANSFORMER, **changes})
+    for parameter in network.parameters():  # diffusers' own start values leave the text without effect
+        torch.nn.init.normal_(parameter, std=0.2)
+    network.save_pretrained(folder)
+
+
+def save_text(folder: Path) -> None:
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), *((f"▁{word}", -3.0) for word in WORDS)]
+    pieces += [(letter, -5.0) for letter in "abcdefghijklmnopqrstuvwxyz.,"]
+    tokenizer = T5Tokenizer(vocab=pieces, extra_ids=0)
+    tokenizer.save_pretrained(folder / "tokenizer")
+    config = UMT5Config(
+        vocab_size=len(tokenizer) + 4,
+        d_model=16,
+        d_kv=8,
+        d_ff=32,
+        num_layers=2,
+        num_heads=2,
+        feed_forward_proj="gated-gelu",
+    )
+    UMT5EncoderModel(config).save_pretrained(folder / "text_encoder")
+
+
+def wan_entry(folder: Path, *lines: str) -> ModelEntry:
+    file = folder / "models.toml"
+    entry = ENTRY.format(width=WIDTH, height=HEIGHT, frames=FRAMES, steps=STEPS)
+    file.write_text("\n".join([entry, *lines]))
+    return ModelRegistry.load(file).entry("tiny")

@@ -1,0 +1,133 @@
+"""Loads or checks the components of a model with a video transformer, and fits them together."""
+
+# pyright: reportPrivateImportUsage=false, reportUnknownMemberType=false
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from service.catalog.family_components import SECOND_EXPERT, WAN
+from service.catalog.model_entry import ModelEntry
+from service.settings import load_settings
+from worker.networks.assembly import IncompatibleModels, check_files, check_multiples
+from worker.networks.component_files import component_folder, refused
+from worker.networks.component_loader import load_component
+from worker.networks.network_classes import Network
+from worker.networks.optimise import BlockCompiler
+from worker.networks.schedules import AnySchedule, load_schedule
+from worker.networks.video_transformers.models import NoLoras, TransformerModels
+from worker.networks.video_transformers.network import VideoTransformer
+from worker.networks.video_transformers.text import T5Reader
+from worker.networks.video_transformers.vae import TemporalVae
+
+log = logging.getLogger("ivmix.child")
+
+TOKENS = {"wan": 512, "cogvideox": 226}  # of a prompt, as the models were trained
+
+
+@dataclass(frozen=True)
+class TransformerAssembly:
+    """The parts of a model. With `only_check`, its networks are on torch's meta device."""
+
+    tokenizer: Any
+    text_encoder: Network
+    vae: Network
+    transformers: tuple[Network, ...]
+    schedule: AnySchedule
+
+
+def load_transformer(entry: ModelEntry, device: torch.device, dtype: torch.dtype) -> TransformerModels:
+    """Raises ConfigurationError, IncompatibleModels."""
+    check_files(entry)
+    parts = fit_together(entry, {name: load_component(entry, name, dtype) for name in entry.all_components})
+    for network in (parts.vae, *parts.transformers):
+        network.to(device)
+    models = TransformerModels(
+        entry=entry,
+        device=device,
+        dtype=dtype,
+        text=T5Reader(
+            parts.tokenizer,
+            parts.text_encoder,
+            tokens=TOKENS[entry.family],
+            masked=entry.family == WAN,
+            device=device,
+            dtype=dtype,
+        ),
+        autoencoder=TemporalVae(parts.vae, tiling=entry.memory.tiling),
+        transformers=parts.transformers,
+        network=_network(entry, parts),
+        video_schedule=parts.schedule,
+        loras=NoLoras(entry),
+    )
+    log.info("%s on %s: %.3g GB", entry.id, device, models.weights_bytes / 1e9)
+    return models
+
+
+def fit_together(entry: ModelEntry, parts: Mapping[str, Any]) -> TransformerAssembly:
+    """Combine components, loaded or only checked. Raises IncompatibleModels.
+
+    Args:
+        parts: what `load_component` returned, by component.
+    """
+    transformers = tuple(parts[name] for name in ("transformer", SECOND_EXPERT) if name in parts)
+    if (entry.boundary_ratio is None) != (len(transformers) == 1):
+        lacks = f"has {SECOND_EXPERT} without boundary_ratio" if len(transformers) > 1 else "has boundary_ratio alone"
+        raise IncompatibleModels(
+            f"model {entry.id} {lacks}: boundary_ratio is the noise level at which {SECOND_EXPERT} takes over (Wan 2.2 "
+            "A14B text to video: 0.875, in its model_index.json)"
+        )
+    _check_text(entry, parts["tokenizer"], parts["text_encoder"])
+    for network in transformers:
+        _check_transformer(entry, network, parts["text_encoder"], TemporalVae(parts["vae"]))
+    _check_sizes(entry, transformers[0], TemporalVae(parts["vae"]))
+    with refused(f"model {entry.id}: the noise schedule", "take the scheduler's file of the same model"):
+        schedule = load_schedule(entry)
+    return TransformerAssembly(parts["tokenizer"], parts["text_encoder"], parts["vae"], transformers, schedule)
+
+
+def _network(entry: ModelEntry, parts: TransformerAssembly) -> VideoTransformer:
+    first, *second = parts.transformers
+    compiler = BlockCompiler(cache_dir=load_settings().data_dir / "compiled") if entry.optimise.compile else None
+    return VideoTransformer(
+        first,
+        low_noise=second[0] if second else None,
+        boundary=1000 * (entry.boundary_ratio or 0.0),
+        compiler=compiler,
+    )
+
+
+def _check_text(entry: ModelEntry, tokenizer: Any, encoder: Network) -> None:
+    """Raises IncompatibleModels if tokenizer and encoder do not match: every prompt would turn into noise."""
+    folder = component_folder(entry.all_components["tokenizer"])
+    if len(tokenizer) > encoder.config.vocab_size:  # encoders have some rows more than there are words
+        raise IncompatibleModels(
+            f"{folder}: the tokenizer has {len(tokenizer)} tokens, its text encoder {encoder.config.vocab_size}; "
+            "use the tokenizer that the encoder was trained with"
+        )
+
+
+def _check_transformer(entry: ModelEntry, network: Network, encoder: Network, vae: TemporalVae) -> None:
+    config = network.config
+    if (config.in_channels, config.out_channels) != (vae.channels, vae.channels):
+        raise IncompatibleModels(
+            f"model {entry.id}: the transformer takes {config.in_channels} latent channels and returns "
+            f"{config.out_channels}, the autoencoder has {vae.channels}; both must share one latent space"
+        )
+    width = getattr(config, "text_dim", None) or config.text_embed_dim
+    if width != encoder.config.d_model:
+        raise IncompatibleModels(
+            f"model {entry.id}: the transformer takes embeddings of dim {width}, its text encoder returns "
+            f"{encoder.config.d_model}; take both from one model"
+        )
+
+
+def _check_sizes(entry: ModelEntry, network: Network, vae: TemporalVae) -> None:
+    """Raises IncompatibleModels if a size of the entry is no whole number of the transformer's tokens."""
+    patch = network.config.patch_size
+    side = patch if isinstance(patch, int) else patch[-1]
+    check_multiples(entry, entry.upscale * vae.pixels * side, f"one token of the transformer ({vae.pixels} x {side})")
