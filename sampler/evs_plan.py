@@ -17,15 +17,15 @@ from __future__ import annotations
 from sampler.denoise_and_goback_moves import AnyMove, ModelName, ResizingMove
 from sampler.errors import InvalidSetting
 from sampler.level_grid import LevelGrid
-from sampler.noise_schedule import NoiseSchedule
 from sampler.plan import Plan
+from sampler.schedule import Schedule
 from sampler.validation import Range, active_steps, finite_number, whole_number
 
 MOST_ENLARGED = 4  # 16 times the pixels
 
 
 def evs_plan(
-    schedule: NoiseSchedule,
+    schedule: Schedule,
     steps: int = 50,
     *,
     image_interval: Range = (0.5, 1.0),
@@ -33,7 +33,7 @@ def evs_plan(
     enlarge: float = 2.0,
     guidance: float = 7.5,
     image_guidance: float | None = None,
-    image_schedule: NoiseSchedule | None = None,
+    image_schedule: Schedule | None = None,
 ) -> Plan:
     """EVS: one call a step, of the image model in a part of the run and of the video model in the others.
 
@@ -70,7 +70,7 @@ def _step(grid: LevelGrid, i: int, model: ModelName, guidance: float, factor: fl
     if factor == 1:
         return grid.ordinary_step(i, guidance, model)
     dst = 1.0 if i == grid.steps - 1 else grid.alphas[i + 1]
-    return ResizingMove(model, grid.timesteps[model][i], grid.alphas[i], dst, guidance, factor)
+    return ResizingMove(model, grid.timestep(model, i), grid.alphas[i], dst, guidance, factor)
 
 
 def _models(image_interval: Range, image_every: int, steps: int) -> list[ModelName]:

@@ -14,9 +14,10 @@ from sampler.errors import IncompatibleInputs, InvalidSetting
 from sampler.finite_check import FiniteCheck
 from sampler.freeinit import restart_latents
 from sampler.guidance import Denoiser, GuidedDenoiser, PreparedDenoiser
-from sampler.guidance_rules import MOMENTUM, RuledScale, guided_epsilon
+from sampler.guidance_rules import MOMENTUM, RuledScale, guided_prediction
 from sampler.noise import Generators, fresh_noise
 from sampler.plan import Plan
+from sampler.prediction import PredictionType, clean, converted
 from sampler.resizing import resized
 
 
@@ -25,19 +26,21 @@ class Prediction:
     """What the networks predicted in one move.
 
     Args:
-        latents: what they saw, (B, C, F, h, w).
-        epsilon: the sum of their answers, of the same shape.
-        alpha: noise level of the latents, abar in (0, 1].
+        latents: what they were called for, (B, C, F, h, w), variance-preserving.
+        p: the sum of their answers, of the same shape.
+        alpha: noise level of the latents, abar in [0, 1].
+        kind: what p is.
     """
 
     latents: Tensor
-    epsilon: Tensor
+    p: Tensor
     alpha: float
+    kind: PredictionType = "epsilon"
 
     @property
     def clean(self) -> Tensor:
-        """x0 = (x - sqrt(1 - abar) eps) / sqrt(abar) (arXiv:2010.02502 Eq. 9)."""
-        return (self.latents - (1 - self.alpha) ** 0.5 * self.epsilon) / self.alpha**0.5
+        """x0, (B, C, F, h, w); from epsilon (x - sqrt(1 - abar) eps) / sqrt(abar) (arXiv:2010.02502 Eq. 9)."""
+        return clean(self.latents, self.p, self.alpha, self.kind)
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,8 @@ def sample(
 
     Raises:
         IncompatibleInputs: at once, if a model that the plan calls is missing, or if latents, models, generators and
-            plan do not fit together.
+            plan do not fit together: among others if the plan calls a model that predicts epsilon at pure noise, or
+            a model that sees the first frame only in another plan than a fused one.
         InvalidSetting: at once, if `start` is outside the plan.
         LatentsNotFinite: a move left NaN or infinity; on a CPU right after its step, on a GPU up to two steps later
             (the loop never waits for a GPU), in any case before the last step is yielded.
@@ -139,6 +143,23 @@ def _check(latents: Tensor, plan: Plan, models: Mapping[str, Denoiser], generato
         )
     if start not in range(len(plan) + 1):
         raise InvalidSetting(f"start={start!r} is outside 0..{len(plan)}, the steps of the plan")
+    for index, moves in enumerate(plan.steps[start:], start):
+        for call in (call for move in moves for call in move.calls):
+            _check_call(index, call, models[call.model])
+
+
+def _check_call(step: int, call: Call, model: Denoiser) -> None:
+    """Raises IncompatibleInputs if the model cannot answer this call."""
+    if call.alpha == 0 and prediction_type(model) == "epsilon":
+        raise IncompatibleInputs(
+            f"step {step} calls the {call.model} model at pure noise (abar = 0), where epsilon says nothing of the "
+            "clip: begin the interval of that model later, or use a model that predicts v or flow"
+        )
+    if isinstance(model, GuidedDenoiser) and model.only_adds and call.uncond:
+        raise IncompatibleInputs(
+            f"step {step} has a move of the {call.model} model alone, which sees the first frame only: others would "
+            "stay behind at another noise level. Use fused_plan, or a denoiser with frames='all'"
+        )
 
 
 @torch.no_grad()
@@ -170,12 +191,12 @@ class _Models:
 
     def __init__(self, models: Mapping[str, Denoiser], x: Tensor) -> None:
         self._models = models
-        self._prepared: dict[tuple[str, torch.Size], Denoiser] = {}
+        self._prepared: dict[tuple[str, torch.Size], Denoiser | PreparedDenoiser] = {}
         for name in models:  # so that what does not fit is refused before the first step
             self.get(name, x)
 
     @torch.no_grad()
-    def get(self, name: str, x: Tensor) -> Denoiser:
+    def get(self, name: str, x: Tensor) -> Denoiser | PreparedDenoiser:
         model, key = self._models[name], (name, x.shape)
         if key not in self._prepared:
             self._prepared[key] = model.prepare(x) if isinstance(model, GuidedDenoiser) else model
@@ -183,11 +204,16 @@ class _Models:
 
 
 def _predicted(move: AnyMove, x: Tensor, models: _Models, memory: dict[str, Tensor]) -> Prediction | None:
-    """None if the move calls no network."""
+    """The sum of the calls, as what the first of them predicts; None if the move calls no network."""
     if not move.calls:
         return None
-    epsilon = reduce(torch.add, [_epsilon(models.get(call.model, x), x, call, memory) for call in move.calls])
-    return Prediction(x, epsilon, move.calls[0].alpha)
+    called = [(models.get(call.model, x), call) for call in move.calls]
+    kind = prediction_type(called[0][0])
+    answers = [
+        converted(_answer(model, x, call, memory), x, call.alpha, prediction_type(model), kind, call.uncond)
+        for model, call in called
+    ]
+    return Prediction(x, reduce(torch.add, answers), move.calls[0].alpha, kind)
 
 
 def _apply(
@@ -196,7 +222,7 @@ def _apply(
     """The latents after `move`; `memory` is read and updated by the moves that need it."""
     if isinstance(move, Restart):
         return restart_latents(x, memory["initial"], fresh_noise(x, generator), move)
-    c = move.coefficients
+    c = move.coefficients_of(prediction.kind if prediction is not None else "flow")
     if isinstance(move, ResizingMove) and prediction is not None:
         moved = c.x0 * resized(prediction.clean, move.factor)
         return moved + c.noise * fresh_noise(moved, generator) if c.noise else moved
@@ -206,28 +232,36 @@ def _apply(
     if c.noise:
         moved += c.noise * fresh_noise(x, generator, by_frame=move.draws_by_frame)
     if prediction is not None:
-        moved += c.eps * prediction.epsilon
+        moved += c.p * prediction.p
         if isinstance(move, SecondOrderMove):
             memory["x0"] = prediction.clean
     return moved
 
 
-def _epsilon(model: Denoiser, x: Tensor, call: Call, memory: dict[str, Tensor]) -> Tensor:
+def prediction_type(model: Denoiser | PreparedDenoiser) -> PredictionType:
+    """What the model answers with in this loop: a custom one with epsilon."""
+    return model.prediction_type if isinstance(model, GuidedDenoiser | PreparedDenoiser) else "epsilon"
+
+
+def _answer(model: Denoiser | PreparedDenoiser, x: Tensor, call: Call, memory: dict[str, Tensor]) -> Tensor:
+    """The guided prediction of one call."""
+    at = x, call.timestep, call.alpha
     if isinstance(call.guidance, RuledScale):
-        at = x, call.timestep, call.alpha
         both = model.both(*at) if isinstance(model, PreparedDenoiser) else (model(*at, 0.0), model(*at, 1.0))
-        by_frame = call.model == "image"
-        return guided_epsilon(call.guidance, x, *both, call.alpha, by_frame=by_frame, memory=memory)
+        by_frame, kind = call.model == "image", prediction_type(model)
+        return guided_prediction(call.guidance, x, *both, call.alpha, kind, by_frame=by_frame, memory=memory)
+    if isinstance(model, PreparedDenoiser):
+        return model.guided(*at, call.guidance, call.uncond)
     if call.uncond == 1:  # so that custom denoisers need `uncond` for fused plans only
-        return model(x, call.timestep, call.alpha, call.guidance)
-    return model(x, call.timestep, call.alpha, call.guidance, uncond=call.uncond)
+        return model(*at, call.guidance)
+    return model(*at, call.guidance, uncond=call.uncond)
 
 
 def _initial_memory(x: Tensor, plan: Plan, start: int, memory: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What the run from `start` on needs of the steps before it."""
     moves = [move for step in plan.steps[start:] for move in step]
     solver = next((move for move in moves if isinstance(move, SecondOrderMove)), None)
-    needed = {"x0"} if solver is not None and solver.coefficients.x0 else set[str]()
+    needed = {"x0"} if solver is not None and solver.coefficients_of("flow").x0 else set[str]()
     needed |= {"initial" for move in moves if isinstance(move, Restart)}
     if _uses_momentum(plan.steps[:start]) and _uses_momentum(plan.steps[start:]):
         needed |= {MOMENTUM}
