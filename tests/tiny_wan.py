@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
+from torch import Tensor
 from transformers import T5Tokenizer, UMT5Config, UMT5EncoderModel
 
 from service.catalog.model_entry import ModelEntry
 from service.catalog.registry import ModelRegistry
+from service.jobs.model import Generation
+from service.jobs.request import VideoRequest
 
 PROMPT, NEGATIVE = "a red circle moving left", "low quality"
-WORDS = "a red green circle square moving left right on teal background low quality".split()
+WORDS = ("a", "red", "green", "circle", "square", "moving", "left", "right", "on", "teal", "low", "quality")
 WIDTH, HEIGHT, FRAMES, STEPS, SHIFT = 48, 32, 9, 4, 3.0  # not square
 LATENTS = (1, 16, 3, HEIGHT // 8, WIDTH // 8)
 TRANSFORMER: dict[str, Any] = {
@@ -90,3 +93,50 @@ def wan_entry(folder: Path, *lines: str) -> ModelEntry:
     entry = ENTRY.format(width=WIDTH, height=HEIGHT, frames=FRAMES, steps=STEPS)
     file.write_text("\n".join([entry, *lines]))
     return ModelRegistry.load(file).entry("tiny")
+
+
+def use_euler(folder: Path) -> None:
+    """The scheduler's file with which ddim makes the steps of diffusers' Euler solver."""
+    FlowMatchEulerDiscreteScheduler(shift=SHIFT).save_pretrained(folder / "scheduler")
+
+
+def pipeline(folder: Path, **others: Any) -> Any:
+    made: Any = WanPipeline(
+        tokenizer=T5Tokenizer.from_pretrained(folder / "tokenizer"),
+        text_encoder=UMT5EncoderModel.from_pretrained(folder / "text_encoder"),
+        vae=AutoencoderKLWan.from_pretrained(folder / "vae"),
+        transformer=WanTransformer3DModel.from_pretrained(folder / "transformer"),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=SHIFT),
+        **others,
+    )
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def noise(seed: int = 3) -> Tensor:
+    return torch.randn(LATENTS, generator=torch.Generator().manual_seed(seed))
+
+
+def theirs(pipe: Any, guidance: float, *, output: str = "latent", seed: int = 3) -> Tensor:
+    made = pipe(
+        prompt=PROMPT,
+        negative_prompt=NEGATIVE,
+        width=WIDTH,
+        height=HEIGHT,
+        num_frames=FRAMES,
+        num_inference_steps=STEPS,
+        guidance_scale=guidance,
+        latents=noise(seed),
+        output_type=output,
+    )
+    return made.frames
+
+
+def generation(entry: ModelEntry, **fields: Any) -> Generation:
+    return entry.resolve(
+        VideoRequest.model_validate({"prompt": PROMPT, "negative_prompt": NEGATIVE, "seed": 3} | fields)
+    )
+
+
+def assert_close(found: Tensor, expected: Tensor, bound: float = 1e-5) -> None:
+    assert (found - expected).abs().max() <= bound * max(1.0, float(expected.abs().max()))

@@ -42,7 +42,7 @@ def check_transformer_sampler(model: str, family: Family, sampler: SamplerSettin
         message = f"Sampler '{sampler.name}' does not work with model '{model}' of family {family}"
         raise InvalidParameter("sampler.name", f"{message}; use {' or '.join(samplers_of(family))}.")
     if sampler.is_image_alone:
-        message = f"network image: model '{model}' has no image model of its own; use network video."
+        message = f"network image: model '{model}' has no separate image model; use network video."
         raise InvalidParameter("sampler.network", message)
     if sampler.solver == "lcm":
         message = f"solver 'lcm': model '{model}' is not distilled to a latent consistency model; use ddim or dpmpp-2m."

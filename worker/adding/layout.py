@@ -37,9 +37,9 @@ REFUSED = {
     ),
     "SparseControlNet": "it is a SparseCtrl network; give it with --sparse-control",
     "ControlNet": "ControlNets are not supported",
-    "WanVACE": "its transformer also takes a clip and a mask, which no sampler here gives; use the text-to-video version",
-    "WanAnimate": "its transformer also takes a pose and a face, which no sampler here gives; use the text-to-video version",
-    "WanImageToVideo": "its transformer also takes an image, which no sampler here gives yet; use the text-to-video version",
+    "WanVACE": "its transformer also takes a clip and a mask; use the text-to-video version",
+    "WanAnimate": "its transformer also takes a pose and a face; use the text-to-video version",
+    "WanImageToVideo": "its transformer also takes an image; use the text-to-video version",
     "AutoencoderKL": "it is a VAE; give it with --vae",
     "MotionAdapter": "it is a motion adapter; give it with --motion-adapter",
     "UNetMotionModel": (

@@ -220,7 +220,11 @@ class Engine:
             clip_skip=(generation.clip_skip, 0),  # the prompt's alone, as in diffusers
             options=TextOptions.of(generation),
         )
-        if isinstance(models, Models) and family == "animatediff" and models.image_text_encoder.dim == models.video_text_encoder.dim:
+        if (
+            isinstance(models, Models)
+            and family == "animatediff"
+            and models.image_text_encoder.dim == models.video_text_encoder.dim
+        ):
             texts = replace(texts, image=texts.video)  # the released code has one text encoder, the video model's
         size = generation.width, generation.height
         kept: dict[str, Any] = {"first_frame": first_frame, "windows": generation.context_windows}

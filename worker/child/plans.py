@@ -14,6 +14,7 @@ from sampler import (
     FlowSchedule,
     GuidanceRule,
     InvalidSetting,
+    NoiseSchedule,
     Plan,
     ddim_plan,
     evs_plan,
@@ -126,6 +127,7 @@ def _official(
 ) -> Plan:
     """Both networks run on one schedule. AnimateDiff's is that of its base, an image model, not its motion modules'."""
     schedule = schedules["image" if family == "animatediff" else "video"]
+    assert isinstance(schedule, NoiseSchedule), "nothing was released for flow models"
     used = {name: value for name, value in settings.items() if name not in RELEASED[family].ignored}
     return official_plan(family, schedule, steps, interval=active_steps, guidance=guidance, **used)
 

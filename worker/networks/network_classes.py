@@ -43,7 +43,10 @@ Network = Any  # diffusers and transformers are only partly typed
 def empty_network(kind: Network, config: dict[str, Any]) -> Network:
     """A network whose weights are not initialised."""
     with no_init_weights():
-        return kind(kind.config_class(**config)) if issubclass(kind, PreTrainedModel) else kind.from_config(config)
+        if issubclass(kind, PreTrainedModel):
+            of_transformers: Network = kind
+            return of_transformers(of_transformers.config_class(**config))
+        return kind.from_config(config)
 
 
 def network_class(entry: ModelEntry, name: str) -> Network:

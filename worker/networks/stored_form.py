@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, TypeVar
+from typing import cast as cast_type
 
 import torch
 
@@ -16,7 +17,7 @@ Weight = TypeVar("Weight")
 def tied_weights(network: Network) -> dict[str, str]:
     """The weight that each further name means, as transformers lists them; diffusers' networks have none."""
     tied: Any = getattr(network, "_tied_weights_keys", None)
-    return dict(tied) if isinstance(tied, Mapping) else {}
+    return cast_type("dict[str, str]", tied) if isinstance(tied, dict) else {}
 
 
 def without_aliases(network: Network, stored: Mapping[str, Weight]) -> dict[str, Weight]:

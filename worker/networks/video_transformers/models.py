@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,7 +35,7 @@ class NoLoras:
         if loras:
             raise LoraNotUsable(f"Model '{self._entry.id}' has no LoRA '{loras[0].name}' any more; it has none.")
 
-    def digest(self, loras: Iterable[LoraUse]) -> str:
+    def digest(self, _loras: Iterable[LoraUse]) -> str:
         return ""
 
 
@@ -102,7 +102,7 @@ class TransformerModels:
     def denoisers(
         self, prompt: str | TextEmbeddings, negative: str | TextEmbeddings = "", **_others: Any
     ) -> tuple[ImageDenoiser, VideoDenoiser]:
-        """The network as an image model and as a video model, with the texts of one job, as `sampler.sample` takes them.
+        """The network as an image model and as a video model with the texts of one job, as `sampler.sample` takes them.
 
         Args:
             prompt, negative: texts, or their embeddings from `encode`, of the same batch size.

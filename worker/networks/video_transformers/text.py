@@ -76,7 +76,7 @@ class T5Reader:
     def _run(self, ids: Tensor, mask: Tensor) -> Tensor:
         if not self.masked:
             return self.encoder(ids)[0]
-        return self.encoder(ids, mask)[0] * mask[..., None]
+        return self.encoder(ids, mask)[0].masked_fill(mask[..., None] == 0, 0)
 
 
 def clean(text: str) -> str:

@@ -75,7 +75,9 @@ class TemporalVae:
         with self._lock, _tiles(vae, on=tiled or self._tiling):
             found = run()
             if not found.isfinite().all() and vae.dtype is not torch.float32:
-                warn_once(f"the autoencoder overflows in {vae.dtype}; such clips are repeated in float32: set vae_dtype")
+                warn_once(
+                    f"the autoencoder overflows in {vae.dtype}; such clips are repeated in float32: set vae_dtype"
+                )
                 with in_float32(vae):
                     found = run()
         if not found.isfinite().all():
