@@ -32,7 +32,7 @@ from service.catalog.memory_options import MemoryOptions
 from service.catalog.num_frames import resolve_num_frames
 from service.catalog.optimise import Optimise
 from service.catalog.prompt_limits import NAME, PromptLimits
-from service.catalog.reference_choice import add_reference
+from service.catalog.reference_choice import KeepsBy, add_reference
 from service.catalog.sampler_choice import check_zero_init, choose_sampler, settings_of
 from service.catalog.scheduler_settings import check_overrides, flow_spacing, named_spacing, run_spacing
 from service.catalog.selectable_loras import SelectableLoras, choose_loras
@@ -49,6 +49,7 @@ from service.catalog.window_checks import check_windows
 from service.errors import InvalidParameter
 from service.jobs.context_windows import ContextWindows
 from service.jobs.model import Generation
+from service.jobs.reference import ReferenceFile
 from service.jobs.released_loops import RELEASED
 from service.jobs.request import VideoRequest
 from service.jobs.sampler_settings import Network, SamplerSettings
@@ -117,6 +118,10 @@ class ModelEntry(PromptLimits):
     force_zeros_for_empty_prompt: bool = Field(default=True, description="SDXL: zeros stand for no negative prompt")
     sampler: SamplerSettings = SamplerSettings()
     examples: tuple[str, ...] = Field(default=(), description="prompts that pages offer")
+
+    image_conditioning: Literal["channels", "tokens"] | None = Field(
+        default=None, description="wan: how an image-to-video model is given its first frame; default: it is not"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -191,6 +196,11 @@ class ModelEntry(PromptLimits):
         return [name for name, component in self.all_components.items() if not component.is_available]
 
     @property
+    def keeps_first_frame_by(self) -> KeepsBy | None:
+        """How the video model can keep a given first frame."""
+        return "sparse_control" if self.has_sparse_control else self.image_conditioning
+
+    @property
     def has_second_expert(self) -> bool:
         """Whether another network makes the part of a run with little noise."""
         return SECOND_EXPERT in self.all_components
@@ -214,7 +224,10 @@ class ModelEntry(PromptLimits):
     def default_generation(self) -> Generation:
         """A request with nothing but a prompt: what most jobs look like."""
         words = self.prompt.vocabulary if self.prompt else {"video"}
-        return self.resolve(VideoRequest(prompt=min(words), seed=0))
+        width, height = map(int, self.sizes[0].split("x"))
+        picture = ReferenceFile(sha256="0" * 64, media_type="image/png", width=width, height=height)
+        reference = picture if self.image_conditioning == "channels" else None
+        return self.resolve(VideoRequest(prompt=min(words), seed=0, input_reference=reference))
 
     def resolve(self, request: VideoRequest) -> Generation:
         """Fill in the defaults of this model. Raises InvalidParameter for anything it cannot do."""
@@ -250,7 +263,7 @@ class ModelEntry(PromptLimits):
             prompt_weighting=self.prompt_weighting,
             context_windows=self.windows_for(num_frames),
         )
-        generation = add_reference(generation, request, has_sparse_control=self.has_sparse_control)
+        generation = add_reference(generation, request, keeps=self.keeps_first_frame_by)
         check_cost(generation, self.max_cost, self._levers)
         return generation
 

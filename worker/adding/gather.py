@@ -162,10 +162,9 @@ class Gathering:
         if isinstance(boundary := index.get("boundary_ratio"), float):
             self.settings["boundary_ratio"] = boundary
         if index.get("expand_timesteps"):
-            raise ConfigurationError(
-                f"{tree.where} has expand_timesteps (Wan 2.2 TI2V-5B): its transformer takes a time for every token, "
-                "which no sampler here gives yet; use Wan 2.1 or Wan 2.2 A14B"
-            )
+            self.settings["image_conditioning"] = "tokens"
+        elif index.get("_class_name") == "WanImageToVideoPipeline":
+            self.settings["image_conditioning"] = "channels"
 
     def _image_model(self, spec: str) -> None:
         found = self._open_model(spec)

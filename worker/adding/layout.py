@@ -26,6 +26,7 @@ FAMILIES: dict[str, Family] = {
     "VideoCrafterPipeline": "videocrafter",
     "WanPipeline": WAN,
     "WanVideoToVideoPipeline": WAN,
+    "WanImageToVideoPipeline": WAN,
 }
 # Parts of class names -> why such a folder is refused.
 REFUSED = {
@@ -39,7 +40,6 @@ REFUSED = {
     "ControlNet": "ControlNets are not supported",
     "WanVACE": "its transformer also takes a clip and a mask; use the text-to-video version",
     "WanAnimate": "its transformer also takes a pose and a face; use the text-to-video version",
-    "WanImageToVideo": "its transformer also takes an image; use the text-to-video version",
     "AutoencoderKL": "it is a VAE; give it with --vae",
     "MotionAdapter": "it is a motion adapter; give it with --motion-adapter",
     "UNetMotionModel": (

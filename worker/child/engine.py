@@ -35,6 +35,7 @@ from worker.networks import cpu_tuning
 from worker.networks.loading import AnyModels, Models, default_device, load
 from worker.networks.sparse_control import ControlledNetwork, FirstFrame
 from worker.networks.text_encoder import TextOptions
+from worker.networks.video_transformers.first_frame import Condition
 
 log = logging.getLogger("ivmix.child")
 
@@ -158,7 +159,7 @@ class Engine:
         taken before the first job."""
         plan = self.plan(generation)
         latents = torch.randn(self.models.latents_shape(generation), generator=torch.Generator().manual_seed(0))
-        kept = FirstFrame(latents[:, :, :1].to(self.models.device)) if self.models.keeps_first_frame else None
+        kept = _black_first_frame(self.models, generation) if self.models.keeps_first_frame else None
         image, video = self._denoisers(generation, kept)
         models_of = [{call.model for move in step for call in move.calls} for step in plan]
         start = max(range(len(plan)), key=lambda index: len(models_of[index]))
@@ -201,7 +202,7 @@ class Engine:
                 on_progress(Phase.SAMPLING, state.step, total)
         return SampledLatents(state.latents, total, timings, low_memory)
 
-    def _first_frame(self, generation: Generation, reference: Path | None) -> FirstFrame | None:
+    def _first_frame(self, generation: Generation, reference: Path | None) -> FirstFrame | Condition | None:
         """What the video model keeps of the reference."""
         if generation.reference is None or generation.reference.use != "first_frame":
             return None
@@ -210,7 +211,7 @@ class Engine:
         return first_frame_of(self.models, generation, reference)
 
     def _denoisers(
-        self, generation: Generation, first_frame: FirstFrame | None = None, *, low_memory: bool = False
+        self, generation: Generation, first_frame: FirstFrame | Condition | None = None, *, low_memory: bool = False
     ) -> tuple[ImageDenoiser, VideoDenoiser]:
         models = self.models
         family = family_of(generation, models) if generation.sampler.name == "official" else None
@@ -316,3 +317,8 @@ def _timed(timings: dict[str, float], phase: Phase) -> Generator[None]:
         yield
     finally:
         timings[phase] = timings.get(phase, 0.0) + time.perf_counter() - began
+
+
+def _black_first_frame(models: AnyModels, generation: Generation) -> FirstFrame | Condition:
+    height, width = (side // models.entry.upscale for side in (generation.height, generation.width))
+    return models.first_frame(torch.zeros(1, height, width, 3, dtype=torch.uint8), generation)

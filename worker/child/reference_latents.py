@@ -21,6 +21,7 @@ from service.errors import ServiceError
 from service.jobs.model import Generation
 from worker.networks.loading import AnyModels
 from worker.networks.sparse_control import FirstFrame
+from worker.networks.video_transformers.first_frame import Condition
 
 MOST_PIXELS = 2**26  # of one frame, 8192x8192: 200 MB decoded
 
@@ -57,13 +58,12 @@ def reference_latents(
     return latents.expand(models.latents_shape(generation)).contiguous()
 
 
-def first_frame_of(models: AnyModels, generation: Generation, path: Path) -> FirstFrame:
+def first_frame_of(models: AnyModels, generation: Generation, path: Path) -> FirstFrame | Condition:
     """What the video model keeps: the generation's reference, or its first frame. Raises as `reference_latents`."""
     reference, upscale = generation.reference, models.entry.upscale
     assert reference is not None
     size = generation.width // upscale, generation.height // upscale
-    latents = models.encode_frames(read_frames(path, reference.media_type, 1, size), frames_per_call=1)
-    return FirstFrame(latents, reference.conditioning_scale)
+    return models.first_frame(read_frames(path, reference.media_type, 1, size), generation)
 
 
 def read_frames(path: Path, media_type: str, count: int, size: tuple[int, int]) -> Tensor:

@@ -36,7 +36,7 @@ from worker.networks.weight_checks import check_weights, read_weights, stored_we
 from worker.networks.weight_files import weight_files
 
 # after network_classes, which switches the hub client offline
-from transformers import CLIPTokenizer, T5Tokenizer  # isort: skip
+from transformers import CLIPImageProcessorPil, CLIPTokenizer, T5Tokenizer  # isort: skip
 
 
 def load_component(entry: ModelEntry, name: str, dtype: torch.dtype, *, only_check: bool = False) -> Any:
@@ -58,6 +58,8 @@ def load_component(entry: ModelEntry, name: str, dtype: torch.dtype, *, only_che
             return load_t5_tokenizer(component)
         case "tokenizer":
             return load_tokenizer(component)
+        case "image_processor":
+            return load_image_processor(component)
         case "scheduler":
             file = component_folder(component) / SCHEDULER_FILE
             check_numbers(file, read_json(file))
@@ -129,6 +131,15 @@ def load_t5_tokenizer(component: Component) -> Any:
             "the tokenizer.json of a model with the same T5 encoder"
         )
     kind: Network = T5Tokenizer
+    with refused(folder, DOWNLOAD_AGAIN):
+        return kind.from_pretrained(folder, local_files_only=True)
+
+
+def load_image_processor(component: Component) -> Any:
+    """CLIP's. Raises ConfigurationError if its file is missing or broken."""
+    folder = component_folder(component)
+    read_json(folder / "preprocessor_config.json")
+    kind: Network = CLIPImageProcessorPil
     with refused(folder, DOWNLOAD_AGAIN):
         return kind.from_pretrained(folder, local_files_only=True)
 

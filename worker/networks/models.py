@@ -264,6 +264,11 @@ class Models:
             )
         return vae_encode.encode(self.vae, frames, frames_per_call=frames_per_call)
 
+    def first_frame(self, picture: Tensor, generation: Generation) -> FirstFrame:
+        """What the video model keeps: a picture (1, H, W, 3) uint8, as `encode_frames` takes it. Raises as that."""
+        scale = 1.0 if generation.reference is None else generation.reference.conditioning_scale
+        return FirstFrame(self.encode_frames(picture, frames_per_call=1), scale)
+
     @property
     def weights_bytes(self) -> int:
         """Memory of all weights in bytes; weights that two networks share count once."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from service.catalog.family_components import SECOND_EXPERT, WAN
+from service.catalog.family_components import IMAGE_ENCODER, IMAGE_PROCESSOR, SECOND_EXPERT, WAN
 from service.catalog.model_entry import ModelEntry
 from service.settings import load_settings
 from worker.networks.assembly import IncompatibleModels, check_files, check_multiples
@@ -19,6 +19,7 @@ from worker.networks.component_loader import load_component
 from worker.networks.network_classes import Network
 from worker.networks.optimise import BlockCompiler
 from worker.networks.schedules import AnySchedule, load_schedule
+from worker.networks.video_transformers.clip_vision import ClipVision
 from worker.networks.video_transformers.models import NoLoras, TransformerModels
 from worker.networks.video_transformers.network import VideoTransformer
 from worker.networks.video_transformers.text import T5Reader
@@ -38,6 +39,7 @@ class TransformerAssembly:
     vae: Network
     transformers: tuple[Network, ...]
     schedule: AnySchedule
+    vision: tuple[Any, Network] | None = None  # CLIP's image processor and encoder
 
 
 def load_transformer(entry: ModelEntry, device: torch.device, dtype: torch.dtype) -> TransformerModels:
@@ -63,6 +65,7 @@ def load_transformer(entry: ModelEntry, device: torch.device, dtype: torch.dtype
         network=_network(entry, parts),
         video_schedule=parts.schedule,
         loras=NoLoras(entry),
+        vision=None if parts.vision is None else ClipVision(*parts.vision, device=device),
     )
     log.info("%s on %s: %.3g GB", entry.id, device, models.weights_bytes / 1e9)
     return models
@@ -87,7 +90,23 @@ def fit_together(entry: ModelEntry, parts: Mapping[str, Any]) -> TransformerAsse
     _check_sizes(entry, transformers[0], TemporalVae(parts["vae"]))
     with refused(f"model {entry.id}: the noise schedule", "take the scheduler's file of the same model"):
         schedule = load_schedule(entry)
-    return TransformerAssembly(parts["tokenizer"], parts["text_encoder"], parts["vae"], transformers, schedule)
+    vision = _vision(entry, parts, transformers[0])
+    return TransformerAssembly(parts["tokenizer"], parts["text_encoder"], parts["vae"], transformers, schedule, vision)
+
+
+def _vision(entry: ModelEntry, parts: Mapping[str, Any], network: Network) -> tuple[Any, Network] | None:
+    """CLIP, if the transformer reads it. Raises IncompatibleModels."""
+    width = getattr(network.config, "image_dim", None)
+    if width is None:
+        return None
+    if missing := [name for name in (IMAGE_PROCESSOR, IMAGE_ENCODER) if name not in parts]:
+        raise IncompatibleModels(f"model {entry.id} lacks {' and '.join(missing)}, which its transformer reads")
+    if (found := parts[IMAGE_ENCODER].config.hidden_size) != width:
+        raise IncompatibleModels(
+            f"model {entry.id}: the transformer takes image embeddings of dim {width}, its image_encoder returns "
+            f"{found}; take both from one model"
+        )
+    return parts[IMAGE_PROCESSOR], parts[IMAGE_ENCODER]
 
 
 def _network(entry: ModelEntry, parts: TransformerAssembly) -> VideoTransformer:
@@ -113,7 +132,14 @@ def _check_text(entry: ModelEntry, tokenizer: Any, encoder: Network) -> None:
 
 def _check_transformer(entry: ModelEntry, network: Network, encoder: Network, vae: TemporalVae) -> None:
     config = network.config
-    if (config.in_channels, config.out_channels) != (vae.channels, vae.channels):
+    by_channels = entry.image_conditioning == "channels"
+    given = vae.frames + vae.channels if by_channels else 0
+    if not by_channels and config.in_channels == 2 * vae.channels + vae.frames:
+        raise IncompatibleModels(
+            f"model {entry.id}: the transformer takes {config.in_channels} channels, as image-to-video models do; add "
+            'image_conditioning = "channels" to the entry'
+        )
+    if (config.in_channels, config.out_channels) != (vae.channels + given, vae.channels):
         raise IncompatibleModels(
             f"model {entry.id}: the transformer takes {config.in_channels} latent channels and returns "
             f"{config.out_channels}, the autoencoder has {vae.channels}; both must share one latent space"

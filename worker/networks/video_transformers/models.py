@@ -19,6 +19,8 @@ from worker.networks.network_classes import Network
 from worker.networks.optimise.weight_memory import resident_bytes
 from worker.networks.schedules import AnySchedule
 from worker.networks.text_encoder import TextEmbeddings
+from worker.networks.video_transformers.clip_vision import ClipVision
+from worker.networks.video_transformers.first_frame import ChannelCondition, Condition, TokenCondition
 from worker.networks.video_transformers.network import VideoTransformer
 from worker.networks.video_transformers.text import T5Reader
 from worker.networks.video_transformers.vae import TemporalVae
@@ -56,6 +58,7 @@ class TransformerModels:
     network: VideoTransformer
     video_schedule: AnySchedule
     loras: NoLoras
+    vision: ClipVision | None = None
 
     def __repr__(self) -> str:
         entry, gigabytes = self.entry, self.weights_bytes / 1e9
@@ -100,12 +103,18 @@ class TransformerModels:
         return TextEmbeddings(found, found)
 
     def denoisers(
-        self, prompt: str | TextEmbeddings, negative: str | TextEmbeddings = "", **_others: Any
+        self,
+        prompt: str | TextEmbeddings,
+        negative: str | TextEmbeddings = "",
+        *,
+        first_frame: Condition | None = None,
+        **_others: Any,
     ) -> tuple[ImageDenoiser, VideoDenoiser]:
         """The network as an image model and as a video model with the texts of one job, as `sampler.sample` takes them.
 
         Args:
             prompt, negative: texts, or their embeddings from `encode`, of the same batch size.
+            first_frame: what the video model keeps, from `first_frame`.
 
         Raises:
             PromptTooLong, NotFinite: as `encode`.
@@ -114,7 +123,8 @@ class TransformerModels:
         cond, uncond = (self.encode(text) if isinstance(text, str) else text for text in (prompt, negative))
         settings: dict[str, Any] = {"prediction_type": self.video_schedule.prediction_type}
         image = ImageDenoiser(self.network, cond.image, uncond.image, **settings)
-        video = VideoDenoiser(self.network, cond.video, uncond.video, **settings)
+        kept = {} if first_frame is None else {"call": first_frame}
+        video = VideoDenoiser(self.network, cond.video, uncond.video, network_args=kept, **settings)
         image.sequential_cfg = video.sequential_cfg = self.entry.memory.halves_apart
         return image, video
 
@@ -163,6 +173,16 @@ class TransformerModels:
         pixels = frames.to(self.device).permute(3, 0, 1, 2)[None].float().div(127.5).sub(1)
         return self.autoencoder.encode(pixels, tiled=frames_per_call is not None)
 
+    def first_frame(self, picture: Tensor, generation: Generation) -> Condition:
+        """What the video model keeps: a picture (1, H, W, 3) uint8, as `encode_frames` takes it. Raises as that."""
+        if self.entry.image_conditioning == "tokens":
+            return TokenCondition(self.encode_frames(picture))
+        # grey, 0 where pixels are -1..1
+        pixels = torch.zeros(1, 3, generation.num_frames, *picture.shape[1:3], device=self.device)
+        pixels[:, :, 0] = picture[0].to(self.device).permute(2, 0, 1).float().div(127.5).sub(1)
+        embeddings = None if self.vision is None else self.vision.encode(picture)
+        return ChannelCondition.of(self.autoencoder.encode(pixels), self.autoencoder.frames, embeddings)
+
     @property
     def compresses_time(self) -> bool:
         """Whether a latent frame stands for several frames."""
@@ -171,7 +191,7 @@ class TransformerModels:
     @property
     def keeps_first_frame(self) -> bool:
         """Whether the video model can keep a given first frame."""
-        return False
+        return self.entry.image_conditioning is not None
 
     @property
     def digested_networks(self) -> tuple[Network, ...]:
@@ -181,7 +201,8 @@ class TransformerModels:
     @property
     def networks(self) -> tuple[Network, ...]:
         """All networks that have weights."""
-        return self.text.encoder, self.vae, *self.transformers
+        vision = () if self.vision is None else (self.vision.encoder,)
+        return self.text.encoder, *vision, self.vae, *self.transformers
 
     @property
     def weights_bytes(self) -> int:
