@@ -83,9 +83,10 @@ class _LinearMove:
         Raises:
             InvalidSetting: epsilon at pure noise, `src` = 0.
         """
-        if prediction not in self._computed:
-            self._computed[prediction] = self._coefficients(prediction)
-        return self._computed[prediction]
+        known = self._computed.get(prediction)
+        if known is None:
+            known = self._computed[prediction] = self._coefficients(prediction)
+        return known
 
     @cached_property
     def _computed(self) -> dict[PredictionType, Coefficients]:

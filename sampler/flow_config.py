@@ -32,7 +32,11 @@ def flow_settings(config: Mapping[str, Any], tokens: int | None) -> dict[str, An
     Raises:
         InvalidSetting: the config has a feature that is not supported; the message names it.
     """
-    kind = config.get("_class_name") or (EULER if "use_flow_sigmas" not in config else "UniPCMultistepScheduler")
+    kind = config.get("_class_name") or _class_of(config)
+    if "beta_schedule" in config and "use_flow_sigmas" not in config:
+        raise InvalidSetting(
+            f"beta_schedule={config['beta_schedule']!r} is not of a flow model; use NoiseSchedule.from_config"
+        )
     one_of("_class_name", kind, tuple(SPACINGS))
     for key, reason in _REFUSED.items():
         if config.get(key):
@@ -53,6 +57,13 @@ def flow_settings(config: Mapping[str, Any], tokens: int | None) -> dict[str, An
     settings["shift_terminal"] = config.get("shift_terminal") or None
     settings["final_sigmas_type"] = "zero" if kind == EULER else config.get("final_sigmas_type", "zero")
     return settings
+
+
+def _class_of(config: Mapping[str, Any]) -> str:
+    """Of a live scheduler, whose config does not name it."""
+    if "use_flow_sigmas" in config:
+        return "DPMSolverMultistepScheduler" if "algorithm_type" in config else "UniPCMultistepScheduler"
+    return "DDIMScheduler" if "beta_schedule" in config else EULER
 
 
 def _check_is_flow(kind: str, config: Mapping[str, Any]) -> None:

@@ -207,16 +207,13 @@ class PreparedDenoiser:
 
     def __init__(self, model: GuidedDenoiser, latents: Tensor) -> None:
         self._model, self._latents = model, model.visible(latents)
+        self.prediction_type: PredictionType = model.prediction_type
         self._unseen = latents.shape[2] - self._latents.shape[2]
         self._rows, *shape = model.input_shape(self._latents)
         self._x = torch.empty((2 * self._rows, *shape), dtype=model.cond.dtype, device=latents.device)
         self._x_as_clips = model.as_clips(self._x, self._latents)
         self._inputs: dict[tuple[Branch, ...], list[NetworkInput]] = {}
         self._timesteps: dict[float, float | Tensor] = {}
-
-    @property
-    def prediction_type(self) -> PredictionType:
-        return self._model.prediction_type
 
     def guided(self, latents: Tensor, timestep: float, alpha: float, guidance: float, uncond: float = 1.0) -> Tensor:
         """uncond * p_u + guidance * (p_c - p_u), (B, C, F, h, w) float32: guidance is linear, so any p will do."""
@@ -240,8 +237,10 @@ class PreparedDenoiser:
         self, latents: Tensor, timestep: float, alpha: float, branches: tuple[Branch, ...]
     ) -> Sequence[Tensor]:
         """The network's prediction for each CFG branch, (B, C, F, h, w) float32."""
-        seen, scale = self._model.visible(latents), input_scale(alpha, self.prediction_type)
-        self._x_as_clips.copy_(seen if scale == 1 else seen * scale)  # to both branches, in the network's dtype
+        seen = self._model.visible(latents) if self._unseen else latents
+        if self.prediction_type == "flow":
+            seen = input_scale(alpha, "flow") * seen
+        self._x_as_clips.copy_(seen)  # to both branches, in the network's dtype and layout
         if branches not in self._inputs:
             x = self._x[: len(branches) * self._rows]
             self._inputs[branches] = self._model.network_inputs(x, branches)

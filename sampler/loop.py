@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import reduce
 
 import torch
 from torch import Tensor
@@ -150,12 +149,13 @@ def _check(latents: Tensor, plan: Plan, models: Mapping[str, Denoiser], generato
 
 def _check_call(step: int, call: Call, model: Denoiser) -> None:
     """Raises IncompatibleInputs if the model cannot answer this call."""
-    if call.alpha == 0 and prediction_type(model) == "epsilon":
+    guided = isinstance(model, GuidedDenoiser)
+    if call.alpha == 0 and (not guided or model.prediction_type == "epsilon"):
         raise IncompatibleInputs(
             f"step {step} calls the {call.model} model at pure noise (abar = 0), where epsilon says nothing of the "
             "clip: begin the interval of that model later, or use a model that predicts v or flow"
         )
-    if isinstance(model, GuidedDenoiser) and model.only_adds and call.uncond:
+    if guided and model.only_adds and call.uncond:
         raise IncompatibleInputs(
             f"step {step} has a move of the {call.model} model alone, which sees the first frame only: others would "
             "stay behind at another noise level. Use fused_plan, or a denoiser with frames='all'"
@@ -186,20 +186,37 @@ def _run(
         yield Step(index, total, x, dict(memory), predicted)
 
 
+class _CustomDenoiser:
+    """Any callable that answers with epsilon, see `Denoiser`."""
+
+    prediction_type: PredictionType = "epsilon"
+
+    def __init__(self, model: Denoiser) -> None:
+        self._model = model
+
+    def guided(self, latents: Tensor, timestep: float, alpha: float, guidance: float, uncond: float) -> Tensor:
+        if uncond == 1:  # so that custom denoisers need `uncond` for fused plans only
+            return self._model(latents, timestep, alpha, guidance)
+        return self._model(latents, timestep, alpha, guidance, uncond=uncond)
+
+    def both(self, latents: Tensor, timestep: float, alpha: float) -> tuple[Tensor, Tensor]:
+        return self._model(latents, timestep, alpha, 0.0), self._model(latents, timestep, alpha, 1.0)
+
+
 class _Models:
     """The models that a plan calls, each prepared once for latents of one height and width."""
 
     def __init__(self, models: Mapping[str, Denoiser], x: Tensor) -> None:
         self._models = models
-        self._prepared: dict[tuple[str, torch.Size], Denoiser | PreparedDenoiser] = {}
+        self._prepared: dict[tuple[str, torch.Size], PreparedDenoiser | _CustomDenoiser] = {}
         for name in models:  # so that what does not fit is refused before the first step
             self.get(name, x)
 
     @torch.no_grad()
-    def get(self, name: str, x: Tensor) -> Denoiser | PreparedDenoiser:
+    def get(self, name: str, x: Tensor) -> PreparedDenoiser | _CustomDenoiser:
         model, key = self._models[name], (name, x.shape)
         if key not in self._prepared:
-            self._prepared[key] = model.prepare(x) if isinstance(model, GuidedDenoiser) else model
+            self._prepared[key] = model.prepare(x) if isinstance(model, GuidedDenoiser) else _CustomDenoiser(model)
         return self._prepared[key]
 
 
@@ -207,13 +224,14 @@ def _predicted(move: AnyMove, x: Tensor, models: _Models, memory: dict[str, Tens
     """The sum of the calls, as what the first of them predicts; None if the move calls no network."""
     if not move.calls:
         return None
-    called = [(models.get(call.model, x), call) for call in move.calls]
-    kind = prediction_type(called[0][0])
-    answers = [
-        converted(_answer(model, x, call, memory), x, call.alpha, prediction_type(model), kind, call.uncond)
-        for model, call in called
-    ]
-    return Prediction(x, reduce(torch.add, answers), move.calls[0].alpha, kind)
+    first, *others = move.calls
+    model = models.get(first.model, x)
+    kind, p = model.prediction_type, _answer(model, x, first, memory)
+    for call in others:
+        model = models.get(call.model, x)
+        answer = _answer(model, x, call, memory)
+        p = p + converted(answer, x, call.alpha, model.prediction_type, kind, call.uncond)
+    return Prediction(x, p, first.alpha, kind)
 
 
 def _apply(
@@ -238,23 +256,13 @@ def _apply(
     return moved
 
 
-def prediction_type(model: Denoiser | PreparedDenoiser) -> PredictionType:
-    """What the model answers with in this loop: a custom one with epsilon."""
-    return model.prediction_type if isinstance(model, GuidedDenoiser | PreparedDenoiser) else "epsilon"
-
-
-def _answer(model: Denoiser | PreparedDenoiser, x: Tensor, call: Call, memory: dict[str, Tensor]) -> Tensor:
+def _answer(model: PreparedDenoiser | _CustomDenoiser, x: Tensor, call: Call, memory: dict[str, Tensor]) -> Tensor:
     """The guided prediction of one call."""
-    at = x, call.timestep, call.alpha
-    if isinstance(call.guidance, RuledScale):
-        both = model.both(*at) if isinstance(model, PreparedDenoiser) else (model(*at, 0.0), model(*at, 1.0))
-        by_frame, kind = call.model == "image", prediction_type(model)
-        return guided_prediction(call.guidance, x, *both, call.alpha, kind, by_frame=by_frame, memory=memory)
-    if isinstance(model, PreparedDenoiser):
-        return model.guided(*at, call.guidance, call.uncond)
-    if call.uncond == 1:  # so that custom denoisers need `uncond` for fused plans only
-        return model(*at, call.guidance)
-    return model(*at, call.guidance, uncond=call.uncond)
+    scale = call.guidance
+    if not isinstance(scale, RuledScale):
+        return model.guided(x, call.timestep, call.alpha, scale, call.uncond)
+    both, by_frame = model.both(x, call.timestep, call.alpha), call.model == "image"
+    return guided_prediction(scale, x, *both, call.alpha, model.prediction_type, by_frame=by_frame, memory=memory)
 
 
 def _initial_memory(x: Tensor, plan: Plan, start: int, memory: Mapping[str, Tensor]) -> dict[str, Tensor]:

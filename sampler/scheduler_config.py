@@ -78,7 +78,7 @@ def complete_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     filled_in: Any = config.get("_use_default_values", ())  # by the class; diffusers leaves them out as well
     given = {key: value for key, value in config.items() if key not in filled_in}
-    kind = given.get("_class_name") or "DDIMScheduler"
+    kind = given.get("_class_name") or _class_of(config)
     if str(kind).startswith("FlowMatch"):
         raise InvalidSetting(
             f"_class_name={kind!r} is not supported here: of flow models; use FlowSchedule.from_config"
@@ -96,6 +96,13 @@ def complete_config(config: Mapping[str, Any]) -> dict[str, Any]:
     complete = {key: given.get(key, default) for key, default in (TRAINING | CLASSES[kind] | RESCALING | RUN).items()}
     complete["snr_shift_scale"] = given.get("snr_shift_scale", 3.0) if is_cogvideox else None  # others do not read it
     return complete
+
+
+def _class_of(config: Mapping[str, Any]) -> str:
+    """Of a live scheduler, whose config does not name it: those with levels of their own have keys of their own."""
+    if "snr_shift_scale" in config:
+        return "CogVideoXDDIMScheduler"
+    return "FlowMatchEulerDiscreteScheduler" if "shift" in config and "beta_schedule" not in config else "DDIMScheduler"
 
 
 def _is_supported(key: str, prediction_type: Any, is_cogvideox: bool) -> bool:
