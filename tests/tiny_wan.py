@@ -40,7 +40,7 @@ SCHEDULER: dict[str, Any] = {  # that of Wan 2.1
 }
 ENTRY = """
 [models.tiny]
-family = "wan"
+family = "{family}"
 path = "."
 created = 1795392000
 description = "tiny"
@@ -71,13 +71,18 @@ def save_transformer(folder: Path, **changes: Any) -> None:
     network.save_pretrained(folder)
 
 
-def save_text(folder: Path) -> None:
+def save_tokenizer(folder: Path) -> int:
+    """Save a T5 tokenizer and return its number of tokens."""
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), *((f"▁{word}", -3.0) for word in WORDS)]
     pieces += [(letter, -5.0) for letter in "abcdefghijklmnopqrstuvwxyz.,"]
     tokenizer = T5Tokenizer(vocab=pieces, extra_ids=0)
-    tokenizer.save_pretrained(folder / "tokenizer")
+    tokenizer.save_pretrained(folder)
+    return len(tokenizer)
+
+
+def save_text(folder: Path) -> None:
     config = UMT5Config(
-        vocab_size=len(tokenizer) + 4,
+        vocab_size=save_tokenizer(folder / "tokenizer") + 4,  # Wan's has unused rows too
         d_model=16,
         d_kv=8,
         d_ff=32,
@@ -88,9 +93,9 @@ def save_text(folder: Path) -> None:
     UMT5EncoderModel(config).save_pretrained(folder / "text_encoder")
 
 
-def wan_entry(folder: Path, *lines: str) -> ModelEntry:
+def wan_entry(folder: Path, *lines: str, family: str = "wan") -> ModelEntry:
     file = folder / "models.toml"
-    entry = ENTRY.format(width=WIDTH, height=HEIGHT, frames=FRAMES, steps=STEPS)
+    entry = ENTRY.format(family=family, width=WIDTH, height=HEIGHT, frames=FRAMES, steps=STEPS)
     file.write_text("\n".join([entry, *lines]))
     return ModelRegistry.load(file).entry("tiny")
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from service.catalog.family_components import SDXL, SPARSE_CONTROL, WAN, Family
+from service.catalog.family_components import COGVIDEOX, SDXL, SPARSE_CONTROL, WAN, Family
 from service.catalog.weight_files import PICKLE_SUFFIXES, Component, Source
 from service.errors import ConfigurationError
 from worker.adding.configs import read_json
@@ -27,6 +27,8 @@ FAMILIES: dict[str, Family] = {
     "WanPipeline": WAN,
     "WanVideoToVideoPipeline": WAN,
     "WanImageToVideoPipeline": WAN,
+    "CogVideoXPipeline": COGVIDEOX,
+    "CogVideoXVideoToVideoPipeline": COGVIDEOX,
 }
 # Parts of class names -> why such a folder is refused.
 REFUSED = {
@@ -38,6 +40,8 @@ REFUSED = {
     ),
     "SparseControlNet": "it is a SparseCtrl network; give it with --sparse-control",
     "ControlNet": "ControlNets are not supported",
+    "CogVideoXImageToVideo": "its transformer also takes an image; use the text-to-video version",
+    "CogVideoXFun": "its transformer also takes a control clip; use the text-to-video version",
     "WanVACE": "its transformer also takes a clip and a mask; use the text-to-video version",
     "WanAnimate": "its transformer also takes a pose and a face; use the text-to-video version",
     "AutoencoderKL": "it is a VAE; give it with --vae",
@@ -215,7 +219,7 @@ def guess_family(tree: Tree, kind: str) -> Family:
     if family is None:
         raise ConfigurationError(
             f"{tree.where} is a {kind or 'model'} whose family cannot be read from its configs; name it with --family "
-            "animatediff, animatediff-sdxl, modelscope, videocrafter or wan"
+            "animatediff, animatediff-sdxl, modelscope, videocrafter, wan or cogvideox"
         )
     return family
 

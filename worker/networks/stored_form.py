@@ -31,10 +31,14 @@ def without_aliases(network: Network, stored: Mapping[str, Weight]) -> dict[str,
 
 
 def dtype_of(network: Network, name: str, dtype: torch.dtype) -> torch.dtype:
-    """The dtype of a weight where the network runs in `dtype`: diffusers' transformers keep their time embedding, norms
-    and modulation in float32, which bfloat16 is too coarse for."""
-    kept: Any = getattr(network, "_keep_in_fp32_modules", None) if hasattr(network, "_repeated_blocks") else None
-    return torch.float32 if kept and set(kept) & set(name.split(".")) else dtype
+    """The dtype of a weight where the network runs in `dtype`.
+
+    diffusers' transformers keep their time embedding, norms and modulation in float32, which bfloat16 is too coarse
+    for. transformers' T5 keeps what overflows in float16.
+    """
+    kept: Any = getattr(network, "_keep_in_fp32_modules", None)
+    is_kept = kept and (dtype is torch.float16 or hasattr(network, "_repeated_blocks"))
+    return torch.float32 if is_kept and set(kept) & set(name.split(".")) else dtype
 
 
 def cast(network: Network, dtype: torch.dtype) -> None:

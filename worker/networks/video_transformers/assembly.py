@@ -21,13 +21,13 @@ from worker.networks.optimise import BlockCompiler
 from worker.networks.schedules import AnySchedule, load_schedule
 from worker.networks.video_transformers.clip_vision import ClipVision
 from worker.networks.video_transformers.models import NoLoras, TransformerModels
-from worker.networks.video_transformers.network import VideoTransformer
+from worker.networks.video_transformers.network import VideoTransformer, cogvideox, wan
 from worker.networks.video_transformers.text import T5Reader
 from worker.networks.video_transformers.vae import TemporalVae
 
 log = logging.getLogger("ivmix.child")
 
-TOKENS = {"wan": 512, "cogvideox": 226}  # of a prompt, as the models were trained
+WAN_TOKENS = 512  # of a prompt, as the model was trained
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ def load_transformer(entry: ModelEntry, device: torch.device, dtype: torch.dtype
     parts = fit_together(entry, {name: load_component(entry, name, dtype) for name in entry.all_components})
     for network in (parts.vae, *parts.transformers):
         network.to(device)
+    is_wan = entry.family == WAN
     models = TransformerModels(
         entry=entry,
         device=device,
@@ -55,8 +56,8 @@ def load_transformer(entry: ModelEntry, device: torch.device, dtype: torch.dtype
         text=T5Reader(
             parts.tokenizer,
             parts.text_encoder,
-            tokens=TOKENS[entry.family],
-            masked=entry.family == WAN,
+            tokens=WAN_TOKENS if is_wan else int(parts.transformers[0].config.max_text_seq_length),
+            masked=is_wan,
             device=device,
             dtype=dtype,
         ),
@@ -116,6 +117,7 @@ def _network(entry: ModelEntry, parts: TransformerAssembly) -> VideoTransformer:
         first,
         low_noise=second[0] if second else None,
         boundary=1000 * (entry.boundary_ratio or 0.0),
+        call=wan if entry.family == WAN else cogvideox,
         compiler=compiler,
     )
 
@@ -132,6 +134,11 @@ def _check_text(entry: ModelEntry, tokenizer: Any, encoder: Network) -> None:
 
 def _check_transformer(entry: ModelEntry, network: Network, encoder: Network, vae: TemporalVae) -> None:
     config = network.config
+    if getattr(config, "patch_size_t", None) is not None:
+        raise IncompatibleModels(
+            f"model {entry.id}: patch_size_t={config.patch_size_t}: CogVideoX 1.5 pads its clips, which is not done here "
+            "yet; use CogVideoX 1.0"
+        )
     by_channels = entry.image_conditioning == "channels"
     given = vae.frames + vae.channels if by_channels else 0
     if not by_channels and config.in_channels == 2 * vae.channels + vae.frames:

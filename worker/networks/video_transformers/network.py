@@ -5,8 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
 import torch
+from diffusers.models.embeddings import get_3d_rotary_pos_embed
+from diffusers.pipelines.cogvideo.pipeline_cogvideox import get_resize_crop_region_for_grid
 from torch import Tensor
 
 from worker.networks.network_classes import Network
@@ -27,6 +30,7 @@ class VideoTransformer:
         transformer: diffusers' network, of all noise levels or of those above `boundary`.
         low_noise: the network of the levels below.
         boundary: a timestep. The level that x is at decides, in moves towards noise too.
+        call: how the networks are called.
         compiler: compiles the blocks of both.
     """
 
@@ -38,8 +42,10 @@ class VideoTransformer:
         *,
         low_noise: Network | None = None,
         boundary: float = 0.0,
+        call: Call | None = None,
         compiler: BlockCompiler | None = None,
     ) -> None:
+        self._call = call or wan
         self.transformer, self.low_noise, self.boundary = transformer, low_noise, boundary
         own = transformer.config
         self.config = SimpleNamespace(
@@ -50,7 +56,7 @@ class VideoTransformer:
 
     def __call__(self, x: Tensor, timestep: float, *, encoder_hidden_states: Texts, call: Call | None = None) -> Tensor:
         """Args:
-        call: how the transformer is called, for conditions next to the text; None: with x, time and text.
+        call: how the transformer is called, for conditions next to the text; None: with x, time and text alone.
         """
         network = self.expert(timestep)
         clips = x if x.ndim == 5 else x.unsqueeze(2)
@@ -60,7 +66,7 @@ class VideoTransformer:
         time = torch.full((len(clips),), float(timestep), dtype=torch.float32, device=x.device)
 
         def run() -> Tensor:
-            return (call or plain)(network, clips, time, text)
+            return (call or self._call)(network, clips, time, text)
 
         blocks = self._blocks.get(id(network))
         found = blocks.run(run) if blocks else run()
@@ -74,5 +80,21 @@ class VideoTransformer:
         """There are none."""
 
 
-def plain(network: Network, x: Tensor, time: Tensor, text: Tensor) -> Tensor:
+def wan(network: Network, x: Tensor, time: Tensor, text: Tensor) -> Tensor:
     return network(x, time, text, return_dict=False)[0]
+
+
+def cogvideox(network: Network, x: Tensor, time: Tensor, text: Tensor) -> Tensor:
+    """CogVideoX has frames before channels, and gets the positions of its tokens from outside."""
+    positions = _positions(network.config, x) if network.config.use_rotary_positional_embeddings else None
+    found = network(x.transpose(1, 2), text, time, image_rotary_emb=positions, return_dict=False)[0]
+    return found.transpose(1, 2)
+
+
+def _positions(config: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Rotary embeddings of the tokens, on the grid of the training size (arXiv:2408.06072, section 2.2)."""
+    grid = x.shape[-2] // config.patch_size, x.shape[-1] // config.patch_size
+    trained = config.sample_width // config.patch_size, config.sample_height // config.patch_size
+    crop = get_resize_crop_region_for_grid(grid, *trained)
+    frames, dim = x.shape[2], config.attention_head_dim
+    return get_3d_rotary_pos_embed(dim, crop, grid_size=grid, temporal_size=frames, device=x.device)
