@@ -38,9 +38,11 @@ from service.catalog.scheduler_settings import check_overrides, flow_spacing, na
 from service.catalog.selectable_loras import SelectableLoras, choose_loras
 from service.catalog.text_layers import check_clip_skip, most_clip_skip
 from service.catalog.transformer_limits import (
+    COMBINATION,
     check_transformer_entry,
     check_transformer_request,
     check_transformer_sampler,
+    experimental_samplers,
     samplers_of,
     with_family_defaults,
 )
@@ -52,7 +54,7 @@ from service.jobs.model import Generation
 from service.jobs.reference import ReferenceFile
 from service.jobs.released_loops import RELEASED
 from service.jobs.request import VideoRequest
-from service.jobs.sampler_settings import Network, SamplerSettings
+from service.jobs.sampler_settings import COMBINATIONS, Network, SamplerSettings
 from service.jobs.timestep_spacing import AnySpacing, Spacing
 
 
@@ -272,7 +274,7 @@ class ModelEntry(PromptLimits):
             check_distilled(self.id, sampler)
         if is_transformer(self.family):
             check_transformer_request(self.id, request)
-            check_transformer_sampler(self.id, self.family, sampler)
+            check_transformer_sampler(self.id, self.family, sampler, self.samplers)
 
     def windows_for(self, num_frames: int) -> ContextWindows | None:
         """None if one window holds the clip, or the model has no windows."""
@@ -287,7 +289,18 @@ class ModelEntry(PromptLimits):
     @property
     def samplers(self) -> tuple[str, ...]:
         """Names of the samplers that the model can run, or refuses with a better reason than being unknown."""
-        return samplers_of(self.family)
+        return samplers_of(self.family, needs_picture=self.image_conditioning == "channels")
+
+    @property
+    def experimental(self) -> tuple[str, ...]:
+        """Those that nothing shows to help here."""
+        of_family = experimental_samplers(self.family, needs_picture=self.image_conditioning == "channels")
+        return of_family or (*(name for name in self.samplers if name == "fused"),)
+
+    @property
+    def combinations(self) -> tuple[str, ...]:
+        """Values of `combination` that the model takes."""
+        return (COMBINATION,) if is_transformer(self.family) else COMBINATIONS
 
     def _num_inference_steps(self, request: VideoRequest, sampler: SamplerSettings, spacing: AnySpacing) -> int:
         steps = int(self.num_inference_steps.resolve("num_inference_steps", request.num_inference_steps))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from service.catalog.adapters import Lora, TextualInversion
@@ -10,6 +10,7 @@ from service.catalog.bounds import Range
 from service.catalog.family_components import (
     COGVIDEOX,
     REQUIRED_COMPONENTS,
+    WAN,
     Family,
     frames_per_latent,
     is_transformer,
@@ -20,6 +21,11 @@ from service.jobs.request import VideoRequest
 from service.jobs.sampler_settings import USES, SamplerSettings
 
 PLAIN = ("ddim",)
+# The image model is the same Wan, given one latent frame at a time. Nothing shows yet that mixing helps there.
+EXPERIMENTAL = ("iv-mixed", "fused")
+COMBINATION = "IV-VI"
+# A run's first fifth has hardly any signal; the paper's guidance.
+MIXING: dict[str, Any] = {"combination": COMBINATION, "interval": [0.2, 1.0]}
 TRANSFORMERS = tuple(family for family in REQUIRED_COMPONENTS if is_transformer(family))
 
 
@@ -28,19 +34,39 @@ def with_family_defaults(raw: Mapping[str, Any]) -> dict[str, Any]:
     sampler = raw.get("sampler", {})
     if raw.get("family") not in TRANSFORMERS or not isinstance(sampler, dict):
         return dict(raw)
-    return {"dtype": "bfloat16", **raw, "sampler": {"name": "ddim", **sampler}}
+    mixing = MIXING if raw["family"] == WAN else {}
+    return {"dtype": "bfloat16", **raw, "sampler": {"name": "ddim", **mixing, **sampler}}
 
 
-def samplers_of(family: Family) -> tuple[str, ...]:
-    """The samplers that models of the family can run."""
-    return PLAIN if is_transformer(family) else tuple(USES)
+def experimental_samplers(family: Family, *, needs_picture: bool) -> tuple[str, ...]:
+    """The samplers that models of the family can run, but that nothing shows to help.
+
+    Args:
+        needs_picture: whether the network always wants a first frame, without which it is no image model.
+    """
+    return EXPERIMENTAL if family == WAN and not needs_picture else ()
 
 
-def check_transformer_sampler(model: str, family: Family, sampler: SamplerSettings) -> None:
-    """Raises InvalidParameter naming the setting that the family cannot run."""
-    if sampler.name not in samplers_of(family):
+def samplers_of(family: Family, *, needs_picture: bool) -> tuple[str, ...]:
+    """The samplers that models of the family can run. Args: as in `experimental_samplers`."""
+    if not is_transformer(family):
+        return tuple(USES)
+    return (*PLAIN, *experimental_samplers(family, needs_picture=needs_picture))
+
+
+def check_transformer_sampler(model: str, family: Family, sampler: SamplerSettings, samplers: Sequence[str]) -> None:
+    """Raises InvalidParameter naming the setting that the model cannot run.
+
+    Args:
+        samplers: those that it can.
+    """
+    if sampler.name not in samplers:
         message = f"Sampler '{sampler.name}' does not work with model '{model}' of family {family}"
-        raise InvalidParameter("sampler.name", f"{message}; use {' or '.join(samplers_of(family))}.")
+        raise InvalidParameter("sampler.name", f"{message}; use {' or '.join(samplers)}.")
+    if sampler.name == "iv-mixed" and sampler.combination != COMBINATION:
+        message = f"Combination '{sampler.combination}' is not offered for family {family}: its image model was not "
+        message += f"trained on latents of several frames, on which others leak more; use {COMBINATION}, or fused."
+        raise InvalidParameter("sampler.combination", message)
     if sampler.is_image_alone:
         message = f"network image: model '{model}' has no separate image model; use network video."
         raise InvalidParameter("sampler.network", message)

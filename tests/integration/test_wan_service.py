@@ -52,7 +52,8 @@ def test_prompt_becomes_a_clip_of_the_right_size_with_progress_and_preview(
 ) -> None:
     _, http = server
     (model,) = http.get("/v1/models").json()["data"]
-    assert (model["id"], model["family"], model["samplers"]) == ("tiny", "wan", ["ddim"])
+    assert (model["id"], model["family"], model["samplers"]) == ("tiny", "wan", ["ddim", "iv-mixed", "fused"])
+    assert (model["experimental"], model["combinations"]) == (["iv-mixed", "fused"], ["IV-VI"])
     video_id = create(http, num_inference_steps=LONG // 2)
     shown = wait_for(lambda: url if (url := video(http, video_id)["preview_url"]) else None, timeout_s=60)
     preview = http.get(shown)
@@ -102,7 +103,8 @@ def children(pid: int) -> set[int]:
     ("fields", "param", "message"),
     [
         ({"num_frames": 50}, "num_frames", "clips of 4k + 1 frames; the nearest are 49 and 53"),
-        ({"sampler": "iv-mixed"}, "sampler.name", "use ddim"),
+        ({"sampler": "zigzag"}, "sampler.name", "use ddim or iv-mixed or fused"),
+        ({"sampler": {"name": "iv-mixed", "combination": "II-VV"}}, "sampler.combination", "use IV-VI, or fused"),
         ({"sampler": {"solver": "lcm"}}, "sampler.solver", "use ddim or dpmpp-2m"),
         ({"sampler": {"network": "image"}}, "sampler.network", "use network video"),
         ({"clip_skip": 1}, "clip_skip", "T5, which has no clip_skip"),

@@ -32,7 +32,7 @@ from worker.child.reference_latents import first_frame_of, reference_latents
 from worker.child.start_noise import start_noise
 from worker.messages import Failed
 from worker.networks import cpu_tuning
-from worker.networks.loading import AnyModels, Models, default_device, load
+from worker.networks.loading import AnyModels, Models, TransformerModels, default_device, load
 from worker.networks.sparse_control import ControlledNetwork, FirstFrame
 from worker.networks.text_encoder import TextOptions
 from worker.networks.video_transformers.first_frame import Condition
@@ -229,6 +229,8 @@ class Engine:
             texts = replace(texts, image=texts.video)  # the released code has one text encoder, the video model's
         size = generation.width, generation.height
         kept: dict[str, Any] = {"first_frame": first_frame, "windows": generation.context_windows}
+        if isinstance(models, TransformerModels) and generation.sampler.name == "fused":
+            kept["image_frames"] = generation.sampler.image_frames
         image, video = models.denoisers(texts[:1], texts[1:], fps=generation.fps, size=size, **kept)
         if family == "modelscope":
             image.resize = (64, 64)

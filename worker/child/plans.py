@@ -32,6 +32,8 @@ from service.jobs.timestep_spacing import FlowSpacing
 from worker.networks.loading import AnyModels
 from worker.networks.schedules import AnySchedule
 
+OF_DENOISERS = frozenset({"image_frames"})  # settings that do not change the plan
+
 
 def plan_of(generation: Generation, models: AnyModels) -> Plan:
     """What the sampler runs. Raises ValueError naming the sampler setting that cannot be run."""
@@ -45,7 +47,14 @@ def plan_of(generation: Generation, models: AnyModels) -> Plan:
     plain = partial(ddim_plan, schedule, steps, guidance=guidance)
     plans: dict[str, Callable[..., Plan]] = {
         "ddim": partial(_ddim, schedules, steps, guidance),
-        "iv-mixed": partial(mixed_plan, schedule, steps, guidance=guidance, image_schedule=models.image_schedule),
+        "iv-mixed": partial(
+            mixed_plan,
+            schedule,
+            steps,
+            guidance=guidance,
+            image_schedule=models.image_schedule,
+            off_distribution=models.compresses_time,
+        ),
         "fused": partial(fused_plan, schedule, steps, guidance=guidance, image_schedule=models.image_schedule),
         "zigzag": partial(zigzag_plan, schedule, steps, guidance=guidance),
         "evs": partial(_evs, schedule, steps, guidance=guidance, image_schedule=models.image_schedule),
@@ -74,8 +83,8 @@ def _cut(plan: Plan, steps: int, strength: float) -> Plan:
 
 def plan_settings(sampler: SamplerSettings) -> dict[str, Any]:
     """The settings that the sampler uses, those of the guidance rule as one."""
-    used = {name: value for name, value in sampler.used.items() if name not in RULE}
-    return used if len(used) == len(sampler.used) else used | {"rule": _rule(sampler)}
+    used = {name: value for name, value in sampler.used.items() if name not in RULE | OF_DENOISERS}
+    return used | {"rule": _rule(sampler)} if set(sampler.used) & RULE else used
 
 
 def _rule(sampler: SamplerSettings) -> GuidanceRule | None:

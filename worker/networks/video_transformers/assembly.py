@@ -136,8 +136,8 @@ def _check_transformer(entry: ModelEntry, network: Network, encoder: Network, va
     config = network.config
     if getattr(config, "patch_size_t", None) is not None:
         raise IncompatibleModels(
-            f"model {entry.id}: patch_size_t={config.patch_size_t}: CogVideoX 1.5 pads its clips, which is not done here "
-            "yet; use CogVideoX 1.0"
+            f"model {entry.id}: patch_size_t={config.patch_size_t}: CogVideoX 1.5 pads its clips, which is not "
+            "done here yet; use CogVideoX 1.0"
         )
     by_channels = entry.image_conditioning == "channels"
     given = vae.frames + vae.channels if by_channels else 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -108,6 +108,7 @@ class TransformerModels:
         negative: str | TextEmbeddings = "",
         *,
         first_frame: Condition | None = None,
+        image_frames: Literal["all", "first"] = "all",
         **_others: Any,
     ) -> tuple[ImageDenoiser, VideoDenoiser]:
         """The network as an image model and as a video model with the texts of one job, as `sampler.sample` takes them.
@@ -115,6 +116,7 @@ class TransformerModels:
         Args:
             prompt, negative: texts, or their embeddings from `encode`, of the same batch size.
             first_frame: what the video model keeps, from `first_frame`.
+            image_frames: the latent frames that the image model adds to; "first" in fused plans only.
 
         Raises:
             PromptTooLong, NotFinite: as `encode`.
@@ -122,7 +124,7 @@ class TransformerModels:
         """
         cond, uncond = (self.encode(text) if isinstance(text, str) else text for text in (prompt, negative))
         settings: dict[str, Any] = {"prediction_type": self.video_schedule.prediction_type}
-        image = ImageDenoiser(self.network, cond.image, uncond.image, **settings)
+        image = ImageDenoiser(self.network, cond.image, uncond.image, frames=image_frames, **settings)
         kept = {} if first_frame is None else {"call": first_frame}
         video = VideoDenoiser(self.network, cond.video, uncond.video, network_args=kept, **settings)
         image.sequential_cfg = video.sequential_cfg = self.entry.memory.halves_apart

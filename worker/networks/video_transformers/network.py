@@ -97,4 +97,5 @@ def _positions(config: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     trained = config.sample_width // config.patch_size, config.sample_height // config.patch_size
     crop = get_resize_crop_region_for_grid(grid, *trained)
     frames, dim = x.shape[2], config.attention_head_dim
-    return get_3d_rotary_pos_embed(dim, crop, grid_size=grid, temporal_size=frames, device=x.device)
+    found = get_3d_rotary_pos_embed(dim, crop, grid_size=grid, temporal_size=frames, device=x.device)
+    return found[0], found[1]
