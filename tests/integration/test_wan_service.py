@@ -22,7 +22,7 @@ LONG = 400  # steps: some seconds
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, httpx2.Client]]:
     """The process id of `ivmix up`, and a client of it."""
     folder = tmp_path_factory.mktemp("wan")
-    save_wan(folder)
+    save_wan(folder, 'image_conditioning = "tokens"')
     settings = {
         "IVMIX_MODELS_FILE": str(folder / "models.toml"),
         "IVMIX_PREVIEW_SECONDS": "0.05",

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from service.catalog.family_components import IMAGE_ENCODER, IMAGE_PROCESSOR, SECOND_EXPERT, WAN
+from service.catalog.footprint import check_fits
 from service.catalog.model_entry import ModelEntry
 from service.settings import load_settings
 from worker.networks.assembly import IncompatibleModels, check_files, check_multiples
@@ -45,9 +46,12 @@ class TransformerAssembly:
 def load_transformer(entry: ModelEntry, device: torch.device, dtype: torch.dtype) -> TransformerModels:
     """Raises ConfigurationError, IncompatibleModels."""
     check_files(entry)
+    if device.type == "cuda":
+        check_fits(entry, torch.cuda.mem_get_info(device)[0])
     parts = fit_together(entry, {name: load_component(entry, name, dtype) for name in entry.all_components})
-    for network in (parts.vae, *parts.transformers):
-        network.to(device)
+    parts.vae.to(device)
+    for network in parts.transformers:
+        place(network, device, group_offload=entry.memory.group_offload)
     is_wan = entry.family == WAN
     models = TransformerModels(
         entry=entry,
@@ -70,6 +74,16 @@ def load_transformer(entry: ModelEntry, device: torch.device, dtype: torch.dtype
     )
     log.info("%s on %s: %.3g GB", entry.id, device, models.weights_bytes / 1e9)
     return models
+
+
+def place(network: Network, device: torch.device, *, group_offload: bool) -> None:
+    """Put a transformer on its device; with `group_offload` only the block that computes, and the next one."""
+    if not group_offload:
+        network.to(device)
+        return
+    on_gpu = device.type == "cuda"
+    settings = {"offload_type": "block_level", "num_blocks_per_group": 1, "use_stream": on_gpu, "non_blocking": on_gpu}
+    network.enable_group_offload(onload_device=device, offload_device=torch.device("cpu"), **settings)
 
 
 def fit_together(entry: ModelEntry, parts: Mapping[str, Any]) -> TransformerAssembly:
