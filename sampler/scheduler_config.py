@@ -99,7 +99,7 @@ def complete_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _class_of(config: Mapping[str, Any]) -> str:
-    """Of a live scheduler, whose config does not name it: those with levels of their own have keys of their own."""
+    """Of a live scheduler, whose config does not name it: those with other levels have other keys."""
     if "snr_shift_scale" in config:
         return "CogVideoXDDIMScheduler"
     return "FlowMatchEulerDiscreteScheduler" if "shift" in config and "beta_schedule" not in config else "DDIMScheduler"
