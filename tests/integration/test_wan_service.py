@@ -15,7 +15,9 @@ from tests.processes import child_of, finished_video, ivmix_up, session_of, wait
 from tests.tiny_wan import FRAMES, HEIGHT, NEGATIVE, PROMPT, WIDTH, save_wan
 from worker.child.mp4 import read_mp4
 
-LONG = 400  # steps: some seconds
+pytestmark = pytest.mark.slow  # the worker's process loads torch and diffusers
+
+LONG = 160  # steps: a second or two
 
 
 @pytest.fixture(scope="module")

@@ -77,7 +77,7 @@ def cog_entry(folder: Path) -> ModelEntry:
     return wan_entry(folder, family="cogvideox")
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=["2b", pytest.param("5b", marks=pytest.mark.slow)])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cog")
     save(folder, **KINDS[request.param])

@@ -57,14 +57,19 @@ def engine(folder: Path) -> Engine:
 
 
 @pytest.fixture(scope="module")
+def pipe(folder: Path) -> Any:
+    return pipeline(folder)
+
+
+@pytest.fixture(scope="module")
 def models(engine: Engine) -> TransformerModels:
     assert isinstance(engine.models, TransformerModels)
     return engine.models
 
 
 @pytest.mark.parametrize("guidance", [1.0, 5.0])
-def test_latents_and_frames_are_those_of_diffusers(engine: Engine, folder: Path, guidance: float) -> None:
-    pipe, made = pipeline(folder), engine.sample(generation(engine.models.entry, guidance_scale=guidance))
+def test_latents_and_frames_are_those_of_diffusers(engine: Engine, pipe: Any, guidance: float) -> None:
+    made = engine.sample(generation(engine.models.entry, guidance_scale=guidance))
     assert_close(made.latents, theirs(pipe, guidance))
     frames = engine.decode(made).frames
     assert frames.shape == (FRAMES, HEIGHT, WIDTH, 3)
@@ -72,12 +77,12 @@ def test_latents_and_frames_are_those_of_diffusers(engine: Engine, folder: Path,
     assert (frames - expected).abs().max() <= 0.51
 
 
-def test_public_loader_runs_plans_of_the_sampler_directly(folder: Path) -> None:
+def test_public_loader_runs_plans_of_the_sampler_directly(folder: Path, pipe: Any) -> None:
     models: Any = load(wan_entry(folder), "cpu")
     plan = ddim_plan(models.video_schedule, STEPS, guidance=5.0)
     _, video = models.denoisers(PROMPT, NEGATIVE)
     *_, last = sample(noise(), plan, video=video)
-    assert_close(last.latents, theirs(pipeline(folder), 5.0))
+    assert_close(last.latents, theirs(pipe, 5.0))
 
 
 def test_batch_of_two_is_two_clips(models: TransformerModels) -> None:
@@ -110,7 +115,7 @@ def test_halves_apart_and_low_memory_mode_are_the_same_clip(engine: Engine, fold
 
 
 def test_clip_in_tiles_is_that_of_diffusers(models: TransformerModels, folder: Path) -> None:
-    latents = torch.randn(1, 16, 2, 40, 4, generator=torch.Generator().manual_seed(1))
+    latents = torch.randn(1, 16, 1, 34, 2, generator=torch.Generator().manual_seed(1))
     vae: Any = AutoencoderKLWan.from_pretrained(folder / "vae")
     whole, tiled = models.decode(latents), models.decode(latents, frames_per_call=1)
     for found in (whole, tiled):
@@ -122,11 +127,9 @@ def test_clip_in_tiles_is_that_of_diffusers(models: TransformerModels, folder: P
     assert torch.equal(models.decode(latents), whole), "tiles are for one call"
 
 
-@pytest.mark.parametrize("memory", ["", "memory = { halves_apart = true }"])
 def test_job_is_stopped_in_one_worker_and_completed_byte_identically_in_the_next(
-    folder: Path, tmp_path: Path, memory: str
+    engine: Engine, tmp_path: Path
 ) -> None:
-    engine = Engine(wan_entry(folder, memory), torch.device("cpu"))
     job = make_job(generation=generation(engine.models.entry, num_inference_steps=6, sampler={"solver": "dpmpp-2m"}))
     with running(engine, tmp_path / "undisturbed") as child:
         undisturbed, _ = child.run(job)
@@ -171,12 +174,12 @@ def experts(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copied
 
 
-def test_two_experts_are_those_of_diffusers(experts: Path) -> None:
+def test_two_experts_are_those_of_diffusers(experts: Path, pipe: Any) -> None:
     engine = Engine(wan_entry(experts, f"boundary_ratio = {BOUNDARY}"), torch.device("cpu"))
     second = WanTransformer3DModel.from_pretrained(experts / "transformer_2")
     expected = theirs(pipeline(experts, transformer_2=second, boundary_ratio=BOUNDARY), 5.0)
     assert_close(engine.sample(generation(engine.models.entry)).latents, expected)
-    assert (theirs(pipeline(experts), 5.0) - expected).abs().max() > 0.01, "the second expert matters"
+    assert (theirs(pipe, 5.0) - expected).abs().max() > 0.01, "the second expert matters"
 
 
 def test_the_level_that_the_latents_are_at_chooses_the_expert_of_every_move(experts: Path) -> None:

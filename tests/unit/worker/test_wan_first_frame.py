@@ -33,7 +33,6 @@ from tests.tiny_wan import (
     wan_entry,
 )
 from worker.child.engine import Engine
-from worker.models import load
 from worker.verify import verify
 
 CLIP_WIDTH, CLIP_SIDE = 8, 30
@@ -108,7 +107,7 @@ def theirs(folder: Path, picture: Path, guidance: float) -> Any:
     ).frames
 
 
-@pytest.mark.parametrize("guidance", [1.0, 5.0])
+@pytest.mark.parametrize("guidance", [pytest.param(1.0, marks=pytest.mark.slow), 5.0])
 @pytest.mark.parametrize("kind", KINDS)
 def test_latents_are_those_of_diffusers(folders: dict[str, Path], picture: Path, kind: str, guidance: float) -> None:
     engine = Engine(wan_entry(folders[kind], KINDS[kind]), torch.device("cpu"))
@@ -174,6 +173,5 @@ def test_folders_without_what_the_conditioning_needs_are_refused(
         path = copied / without
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     entry = wan_entry(copied, lines)
-    for check in (lambda: list(verify(entry)), lambda: load(entry, "cpu")):
-        with pytest.raises(ConfigurationError, match=message):
-            check()
+    with pytest.raises(ConfigurationError, match=message):
+        list(verify(entry))

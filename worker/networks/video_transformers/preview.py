@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from worker.networks.not_finite import NotFinite
-from worker.networks.preview import HostCopy, colours_of, least_squares, stride, synthetic_pictures
+from worker.networks.preview import BATCH, HostCopy, colours_of, least_squares, stride, synthetic_pictures
 from worker.networks.video_transformers.vae import NAME, TemporalVae
 
 SIDE = 8  # of the pictures, in latent pixels
@@ -23,7 +23,7 @@ class TemporalPreviewer:
 
     def __init__(self, vae: TemporalVae, device: torch.device) -> None:
         pictures = synthetic_pictures(SIDE * vae.pixels)
-        latents = torch.cat([vae.encode(picture[None, :, None].to(device)) for picture in pictures])[:, :, 0]
+        latents = torch.cat([vae.encode(batch[:, :, None].to(device)) for batch in pictures.split(BATCH)])[:, :, 0]
         if not latents.isfinite().all():
             raise NotFinite(NAME, vae.network.dtype)
         colours = F.interpolate(pictures, size=latents.shape[-2:], mode="area")

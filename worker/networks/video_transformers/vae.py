@@ -63,7 +63,7 @@ class TemporalVae:
 
     @torch.no_grad()
     def encode(self, pixels: Tensor, *, tiled: bool = False) -> Tensor:
-        """Pixels (1, 3, F, H, W) in -1..1 -> latents (1, C, f, h, w) float32 on the vae's device: the mode of the
+        """Pixels (N, 3, F, H, W) in -1..1 -> latents (N, C, f, h, w) float32 on the vae's device: the mode of the
         posterior, as the networks see it.
 
         Raises NotFinite: as `decode`.
