@@ -97,6 +97,18 @@ def generate(context: typer.Context) -> None:
     _run_module("worker.generate", *context.args)
 
 
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
+def bench(context: typer.Context) -> None:
+    """Run the paper's benchmarks and measure distances. `ivmix bench --help` lists the commands."""
+    from importlib.util import find_spec
+
+    from service.errors import ConfigurationError
+
+    if find_spec("benchmarks") is None or find_spec("benchmarks.paper") is None:
+        raise ConfigurationError("the installed package has no benchmarks; run this command from a clone with `make`")
+    _run_module("benchmarks.paper", *context.args)
+
+
 models_app = typer.Typer(help="List, add, download and verify models.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
 
