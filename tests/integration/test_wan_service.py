@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 from collections.abc import Iterator
@@ -9,22 +10,32 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from tests.processes import child_of, finished_video, ivmix_up, session_of, wait_for
-from tests.tiny_wan import FRAMES, HEIGHT, NEGATIVE, PROMPT, WIDTH, save_wan
+from tests.tiny_wan import FRAMES, HEIGHT, NEGATIVE, PROMPT, WIDTH, save_wan, wan_entry
 from worker.child.mp4 import read_mp4
+from worker.models import load
 
 pytestmark = pytest.mark.slow  # the worker's process loads torch and diffusers
 
+TOKENS = 'image_conditioning = "tokens"'
 LONG = 160  # steps: a second or two
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, httpx2.Client]]:
-    """The process id of `ivmix up`, and a client of it."""
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wan")
-    save_wan(folder, 'image_conditioning = "tokens"')
+    save_wan(folder, TOKENS)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, httpx2.Client]]:
+    """The process id of `ivmix up`, and a client of it."""
     settings = {
         "IVMIX_MODELS_FILE": str(folder / "models.toml"),
         "IVMIX_PREVIEW_SECONDS": "0.05",
@@ -99,6 +110,32 @@ def test_clip_whose_worker_was_killed_is_byte_for_byte_the_undisturbed_one(serve
 
 def children(pid: int) -> set[int]:
     return {p for p in session_of(pid) if b"spawn_main" in Path(f"/proc/{p}/cmdline").read_bytes()}
+
+
+def test_uploaded_picture_is_the_first_frame(server: tuple[int, httpx2.Client], folder: Path, tmp_path: Path) -> None:
+    _, http = server
+    y, x = np.mgrid[:HEIGHT, :WIDTH]
+    shown = np.stack([5 * x, 7 * y, 255 - 5 * x], -1).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(shown).save(file, "PNG")
+    answer = http.post(
+        "/v1/videos", data={"prompt": PROMPT, "seed": "7"}, files={"input_reference": ("p.png", file.getvalue())}
+    )
+    done = finished_video(http, answer.json()["id"])
+    assert (done["status"], done["input_reference"]["use"]) == ("completed", "first_frame"), done["error"]
+    (tmp_path / "a.mp4").write_bytes(http.get(f"/v1/videos/{done['id']}/content").content)
+    models = load(wan_entry(folder, TOKENS), "cpu")
+    expected = models.decode(models.encode_frames(torch.from_numpy(shown)[None]))[0].numpy()
+    found = read_mp4(tmp_path / "a.mp4")[0]
+    assert np.abs(found.astype(int) - expected).mean() < 8, "as the random autoencoder draws the picture"
+
+
+def test_experimental_video_says_so(server: tuple[int, httpx2.Client]) -> None:
+    _, http = server
+    for sampler in ("iv-mixed", "fused"):
+        done = finished_video(http, create(http, num_inference_steps=5, sampler=sampler))
+        assert (done["status"], done["experimental"]) == ("completed", True), done["error"]
+    assert finished_video(http, create(http))["experimental"] is False
 
 
 @pytest.mark.parametrize(
