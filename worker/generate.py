@@ -203,7 +203,8 @@ def _generate(engine: Engine, name: str, generation: Generation, steps: Steps, r
             if failed := expected_failure(e):
                 raise ServiceError(failed.message) from e
             raise
-        shown.done = f"{name}, {generation.total_steps} steps"
+        note = ", experimental" if generation.is_experimental else ""
+        shown.done = f"{name}, {generation.total_steps} steps{note}"
     return clip
 
 

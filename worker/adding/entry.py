@@ -22,6 +22,8 @@ BUNDLED: dict[Family, str] = {
     "animatediff-sdxl": "animatediff-sdxl",
     "modelscope": "modelscope",
     "videocrafter": "videocrafter2",
+    "wan": "wan-1.3b",
+    "cogvideox": "cogvideox-2b",
 }
 # What describes the bundled entry's weights, not its family.
 ADAPTERS = {"loras", "selectable_loras", "textual_inversions"}

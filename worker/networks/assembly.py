@@ -114,6 +114,11 @@ def check_sizes(entry: ModelEntry, vae: Network) -> None:
     The UNets themselves take latents of any size: they upsample to the size that they downsampled from.
     """
     step = pixels_per_latent(entry, vae)
+    check_multiples(entry, step, f"one latent ({step // entry.upscale} of the autoencoder, upscale {entry.upscale})")
+
+
+def check_multiples(entry: ModelEntry, step: int, pixels_of: str) -> None:
+    """Raises IncompatibleModels naming a size whose sides are no multiples of `step`, and the nearest that are."""
     for size in entry.sizes:
         sides = [int(side) for side in size.split("x")]
         if any(side % step for side in sides):
@@ -121,7 +126,7 @@ def check_sizes(entry: ModelEntry, vae: Network) -> None:
             near = " or ".join(dict.fromkeys((lower, higher)))
             raise IncompatibleModels(
                 f"model {entry.id}: sizes has {size}, but width and height must be multiples of {step}, the pixels of "
-                f"one latent ({step // entry.upscale} of the autoencoder, upscale {entry.upscale}); write {near}"
+                f"{pixels_of}; write {near}"
             )
 
 

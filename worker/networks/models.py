@@ -278,6 +278,11 @@ class Models:
             )
         return vae_encode.encode(self.vae, frames, frames_per_call=frames_per_call)
 
+    def first_frame(self, picture: Tensor, generation: Generation) -> FirstFrame:
+        """What the video model keeps: a picture (1, H, W, 3) uint8, as `encode_frames` takes it. Raises as that."""
+        scale = 1.0 if generation.reference is None else generation.reference.conditioning_scale
+        return FirstFrame(self.encode_frames(picture, frames_per_call=1), scale)
+
     @property
     def weights_bytes(self) -> int:
         """Memory of all weights in bytes; weights that two networks share count once."""
@@ -289,6 +294,22 @@ class Models:
         """The networks that denoise: image UNet, video UNet, and SparseCtrl if there is one."""
         found = (self.image_unet, self.video_unet, self.sparse_control)
         return tuple(network for network in found if network is not None)
+
+    @property
+    def digested_networks(self) -> tuple[Network, ...]:
+        """In the order of fingerprints: image and video UNet twice, as version 0.1 did."""
+        encoders = (*self.image_text_encoder.networks, *self.video_text_encoder.networks)
+        return *encoders, self.vae, *self.unets[:2], *self.unets
+
+    @property
+    def compresses_time(self) -> bool:
+        """Whether a latent frame stands for several frames."""
+        return False
+
+    @property
+    def keeps_first_frame(self) -> bool:
+        """Whether the video model can keep a given first frame."""
+        return self.sparse_control is not None
 
     def _added(
         self, cond: Tensor | None, uncond: Tensor | None, size: tuple[int, int] | None
