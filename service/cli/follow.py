@@ -42,7 +42,8 @@ def follow(
         if output:
             client.download(video_id, output)
         count = video.get("num_inference_steps")  # other servers may not return it
-        step.done = f"{count} steps" if count else "completed"
+        note = ", experimental" if video.get("experimental") else ""
+        step.done = f"{count} steps{note}" if count else "completed"
     return video
 
 
