@@ -119,16 +119,19 @@ def list_models() -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from service.catalog.footprint import default_need
     from service.catalog.registry import ModelRegistry
     from service.settings import load_settings
 
     registry = ModelRegistry.of(load_settings())
-    columns = ("model", "family", "weights here", "offered", "LoRAs", "licence of the weights")
+    columns = ("model", "family", "weights here", "offered", "LoRAs", "GPU memory", "licence of the weights")
     table = Table(*columns, box=None, pad_edge=False)
     for name, entry in registry.known.items():
         here, offered = ("no" if entry.missing else "yes"), ("yes" if name in registry.ids() else "no")
         loras = ", ".join(lora.name for lora in entry.selectable_loras) or "-"
-        table.add_row(name, entry.family, here, offered, loras, entry.licence)
+        need = default_need(entry)
+        memory = "-" if need is None else f"{need / 1e9:.1f} GB"
+        table.add_row(name, entry.family, here, offered, loras, memory, entry.licence)
     Console().print(table)
 
 
@@ -161,11 +164,14 @@ def verify(name: str) -> None:
 @app.command()
 def recover(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Report without writing anything.")] = False,
+    delete_lost: Annotated[
+        bool, typer.Option("--delete-lost", help="Delete references and checkpoints of jobs that are lost.")
+    ] = False,
 ) -> None:
     """Rebuild the records of stored videos after a loss of Redis."""
     from service.cli.recover import run
 
-    run(is_dry=dry_run)
+    run(is_dry=dry_run, may_delete=delete_lost)
 
 
 def _settings_with(changes: dict[str, Any]) -> Settings:
