@@ -9,6 +9,7 @@ from typing import Any
 from redis import Redis
 
 from service.api_keys import KeyStore
+from service.audit_log import AuditLog
 from service.catalog.registry import ModelRegistry
 from service.errors import ConfigurationError, StorageError
 from service.jobs.model_loads import ModelLoads
@@ -21,6 +22,7 @@ from service.storage import FileStorage, VideoStorage
 from service.storage.free_space import FreeSpace
 from service.storage.reference_files import ReferenceFiles
 from service.storage.s3_endpoint import is_bucket_in_path, without_bucket
+from service.tracing import Tracing
 from service.webhooks.deliveries import DeliveryStore
 from service.webhooks.endpoints import EndpointStore
 from service.webhooks.sender import Sender
@@ -47,12 +49,14 @@ class Services:
     store: JobStore
     loads: ModelLoads
     keys: KeyStore
+    audit: AuditLog
     storage: VideoStorage
     models: ModelRegistry
     webhooks: Webhooks
     free_space: FreeSpace
     references: ReferenceFiles
     signer: Signer
+    tracing: Tracing
 
     @property
     def redis_url(self) -> str:
@@ -65,13 +69,18 @@ class Services:
         return Renderer(self.settings, self.storage, self.signer)
 
     def close(self) -> None:
+        self.tracing.close()
         self.signer.close()
         self.redis.close()
         self.probe.close()
 
 
-def open_services(settings: Settings) -> Services:
-    """Create all clients without connecting yet. Raises ConfigurationError if a setting is missing."""
+def open_services(settings: Settings, process: str = "") -> Services:
+    """Create all clients without connecting yet. Raises ConfigurationError if a setting is missing.
+
+    Args:
+        process: what this process is, for its traces.
+    """
     if settings.redis_url is None:
         raise ConfigurationError("IVMIX_REDIS_URL is not set; set it, or use `ivmix up`, which starts a server")
     redis = open_redis(settings.redis_url)
@@ -83,11 +92,13 @@ def open_services(settings: Settings) -> Services:
         store=JobStore(redis, retention_seconds=settings.retention_seconds, lease_s=settings.lease_s),
         loads=ModelLoads(redis),
         keys=KeyStore(redis),
+        audit=AuditLog(redis),
         storage=storage,
         references=ReferenceFiles(redis, storage),
         models=ModelRegistry.of(settings),
         webhooks=open_webhooks(settings, redis),
         signer=Signer(redis),
+        tracing=Tracing(settings.otlp_endpoint, process),
         free_space=FreeSpace(settings.data_dir if settings.needs_disk else None, settings.min_free_mb),
     )
 

@@ -19,7 +19,7 @@ from redis import Redis
 from rq import Queue
 from rq.job import Job as RqJob
 
-from service.errors import IdempotencyKeyReused, QueueFull
+from service.errors import IdempotencyKeyReused, QueueFull, QuotaExceeded
 from service.jobs.job_errors import RECORD_DAMAGED, START_TIMEOUT
 from service.jobs.job_record import DamagedJob
 from service.jobs.keys import (
@@ -59,10 +59,11 @@ class Deletion(StrEnum):
 
 @dataclass(frozen=True)
 class QueueLimits:
-    """Most waiting jobs: in one model's queue, and of one owner."""
+    """Most waiting jobs: in one model's queue, and of one owner; and most GPU seconds of that owner per UTC day."""
 
     per_queue: int
     per_owner: int
+    gpu_seconds_per_day: int | None = None
 
 
 NO_LIMITS = QueueLimits(per_queue=2**31, per_owner=2**31)
@@ -111,7 +112,7 @@ class JobStore(JobReader):
             The jobs, or those of the first request if this one repeats it, without the deleted ones.
 
         Raises:
-            QueueFull: one of the limits would be exceeded.
+            QueueFull, QuotaExceeded: one of the limits would be exceeded.
             IdempotencyKeyReused: the key was used with a different request.
         """
         owner = jobs[0].owner
@@ -119,6 +120,7 @@ class JobStore(JobReader):
         if idempotency is not None:
             fingerprint, idempotency_record = idempotency.fingerprint, idempotency_key(owner, idempotency.key)
         args: list[Any] = [fingerprint, IDEMPOTENCY_TTL_S, limits.per_queue, limits.per_owner, len(jobs)]
+        args += [1000 * (limits.gpu_seconds_per_day or 0), sum(job.expected_gpu_ms for job in jobs)]
         for job in jobs:
             fields, commands = _fields(job), flatten_commands(recorded_generate(queue, job.id))
             args += [job.id, len(fields), *fields, len(commands), *commands]
@@ -128,6 +130,8 @@ class JobStore(JobReader):
                 return list(jobs)
             case b"replayed":
                 return [job for job in map(self.view, detail.decode().split()) if job] or list(jobs)
+            case b"quota":
+                raise QuotaExceeded(limits.gpu_seconds_per_day or 0, *map(int, detail.split()))
             case _:
                 _refuse(answer.decode(), detail.decode(), len(jobs))
 
@@ -159,9 +163,15 @@ class JobStore(JobReader):
         total_steps: int,
         phase: Phase | str,
         preview: bytes | None = None,
+        *,
+        gpu_seconds: float = 0.0,
     ) -> LeaseReply:
-        """Store the progress, and a new preview if there is one, and renew the lease."""
-        progress = [json.dumps(value) for value in (step, total_steps, Phase(phase))]
+        """Store the progress, and a new preview if there is one, and renew the lease.
+
+        Args:
+            gpu_seconds: of this execution so far, for steps that no earlier one has finished.
+        """
+        progress = [json.dumps(value) for value in (step, total_steps, Phase(phase), round(1000 * gpu_seconds))]
         new = [] if preview is None else [preview]
         return self._renew_lease(job_id, execution_id, self._lease_ms, *progress, *new)
 
