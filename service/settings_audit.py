@@ -21,18 +21,15 @@ OF_ONE_PROCESS = frozenset({"port", "pulse_file", "embedded_queue"})
 def note_settings(redis: Redis, settings: Settings, signer: Signer) -> None:
     """Secrets appear as a few letters of a signature, which shows only that they have changed. Raises RedisError."""
     untyped: UntypedRedis = redis
-    current = {PREFIX + name.upper(): _shown(name, value, signer) for name, value in settings if _is_noted(name)}
     before = {name.decode(): value.decode() for name, value in untyped.hgetall(KNOWN).items()}
+    left_out = OF_ONE_PROCESS | ({"redis_url"} if settings.embedded_queue else frozenset())
+    current = {PREFIX + name.upper(): _shown(name, value, signer) for name, value in settings if name not in left_out}
     changes = {name: [before.get(name), value] for name, value in current.items() if before.get(name) != value}
     if not changes:
         return
     untyped.hset(KNOWN, mapping=current)
     if before:
         AuditLog(redis).record("settings.changed", "api", actor=this_process(), changes=changes)
-
-
-def _is_noted(name: str) -> bool:
-    return name not in OF_ONE_PROCESS
 
 
 def _shown(name: str, value: Any, signer: Signer) -> str:

@@ -136,6 +136,12 @@ class Tracing:
 NO_TRACING = Tracing()
 
 
+def traces_url(endpoint: str) -> str:
+    """Where spans are sent to."""
+    url = endpoint.rstrip("/")
+    return url if url.endswith(PATH) else url + PATH
+
+
 def _provider(endpoint: str, process: str) -> Any:
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -146,9 +152,8 @@ def _provider(endpoint: str, process: str) -> Any:
         raise ConfigurationError(
             f"IVMIX_OTLP_ENDPOINT is set, and {e.name} is missing: pip install 'ivmix[otel]', or unset it"
         ) from e
-    url = endpoint.rstrip("/")
     name = f"ivmix-{process}" if process else "ivmix"
     provider = TracerProvider(resource=Resource.create({"service.name": name}), shutdown_on_exit=False)
-    exporter = OTLPSpanExporter(endpoint=url if url.endswith(PATH) else url + PATH)
+    exporter = OTLPSpanExporter(endpoint=traces_url(endpoint))
     provider.add_span_processor(BatchSpanProcessor(exporter))
     return provider

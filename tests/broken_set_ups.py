@@ -193,6 +193,12 @@ def foreign_signing_secret(services: Services, _folder: Path) -> Generator[Setti
     yield services.settings
 
 
+@contextmanager
+def receiver_of_traces_that_is_none(services: Services, _folder: Path) -> Generator[Settings]:
+    with other_program() as port:
+        yield services.settings.model_copy(update={"otlp_endpoint": f"http://127.0.0.1:{port}"})
+
+
 CASES: list[tuple[Break, str, Level, str]] = [
     (without_append_only_file, "persistence", Level.PROBLEM, "appendonly is off"),
     (synced_every_second, "persistence", Level.WARNING, "everysec"),
@@ -208,6 +214,7 @@ CASES: list[tuple[Break, str, Level, str]] = [
     (open_to_the_network, "authentication", Level.PROBLEM, "reachable from other machines"),
     (trusting_everyone, "reverse proxy", Level.PROBLEM, "0.0.0.0/0"),
     (wrong_public_address, "public address", Level.PROBLEM, "answered with 404"),
+    (receiver_of_traces_that_is_none, "traces", Level.PROBLEM, "answers with"),
     (no_api_key, "API keys", Level.PROBLEM, "no API key"),
     (no_maintenance, "maintenance", Level.PROBLEM, "no maintenance process"),
     (no_worker, "workers", Level.PROBLEM, "demo: no worker is alive; 1 videos wait"),

@@ -15,6 +15,7 @@ from service.environment import PREFIX
 from service.errors import ConfigurationError
 from service.process.ports import bind_port
 from service.settings import Settings
+from service.tracing import Tracing, traces_url
 
 HTTP_TIMEOUT_S = 3.0
 WIDEST_NETWORK = {4: 8, 6: 16}  # shortest prefix of a network of proxies, by IP version
@@ -31,6 +32,7 @@ def check_settings(settings: Settings) -> Findings:
         yield from _authentication(settings)
     yield from check_trusted_proxies(settings)
     yield from check_environment_proxy(settings)
+    yield from check_traces(settings)
 
 
 def _authentication(settings: Settings) -> Findings:
@@ -88,6 +90,28 @@ def check_environment_proxy(settings: Settings) -> Findings:
             return
     used = ", ".join(sorted({_address(url) for url in proxies.values()}))
     yield ok("outgoing proxy", f"S3 and downloads of models use {used}; webhooks do not")
+
+
+def check_traces(settings: Settings) -> Findings:
+    """The libraries of the extra, and a receiver that answers; the request has no spans."""
+    endpoint = settings.otlp_endpoint
+    if endpoint is None:
+        return
+    try:
+        Tracing(endpoint).close()
+        url = traces_url(endpoint)
+        reply = httpx2.post(url, headers={"content-type": "application/x-protobuf"}, timeout=HTTP_TIMEOUT_S)
+    except ConfigurationError as e:
+        yield problem("traces", e.message)
+    except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as e:
+        message = f"no receiver answers at IVMIX_OTLP_ENDPOINT ({type(e).__name__}); spans are dropped"
+        yield warning("traces", message, "start it, or correct the setting")
+    else:
+        if reply.is_success:
+            yield ok("traces", "the OTLP receiver accepts spans")
+        else:
+            message = f"the receiver at IVMIX_OTLP_ENDPOINT answers with {reply.status_code}"
+            yield problem("traces", message, "correct it, or OTEL_EXPORTER_OTLP_HEADERS")
 
 
 def _is_internal(host: str) -> bool:

@@ -59,12 +59,13 @@ def _redis(settings: Settings, now: Callable[[], float]) -> Findings:
                 yield ok("redis", f"`ivmix up` will start {binary}; nothing is stored yet")
                 return
             url = reach_or_start(settings.data_dir, stack)
+        changes = {"redis_url": url, "otlp_endpoint": None}  # traces have a check
         try:
             check_redis(url)
         except RedisAway as e:
             yield absent(str(e))
             return
-        services = stack.enter_context(closing(open_services(settings.model_copy(update={"redis_url": url}))))
+        services = stack.enter_context(closing(open_services(settings.model_copy(update=changes))))
         yield from _guarded("redis", lambda: check_server(services.redis, now))
         yield from _stored(services)
 

@@ -22,7 +22,7 @@ ENCODER_TIMEOUT_S = 30.0
 FIRST_RELEASE = 1_790_000_000.0  # unix seconds; a clock before it is wrong
 SHOWN_PACKAGES = 6
 
-# In a process of its own: loading libraries of codecs takes long, and a broken one ends the process.
+# In a separate process: loading libraries of codecs takes long, and a broken one ends the process.
 ENCODE = """
 import av, io
 container = av.open(io.BytesIO(), "w", format="mp4")

@@ -31,7 +31,10 @@ def check_keys(keys: KeyStore, settings: Settings) -> Findings:
         return
     found = [key for key, _ in keys.list()]
     active = [key for key in found if key.revoked_at is None]
-    if not active:
+    if not active and "auth" not in settings.model_fields_set and settings.is_loopback:
+        message = "there is none; `ivmix up` on a loopback address needs none, `ivmix api` does"
+        yield warning("API keys", message, "ivmix keys create --name NAME")
+    elif not active:
         message = f"there is no {'active ' if found else ''}API key, and clients need one"
         yield problem("API keys", message, "ivmix keys create --name NAME")
     else:

@@ -29,7 +29,7 @@ from tests.processes import clean_environment
 @pytest.fixture
 def settings(valkey: str, tmp_path: Path) -> Settings:
     """A set-up without a fault, on a port that is free."""
-    return Settings(redis_url=valkey, data_dir=tmp_path / "data", port=free_port(), min_free_mb=1)
+    return Settings(redis_url=valkey, data_dir=tmp_path / "data", port=free_port(), min_free_mb=1, auth="keys")
 
 
 @pytest.fixture
@@ -141,7 +141,7 @@ def run(tmp_path: Path, *arguments: str, **environment: str) -> Any:
 def test_the_command_prints_a_line_per_check_and_ends_with_1(healthy: Services, tmp_path: Path) -> None:
     settings = healthy.settings
     common = {"IVMIX_DATA_DIR": str(settings.data_dir), "IVMIX_REDIS_URL": settings.redis_url or ""}
-    common |= {"IVMIX_PORT": str(settings.port), "IVMIX_MIN_FREE_MB": "1"}
+    common |= {"IVMIX_PORT": str(settings.port), "IVMIX_MIN_FREE_MB": "1", "IVMIX_AUTH": "keys"}
     ran = run(tmp_path, "--json", **common)
     report = json.loads(ran.stdout)
     assert (ran.returncode, report["ok"]) == (0, True), ran.stdout

@@ -95,7 +95,7 @@ class ChildJob:
     def sample(self, background: BackgroundThread) -> None:
         """All calls of the networks; then have `background` do the rest, as soon as it is free."""
         with self._exceptions_reported():
-            began = self._gpu_time.begin()
+            began = time.perf_counter()
             finished = self._uploader.find(self._run.job, self._run.execution_id, on_wait=self._uploading)
             if finished is not None:
                 self._end(_done(finished, began))
@@ -105,6 +105,7 @@ class ChildJob:
                 reference = fetch_reference(
                     self._storage, self._run.job, Path(folder), self._retry, on_wait=self._encoding
                 )
+                self._gpu_time.begin()
                 sampled = self._engine.sample(
                     self._run.generation,
                     self._sampling_progress,
