@@ -72,7 +72,7 @@ class Progress:
     """Sampling steps of the job."""
     preview: bytes | None = field(default=None, repr=False)
     """A new preview, WebP."""
-    gpu_seconds: float = 0.0
+    gpu_seconds: float = field(default=0.0, compare=False)
     """Of this execution so far, without steps that an earlier one had finished."""
 
 

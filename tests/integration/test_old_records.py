@@ -287,7 +287,8 @@ def test_the_api_shows_lists_serves_and_deletes_its_videos(services: Services) -
         for video_id in listed:
             assert client.delete(f"/v1/videos/{video_id}").status_code == 200
         assert client.get("/v1/videos").json()["data"] == []
-        assert client.get("/v1/webhook_endpoints").json()["data"][0]["url"].startswith("https://hooks.example.com")
+        endpoints = {endpoint["id"] for endpoint in client.get("/v1/webhook_endpoints").json()["data"]}
+        assert endpoints == {NAMES["endpoint"], NAMES["disabled_endpoint"]}
 
 
 def test_a_backup_of_it_is_restored(services: Services, tmp_path: Path) -> None:
