@@ -64,6 +64,9 @@ def test_one_trace_from_the_request_to_the_webhook(services: Services, collector
             reaches(services, made["id"], JobState.COMPLETED)
             process.terminate()
             assert process.wait(30) == 0
+        ended = services.store.get(made["id"])
+        assert ended is not None
+        assert ended.gpu_ms >= 40  # four steps of 10 ms
         runner = AttemptRunner(settings, services.webhooks, DispatcherMetrics(), services.tracing)
         deliver_webhooks(services, runner)
         (received,) = receiver.received
