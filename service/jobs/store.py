@@ -163,7 +163,6 @@ class JobStore(JobReader):
         total_steps: int,
         phase: Phase | str,
         preview: bytes | None = None,
-        *,
         gpu_seconds: float = 0.0,
     ) -> LeaseReply:
         """Store the progress, and a new preview if there is one, and renew the lease.

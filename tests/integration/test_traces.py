@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
+import dataclasses
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +20,7 @@ from service.wiring import Services, open_services
 from tests.factories import PROMPT, deliver_webhooks, finish
 from tests.job_waits import reaches
 from tests.otlp_receiver import OtlpReceiver
-from tests.processes import clean_environment, worker
+from tests.processes import worker
 from tests.quick_app import quick_app
 from tests.webhook_receivers import Receiver
 
@@ -107,21 +107,18 @@ def test_an_absent_receiver_stops_nothing(settings: Settings, tmp_path: Path) ->
     services.close()
 
 
-def test_nothing_is_imported_or_stored_without_the_setting(valkey: str, tmp_path: Path) -> None:
-    """redis-py imports the metrics of OpenTelemetry if they are installed, but neither traces nor exporters."""
+def test_without_the_setting_the_libraries_need_not_be_there(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "opentelemetry"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    off = dataclasses.replace(services, tracing=Tracing(None, "api"))
+    with TestClient(quick_app(off)) as client:
+        made = client.post("/v1/videos", json={"prompt": PROMPT}, headers={"traceparent": CLIENT}).json()
     with NO_TRACING.span("x", parent=CLIENT) as span:
         assert (span.traceparent, current_traceparent()) == (None, None)
-    program = """
-import sys
-from service.settings import load_settings
-from service.wiring import open_services
-services = open_services(load_settings(), "api")
-services.tracing.start("x").end()
-print([name for name in sys.modules if name.startswith(("opentelemetry.sdk.trace", "opentelemetry.exporter"))])
-"""
-    environment = clean_environment() | {"IVMIX_REDIS_URL": valkey, "IVMIX_DATA_DIR": str(tmp_path)}
-    ran = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
-    assert ran.stdout.strip() == "[]"
+    assert not services.redis.hexists(f"ivm:job:{made['id']}", "traceparent")
+    monkeypatch.undo()
 
 
 def test_missing_libraries_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -178,7 +178,7 @@ class JobMonitor:
         try:
             if progress is not None:
                 done = (progress.step, progress.total, progress.phase)
-                lease = self.store.report_progress(*name, *done, progress.preview, gpu_seconds=progress.gpu_seconds)
+                lease = self.store.report_progress(*name, *done, progress.preview, progress.gpu_seconds)
             elif self._is_redis_away and not beats:
                 return
             else:
