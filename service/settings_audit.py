@@ -22,7 +22,7 @@ def note_settings(redis: Redis, settings: Settings, signer: Signer) -> None:
     """Secrets appear as a few letters of a signature, which shows only that they have changed. Raises RedisError."""
     untyped: UntypedRedis = redis
     before = {name.decode(): value.decode() for name, value in untyped.hgetall(KNOWN).items()}
-    left_out = OF_ONE_PROCESS | ({"redis_url"} if settings.embedded_queue else frozenset())
+    left_out = OF_ONE_PROCESS | {"redis_url"} if settings.embedded_queue else OF_ONE_PROCESS  # new at every start
     current = {PREFIX + name.upper(): _shown(name, value, signer) for name, value in settings if name not in left_out}
     changes = {name: [before.get(name), value] for name, value in current.items() if before.get(name) != value}
     if not changes:
