@@ -86,10 +86,12 @@ def _key_store() -> Generator[tuple[KeyStore, AuditLog]]:
     from service.api_keys import KeyStore
     from service.audit_log import AuditLog
     from service.cli.redis_server import reachable_redis
+    from service.redis_connection.replication import Replication
     from service.settings import load_settings
 
-    with reachable_redis(load_settings()) as redis:
-        yield KeyStore(redis), AuditLog(redis)
+    settings = load_settings()
+    with reachable_redis(settings) as redis:
+        yield KeyStore(redis, Replication(settings.redis_wait_replicas, settings.redis_wait_s)), AuditLog(redis)
 
 
 def _scopes(text: str) -> list[Scope]:

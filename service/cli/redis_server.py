@@ -30,12 +30,12 @@ def reachable_redis(settings: Settings) -> Generator[Redis]:
     from service.redis_connection.wait import require_redis
 
     with ExitStack() as stack:
-        if settings.redis_url:
-            require_redis(settings.redis_url)
+        if settings.redis_address:
+            require_redis(settings.redis_address)
         else:
             prepare_folder(settings.data_dir, "IVMIX_DATA_DIR")
             keep_private(settings.data_dir)
-        url = settings.redis_url or reach_or_start(settings.data_dir, stack)
+        url = settings.redis_address or reach_or_start(settings.data_dir, stack)
         redis = open_redis(url)
         stack.callback(redis.close)
         try:

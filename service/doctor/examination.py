@@ -52,14 +52,15 @@ def examine_settings(settings: Settings, *, now: Callable[[], float] = time.time
 
 def _redis(settings: Settings, now: Callable[[], float]) -> Findings:
     with ExitStack() as stack:
-        url = settings.redis_url
+        url = settings.redis_address
         if url is None:
             binary = find_valkey_binary()
             if running_server_url(settings.data_dir) is None and not (settings.data_dir / "valkey").is_dir():
                 yield ok("redis", f"`ivmix up` will start {binary}; nothing is stored yet")
                 return
             url = reach_or_start(settings.data_dir, stack)
-        changes = {"redis_url": url, "otlp_endpoint": None}  # traces have a check
+        embedded = {"redis_url": url} if settings.redis_url is None else {}
+        changes = {"otlp_endpoint": None, **embedded}  # traces have a check
         try:
             check_redis(url)
         except RedisAway as e:

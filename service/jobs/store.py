@@ -13,13 +13,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any
 
 from redis import Redis
 from rq import Queue
 from rq.job import Job as RqJob
 
-from service.errors import IdempotencyKeyReused, QueueFull, QuotaExceeded
+from service.errors import NotReplicated
 from service.jobs.job_errors import RECORD_DAMAGED, START_TIMEOUT
 from service.jobs.job_record import DamagedJob
 from service.jobs.keys import (
@@ -35,12 +35,13 @@ from service.jobs.keys import (
 from service.jobs.model import ALLOWED_TRANSITIONS, Job, JobError, JobState, Output, Phase
 from service.jobs.outbox import LISTENERS, OUTBOX, oldest_kept
 from service.jobs.record_reader import Idempotency, JobReader
+from service.jobs.refusals import refuse
 from service.jobs.rq_queues import generate_queue, recorded_generate
+from service.redis_connection.replication import Replication
 from service.redis_records import encode_fields
 from service.redis_scripts import flatten_commands, load_script
 
 IDEMPOTENCY_TTL_S = 24 * 3600
-QUEUE_FULL_RETRY_S = 30  # about the time of one video; the OpenAI SDKs ignore a Retry-After above 120 s
 KEPT_DURATIONS = 50  # completed videos per model on which the waiting time is estimated
 
 
@@ -75,20 +76,32 @@ class JobStore(JobReader):
     Methods that take an execution id return False, and change nothing, if the job does not belong to that execution.
     """
 
-    def __init__(self, redis: Redis, *, retention_seconds: float = 7 * 86400, lease_s: float = 45) -> None:
+    def __init__(
+        self,
+        redis: Redis,
+        *,
+        retention_seconds: float = 7 * 86400,
+        lease_s: float = 45,
+        replication: Replication = Replication(),  # noqa: B008  # immutable
+    ) -> None:
+        """`replication` is of what clients get an answer for: videos that they create, cancel and delete."""
         super().__init__(redis)
+        self._replication = replication
         self._retention_seconds = retention_seconds
         self._lease_ms = int(lease_s * 1000)
         load = partial(load_script, redis, "service.jobs")
-        self._create_script = load("create")
+        load_replicated = partial(replication.load_script, redis, "service.jobs")
+        self._create_script = load_replicated("create")
+        self._withdraw_script = load("withdraw")
         self._start_script = load("start")
         self._renew_lease_script = load("renew_lease")
         self._end_script = load("end")
         self._requeue_script = load("requeue")
         self._send_again_script = load("send_again")
         self._fail_damaged_script = load("fail_damaged")
-        self._cancel_script = load("cancel")
-        self._delete_script = load("delete")
+        self._cancel_script = load_replicated("cancel")
+        self._delete_script = load_replicated("delete")
+        self._delete_expired_script = load("delete")
         self._reindex_script = load("reindex")
         self._restore_script = load("restore")
 
@@ -114,7 +127,9 @@ class JobStore(JobReader):
         Raises:
             QueueFull, QuotaExceeded: one of the limits would be exceeded.
             IdempotencyKeyReused: the key was used with a different request.
+            NotReplicated: too few replicas have the jobs. They are taken back, unless the primary is lost now.
         """
+        self._replication.require(self._redis)
         owner = jobs[0].owner
         fingerprint, idempotency_record = "", idempotency_key(owner, "")
         if idempotency is not None:
@@ -124,16 +139,23 @@ class JobStore(JobReader):
         for job in jobs:
             fields, commands = _fields(job), flatten_commands(recorded_generate(queue, job.id))
             args += [job.id, len(fields), *fields, len(commands), *commands]
-        answer, detail = self._create_script([queue.key, waiting_key(owner), idempotency_record, ACTIVE], args)
+        try:
+            answer, detail = self._create_script([queue.key, waiting_key(owner), idempotency_record, ACTIVE], args)
+        except NotReplicated:
+            self._withdraw_script([idempotency_record], [job.id for job in jobs])
+            raise
         match answer:
             case b"created":
                 return list(jobs)
             case b"replayed":
                 return [job for job in map(self.view, detail.decode().split()) if job] or list(jobs)
-            case b"quota":
-                raise QuotaExceeded(limits.gpu_seconds_per_day or 0, *map(int, detail.split()))
             case _:
-                _refuse(answer.decode(), detail.decode(), len(jobs))
+                refuse(answer.decode(), detail.decode(), len(jobs), limits.gpu_seconds_per_day)
+
+    def find_by_idempotency_key(self, owner: str, idempotency: Idempotency) -> list[Job]:
+        """As `JobReader`; the jobs are on enough replicas to be acknowledged again. Raises NotReplicated otherwise."""
+        jobs = super().find_by_idempotency_key(owner, idempotency)
+        return jobs if self._replication.has(self._redis, [job_key(job.id) for job in jobs]) else []
 
     def restore(self, job: Job) -> bool:
         """Write the record of an ended job again; False, without a change, if there is one."""
@@ -300,7 +322,8 @@ class JobStore(JobReader):
             return None
         keys = [job_key(job_id), owner_index(job.owner or owner or ""), OUTBOX, LISTENERS]
         flags = (int(isinstance(job, DamagedJob)), int(only_ended))
-        answer = self._delete_script(keys, [job_id, json.dumps(time.time()), oldest_kept(), *flags])
+        script = self._delete_expired_script if only_ended else self._delete_script
+        answer = script(keys, [job_id, json.dumps(time.time()), oldest_kept(), *flags])
         return None if answer is None else Deletion(answer.decode())
 
     def reindex(self, job_ids: Sequence[str], *, everything: bool = False) -> None:
@@ -313,16 +336,6 @@ class JobStore(JobReader):
             pipe.lpush(durations_key(model), json.dumps([time.time(), seconds]))
             pipe.ltrim(durations_key(model), 0, KEPT_DURATIONS - 1)
             pipe.execute()
-
-
-def _refuse(answer: str, limit: str, count: int) -> NoReturn:
-    if answer == "reused":
-        raise IdempotencyKeyReused
-    whose = {"queue_full": "the server", "owner_full": "this API key"}[answer]
-    how_many = (
-        f"{limit} videos are waiting" if count == 1 else f"with {count} more, more than {limit} videos would wait"
-    )
-    raise QueueFull(f"Queue is full: {how_many}, the limit of {whose}; try again later.", QUEUE_FULL_RETRY_S)
 
 
 def _fields(job: Job) -> list[str]:

@@ -16,7 +16,7 @@ from service.settings import Settings
 
 def record_from_command(settings: Settings, action: str, target: str, **details: Any) -> None:
     """Write an entry if there is a Redis, that of a running `ivmix up` included; otherwise say that there is none."""
-    url = settings.redis_url or running_server_url(settings.data_dir)
+    url = settings.redis_address or running_server_url(settings.data_dir)
     try:
         if url is None:
             raise RedisAway("no Redis is configured, and no `ivmix up` runs")

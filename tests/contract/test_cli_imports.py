@@ -58,6 +58,8 @@ def test_answers_of_the_parser_load_no_other_library(arguments: list[str]) -> No
         "models fetch",
         "recover",
         "worker",
+        "bench",
+        "bench distance",
     ],
 )
 def test_help_of_a_command_loads_nothing_that_does_its_work(command: str) -> None:
