@@ -18,7 +18,7 @@ COPY worker/__init__.py worker/__init__.py
 COPY sampler/__init__.py sampler/__init__.py
 COPY demo/__init__.py demo/__init__.py
 RUN --mount=type=cache,target=/root/.cache/pip \
-    /opt/ivmix/bin/pip install --disable-pip-version-check -c constraints.txt '.[worker]'
+    /opt/ivmix/bin/pip install --disable-pip-version-check -c constraints.txt '.[worker,otel]'
 COPY . .
 RUN /opt/ivmix/bin/pip install --disable-pip-version-check --no-cache-dir --no-deps --force-reinstall .
 

@@ -42,6 +42,8 @@ class ApiKey(FrozenModel):
     #: most requests per minute that create videos; None means the server's default
     requests_per_minute: int | None = Field(default=None, ge=1)
     max_waiting: int | None = Field(default=None, ge=1)  #: most queued videos; None means the server's default
+    #: most GPU seconds per UTC day; None means the server's default. Left out then: version 0.1 does not know it.
+    gpu_seconds_per_day: int | None = Field(default=None, ge=1, exclude_if=lambda seconds: seconds is None)
 
 
 class KeyStore:
@@ -60,6 +62,7 @@ class KeyStore:
         owner: str | None = None,
         requests_per_minute: int | None = None,
         max_waiting: int | None = None,
+        gpu_seconds_per_day: int | None = None,
     ) -> tuple[ApiKey, str]:
         """Create a key. Returns its record and the key itself, which is not stored and cannot be shown again.
 
@@ -75,6 +78,7 @@ class KeyStore:
             created_at=time.time(),
             requests_per_minute=requests_per_minute,
             max_waiting=max_waiting,
+            gpu_seconds_per_day=gpu_seconds_per_day,
         )
         secret = f"ivmix_{secrets.token_urlsafe(32)}"
         self._replication.run(self._redis, "HSET", KEYS, digest_of(secret), record.model_dump_json())

@@ -134,6 +134,19 @@ class QueueFull(Throttled):
     code = "queue_full"
 
 
+class QuotaExceeded(Throttled):
+    """The API key has used its GPU time of the day, or what waits and runs will."""
+
+    code = "quota_exceeded"
+
+    def __init__(self, quota_s: int, used_ms: int, expected_ms: int, reset_s: int) -> None:
+        super().__init__(
+            f"GPU quota exceeded: {quota_s} seconds per day for this API key. {used_ms / 1000:.0f} are used, and "
+            f"videos that wait or run are expected to take {expected_ms / 1000:.0f}. The day ends at 00:00 UTC.",
+            max(1, reset_s),
+        )
+
+
 class SyncRequestFailed(ServiceError):
     """A synchronous request ended without a video. `reason` is the error code of the job."""
 

@@ -101,6 +101,8 @@ class Settings(StoreSettings):
     """Largest number of queued videos per API key. Keys can override it."""
     max_waiting: int = Field(default=1000, ge=1)
     """Largest number of queued videos per model."""
+    gpu_seconds_per_day: int | None = Field(default=None, ge=1)
+    """Largest number of GPU seconds per day (UTC) and API key; further videos get 429. Keys can override it."""
     max_videos_per_request: int = Field(default=4, ge=1, le=16)
     """Largest `num_videos` of a request."""
 
@@ -149,6 +151,8 @@ class Settings(StoreSettings):
 
     log_format: Annotated[LogFormat, Section("Logging and probes")] = "auto"
     """`json`: one object per line. `auto`: `text` in a terminal, otherwise `json`."""
+    otlp_endpoint: BaseUrl | None = None
+    """Base URL of an OpenTelemetry receiver (OTLP/HTTP) for traces, such as `http://collector:4318`. If unset: none."""
     pulse_file: ExpandedPath | None = None
     """File that a worker, a webhook dispatcher or a maintenance process touches every few seconds, for liveness probes.
     A worker writes `ready` or `not ready` into it, for readiness probes. One file per process."""

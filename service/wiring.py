@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from redis import Redis
 
 from service.api_keys import KeyStore
+from service.audit_log import AuditLog
 from service.catalog.registry import ModelRegistry
 from service.errors import ConfigurationError, StorageError
 from service.jobs.model_loads import ModelLoads
@@ -20,6 +21,7 @@ from service.signatures import Signer
 from service.storage import FileStorage, VideoStorage
 from service.storage.free_space import FreeSpace
 from service.storage.reference_files import ReferenceFiles
+from service.tracing import Tracing
 from service.webhooks.deliveries import DeliveryStore
 from service.webhooks.endpoints import EndpointStore
 from service.webhooks.sender import Sender
@@ -46,12 +48,14 @@ class Services:
     store: JobStore
     loads: ModelLoads
     keys: KeyStore
+    audit: AuditLog
     storage: VideoStorage
     models: ModelRegistry
     webhooks: Webhooks
     free_space: FreeSpace
     references: ReferenceFiles
     signer: Signer
+    tracing: Tracing
 
     @property
     def redis_url(self) -> str:
@@ -65,13 +69,18 @@ class Services:
         return Renderer(self.settings, self.storage, self.signer)
 
     def close(self) -> None:
+        self.tracing.close()
         self.signer.close()
         self.redis.close()
         self.probe.close()
 
 
-def open_services(settings: Settings) -> Services:
-    """Create all clients without connecting yet. Raises ConfigurationError if a setting is missing."""
+def open_services(settings: Settings, process: str = "") -> Services:
+    """Create all clients without connecting yet. Raises ConfigurationError if a setting is missing.
+
+    Args:
+        process: what this process is, for its traces.
+    """
     url = settings.redis_address
     if url is None:
         raise ConfigurationError("IVMIX_REDIS_URL is not set; set it, or use `ivmix up`, which starts a server")
@@ -90,11 +99,13 @@ def open_services(settings: Settings) -> Services:
         ),
         loads=ModelLoads(redis),
         keys=KeyStore(redis, replication),
+        audit=AuditLog(redis),
         storage=storage,
         references=ReferenceFiles(redis, storage),
         models=ModelRegistry.of(settings),
         webhooks=open_webhooks(settings, redis),
         signer=Signer(redis),
+        tracing=Tracing(settings.otlp_endpoint, process),
         free_space=FreeSpace(settings.data_dir if settings.needs_disk else None, settings.min_free_mb),
     )
 

@@ -166,7 +166,7 @@ def main() -> int:
         stay_in_window(Path(window))
     settings = start_process()
     child = ChildProcess(settings, "demo", enter)
-    return work(open_services(settings), "demo", child, WorkerMetrics(), HeartbeatFile(settings.pulse_file))
+    return work(open_services(settings, "worker"), "demo", child, WorkerMetrics(), HeartbeatFile(settings.pulse_file))
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def main() -> int:
         settings = start_process()
         prepare_data_folder(settings)
         prepare_folder(settings.scratch_folder, "IVMIX_SCRATCH_DIR")
-        services = open_services(settings)
+        services = open_services(settings, "worker")
         require_not_refused(services.redis_url)
         check_storage(services.storage)
         model = services.models.get(sys.argv[1] if len(sys.argv) > 1 else None).id
@@ -59,7 +59,9 @@ def work(services: Services, model: str, child: Child, metrics: WorkerMetrics, h
     settings, files = services.settings, _files(services, model)
     loader = ModelLoader(child, model, ModelLoads(services.probe), metrics, heartbeat_file, stopping, files)
     scratch = Scratch(settings.scratch_folder)
-    runner = Runner(services.store, services.storage, child, scratch, settings, metrics, heartbeat_file)
+    runner = Runner(
+        services.store, services.storage, child, scratch, settings, metrics, heartbeat_file, tracing=services.tracing
+    )
     try:
         is_loaded = loader.load()
         if is_loaded:
@@ -69,6 +71,7 @@ def work(services: Services, model: str, child: Child, metrics: WorkerMetrics, h
             _take_jobs(services, model, runner, stopping)
             is_loaded = loader.load()
         runner.background.close()
+        services.tracing.close()
         return 0
     finally:
         child.kill()

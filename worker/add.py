@@ -232,6 +232,8 @@ def main(
     replace: Annotated[bool, typer.Option("--replace", help="Replace an added model of this name.")] = False,
 ) -> None:
     """Add a model from what you have: a diffusers folder, a single file, or a hub repository. safetensors only."""
+    from service.process.command_audit import record_from_command  # Redis, for which --help must not wait
+
     settings = load_settings()
     keep_private(settings.data_dir)
     signal.signal(signal.SIGTERM, _exit)
@@ -242,6 +244,7 @@ def main(
     changes = {"licence": licence or f"not known; see {source}", "description": description or f"Added from {source}."}
     changes |= ({"sizes": size} if size else {}) | distilled_settings(distilled)
     entry = add(given, settings, changes, typer.echo, may_replace=replace)
+    record_from_command(settings, "model.added", name, source=source, replaced=replace)
     typer.echo(f"{name} is added (family {entry.family}).{_next_step(name, settings)}")
 
 

@@ -72,6 +72,8 @@ class Progress:
     """Sampling steps of the job."""
     preview: bytes | None = field(default=None, repr=False)
     """A new preview, WebP."""
+    gpu_seconds: float = field(default=0.0, compare=False)
+    """Of this execution so far, without steps that an earlier one had finished."""
 
 
 @dataclass(frozen=True)

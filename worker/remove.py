@@ -25,6 +25,8 @@ def main(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
     """Delete an added model: its entry, and its files in the weights folder that no other model uses."""
+    from service.process.command_audit import record_from_command  # Redis, for which --help must not wait
+
     settings = load_settings()
     keep_private(settings.data_dir)
     weights_dir = settings.weights_dir.expanduser().resolve()
@@ -48,6 +50,7 @@ def main(
             typer.confirm(f"Delete model '{name}'{' and these folders' if folders else ''}?", abort=True)
         added.write()
         delete_files(sources, others, weights_dir, kept)
+    record_from_command(settings, "model.removed", name)
     typer.echo(f"{name} is removed. A server that runs offers it until it is restarted.")
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 import threading
+from contextlib import suppress
 from types import FrameType
 
 from fastapi import FastAPI
+from redis.exceptions import RedisError
 
 from service.api.app import create_app, create_operations_app
 from service.api.server import BoundedServer
@@ -15,6 +17,7 @@ from service.process.ports import bind_port
 from service.process.startup import one_sentence_errors, prepare_data_folder, start_process
 from service.redis_connection.wait import watch_redis
 from service.settings import Settings
+from service.settings_audit import note_settings
 from service.wiring import check_storage, open_services
 
 OPERATIONS_CONNECTIONS = 32  # probes and Prometheus
@@ -24,7 +27,7 @@ def main() -> None:
     with one_sentence_errors():
         settings = start_process()
         prepare_data_folder(settings)
-        services = open_services(settings)
+        services = open_services(settings, "api")
         app = create_app(services)
         check_storage(services.storage)
         server = Server(app, settings, settings.port)
@@ -33,6 +36,8 @@ def main() -> None:
         if settings.metrics_port is not None:
             _serve_operations(app, settings, settings.metrics_port)
         watch_redis(services.redis_url, server.refuse)
+        with suppress(RedisError):  # noted by the next process that starts
+            note_settings(services.probe, settings, services.signer)
     try:
         server.run(sockets)
         if server.refusal is not None:

@@ -19,6 +19,7 @@ from service.api.origin_check import OriginCheck
 from service.api.polls import PollBatcher
 from service.api.rate_limits import RateLimiter
 from service.api.request_path import HeadRequests, RequestPath
+from service.api.request_traces import RequestTraces
 from service.api.routes import (
     cancel_videos,
     create_video,
@@ -33,6 +34,7 @@ from service.api.routes import (
     queue,
     send_test_event,
     session,
+    usage,
     video_events,
     videos,
     webhooks,
@@ -79,6 +81,8 @@ def create_app(services: Services) -> FastAPI:
     app.state.polls = PollBatcher(services.store.get_many_with_positions)
     _add_routes(app, settings)
     add_error_handlers(app)
+    if services.tracing.is_on:
+        app.add_middleware(RequestTraces, tracing=services.tracing)
     app.add_middleware(RequestMetrics, metrics=app.state.metrics)
     _add_request_checks(app, settings)
     app.add_middleware(RequestId)
@@ -98,6 +102,7 @@ def _add_routes(app: FastAPI, settings: Settings) -> None:
         create_video_sync,
         models,
         queue,
+        usage,
         session,
         webhooks,
         send_test_event,

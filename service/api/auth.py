@@ -40,14 +40,18 @@ class Principal:
 
     Attributes:
         owner: owner of the videos that this caller creates.
+        key_id: id of the API key; `owner` without authentication.
         requests_per_minute: limit for requests that create videos; None means no limit.
         max_waiting: limit for queued videos; None means only the server's limit applies.
+        gpu_seconds_per_day: limit for GPU time per UTC day; None means no limit.
     """
 
     owner: str
     scopes: frozenset[Scope]
     requests_per_minute: int | None
     max_waiting: int | None
+    key_id: str = LOCAL
+    gpu_seconds_per_day: int | None = None
 
     @property
     def visible_owner(self) -> str | None:
@@ -137,6 +141,8 @@ def _principal(key: ApiKey, services: Services) -> Principal:
         scopes=key.scopes,
         requests_per_minute=key.requests_per_minute or services.settings.requests_per_minute,
         max_waiting=key.max_waiting or services.settings.max_waiting_per_key,
+        key_id=key.id,
+        gpu_seconds_per_day=key.gpu_seconds_per_day or services.settings.gpu_seconds_per_day,
     )
 
 

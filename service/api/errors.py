@@ -22,6 +22,7 @@ from service.errors import (
     NotAllowed,
     NotAuthenticated,
     NotFound,
+    QuotaExceeded,
     ServiceError,
     ServiceUnavailable,
     StorageError,
@@ -155,6 +156,8 @@ def _headers(e: ServiceError) -> dict[str, str]:
     match e:
         case NotAuthenticated():
             return {"www-authenticate": "Bearer"}
+        case QuotaExceeded():  # SDKs would retry within seconds
+            return {"retry-after": str(e.retry_after_s), "x-should-retry": "false"}
         case Throttled():
             return {"retry-after": str(e.retry_after_s)}
         case _:

@@ -56,4 +56,8 @@ class RateLimiter:
 
 
 def waiting_limits(principal: Principal, max_waiting: int) -> QueueLimits:
-    return QueueLimits(per_queue=max_waiting, per_owner=principal.max_waiting or max_waiting)
+    return QueueLimits(
+        per_queue=max_waiting,
+        per_owner=principal.max_waiting or max_waiting,
+        gpu_seconds_per_day=principal.gpu_seconds_per_day,
+    )

@@ -32,6 +32,12 @@ def get_own_job(services: Services, principal: Principal, video_id: str) -> Job:
     return job
 
 
+def audit_change(services: Services, principal: Principal, action: str, job: Job) -> None:
+    """Write into the audit log that an administrator changed another key's video."""
+    if job.owner != principal.owner:
+        services.audit.record(action, job.id, actor=principal.key_id, owner=job.owner)
+
+
 def _is_visible(services: Services, principal: Principal, job: Job) -> bool:
     owner = principal.visible_owner
     return owner in (None, job.owner) or (not job.owner and services.store.is_in_index(job.id, owner))

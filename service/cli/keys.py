@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from service.errors import ConfigurationError, ServiceUnavailable
+from service.errors import ConfigurationError
 from service.scopes import DEFAULT_SCOPES, Scope
 
 if TYPE_CHECKING:
     from service.api_keys import KeyStore
+    from service.audit_log import AuditLog
 
 keys = typer.Typer(help="Manage API keys.", no_args_is_help=True)
 
@@ -31,11 +32,24 @@ def create_key(
     max_waiting: Annotated[
         int | None, typer.Option(min=1, help="Limit of queued videos [IVMIX_MAX_WAITING_PER_KEY].")
     ] = None,
+    gpu_seconds: Annotated[
+        int | None, typer.Option(min=1, help="Limit of GPU seconds per UTC day [IVMIX_GPU_SECONDS_PER_DAY].")
+    ] = None,
 ) -> None:
     """Create a key and print it. It cannot be shown again."""
-    with _key_store() as store:
+    from service.audit_log import person
+
+    with _key_store() as (store, audit):
         made, secret = store.create(
-            name, scopes=_scopes(scopes), owner=owner, requests_per_minute=rpm, max_waiting=max_waiting
+            name,
+            scopes=_scopes(scopes),
+            owner=owner,
+            requests_per_minute=rpm,
+            max_waiting=max_waiting,
+            gpu_seconds_per_day=gpu_seconds,
+        )
+        audit.record(
+            "key.created", made.id, actor=person(), name=made.name, scopes=sorted(made.scopes), owner=made.owner
         )
         typer.echo(f"{made.id} {made.name}: {', '.join(sorted(made.scopes))}", err=True)
         typer.echo(secret)
@@ -47,7 +61,7 @@ def list_keys() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    with _key_store() as store:
+    with _key_store() as (store, _):
         table = Table("id", "name", "scopes", "owner", "created", "last used", "revoked", box=None)
         for key, used in store.list():
             times = (key.created_at, used, key.revoked_at)
@@ -58,39 +72,26 @@ def list_keys() -> None:
 @keys.command("revoke")
 def revoke_key(key_id: str) -> None:
     """Revoke a key. Running servers reject it within seconds."""
-    with _key_store() as store:
+    from service.audit_log import person
+
+    with _key_store() as (store, audit):
         if store.revoke(key_id) is None:
             raise ConfigurationError(f"there is no key '{key_id}'; `ivmix keys list` shows them")
+        audit.record("key.revoked", key_id, actor=person())
         typer.echo(f"{key_id} is revoked")
 
 
 @contextmanager
-def _key_store() -> Generator[KeyStore]:
-    """Keys in IVMIX_REDIS_URL, else in the embedded server: that of a running `ivmix up`, or started temporarily."""
-    from redis.exceptions import RedisError
-
+def _key_store() -> Generator[tuple[KeyStore, AuditLog]]:
     from service.api_keys import KeyStore
-    from service.process.data_folder import keep_private, prepare_folder
-    from service.process.embedded_valkey import reach_or_start
-    from service.redis_connection.client import open_redis
+    from service.audit_log import AuditLog
+    from service.cli.redis_server import reachable_redis
     from service.redis_connection.replication import Replication
-    from service.redis_connection.wait import require_redis
     from service.settings import load_settings
 
     settings = load_settings()
-    with ExitStack() as stack:
-        if settings.redis_address:
-            require_redis(settings.redis_address)
-        else:
-            prepare_folder(settings.data_dir, "IVMIX_DATA_DIR")
-            keep_private(settings.data_dir)
-        url = settings.redis_address or reach_or_start(settings.data_dir, stack)
-        redis = open_redis(url)
-        stack.callback(redis.close)
-        try:
-            yield KeyStore(redis, Replication(settings.redis_wait_replicas, settings.redis_wait_s))
-        except RedisError as e:
-            raise ServiceUnavailable(f"Redis is unreachable: {e}") from e
+    with reachable_redis(settings) as redis:
+        yield KeyStore(redis, Replication(settings.redis_wait_replicas, settings.redis_wait_s)), AuditLog(redis)
 
 
 def _scopes(text: str) -> list[Scope]:

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+import service
 from service.cli.errors import user_errors
 from service.cli.keys import keys
+from service.cli.operating import operating
 from service.cli.videos import videos
 from service.process.standard_streams import open_closed_streams
 
@@ -24,14 +26,13 @@ if TYPE_CHECKING:
 
 app = typer.Typer(name="ivmix", help="Self-hosted text-to-video with the IV-Mixed Sampler.", no_args_is_help=True)
 app.add_typer(videos)
+app.add_typer(operating)
 app.add_typer(keys, name="keys")
 
 
 def print_version(is_asked: bool) -> None:
     if is_asked:
-        from importlib.metadata import version
-
-        typer.echo(f"ivmix {version('ivmix')}")
+        typer.echo(f"ivmix {service.__version__}")
         raise typer.Exit
 
 

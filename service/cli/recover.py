@@ -6,6 +6,7 @@ from contextlib import ExitStack, closing
 
 import typer
 
+from service.audit_log import AuditLog, person
 from service.cli.up import prepare_data
 from service.maintenance.recovery import Finding, Recovery
 from service.process.embedded_valkey import EmbeddedValkey
@@ -30,6 +31,9 @@ def run(*, is_dry: bool, may_delete: bool) -> None:
         for job_id, finding in recovery.run():
             counts[finding] += 1
             typer.echo(f"{finding} {job_id}")
+        if not is_dry:
+            rebuilt = counts[Finding.REBUILT]
+            AuditLog(services.redis).record("records.recovered", "storage", actor=person(), rebuilt=rebuilt)
         summary = ", ".join(f"{count} {finding}" for finding, count in counts.items())
         typer.echo(f"{sum(counts.values())} videos in the storage: {summary}{' (dry run)' if is_dry else ''}")
         _lost_files(recovery, may_delete=may_delete and not is_dry)

@@ -186,11 +186,18 @@ class Job(FrozenModel):
     output: Output | None = None  #: the stored files, once completed
     error: JobError | None = None  #: why the job failed
     timings: dict[str, float] = {}  #: seconds per phase of the execution that completed the job
+    gpu_ms: Count = Field(default=0, exclude_if=lambda ms: not ms)
+    #: GPU time of all executions in milliseconds, steps that were repeated once; whole when the job has ended
+    gpu_added_ms: Count = Field(default=0, exclude_if=lambda ms: not ms)  #: what the running execution added to it
+    expected_gpu_ms: Count = Field(default=0, exclude_if=lambda ms: not ms)
+    #: GPU time that it is expected to take, where its owner has a quota
     peak_memory_mb: float | None = None  #: peak GPU memory of that execution in MiB
     owner: str = LOCAL  #: owner id of the API key that made the request
     metadata: dict[str, str] = {}  #: the client's own key-value pairs
     user: str | None = None  #: the client's name for its end user
     callback: Callback | None = None  #: receiver of this job's webhooks
+    traceparent: str | None = Field(default=None, exclude_if=lambda parent: parent is None)
+    #: W3C trace context of the request, if it is traced
     priority: Priority = Priority.NORMAL  #: whether other queued jobs run first
     returned: bool = False  #: whether it has been put back at the front of its queue, where it is out of turn
     start_by: Timestamp | None = None  #: when the job fails if it is still queued

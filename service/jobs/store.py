@@ -13,13 +13,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any
 
 from redis import Redis
 from rq import Queue
 from rq.job import Job as RqJob
 
-from service.errors import IdempotencyKeyReused, NotReplicated, QueueFull
+from service.errors import NotReplicated
 from service.jobs.job_errors import RECORD_DAMAGED, START_TIMEOUT
 from service.jobs.job_record import DamagedJob
 from service.jobs.keys import (
@@ -35,13 +35,13 @@ from service.jobs.keys import (
 from service.jobs.model import ALLOWED_TRANSITIONS, Job, JobError, JobState, Output, Phase
 from service.jobs.outbox import LISTENERS, OUTBOX, oldest_kept
 from service.jobs.record_reader import Idempotency, JobReader
+from service.jobs.refusals import refuse
 from service.jobs.rq_queues import generate_queue, recorded_generate
 from service.redis_connection.replication import Replication
 from service.redis_records import encode_fields
 from service.redis_scripts import flatten_commands, load_script
 
 IDEMPOTENCY_TTL_S = 24 * 3600
-QUEUE_FULL_RETRY_S = 30  # about the time of one video; the OpenAI SDKs ignore a Retry-After above 120 s
 KEPT_DURATIONS = 50  # completed videos per model on which the waiting time is estimated
 
 
@@ -60,10 +60,11 @@ class Deletion(StrEnum):
 
 @dataclass(frozen=True)
 class QueueLimits:
-    """Most waiting jobs: in one model's queue, and of one owner."""
+    """Most waiting jobs: in one model's queue, and of one owner; and most GPU seconds of that owner per UTC day."""
 
     per_queue: int
     per_owner: int
+    gpu_seconds_per_day: int | None = None
 
 
 NO_LIMITS = QueueLimits(per_queue=2**31, per_owner=2**31)
@@ -124,7 +125,7 @@ class JobStore(JobReader):
             The jobs, or those of the first request if this one repeats it, without the deleted ones.
 
         Raises:
-            QueueFull: one of the limits would be exceeded.
+            QueueFull, QuotaExceeded: one of the limits would be exceeded.
             IdempotencyKeyReused: the key was used with a different request.
             NotReplicated: too few replicas have the jobs. They are taken back, unless the primary is lost now.
         """
@@ -134,6 +135,7 @@ class JobStore(JobReader):
         if idempotency is not None:
             fingerprint, idempotency_record = idempotency.fingerprint, idempotency_key(owner, idempotency.key)
         args: list[Any] = [fingerprint, IDEMPOTENCY_TTL_S, limits.per_queue, limits.per_owner, len(jobs)]
+        args += [1000 * (limits.gpu_seconds_per_day or 0), sum(job.expected_gpu_ms for job in jobs)]
         for job in jobs:
             fields, commands = _fields(job), flatten_commands(recorded_generate(queue, job.id))
             args += [job.id, len(fields), *fields, len(commands), *commands]
@@ -148,7 +150,7 @@ class JobStore(JobReader):
             case b"replayed":
                 return [job for job in map(self.view, detail.decode().split()) if job] or list(jobs)
             case _:
-                _refuse(answer.decode(), detail.decode(), len(jobs))
+                refuse(answer.decode(), detail.decode(), len(jobs), limits.gpu_seconds_per_day)
 
     def find_by_idempotency_key(self, owner: str, idempotency: Idempotency) -> list[Job]:
         """As `JobReader`; the jobs are on enough replicas to be acknowledged again. Raises NotReplicated otherwise."""
@@ -183,9 +185,14 @@ class JobStore(JobReader):
         total_steps: int,
         phase: Phase | str,
         preview: bytes | None = None,
+        gpu_seconds: float = 0.0,
     ) -> LeaseReply:
-        """Store the progress, and a new preview if there is one, and renew the lease."""
-        progress = [json.dumps(value) for value in (step, total_steps, Phase(phase))]
+        """Store the progress, and a new preview if there is one, and renew the lease.
+
+        Args:
+            gpu_seconds: of this execution so far, for steps that no earlier one has finished.
+        """
+        progress = [json.dumps(value) for value in (step, total_steps, Phase(phase), round(1000 * gpu_seconds))]
         new = [] if preview is None else [preview]
         return self._renew_lease(job_id, execution_id, self._lease_ms, *progress, *new)
 
@@ -329,16 +336,6 @@ class JobStore(JobReader):
             pipe.lpush(durations_key(model), json.dumps([time.time(), seconds]))
             pipe.ltrim(durations_key(model), 0, KEPT_DURATIONS - 1)
             pipe.execute()
-
-
-def _refuse(answer: str, limit: str, count: int) -> NoReturn:
-    if answer == "reused":
-        raise IdempotencyKeyReused
-    whose = {"queue_full": "the server", "owner_full": "this API key"}[answer]
-    how_many = (
-        f"{limit} videos are waiting" if count == 1 else f"with {count} more, more than {limit} videos would wait"
-    )
-    raise QueueFull(f"Queue is full: {how_many}, the limit of {whose}; try again later.", QUEUE_FULL_RETRY_S)
 
 
 def _fields(job: Job) -> list[str]:

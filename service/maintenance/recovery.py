@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from itertools import groupby
 
-from service.jobs.model import Job
+from service.jobs.model import Job, Phase
 from service.jobs.store import JobStore
 from service.storage import VideoStorage, object_keys
 from service.storage.manifest import is_manifest_key, manifests
@@ -68,4 +68,8 @@ class Recovery:
         return Finding.KNOWN  # another process restored it first
 
     def _record(self, job: Job) -> Job:
-        return job.model_copy(update={"expires_at": (job.completed_at or job.created_at) + self.retention_s})
+        """The manifest was written before the end: its GPU time is that of earlier executions."""
+        phases = (Phase.ENCODING, Phase.SAMPLING, Phase.DECODING)
+        gpu_ms = job.gpu_ms + round(1000 * sum(job.timings.get(phase, 0.0) for phase in phases))
+        expires_at = (job.completed_at or job.created_at) + self.retention_s
+        return job.model_copy(update={"expires_at": expires_at, "gpu_ms": gpu_ms})

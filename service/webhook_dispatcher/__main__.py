@@ -28,7 +28,7 @@ def main() -> None:
         signal.signal(number, stop)
     with one_sentence_errors():
         settings = start_process()
-        services = open_services(settings)
+        services = open_services(settings, "webhooks")
         metrics = DispatcherMetrics()
         heartbeat_file = HeartbeatFile(settings.pulse_file)
         if settings.webhook_metrics_port is not None:

@@ -7,10 +7,12 @@ import time
 from dataclasses import dataclass
 
 from service.settings import Settings
+from service.tracing import NO_TRACING, Tracing
 from service.webhook_dispatcher.metrics import DispatcherMetrics
 from service.webhooks.deliveries import Delivery
 from service.webhooks.retry_policy import State, next_state
 from service.webhooks.signature import Secrets, signed_headers
+from service.webhooks.url_policy import host_of
 from service.wiring import Webhooks
 
 log = logging.getLogger("ivmix.webhooks")
@@ -25,6 +27,7 @@ class AttemptRunner:
     settings: Settings
     webhooks: Webhooks
     metrics: DispatcherMetrics
+    tracing: Tracing = NO_TRACING
 
     @property
     def per_host_limit(self) -> int:
@@ -67,7 +70,14 @@ class AttemptRunner:
     def _post(self, delivery: Delivery, url: str, secrets: Secrets, attempt_number: int) -> None:
         body = delivery.body.encode()
         headers = signed_headers(secrets, webhook_id=delivery.id, timestamp=int(time.time()), body=body)
-        outcome = self.webhooks.sender.post(url, body, headers)
+        about = {"ivmix.video_id": delivery.video_id, "ivmix.attempt": attempt_number, "server.address": host_of(url)}
+        with self.tracing.span("webhook", parent=delivery.traceparent, kind="client", attributes=about) as span:
+            if span.traceparent:
+                headers = {**headers, "traceparent": span.traceparent}
+            outcome = self.webhooks.sender.post(url, body, headers)
+            span.set({"http.response.status_code": outcome.status_code or 0})
+            if outcome.error:
+                span.fail(outcome.error)
         self.metrics.attempt_made(outcome)
         delays_s = self._retry_delays_s(delivery)
         following = next_state(outcome, attempt_number, delays_s=delays_s, now=time.time())

@@ -63,6 +63,7 @@ class FanOut:
             "video_id": job.id,
             "owner": job.owner,
             "body": payload(event_id, event_type, job, self.renderer),
+            "traceparent": job.traceparent,
         }
         deliveries = [
             new_delivery(endpoint_id=endpoint.id, **event)

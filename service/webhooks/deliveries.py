@@ -79,6 +79,7 @@ class Delivery(FrozenModel):
     ended_at: float | None = None
     error: str | None = None
     log: tuple[Attempt, ...] = ()
+    traceparent: str | None = None  # W3C trace context of the video's request, if it was traced
     is_test: bool = False  # a sample event: one attempt, also to a disabled endpoint
 
 
@@ -97,7 +98,8 @@ def creation_commands(delivery: Delivery) -> list[Command]:
     """The Redis commands that store a new delivery, to be run in the caller's transaction."""
     owner, video, record = owner_index(delivery.owner), video_index(delivery.video_id), key(delivery.id)
     # Dispatchers of earlier versions, which may still run, refuse a field that they do not know.
-    fields = delivery.model_dump(mode="json", exclude=None if delivery.is_test else {"is_test"})
+    newer = {"is_test", "traceparent"}
+    fields = delivery.model_dump(mode="json", exclude={name for name in newer if not getattr(delivery, name)})
     return [
         ["HSET", record, *encode_fields(fields)],
         ["EXPIRE", record, str(KEEP_S)],

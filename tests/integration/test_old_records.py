@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi.testclient import TestClient
 from redis import Redis
 
 from service.api_keys import Scope, digest_of
@@ -20,9 +23,13 @@ from service.jobs.queue_and_waiting_time import queue_stats
 from service.jobs.record_reader import Idempotency
 from service.jobs.rq_queues import GENERATE, TrustedJob, generate_queue
 from service.jobs.store import LeaseReply
+from service.jobs.usage import UsageStore
+from service.maintenance.backup import Backup
+from service.maintenance.backup_file import BackupWriter
 from service.maintenance.index_builder import IndexBuilder
 from service.maintenance.lost_job_reaper import LostJobReaper
 from service.maintenance.recovery import Finding, Recovery
+from service.maintenance.restore import Restore
 from service.maintenance.retention import Retention
 from service.storage import sha256_of
 from service.storage.manifest import manifests
@@ -32,6 +39,7 @@ from service.webhooks.sender import Outcome
 from service.wire.video import Renderer
 from service.wiring import Services
 from tests.factories import make_job, make_output
+from tests.quick_app import quick_app
 
 RECORDS = json.loads((Path(__file__).parents[1] / "data" / "records_0_1_0.json").read_text())
 NAMES: dict[str, str] = RECORDS["names"]
@@ -255,6 +263,44 @@ def test_the_outbox_is_read_and_becomes_deliveries(services: Services) -> None:
     FanOut(services.webhooks, Renderer(services.settings, services.storage)).run_once()
     (delivery,), _ = services.webhooks.deliveries.list(OWNER, video_id=NAMES["in_outbox"])
     assert (delivery.event_type, delivery.endpoint_id) == ("video.failed", NAMES["endpoint"])
+
+
+def test_what_ends_now_is_counted_as_usage(services: Services) -> None:
+    assert services.store.complete(NAMES["running"], "execution-3", make_output(size_bytes=3), {"sampling": 1.5}, None)
+    services.store.cancel(NAMES["queued"])
+    today = datetime.now(UTC).date()
+    usage, _ = UsageStore(services.redis).page(today - timedelta(1), today + timedelta(1), owner=OWNER)
+    assert sum(day.videos for day in usage) == sum(day.cancelled for day in usage) == 1
+    assert sum(day.gpu_seconds for day in usage) == 1.5
+
+
+@pytest.mark.usefixtures("stored_files")
+def test_the_api_shows_lists_serves_and_deletes_its_videos(services: Services) -> None:
+    services = dataclasses.replace(services, settings=services.settings.model_copy(update={"auth": "keys"}))
+    with TestClient(quick_app(services), headers={"authorization": f"Bearer {NAMES['secret']}"}) as client:
+        listed = [video["id"] for video in client.get("/v1/videos?limit=50").json()["data"]]
+        assert sorted(listed) == sorted(name for name in NAMES.values() if name.startswith("video_"))
+        for video_id in listed:
+            assert client.get(f"/v1/videos/{video_id}").status_code == 200
+        stored = RECORDS["storage"][f"videos/{NAMES['completed']}/execution-1/video.mp4"]
+        assert client.get(f"/v1/videos/{NAMES['completed']}/content").content == raw(stored)
+        for video_id in listed:
+            assert client.delete(f"/v1/videos/{video_id}").status_code == 200
+        assert client.get("/v1/videos").json()["data"] == []
+        endpoints = {endpoint["id"] for endpoint in client.get("/v1/webhook_endpoints").json()["data"]}
+        assert endpoints == {NAMES["endpoint"], NAMES["disabled_endpoint"]}
+
+
+def test_a_backup_of_it_is_restored(services: Services, tmp_path: Path) -> None:
+    file, before = tmp_path / "backup.gz", {name: services.store.get(NAMES[name]) for name in ("completed", "queued")}
+    with BackupWriter(file, made_by="test") as writer:
+        Backup(services.redis).write(writer)
+    services.redis.flushall()
+    Restore(services.redis).run(file)
+    assert {name: services.store.get(NAMES[name]) for name in before} == before
+    queued = [NAMES["requeued"], NAMES["queued"], NAMES["queued_low"]]
+    assert generate_queue(services.redis, "demo").job_ids == queued
+    assert services.keys.find(digest_of(NAMES["secret"])) is not None
 
 
 @pytest.mark.usefixtures("stored_files")

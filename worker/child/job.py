@@ -28,6 +28,7 @@ from service.storage.manifest import Manifest
 from service.storage.metrics import StorageCall, measured
 from worker.background_thread import BackgroundThread
 from worker.child.checkpoint_upload import CheckpointWriter
+from worker.child.gpu_time import GpuTime
 from worker.child.previews import Previews
 from worker.child.reference_file import ReferenceLost, ReferenceUnreachable, fetch_reference
 from worker.child.upload import Uploader
@@ -89,6 +90,7 @@ class ChildJob:
         key = object_keys.checkpoint(run.job.id)
         self._checkpoint_writer = CheckpointWriter(storage, key, every_s=settings.checkpoint_s)
         self._previews = Previews(settings.preview_seconds, engine.preview_cost_s)
+        self._gpu_time = GpuTime(run.job)
 
     def sample(self, background: BackgroundThread) -> None:
         """All calls of the networks; then have `background` do the rest, as soon as it is free."""
@@ -103,6 +105,7 @@ class ChildJob:
                 reference = fetch_reference(
                     self._storage, self._run.job, Path(folder), self._retry, on_wait=self._encoding
                 )
+                self._gpu_time.begin()
                 sampled = self._engine.sample(
                     self._run.generation,
                     self._sampling_progress,
@@ -138,7 +141,8 @@ class ChildJob:
 
     def _progress(self, phase: Phase, step: int, total: int, preview: bytes | None = None) -> None:
         """Report it. Raises StopRequested if the parent asked for a stop."""
-        self._parent.send(Progress(phase, step, total, preview))
+        self._gpu_time.note(phase, step)
+        self._parent.send(Progress(phase, step, total, preview, self._gpu_time.seconds))
         if (stop := self._parent.stop_order()) is not None:
             raise StopRequested(stop)
 

@@ -19,6 +19,7 @@ from service.settings import Settings
 from service.storage.metrics import StorageCall
 from worker.messages import CannotLoad, Done, Failed, Progress, Ready, Run, Sampled, Stop, Stopped
 from worker.parent.child_process import Channel, Child, ChildDied, ModelsNotLoaded
+from worker.parent.job_trace import JobTrace
 from worker.parent.metrics import WorkerMetrics
 
 log = logging.getLogger("ivmix.worker")
@@ -56,6 +57,7 @@ class JobMonitor:
     is_draining: Callable[[], bool]
     """Whether this worker is shutting down."""
     heartbeat_file: HeartbeatFile
+    trace: JobTrace = field(default_factory=JobTrace)
     must_kill_child: bool = False
     """It ended, is broken, hangs or did not stop in time."""
     _channel: Channel | None = None
@@ -112,9 +114,11 @@ class JobMonitor:
                 match report:
                     case Progress() as progress:
                         self._phase = progress.phase
+                        self.trace.enter(progress.phase)
                         self.metrics.progress(self.job.generation.model, progress)
                     case StorageCall() as call:
                         self.metrics.storage.observe(call)
+                        self.trace.storage_called(call)
                     case Sampled() | Done() | Failed():
                         self.must_kill_child = isinstance(report, Failed) and report.is_broken
                         return report
@@ -174,7 +178,7 @@ class JobMonitor:
         try:
             if progress is not None:
                 done = (progress.step, progress.total, progress.phase)
-                lease = self.store.report_progress(*name, *done, progress.preview)
+                lease = self.store.report_progress(*name, *done, progress.preview, progress.gpu_seconds)
             elif self._is_redis_away and not beats:
                 return
             else:

@@ -21,10 +21,12 @@ from service.log_config import log_context
 from service.process.heartbeat_file import HeartbeatFile
 from service.settings import Settings
 from service.storage import VideoStorage, object_keys
+from service.tracing import NO_TRACING, Tracing
 from worker.background_thread import BackgroundThread
 from worker.messages import Done, Failed, Sampled
 from worker.parent.child_process import Child
 from worker.parent.job_monitor import JobMonitor, Outcome, StopReason
+from worker.parent.job_trace import JobTrace
 from worker.parent.metrics import WorkerMetrics
 from worker.scratch import Scratch
 
@@ -41,6 +43,7 @@ class Runner:
     metrics: WorkerMetrics = field(default_factory=WorkerMetrics)
     heartbeat_file: HeartbeatFile = field(default_factory=HeartbeatFile)
     background: BackgroundThread = field(default_factory=BackgroundThread)
+    tracing: Tracing = NO_TRACING
 
     def run(
         self,
@@ -63,6 +66,8 @@ class Runner:
             log.info("job %s started: attempt %d, execution %s", job_id, job.attempt, execution_id)
             store, settings, metrics, file = self.store, self.settings, self.metrics, self.heartbeat_file
             monitor = JobMonitor(job, execution_id, store, settings, metrics, on_beat, is_draining, file)
+            monitor.trace = JobTrace(self.tracing)
+            monitor.trace.begin(job, execution_id)
             outcome = monitor.sample(self.child)
             if not isinstance(outcome, Sampled):
                 if monitor.must_kill_child:
@@ -99,7 +104,9 @@ class Runner:
         job, execution_id = monitor.job, monitor.execution_id
         if isinstance(outcome, Done):
             self.metrics.completed(job.generation.model, outcome)
-        self.metrics.end(job.generation.model, execution_id, _metrics_label(outcome, monitor.must_kill_child))
+        label = _metrics_label(outcome, monitor.must_kill_child)
+        self.metrics.end(job.generation.model, execution_id, label)
+        monitor.trace.end(label)
         self._retry_while_redis_is_down(monitor, lambda: self._record(job, execution_id, outcome))
         return self._is_over(job.id, execution_id)
 

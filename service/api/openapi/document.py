@@ -46,6 +46,7 @@ TAGS = [
     {"name": "webhooks", "description": "Get notified when a video completes or fails."},
     {"name": "models", "description": "Available models and their limits."},
     {"name": "queue", "description": "Queue depth, workers and estimated wait."},
+    {"name": "usage", "description": "Videos, GPU seconds and bytes by day and API key."},
     {"name": "session", "description": "Signing in, for pages in a browser."},
     {"name": "health", "description": "Probes and metrics for operators; no API key needed."},
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from service.api.schemas import (
     VideoList,
     model_queue,
 )
+from service.api.usage_schemas import DayUsage, UsageList
 from service.api.webhook_schemas import (
     DeletedWebhookEndpoint,
     WebhookAttempt,
@@ -38,6 +40,7 @@ from service.catalog.registry import ModelRegistry
 from service.jobs.model import EVENT_TYPES, Job, JobState, Output, Phase
 from service.jobs.queue_and_waiting_time import QueueStats, WorkerStats
 from service.jobs.request import VideoRequest
+from service.jobs.usage import Usage
 from service.scopes import DEFAULT_SCOPES
 from service.settings import Settings
 from service.storage import FileStorage
@@ -125,7 +128,14 @@ def _video_bodies() -> dict[str, Any]:
         Model=model,
         ModelList=ModelList(data=[model]),
         QueueReport=QueueReport(data=[model_queue(stats, None)]),
+        UsageList=_usage(),
     )
+
+
+def _usage() -> UsageList:
+    usage = Usage(date(2025, 11, 24), "key_019ab0d8a8007c3e", 12, 1, 0, gpu_seconds=308.5, bytes=492_000)
+    row = DayUsage.of(usage)
+    return UsageList(data=[row], first_id=row.id, last_id=row.id, has_more=False, gpu_seconds_per_day=3600)
 
 
 def _webhook_bodies() -> dict[str, Any]:

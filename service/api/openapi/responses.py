@@ -76,6 +76,8 @@ HEADERS: dict[str, Any] = {
     "www-authenticate": _header("The authentication scheme", const="Bearer"),
     "openai-poll-after-ms": _header("Milliseconds to wait between two polls", type="integer"),
     "idempotent-replayed": _header("Sent if this is the video of an earlier request with the same key", const="true"),
+    "x-has-more": _header("Of CSV: whether more rows follow", enum=["true", "false"]),
+    "x-last-id": _header("Of CSV: pass it as `after` to get the next rows"),
     "x-video-id": _header("The id of the created video"),
     "x-should-retry": _header("Sent because a retry would create another video", const="false"),
     "etag": _header("Changes with the content; for If-None-Match and If-Range"),

@@ -7,6 +7,7 @@ import json
 import logging
 import re
 from collections.abc import AsyncGenerator
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Request, Response
@@ -26,12 +27,14 @@ from service.api.visible_jobs import get_job
 from service.catalog.model_entry import ModelEntry
 from service.errors import InvalidParameter, ModelNotFound, ServiceError, VideoFailed
 from service.jobs.consecutive_seeds import generations_of
+from service.jobs.expected_time import expected_seconds
 from service.jobs.job_record import DamagedJob
-from service.jobs.model import Job
+from service.jobs.model import Generation, Job
 from service.jobs.record_reader import Idempotency
 from service.jobs.request import VideoRequest
 from service.jobs.rq_queues import generate_queue
 from service.jobs.store import QueueLimits
+from service.tracing import current_traceparent
 from service.wire.video import Video
 from service.wiring import Services
 
@@ -211,8 +214,8 @@ def submit_jobs(
         limiter: counts all videos but the first, which was counted before the body was read.
 
     Raises:
-        InvalidParameter, RateLimited, QueueFull, NoSpace, ModelUnavailable, StorageError, IdempotencyKeyReused: nothing
-            is left then.
+        InvalidParameter, RateLimited, QueueFull, QuotaExceeded, NoSpace, ModelUnavailable, StorageError,
+            IdempotencyKeyReused: nothing is left then.
     """
     body = parsed.body
     idempotency = Idempotency(_unquoted(idempotency_key), _fingerprint(body, remixed_from)) if idempotency_key else None
@@ -227,14 +230,27 @@ def submit_jobs(
     services.free_space.require()
     services.loads.require(generation.model)
     limiter.check(principal, count - 1)
-    generations = generations_of(generation, count)
-    jobs = [body.to_job(each, owner=principal.owner, remixed_from=remixed_from) for each in generations]
+    to_job = partial(_new_job, services, principal, body, remixed_from)
+    jobs = [to_job(each) for each in generations_of(generation, count)]
     created = _create(services, jobs, parsed, waiting_limits(principal, services.settings.max_waiting), idempotency)
     if created[0].id == jobs[0].id:
         log.info("%s created, model %s", ", ".join(job.id for job in jobs), generation.model)
     else:
         response.headers["idempotent-replayed"] = "true"
     return created
+
+
+def _new_job(
+    services: Services, principal: Principal, body: VideoRequest, remixed_from: str | None, generation: Generation
+) -> Job:
+    """With what the request does not say: its trace, and for a quota the expected time."""
+    job = body.to_job(generation, owner=principal.owner, remixed_from=remixed_from)
+    expected_s = None
+    if principal.gpu_seconds_per_day is not None:
+        expected_s = expected_seconds(services.store.lists, job.generation)
+    return job.model_copy(
+        update={"traceparent": current_traceparent(), "expected_gpu_ms": round(1000 * (expected_s or 0.0))}
+    )
 
 
 def _create(

@@ -2,14 +2,16 @@
 -- call changes nothing.
 -- KEYS: 1 queue, 2 the owner's waiting jobs, 3 idempotency record, 4 active jobs
 -- ARGV: 1 request fingerprint ("" = no idempotency key), 2 its lifetime in seconds, 3 most jobs in the queue, 4 most
---       waiting jobs of the owner, 5 number of jobs; then of each job its id, number of the record's fields and values,
+--       waiting jobs of the owner, 5 number of jobs, 6 most GPU time of the owner per day in ms (0 = no limit), 7 what
+--       these jobs are expected to take of it; then of each job its id, number of the record's fields and values,
 --       these, number of parts of RQ's commands, and these for `run_commands`
--- Returns {'created' | 'replayed' | 'reused', job ids} or {'queue_full' | 'owner_full', limit}. Deleted jobs of an
--- earlier request are not returned; if all are deleted, it is as if it had never been sent.
+-- Returns {'created' | 'replayed' | 'reused', job ids}, {'queue_full' | 'owner_full', limit}, or {'quota', GPU time used
+-- today, GPU time that unended jobs are expected to take, seconds until the day ends}. Deleted jobs of an earlier request
+-- are not returned; if all are deleted, it is as if it had never been sent.
 local queue, waiting, idempotency = KEYS[1], KEYS[2], KEYS[3]
 local fingerprint, count = ARGV[1], tonumber(ARGV[5])
 
-local jobs, ids, at = {}, {}, 6
+local jobs, ids, at = {}, {}, 8
 for i = 1, count do
   local first = at + 2
   local parts = first + tonumber(ARGV[at + 1])
@@ -28,6 +30,13 @@ local function shown(all)
   return found
 end
 
+-- Return the owner (JSON) of a new job.
+local function owner_of(job)
+  for i = job.first, job.last, 2 do
+    if ARGV[i] == 'owner' then return ARGV[i + 1] end
+  end
+end
+
 if redis.call('EXISTS', RECORD .. jobs[1].id) == 1 then return {'created', ids} end
 if fingerprint ~= '' then
   local known, first_id, all = unpack(redis.call('HMGET', idempotency, 'fingerprint', 'id', 'ids'))
@@ -40,6 +49,13 @@ for _, other in ipairs(redis.call('SMEMBERS', waiting)) do
   if redis.pcall('HGET', RECORD .. other, 'state') ~= QUEUED then redis.call('SREM', waiting, other) end
 end
 if redis.call('SCARD', waiting) + count > tonumber(ARGV[4]) then return {'owner_full', ARGV[4]} end
+local quota_ms = tonumber(ARGV[6])
+if quota_ms > 0 then
+  local used, expected, rest_of_day_s = quota_state(owner_of(jobs[1]), waiting)
+  if used >= quota_ms or used + expected + tonumber(ARGV[7]) > quota_ms then
+    return {'quota', used .. ' ' .. expected .. ' ' .. rest_of_day_s}
+  end
+end
 
 for _, job in ipairs(jobs) do
   local id, record = job.id, RECORD .. job.id

@@ -7,6 +7,7 @@ if state == QUEUED then
   redis.call('HSET', KEYS[1], 'state', RUNNING, 'execution_id', ARGV[1])
   redis.call('HSETNX', KEYS[1], 'started_at', ARGV[2])
   redis.call('HINCRBY', KEYS[1], 'attempt', 1)
+  redis.call('HSET', KEYS[1], 'gpu_added_ms', 0)
   index_state(ARGV[4], RUNNING)
   emit(ARGV[4], 'progress')
 elseif not (state == RUNNING and execution == ARGV[1]) then

@@ -23,6 +23,7 @@ local function finish(id, fields, outbox, listeners, oldest)
   end
   redis.call('HSET', record, unpack(fields))
   drop_preview(id)
+  count_usage(record, state)
   publish(record, outbox, listeners, oldest)
   if is_deleted then return erase(id) end -- pages have been informed when the client deleted it
   index_state(id, state)
