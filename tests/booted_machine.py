@@ -26,7 +26,7 @@ class Machine:
     def try_run(self, script: str, *, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
         environment = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root"}
         return subprocess.run(
-            ["nsenter", "--target", str(self.leader), "--all", "--wd=/", "bash", "-c", script],
+            ["nsenter", "--target", str(self.leader), "--all", "--wd", "bash", "-c", script],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

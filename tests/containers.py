@@ -73,7 +73,8 @@ def compose(text: str | None = None, **variables: str) -> Document:
     def fill(found: re.Match[str]) -> str:
         if found[0] == "$$":
             return found[0]
-        return given[found[1]] or found[2] or "secret"  # a KeyError means that .env.example lacks it
+        default = "secret" if found[2] is None else found[2]
+        return given[found[1]] or default  # a KeyError means that .env.example lacks it
 
     body = "\n".join(re.sub(r"\$\$|\$\{(\w+)(?::-([^}]*)|[^}]*)\}", fill, line) for line in _without_comments(text))
     return _unescaped(yaml.safe_load(body))

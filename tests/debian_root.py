@@ -17,6 +17,7 @@ from tests.containers import ROOT
 from tests.external_programs import run
 
 SUITE = "bookworm"
+FOR_OLDER_PYTHON = ("async-timeout",)  # redis needs it below 3.11.3, and Debian 12 has 3.11.2
 BUILD_BACKEND = re.compile(r'^requires = \["(.*)"\]$', re.MULTILINE)
 
 
@@ -53,7 +54,7 @@ def wheels(folder: Path, constraints: str, *requirements: str) -> Iterator[Path]
             (torch,) = re.findall(r"^torch==.*$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
             index = os.environ.get("TORCH_INDEX")
             run(*pip, *(["--index-url", index] if index else []), "--no-deps", torch, cwd=ROOT)
-        run(*pip, "--find-links", str(folder), *requirements, found[1], cwd=ROOT)
+        run(*pip, "--find-links", str(folder), *requirements, found[1], *FOR_OLDER_PYTHON, cwd=ROOT)
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
