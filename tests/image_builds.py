@@ -57,7 +57,9 @@ class ImageStore:
         return int(run(*self.podman("image", "inspect", "--format", "{{.Size}}", image))) // 10**6
 
     @contextmanager
-    def running(self, image: str, service: dict[str, Any], volumes: dict[Path, str], **environment: str) -> Iterator[str]:
+    def running(
+        self, image: str, service: dict[str, Any], volumes: dict[Path, str], **environment: str
+    ) -> Iterator[str]:
         """A container with the command and the restrictions of a service of the compose file, and the network of this
         machine. Yields its name."""
         name = f"ivmix-test-{service['command'][0]}"

@@ -1,7 +1,7 @@
 """A file that a process touches periodically, for liveness probes of processes without an HTTP port.
 
 The main loop touches it. An HTTP endpoint would keep responding from its own thread while the main loop hangs. A worker
-also writes into it whether its models are loaded, for readiness probes. Under systemd the same calls notify its watchdog.
+also writes into it whether its models are loaded, for readiness probes. The same calls notify systemd's watchdog.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class HeartbeatFile:
 
     @classmethod
     def of_process(cls, file: Path | None) -> HeartbeatFile:
-        """That of the main loop, which systemd's watchdog observes too. Raises ConfigurationError as the constructor."""
+        """That of the main loop, which systemd's watchdog observes too. Raises as the constructor does."""
         return cls(file, ServiceManager.of_environment())
 
     def beat(self) -> None:

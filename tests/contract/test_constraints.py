@@ -64,8 +64,7 @@ def test_everything_for_cuda_is_pinned(python: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("extra", ["all", "api", "worker"])
 def test_everything_for_the_cpu_is_pinned(extra: str) -> None:
-    """As `pip install` of docs/operations.md resolves it on this machine. Where pip finds no torch for the CPU, its CUDA
-    libraries are those of the other file."""
+    """As `pip install` of docs/operations.md resolves it here; with CUDA, both files pin it."""
     options = ("--dry-run", "--ignore-installed", "--quiet", "--report", "-", "-c", str(CPU))
     report = json.loads(run(sys.executable, "-m", "pip", "install", *options, f".[{extra}]"))
     resolved = {normal(item["metadata"]["name"]): item["metadata"]["version"] for item in report["install"]}

@@ -22,7 +22,11 @@ from tests.processes import wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 USER = 10001
-COMPOSE_ONLY = ("IVMIX_STORAGE", "IVMIX_S3_", "IVMIX_TRUSTED_PROXIES")  # the S3 server of the compose file is not run here
+COMPOSE_ONLY = (
+    "IVMIX_STORAGE",
+    "IVMIX_S3_",
+    "IVMIX_TRUSTED_PROXIES",
+)  # the S3 server of the compose file is not run here
 
 
 @pytest.fixture(scope="module")

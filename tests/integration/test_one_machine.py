@@ -6,7 +6,6 @@ import json
 import re
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -28,7 +27,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     require("mmdebstrap", "systemd-nspawn", "nsenter")
     folder = tmp_path_factory.mktemp("machine")
-    with debian(folder / "root", *PACKAGES) as root, wheels(folder / "wheels", "constraints-gpu.txt", ".[all]") as found:
+    with (
+        debian(folder / "root", *PACKAGES) as root,
+        wheels(folder / "wheels", "constraints-gpu.txt", ".[all]") as found,
+    ):
         (root / "etc/pip.conf").write_text("[global]\nno-index = true\nfind-links = /wheels\n")
         checkout(root / "root/ivmix")
         with booted(root, {found: "/wheels"}) as machine:
@@ -55,7 +57,7 @@ def wait_until_ready(machine: Machine) -> None:
 def submit(machine: Machine, key: str, *options: str) -> str:
     """Make a video with the command line client, as an unprivileged user. Returns its id."""
     command = f'/opt/ivmix/current/bin/ivmix submit --url http://127.0.0.1:8000 --api-key {key} "{PROMPT}"'
-    printed = machine.run(f"runuser -u nobody -- {command} {' '.join(options)}")
+    printed = machine.run(f"runuser -u daemon -- {command} {' '.join(options)}")
     found = re.search(r"video_\w+", printed)
     assert found, printed
     return found[0]
@@ -98,7 +100,9 @@ def everything_is_restricted(machine: Machine) -> None:
 def hung_and_killed_processes_are_replaced(machine: Machine, key: str) -> None:
     """A stopped main loop does not feed the watchdog; a killed worker's job is done by the next."""
     folder = "/run/systemd/system/ivmix-maintenance.service.d"
-    machine.run(f"mkdir -p {folder}; printf '[Service]\\nWatchdogSec=10\\n' > {folder}/quick.conf; systemctl daemon-reload")
+    machine.run(
+        f"mkdir -p {folder}; printf '[Service]\\nWatchdogSec=10\\n' > {folder}/quick.conf; systemctl daemon-reload"
+    )
     machine.run("systemctl restart ivmix-maintenance")
     pid = state(machine, "ivmix-maintenance", "MainPID")
     machine.run(f"kill -STOP {pid}")
