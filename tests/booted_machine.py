@@ -17,7 +17,7 @@ class Machine:
     root: Path
     leader: int  # its process 1
 
-    def run(self, script: str, *, timeout_s: float = 600) -> str:
+    def run(self, script: str, *, timeout_s: float = 1200) -> str:
         """Output of a script of bash, in the folder of the checkout. A command that fails ends it and the test."""
         ran = self.try_run(f"set -euo pipefail; cd /root/ivmix\n{script}", timeout_s=timeout_s)
         assert ran.returncode == 0, f"{script}\nexit status {ran.returncode}\n{ran.stdout[-6000:]}"
