@@ -30,6 +30,7 @@ from tests.dispatching import dispatching
 from tests.factories import finish
 from tests.processes import ivmix_up
 from tests.quick_app import quick_app
+from tests.sampling import mark_unsampled
 from tests.swift import ACCESS_KEY, SECRET_KEY, SwiftServer, admin_client
 
 # Fixed examples and no deadline, so that results do not depend on the run or the machine's load.
@@ -44,8 +45,10 @@ def pytest_collection() -> Generator[None, object, object]:
         return (yield)
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` deselects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that share a server come first and together, so that one process of xdist starts it."""
+    """Mark what `sample` leaves to `make soak`. Tests that share a server come first, so that one process starts it."""
+    mark_unsampled(items)
     servers = ("demo_server", "swift_server", "s3_server", "site")
 
     def place(item: pytest.Item) -> list[bool]:

@@ -1,8 +1,8 @@
 """`python -m tests.soak [--minutes 30]` runs the long tests for a bounded time and prints a summary.
 
 Parts: fault injection (tests.faults, a new seed per run), fuzzing (Schemathesis), randomly damaged model folders, and
-the tests marked `slow` (resumed videos, generated code, scale simulation). `make test` runs a short share of each with
-fixed seeds.
+the tests marked `slow` (resumed videos, generated code, scale simulation, the cases that `sample` leaves out).
+`make test` runs a short share of each with fixed seeds.
 """
 
 from __future__ import annotations

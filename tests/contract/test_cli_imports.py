@@ -42,6 +42,7 @@ def test_answers_of_the_parser_load_no_other_library(arguments: list[str]) -> No
     assert loaded_by(HELP.format(arguments=arguments), HEAVY + WIDE) == []
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize(
     "command", ["up", "generate", "submit", "keys create", "models", "models add", "models fetch", "recover", "worker"]
 )

@@ -75,6 +75,7 @@ def test_compose_agrees_with_the_code(model: str) -> None:
     assert {c.arguments[:1] for c in found} >= {("api",), ("webhooks",), ("maintenance",), ("worker",), ("models",)}
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     ("right", "wrong", "problem"),
     [

@@ -18,6 +18,7 @@ def test_sampler_loads_torch_and_nothing_else_of_ours() -> None:
     assert not loaded & {"service", "worker", "demo", "diffusers", "transformers", "redis", "rq", "pydantic", "fastapi"}
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize(
     "module",
     ["service.api.app", "service.cli.main", "service.process.supervisor", "service.webhook_dispatcher.dispatcher"],

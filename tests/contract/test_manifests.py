@@ -82,6 +82,7 @@ def test_containers_agree_with_the_code(overlay: str) -> None:
     assert {c.arguments[0] for c in found} >= {"api", "webhooks", "maintenance", "worker"}
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize(
     ("right", "wrong", "problem"),
     [

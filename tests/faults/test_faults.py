@@ -16,7 +16,7 @@ from tests.faults.report import show
 from tests.faults.run import Run
 from tests.swift import SwiftServer
 
-JOBS, FAULTS, SEED = 20, 12, 5
+JOBS, FAULTS, SEED = 12, 8, 5
 
 
 def test_same_seed_draws_the_same_faults() -> None:

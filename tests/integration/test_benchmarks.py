@@ -57,6 +57,7 @@ def test_quality_benchmark_prints_a_table_and_resumes(
     assert sheet.stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_api_load_prints_latencies_of_creating_and_polls_and_of_a_bare_endpoint(tmp_path: Path) -> None:
     result = tmp_path / "load.json"
     quick = ("--rates", "5", "10", "--seconds", "1", "--rounds", "1", "--connections", "2", "--json", str(result))
@@ -108,6 +109,7 @@ def test_scale_simulation_counts_what_queue_and_workers_cost(tmp_path: Path) -> 
     assert len(printed.splitlines()) == 10
 
 
+@pytest.mark.slow  # a timed test
 def test_the_loop_costs_at_most_half_of_the_released_one(tmp_path: Path) -> None:
     """A ratio of two fastest steps in one process, so that a busy machine matters little."""
     out = tmp_path / "overhead.json"

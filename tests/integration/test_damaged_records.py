@@ -120,6 +120,7 @@ def damage(request: pytest.FixtureRequest) -> Damage:
     return request.param
 
 
+@pytest.mark.sample(8)
 def test_a_damaged_record_is_shown_listed_and_deleted(client: TestClient, services: Services, damage: Damage) -> None:
     ids = [create(client) for _ in range(3)]
     damage(services.redis, job_key(ids[1]))
@@ -145,6 +146,7 @@ def test_a_damaged_record_is_shown_listed_and_deleted(client: TestClient, servic
         assert redis.zrange(index, 0, -1) == left
 
 
+@pytest.mark.sample(4)
 def test_pages_of_damaged_records_go_on(client: TestClient, services: Services, damage: Damage) -> None:
     ids = [create(client) for _ in range(4)]
     for damaged in ids[1:3]:
@@ -158,6 +160,7 @@ def test_pages_of_damaged_records_go_on(client: TestClient, services: Services, 
     assert seen == ids
 
 
+@pytest.mark.sample(12)
 @pytest.mark.parametrize("is_running", [False, True])
 def test_a_damaged_job_ends(client: TestClient, services: Services, damage: Damage, *, is_running: bool) -> None:
     """Its worker fails it when it takes it, or maintenance if it has none; no other job is affected."""
@@ -175,6 +178,7 @@ def test_a_damaged_job_ends(client: TestClient, services: Services, damage: Dama
     assert client.get(f"/v1/videos/{sound}").json()["status"] == "queued"
 
 
+@pytest.mark.sample(4)
 def test_an_admin_sees_and_deletes_it(client: TestClient, services: Services, damage: Damage) -> None:
     damaged = create(client)
     damage(services.redis, job_key(damaged))
@@ -205,6 +209,7 @@ def test_a_damaged_idempotency_record_counts_as_none(client: TestClient, service
     assert again.json()["id"] != first
 
 
+@pytest.mark.sample(6)
 def test_the_webhook_of_a_damaged_job_says_that_it_failed(services: Services, damage: Damage) -> None:
     endpoint = services.webhooks.endpoints.create(
         LOCAL, name="n", url="https://example.com", event_types=("video.failed", "video.completed")

@@ -67,6 +67,7 @@ def test_recover_refuses_to_run_at_the_same_time(up: tuple[int, str], data: Path
     assert "Traceback" not in run.stderr
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("change", ["delete", "overwrite", "truncate"])
 def test_keys_reach_it_whatever_happened_to_its_configuration(
     change: str, up: tuple[int, str], data: Path, tmp_path: Path

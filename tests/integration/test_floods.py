@@ -181,6 +181,7 @@ Flood = Callable[[Service], AbstractContextManager[None]]
 FLOODS: list[Flood] = [webhook_tests, webhooks_to_silent_receivers, half_requests, event_streams, invented_methods]
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("flood", FLOODS)
 def test_a_flood_of_one_tenant_does_not_disturb_another(service: Service, flood: Flood) -> None:
     size = len(metrics(service))

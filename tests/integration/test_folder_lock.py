@@ -87,6 +87,7 @@ def running(start: Starter, folder: Path, out: Path) -> Iterator[str]:
         process.wait()
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("start", STARTERS)
 def test_a_second_server_on_a_folder_is_refused_however_both_are_started(start: Starter, tmp_path: Path) -> None:
     folder = tmp_path / "data"

@@ -137,6 +137,7 @@ def test_model_that_cannot_be_loaded_is_reported_in_one_line(tmp_path: Path) -> 
     assert "vae/diffusion_pytorch_model.safetensors is a web page" in line
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("command", ["generate", "models fetch", "models verify"])
 def test_help_names_the_command(tmp_path: Path, command: str) -> None:
     module = f"worker.{command.split()[-1]}"

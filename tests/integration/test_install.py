@@ -130,6 +130,7 @@ def test_only_the_tests_get_what_the_tests_need(project: Path, default_index: st
     assert [stamp.exists() for stamp in stamps] == [True, True]
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     ("kind", "problem"),
     [
@@ -189,6 +190,7 @@ def test_without_any_index_the_end_of_the_log_is_shown(project: Path) -> None:
     assert not (project / ".venv" / ".installed").exists()
 
 
+@pytest.mark.slow
 def test_pip_takes_over_where_uv_finds_nothing(project: Path, default_index: str) -> None:
     """pip may be configured for a mirror that uv does not know."""
     nowhere = f"http://127.0.0.1:{free_port()}/simple"

@@ -15,7 +15,7 @@ from tests.dispatching import dispatching
 from tests.in_process_worker import replaying
 from tests.schemathesis_cli import fuzz
 
-SECONDS = int(os.environ.get("SCHEMATHESIS_SECONDS", "8"))  # with a key, half of it without; `make soak` runs longer
+SECONDS = int(os.environ.get("SCHEMATHESIS_SECONDS", "5"))  # with a key, half of it without; `make soak` runs longer
 SEED = int(os.environ.get("SCHEMATHESIS_SEED", "1"))
 
 pytestmark = pytest.mark.timeout(SECONDS + 280)

@@ -136,6 +136,7 @@ def file_as_queue(data: Path) -> None:
     (data / "valkey").write_text("")
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     "prepare", [file_as_folder, file_above, dangling_link, loop_of_links, read_only, unlistable, file_as_queue]
 )

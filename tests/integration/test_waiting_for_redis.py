@@ -41,6 +41,7 @@ def is_ready(url: str) -> bool:
     return is_listening(url) and httpx2.get(f"{url}/readyz").status_code == 200
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("module", MODULES)
 def test_an_absent_server_is_waited_for_with_one_line(module: str, tmp_path: Path) -> None:
     server, log = Valkey(tmp_path / "redis"), tmp_path / "log"
@@ -64,6 +65,7 @@ def test_an_absent_server_is_waited_for_with_one_line(module: str, tmp_path: Pat
         assert process.wait(30) in (0, -signal.SIGTERM)  # uvicorn ends by the signal
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("module", MODULES)
 def test_a_server_that_appears_and_refuses_ends_the_process(module: str, tmp_path: Path) -> None:
     server, log = Valkey(tmp_path / "redis"), tmp_path / "log"
@@ -76,6 +78,7 @@ def test_a_server_that_appears_and_refuses_ends_the_process(module: str, tmp_pat
         assert "ivmix: IVMIX_REDIS_URL" in log.read_text().splitlines()[-1]
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("module", MODULES)
 def test_a_password_that_changes_at_run_time_is_logged_rarely(module: str, tmp_path: Path) -> None:
     log = tmp_path / "log"

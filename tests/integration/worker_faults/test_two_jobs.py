@@ -47,6 +47,7 @@ def test_third_job_waits_until_the_first_is_stored(
     assert [job.completed_at for job in done] == sorted(job.completed_at for job in done)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("fault", ["die", "fail", "hang"])
 def test_child_that_breaks_while_it_stores_costs_both_jobs_an_attempt(
     services: Services,

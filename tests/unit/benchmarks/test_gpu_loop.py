@@ -22,6 +22,7 @@ def networks() -> Pair:
     return pair("animatediff", "tiny", CPU, torch.float32)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(("family", "tflop"), [("animatediff", 7913), ("modelscope", 8859)])
 def test_a_clip_of_full_size_is_as_much_work_as_was_counted_elsewhere(family: Family, tflop: float) -> None:
     """Counted 2026-11 by another program, from the papers' configurations; networks of another size miss it by far."""
@@ -34,6 +35,7 @@ def test_image_and_video_model_share_weights_as_in_the_worker(networks: Pair) ->
     assert shared_bytes(networks.image, networks.copy().image) == 0
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("family", ["animatediff", "modelscope"])
 def test_our_loop_passes_the_gate(family: Family) -> None:
     own = pair(family, "tiny", CPU, torch.float32)
@@ -59,6 +61,7 @@ def broken(networks: Pair, spread: float) -> Arm:
     return replace(released(networks, ""), name="broken", run=run)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("spread", [float("nan"), 0.01, 100.0])
 def test_latents_that_are_not_of_order_one_are_not_timed(networks: Pair, spread: float) -> None:
     with pytest.raises(Unsound, match="standard deviation"):

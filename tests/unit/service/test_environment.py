@@ -59,6 +59,7 @@ def test_addresses_of_kubernetes_services_are_ignored(monkeypatch: pytest.Monkey
     assert (settings.port, settings.metrics_port, settings.worker_metrics_port) == (8000, None, None)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("overlay", OVERLAYS)
 @pytest.mark.parametrize("prefix", ["", "ivmix-", "ivmix-worker-"])
 def test_links_of_the_services_that_we_ship_do_not_matter(

@@ -66,6 +66,7 @@ except RuntimeError:
     assert "wish" not in str({**line, "exception": line["exception"].replace('draw("a private wish")', "")})
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     ("text", "secret"),
     [

@@ -59,12 +59,14 @@ def refusal_of_both(entry: ModelEntry) -> str | None:
     return said[0]
 
 
+@pytest.mark.sample(32)
 @pytest.mark.parametrize("name", CASES)
 def test_broken_folder_is_refused_by_name_and_with_the_way_out(good: Path, tmp_path: Path, name: str) -> None:
     case = CASES[name]
     check(case, refusal_of_both(broken_model(good, tmp_path / "model", case)))
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("name", SDXL_CASES)
 def test_broken_sdxl_folder_is_refused_by_name_and_with_the_way_out(sdxl: Path, tmp_path: Path, name: str) -> None:
     case = SDXL_CASES[name]
@@ -79,6 +81,7 @@ def check(case: Broken, said: str | None) -> None:
         assert len(said) <= LONGEST
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("number", range(ROUNDS))
 @pytest.mark.parametrize("family", ["animatediff", "animatediff-sdxl"])
 def test_randomly_damaged_folder_is_loaded_or_refused_by_name(
@@ -91,6 +94,7 @@ def test_randomly_damaged_folder_is_loaded_or_refused_by_name(
     assert said is None or str(folder) in said or "model tiny" in said, f"{done}: {said}"
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("where", ["with spaces", "Modèle 模型", "-r"])
 def test_folder_may_have_any_name(good: Path, tmp_path: Path, where: str) -> None:
     shutil.copytree(good, tmp_path / where)

@@ -1,7 +1,6 @@
 """Compiled blocks on tiny networks of the three families: the same latents, and no clip fails where compiling does.
 
-Most run the backend "aot_eager", which is torch.compile without code generation, or "eager", which only traces: code
-generation takes a minute per family.
+Most run the backend "eager", which only traces: code generation takes a minute per family.
 """
 
 from __future__ import annotations
@@ -86,7 +85,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 def test_latents_are_those_of_the_plain_path(entry: ModelEntry, caplog: pytest.LogCaptureFixture) -> None:
-    models = compiled(entry, BlockCompiler("aot_eager" if entry.family == "animatediff" else "eager"))
+    models = compiled(entry, BlockCompiler("eager"))
     found = clip(models)
     assert close(found, plain_latents(entry))
     assert not counters["graph_break"]  # blocks are compiled in one piece
@@ -188,6 +187,7 @@ def test_low_memory_mode_compiles_its_smaller_calls() -> None:
     assert close(found, expected)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_has_its_blocks(family: str, tmp_path: Path) -> None:
     models = models_of(save_model(family, tmp_path / "model"), NONE)
@@ -219,6 +219,7 @@ def test_where_compiling_fails_the_clip_comes_out_right_with_one_warning(
     assert "this operator is not known here" in warning
 
 
+@pytest.mark.slow
 def test_without_a_compiler_on_the_machine_the_clip_comes_out_right(
     animatediff: ModelEntry, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -274,6 +275,7 @@ def test_the_entry_switches_it_on_and_its_kernels_are_stored_in_the_data_folder(
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "data" / "compiled")
 
 
+@pytest.mark.slow  # imports torch's compiler in a new process
 def test_kernels_go_to_the_given_folder_unless_the_operator_names_another(tmp_path: Path) -> None:
     """In a separate process. Bug: importing torch._dynamo sets the variable to torch's temporary folder, so that no
     worker used the given one."""
@@ -315,6 +317,7 @@ def test_channels_last_keeps_weights_and_their_sharing(entry: ModelEntry, monkey
     assert close(clip(models), plainly(plain))
 
 
+@pytest.mark.slow
 def test_sparsectrl_is_compiled_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     models, compiler = models_of(save_controlled(tmp_path / "model"), NONE), BlockCompiler("eager")
     calls = [OptimisedNetwork(unet, COMPILED, models.text_kv_cache, compiler) for unet in models.unets[1:]]

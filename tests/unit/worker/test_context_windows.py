@@ -113,6 +113,7 @@ CASES = [
 ]
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize(("windows", "frames", "guidance"), CASES)
 def test_latents_are_those_of_diffusers(pair: Pair, windows: ContextWindows, frames: int, guidance: float) -> None:
     found = pair.ours(windows, frames, guidance_scale=guidance, **DDIM)

@@ -132,6 +132,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.sample(8)
 @pytest.mark.parametrize("guidance", [1.0, 7.5])
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 @pytest.mark.parametrize("family", ["animatediff", "modelscope"])

@@ -66,6 +66,7 @@ def request(**fields: Any) -> VideoRequest:
     return VideoRequest(prompt=PROMPT, seed=3, **fields)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("steps", [1, 4, 8])
 def test_lightning_equals_eulers_scheduler(tiny: Tiny, steps: int) -> None:
     generation = tiny.entry(f"lightning:{steps}").resolve(request())

@@ -203,6 +203,7 @@ def lora(folder: Path, naming: str) -> Tensor:
     return SCALE * factor * up @ down
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("naming", ["kohya", "diffusers"])
 @pytest.mark.parametrize("own_unet", [True, False], ids=["other fine-tune", "the base"])
 def test_lora_is_added_to_the_image_model_and_to_nothing_else(folder: Path, naming: str, own_unet: bool) -> None:

@@ -107,6 +107,7 @@ DIFFUSERS: dict[str, Callable[[Weights, Weights, Weights], Weights]] = {
 }
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize(
     ("kind", "which"),
     [
@@ -176,6 +177,7 @@ FORMULAS: dict[str, tuple[list[str], Callable[[Weights], tuple[Weights, Weights]
 }
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("kind", FORMULAS)
 def test_latents_are_those_of_the_formula(folder: Path, pipelines: Pipelines, kind: str) -> None:
     names, write = FORMULAS[kind]

@@ -147,6 +147,7 @@ def test_file_that_cannot_be_applied_whole_is_refused(folder: Path, plain: Model
         apply()
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     "case", ["absent text layer", "other rank", "lokr of another layer", "dora over inputs", "nan"]
 )

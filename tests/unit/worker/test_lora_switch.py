@@ -106,6 +106,7 @@ def test_latents_of_several_equal_those_of_diffusers_with_the_same_adapters(
         assert_same(ours(models, which, guidance), pipelines.latents(which, guidance))
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("name", ["dora", "loha", "lokr"])
 def test_weights_are_those_of_the_same_file_merged_at_load(
     folder: Path, plain: Models, models: Models, files: dict[str, Weights], name: str

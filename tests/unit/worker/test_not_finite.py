@@ -74,6 +74,7 @@ def failure(engine: Engine, wanted: Generation, **arguments: Any) -> tuple[str, 
     return failed.code, failed.message, failed.can_retry
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_autoencoder_with_a_broken_weight_fails_the_job_and_is_named(

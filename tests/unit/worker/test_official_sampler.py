@@ -90,6 +90,7 @@ def released_request(engine: Engine, golden: Golden, case: dict[str, Any]) -> Ge
     return resolve(engine, request, **changes)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     ("family", "case"),
     [

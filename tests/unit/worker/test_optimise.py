@@ -98,6 +98,7 @@ def close(actual: Tensor, expected: Tensor) -> bool:
 CASES = [*((name, 7.5) for name in (*SWITCHES, "all", "none")), ("all", 1.0), ("all", 0.0)]
 
 
+@pytest.mark.sample(7)
 @pytest.mark.parametrize(("name", "guidance"), CASES)
 def test_latents_are_those_of_the_plain_path(entry: ModelEntry, name: str, guidance: float) -> None:
     """With guidance 1 and 0 only one half of the ordinary step is computed."""
@@ -113,6 +114,7 @@ def test_latents_are_those_of_the_plain_path(entry: ModelEntry, name: str, guida
     assert torch.equal(plainly(models, guidance=guidance), expected)  # direct calls of the UNets are unchanged
 
 
+@pytest.mark.sample(1)
 def test_low_memory_changes_nothing_but_the_rounding(entry: ModelEntry) -> None:
     """One CFG branch and one frame at a time; a text still has its keys once."""
     models = loaded(entry, Optimise())
@@ -138,6 +140,7 @@ class Rows:
             self.seen.setdefault(name, []).append(args[0].shape[0])
 
 
+@pytest.mark.sample(1)
 def test_a_text_is_projected_once_per_job_and_never_per_frame(entry: ModelEntry) -> None:
     models = models_of(entry, Optimise())
     rows = {name: Rows(unet) for name, unet in (("image", models.image_unet), ("video", models.video_unet))}
@@ -152,6 +155,7 @@ def test_a_text_is_projected_once_per_job_and_never_per_frame(entry: ModelEntry)
     assert models.text_kv_cache.size_bytes == size  # the first job's are gone
 
 
+@pytest.mark.sample(1)
 def test_another_prompt_is_not_answered_from_the_first_ones_keys(entry: ModelEntry) -> None:
     models = loaded(entry, Optimise())
     first = clip(models)
@@ -160,6 +164,7 @@ def test_another_prompt_is_not_answered_from_the_first_ones_keys(entry: ModelEnt
     assert close(other, plain_latents(entry, prompt="a blue square moving up on a black background"))
 
 
+@pytest.mark.sample(1)
 def test_a_timestep_is_embedded_once(entry: ModelEntry) -> None:
     models = models_of(entry, Optimise())
     rows = Rows(models.video_unet)
@@ -186,6 +191,7 @@ def test_videocrafters_embedding_cache_includes_the_frame_rate(tmp_path: Path) -
 # -- one copy --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sample(1)
 def test_one_base_is_in_memory_once_and_said_so(
     one_base: ModelEntry, entry: ModelEntry, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -249,6 +255,7 @@ def test_pixels_do_not_depend_on_how_many_frames_are_decoded_together(
     assert (found.float() != expected).float().mean() < 0.01
 
 
+@pytest.mark.sample(1)
 def test_half_precision_decodes_to_the_same_picture(entry: ModelEntry) -> None:
     """At 40 dB two pictures look the same."""
     models = models_of(entry, Optimise())

@@ -133,6 +133,7 @@ def error(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).abs().max() / expected.abs().max())
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("guidance", [1.0, 7.5])
 @pytest.mark.parametrize("network", ["video", "image"])
 def test_latents_are_those_of_diffusers(pair: Pair, network: str, guidance: float) -> None:

@@ -170,6 +170,7 @@ PLANS: dict[str, Callable[[], Plan]] = {
 }
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("name", PLANS)
 def test_every_call_of_the_video_model_gets_the_residuals(models: Models, first_frame: FirstFrame, name: str) -> None:
     plan = PLANS[name]()
@@ -227,6 +228,7 @@ SWITCHES = {
 }
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("name", SWITCHES)
 def test_switches_change_results_by_rounding_only(entry: ModelEntry, first_frame: FirstFrame, name: str) -> None:
     models = load(entry.model_copy(update={"optimise": SWITCHES[name]}), "cpu")

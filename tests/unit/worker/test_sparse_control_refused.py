@@ -81,6 +81,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("name", CASES)
 def test_network_is_refused_by_name_and_with_the_way_out(good: Path, tmp_path: Path, name: str) -> None:
     check(CASES[name], refusal_of_both(broken_model(good, tmp_path / "model", CASES[name])))

@@ -59,6 +59,7 @@ FILES = {
 }
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("kind", FILES)
 def test_latents_equal_those_of_diffusers_with_the_same_file(folder: Path, kind: str) -> None:
     token, weights = FILES[kind]

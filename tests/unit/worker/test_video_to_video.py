@@ -98,6 +98,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tiny]:
         yield tiny
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("guidance", [1.0, 7.5])
 @pytest.mark.parametrize(("steps", "strength"), [(6, 1.0), (6, 0.8), (5, 0.35), (3, 0.34)])
 @pytest.mark.parametrize("kind", ["picture", "clip"])
