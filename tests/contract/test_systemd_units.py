@@ -9,9 +9,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from service.cli.main import app as cli
 from tests.container_checks import HAVE_HEARTBEAT, problems, settings_of
-from tests.containers import compose
+from tests.containers import ROOT, compose
+from tests.doc_examples import DOCS
 from tests.systemd_units import OURS, SYSTEMD, UNITS, container, copies, options, seconds
 
 SERVICES = [unit for unit in UNITS if unit.endswith(".service")]
@@ -90,6 +93,23 @@ def test_only_the_parent_of_a_worker_gets_the_signal_and_has_time_to_hand_back_i
     worker = "ivmix-worker@.service"
     assert options(worker)["KillMode"] == ["mixed"]
     assert seconds(worker, "TimeoutStopSec") >= 120 > 2 * settings_of(container(worker)).stop_grace_s
+
+
+def test_the_printed_commands_are_commands() -> None:
+    """A share of tests/integration/test_one_machine.py, which runs them."""
+    page = (DOCS / "operations.md").read_text()
+    section = page.partition("## One machine without containers")[2].partition("\n## ")[0]
+    blocks = re.findall(r"^```bash\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+    assert len(blocks) >= 9
+    for block in blocks:
+        subprocess.run(["bash", "-n"], input=block, text=True, check=True)
+        for named in re.findall(r"deploy/\S+", block):
+            assert list(ROOT.glob(named)), named
+        for name in re.findall(r"ivmix-(?:api|valkey|webhooks|maintenance|worker@)(?=\w*\b)", block):
+            assert any(unit.startswith(name) for unit in UNITS), name
+        for command in re.findall(r"^ivmix-admin (\w+ \w+)", block, re.MULTILINE):
+            ran = CliRunner().invoke(cli, [*command.split(), "--help"])
+            assert ran.exit_code == 0, command
 
 
 def test_every_user_of_a_unit_is_created() -> None:
