@@ -31,7 +31,7 @@ class ImageStore:
         return [program, *state, "--storage-driver", "vfs"]
 
     def buildah(self, *arguments: str) -> str:
-        return run(*self._command("buildah"), *arguments).strip()
+        return run(*self._command("buildah"), *arguments, timeout_s=1800).strip()
 
     def podman(self, *arguments: str) -> list[str]:
         return [*self._command("podman"), "--cgroup-manager", "cgroupfs", "--runtime", "runc", *arguments]
@@ -52,8 +52,7 @@ class ImageStore:
             options = ["--quiet", "--isolation=chroot", "--layers=false", f"--build-arg=PYTHON={BASE}", *volumes]
             dockerfile = source / IMAGES[image].relative_to(IMAGES[image].parents[1])
             self.buildah("build", *options, "--file", str(dockerfile), "--tag", image, str(source))
-        size = self.buildah("inspect", "--type=image", "--format", "{{.OCIv1.Config.User}}", image)
-        assert size == "10001:10001"
+        assert self.buildah("inspect", "--type=image", "--format", "{{.OCIv1.Config.User}}", image) == "10001:10001"
         return int(run(*self.podman("image", "inspect", "--format", "{{.Size}}", image))) // 10**6
 
     @contextmanager
@@ -64,8 +63,8 @@ class ImageStore:
         machine. Yields its name."""
         name = f"ivmix-test-{service['command'][0]}"
         given = service["environment"] | environment
-        command = self.podman(
-            *("run", "--rm", "--name", name, "--network=host", "--read-only", "--log-driver=k8s-file"),
+        options = (
+            *("--detach", "--name", name, "--network=host", "--read-only", "--log-driver=k8s-file"),
             *(f"--cap-drop={capability}" for capability in service["cap_drop"]),
             *(f"--security-opt={option.removesuffix(':true')}" for option in service["security_opt"]),
             *(f"--tmpfs={mount}" for mount in service["tmpfs"]),
@@ -73,16 +72,14 @@ class ImageStore:
             *(f"--memory={service['mem_limit']}", f"--pids-limit={service['pids_limit']}"),
             *(f"--volume={path}:{place}" for path, place in volumes.items()),
             *(f"--env={variable}={value}" for variable, value in given.items() if value),
-            *(image, *service["command"]),
         )
-        log = self.folder / f"{name}.log"
-        with log.open("wb") as output:
-            process = subprocess.Popen(command, stdout=output, stderr=output, env=clean_environment())
+        run(*self.podman("run", *options, image, *service["command"]), env=clean_environment())
         try:
             yield name
         except BaseException as e:
-            e.add_note(log.read_text(errors="replace")[-3000:])
+            ran = subprocess.run(self.podman("logs", name), capture_output=True, text=True, check=False)
+            e.add_note(ran.stdout[-3000:] + ran.stderr[-3000:])
             raise
         finally:
-            subprocess.run(self.podman("stop", "--time", "60", name), capture_output=True, check=False)
-            process.wait(90)
+            for arguments in (("stop", "--time", "60"), ("rm", "--force")):
+                subprocess.run(self.podman(*arguments, name), stdout=subprocess.DEVNULL, check=False)
