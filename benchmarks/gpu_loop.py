@@ -6,6 +6,7 @@ arms, interleaved A B B A:
   A    the released loop on diffusers' networks, eager     B    our sampler and optimised networks, exact
   A'   the same, compiled whole, channels_last             B'   the same with compiled blocks, channels_last
 --seconds limits the run (480 suit an H200): after 60 % of them no further timing round starts.
+--family wan compares with diffusers' WanPipeline instead, see gpu_wan.py.
 --smoke runs the same steps with tiny networks, on a CPU too and without code generation; its figures mean nothing.
 """
 
@@ -22,7 +23,7 @@ from typing import Any
 import diffusers
 import torch
 
-from benchmarks import gpu_measure
+from benchmarks import gpu_measure, gpu_wan
 from benchmarks.gpu_arms import ARMS, Arm
 from benchmarks.gpu_networks import STEPS, Family, flops, pair
 from benchmarks.peak_rates import matrix_roof, roofs
@@ -35,7 +36,7 @@ TIMING_SHARE = 0.6  # of --seconds; whole clips and profiles need the rest
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--smoke", action="store_true", help="tiny networks, few steps")
-    parser.add_argument("--family", choices=("animatediff", "modelscope"), default="animatediff")
+    parser.add_argument("--family", choices=("animatediff", "modelscope", "wan"), default="animatediff")
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS), help="A always runs")
     parser.add_argument("--seconds", type=float, default=480.0)
     parser.add_argument("--json", type=Path)
@@ -46,8 +47,12 @@ def main() -> None:
     if arguments.smoke:
         torch.set_num_threads(1)  # the tensors are too small for a second thread
     names = [name for name in ARMS if name == "A" or name in arguments.arms]
-    result = measure(arguments.family, device, names, seconds=arguments.seconds, smoke=arguments.smoke)
-    report(result)
+    if arguments.family == "wan":
+        result = gpu_wan.measure(device, names, seconds=arguments.seconds, smoke=arguments.smoke)
+        gpu_wan.report(result)
+    else:
+        result = measure(arguments.family, device, names, seconds=arguments.seconds, smoke=arguments.smoke)
+        report(result)
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=1))
 

@@ -147,7 +147,7 @@ class Judges:
         }
         if len(clips) > 1:  # one clip has no covariance
             names = ("frame_fd", "video_fd")
-            ours = self._project(clips)
+            ours = self.project(clips)
             scores |= {n: frechet(a, b) for n, a, b in zip(names, ours, self._reference, strict=True)}
         return scores
 
@@ -163,7 +163,7 @@ class Judges:
         features = features.unflatten(0, (len(clips), FRAMES))
         return F.cosine_similarity(features[:, 1:], features[:, :-1], dim=-1).mean().item()
 
-    def _project(self, clips: Tensor) -> tuple[Tensor, Tensor]:
+    def project(self, clips: Tensor) -> tuple[Tensor, Tensor]:
         frames, whole = self._features(clips)
         return self._frame_space(frames), self._clip_space(whole)
 

@@ -17,6 +17,7 @@ from sampler.denoise_and_goback_moves import (
 from sampler.denoisers import ImageDenoiser, VideoDenoiser
 from sampler.errors import IncompatibleInputs, InvalidSetting
 from sampler.evs_plan import evs_plan
+from sampler.flow_schedule import FlowSchedule
 from sampler.free_noise import free_noise
 from sampler.freeinit import free_init_plan
 from sampler.guidance import AddedConditions, Denoiser
@@ -27,7 +28,9 @@ from sampler.noise import noised, seeded_noise
 from sampler.noise_schedule import NoiseSchedule
 from sampler.official_plans import official_plan
 from sampler.plan import Plan
+from sampler.prediction import PredictionType, along
 from sampler.resizing import shape_after
+from sampler.schedule import Level, Schedule
 
 # Names of version 0.1, still importable.
 BadSetting, DoesNotFit = InvalidSetting, IncompatibleInputs
@@ -42,24 +45,29 @@ __all__ = [
     "ConsistencyMove",
     "Denoiser",
     "DoesNotFit",
+    "FlowSchedule",
     "FusedMove",
     "GuidanceRule",
     "ImageDenoiser",
     "IncompatibleInputs",
     "InvalidSetting",
     "LatentsNotFinite",
+    "Level",
     "Move",
     "MultistepMove",
     "NoiseSchedule",
     "Plan",
+    "PredictionType",
     "Renoise",
     "ResizingMove",
     "Restart",
     "RuledScale",
+    "Schedule",
     "SolverMove",
     "Step",
     "VideoDenoiser",
     "ZeroVelocity",
+    "along",
     "ddim_plan",
     "evs_plan",
     "free_init_plan",

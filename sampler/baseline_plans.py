@@ -8,15 +8,16 @@ from sampler.denoise_and_goback_moves import AnyMove, ConsistencyMove, FusedMove
 from sampler.errors import InvalidSetting
 from sampler.guidance_rules import GuidanceRule, Scale, with_rule
 from sampler.level_grid import LevelGrid, Solver
-from sampler.noise_schedule import NoiseSchedule, check_schedule
+from sampler.noise_schedule import noise_schedule
 from sampler.plan import Plan
+from sampler.schedule import Schedule
 from sampler.validation import Guidance, Range, active_steps, finite_number, guidance_ramps, one_of
 
 Grid = Literal["adjacent", "diffusers"]
 
 
 def ddim_plan(
-    schedule: NoiseSchedule,
+    schedule: Schedule,
     steps: int = 50,
     *,
     guidance: float = 7.5,
@@ -65,28 +66,29 @@ def _check_choices(
         raise InvalidSetting(f"rule={rule} does not work with solver='lcm', whose networks have learnt their guidance")
 
 
-def _strided_plan(schedule: NoiseSchedule, levels: LevelGrid, guidance: Scale, model: ModelName) -> Plan:
+def _strided_plan(schedule: Schedule, levels: LevelGrid, guidance: Scale, model: ModelName) -> Plan:
     """DDIM as in diffusers: every step ends the same number of timesteps lower."""
-    timesteps, alphas = schedule.timesteps(levels.steps), schedule.alphas_cumprod
-    stride = len(schedule) // levels.steps
+    betas = noise_schedule("schedule", schedule, "grid='diffusers' is that of DDIMScheduler; leave grid out")
+    timesteps, alphas = betas.timesteps(levels.steps), betas.alphas_cumprod
+    stride = len(betas) // levels.steps
 
     def move(i: int, t: int) -> Move | ZeroVelocity:
-        below = alphas[t - stride] if t >= stride else schedule.final_alpha
+        below = alphas[t - stride] if t >= stride else betas.final_alpha
         return ZeroVelocity(alphas[t], below) if i < levels.zero_steps else Move(model, t, alphas[t], below, guidance)
 
     return Plan(tuple((move(i, t),) for i, t in enumerate(timesteps)))
 
 
-def _consistency_plan(schedule: NoiseSchedule, steps: int, guidance: float, model: ModelName) -> Plan:
-    check_schedule("schedule", schedule)
-    timesteps = schedule.consistency_timesteps(steps)
-    alphas = [*(schedule.alphas_cumprod[t] for t in timesteps), 1.0]
+def _consistency_plan(schedule: Schedule, steps: int, guidance: float, model: ModelName) -> Plan:
+    betas = noise_schedule("schedule", schedule, "solver='lcm' is of latent consistency models, distilled at timesteps")
+    timesteps = betas.consistency_timesteps(steps)
+    alphas = [*(betas.alphas_cumprod[t] for t in timesteps), 1.0]
     levels = zip(timesteps, alphas, alphas[1:], strict=False)
     return Plan(tuple((ConsistencyMove(model, t, src, dst, guidance),) for t, src, dst in levels))
 
 
 def zigzag_plan(
-    schedule: NoiseSchedule,
+    schedule: Schedule,
     steps: int = 50,
     *,
     guidance: float = 5.5,
@@ -122,7 +124,7 @@ def zigzag_plan(
 
 
 def fused_plan(
-    schedule: NoiseSchedule,
+    schedule: Schedule,
     steps: int = 50,
     *,
     interval: Range = (0.0, 1.0),
@@ -130,7 +132,7 @@ def fused_plan(
     video_guidance: Guidance = (4, 4),
     rho: float = 7.0,
     guidance: float = 7.5,
-    image_schedule: NoiseSchedule | None = None,
+    image_schedule: Schedule | None = None,
 ) -> Plan:
     """Experimental, not in the paper: the first-order effect of an IV-IV zig-zag in 2 calls a step instead of 5.
 

@@ -1,7 +1,8 @@
 """The kinds of moves a plan consists of: which networks to call, and the coefficients of the update. No tensors.
 
-Notation: abar = cumulative alpha product, x = sqrt(abar) x0 + sqrt(1 - abar) eps. Coefficients are float64 and are
-computed before the loop. The fields of the moves are part of every checkpoint's fingerprint through `repr`.
+Notation: abar = cumulative alpha product, x = sqrt(abar) x0 + sqrt(1 - abar) eps, p = what a network predicts: epsilon,
+v or flow, see `sampler.prediction`. Coefficients are float64. The fields of the moves are part of every checkpoint's
+fingerprint through `repr`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import ClassVar, Literal
 
 from sampler.errors import InvalidSetting
 from sampler.guidance_rules import Scale
+from sampler.prediction import PredictionType, along, clean_weights
 
 ModelName = Literal["image", "video"]
 LowPass = Literal["butterworth", "gaussian", "ideal"]
@@ -20,19 +22,19 @@ LowPass = Literal["butterworth", "gaussian", "ideal"]
 
 @dataclass(frozen=True)
 class Call:
-    """One network call: uncond * eps_u + guidance * (eps_c - eps_u).
+    """One network call: uncond * p_u + guidance * (p_c - p_u).
 
     Args:
         model: which of the two models.
         timestep: the timestep of that model's own schedule.
-        alpha: noise level of the latents, abar in (0, 1].
+        alpha: noise level of the latents, abar in [0, 1].
         guidance: classifier-free guidance scale, any finite number; or a scale with another rule, which then takes the
             place of that sum.
-        uncond: weight of the unconditional epsilon.
+        uncond: weight of the unconditional prediction.
     """
 
     model: ModelName
-    timestep: int
+    timestep: float
     alpha: float
     guidance: Scale
     uncond: float = 1.0
@@ -40,10 +42,10 @@ class Call:
 
 @dataclass(frozen=True)
 class Coefficients:
-    """x' = x * x + eps * (sum of the calls) + x0 * (x0 of the previous solver step) + noise * z, z ~ N(0, 1)."""
+    """x' = x * x + p * (sum of the calls) + x0 * (x0 of the previous solver step) + noise * z, z ~ N(0, 1)."""
 
     x: float
-    eps: float = 0.0
+    p: float = 0.0
     x0: float = 0.0
     noise: float = 0.0
 
@@ -52,6 +54,8 @@ class _LinearMove:
     """A move whose result is a weighted sum; subclasses give the network calls and the coefficients."""
 
     draws_by_frame: ClassVar[bool] = False  # noise is drawn as (B*F, C, h, w) rather than (B, C, F, h, w)
+    src: float
+    dst: float
 
     @property
     def networks(self) -> tuple[Call, ...]:
@@ -59,24 +63,43 @@ class _LinearMove:
         return ()
 
     @cached_property
-    def coefficients(self) -> Coefficients:
-        raise NotImplementedError
-
-    @cached_property
     def calls(self) -> tuple[Call, ...]:
-        """The calls that are made: none if the coefficient of epsilon is 0."""
-        return self.networks if self.coefficients.eps else ()
+        """The calls that are made: none if the coefficient of p is 0."""
+        return () if self.is_free else self.networks
 
-    @cached_property
+    @property
     def is_free(self) -> bool:
         """Whether the move changes nothing and can be skipped."""
-        return self.coefficients == Coefficients(1.0)
+        return self.src == self.dst
+
+    @property
+    def coefficients(self) -> Coefficients:
+        """Those for networks that predict epsilon. Raises InvalidSetting at pure noise, `src` = 0."""
+        return self.coefficients_of("epsilon")
+
+    def coefficients_of(self, prediction: PredictionType) -> Coefficients:
+        """Those for networks that predict this; computed once.
+
+        Raises:
+            InvalidSetting: epsilon at pure noise, `src` = 0.
+        """
+        known = self._computed.get(prediction)
+        if known is None:
+            known = self._computed[prediction] = self._coefficients(prediction)
+        return known
+
+    @cached_property
+    def _computed(self) -> dict[PredictionType, Coefficients]:
+        return {}
+
+    def _coefficients(self, prediction: PredictionType, /) -> Coefficients:
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class _OneCallMove(_LinearMove):
     model: ModelName
-    timestep: int
+    timestep: float
     src: float
     dst: float
     guidance: Scale
@@ -88,29 +111,28 @@ class _OneCallMove(_LinearMove):
 
 @dataclass(frozen=True)
 class Move(_OneCallMove):
-    """Deterministic DDIM move of one model: denoising if `dst` is less noisy than `src`, inversion if it is noisier.
+    """Deterministic move of one model: denoising if `dst` is less noisy than `src`, inversion if it is noisier.
 
-    x' = sqrt(dst) x0 + sqrt(1 - dst) eps with x0 = (x - sqrt(1 - src) eps) / sqrt(src) (arXiv:2010.02502 Eq. 12 with
-    eta = 0), evaluated at `src` in both directions, with eps = eps_u + guidance * (eps_c - eps_u).
+    x' = sqrt(dst) x0 + sqrt(1 - dst) eps with the x0 and eps that p means at `src`, in both directions: DDIM for
+    epsilon and v, Euler for flow, see `sampler.prediction.along`. p = p_u + guidance * (p_c - p_u).
 
     Args:
         model, timestep: what is called.
-        src, dst: abar before and after, in (0, 1].
+        src, dst: abar before and after, in [0, 1].
         guidance: classifier-free guidance scale, negative for the go-back moves of the paper; or one with another rule.
     """
 
-    @cached_property
-    def coefficients(self) -> Coefficients:
-        return _ddim(self.src, self.dst)
+    def _coefficients(self, prediction: PredictionType, /) -> Coefficients:
+        return Coefficients(*along(self.src, self.dst, prediction))
 
 
 @dataclass(frozen=True)
 class FusedMove(_LinearMove):
-    """DDIM move like `Move` along the sum of several calls at the same x.
+    """Move like `Move` along the sum of several calls at the same x.
 
     Args:
         parts: the calls; their `uncond` weights sum to 1.
-        src, dst: abar before and after, in (0, 1].
+        src, dst: abar before and after, in [0, 1].
     """
 
     parts: tuple[Call, ...]
@@ -121,9 +143,8 @@ class FusedMove(_LinearMove):
     def networks(self) -> tuple[Call, ...]:
         return self.parts
 
-    @cached_property
-    def coefficients(self) -> Coefficients:
-        return _ddim(self.src, self.dst)
+    def _coefficients(self, prediction: PredictionType, /) -> Coefficients:
+        return Coefficients(*along(self.src, self.dst, prediction))
 
 
 @dataclass(frozen=True)
@@ -133,7 +154,7 @@ class Renoise(_LinearMove):
     Makes no network call and draws z ~ N(0, 1) from the run's generator (arXiv:2006.11239 Eq. 2).
 
     Args:
-        src, dst: abar before and after, 0 < dst <= src.
+        src, dst: abar before and after, 0 <= dst <= src and 0 < src.
 
     Raises:
         InvalidSetting: `dst` is less noisy than `src`.
@@ -143,11 +164,10 @@ class Renoise(_LinearMove):
     dst: float
 
     def __post_init__(self) -> None:
-        if not 0 < self.dst <= self.src:
+        if not 0 <= self.dst <= self.src or self.src == 0:
             raise InvalidSetting(f"Renoise from src={self.src} to dst={self.dst}: dst must be the noisier level")
 
-    @cached_property
-    def coefficients(self) -> Coefficients:
+    def _coefficients(self, _prediction: PredictionType, /) -> Coefficients:
         ratio = self.dst / self.src
         return Coefficients(ratio**0.5, noise=(1 - ratio) ** 0.5)
 
@@ -159,14 +179,13 @@ class ZeroVelocity(_LinearMove):
     In the coordinates of a flow, z = x / (sqrt(abar) + sqrt(1 - abar)), the latents stay where they are.
 
     Args:
-        src, dst: abar before and after, in (0, 1].
+        src, dst: abar before and after, in [0, 1].
     """
 
     src: float
     dst: float
 
-    @cached_property
-    def coefficients(self) -> Coefficients:
+    def _coefficients(self, _prediction: PredictionType, /) -> Coefficients:
         before, after = (alpha**0.5 + (1 - alpha) ** 0.5 for alpha in (self.src, self.dst))
         return Coefficients(after / before)
 
@@ -184,8 +203,7 @@ class SecondOrderMove(_OneCallMove):
 
     is_stochastic: ClassVar[bool]
 
-    @cached_property
-    def coefficients(self) -> Coefficients:
+    def _coefficients(self, prediction: PredictionType, /) -> Coefficients:
         # lambda = log(1 / s) is half the log signal-to-noise ratio, h = lambda_dst - lambda_src, r = exp(-h).
         s, s_dst = _noise_to_signal(self.src), _noise_to_signal(self.dst)
         r = s_dst / s
@@ -193,13 +211,14 @@ class SecondOrderMove(_OneCallMove):
         current = self.dst**0.5 * (1 - decay)  # coefficient of this step's x0 at first order
         previous = 0.0
         if self.before not in (None, self.src):  # equal: two timesteps of the run are the same
-            h, h_before = -math.log(r), math.log(_noise_to_signal(self.before) / s)
+            h, h_before = -math.log(r), math.log(_noise_to_signal(self.before) / s)  # infinite after pure noise
             previous = -0.5 * current * h / h_before
         current -= previous
         x = ((1 - self.dst) / (1 - self.src)) ** 0.5 * (r if self.is_stochastic else 1.0)
-        return Coefficients(  # with x0 = (x - sqrt(1 - src) eps) / sqrt(src) inserted
-            x=x + current / self.src**0.5,
-            eps=-current * s,
+        divisor, weight = clean_weights(self.src, prediction)
+        return Coefficients(
+            x=x + current / divisor,
+            p=current * weight,
             x0=previous,
             noise=((1 - self.dst) * (1 - decay)) ** 0.5 if self.is_stochastic else 0.0,
         )
@@ -230,9 +249,8 @@ class SolverMove(SecondOrderMove):
 class ResizingMove(_OneCallMove):
     """The last step before the latents change their size: x' = sqrt(dst) S(x0) + sqrt(1 - dst) z, z ~ N(0, 1).
 
-    x0 = (x - sqrt(1 - src) eps) / sqrt(src) is what the model predicts, S resizes it (see `resized`). Noise cannot be
-    resized without changing its level, so the new latents get fresh noise of the run's generator. In `coefficients`,
-    x0 is that of this move, resized.
+    x0 is what the model predicts, S resizes it (see `resized`). Noise cannot be resized without changing its level, so
+    the new latents get fresh noise of the run's generator. In `coefficients`, x0 is that of this move, resized.
 
     Args:
         model, timestep, src, guidance: as in `Move`.
@@ -242,12 +260,11 @@ class ResizingMove(_OneCallMove):
 
     factor: float
 
-    @cached_property
-    def calls(self) -> tuple[Call, ...]:
-        return self.networks
+    @property
+    def is_free(self) -> bool:
+        return False
 
-    @cached_property
-    def coefficients(self) -> Coefficients:
+    def _coefficients(self, _prediction: PredictionType, /) -> Coefficients:
         return Coefficients(0.0, x0=self.dst**0.5, noise=(1 - self.dst) ** 0.5)
 
 
@@ -267,16 +284,11 @@ class ConsistencyMove(_OneCallMove):
     SIGMA_DATA: ClassVar[float] = 0.5
     TIMESTEP_SCALING: ClassVar[float] = 10.0
 
-    @cached_property
-    def coefficients(self) -> Coefficients:
+    def _coefficients(self, prediction: PredictionType, /) -> Coefficients:
         u, variance = self.timestep * self.TIMESTEP_SCALING, self.SIGMA_DATA**2
         skip, out = variance / (u**2 + variance), u / (u**2 + variance) ** 0.5
-        scale = self.dst**0.5
-        return Coefficients(
-            x=scale * (skip + out / self.src**0.5),
-            eps=-scale * out * _noise_to_signal(self.src),
-            noise=(1 - self.dst) ** 0.5,
-        )
+        scale, (divisor, weight) = self.dst**0.5, clean_weights(self.src, prediction)
+        return Coefficients(x=scale * (skip + out / divisor), p=scale * out * weight, noise=(1 - self.dst) ** 0.5)
 
 
 @dataclass(frozen=True)
@@ -310,11 +322,4 @@ AnyMove = (
 
 
 def _noise_to_signal(alpha: float) -> float:
-    return ((1 - alpha) / alpha) ** 0.5
-
-
-def _ddim(src: float, dst: float) -> Coefficients:
-    if src == dst:
-        return Coefficients(1.0)
-    x = (dst / src) ** 0.5
-    return Coefficients(x, eps=(1 - dst) ** 0.5 - x * (1 - src) ** 0.5)
+    return ((1 - alpha) / alpha) ** 0.5 if alpha else math.inf

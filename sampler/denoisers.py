@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,10 @@ from sampler.guidance import (
     configured,
     network_output,
 )
-from sampler.noise_schedule import PredictionType
+from sampler.prediction import PredictionType
+from sampler.validation import one_of
+
+Frames = Literal["all", "first"]
 
 
 class ImageDenoiser(GuidedDenoiser):
@@ -30,12 +33,17 @@ class ImageDenoiser(GuidedDenoiser):
         resize: (height, width) in latent pixels at which the network sees the frames. Latents and epsilon are resized
             by nearest neighbour. The released ModelScope code uses (64, 64) for clips of every size; where 64 is no
             multiple of that size it also resamples the latents themselves, which this does not. None: no resizing.
+        frames: "all"; or "first", the only latent frame that holds a picture where the autoencoder compresses time
+            causally, as Wan's: the model is called for it alone and adds nothing to the others. That works in plans
+            where the image model adds to the video model's prediction, those of `fused_plan`; a move of its own would
+            leave the other frames at another noise level, so `sample` refuses other plans with IncompatibleInputs.
 
     Attributes:
         frames_at_once: frames in one network call; fewer need less memory and more calls. None: all.
 
     Raises:
-        IncompatibleInputs, InvalidSetting: see `GuidedDenoiser`; InvalidSetting also for an impossible `resize`.
+        IncompatibleInputs, InvalidSetting: see `GuidedDenoiser`; InvalidSetting also for a `resize` or `frames` that
+            is not possible.
     """
 
     kind: ClassVar[str] = "image"
@@ -49,12 +57,18 @@ class ImageDenoiser(GuidedDenoiser):
         prediction_type: PredictionType = "epsilon",
         added: AddedConditions | None = None,
         resize: tuple[int, int] | None = None,
+        frames: Frames = "all",
     ) -> None:
         super().__init__(unet, cond, uncond, prediction_type=prediction_type, added=added)
         if resize is not None and min(resize) < 1:
             raise InvalidSetting(f"resize={resize} must be a height and a width of at least 1 latent pixel")
-        self.resize = resize
+        one_of("frames", frames, get_args(Frames))
+        self.resize, self.frames = resize, frames
+        self.only_adds = frames == "first"
         self.frames_at_once: int | None = None
+
+    def visible(self, latents: Tensor) -> Tensor:
+        return latents[:, :, :1] if self.only_adds else latents
 
     def parts(self, x: Tensor, texts: Texts) -> list[tuple[Tensor, Texts]]:
         if self.frames_at_once is None:
@@ -75,7 +89,7 @@ class ImageDenoiser(GuidedDenoiser):
         b, c, f, h, w = latents.shape
         return x.view(-1, b, f, c, h, w).transpose(2, 3)
 
-    def predict(self, x: Tensor, timestep: int | Tensor, text: Text, arguments: Arguments) -> Tensor:
+    def predict(self, x: Tensor, timestep: float | Tensor, text: Text, arguments: Arguments) -> Tensor:
         seen = _resized(x, self.resize)
         output = network_output(self.unet(seen, timestep, encoder_hidden_states=text, **arguments), seen)
         return _resized(output, x.shape[-2:])
@@ -122,7 +136,7 @@ class VideoDenoiser(GuidedDenoiser):
     def as_clips(self, x: Tensor, latents: Tensor) -> Tensor:
         return x.view(-1, *latents.shape)
 
-    def predict(self, x: Tensor, timestep: int | Tensor, text: Text, arguments: Arguments) -> Tensor:
+    def predict(self, x: Tensor, timestep: float | Tensor, text: Text, arguments: Arguments) -> Tensor:
         return network_output(self.unet(x, timestep, encoder_hidden_states=text, **arguments, **self.network_args), x)
 
 

@@ -1,9 +1,10 @@
 """EVS (arXiv:2507.13753): image and video model take turns along one denoising run, without going back.
 
 What is known of it here is the abstract and the README of its code (Tonniia/EVS); the code and the rest of the paper
-could not be read. Known: nothing is noised and denoised to change the model, the models are switched during the
-denoising; the latents are larger while the image model works ("EP_X2.0": by 2); image steps come in between steps of
-the video model, a few-step AnimateDiff-Lightning or AnimateLCM. Assumed:
+could not be read, when last tried in 2026-11. Known: frames of the video model are to the image model samples from
+outside its distribution, which it improves by noising and denoising; nothing is noised and denoised to change the
+model, the models are switched during the denoising; the latents are larger while the image model works ("EP_X2.0": by
+2); image steps come in between steps of the video model, a few-step AnimateDiff-Lightning or AnimateLCM. Assumed:
 
 - at a switch the clean prediction is resized and noised to the level that the run is at, as a step of such a few-step
   model noises its prediction (`ResizingMove`); bicubic;
@@ -17,15 +18,15 @@ from __future__ import annotations
 from sampler.denoise_and_goback_moves import AnyMove, ModelName, ResizingMove
 from sampler.errors import InvalidSetting
 from sampler.level_grid import LevelGrid
-from sampler.noise_schedule import NoiseSchedule
 from sampler.plan import Plan
+from sampler.schedule import Schedule
 from sampler.validation import Range, active_steps, finite_number, whole_number
 
 MOST_ENLARGED = 4  # 16 times the pixels
 
 
 def evs_plan(
-    schedule: NoiseSchedule,
+    schedule: Schedule,
     steps: int = 50,
     *,
     image_interval: Range = (0.5, 1.0),
@@ -33,7 +34,7 @@ def evs_plan(
     enlarge: float = 2.0,
     guidance: float = 7.5,
     image_guidance: float | None = None,
-    image_schedule: NoiseSchedule | None = None,
+    image_schedule: Schedule | None = None,
 ) -> Plan:
     """EVS: one call a step, of the image model in a part of the run and of the video model in the others.
 
@@ -70,7 +71,7 @@ def _step(grid: LevelGrid, i: int, model: ModelName, guidance: float, factor: fl
     if factor == 1:
         return grid.ordinary_step(i, guidance, model)
     dst = 1.0 if i == grid.steps - 1 else grid.alphas[i + 1]
-    return ResizingMove(model, grid.timesteps[model][i], grid.alphas[i], dst, guidance, factor)
+    return ResizingMove(model, grid.timestep(model, i), grid.alphas[i], dst, guidance, factor)
 
 
 def _models(image_interval: Range, image_every: int, steps: int) -> list[ModelName]:

@@ -4,24 +4,30 @@
 
 from __future__ import annotations
 
-from typing import cast, get_args
+from collections.abc import Mapping
+from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor
 
 from sampler.denoise_and_goback_moves import LowPass, Restart
 from sampler.errors import InvalidSetting
-from sampler.noise_schedule import NoiseSchedule, check_schedule
+from sampler.noise_schedule import noise_schedule
 from sampler.plan import Plan
+from sampler.schedule import Schedule
 from sampler.validation import finite_number, one_of, whole_number
 
 ONLY_FROM_NOISE = "FreeInit makes new start noise for every run; leave FreeInit out"
+NO_SIGNAL = (
+    "FreeInit keeps what the noisiest level still shows of a clip, and this run starts from pure noise (s = 1), which "
+    "shows nothing; leave FreeInit out"
+)
 _DIMS = (-3, -2, -1)  # frames, height, width
 
 
 def free_init_plan(
     plan: Plan,
-    schedule: NoiseSchedule,
+    schedule: Schedule,
     iterations: int = 3,
     *,
     method: LowPass = "butterworth",
@@ -33,7 +39,8 @@ def free_init_plan(
 
     Args:
         plan: any plan that starts from noise.
-        schedule: noise schedule of the video model; the clip is noised to its last timestep.
+        schedule: noise schedule of the video model, whose last timestep the clip is noised to. One that ends at pure
+            noise, a `FlowSchedule` or zero terminal SNR, is refused.
         iterations: number of runs, from 1; 1 is the plan itself.
         method: shape of the low-pass filter that keeps a part of the clip: "butterworth", "gaussian" or "ideal".
         order: order of the Butterworth filter, from 1.
@@ -45,20 +52,31 @@ def free_init_plan(
     Raises:
         InvalidSetting: names the parameter, its value and what is allowed.
     """
-    check_schedule("schedule", schedule)
-    whole_number("iterations", iterations, " (1: the plan itself)")
-    one_of("method", method, get_args(LowPass))
-    whole_number("order", order)
-    for name, cutoff in (("spatial_cutoff", spatial_cutoff), ("temporal_cutoff", temporal_cutoff)):
-        if not 0 < finite_number(name, cutoff) <= 1:
-            raise InvalidSetting(f"{name}={cutoff} must be in (0, 1]; 1 is the Nyquist frequency")
+    _check(iterations, method, order, {"spatial_cutoff": spatial_cutoff, "temporal_cutoff": temporal_cutoff})
     if plan.skipped:
         raise InvalidSetting(
             f"plan lacks its first {plan.skipped} steps; FreeInit makes start noise: give it the whole plan"
         )
-    restart = Restart(schedule.alphas_cumprod[-1], method, order, spatial_cutoff, temporal_cutoff)
+    noisiest = _noisiest_level(schedule)
+    restart = Restart(noisiest, method, order, spatial_cutoff, temporal_cutoff)
     again = ((restart, *plan.steps[0]), *plan.steps[1:])
     return Plan(plan.steps + again * (int(iterations) - 1), only_from_noise=ONLY_FROM_NOISE)
+
+
+def _noisiest_level(schedule: Any) -> float:  # Any, here and below: what a caller passed is checked
+    betas = noise_schedule("schedule", schedule, NO_SIGNAL)
+    if not betas.alphas_cumprod[-1]:
+        raise InvalidSetting(f"schedule={schedule!r} ends at zero terminal SNR: {NO_SIGNAL}")
+    return betas.alphas_cumprod[-1]
+
+
+def _check(iterations: Any, method: Any, order: Any, cutoffs: Mapping[str, Any]) -> None:
+    whole_number("iterations", iterations, " (1: the plan itself)")
+    one_of("method", method, get_args(LowPass))
+    whole_number("order", order)
+    for name, cutoff in cutoffs.items():
+        if not 0 < finite_number(name, cutoff) <= 1:
+            raise InvalidSetting(f"{name}={cutoff} must be in (0, 1]; 1 is the Nyquist frequency")
 
 
 def restart_latents(clip: Tensor, initial: Tensor, fresh: Tensor, restart: Restart) -> Tensor:

@@ -1,4 +1,4 @@
-"""Classifier-free guidance (arXiv:2207.12598) and the conversion of a network's prediction to epsilon."""
+"""Classifier-free guidance (arXiv:2207.12598) on diffusers-style networks, whatever they predict."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sampler.errors import IncompatibleInputs
-from sampler.noise_schedule import PredictionType
+from sampler.prediction import PredictionType, converted, input_scale
 from sampler.validation import one_of
 
 Branch = Literal["uncond", "cond"]
@@ -42,14 +43,17 @@ class AddedConditions:
 
 
 class Denoiser(Protocol):
-    """What `sample` needs of a model; any callable with this signature works."""
+    """What `sample` needs of a model; any callable with this signature works. It predicts epsilon, so no plan may call
+    it at pure noise (abar 0); for networks that predict v or flow there is `GuidedDenoiser`."""
 
-    def __call__(self, latents: Tensor, timestep: int, alpha: float, guidance: float, *, uncond: float = 1.0) -> Tensor:
+    def __call__(
+        self, latents: Tensor, timestep: float, alpha: float, guidance: float, *, uncond: float = 1.0
+    ) -> Tensor:
         """Guided epsilon: uncond * eps_u + guidance * (eps_c - eps_u).
 
         Args:
             latents: (B, C, F, h, w) float32.
-            timestep: the timestep that belongs to the noise level of the latents.
+            timestep: the timestep that belongs to the noise level of the latents; for flow models not a whole number.
             alpha: that noise level, abar in (0, 1].
             guidance: classifier-free guidance scale, any finite number.
             uncond: weight of the unconditional epsilon; only passed if it is not 1, which only `fused_plan` needs.
@@ -66,11 +70,15 @@ class GuidedDenoiser(ABC):
     Args:
         unet: called as `unet(x, timestep, encoder_hidden_states=text)`; returns a tensor, a tuple or an object with
             `.sample`, in the shape of x. If both CFG branches are needed, x and text hold the unconditional rows
-            first. A network with a true attribute `native_cfg` gets the texts of the branches as a tuple of
-            (B, tokens, dim), not repeated for frames, and the timestep always as an integer.
+            first. The timestep is a whole number, or a tensor () of int64 on a GPU; for a flow network a tensor () of
+            float32, whatever the dtype of the network, because bfloat16 does not tell 999 from 996. A network with a
+            true attribute `native_cfg` gets the texts of the branches as a tuple of (B, tokens, dim), not repeated for
+            frames, and the timestep always as a Python number.
         cond, uncond: text embeddings (B, tokens, dim) of the prompts and the negative prompts. The network runs in
-            their dtype; latents and epsilon stay float32.
-        prediction_type: what the network was trained to predict, "epsilon" or "v_prediction".
+            their dtype; latents and predictions stay float32.
+        prediction_type: what the network was trained to predict: "epsilon"; "v_prediction"; or "flow", the velocity
+            eps - x0 for latents (1 - s) x0 + s eps, which it is given at a timestep that `FlowSchedule` scales. Latents
+            are variance-preserving for every type, see `sampler.prediction`.
         added: of SDXL's networks, which get them as `added_cond_kwargs`; None for the others.
 
     Attributes:
@@ -109,6 +117,7 @@ class GuidedDenoiser(ABC):
         self.cond, self.uncond, self.added = cond, uncond, added
         self.prediction_type: PredictionType = prediction_type
         self.sequential_cfg = False
+        self.only_adds = False  # whether predictions leave out frames, so that another model must move these
         self.text_per_frame = False  # whether the network takes whole clips, but its text once for every frame
         self.channels = configured(unet, "in_channels")  # None: unknown
         self.max_frames: int | None = None  # None: unlimited or unknown
@@ -118,9 +127,15 @@ class GuidedDenoiser(ABC):
         text, network = tuple(self.cond.shape), type(self.unet).__name__
         return f"{type(self).__name__}({network}, text={text}, prediction_type={self.prediction_type!r})"
 
-    def __call__(self, latents: Tensor, timestep: int, alpha: float, guidance: float, *, uncond: float = 1.0) -> Tensor:
-        """See `Denoiser`. Raises IncompatibleInputs if latents, text and the network's output do not fit together."""
-        return self.prepare(latents)(latents, timestep, alpha, guidance, uncond=uncond)
+    def __call__(
+        self, latents: Tensor, timestep: float, alpha: float, guidance: float, *, uncond: float = 1.0
+    ) -> Tensor:
+        """See `Denoiser`: epsilon, whatever the network predicts; alpha is in [0, 1] unless that is epsilon.
+
+        Raises IncompatibleInputs if latents, text and the network's output do not fit together.
+        """
+        p = self.prepare(latents).guided(latents, timestep, alpha, guidance, uncond)
+        return converted(p, latents, alpha, self.prediction_type, "epsilon", uncond)
 
     def prepare(self, latents: Tensor) -> PreparedDenoiser:
         """This denoiser for latents of one shape and device; makes input buffer, texts and timesteps only once.
@@ -143,6 +158,10 @@ class GuidedDenoiser(ABC):
                 f"{tuple(latents.shape)} have {latents.shape[2]}; sample fewer frames"
             )
         return PreparedDenoiser(self, latents)
+
+    def visible(self, latents: Tensor) -> Tensor:
+        """The part of the latents that the network sees: the first of their frames, or all."""
+        return latents
 
     def network_inputs(self, x: Tensor, branches: Sequence[Branch]) -> list[NetworkInput]:
         """The network calls for x, which holds the rows of all these CFG branches."""
@@ -179,47 +198,49 @@ class GuidedDenoiser(ABC):
         """Network input or output of n CFG branches, viewed as (n, B, C, F, h, w)."""
 
     @abstractmethod
-    def predict(self, x: Tensor, timestep: int | Tensor, text: Text, arguments: Arguments) -> Tensor:
+    def predict(self, x: Tensor, timestep: float | Tensor, text: Text, arguments: Arguments) -> Tensor:
         """One network call; returns the shape of x."""
 
 
 class PreparedDenoiser:
-    """A `GuidedDenoiser` for latents of one shape."""
+    """A `GuidedDenoiser` for latents of one shape; it answers with what the network predicts, not with epsilon."""
 
     def __init__(self, model: GuidedDenoiser, latents: Tensor) -> None:
-        self._model, self._latents = model, latents
-        self._rows, *shape = model.input_shape(latents)
+        self._model, self._latents = model, model.visible(latents)
+        self.prediction_type: PredictionType = model.prediction_type
+        self._unseen = latents.shape[2] - self._latents.shape[2]
+        self._rows, *shape = model.input_shape(self._latents)
         self._x = torch.empty((2 * self._rows, *shape), dtype=model.cond.dtype, device=latents.device)
-        self._x_as_clips = model.as_clips(self._x, latents)
+        self._x_as_clips = model.as_clips(self._x, self._latents)
         self._inputs: dict[tuple[Branch, ...], list[NetworkInput]] = {}
-        self._timesteps: dict[int, int | Tensor] = {}
+        self._timesteps: dict[float, float | Tensor] = {}
 
-    def __call__(self, latents: Tensor, timestep: int, alpha: float, guidance: float, *, uncond: float = 1.0) -> Tensor:
+    def guided(self, latents: Tensor, timestep: float, alpha: float, guidance: float, uncond: float = 1.0) -> Tensor:
+        """uncond * p_u + guidance * (p_c - p_u), (B, C, F, h, w) float32: guidance is linear, so any p will do."""
+        if self._model.only_adds and uncond:
+            raise IncompatibleInputs(f"{self._model!r} sees the first frame only: uncond={uncond!r} must be 0")
         if guidance == 0:
-            (out_u,) = self._predict(latents, timestep, ("uncond",))
-            out = uncond * out_u
-        elif guidance == uncond:
-            (out_c,) = self._predict(latents, timestep, ("cond",))
-            out = guidance * out_c
-        else:
-            out_u, out_c = self._predict(latents, timestep, ("uncond", "cond"))
-            out = uncond * out_u + guidance * (out_c - out_u)
-        return self._epsilon(out, latents, alpha, uncond)
+            (out_u,) = self._predict(latents, timestep, alpha, ("uncond",))
+            return uncond * out_u
+        if guidance == uncond:
+            (out_c,) = self._predict(latents, timestep, alpha, ("cond",))
+            return guidance * out_c
+        out_u, out_c = self._predict(latents, timestep, alpha, ("uncond", "cond"))
+        return uncond * out_u + guidance * (out_c - out_u)
 
-    def both(self, latents: Tensor, timestep: int, alpha: float) -> tuple[Tensor, Tensor]:
-        """Epsilon of the negative prompt and of the prompt, without guidance, in one network call."""
-        out_u, out_c = self._predict(latents, timestep, ("uncond", "cond"))
-        return self._epsilon(out_u, latents, alpha), self._epsilon(out_c, latents, alpha)
+    def both(self, latents: Tensor, timestep: float, alpha: float) -> tuple[Tensor, Tensor]:
+        """The predictions for the negative prompt and the prompt, without guidance, in one network call."""
+        out_u, out_c = self._predict(latents, timestep, alpha, ("uncond", "cond"))
+        return out_u, out_c
 
-    def _epsilon(self, out: Tensor, latents: Tensor, alpha: float, uncond: float = 1.0) -> Tensor:
-        if self._model.prediction_type == "epsilon":
-            return out
-        # eps = sqrt(abar) v + sqrt(1 - abar) x (arXiv:2202.00512 App. D); linear, so guidance on v is the same.
-        return alpha**0.5 * out + uncond * (1 - alpha) ** 0.5 * latents
-
-    def _predict(self, latents: Tensor, timestep: int, branches: tuple[Branch, ...]) -> Sequence[Tensor]:
+    def _predict(
+        self, latents: Tensor, timestep: float, alpha: float, branches: tuple[Branch, ...]
+    ) -> Sequence[Tensor]:
         """The network's prediction for each CFG branch, (B, C, F, h, w) float32."""
-        self._x_as_clips.copy_(latents)  # to both branches, in the network's dtype and layout
+        seen = self._model.visible(latents) if self._unseen else latents
+        if self.prediction_type == "flow":
+            seen = input_scale(alpha, "flow") * seen
+        self._x_as_clips.copy_(seen)  # to both branches, in the network's dtype and layout
         if branches not in self._inputs:
             x = self._x[: len(branches) * self._rows]
             self._inputs[branches] = self._model.network_inputs(x, branches)
@@ -228,11 +249,16 @@ class PreparedDenoiser:
         t = self._timesteps[timestep]
         outputs = [self._model.predict(x, t, text, arguments) for x, text, arguments in self._inputs[branches]]
         output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-        return self._model.as_clips(output, self._latents).float().unbind()
+        clips = self._model.as_clips(output, self._latents).float()
+        return (F.pad(clips, (0, 0, 0, 0, 0, self._unseen)) if self._unseen else clips).unbind()
 
-    def _as_network_timestep(self, timestep: int) -> int | Tensor:
+    def _as_network_timestep(self, timestep: float) -> float | Tensor:
         device = self._latents.device
-        if device.type == "cpu" or self._model.native_cfg:
+        if self._model.native_cfg:
+            return timestep
+        if self.prediction_type == "flow" or not isinstance(timestep, int):
+            return torch.full((), timestep, dtype=torch.float32, device=device)
+        if device.type == "cpu":
             return timestep
         # diffusers would upload an integer and wait for it; filling a tensor on the device does not block.
         return torch.full((), timestep, dtype=torch.int64, device=device)

@@ -1,12 +1,11 @@
 """Other rules than classifier-free guidance for the two answers of a network: APG and CFG-Zero*.
 
-Both are written in the space in which their papers define them, and give the epsilon that means the same. With
-rho = sqrt((1 - abar) / abar), an answer eps to latents x is also
-    the clean clip  x0 = x / sqrt(abar) - rho eps          (what the APG paper's denoiser D predicts)
-    the velocity    u = eps - x0 = (1 + rho) eps - x / sqrt(abar)
-u is what a rectified flow on the same noise levels would predict: in its coordinates, z = x / (sqrt(abar) +
-sqrt(1 - abar)) = (1 - t) x0 + t eps, the probability flow is dz/dt = u. So networks that predict epsilon or v can use
-CFG-Zero*, which is defined for flow models. diffusers' guiders apply both rules to whatever the network predicts.
+Both are written in the space in which their papers define them, and give the prediction that means the same. Every
+prediction p of a network for latents x, see `sampler.prediction`, is also
+    the clean clip  x0         (what the APG paper's denoiser D predicts)
+    the velocity    eps - x0   (what a rectified flow predicts)
+both of the form x / divisor + weight p. So networks that predict epsilon or v can use CFG-Zero*, which is defined for
+flow models. diffusers' guiders apply both rules to whatever the network predicts.
 
 A sample is what the network sees as one: the whole clip for the video model, each frame for the image model.
 """
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 
 from sampler.errors import InvalidSetting
+from sampler.prediction import PredictionType, clean_weights, velocity_weights
 from sampler.validation import finite_number, whole_number
 
 MOMENTUM = "momentum"  # of APG, in the memory of a run
@@ -106,37 +106,37 @@ def number_of(scale: Scale) -> float:
     return scale.scale if isinstance(scale, RuledScale) else scale
 
 
-def guided_epsilon(
+def guided_prediction(
     guidance: RuledScale,
     latents: Tensor,
     uncond: Tensor,
     cond: Tensor,
     alpha: float,
+    prediction_type: PredictionType = "epsilon",
     *,
     by_frame: bool,
     memory: MutableMapping[str, Tensor],
 ) -> Tensor:
-    """The epsilon of both answers of one network.
+    """One prediction from both answers of one network.
 
     Args:
         guidance: scale and rule.
-        latents: what the network saw, (B, C, F, h, w).
-        uncond, cond: its epsilon for the negative prompt and the prompt, of the same shape.
-        alpha: noise level of the latents, abar in (0, 1].
+        latents: variance-preserving latents (B, C, F, h, w) that the network was called for.
+        uncond, cond: its predictions for the negative prompt and the prompt, of the same shape.
+        alpha, prediction_type: noise level of the latents, abar in [0, 1], and what the network predicts.
         by_frame: whether each frame is a separate sample, as it is for the image model.
         memory: of the run; APG's momentum reads and writes it.
+
+    Raises:
+        InvalidSetting: epsilon at pure noise.
     """
-    rho = ((1 - alpha) / alpha) ** 0.5
     dims = (1, 3, 4) if by_frame else (1, 2, 3, 4)
-    rule, visible = guidance.rule, latents / alpha**0.5
-    if isinstance(rule, CfgZeroStar):
-        u_cond, u_uncond = ((1 + rho) * eps - visible for eps in (cond, uncond))
-        best = _dot(u_cond, u_uncond, dims) / (_dot(u_uncond, u_uncond, dims) + _LEAST)
-        scaled = best.float() * u_uncond
-        return (scaled + guidance.scale * (u_cond - scaled) + visible) / (1 + rho)
-    if rho == 0:  # nothing is noise, so nothing can be guided
+    if isinstance(guidance.rule, CfgZeroStar):
+        return _cfg_zero_star(guidance.scale, latents, uncond, cond, velocity_weights(alpha, prediction_type), dims)
+    rule, (divisor, weight) = guidance.rule, clean_weights(alpha, prediction_type)
+    if weight == 0:  # nothing is noise, so nothing can be guided
         return cond
-    clean, update = visible - rho * cond, rho * (uncond - cond)
+    clean, update = latents / divisor + weight * cond, weight * (cond - uncond)
     if rule.momentum:
         if (before := memory.get(MOMENTUM)) is not None:
             update = update + rule.momentum * before
@@ -145,7 +145,18 @@ def guided_epsilon(
         most = rule.norm_threshold * (1 if by_frame else latents.shape[2] ** 0.5)
         update = update * torch.clamp(most / _dot(update, update, dims).sqrt(), max=1).float()
     along = (_dot(update, clean, dims) / _dot(clean, clean, dims)).float() * clean
-    return cond - (guidance.scale - 1) / rho * (update - (1 - rule.eta) * along)
+    return cond + (guidance.scale - 1) / weight * (update - (1 - rule.eta) * along)
+
+
+def _cfg_zero_star(
+    scale: float, latents: Tensor, uncond: Tensor, cond: Tensor, weights: tuple[float, float], dims: tuple[int, ...]
+) -> Tensor:
+    divisor, weight = weights
+    visible = latents / divisor
+    u_cond, u_uncond = (weight * p - visible for p in (cond, uncond))
+    best = _dot(u_cond, u_uncond, dims) / (_dot(u_uncond, u_uncond, dims) + _LEAST)
+    scaled = best.float() * u_uncond
+    return (scaled + scale * (u_cond - scaled) + visible) / weight
 
 
 def _dot(a: Tensor, b: Tensor, dims: tuple[int, ...]) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import reduce
 
 import torch
 from torch import Tensor
@@ -14,9 +13,10 @@ from sampler.errors import IncompatibleInputs, InvalidSetting
 from sampler.finite_check import FiniteCheck
 from sampler.freeinit import restart_latents
 from sampler.guidance import Denoiser, GuidedDenoiser, PreparedDenoiser
-from sampler.guidance_rules import MOMENTUM, RuledScale, guided_epsilon
+from sampler.guidance_rules import MOMENTUM, RuledScale, guided_prediction
 from sampler.noise import Generators, fresh_noise
 from sampler.plan import Plan
+from sampler.prediction import PredictionType, clean, converted
 from sampler.resizing import resized
 
 
@@ -25,19 +25,21 @@ class Prediction:
     """What the networks predicted in one move.
 
     Args:
-        latents: what they saw, (B, C, F, h, w).
-        epsilon: the sum of their answers, of the same shape.
-        alpha: noise level of the latents, abar in (0, 1].
+        latents: what they were called for, (B, C, F, h, w), variance-preserving.
+        p: the sum of their answers, of the same shape.
+        alpha: noise level of the latents, abar in [0, 1].
+        kind: what p is.
     """
 
     latents: Tensor
-    epsilon: Tensor
+    p: Tensor
     alpha: float
+    kind: PredictionType = "epsilon"
 
     @property
     def clean(self) -> Tensor:
-        """x0 = (x - sqrt(1 - abar) eps) / sqrt(abar) (arXiv:2010.02502 Eq. 9)."""
-        return (self.latents - (1 - self.alpha) ** 0.5 * self.epsilon) / self.alpha**0.5
+        """x0, (B, C, F, h, w); from epsilon (x - sqrt(1 - abar) eps) / sqrt(abar) (arXiv:2010.02502 Eq. 9)."""
+        return clean(self.latents, self.p, self.alpha, self.kind)
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,8 @@ def sample(
 
     Raises:
         IncompatibleInputs: at once, if a model that the plan calls is missing, or if latents, models, generators and
-            plan do not fit together.
+            plan do not fit together: among others if the plan calls a model that predicts epsilon at pure noise, or
+            a model that sees the first frame only in another plan than a fused one.
         InvalidSetting: at once, if `start` is outside the plan.
         LatentsNotFinite: a move left NaN or infinity; on a CPU right after its step, on a GPU up to two steps later
             (the loop never waits for a GPU), in any case before the last step is yielded.
@@ -139,6 +142,24 @@ def _check(latents: Tensor, plan: Plan, models: Mapping[str, Denoiser], generato
         )
     if start not in range(len(plan) + 1):
         raise InvalidSetting(f"start={start!r} is outside 0..{len(plan)}, the steps of the plan")
+    for index, moves in enumerate(plan.steps[start:], start):
+        for call in (call for move in moves for call in move.calls):
+            _check_call(index, call, models[call.model])
+
+
+def _check_call(step: int, call: Call, model: Denoiser) -> None:
+    """Raises IncompatibleInputs if the model cannot answer this call."""
+    guided = isinstance(model, GuidedDenoiser)
+    if call.alpha == 0 and (not guided or model.prediction_type == "epsilon"):
+        raise IncompatibleInputs(
+            f"step {step} calls the {call.model} model at pure noise (abar = 0), where epsilon says nothing of the "
+            "clip: begin the interval of that model later, or use a model that predicts v or flow"
+        )
+    if guided and model.only_adds and call.uncond:
+        raise IncompatibleInputs(
+            f"step {step} has a move of the {call.model} model alone, which sees the first frame only: others would "
+            "stay behind at another noise level. Use fused_plan, or a denoiser with frames='all'"
+        )
 
 
 @torch.no_grad()
@@ -165,29 +186,52 @@ def _run(
         yield Step(index, total, x, dict(memory), predicted)
 
 
+class _CustomDenoiser:
+    """Any callable that answers with epsilon, see `Denoiser`."""
+
+    prediction_type: PredictionType = "epsilon"
+
+    def __init__(self, model: Denoiser) -> None:
+        self._model = model
+
+    def guided(self, latents: Tensor, timestep: float, alpha: float, guidance: float, uncond: float) -> Tensor:
+        if uncond == 1:  # so that custom denoisers need `uncond` for fused plans only
+            return self._model(latents, timestep, alpha, guidance)
+        return self._model(latents, timestep, alpha, guidance, uncond=uncond)
+
+    def both(self, latents: Tensor, timestep: float, alpha: float) -> tuple[Tensor, Tensor]:
+        return self._model(latents, timestep, alpha, 0.0), self._model(latents, timestep, alpha, 1.0)
+
+
 class _Models:
     """The models that a plan calls, each prepared once for latents of one height and width."""
 
     def __init__(self, models: Mapping[str, Denoiser], x: Tensor) -> None:
         self._models = models
-        self._prepared: dict[tuple[str, torch.Size], Denoiser] = {}
+        self._prepared: dict[tuple[str, torch.Size], PreparedDenoiser | _CustomDenoiser] = {}
         for name in models:  # so that what does not fit is refused before the first step
             self.get(name, x)
 
     @torch.no_grad()
-    def get(self, name: str, x: Tensor) -> Denoiser:
+    def get(self, name: str, x: Tensor) -> PreparedDenoiser | _CustomDenoiser:
         model, key = self._models[name], (name, x.shape)
         if key not in self._prepared:
-            self._prepared[key] = model.prepare(x) if isinstance(model, GuidedDenoiser) else model
+            self._prepared[key] = model.prepare(x) if isinstance(model, GuidedDenoiser) else _CustomDenoiser(model)
         return self._prepared[key]
 
 
 def _predicted(move: AnyMove, x: Tensor, models: _Models, memory: dict[str, Tensor]) -> Prediction | None:
-    """None if the move calls no network."""
+    """The sum of the calls, as what the first of them predicts; None if the move calls no network."""
     if not move.calls:
         return None
-    epsilon = reduce(torch.add, [_epsilon(models.get(call.model, x), x, call, memory) for call in move.calls])
-    return Prediction(x, epsilon, move.calls[0].alpha)
+    first, *others = move.calls
+    model = models.get(first.model, x)
+    kind, p = model.prediction_type, _answer(model, x, first, memory)
+    for call in others:
+        model = models.get(call.model, x)
+        answer = _answer(model, x, call, memory)
+        p = p + converted(answer, x, call.alpha, model.prediction_type, kind, call.uncond)
+    return Prediction(x, p, first.alpha, kind)
 
 
 def _apply(
@@ -196,7 +240,7 @@ def _apply(
     """The latents after `move`; `memory` is read and updated by the moves that need it."""
     if isinstance(move, Restart):
         return restart_latents(x, memory["initial"], fresh_noise(x, generator), move)
-    c = move.coefficients
+    c = move.coefficients_of(prediction.kind if prediction is not None else "flow")
     if isinstance(move, ResizingMove) and prediction is not None:
         moved = c.x0 * resized(prediction.clean, move.factor)
         return moved + c.noise * fresh_noise(moved, generator) if c.noise else moved
@@ -206,28 +250,26 @@ def _apply(
     if c.noise:
         moved += c.noise * fresh_noise(x, generator, by_frame=move.draws_by_frame)
     if prediction is not None:
-        moved += c.eps * prediction.epsilon
+        moved += c.p * prediction.p
         if isinstance(move, SecondOrderMove):
             memory["x0"] = prediction.clean
     return moved
 
 
-def _epsilon(model: Denoiser, x: Tensor, call: Call, memory: dict[str, Tensor]) -> Tensor:
-    if isinstance(call.guidance, RuledScale):
-        at = x, call.timestep, call.alpha
-        both = model.both(*at) if isinstance(model, PreparedDenoiser) else (model(*at, 0.0), model(*at, 1.0))
-        by_frame = call.model == "image"
-        return guided_epsilon(call.guidance, x, *both, call.alpha, by_frame=by_frame, memory=memory)
-    if call.uncond == 1:  # so that custom denoisers need `uncond` for fused plans only
-        return model(x, call.timestep, call.alpha, call.guidance)
-    return model(x, call.timestep, call.alpha, call.guidance, uncond=call.uncond)
+def _answer(model: PreparedDenoiser | _CustomDenoiser, x: Tensor, call: Call, memory: dict[str, Tensor]) -> Tensor:
+    """The guided prediction of one call."""
+    scale = call.guidance
+    if not isinstance(scale, RuledScale):
+        return model.guided(x, call.timestep, call.alpha, scale, call.uncond)
+    both, by_frame = model.both(x, call.timestep, call.alpha), call.model == "image"
+    return guided_prediction(scale, x, *both, call.alpha, model.prediction_type, by_frame=by_frame, memory=memory)
 
 
 def _initial_memory(x: Tensor, plan: Plan, start: int, memory: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What the run from `start` on needs of the steps before it."""
     moves = [move for step in plan.steps[start:] for move in step]
     solver = next((move for move in moves if isinstance(move, SecondOrderMove)), None)
-    needed = {"x0"} if solver is not None and solver.coefficients.x0 else set[str]()
+    needed = {"x0"} if solver is not None and solver.coefficients_of("flow").x0 else set[str]()
     needed |= {"initial" for move in moves if isinstance(move, Restart)}
     if _uses_momentum(plan.steps[:start]) and _uses_momentum(plan.steps[start:]):
         needed |= {MOMENTUM}

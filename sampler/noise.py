@@ -59,8 +59,8 @@ def fresh_noise(like: Tensor, generator: Generators = None, *, by_frame: bool = 
 def noised(clip: Tensor, plan: Plan, *, noise: Tensor | None = None, generator: Generators = None) -> Tensor:
     """A clip at the noise level that `plan` begins with: sqrt(abar) x0 + sqrt(1 - abar) eps (arXiv:2006.11239 Eq. 4).
 
-    The same for networks that predict epsilon and v. For a part of the clip's own strength, cut the plan first:
-    `noised(clip, plan.starting_at(step))`.
+    The same whatever the networks predict; at abar 0, where flows begin, it is the noise alone. For a part of the
+    clip's own strength, cut the plan first: `noised(clip, plan.starting_at(step))`.
 
     Args:
         clip: clean latents (B, C, F, h, w), scaled as the networks see them.

@@ -10,7 +10,7 @@ import bisect
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any, Literal, Self, cast, get_args
 
@@ -18,11 +18,14 @@ import torch
 from torch import Tensor
 
 from sampler.errors import InvalidSetting
+from sampler.prediction import PredictionType
+from sampler.schedule import Level, check_schedule
 from sampler.scheduler_config import complete_config
+from sampler.terminal_snr import shifted_snr, through_betas, zero_terminal_snr
 from sampler.validation import finite_number, one_of, whole_number
 
 TimestepSpacing = Literal["linspace", "leading", "trailing"]
-PredictionType = Literal["epsilon", "v_prediction"]
+PREDICTION_TYPES = ("epsilon", "v_prediction")
 
 DISTILLED_TIMESTEPS = 50  # of latent consistency models; `original_inference_steps` of diffusers
 
@@ -32,8 +35,9 @@ class NoiseSchedule:
     """The variance-preserving noise schedule of one network; defaults are Stable Diffusion's scheduler config.
 
     Args:
-        alphas_cumprod: abar of each timestep as Python floats, timestep 0 first, strictly decreasing in (0, 1]. They
-            carry float32 values, as diffusers computes them: a network was trained at exactly these levels.
+        alphas_cumprod: abar of each timestep as Python floats, timestep 0 first, strictly decreasing in (0, 1]; the
+            last may be 0 (zero terminal SNR, arXiv:2305.08891) if the network predicts v. They have the values that
+            diffusers computes, mostly float32: a network was trained at exactly these levels.
         timestep_spacing: how a run chooses its timesteps: "linspace", "leading" or "trailing" (arXiv:2305.08891
             Table 2).
         steps_offset: added to the timesteps of "leading".
@@ -51,14 +55,16 @@ class NoiseSchedule:
     prediction_type: PredictionType = "epsilon"
 
     def __post_init__(self) -> None:
-        descending = all(high > low for high, low in itertools.pairwise(self.alphas_cumprod))
-        if not descending or not self.alphas_cumprod or self.alphas_cumprod[0] > 1 or self.alphas_cumprod[-1] <= 0:
+        one_of("prediction_type", self.prediction_type, PREDICTION_TYPES)
+        alphas, descending = self.alphas_cumprod, all(h > low for h, low in itertools.pairwise(self.alphas_cumprod))
+        has_signal = bool(alphas) and (alphas[-1] > 0 or (alphas[-1] == 0 and self.prediction_type == "v_prediction"))
+        if not descending or not has_signal or alphas[0] > 1:
             raise InvalidSetting(
                 "alphas_cumprod must decrease strictly and stay in (0, 1]; a schedule rescaled to zero terminal SNR "
-                "ends at 0 and cannot be inverted: use the network's schedule without rescale_betas_zero_snr"
+                "ends at 0, which only networks that predict v can start from: use the schedule of one that predicts "
+                "epsilon without rescale_betas_zero_snr"
             )
         one_of("timestep_spacing", self.timestep_spacing, get_args(TimestepSpacing))
-        one_of("prediction_type", self.prediction_type, get_args(PredictionType))
         _check_run_settings(self.steps_offset, self.set_alpha_to_one)
 
     def __repr__(self) -> str:
@@ -67,18 +73,25 @@ class NoiseSchedule:
         return f"NoiseSchedule(<{len(self)} timesteps, alphas_cumprod {ends}>, {others})"
 
     @classmethod
-    def scaled_linear(cls, beta_start: float, beta_end: float, steps: int = 1000, **settings: Any) -> Self:
+    def scaled_linear(
+        cls,
+        beta_start: float,
+        beta_end: float,
+        steps: int = 1000,
+        *,
+        dtype: torch.dtype = torch.float32,
+        **settings: Any,
+    ) -> Self:
         """Betas whose square roots are evenly spaced (arXiv:2112.10752; Stable Diffusion).
 
         Args:
             beta_start, beta_end: first and last beta, in (0, 1).
             steps: number of timesteps.
+            dtype: of the betas' arithmetic; CogVideoX's is float64.
             settings: the other fields of the schedule.
         """
         _check_betas(beta_start, beta_end, steps)
-        return cls(
-            _cumulate(torch.linspace(beta_start**0.5, beta_end**0.5, steps, dtype=torch.float32) ** 2), **settings
-        )
+        return cls(_cumulate(torch.linspace(beta_start**0.5, beta_end**0.5, steps, dtype=dtype) ** 2), **settings)
 
     @classmethod
     def linear(cls, beta_start: float, beta_end: float, steps: int = 1000, **settings: Any) -> Self:
@@ -119,17 +132,32 @@ class NoiseSchedule:
             InvalidSetting: the config has a feature that is not supported; the message names it.
         """
         complete = complete_config(config)
+        zero_snr, shift = complete.pop("rescale_betas_zero_snr"), complete.pop("snr_shift_scale")
         steps, trained = complete.pop("num_train_timesteps"), complete.pop("trained_betas")
         beta_schedule, *betas = (complete.pop(key) for key in ("beta_schedule", "beta_start", "beta_end"))
         if trained is not None:
-            return cls.from_betas(trained, steps, **complete)
+            return cls.from_betas(trained, steps, **complete)._rescaled(zero_snr, shift)
+        dtype = torch.float32 if shift is None else torch.float64
         make: dict[str, Callable[..., Self]] = {
             "linear": partial(cls.linear, *betas),
-            "scaled_linear": partial(cls.scaled_linear, *betas),
+            "scaled_linear": partial(cls.scaled_linear, *betas, dtype=dtype),
             "squaredcos_cap_v2": cls.squaredcos,
         }
         one_of("beta_schedule", beta_schedule, tuple(make))
-        return make[beta_schedule](steps=steps, **complete)
+        return make[beta_schedule](steps=steps, **complete)._rescaled(zero_snr, shift)
+
+    def _rescaled(self, zero_snr: bool, shift: float | None) -> Self:
+        """The schedule after what RESCALING of `sampler.scheduler_config` names."""
+        if not zero_snr and shift is None:
+            return self
+        if shift is None:
+            alphas = through_betas(zero_terminal_snr(torch.tensor(self.alphas_cumprod)))
+        else:
+            if finite_number("snr_shift_scale", shift) <= 0:
+                raise InvalidSetting(f"snr_shift_scale={shift!r} must be greater than 0 (1: no shift)")
+            alphas = shifted_snr(torch.tensor(self.alphas_cumprod, dtype=torch.float64), shift)
+            alphas = zero_terminal_snr(alphas) if zero_snr else alphas
+        return replace(self, alphas_cumprod=_floats(alphas))
 
     def __len__(self) -> int:
         """Number of timesteps the network was trained with."""
@@ -139,6 +167,19 @@ class NoiseSchedule:
     def final_alpha(self) -> float:
         """abar after the last step of a run: 1 (no noise left) or that of timestep 0, see `set_alpha_to_one`."""
         return 1.0 if self.set_alpha_to_one else self.alphas_cumprod[0]
+
+    @property
+    def turn(self) -> Level:
+        """Timestep 0, where a zig-zag that reaches the clean end turns, as with set_alpha_to_one=False."""
+        return Level(0, self.alphas_cumprod[0])
+
+    def levels(self, steps: int) -> tuple[Level, ...]:
+        """See `Schedule`; at `timesteps(steps)`."""
+        return tuple(Level(t, self.alphas_cumprod[t]) for t in self.timesteps(steps))
+
+    def timestep_at(self, alpha: float) -> int:
+        """See `Schedule`; a network of betas was trained at whole timesteps, so it gets the nearest of them."""
+        return self.nearest_timestep(alpha)
 
     def timesteps(self, steps: int, spacing: TimestepSpacing | None = None) -> tuple[int, ...]:
         """The timesteps of a run (arXiv:2305.08891 Table 2; the same integers as diffusers).
@@ -189,7 +230,7 @@ class NoiseSchedule:
         return tuple((most - math.floor(i * most / n)) * gap - 1 for i in range(n))
 
     def nearest_timestep(self, alpha: float) -> int:
-        """The timestep with the noise-to-signal ratio nearest to that of abar `alpha` in (0, 1], compared in log.
+        """The timestep with the noise-to-signal ratio nearest to that of abar `alpha` in [0, 1], compared in log.
 
         Noise levels outside this schedule give its first or last timestep.
         """
@@ -197,23 +238,29 @@ class NoiseSchedule:
         target = _log_noise_to_signal(alpha)
         above = bisect.bisect_left(log_s, target)
         near = [t for t in (above - 1, above) if 0 <= t < len(self)]
-        return min(near, key=lambda t: abs(log_s[t] - target))
+        return min(near, key=lambda t: 0 if log_s[t] == target else abs(log_s[t] - target))  # infinities may be equal
 
 
-def check_schedule(name: str, value: Any) -> None:  # Any: what a caller passed is checked
+def noise_schedule(name: str, value: Any, purpose: str) -> NoiseSchedule:  # Any: what a caller passed is checked
+    """`value`, if it is one of betas. Raises InvalidSetting for other schedules: `purpose` needs whole timesteps."""
+    check_schedule(name, value)
     if not isinstance(value, NoiseSchedule):
-        raise InvalidSetting(
-            f"{name}={value!r} must be a NoiseSchedule; from a diffusers scheduler: "
-            "NoiseSchedule.from_config(scheduler.config)"
-        )
+        raise InvalidSetting(f"{name}={value!r} must be a NoiseSchedule: {purpose}")
+    return value
 
 
 def _log_noise_to_signal(alpha: float) -> float:
+    if alpha <= 0:
+        return math.inf
     return -math.inf if alpha >= 1 else 0.5 * math.log((1 - alpha) / alpha)
 
 
 def _cumulate(betas: Tensor) -> tuple[float, ...]:
-    return tuple(cast("list[float]", torch.cumprod(1.0 - betas, dim=0).tolist()))  # pyright: ignore[reportUnknownMemberType]
+    return _floats(torch.cumprod(1.0 - betas, dim=0))
+
+
+def _floats(alphas: Tensor) -> tuple[float, ...]:
+    return tuple(cast("list[float]", alphas.tolist()))  # pyright: ignore[reportUnknownMemberType]
 
 
 def _check_run_settings(steps_offset: Any, set_alpha_to_one: Any) -> None:  # Any: what a caller passed is checked

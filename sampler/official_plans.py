@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from sampler.denoise_and_goback_moves import AnyMove, ModelName, Move, SolverMove
 from sampler.errors import InvalidSetting
-from sampler.noise_schedule import NoiseSchedule, check_schedule
+from sampler.noise_schedule import NoiseSchedule, noise_schedule
 from sampler.plan import Plan
 from sampler.validation import (
     Guidance,
@@ -89,7 +89,7 @@ def official_plan(
 
 def _released_loop(family: str, schedule: NoiseSchedule, steps: int) -> _ReleasedLoop:
     one_of("family", family, tuple(FAMILIES))
-    check_schedule("schedule", schedule)
+    noise_schedule("schedule", schedule, "the released code steps by timesteps; use mixed_plan")
     form = FAMILIES[family]
     is_ddim = form.outer == "ddim"
     timesteps = schedule.timesteps(steps, "linspace") if is_ddim else _solver_timesteps(steps, len(schedule))

@@ -56,7 +56,7 @@ class Plan:
 
     @property
     def first_alpha(self) -> float:
-        """abar of the latents that the plan begins with, in (0, 1].
+        """abar of the latents that the plan begins with, in [0, 1]; 0 is pure noise.
 
         Raises:
             InvalidSetting: the plan can only begin with noise, or has no moves.

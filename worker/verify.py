@@ -7,6 +7,7 @@ from typing import Any
 
 import typer
 
+from service.catalog.family_components import is_transformer
 from service.catalog.model_entry import ModelEntry
 from service.catalog.registry import ModelRegistry
 from service.process.quick_imports import quick_imports
@@ -21,6 +22,7 @@ def verify(entry: ModelEntry) -> Iterator[str]:
         from worker.networks.assembly import check_files, fit_together
         from worker.networks.component_loader import load_component
         from worker.networks.schedules import schedule_warnings
+        from worker.networks.video_transformers.assembly import fit_together as fit_transformer
         from worker.networks.weight_files import weight_files
 
     check_files(entry)
@@ -33,7 +35,7 @@ def verify(entry: ModelEntry) -> Iterator[str]:
             variant = weight_files(component).variant
             checks += [f"variant {variant}"] if variant else []
         yield f"{name}: OK ({', '.join(checks) or 'present'})"
-    fit_together(entry, parts)
+    (fit_transformer if is_transformer(entry.family) else fit_together)(entry, parts)
     yield from (f"warning: {warning}" for warning in schedule_warnings(entry))
 
 

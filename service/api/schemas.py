@@ -11,7 +11,7 @@ from service.jobs.lora_choice import LoraUse
 from service.jobs.model import Generation, Phase
 from service.jobs.queue_and_waiting_time import QueueStats, WorkerStats
 from service.jobs.request import MAX_METADATA_PAIRS
-from service.jobs.sampler_settings import COMBINATIONS, USES, Network, SamplerSettings
+from service.jobs.sampler_settings import Network, SamplerSettings
 from service.scopes import Scope
 from service.wire.video import ResponseModel, Status, Video, VideoReference, unix_seconds
 
@@ -162,11 +162,10 @@ class Model(ResponseModel):
     image_enlarge: float = Field(description="Default of `enlarge` for sampler `evs`")
     negative_prompt: str
     sampler: SamplerSettings
-    samplers: list[str] = Field(default=list(USES), description="Values of `sampler.name`")
+    samplers: list[str] = Field(description="Values of `sampler.name`")
+    experimental: list[str] = Field(description="Those of which nothing shows yet that they help with this model")
     sampler_settings: dict[str, list[str]] = Field(description="The settings in `sampler` that each of them reads")
-    combinations: list[str] = Field(
-        default=list(COMBINATIONS), description="Values of `sampler.combination`; those with R require `goback_first`"
-    )
+    combinations: list[str] = Field(description="Values of `sampler.combination`; those with R require `goback_first`")
     loras: list[ModelLora] = Field(
         validation_alias="selectable_loras", description="What `loras` of a request may name; usually none"
     )

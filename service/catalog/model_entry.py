@@ -6,7 +6,7 @@ import os
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import Field, JsonValue, ValidationError, ValidationInfo, field_validator, model_validator
 
@@ -19,28 +19,43 @@ from service.catalog.family_components import (
     OPTIONAL_COMPONENTS,
     REQUIRED_COMPONENTS,
     SDXL,
+    SECOND_EXPERT,
     SPARSE_CONTROL,
+    WAN,
     Family,
+    frames_per_latent,
+    is_transformer,
 )
 from service.catalog.frame_size import choose_size
 from service.catalog.invalid_parameter import invalid_parameter
+from service.catalog.memory_options import MemoryOptions
 from service.catalog.num_frames import resolve_num_frames
 from service.catalog.optimise import Optimise
 from service.catalog.prompt_limits import NAME, PromptLimits
-from service.catalog.reference_choice import add_reference
+from service.catalog.reference_choice import KeepsBy, add_reference
 from service.catalog.sampler_choice import check_zero_init, choose_sampler, settings_of
-from service.catalog.scheduler_settings import check_overrides, named_spacing, run_spacing
+from service.catalog.scheduler_settings import check_overrides, flow_spacing, named_spacing, run_spacing
 from service.catalog.selectable_loras import SelectableLoras, choose_loras
 from service.catalog.text_layers import check_clip_skip, most_clip_skip
+from service.catalog.transformer_limits import (
+    COMBINATION,
+    check_transformer_entry,
+    check_transformer_request,
+    check_transformer_sampler,
+    experimental_samplers,
+    samplers_of,
+    with_family_defaults,
+)
 from service.catalog.weight_files import Component
 from service.catalog.window_checks import check_windows
 from service.errors import InvalidParameter
 from service.jobs.context_windows import ContextWindows
 from service.jobs.model import Generation
+from service.jobs.reference import ReferenceFile
 from service.jobs.released_loops import RELEASED
 from service.jobs.request import VideoRequest
-from service.jobs.sampler_settings import USES, Network, SamplerSettings
-from service.jobs.timestep_spacing import Spacing
+from service.jobs.sampler_settings import COMBINATIONS, Network, SamplerSettings
+from service.jobs.timestep_spacing import AnySpacing, Spacing
 
 
 class ModelEntry(PromptLimits):
@@ -68,6 +83,13 @@ class ModelEntry(PromptLimits):
     loras: tuple[Lora, ...] = ()
     selectable_loras: SelectableLoras = Field(default=(), description="LoRAs that requests may choose")
     optimise: Optimise = Optimise()
+    memory: MemoryOptions = MemoryOptions()
+    flow_shift: float | None = Field(
+        default=None, gt=0, le=100, description="wan: how far the noise levels of a run are moved towards noise"
+    )
+    boundary_ratio: float | None = Field(
+        default=None, gt=0, lt=1, description="wan with transformer_2: the level s below which that network is called"
+    )
     context_windows: ContextWindows | None = Field(
         default=None, description="for clips longer than the motion modules take; default: num_frames ends there"
     )
@@ -99,6 +121,15 @@ class ModelEntry(PromptLimits):
     sampler: SamplerSettings = SamplerSettings()
     examples: tuple[str, ...] = Field(default=(), description="prompts that pages offer")
 
+    image_conditioning: Literal["channels", "tokens"] | None = Field(
+        default=None, description="wan: how an image-to-video model is given its first frame; default: it is not"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _add_family_defaults(cls, raw: object) -> object:
+        return with_family_defaults(cast("dict[str, Any]", raw)) if isinstance(raw, dict) else raw
+
     @field_validator("video_schedule", "image_schedule")
     @classmethod
     def _check_overrides(cls, overrides: dict[str, JsonValue], info: ValidationInfo) -> dict[str, JsonValue]:
@@ -118,6 +149,10 @@ class ModelEntry(PromptLimits):
         if twice := sorted({token for token in tokens if tokens.count(token) > 1}):
             raise ValueError(f"textual_inversions has the token {twice[0]} twice; CLIP ignores upper and lower case")
         check_windows(self.family, self.context_windows)
+        if is_transformer(self.family):
+            reads_clip = self.clip_skip > 0 or self.prompt_chunks > 1 or self.prompt_weighting
+            loras = (*self.all_loras, *self.selectable_loras)
+            check_transformer_entry(self.num_frames, self.family, loras, self.textual_inversions, reads_clip=reads_clip)
         missing = set(REQUIRED_COMPONENTS[self.family]) - set(self.components)
         if self.path is None and missing:
             raise ValueError(
@@ -162,8 +197,20 @@ class ModelEntry(PromptLimits):
         """Names of the components that are not on this machine."""
         return [name for name, component in self.all_components.items() if not component.is_available]
 
-    def spacing_of(self, network: Network) -> Spacing:
-        """The timesteps of a run on the schedule of one network."""
+    @property
+    def keeps_first_frame_by(self) -> KeepsBy | None:
+        """How the video model can keep a given first frame."""
+        return "sparse_control" if self.has_sparse_control else self.image_conditioning
+
+    @property
+    def has_second_expert(self) -> bool:
+        """Whether another network makes the part of a run with little noise."""
+        return SECOND_EXPERT in self.all_components
+
+    def spacing_of(self, network: Network) -> AnySpacing:
+        """The noise levels of a run on the schedule of one network."""
+        if self.family == WAN:
+            return flow_spacing(self.flow_shift, self.all_components["scheduler"])
         overrides = self.image_schedule if network == "image" else self.video_schedule
         components = self.all_components
         scheduler = components["scheduler"]
@@ -179,13 +226,15 @@ class ModelEntry(PromptLimits):
     def default_generation(self) -> Generation:
         """A request with nothing but a prompt: what most jobs look like."""
         words = self.prompt.vocabulary if self.prompt else {"video"}
-        return self.resolve(VideoRequest(prompt=min(words), seed=0))
+        width, height = map(int, self.sizes[0].split("x"))
+        picture = ReferenceFile(sha256="0" * 64, media_type="image/png", width=width, height=height)
+        reference = picture if self.image_conditioning == "channels" else None
+        return self.resolve(VideoRequest(prompt=min(words), seed=0, input_reference=reference))
 
     def resolve(self, request: VideoRequest) -> Generation:
         """Fill in the defaults of this model. Raises InvalidParameter for anything it cannot do."""
         sampler = self._sampler(request.sampler or {})
-        if self.distilled:
-            check_distilled(self.id, sampler)
+        self._check_can_run(request, sampler)
         spacing = self.spacing_of(self._network_of(sampler))
         negative_prompt = request.negative_prompt
         if negative_prompt is None:
@@ -194,7 +243,7 @@ class ModelEntry(PromptLimits):
         self.check_text("negative_prompt", negative_prompt)
         width, height = choose_size(request, self.sizes)
         fps = int(self.fps.resolve("fps", request.fps))
-        num_frames = resolve_num_frames(request, self.num_frames, self.fps, fps)
+        num_frames = resolve_num_frames(request, self.num_frames, self.fps, fps, frames_per_latent(self.family))
         generation = Generation(
             model=self.id,
             prompt=request.prompt,
@@ -216,9 +265,16 @@ class ModelEntry(PromptLimits):
             prompt_weighting=self.prompt_weighting,
             context_windows=self.windows_for(num_frames),
         )
-        generation = add_reference(generation, request, has_sparse_control=self.has_sparse_control)
+        generation = add_reference(generation, request, keeps=self.keeps_first_frame_by)
         check_cost(generation, self.max_cost, self._levers)
         return generation
+
+    def _check_can_run(self, request: VideoRequest, sampler: SamplerSettings) -> None:
+        if self.distilled:
+            check_distilled(self.id, sampler)
+        if is_transformer(self.family):
+            check_transformer_request(self.id, request)
+            check_transformer_sampler(self.id, self.family, sampler, self.samplers)
 
     def windows_for(self, num_frames: int) -> ContextWindows | None:
         """None if one window holds the clip, or the model has no windows."""
@@ -228,9 +284,25 @@ class ModelEntry(PromptLimits):
     @property
     def sampler_settings(self) -> dict[str, list[str]]:
         """Names of the settings that each sampler reads for this model."""
-        return {sampler: sorted(settings_of(sampler, self.family)) for sampler in USES}
+        return {sampler: sorted(settings_of(sampler, self.family)) for sampler in self.samplers}
 
-    def _num_inference_steps(self, request: VideoRequest, sampler: SamplerSettings, spacing: Spacing) -> int:
+    @property
+    def samplers(self) -> tuple[str, ...]:
+        """Names of the samplers that the model can run, or refuses with a better reason than being unknown."""
+        return samplers_of(self.family, needs_picture=self.image_conditioning == "channels")
+
+    @property
+    def experimental(self) -> tuple[str, ...]:
+        """Those that nothing shows to help here."""
+        of_family = experimental_samplers(self.family, needs_picture=self.image_conditioning == "channels")
+        return of_family or (*(name for name in self.samplers if name == "fused"),)
+
+    @property
+    def combinations(self) -> tuple[str, ...]:
+        """Values of `combination` that the model takes."""
+        return (COMBINATION,) if is_transformer(self.family) else COMBINATIONS
+
+    def _num_inference_steps(self, request: VideoRequest, sampler: SamplerSettings, spacing: AnySpacing) -> int:
         steps = int(self.num_inference_steps.resolve("num_inference_steps", request.num_inference_steps))
         if sampler.name == "official":
             most = RELEASED[self.family].most_steps(spacing.num_train_timesteps)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from service.errors import InvalidParameter
 from service.jobs.model import Generation
 from service.jobs.reference import Reference, ReferenceFile, ReferenceUse, first_step, smallest_strength
@@ -11,11 +13,15 @@ FIELD = "input_reference"
 PICTURE = "image/png"
 
 
-def add_reference(generation: Generation, request: VideoRequest, *, has_sparse_control: bool) -> Generation:
+KeepsBy = Literal["sparse_control", "channels", "tokens"]
+
+
+def add_reference(generation: Generation, request: VideoRequest, *, keeps: KeepsBy | None) -> Generation:
     """Return the generation with the request's reference, or unchanged if it has none.
 
     Args:
-        has_sparse_control: whether the model has a SparseCtrl network.
+        keeps: how the model can keep a first frame: with a SparseCtrl network, or, as image-to-video models do, in
+            further channels of its input, which then always need a picture, or in its first latent frame.
 
     Raises:
         InvalidParameter: the model or the sampler cannot use the reference so; the message says what would work.
@@ -23,14 +29,21 @@ def add_reference(generation: Generation, request: VideoRequest, *, has_sparse_c
     file = request.input_reference
     if file is None:
         _refuse_settings_without_file(request)
+        if keeps == "channels":
+            message = f"Model '{generation.model}' makes videos of a picture; send one as {FIELD}."
+            raise InvalidParameter(FIELD, message, "missing_required_parameter")
         return generation
     if generation.sampler.name == "official":
         message = f"Sampler 'official' takes no {FIELD}: it runs the released code, which begins with noise"
         raise InvalidParameter(FIELD, f"{message}; use iv-mixed or ddim.")
-    can_keep = has_sparse_control and not generation.sampler.is_image_alone
-    use = request.reference_use or ("first_frame" if can_keep and file.media_type == PICTURE else "start")
+    can_keep = keeps is not None and not generation.sampler.is_image_alone
+    is_kept = can_keep and (file.media_type == PICTURE or keeps == "channels")
+    use = request.reference_use or ("first_frame" if is_kept else "start")
     if use == "first_frame":
-        _check_first_frame(request, generation, has_sparse_control=has_sparse_control)
+        _check_first_frame(request, generation, keeps)
+    elif keeps == "channels":
+        message = f"reference_use=start: model '{generation.model}' always keeps the first frame; use first_frame"
+        raise InvalidParameter("reference_use", f"{message}.")
     else:
         _check_start(request, file, generation)
     given = {name: getattr(request, name) for name in ("strength", "conditioning_scale")}
@@ -47,15 +60,18 @@ def _refuse_settings_without_file(request: VideoRequest) -> None:
             raise InvalidParameter(name, message)
 
 
-def _check_first_frame(request: VideoRequest, generation: Generation, *, has_sparse_control: bool) -> None:
+def _check_first_frame(request: VideoRequest, generation: Generation, keeps: KeepsBy | None) -> None:
     """Of a clip, the first frame is kept, so it may be of any length."""
-    if not has_sparse_control:
+    if keeps is None:
         message = f"reference_use=first_frame: model '{generation.model}' has no SparseCtrl network (sparse_control)"
         raise InvalidParameter("reference_use", f"{message}; use reference_use=start, or a model that has one.")
     if generation.sampler.is_image_alone:
         message = "reference_use=first_frame: sampler 'ddim' with network image does not call the video model"
         raise InvalidParameter("reference_use", f"{message}; use reference_use=start, or network video.")
     _refuse(request, "strength", of="start")
+    if keeps != "sparse_control" and request.conditioning_scale not in (None, 1):
+        message = f"conditioning_scale: model '{generation.model}' keeps the first frame as it is; leave it out."
+        raise InvalidParameter("conditioning_scale", message)
 
 
 def _check_start(request: VideoRequest, file: ReferenceFile, generation: Generation) -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from service.catalog.family_components import WAN
 from service.errors import InvalidParameter
 from service.jobs.released_loops import RELEASED, Family
 from service.jobs.sampler_settings import RULE_SETTINGS, USES, SamplerSettings
+
+OF_WAN = frozenset({"image_frames"})  # settings that only models with a time-compressing autoencoder read
 
 
 def choose_sampler(own: SamplerSettings, family: Family, changes: Mapping[str, Any]) -> SamplerSettings:
@@ -50,7 +53,7 @@ def check_zero_init(sampler: SamplerSettings, steps: int) -> None:
 def settings_of(sampler: str, family: Family) -> frozenset[str]:
     """Names of the settings that a sampler reads for a model of this family."""
     if sampler != "official":
-        return USES[sampler]
+        return USES[sampler] if family == WAN else USES[sampler] - OF_WAN
     return USES[sampler] - RELEASED[family].ignored if family in RELEASED else frozenset()
 
 
@@ -78,7 +81,7 @@ def _check_rule_settings(own: SamplerSettings, chosen: SamplerSettings, given: M
 
 
 def _not_read(name: str, sampler: str, family: Family) -> str:
-    released = f": the released {family} code does not use it" if name in USES[sampler] else ""
+    released = f": the released {family} code does not use it" if name in USES[sampler] - OF_WAN else ""
     way_out = f"leave it out{or_use(name, family)}"
     if (sampler, name) == ("official", "interval"):
         way_out = "its active_steps are the first and the last step with a zig-zag, counted from 0"

@@ -10,13 +10,15 @@ from pydantic import ConfigDict, Field, ValidationError
 
 from service.catalog.weight_files import Component
 from service.frozen_model import FrozenModel
-from service.jobs.timestep_spacing import Spacing
+from service.jobs.timestep_spacing import FlowSpacing, Spacing
 from service.validation_messages import invalid_value, unknown_parameter
 
 SCHEDULER_FILE = "scheduler_config.json"
 # What diffusers' DDIMScheduler does where its config lacks a key; the sampler's `RUN` and `TRAINING` say the same.
 DDIM_SPACING = Spacing(timestep_spacing="leading", steps_offset=0, set_alpha_to_one=True, num_train_timesteps=1000)
 SPACING_KEYS = ("timestep_spacing", "steps_offset", "set_alpha_to_one", "num_train_timesteps")
+# diffusers' names of the shift: of its UniPC, DPM-Solver and Euler solvers, and of FlowMatchEulerDiscreteScheduler.
+FLOW_SHIFT_KEYS = ("flow_shift", "shift")
 
 
 class ScheduleOverrides(FrozenModel):
@@ -76,6 +78,22 @@ def run_spacing(named: Mapping[str, Any], scheduler: Component) -> Spacing:
         return Spacing.model_validate({**DDIM_SPACING.model_dump(), **known, **named})
     except ValueError:  # `ivmix models verify` and the worker say what is wrong in the file
         return estimate
+
+
+def flow_spacing(named: float | None, scheduler: Component) -> FlowSpacing:
+    """The levels of a run of a flow-matching model: with the shift that the entry names, else that of the file.
+
+    Without the file on this machine, or if it cannot be read: with the shift of no file, as an estimate.
+    """
+    if named is not None:
+        return FlowSpacing(shift=named)
+    stored = _read(scheduler)
+    if stored is None:
+        return FlowSpacing(shift=1.0, is_estimate=True)
+    try:
+        return FlowSpacing(shift=next((stored[key] for key in FLOW_SHIFT_KEYS if key in stored), 1.0))
+    except ValueError:  # as in `run_spacing`
+        return FlowSpacing(shift=1.0, is_estimate=True)
 
 
 def _read(scheduler: Component) -> dict[str, Any] | None:

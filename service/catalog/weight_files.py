@@ -29,11 +29,14 @@ Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
 
 _TOKENIZER = r"(vocab|tokenizer|tokenizer_config|special_tokens_map|added_tokens)\.json|merges\.txt"
 _CONFIG = r"config\.json"
+_TRANSFORMERS = _CONFIG + r"|model{variant}(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index{variant}\.json"
 # Regular expressions of a component's file names; `{variant}` is ".fp16" or empty.
 _FILE_NAMES = {
     "tokenizer": _TOKENIZER,
     "scheduler": r"scheduler_config\.json",
-    "text_encoder": _CONFIG + r"|model{variant}(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index{variant}\.json",
+    "text_encoder": _TRANSFORMERS,
+    "image_encoder": _TRANSFORMERS,
+    "image_processor": r"preprocessor_config\.json",
 }
 _NETWORK_FILE_NAMES = (
     _CONFIG
@@ -189,11 +192,13 @@ class Component(FrozenModel):
 
     @property
     def has_weights(self) -> bool:
-        return self.kind not in ("tokenizer", "scheduler")
+        return self.kind not in ("tokenizer", "scheduler", "image_processor")
 
     @property
     def kind(self) -> str:
         """Such as text_encoder, for image_text_encoder_2 too."""
+        if self.name in ("image_encoder", "image_processor"):  # of transformers, not of an image model
+            return self.name
         return self.name.removeprefix("image_").removesuffix("_2")
 
     def verify(self) -> None:

@@ -60,10 +60,14 @@ class VideoClient:
     def __exit__(self, *_: object) -> None:
         self._http.close()
 
-    def create(self, body: Mapping[str, Any]) -> Video:
-        """Create a video. A Path in the body is a file that is sent. Raises RequestError."""
+    def create(self, body: Mapping[str, Any], *, idempotency_key: str | None = None) -> Video:
+        """Create a video. A Path in the body is a file that is sent. Raises RequestError.
+
+        Args:
+            idempotency_key: of a request that may have been sent before, also by another process; None: a new one.
+        """
         # The idempotency key makes it safe to repeat a request that got no response.
-        headers = {"idempotency-key": secrets.token_hex(16)}
+        headers = {"idempotency-key": idempotency_key or secrets.token_hex(16)}
         for attempts_left in reversed(range(CREATE_ATTEMPTS)):
             try:
                 return self._checked(self._post(body, headers)).json()
@@ -79,6 +83,13 @@ class VideoClient:
             for name, value in body.items():
                 parts[name] = (None, _text(value)) if not isinstance(value, Path) else _opened(stack, value)
             return self._http.post("/v1/videos", files=parts, headers=headers)
+
+    def estimate(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """All settings of such a video, and what it costs; only this service answers it. Raises RequestError."""
+        try:
+            return self._checked(self._http.post("/v1/videos/estimate", json=dict(body))).json()
+        except httpx2.TransportError as e:
+            raise self._no_answer(e) from e
 
     def get(self, video_id: str) -> Video:
         return self._read(f"/v1/videos/{video_id}").json()

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from service.cli.client import RequestError, Video, VideoClient
 from service.cli.console import Steps
-from service.settings import expand_home
+from service.setting_types import expand_home
 
 INTERRUPTED = 130  # exit status of a shell's command that Ctrl-C ended
 
@@ -42,7 +42,8 @@ def follow(
         if output:
             client.download(video_id, output)
         count = video.get("num_inference_steps")  # other servers may not return it
-        step.done = f"{count} steps" if count else "completed"
+        note = ", experimental" if video.get("experimental") else ""
+        step.done = f"{count} steps{note}" if count else "completed"
     return video
 
 

@@ -97,6 +97,18 @@ def generate(context: typer.Context) -> None:
     _run_module("worker.generate", *context.args)
 
 
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
+def bench(context: typer.Context) -> None:
+    """Run the paper's benchmarks and measure distances. `ivmix bench --help` lists the commands."""
+    from importlib.util import find_spec
+
+    from service.errors import ConfigurationError
+
+    if find_spec("benchmarks") is None or find_spec("benchmarks.paper") is None:
+        raise ConfigurationError("the installed package has no benchmarks; run this command from a clone with `make`")
+    _run_module("benchmarks.paper", *context.args)
+
+
 models_app = typer.Typer(help="List, add, download and verify models.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
 
@@ -107,16 +119,19 @@ def list_models() -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from service.catalog.footprint import default_need
     from service.catalog.registry import ModelRegistry
     from service.settings import load_settings
 
     registry = ModelRegistry.of(load_settings())
-    columns = ("model", "family", "weights here", "offered", "LoRAs", "licence of the weights")
+    columns = ("model", "family", "weights here", "offered", "LoRAs", "GPU memory", "licence of the weights")
     table = Table(*columns, box=None, pad_edge=False)
     for name, entry in registry.known.items():
         here, offered = ("no" if entry.missing else "yes"), ("yes" if name in registry.ids() else "no")
         loras = ", ".join(lora.name for lora in entry.selectable_loras) or "-"
-        table.add_row(name, entry.family, here, offered, loras, entry.licence)
+        need = default_need(entry)
+        memory = "-" if need is None else f"{need / 1e9:.1f} GB"
+        table.add_row(name, entry.family, here, offered, loras, memory, entry.licence)
     Console().print(table)
 
 
@@ -149,11 +164,14 @@ def verify(name: str) -> None:
 @app.command()
 def recover(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Report without writing anything.")] = False,
+    delete_lost: Annotated[
+        bool, typer.Option("--delete-lost", help="Delete references and checkpoints of jobs that are lost.")
+    ] = False,
 ) -> None:
     """Rebuild the records of stored videos after a loss of Redis."""
     from service.cli.recover import run
 
-    run(is_dry=dry_run)
+    run(is_dry=dry_run, may_delete=delete_lost)
 
 
 def _settings_with(changes: dict[str, Any]) -> Settings:

@@ -14,7 +14,8 @@ OPTION: Any = typer.Option(  # Any: Typer's own return type
     show_default=False,
     help="Another setting; may be repeated. With --input-reference: reference_use=start or first_frame, "
     "conditioning_scale. Of the sampler: guidance_rule=apg or cfg-zero, apg_eta, apg_norm_threshold, "
-    "apg_momentum, zero_init_steps; evs: image_interval=0.5,0.8, enlarge, image_step_guidance.",
+    "apg_momentum, zero_init_steps; evs: image_interval=0.5,0.8, enlarge, image_step_guidance; "
+    "fused with Wan: image_frames=first.",
 )
 
 

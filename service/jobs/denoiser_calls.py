@@ -11,13 +11,13 @@ from functools import lru_cache
 
 from service.jobs.released_loops import CLEAN, RELEASED, Family, Move
 from service.jobs.sampler_settings import SamplerSettings
-from service.jobs.timestep_spacing import Spacing
+from service.jobs.timestep_spacing import AnySpacing, Spacing
 
 NETWORKS = {"I": "image", "V": "video"}
 
 
 def network_calls(
-    sampler: SamplerSettings, steps: int, spacing: Spacing, family: Family = "animatediff", first: int = 0
+    sampler: SamplerSettings, steps: int, spacing: AnySpacing, family: Family = "animatediff", first: int = 0
 ) -> dict[str, int]:
     """Return {"image": n, "video": n} for a whole run. The two branches of guidance count as one call.
 
@@ -31,9 +31,9 @@ def network_calls(
 
 @lru_cache(maxsize=1024)  # every status response contains them
 def _network_calls(
-    sampler: SamplerSettings, steps: int, spacing: Spacing, family: Family, first: int
+    sampler: SamplerSettings, steps: int, spacing: AnySpacing, family: Family, first: int
 ) -> Mapping[str, int]:
-    if sampler.name == "official":
+    if sampler.name == "official" and isinstance(spacing, Spacing):
         moves = RELEASED[family].moves(steps, sampler.active_steps, sampler.zz, spacing)
     else:
         moves = _moves(sampler, range(first, steps), spacing, [*spacing.timesteps(steps), 0])
@@ -42,7 +42,7 @@ def _network_calls(
     return {model: runs * calls[model] for model in ("image", "video")}
 
 
-def _moves(sampler: SamplerSettings, running: range, spacing: Spacing, levels: list[int]) -> Iterator[Move]:
+def _moves(sampler: SamplerSettings, running: range, spacing: AnySpacing, levels: list[int]) -> Iterator[Move]:
     if (sampler.name, sampler.solver) == ("ddim", "lcm"):  # every step calls once, whatever the spacing
         yield from ((sampler.network, level, level - 1) for level in reversed(range(len(running))))
         return

@@ -11,7 +11,7 @@ from service.ids import created_at
 from service.jobs.job_errors import RECORD_DAMAGED
 from service.jobs.model import Generation, Job, JobState
 from service.jobs.sampler_settings import SamplerSettings
-from service.jobs.timestep_spacing import Spacing
+from service.jobs.timestep_spacing import FlowSpacing, Spacing
 from service.redis_records import Model, Record, decode_record, decode_value
 
 ALWAYS_STORED = {"id", "owner", "state"}
@@ -73,9 +73,12 @@ def salvage(job_id: str, record: Record) -> DamagedJob:
 def _generation(values: Mapping[str, Any]) -> Generation:
     stored = values.get("generation")
     fields = dict(cast(dict[str, Any], stored)) if isinstance(stored, dict) else {}
-    for name, model in (("sampler", SamplerSettings), ("spacing", Spacing)):
-        if isinstance(fields.get(name), dict):
-            fields[name] = _readable(model, fields[name], {})
+    if isinstance(fields.get("sampler"), dict):
+        fields["sampler"] = _readable(SamplerSettings, fields["sampler"], {})
+    if isinstance(fields.get("spacing"), dict):
+        spacing = cast(dict[str, Any], fields["spacing"])
+        kind, required = (FlowSpacing, {"shift": 1.0}) if "kind" in spacing else (Spacing, dict[str, float]())
+        fields["spacing"] = _readable(kind, spacing, required)
     return _readable(Generation, fields, _UNREADABLE_GENERATION)
 
 

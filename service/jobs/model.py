@@ -15,7 +15,7 @@ from service.jobs.lora_choice import LoraUse
 from service.jobs.reference import Reference
 from service.jobs.released_loops import Family
 from service.jobs.sampler_settings import SamplerSettings
-from service.jobs.timestep_spacing import Spacing
+from service.jobs.timestep_spacing import AnySpacing, FlowSpacing, Spacing
 
 LOCAL = "local"  # owner of everything while authentication is off
 
@@ -88,7 +88,7 @@ class Generation(FrozenModel):
     num_inference_steps: Steps  #: denoising steps of one sampling run
     guidance_scale: float  #: classifier-free guidance scale of the denoising steps
     sampler: SamplerSettings  #: sampler and its settings
-    spacing: Spacing = Spacing()  #: timesteps that the denoising steps visit
+    spacing: AnySpacing = Spacing()  #: noise levels that the denoising steps visit
     official_family: Family | None = Field(default=None, exclude_if=lambda family: family is None)
     #: family whose released code runs; None unless the sampler is `official`
     reference: Reference | None = Field(default=None, exclude_if=lambda reference: reference is None)
@@ -109,6 +109,12 @@ class Generation(FrozenModel):
         return self.num_frames / self.fps
 
     @property
+    def is_experimental(self) -> bool:
+        """Whether nothing shows yet that the sampler helps: `fused`, and mixing on a flow-matching model."""
+        is_mixed_flow = self.sampler.name == "iv-mixed" and isinstance(self.spacing, FlowSpacing)
+        return is_mixed_flow or self.sampler.name == "fused"
+
+    @property
     def total_steps(self) -> int:
         """Steps that run, which the progress counts; FreeInit repeats the whole run."""
         steps = self.num_inference_steps - self.first_step
@@ -118,6 +124,11 @@ class Generation(FrozenModel):
     def first_step(self) -> int:
         """Steps that are left out, because the run begins at a reference and not at noise."""
         return self.reference.first_step(self.num_inference_steps) if self.reference else 0
+
+    @property
+    def keeps_first_frame(self) -> bool:
+        """Whether a SparseCtrl network keeps the reference as the first frame."""
+        return self.reference is not None and self.reference.use == "first_frame"
 
     @property
     def network_calls(self) -> dict[str, int]:

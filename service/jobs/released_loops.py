@@ -11,7 +11,7 @@ from typing import Literal
 
 from service.jobs.timestep_spacing import Spacing
 
-Family = Literal["animatediff", "animatediff-sdxl", "modelscope", "videocrafter"]
+Family = Literal["animatediff", "animatediff-sdxl", "modelscope", "videocrafter", "wan", "cogvideox"]
 
 CLEAN = -1  # the noise-free level; all others are named by their timestep
 
@@ -63,7 +63,7 @@ class ReleasedLoop:
 
 
 GUIDANCE = frozenset({"image_guidance", "video_guidance", "rho"})  # always 4 where it is ignored
-RELEASED: dict[Family, ReleasedLoop] = {  # for SDXL nothing was released
+RELEASED: dict[Family, ReleasedLoop] = {  # of the other families nothing was released
     "animatediff": ReleasedLoop((0, 49), 1000, swaps_timesteps=True),
     "modelscope": ReleasedLoop((0, 49), None, GUIDANCE | {"zz"}),
     "videocrafter": ReleasedLoop((0, 60), 3, GUIDANCE, has_solver=True),

@@ -34,7 +34,7 @@ USES: dict[str, frozenset[str]] = {
     "ddim": frozenset({"network", "grid", "solver"}) | RULE,
     "zigzag": frozenset({"interval", "goback_guidance"}),
     "freeinit": frozenset({"iterations"}),
-    "fused": frozenset({"interval", "image_guidance", "video_guidance", "rho"}),
+    "fused": frozenset({"interval", "image_guidance", "video_guidance", "rho", "image_frames"}),
     "evs": frozenset({"image_interval", "image_every", "enlarge", "image_step_guidance"}),
     "official": frozenset({"active_steps", "zz", "image_guidance", "video_guidance", "rho"}),
 }
@@ -158,6 +158,12 @@ class SamplerSettings(FrozenModel):
         exclude_if=lambda steps: steps == 1,
         description="guidance_rule cfg-zero: steps at the start with velocity 0, which call no network; less than "
         "num_inference_steps. Responses leave out the default",
+    )
+    image_frames: Literal["all", "first"] = Field(
+        default="all",
+        exclude_if=lambda frames: frames == "all",
+        description="fused, family wan only: the latent frames that the image model adds to; only the first is a "
+        "picture, the others are four frames each. Responses leave out the default",
     )
     image_interval: tuple[float, float] = Field(
         default=(0.5, 1.0),

@@ -1,8 +1,8 @@
-"""The training timesteps that a sampling run visits."""
+"""The noise levels that a sampling run visits: training timesteps, or a shifted grid of a flow-matching model."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -36,3 +36,27 @@ class Spacing(FrozenModel):
                 gap = count - (count - count / steps)  # as numpy.arange rounds it
                 ladder = [round(count - i * gap) - 1 for i in range(steps)]
         return [min(t, count - 1) for t in ladder]
+
+
+class FlowSpacing(FrozenModel):
+    """The levels of a run of a flow-matching model, x = (1 - s) x_0 + s eps: an even grid of s, shifted by
+    s' = shift s / (1 + (shift - 1) s) (arXiv:2403.03206, section 5.3.2)."""
+
+    kind: Literal["flow"] = "flow"
+    shift: float = Field(gt=0, le=1000)
+    is_estimate: bool = Field(
+        default=False,
+        exclude_if=lambda is_estimate: not is_estimate,
+        description="made without the model's files: the worker takes the shift that its files say",
+    )
+
+    num_train_timesteps: ClassVar[int] = 1000
+    set_alpha_to_one: ClassVar[bool] = True  # the last step ends at s = 0
+
+    def timesteps(self, steps: int) -> list[int]:
+        """A number for each level of a run, noisiest first: no two levels are the same, which is all that counting
+        network calls needs."""
+        return list(range(steps, 0, -1))
+
+
+AnySpacing = Spacing | FlowSpacing

@@ -119,6 +119,7 @@ class Video(ResponseModel):
     step: int = Field(description="Completed steps, from which `progress` is computed")
     total_steps: int
     network_calls: dict[str, int] | None = Field(description="Calls of each network in the whole run")
+    experimental: bool = Field(description="Whether nothing shows yet that this sampler helps with this model")
     attempt: int
     started_at: int | None
     cancelled_at: int | None
@@ -197,6 +198,7 @@ class Renderer:
             step=job.step,
             total_steps=job.total_steps,
             network_calls=getattr(job, "network_calls", None),
+            experimental=generation.is_experimental,
             attempt=job.attempt,
             started_at=unix_seconds(job.started_at),
             cancelled_at=unix_seconds(job.completed_at) if job.state is JobState.CANCELLED else None,

@@ -44,7 +44,20 @@ def test_answers_of_the_parser_load_no_other_library(arguments: list[str]) -> No
 
 @pytest.mark.sample(4)
 @pytest.mark.parametrize(
-    "command", ["up", "generate", "submit", "keys create", "models", "models add", "models fetch", "recover", "worker"]
+    "command",
+    [
+        "up",
+        "generate",
+        "submit",
+        "keys create",
+        "models",
+        "models add",
+        "models fetch",
+        "recover",
+        "worker",
+        "bench",
+        "bench distance",
+    ],
 )
 def test_help_of_a_command_loads_nothing_that_does_its_work(command: str) -> None:
     assert loaded_by(HELP.format(arguments=[*command.split(), "--help"]), HEAVY) == []

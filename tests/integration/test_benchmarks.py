@@ -120,6 +120,17 @@ def test_the_loop_costs_at_most_half_of_the_released_one(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
+def test_the_gpu_benchmark_of_wan_goes_its_whole_way_on_a_cpu(tmp_path: Path) -> None:
+    out = tmp_path / "wan.json"
+    assert "the figures mean nothing" in run("benchmarks.gpu_loop", "--smoke", "--family", "wan", "--json", str(out))
+    found = json.loads(out.read_text())
+    assert list(found["arms"]) == ["A", "A'", "B", "B'"]
+    assert all(arm["step_s"] > 0 for arm in found["arms"].values())
+    work = found["flops"]
+    assert work["clip"] == 2 * found["steps"] * work["call"] + work["decode"]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("arms", [("A", "B"), ("A", "A'", "B", "B'")], ids=" ".join)
 def test_the_gpu_benchmark_goes_its_whole_way_on_a_cpu(tmp_path: Path, arms: tuple[str, ...]) -> None:
     """With tiny networks; its figures mean nothing, but none may be missing."""

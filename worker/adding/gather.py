@@ -16,6 +16,7 @@ from service.catalog.family_components import (
     SDXL_TEXT,
     SPARSE_CONTROL,
     TEXT,
+    WAN,
     Family,
     has_motion_adapter,
 )
@@ -148,9 +149,22 @@ class Gathering:
         self.parts |= found.parts(names, self.given.variant)
         if "unet" not in self.parts and "config.json" in found.names:
             self.parts["unet"] = found.only("unet", self.given.variant, family)
-        if found.json("model_index.json").get("force_zeros_for_empty_prompt") is False and family == SDXL:
-            self.settings["force_zeros_for_empty_prompt"] = False
+        self._read_index(found, family)
         return family
+
+    def _read_index(self, tree: Tree, family: Family) -> None:
+        """What model_index.json says that no component's config does. Raises ConfigurationError."""
+        index = tree.json("model_index.json")
+        if index.get("force_zeros_for_empty_prompt") is False and family == SDXL:
+            self.settings["force_zeros_for_empty_prompt"] = False
+        if family != WAN:
+            return
+        if isinstance(boundary := index.get("boundary_ratio"), float):
+            self.settings["boundary_ratio"] = boundary
+        if index.get("expand_timesteps"):
+            self.settings["image_conditioning"] = "tokens"
+        elif index.get("_class_name") == "WanImageToVideoPipeline":
+            self.settings["image_conditioning"] = "channels"
 
     def _image_model(self, spec: str) -> None:
         found = self._open_model(spec)

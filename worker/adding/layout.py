@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from service.catalog.family_components import SDXL, SPARSE_CONTROL, Family
+from service.catalog.family_components import COGVIDEOX, SDXL, SPARSE_CONTROL, WAN, Family
 from service.catalog.weight_files import PICKLE_SUFFIXES, Component, Source
 from service.errors import ConfigurationError
 from worker.adding.configs import read_json
@@ -24,6 +24,11 @@ FAMILIES: dict[str, Family] = {
     "TextToVideoSDPipeline": "modelscope",
     "VideoToVideoSDPipeline": "modelscope",
     "VideoCrafterPipeline": "videocrafter",
+    "WanPipeline": WAN,
+    "WanVideoToVideoPipeline": WAN,
+    "WanImageToVideoPipeline": WAN,
+    "CogVideoXPipeline": COGVIDEOX,
+    "CogVideoXVideoToVideoPipeline": COGVIDEOX,
 }
 # Parts of class names -> why such a folder is refused.
 REFUSED = {
@@ -35,6 +40,10 @@ REFUSED = {
     ),
     "SparseControlNet": "it is a SparseCtrl network; give it with --sparse-control",
     "ControlNet": "ControlNets are not supported",
+    "CogVideoXImageToVideo": "its transformer also takes an image; use the text-to-video version",
+    "CogVideoXFun": "its transformer also takes a control clip; use the text-to-video version",
+    "WanVACE": "its transformer also takes a clip and a mask; use the text-to-video version",
+    "WanAnimate": "its transformer also takes a pose and a face; use the text-to-video version",
     "AutoencoderKL": "it is a VAE; give it with --vae",
     "MotionAdapter": "it is a motion adapter; give it with --motion-adapter",
     "UNetMotionModel": (
@@ -210,7 +219,7 @@ def guess_family(tree: Tree, kind: str) -> Family:
     if family is None:
         raise ConfigurationError(
             f"{tree.where} is a {kind or 'model'} whose family cannot be read from its configs; name it with --family "
-            "animatediff, animatediff-sdxl, modelscope or videocrafter"
+            "animatediff, animatediff-sdxl, modelscope, videocrafter, wan or cogvideox"
         )
     return family
 

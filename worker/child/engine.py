@@ -32,10 +32,10 @@ from worker.child.reference_latents import first_frame_of, reference_latents
 from worker.child.start_noise import start_noise
 from worker.messages import Failed
 from worker.networks import cpu_tuning
-from worker.networks.loading import default_device, load
-from worker.networks.models import Models
+from worker.networks.loading import AnyModels, Models, TransformerModels, default_device, load
 from worker.networks.sparse_control import ControlledNetwork, FirstFrame
 from worker.networks.text_encoder import TextOptions
+from worker.networks.video_transformers.first_frame import Condition
 
 log = logging.getLogger("ivmix.child")
 
@@ -84,7 +84,7 @@ class Engine:
         device = device or default_device()
         if device.type == "cpu":
             cpu_tuning.tune_process(entry.cpu_threads)
-        self.models: Models = load(entry, device)
+        self.models: AnyModels = load(entry, device)
         self._weights = weights_digest(self.models)
         self._was_out_of_memory = False
         self._previewer = open_previewer(self.models) if previews else None
@@ -159,7 +159,7 @@ class Engine:
         taken before the first job."""
         plan = self.plan(generation)
         latents = torch.randn(self.models.latents_shape(generation), generator=torch.Generator().manual_seed(0))
-        kept = None if self.models.sparse_control is None else FirstFrame(latents[:, :, :1].to(self.models.device))
+        kept = _black_first_frame(self.models, generation) if self.models.keeps_first_frame else None
         image, video = self._denoisers(generation, kept)
         models_of = [{call.model for move in step for call in move.calls} for step in plan]
         start = max(range(len(plan)), key=lambda index: len(models_of[index]))
@@ -180,13 +180,13 @@ class Engine:
         *,
         low_memory: bool,
     ) -> SampledLatents:
-        plan = self.plan(generation)
+        plan, shape = self.plan(generation), self.models.latents_shape(generation)  # both refuse before any GPU time
         total = len(plan)
         on_progress(Phase.ENCODING, 0, total)
         with _timed(timings, Phase.ENCODING):
             self.models.loras.use(generation.loras)
             image, video = self._denoisers(generation, self._first_frame(generation, reference), low_memory=low_memory)
-            state = self._first_state(generation, plan, begin, reference, low_memory=low_memory)
+            state = self._first_state(generation, plan, shape, begin, reference, low_memory=low_memory)
         with _timed(timings, Phase.SAMPLING):
             generator = torch.Generator()  # on the CPU: one seed, one clip, on any card
             generator.set_state(state.rng)
@@ -202,16 +202,16 @@ class Engine:
                 on_progress(Phase.SAMPLING, state.step, total)
         return SampledLatents(state.latents, total, timings, low_memory)
 
-    def _first_frame(self, generation: Generation, reference: Path | None) -> FirstFrame | None:
+    def _first_frame(self, generation: Generation, reference: Path | None) -> FirstFrame | Condition | None:
         """What the video model keeps of the reference."""
-        if generation.reference is None or generation.reference.use != "first_frame":
+        if not generation.keeps_first_frame:
             return None
         if reference is None:
             raise ValueError("the generation keeps a first frame; pass its file as reference=...")
         return first_frame_of(self.models, generation, reference)
 
     def _denoisers(
-        self, generation: Generation, first_frame: FirstFrame | None = None, *, low_memory: bool = False
+        self, generation: Generation, first_frame: FirstFrame | Condition | None = None, *, low_memory: bool = False
     ) -> tuple[ImageDenoiser, VideoDenoiser]:
         models = self.models
         family = family_of(generation, models) if generation.sampler.name == "official" else None
@@ -221,10 +221,16 @@ class Engine:
             clip_skip=(generation.clip_skip, 0),  # the prompt's alone, as in diffusers
             options=TextOptions.of(generation),
         )
-        if family == "animatediff" and models.image_text_encoder.dim == models.video_text_encoder.dim:
+        if (
+            isinstance(models, Models)
+            and family == "animatediff"
+            and models.image_text_encoder.dim == models.video_text_encoder.dim
+        ):
             texts = replace(texts, image=texts.video)  # the released code has one text encoder, the video model's
         size = generation.width, generation.height
         kept: dict[str, Any] = {"first_frame": first_frame, "windows": generation.context_windows}
+        if isinstance(models, TransformerModels) and generation.sampler.name == "fused":
+            kept["image_frames"] = generation.sampler.image_frames
         image, video = models.denoisers(texts[:1], texts[1:], fps=generation.fps, size=size, **kept)
         if family == "modelscope":
             image.resize = (64, 64)
@@ -239,6 +245,7 @@ class Engine:
         self,
         generation: Generation,
         plan: Plan,
+        shape: tuple[int, ...],
         begin: Checkpoint | Path | None,
         reference: Path | None,
         *,
@@ -247,7 +254,7 @@ class Engine:
         """The checkpoint to resume from, or the state before the first step: noise, or the reference noised with it."""
         weights = self._weights + (self.models.loras.digest(generation.loras) if generation.loras else "")
         run = (weights, self.models.entry.optimise, generation, plan)
-        device, shape, name = self.models.device, self.models.latents_shape(generation), run_fingerprint(*run)
+        device, name = self.models.device, run_fingerprint(*run)
         found = begin
         if isinstance(begin, Path):
             names = {name, *run_fingerprints_0_1(*run)}
@@ -313,3 +320,8 @@ def _timed(timings: dict[str, float], phase: Phase) -> Generator[None]:
         yield
     finally:
         timings[phase] = timings.get(phase, 0.0) + time.perf_counter() - began
+
+
+def _black_first_frame(models: AnyModels, generation: Generation) -> FirstFrame | Condition:
+    height, width = (side // models.entry.upscale for side in (generation.height, generation.width))
+    return models.first_frame(torch.zeros(1, height, width, 3, dtype=torch.uint8), generation)

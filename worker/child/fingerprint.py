@@ -11,7 +11,7 @@ from sampler import Plan
 from service.catalog.optimise import Optimise
 from service.catalog.weight_files import file_sha256
 from service.jobs.model import Generation
-from worker.networks.models import Models
+from worker.networks.loading import AnyModels
 
 
 def run_fingerprint(weights: str, optimise: Optimise, generation: Generation, plan: Plan) -> str:
@@ -43,13 +43,11 @@ def _sha256(version: str, *parts: str) -> str:
 
 
 @torch.no_grad()
-def weights_digest(models: Models) -> str:
+def weights_digest(models: AnyModels) -> str:
     """Names and shapes of all weights, and the first and last number of each: training changes all of them, and reading
     the weights whole would take seconds at every start."""
-    encoders = (*models.image_text_encoder.networks, *models.video_text_encoder.networks)
     digest = hashlib.sha256()
-    # image and video UNet twice, as version 0.1 did
-    for network in (*encoders, models.vae, *models.unets[:2], *models.unets):
+    for network in models.digested_networks:
         digest.update(type(network).__name__.encode())
         for name, x in network.state_dict().items():
             digest.update(f"{name} {x.dtype} {tuple(x.shape)}".encode())

@@ -10,8 +10,9 @@ import torch
 
 from sampler import Step
 from worker.child.previews import webp
-from worker.networks.models import Models
+from worker.networks.loading import AnyModels, Models
 from worker.networks.preview import HostCopy, Previewer, stride
+from worker.networks.video_transformers.preview import TemporalPreviewer
 
 log = logging.getLogger("ivmix.child")
 
@@ -38,8 +39,11 @@ class StepPreviewer:
         cost_s: seconds that one of a clip of the default size takes, measured.
     """
 
-    def __init__(self, models: Models) -> None:
-        self._previewer = Previewer(models.vae, models.device)
+    def __init__(self, models: AnyModels) -> None:
+        is_pair = isinstance(models, Models)
+        device = models.device
+        self._previewer = Previewer(models.vae, device) if is_pair else TemporalPreviewer(models.autoencoder, device)
+        self._frames_of_latent = 1 if is_pair else models.autoencoder.frames
         noise = torch.randn(models.latents_shape(), generator=torch.Generator().manual_seed(0))
         trial = Step(0, 1, noise.to(models.device))
         self.cost_s = min(self._seconds(trial) for _ in range(3))  # the first one also loads kernels and codecs
@@ -55,10 +59,11 @@ class StepPreviewer:
     def start(self, step: Step, fps: int) -> LatentPreview:
         """Queue the work on the device, and wait for nothing."""
         latents = step.estimate
-        return LatentPreview(self._previewer.frames(latents), 1000 * stride(latents.shape[2]) / fps)
+        shown_ms = 1000 * stride(latents.shape[2]) * self._frames_of_latent / fps
+        return LatentPreview(self._previewer.frames(latents), shown_ms)
 
 
-def open_previewer(models: Models) -> StepPreviewer | None:
+def open_previewer(models: AnyModels) -> StepPreviewer | None:
     """None, with a warning, if this model's autoencoder gives nothing to show."""
     began = time.perf_counter()
     try:

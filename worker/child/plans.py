@@ -11,6 +11,7 @@ from typing import Any
 from sampler import (
     AdaptiveProjectedGuidance,
     CfgZeroStar,
+    FlowSchedule,
     GuidanceRule,
     InvalidSetting,
     NoiseSchedule,
@@ -27,22 +28,33 @@ from service.jobs.model import Generation
 from service.jobs.reference import Reference, first_step
 from service.jobs.released_loops import RELEASED, Family
 from service.jobs.sampler_settings import RULE, Grid, Network, SamplerSettings, Solver
-from worker.networks.models import Models
+from service.jobs.timestep_spacing import FlowSpacing
+from worker.networks.loading import AnyModels
+from worker.networks.schedules import AnySchedule
+
+OF_DENOISERS = frozenset({"image_frames"})  # settings that do not change the plan
 
 
-def plan_of(generation: Generation, models: Models) -> Plan:
+def plan_of(generation: Generation, models: AnyModels) -> Plan:
     """What the sampler runs. Raises ValueError naming the sampler setting that cannot be run."""
     chosen = generation.sampler
-    schedule = replace(models.video_schedule, **_spacing(generation))
+    schedule = _spaced(models.video_schedule, generation)
     steps, guidance, used = generation.num_inference_steps, generation.guidance_scale, plan_settings(chosen)
-    schedules: dict[Network, NoiseSchedule] = {
-        "image": replace(models.image_schedule, **_spacing(generation)),
+    schedules: dict[Network, AnySchedule] = {
+        "image": _spaced(models.image_schedule, generation),
         "video": schedule,
     }
     plain = partial(ddim_plan, schedule, steps, guidance=guidance)
     plans: dict[str, Callable[..., Plan]] = {
         "ddim": partial(_ddim, schedules, steps, guidance),
-        "iv-mixed": partial(mixed_plan, schedule, steps, guidance=guidance, image_schedule=models.image_schedule),
+        "iv-mixed": partial(
+            mixed_plan,
+            schedule,
+            steps,
+            guidance=guidance,
+            image_schedule=models.image_schedule,
+            off_distribution=models.compresses_time,
+        ),
         "fused": partial(fused_plan, schedule, steps, guidance=guidance, image_schedule=models.image_schedule),
         "zigzag": partial(zigzag_plan, schedule, steps, guidance=guidance),
         "evs": partial(_evs, schedule, steps, guidance=guidance, image_schedule=models.image_schedule),
@@ -71,8 +83,8 @@ def _cut(plan: Plan, steps: int, strength: float) -> Plan:
 
 def plan_settings(sampler: SamplerSettings) -> dict[str, Any]:
     """The settings that the sampler uses, those of the guidance rule as one."""
-    used = {name: value for name, value in sampler.used.items() if name not in RULE}
-    return used if len(used) == len(sampler.used) else used | {"rule": _rule(sampler)}
+    used = {name: value for name, value in sampler.used.items() if name not in RULE | OF_DENOISERS}
+    return used | {"rule": _rule(sampler)} if set(sampler.used) & RULE else used
 
 
 def _rule(sampler: SamplerSettings) -> GuidanceRule | None:
@@ -85,13 +97,13 @@ def _rule(sampler: SamplerSettings) -> GuidanceRule | None:
             return CfgZeroStar(sampler.zero_init_steps)
 
 
-def family_of(generation: Generation, models: Models) -> Family:
+def family_of(generation: Generation, models: AnyModels) -> Family:
     """The family whose code the generation runs."""
     return generation.official_family or models.entry.family
 
 
 def _ddim(
-    schedules: Mapping[Network, NoiseSchedule],
+    schedules: Mapping[Network, AnySchedule],
     steps: int,
     guidance: float,
     *,
@@ -104,17 +116,17 @@ def _ddim(
 
 
 def _evs(
-    schedule: NoiseSchedule, steps: int, *, image_step_guidance: float | None, enlarge: float | None, **settings: Any
+    schedule: AnySchedule, steps: int, *, image_step_guidance: float | None, enlarge: float | None, **settings: Any
 ) -> Plan:
     return evs_plan(schedule, steps, image_guidance=image_step_guidance, enlarge=enlarge or 1, **settings)
 
 
-def _free_init(inner: Callable[[], Plan], schedule: NoiseSchedule, *, iterations: int) -> Plan:
+def _free_init(inner: Callable[[], Plan], schedule: AnySchedule, *, iterations: int) -> Plan:
     return free_init_plan(inner(), schedule, iterations)
 
 
 def _official(
-    schedules: Mapping[Network, NoiseSchedule],
+    schedules: Mapping[Network, AnySchedule],
     steps: int,
     guidance: float,
     family: Family,
@@ -124,12 +136,17 @@ def _official(
 ) -> Plan:
     """Both networks run on one schedule. AnimateDiff's is that of its base, an image model, not its motion modules'."""
     schedule = schedules["image" if family == "animatediff" else "video"]
+    assert isinstance(schedule, NoiseSchedule), "nothing was released for flow models"
     used = {name: value for name, value in settings.items() if name not in RELEASED[family].ignored}
     return official_plan(family, schedule, steps, interval=active_steps, guidance=guidance, **used)
 
 
-def _spacing(generation: Generation) -> dict[str, Any]:
-    """The time steps fixed when the job was created, even if the registry entry has changed since; none if the API had
-    no files to know them from: then the schedule's own are right."""
-    fixed = {"timestep_spacing", "steps_offset", "set_alpha_to_one"}
-    return {} if generation.spacing.is_estimate else generation.spacing.model_dump(include=fixed)
+def _spaced(schedule: AnySchedule, generation: Generation) -> AnySchedule:
+    """With the levels fixed when the job was created, even if the registry entry has changed since. As it is if the API
+    had no files to know them from: then the schedule's own are right."""
+    spacing = generation.spacing
+    if spacing.is_estimate:
+        return schedule
+    if isinstance(schedule, FlowSchedule):
+        return replace(schedule, shift=spacing.shift) if isinstance(spacing, FlowSpacing) else schedule
+    return replace(schedule, **spacing.model_dump(include={"timestep_spacing", "steps_offset", "set_alpha_to_one"}))

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from service.errors import ServiceError
 from service.jobs.model import Generation
-from worker.networks.models import Models
+from worker.networks.loading import AnyModels
 from worker.networks.sparse_control import FirstFrame
+from worker.networks.video_transformers.first_frame import Condition
 
 MOST_PIXELS = 2**26  # of one frame, 8192x8192: 200 MB decoded
 
@@ -32,7 +33,7 @@ class UnusableReference(ServiceError):
 
 
 def reference_latents(
-    models: Models, generation: Generation, path: Path, *, frames_per_call: int | None = None
+    models: AnyModels, generation: Generation, path: Path, *, frames_per_call: int | None = None
 ) -> Tensor:
     """Clean latents of the generation's reference: of a picture, the same in every frame; of a clip, its first frames.
 
@@ -51,17 +52,18 @@ def reference_latents(
     count, upscale = generation.num_frames, models.entry.upscale
     size = generation.width // upscale, generation.height // upscale
     frames = read_frames(path, generation.reference.media_type, count, size)
+    if models.compresses_time:  # a still clip, which the autoencoder knows otherwise than a picture
+        frames = frames.expand(count, -1, -1, -1)
     latents = models.encode_frames(frames, frames_per_call=frames_per_call)
-    return latents.expand(-1, -1, count, -1, -1).contiguous()
+    return latents.expand(models.latents_shape(generation)).contiguous()
 
 
-def first_frame_of(models: Models, generation: Generation, path: Path) -> FirstFrame:
+def first_frame_of(models: AnyModels, generation: Generation, path: Path) -> FirstFrame | Condition:
     """What the video model keeps: the generation's reference, or its first frame. Raises as `reference_latents`."""
     reference, upscale = generation.reference, models.entry.upscale
     assert reference is not None
     size = generation.width // upscale, generation.height // upscale
-    latents = models.encode_frames(read_frames(path, reference.media_type, 1, size), frames_per_call=1)
-    return FirstFrame(latents, reference.conditioning_scale)
+    return models.first_frame(read_frames(path, reference.media_type, 1, size), generation)
 
 
 def read_frames(path: Path, media_type: str, count: int, size: tuple[int, int]) -> Tensor:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 
+from service.catalog.family_components import is_transformer
 from service.catalog.model_entry import ModelEntry
 from service.catalog.scheduler_settings import SCHEDULER_FILE
 from service.catalog.weight_files import Component
@@ -29,12 +30,13 @@ from worker.networks.component_files import (
 )
 from worker.networks.config_checks import check_config, check_numbers
 from worker.networks.network_classes import Network, empty_network, errors_only, network_class
+from worker.networks.stored_form import cast, dtype_of, tied_weights, without_aliases
 from worker.networks.vae_config import check_vae_config, vae_dtype
 from worker.networks.weight_checks import check_weights, read_weights, stored_weights
 from worker.networks.weight_files import weight_files
 
 # after network_classes, which switches the hub client offline
-from transformers import CLIPTokenizer  # isort: skip
+from transformers import CLIPImageProcessorPil, CLIPTokenizer, T5Tokenizer  # isort: skip
 
 
 def load_component(entry: ModelEntry, name: str, dtype: torch.dtype, *, only_check: bool = False) -> Any:
@@ -52,8 +54,12 @@ def load_component(entry: ModelEntry, name: str, dtype: torch.dtype, *, only_che
         check_file(component.path)
         return component  # `fuse_unet_loras` and `adapt_text_encoders` need the networks
     match component.kind:
+        case "tokenizer" if is_transformer(entry.family):
+            return load_t5_tokenizer(component)
         case "tokenizer":
             return load_tokenizer(component)
+        case "image_processor":
+            return load_image_processor(component)
         case "scheduler":
             file = component_folder(component) / SCHEDULER_FILE
             check_numbers(file, read_json(file))
@@ -76,7 +82,7 @@ def load_network(entry: ModelEntry, name: str, dtype: torch.dtype, *, only_check
     kind = network_class(entry, name)
     with refused(file, "take the one that belongs to the weights"), torch.device("meta"):
         network = empty_network(kind, config)
-    stored = stored_weights(weight_files(component).files, network.state_dict())
+    stored = without_aliases(network, stored_weights(weight_files(component).files, network.state_dict()))
     check_weights(folder, network, stored)
     empty = network
     if {buffer for buffer, _ in network.named_buffers()} - set(stored):
@@ -88,19 +94,17 @@ def load_network(entry: ModelEntry, name: str, dtype: torch.dtype, *, only_check
         for _ in weights:
             pass
         return empty.eval().requires_grad_(False)
-    network.load_state_dict({key: value.to(dtype) for key, value in weights}, strict=False, assign=True)
-    network.to(dtype)
+    named = {key: value.to(dtype_of(network, key, dtype)) for key, value in weights}
+    network.load_state_dict(named, strict=False, assign=True)
+    if tied_weights(network):
+        network.tie_weights()
+    cast(network, dtype)
     return network.eval().requires_grad_(False)
 
 
 def load_tokenizer(component: Component) -> Any:  # transformers has no types for what from_pretrained returns
     """Raises ConfigurationError if files are missing or broken. transformers would go on with half a vocabulary."""
-    folder = component_folder(component)
-    names = [name for name in file_names(folder) if component.has_file(str(Path(component.inside, name)))]
-    for name in names:
-        check_file(folder / name)
-        if name.endswith(".json"):
-            read_json(folder / name)
+    folder, names = _checked_files(component)
     if "tokenizer.json" not in names and not {"vocab.json", "merges.txt"} <= set(names):
         raise ConfigurationError(
             f"{folder} lacks {'merges.txt' if 'vocab.json' in names else 'vocab.json'}: a tokenizer needs vocab.json "
@@ -116,6 +120,39 @@ def load_tokenizer(component: Component) -> Any:  # transformers has no types fo
             f"({', '.join(lost[:3])}); {DOWNLOAD_AGAIN}"
         )
     return tokenizer
+
+
+def load_t5_tokenizer(component: Component) -> Any:
+    """Raises ConfigurationError if files are missing or broken."""
+    folder, names = _checked_files(component)
+    if "tokenizer.json" not in names:
+        raise ConfigurationError(
+            f"{folder} lacks tokenizer.json, which a T5 tokenizer is read from; where there is only spiece.model, take "
+            "the tokenizer.json of a model with the same T5 encoder"
+        )
+    kind: Network = T5Tokenizer
+    with refused(folder, DOWNLOAD_AGAIN):
+        return kind.from_pretrained(folder, local_files_only=True)
+
+
+def load_image_processor(component: Component) -> Any:
+    """CLIP's. Raises ConfigurationError if its file is missing or broken."""
+    folder = component_folder(component)
+    read_json(folder / "preprocessor_config.json")
+    kind: Network = CLIPImageProcessorPil
+    with refused(folder, DOWNLOAD_AGAIN):
+        return kind.from_pretrained(folder, local_files_only=True)
+
+
+def _checked_files(component: Component) -> tuple[Path, list[str]]:
+    """The folder of a tokenizer, and the names of its files. Raises ConfigurationError."""
+    folder = component_folder(component)
+    names = [name for name in file_names(folder) if component.has_file(str(Path(component.inside, name)))]
+    for name in names:
+        check_file(folder / name)
+        if name.endswith(".json"):
+            read_json(folder / name)
+    return folder, names
 
 
 def _tokens_without_merge(tokenizer: Any) -> list[str]:

@@ -28,6 +28,7 @@ HIGHEST = {
     "layers_per_block": 200,
     "hidden_layers": 200,
     "layers_per_mid_block": 200,
+    "num_layers": 200,
     "max_seq_length": 100_000,
     "num_train_timesteps": 100_000,
 }
@@ -36,7 +37,7 @@ HIGHEST = {
 def check_config(entry: ModelEntry, name: str, file: Path, config: Mapping[str, Any]) -> None:
     """Raises ConfigurationError if the config is that of another class, or has an input that no sampler gives."""
     expected = _class_of(entry, name)
-    text = entry.all_components[name].kind == "text_encoder"
+    text = entry.all_components[name].kind in ("text_encoder", "image_encoder")
     found: object = config.get("architectures" if text else "_class_name") or expected
     if expected is not None and found not in (expected, [expected]):
         raise ConfigurationError(

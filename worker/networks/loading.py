@@ -7,6 +7,7 @@ import logging
 
 import torch
 
+from service.catalog.family_components import is_transformer
 from service.catalog.model_entry import ModelEntry
 from service.catalog.registry import ModelRegistry
 from service.settings import load_settings
@@ -18,8 +19,11 @@ from worker.networks.network_classes import Network
 from worker.networks.optimise import BlockCompiler, OptimisedNetwork, TextKVCache
 from worker.networks.optimise.weight_memory import channels_last, shared_bytes
 from worker.networks.schedules import schedule_warnings
+from worker.networks.video_transformers.assembly import load_transformer
+from worker.networks.video_transformers.models import TransformerModels
 
-__all__ = ["IncompatibleModels", "Models", "default_device", "load"]
+__all__ = ["AnyModels", "IncompatibleModels", "Models", "TransformerModels", "default_device", "load"]
+AnyModels = Models | TransformerModels
 log = logging.getLogger("ivmix.child")
 
 # Largest latent pixels of a frame for `cpu_tuning.tune_network`: attention as matrix products is twice as fast at this
@@ -27,7 +31,7 @@ log = logging.getLogger("ivmix.child")
 MAX_TUNED_PIXELS = 24 * 24
 
 
-def load(model: ModelEntry | str, device: torch.device | str | None = None) -> Models:
+def load(model: ModelEntry | str, device: torch.device | str | None = None) -> AnyModels:
     """Load a model from files on this machine; nothing is fetched.
 
     Args:
@@ -35,7 +39,8 @@ def load(model: ModelEntry | str, device: torch.device | str | None = None) -> M
         device: where the networks run; None: the GPU if there is one, else the CPU.
 
     Returns:
-        The networks, in the entry's `dtype` and `vae_dtype` on a GPU and in float32 on a CPU.
+        The networks, in the entry's `dtype` and `vae_dtype` on a GPU and in float32 on a CPU: `Models` of the UNets, or
+        `TransformerModels` of the families wan and cogvideox, with the same methods.
 
     Raises:
         ModelNotFound, ModelNotFetched: the registry has no such model, or its weights are not on this machine.
@@ -45,6 +50,8 @@ def load(model: ModelEntry | str, device: torch.device | str | None = None) -> M
     entry = model if isinstance(model, ModelEntry) else ModelRegistry.of(load_settings()).get(model)
     device = default_device() if device is None else torch.device(device)
     dtype = getattr(torch, entry.dtype) if device.type == "cuda" else torch.float32
+    if is_transformer(entry.family):
+        return load_transformer(entry, device, dtype)
     models = _on_device(entry, assemble(entry, dtype), device, dtype)
     for warning in schedule_warnings(entry):
         log.warning(warning)

@@ -74,8 +74,13 @@ class Previewer:
         kept = latents[:, :, :: stride(latents.shape[2])]
         if kept[0, 0].numel() <= self._decoder_pixels:
             return HostCopy(vae_decode.decode(self._vae, kept))
-        colours = F.linear(kept[0].permute(1, 2, 3, 0), self._weight, self._bias)  # (n, h, w, 3)
-        return HostCopy(colours.clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8))
+        return HostCopy(colours_of(kept, self._weight, self._bias))
+
+
+def colours_of(latents: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Latents (1, C, n, h, w) -> (n, h, w, 3) uint8."""
+    colours = F.linear(latents[0].permute(1, 2, 3, 0), weight, bias)
+    return colours.clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
 
 
 def stride(frames: int) -> int:
@@ -93,10 +98,16 @@ def fit(vae: Any, device: torch.device) -> tuple[Tensor, Tensor]:
     else:
         raise NotFinite("autoencoder (vae)", vae.dtype)
     colours = F.interpolate(colours, size=latents.shape[-2:], mode="area")
+    weight, bias = least_squares(colours, latents)
+    return weight.to(device), bias.to(device)
+
+
+def least_squares(colours: Tensor, latents: Tensor) -> tuple[Tensor, Tensor]:
+    """Weight (3, C) and bias (3), on the CPU, of the map from latents (N, C, h, w) to colours (N, 3, h, w)."""
     y, x = (t.transpose(0, 1).flatten(1).double().cpu() for t in (colours, latents))
     x = torch.cat([x, torch.ones_like(x[:1])])
     found = torch.linalg.solve(x @ x.T + RIDGE * x.shape[1] * torch.eye(len(x), dtype=x.dtype), x @ y.T)
-    return found[:-1].T.float().to(device), found[-1].float().to(device)
+    return found[:-1].T.float(), found[-1].float()
 
 
 def _encoded(vae: Any, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -8,15 +8,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sampler import NoiseSchedule
-from service.catalog.family_components import has_motion_adapter
+from sampler import FlowSchedule, NoiseSchedule
+from service.catalog.family_components import WAN, has_motion_adapter
 from service.catalog.model_entry import ModelEntry
-from service.catalog.scheduler_settings import SCHEDULER_FILE, ScheduleOverrides, named_spacing
+from service.catalog.scheduler_settings import (
+    FLOW_SHIFT_KEYS,
+    SCHEDULER_FILE,
+    ScheduleOverrides,
+    named_spacing,
+)
 from service.errors import ConfigurationError
 from service.jobs.sampler_settings import Network
 from worker.networks.component_files import component_folder, read_json
 
 log = logging.getLogger("ivmix.child")
+
+AnySchedule = NoiseSchedule | FlowSchedule
 
 
 def load_schedules(entry: ModelEntry) -> tuple[NoiseSchedule, NoiseSchedule]:
@@ -30,8 +37,25 @@ def load_schedules(entry: ModelEntry) -> tuple[NoiseSchedule, NoiseSchedule]:
     return image, video
 
 
+def load_schedule(entry: ModelEntry) -> AnySchedule:
+    """Of a model with one network. Raises ConfigurationError as `load_schedules`."""
+    if entry.family != WAN:
+        return load_schedules(entry)[1]
+    file = _file(entry, "video")
+    config = read_json(file)
+    if entry.flow_shift is not None:
+        known = [key for key in FLOW_SHIFT_KEYS if key in config]
+        config |= dict.fromkeys(known or FLOW_SHIFT_KEYS[:1], entry.flow_shift)
+    try:
+        return FlowSchedule.from_config(config)
+    except (TypeError, ValueError) as e:
+        raise ConfigurationError(f"model {entry.id}, noise levels from {file} and the entry: {e}") from e
+
+
 def schedule_warnings(entry: ModelEntry) -> Iterator[str]:
     """What may be wrong with a schedule that can be loaded."""
+    if entry.family == WAN:
+        return
     for file in dict.fromkeys((_file(entry, "video"), _file(entry, "image"))):
         known = ScheduleOverrides.model_fields
         for key in read_json(file):

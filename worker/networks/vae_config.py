@@ -34,7 +34,7 @@ def check_vae_config(entry: ModelEntry) -> None:
     """Raises ConfigurationError if latents cannot be scaled as the config says."""
     folder = component_folder(entry.all_components["vae"])
     config = read_config(folder)
-    channels = config.get("latent_channels", 4)
+    channels = config.get("z_dim", config.get("latent_channels", 4))
     scale, shift = config.get("scaling_factor", 1), config.get("shift_factor")
     wrong = [] if _is_number(scale) and scale != 0 else [f"scaling_factor={scale!r} must be a number other than 0"]
     if shift is not None and not _is_number(shift):

@@ -16,6 +16,7 @@ from torch import Tensor
 from service.errors import ConfigurationError
 from worker.networks.component_files import DOWNLOAD_AGAIN, refused
 from worker.networks.network_classes import Network
+from worker.networks.stored_form import tied_weights
 
 # Regular expression of a weight's name in old checkpoints -> its current name.
 RENAMED_WEIGHTS = (
@@ -68,7 +69,7 @@ def check_weights(folder: Path, network: Network, stored: Mapping[str, StoredWei
     Raises WeightsMismatch.
     """
     expected = {key: tuple(value.shape) for key, value in network.state_dict().items()}
-    optional = {key for key, _ in network.named_buffers()}
+    optional = {key for key, _ in network.named_buffers()} | set(tied_weights(network))
     common = set(stored) & set(expected)
     differences = {
         "lacks": set(expected) - set(stored) - optional,

@@ -44,7 +44,7 @@ def weight_files(component: Component) -> WeightFiles:
 
 
 def weights_stem(component: Component) -> str:
-    return "model" if component.kind == "text_encoder" else "diffusion_pytorch_model"
+    return "model" if component.kind in ("text_encoder", "image_encoder") else "diffusion_pytorch_model"
 
 
 def _variants(names: list[str], stem: str) -> set[str | None]:

@@ -26,7 +26,7 @@ from sampler import (
     sample,
     seeded_noise,
 )
-from sampler.guidance_rules import guided_epsilon
+from sampler.guidance_rules import guided_prediction
 from tests.unit.sampler.networks import Constant, Smooth, texts
 from tests.unit.sampler.plans import SD, SHAPE, last
 
@@ -70,7 +70,7 @@ def test_apg_is_that_of_diffusers_on_clean_predictions(
     memory: dict[str, Tensor] = {}
     for seed in (50, 60, 70):
         x, uncond, cond = answers(seed)
-        found = guided_epsilon(rule, x, uncond, cond, alpha, by_frame=by_frame, memory=memory)
+        found = guided_prediction(rule, x, uncond, cond, alpha, by_frame=by_frame, memory=memory)
         predicted = (as_samples(clean(x, epsilon, alpha), by_frame) for epsilon in (cond, uncond))
         assert_close(as_samples(clean(x, found, alpha), by_frame), guider.forward(*predicted).pred)
 
@@ -79,7 +79,7 @@ def test_apg_is_that_of_diffusers_on_clean_predictions(
 @pytest.mark.parametrize("by_frame", [False, True])
 def test_cfg_zero_star_is_that_of_diffusers_on_velocities(alpha: float, by_frame: bool) -> None:
     x, uncond, cond = answers(80)
-    found = guided_epsilon(RuledScale(4.5, CfgZeroStar()), x, uncond, cond, alpha, by_frame=by_frame, memory={})
+    found = guided_prediction(RuledScale(4.5, CfgZeroStar()), x, uncond, cond, alpha, by_frame=by_frame, memory={})
     guider = ClassifierFreeZeroStarGuidance(4.5, zero_init_steps=1)
     guider.set_state(step=3, num_inference_steps=10, timestep=torch.tensor(0))
     predicted = (as_samples(velocity(x, epsilon, alpha), by_frame) for epsilon in (cond, uncond))

@@ -68,12 +68,18 @@ def test_the_papers_three_set_ups_are_known_and_say_how_to_get_them() -> None:
         "animatediff-sdxl": "animatediff-sdxl",
         "modelscope": "modelscope",
         "videocrafter2": "videocrafter",
+        "wan-1.3b": "wan",
+        "wan-14b": "wan",
+        "wan-2.2-a14b": "wan",
+        "cogvideox-2b": "cogvideox",
     }
     with pytest.raises(ModelNotFetched, match="`ivmix models fetch modelscope` downloads them"):
         SHIPPED.get("modelscope")
 
 
-@pytest.mark.parametrize("name", ["animatediff", "animatediff-sparsectrl", "modelscope", "videocrafter2"])
+@pytest.mark.parametrize(
+    "name", ["animatediff", "animatediff-sparsectrl", "modelscope", "videocrafter2", "wan-1.3b", "wan-2.2-a14b"]
+)
 def test_shipped_entries_pin_every_commit_and_the_weights_that_are_known(name: str) -> None:
     entry = SHIPPED.known[name]
     assert set(entry.all_components) >= set(REQUIRED_COMPONENTS[entry.family])

@@ -127,6 +127,19 @@ def test_low_memory_changes_nothing_but_the_rounding(entry: ModelEntry) -> None:
     assert len(models.text_kv_cache) == known
 
 
+@torch.no_grad()
+def test_fractional_timesteps_keep_their_fraction(entry: ModelEntry) -> None:
+    """In the tables of timesteps and of their embeddings; whole ones stay int64, as diffusers' schedulers make them."""
+    models = loaded(entry, Optimise())
+    image, _ = models.denoisers(PROMPT, NEGATIVE)
+    x = torch.randn(1, 4, 1, 8, 8, generator=Generator().manual_seed(1))
+    found = [image(x, t, 0.5, 0.0) for t in (500, 500.5, 501)]
+    assert not close(found[0], found[1])
+    assert not close(found[1], found[2])
+    plain = models.image_unet(x[:, :, 0], torch.tensor(500.5), models.encode(NEGATIVE).image).sample
+    assert close(found[1][:, :, 0], plain)
+
+
 class Rows:
     """The rows that modules are given, by name."""
 

@@ -17,7 +17,13 @@ from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 log = logging.getLogger("ivmix.child")
 
 # Class names of the compiled modules. diffusers 0.42.1 has a list for UNet2DConditionModel only, without the ResNets.
-REPEATED_BLOCKS = ["ResnetBlock2D", "BasicTransformerBlock", "TemporalConvLayer"]
+REPEATED_BLOCKS = [
+    "ResnetBlock2D",
+    "BasicTransformerBlock",
+    "TemporalConvLayer",
+    "WanTransformerBlock",
+    "CogVideoXBlock",
+]
 # All blocks share the limits, with a variant per width, level, and size and length of clip; above the limit torch runs
 # uncompiled. A single UNet exceeds torch's default of 8.
 RECOMPILE_LIMIT = 1024

@@ -37,7 +37,7 @@ class OptimisedNetwork:
         self, network: Any, optimise: Optimise, text_kv_cache: TextKVCache, compiler: BlockCompiler | None = None
     ) -> None:
         self.network = network
-        self._timesteps = dict[int, Tensor]()
+        self._timesteps = dict[float, Tensor]()
         self._needs_text_per_frame = not hasattr(network, "transformer_in")  # 3D UNets repeat the text themselves
         self._motion = WindowedMotion(network)
         self._text_kv_cache = text_kv_cache
@@ -60,7 +60,7 @@ class OptimisedNetwork:
     def __call__(
         self,
         x: Tensor,
-        timestep: int,
+        timestep: float,
         *,
         encoder_hidden_states: Texts,
         context_windows: ContextWindows | None = None,
@@ -85,7 +85,9 @@ class OptimisedNetwork:
         frames = x.shape[2] if x.ndim == 5 else x.shape[0] // text.shape[0]
         return text.repeat_interleave(frames, dim=0)
 
-    def _timestep(self, timestep: int, x: Tensor) -> Tensor:
+    def _timestep(self, timestep: float, x: Tensor) -> Tensor:
         if timestep not in self._timesteps:  # filled on the device: uploading a number would synchronise with it
-            self._timesteps[timestep] = torch.full((), timestep, dtype=torch.int64, device=x.device)
+            # Whole timesteps as diffusers' schedulers make them; those of flow models would lose their fraction so.
+            dtype = torch.int64 if isinstance(timestep, int) else torch.float32
+            self._timesteps[timestep] = torch.full((), timestep, dtype=dtype, device=x.device)
         return self._timesteps[timestep]

@@ -16,7 +16,7 @@ class TimeEmbeddingCache:
     """
 
     def __init__(self, network: Any) -> None:  # Any: diffusers' UNets share no type
-        self._timestep: int | None = None
+        self._timestep: float | None = None
         self._rows = [_cache(module, lambda: self._timestep) for module in (network.time_proj, network.time_embedding)]
         if hasattr(network, "fps_embedding"):
             for module in (network.fps_proj, network.fps_embedding):
@@ -28,7 +28,7 @@ class TimeEmbeddingCache:
             rows.clear()
 
     @contextmanager
-    def active(self, timestep: int) -> Generator[None]:
+    def active(self, timestep: float) -> Generator[None]:
         self._timestep = timestep
         try:
             yield

@@ -32,6 +32,7 @@ const WORDS = {
   video_guidance: 'Video guidance',
   interval_guidance: 'Guidance in the interval',
   rho: 'Rho',
+  image_frames: 'Image network on latent frames',
   image_every: 'Image network in every n-th step',
   goback_guidance: 'Guidance of the way back',
   iterations: 'Iterations',

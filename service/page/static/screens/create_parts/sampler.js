@@ -38,6 +38,7 @@ const SETTINGS = {
   video_guidance: pair('Video guidance', 'At the first and the last step'),
   interval_guidance: number('Guidance in the interval', 'Of the video network, where the image network guides too'),
   rho: number('Rho', 'Curve of the guidance between both ends'),
+  image_frames: { label: 'Image network on', kind: 'choice', choices: { all: 'All latent frames', first: 'The first latent frame' } },
   image_every: number('Image network in every n-th step', '', 1),
   goback_guidance: number('Guidance of the way back'),
   iterations: number('Iterations', 'Full runs', 1),
@@ -73,7 +74,7 @@ export function SamplerSettings({ form, model, steps, errorOf, onChange }) {
   const shown = [...known, ...read.filter((setting) => setting !== 'interval' && !known.includes(setting))]
   return html`<div class="stack">
     <fieldset class="samplers" aria-label="Sampler">
-      ${model.samplers.map((each) => html`<${SamplerCard} name=${each} checked=${each === name} onChoose=${() => onChange(withSampler(form, model, each))} />`)}
+      ${model.samplers.map((each) => html`<${SamplerCard} name=${each} model=${model} checked=${each === name} onChoose=${() => onChange(withSampler(form, model, each))} />`)}
     </fieldset>
     ${errorOf('sampler.name') && html`<p class="field-error">${errorOf('sampler.name')}</p>`}
     ${reads.includes('interval') && html`<${Interval} value=${samplerValue(form, model, 'interval')} steps=${steps} error=${errorOf('sampler.interval')} onChange=${(interval) => set({ interval })} />`}
@@ -92,8 +93,9 @@ export function SamplerSettings({ form, model, steps, errorOf, onChange }) {
   </div>`
 }
 
-function SamplerCard({ name, checked, onChoose }) {
-  const [title, text] = SAMPLERS[name] ?? [name, '']
+function SamplerCard({ name, model, checked, onChoose }) {
+  const [title, words] = SAMPLERS[name] ?? [name, '']
+  const text = model.experimental.includes(name) && !words.includes('experimental') ? `${words}; experimental with this model` : words
   return html`<label class="sampler ${checked ? 'chosen' : ''}">
     <input type="radio" name="sampler" class="visually-hidden" value=${name} checked=${checked} onChange=${onChoose} />
     <strong>${title}</strong><span>${text}</span>

@@ -21,7 +21,7 @@ export function Recipe({ video, model }) {
     ['Steps', video.num_inference_steps],
     ['Guidance', video.guidance_scale],
     ...(video.clip_skip ? [['CLIP layers skipped', video.clip_skip]] : []),
-    ['Sampler', SAMPLERS[video.sampler.name]?.[0] ?? video.sampler.name],
+    ['Sampler', (SAMPLERS[video.sampler.name]?.[0] ?? video.sampler.name) + (video.experimental ? ', experimental' : '')],
     ...settings.map(([name, value]) => [html`<span class="sub">${pretty(name)}</span>`, words(value)]),
     ...(video.loras ?? []).map((lora) => [html`<span class="sub">LoRA ${lora.name}</span>`, `${lora.scale}, ${lora.networks.join(' and ')} network`]),
     ['Network calls', calls.map(([network, count]) => `${count} ${network}`).join(', ')],
