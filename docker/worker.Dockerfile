@@ -8,17 +8,17 @@ SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 ARG TORCH_INDEX=""
 WORKDIR /src
 RUN python -m venv /opt/ivmix
-COPY constraints.txt pyproject.toml LICENSE README.md ./
+COPY constraints.txt constraints-gpu.txt pyproject.toml LICENSE README.md ./
 # Gigabytes that change only with constraints.txt.
 RUN --mount=type=cache,target=/root/.cache/pip \
     /opt/ivmix/bin/pip install --disable-pip-version-check ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} \
-    "$(grep '^torch==' constraints.txt)"
+    -c constraints-gpu.txt torch
 COPY service/__init__.py service/__init__.py
 COPY worker/__init__.py worker/__init__.py
 COPY sampler/__init__.py sampler/__init__.py
 COPY demo/__init__.py demo/__init__.py
 RUN --mount=type=cache,target=/root/.cache/pip \
-    /opt/ivmix/bin/pip install --disable-pip-version-check -c constraints.txt '.[worker,otel]'
+    /opt/ivmix/bin/pip install --disable-pip-version-check -c constraints-gpu.txt '.[worker,otel]'
 COPY . .
 RUN /opt/ivmix/bin/pip install --disable-pip-version-check --no-cache-dir --no-deps --force-reinstall .
 

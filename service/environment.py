@@ -22,7 +22,6 @@ OTHER_VARIABLES = (
     "IVMIX_READY_FD",
     "IVMIX_VERSION",
     "IVMIX_PUBLISH",
-    "IVMIX_WORKER_MODEL",
 )
 
 # Kubernetes and Docker tell every container the addresses of Services: a Service `ivmix-api` is IVMIX_API_SERVICE_HOST,

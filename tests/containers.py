@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -16,7 +17,7 @@ from tests.external_programs import kustomize, run
 ROOT = Path(__file__).resolve().parents[1]
 DOCKER, DEPLOY = ROOT / "docker", ROOT / "deploy"
 IMAGES = {"ivmix-service": DOCKER / "service.Dockerfile", "ivmix-worker": DOCKER / "worker.Dockerfile"}
-OVERLAYS = ("demo", "production")
+OVERLAYS = ("demo", "production", "single-gpu")
 
 Document = dict[str, Any]
 
@@ -64,15 +65,18 @@ def secret() -> dict[str, str]:
 # --- compose
 
 
-def compose(text: str | None = None) -> Document:
-    """The compose file with variables from .env.example and placeholders for secrets."""
+def compose(text: str | None = None, **variables: str) -> Document:
+    """The compose file with variables from .env.example, overridden by these, and placeholders for secrets."""
     text = text or (DOCKER / "compose.yaml").read_text()
-    given = {name: value or "secret" for name, value in env_file(DOCKER / ".env.example").items()}
+    given = env_file(DOCKER / ".env.example") | variables
 
     def fill(found: re.Match[str]) -> str:
-        return found[0] if found[0] == "$$" else given[found[1]]  # a KeyError means that .env.example lacks it
+        if found[0] == "$$":
+            return found[0]
+        default = "secret" if found[2] is None else found[2]
+        return given[found[1]] or default  # a KeyError means that .env.example lacks it
 
-    body = "\n".join(re.sub(r"\$\$|\$\{(\w+)[^}]*\}", fill, line) for line in _without_comments(text))
+    body = "\n".join(re.sub(r"\$\$|\$\{(\w+)(?::-([^}]*)|[^}]*)\}", fill, line) for line in _without_comments(text))
     return _unescaped(yaml.safe_load(body))
 
 
@@ -99,12 +103,12 @@ def compose_containers(document: Document) -> Iterator[Container]:
         if image in IMAGES:
             test = service.get("healthcheck", {}).get("test", [])
             asked = re.findall(r"http://127\.0\.0\.1:(\d+)(/\w*)", " ".join(test))
-            entry = service.get("entrypoint", ["ivmix"])
+            entry = _program(service)
             published = [port.rpartition(":")[2] for port in service.get("ports", [])]
             yield Container(
                 place=f"compose.yaml {name}",
                 image=image,
-                arguments=(*entry[1:], *service["command"]) if entry[0] == "ivmix" else (),
+                arguments=tuple(entry[1:]) if entry[0] == "ivmix" else (),
                 variables={**image_variables(image), **service.get("environment", {})},
                 ports={port: int(port) for port in published},
                 http_probes=tuple((int(port), path) for port, path in asked),
@@ -114,6 +118,15 @@ def compose_containers(document: Document) -> Iterator[Container]:
                     *(v.split(":")[1] for v in service.get("volumes", []) if not v.endswith(":ro")),
                 ),
             )
+
+
+def _program(service: Document) -> list[str]:
+    """Command line. Of a shell that only inserts variables, the one that it runs."""
+    words = [*service.get("entrypoint", ["ivmix"]), *service["command"]]
+    if words[:2] != ["sh", "-c"]:
+        return words
+    found = re.sub(r'"\$\{(\w+):\?[^}]*\}"', lambda name: service["environment"][name[1]] or "demo", words[2])
+    return shlex.split(found.removeprefix("exec "))
 
 
 # --- manifests

@@ -80,10 +80,16 @@ def made_once(name: str, install: Callable[[Path], None]) -> Path:
     return folder
 
 
-def run(*command: str, cwd: Path | None = None, env: dict[str, str] | None = None, stdin: str = "") -> str:
+def run(
+    *command: str,
+    cwd: Path | None = None,
+    env: dict[str, str] | None = None,
+    stdin: str = "",
+    timeout_s: float = 600,
+) -> str:
     """Standard output of the command. A failure shows its standard error."""
     ran = subprocess.run(
-        command, cwd=cwd, env=env, input=stdin, capture_output=True, text=True, timeout=600, check=False
+        command, cwd=cwd, env=env, input=stdin, capture_output=True, text=True, timeout=timeout_s, check=False
     )
     assert ran.returncode == 0, f"{command[0]} exited with {ran.returncode}: {ran.stderr[-3000:]}"
     return ran.stdout

@@ -40,7 +40,7 @@ def main() -> int:
         require_not_refused(services.redis_url)
         check_storage(services.storage)
         model = services.models.get(sys.argv[1] if len(sys.argv) > 1 else None).id
-        heartbeat_file = HeartbeatFile(settings.pulse_file)
+        heartbeat_file = HeartbeatFile.of_process(settings.pulse_file)
         metrics = WorkerMetrics()
         if settings.worker_metrics_port is not None:
             log.info("metrics on port %d", metrics.serve(settings.host, settings.worker_metrics_port))

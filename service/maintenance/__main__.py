@@ -62,7 +62,7 @@ def main() -> int:
         settings = start_process()
         prepare_data_folder(settings)
         services = open_services(settings, "maintenance")
-        heartbeat_file = HeartbeatFile(settings.pulse_file)
+        heartbeat_file = HeartbeatFile.of_process(settings.pulse_file)
         wait_for_redis(services.redis_url, stopping, heartbeat_file.beat)
     MaintenanceLeader(services.redis, periodic_tasks(services), heartbeat_file).run(stopping)
     services.close()

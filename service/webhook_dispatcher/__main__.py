@@ -30,7 +30,7 @@ def main() -> None:
         settings = start_process()
         services = open_services(settings, "webhooks")
         metrics = DispatcherMetrics()
-        heartbeat_file = HeartbeatFile(settings.pulse_file)
+        heartbeat_file = HeartbeatFile.of_process(settings.pulse_file)
         if settings.webhook_metrics_port is not None:
             port = serve_metrics(metrics.registry, settings.host, settings.webhook_metrics_port, "WEBHOOK_METRICS_PORT")
             log.info("metrics on port %d", port)

@@ -38,7 +38,7 @@ def run(services: Services, stopping: threading.Event, metrics: DispatcherMetric
     settings, webhooks = services.settings, services.webhooks
     fan_out = FanOut(webhooks, Renderer(settings, services.storage))
     runner = AttemptRunner(settings, webhooks, metrics or DispatcherMetrics(), services.tracing)
-    heartbeat_file = HeartbeatFile(settings.pulse_file)
+    heartbeat_file = HeartbeatFile.of_process(settings.pulse_file)
     in_progress: Attempts = {}
     with ThreadPoolExecutor(settings.webhook_concurrency, thread_name_prefix="webhooks") as pool:
         while not stopping.is_set():

@@ -61,8 +61,16 @@ def test_build_context_has_what_is_copied_and_no_more() -> None:
     assert all((ROOT / name).exists() for name in allowed)
 
 
-def test_compose_agrees_with_the_code() -> None:
-    found = list(compose_containers(compose()))
+@pytest.mark.parametrize("model", ["", "animatediff"])
+def test_compose_agrees_with_the_code(model: str) -> None:
+    """With `--profile gpu` one variable decides what is fetched, loaded and offered."""
+    document = compose(MODEL=model)
+    found = [c for c in compose_containers(document) if not model or c.place != "compose.yaml worker-demo"]
+    if model:
+        by_place = {container.place.split()[-1]: container for container in found}
+        assert by_place["worker"].arguments == ("worker", model)
+        assert by_place["fetch"].arguments == ("models", "fetch", model)
+        assert settings_of(by_place["api"]).models == (model,)
     assert [text for container in found for text in problems(container)] == []
     assert {c.arguments[:1] for c in found} >= {("api",), ("webhooks",), ("maintenance",), ("worker",), ("models",)}
 
@@ -137,10 +145,20 @@ def test_workers_are_given_time_to_hand_back_their_job() -> None:
         assert float(service["stop_grace_period"].rstrip("s")) >= 120 > 2 * settings_of(container).stop_grace_s
 
 
+def test_the_gpu_worker_waits_for_the_weights_of_a_model_that_is_named() -> None:
+    services = compose()["services"]
+    assert services["worker"]["depends_on"]["fetch"] == {"condition": "service_completed_successfully"}
+    assert services["worker"]["profiles"] == services["fetch"]["profiles"] == ["gpu"]
+    command = [*services["fetch"]["entrypoint"], *services["fetch"]["command"]]
+    ran = subprocess.run(command, env={"MODEL": ""}, capture_output=True, text=True, check=False)
+    assert ran.returncode != 0
+    assert "MODEL: set it in docker/.env, for example MODEL=animatediff" in ran.stderr
+
+
 def test_git_ignores_the_secrets_of_compose() -> None:
     assert "docker/.env" in (ROOT / ".gitignore").read_text().splitlines()
     secrets = {"VALKEY_PASSWORD", "IVMIX_S3_ACCESS_KEY_ID", "IVMIX_S3_SECRET_ACCESS_KEY"}
-    assert {name for name, value in env_file(DOCKER / ".env.example").items() if not value} == secrets
+    assert {name for name, value in env_file(DOCKER / ".env.example").items() if not value} == {*secrets, "MODEL"}
 
 
 @pytest.mark.parametrize(("age_s", "is_alive"), [(0, True), (100, True), (300, False), (None, False)])

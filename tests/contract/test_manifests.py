@@ -207,7 +207,7 @@ def test_worker_is_given_one_gpu_time_to_drain_and_no_twin(overlay: str) -> None
         assert programs == [HEARTBEAT_PROBE] * 2
         assert container["readinessProbe"]["exec"]["command"][-1] == READY_PROBE
         assert workload["metadata"]["name"] == f"worker-{container['args'][1]}"
-        if overlay == "production":
+        if overlay != "demo":
             assert container["resources"]["limits"]["nvidia.com/gpu"] == 1
             assert {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"} in pod["tolerations"]
 

@@ -19,6 +19,8 @@ REACHES_THE_INTERNET = [
     ("production", "maintenance", 443),
     ("production", "worker", 443),
     ("production", "weights", 443),  # the model hub
+    ("single-gpu", "webhooks", ANY_PORT),
+    ("single-gpu", "weights", 443),
 ]
 
 
@@ -82,7 +84,7 @@ def test_who_reaches_the_internet_reaches_public_addresses_only(overlay: str, co
 def test_all_others_reach_no_address_outside(overlay: str) -> None:
     """With file storage the API needs none: the dispatcher sends test events too."""
     others = components(overlay) - {name for where, name, _ in REACHES_THE_INTERNET if where == overlay}
-    assert others >= ({"api", "maintenance", "valkey"} if overlay == "demo" else {"valkey"})
+    assert others >= ({"valkey"} if overlay == "production" else {"api", "maintenance", "worker", "valkey"})
     assert {name: set(reached(overlay, name)) for name in others} == {name: set() for name in others}
 
 

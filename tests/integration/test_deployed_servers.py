@@ -1,5 +1,5 @@
-"""Servers that the compose file and manifests start in addition to ours: Valkey with their configuration, the bucket
-creation against an S3 server, the API's health check against an API."""
+"""Servers that the compose file, manifests and units start in addition to ours: Valkey with their configuration, the
+bucket creation against an S3 server, the API's health check against an API."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from redis.retry import Retry
 
 from service.process.embedded_valkey import find_valkey_binary
 from service.settings import Settings
-from tests.containers import compose, pod_specs, rendered
+from tests.containers import DEPLOY, compose, pod_specs, rendered
 from tests.ports import free_port
 from tests.processes import wait_for
 
@@ -36,6 +36,13 @@ def _from_manifests(folder: Path) -> list[str]:
     (folder / "valkey.conf").write_text(config["data"]["valkey.conf"].replace("dir /data", f"dir {folder}"))
     (pod,) = [pod for workload, pod in pod_specs(documents) if workload["metadata"]["name"] == "valkey"]
     return [part.replace("/etc/valkey", str(folder)) for part in pod["containers"][0]["command"]]
+
+
+def _from_systemd(folder: Path) -> list[str]:
+    """The configuration file, which docs/operations.md gives its password."""
+    text = (DEPLOY / "systemd" / "valkey.conf").read_text().replace("PASSWORD", "$VALKEY_PASSWORD")
+    config = text.replace("dir /var/lib/ivmix-valkey", f"dir {folder}")
+    return ["sh", "-c", f"exec valkey-server - <<CONFIG\n{config}\nCONFIG"]
 
 
 @contextmanager
@@ -55,7 +62,7 @@ def running(command: list[str], folder: Path, password: str) -> Iterator[int]:
         process.wait()
 
 
-@pytest.mark.parametrize("source", [_from_compose, _from_manifests], ids=["compose", "manifests"])
+@pytest.mark.parametrize("source", [_from_compose, _from_manifests, _from_systemd])
 def test_valkey_keeps_what_it_accepted_and_asks_for_a_password(tmp_path: Path, source: Any) -> None:
     with running(source(tmp_path), tmp_path, "a-secret") as port:
         redis: Any = Redis(port=port, password="a-secret", retry=Retry(NoBackoff(), 0))
