@@ -1,9 +1,10 @@
 """EVS (arXiv:2507.13753): image and video model take turns along one denoising run, without going back.
 
 What is known of it here is the abstract and the README of its code (Tonniia/EVS); the code and the rest of the paper
-could not be read. Known: nothing is noised and denoised to change the model, the models are switched during the
-denoising; the latents are larger while the image model works ("EP_X2.0": by 2); image steps come in between steps of
-the video model, a few-step AnimateDiff-Lightning or AnimateLCM. Assumed:
+could not be read, when last tried in 2026-11. Known: frames of the video model are to the image model samples from
+outside its distribution, which it improves by noising and denoising; nothing is noised and denoised to change the
+model, the models are switched during the denoising; the latents are larger while the image model works ("EP_X2.0": by
+2); image steps come in between steps of the video model, a few-step AnimateDiff-Lightning or AnimateLCM. Assumed:
 
 - at a switch the clean prediction is resized and noised to the level that the run is at, as a step of such a few-step
   model noises its prediction (`ResizingMove`); bicubic;

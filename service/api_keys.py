@@ -16,6 +16,7 @@ from pydantic import Field
 from redis import Redis
 
 from service.frozen_model import FrozenModel
+from service.redis_connection.replication import Replication
 from service.redis_scripts import UntypedRedis
 from service.scopes import DEFAULT_SCOPES, Scope
 
@@ -44,8 +45,10 @@ class ApiKey(FrozenModel):
 
 
 class KeyStore:
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis, replication: Replication = Replication()) -> None:  # noqa: B008  # immutable
+        """`replication` is of keys that are created and revoked."""
         self._redis: UntypedRedis = redis
+        self._replication = replication
         self._cache: dict[str, tuple[float, ApiKey]] = {}
         self._lock = Lock()
 
@@ -74,7 +77,7 @@ class KeyStore:
             max_waiting=max_waiting,
         )
         secret = f"ivmix_{secrets.token_urlsafe(32)}"
-        self._redis.hset(KEYS, digest_of(secret), record.model_dump_json())
+        self._replication.run(self._redis, "HSET", KEYS, digest_of(secret), record.model_dump_json())
         return record, secret
 
     def find_cached(self, digest: str) -> ApiKey | None:
@@ -108,7 +111,7 @@ class KeyStore:
             key = _decode(record)
             if key is not None and key.id == key_id:
                 revoked = key.model_copy(update={"revoked_at": key.revoked_at or time.time()})
-                self._redis.hset(KEYS, digest, revoked.model_dump_json())
+                self._replication.run(self._redis, "HSET", KEYS, digest, revoked.model_dump_json())
                 return revoked
         return None
 

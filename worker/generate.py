@@ -18,6 +18,7 @@ from service.cli import more_settings
 from service.cli.console import Steps
 from service.cli.errors import user_errors
 from service.errors import InvalidParameter, ServiceError
+from service.jobs.consecutive_seeds import generations_of
 from service.jobs.model import Generation, Phase
 from service.jobs.reference import ReferenceFile
 from service.jobs.request import VideoRequest
@@ -72,6 +73,7 @@ def generate(
     frames: Annotated[int | None, typer.Option(min=1, help="num_frames.")] = None,
     lora: Annotated[list[str] | None, typer.Option(help="NAME[:SCALE[:NETWORK]]; may be repeated.")] = None,
     clip_skip: Annotated[int | None, typer.Option(min=0, help="1: Clip skip 2 elsewhere.")] = None,
+    num_videos: Annotated[int, typer.Option(min=1, help="Several, with seeds one apart: video-1.mp4, ...")] = 1,
     input_reference: Annotated[Path | None, _reference_option("PNG, JPEG, WebP, MP4, WebM or MOV file")] = None,
     strength: Annotated[float | None, _reference_option("share of the steps that runs, above 0 to 1")] = None,
     reference_use: Annotated[str | None, _reference_option("start, first_frame")] = None,
@@ -134,14 +136,22 @@ def _write(
         if options["compare"]:  # first what every sampler needs once, or it would count as the time of the first one
             engine.warm_up(entry.default_generation)
         step.done = f"{entry.id} on {engine.device_name}"
-    file = reference[0] if reference else None
-    arms = [_arm(engine, name, generation, steps, file) for name, generation in generations.items()]
-    (first, *_), (arm, *_) = generations.values(), arms
+    file, first = reference[0] if reference else None, next(iter(generations.values()))
     if options["compare"]:
+        arms = [_arm(engine, name, generation, steps, file) for name, generation in generations.items()]
         write_comparison(arms, output, fps=first.fps)
-    else:
-        mp4.write_mp4(arm.frames, output, fps=first.fps)
-    typer.echo(f"{output}: seed {first.seed}" + "".join(f"\n  {arm.sampler}: {arm.cost}" for arm in arms))
+        _report(output, first, *arms)
+        return
+    count = options["num_videos"]
+    for number, generation in enumerate(generations_of(first, count), 1):
+        path = output if count == 1 else output.with_stem(f"{output.stem}-{number}")
+        arm = _arm(engine, generation.sampler.name, generation, steps, file)
+        mp4.write_mp4(arm.frames, path, fps=generation.fps)
+        _report(path, generation, arm)
+
+
+def _report(output: Path, generation: Generation, *arms: Arm) -> None:
+    typer.echo(f"{output}: seed {generation.seed}" + "".join(f"\n  {arm.sampler}: {arm.cost}" for arm in arms))
 
 
 def _generations(entry: ModelEntry, options: dict[str, Any], reference: ReferenceFile | None) -> dict[str, Generation]:
@@ -155,6 +165,9 @@ def _generations(entry: ModelEntry, options: dict[str, Any], reference: Referenc
         return {generation.sampler.name: generation}
     if options["sampler"] is not None:
         raise InvalidParameter("sampler", f"--compare names its samplers; leave out --sampler {options['sampler']}.")
+    if options["num_videos"] > 1:
+        message = f"--compare makes one video; leave out --num-videos {options['num_videos']}."
+        raise InvalidParameter("num_videos", message)
     generations: dict[str, Generation] = {}
     for name, sampler in compared_samplers(options["compare"], settings, entry.family).items():
         generations[name] = entry.resolve(_request(request, sampler))

@@ -138,7 +138,7 @@ def choose(names: Iterable[str], extra: Mapping[str, Fields], base: Fields, coun
 
 
 def _fields(name: str, extra: Mapping[str, Fields]) -> Fields:
-    known = extra | SAMPLERS
+    known = {**extra, **SAMPLERS}
     wanted = name if name in known else name.removesuffix(MATCHED)
     if wanted not in known or (wanted != name and wanted in REFERENCES):
         raise InvalidParameter(

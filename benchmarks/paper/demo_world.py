@@ -68,20 +68,23 @@ class JudgeNetwork:
 
     def real(self, prompts: Sequence[Prompt]) -> RealSet:
         """Sharp clips of the prompts, which pass through the same enlargement and mp4 as generated ones."""
-        return self._real(tuple(prompt.text for prompt in prompts))
+        return real_clips(tuple(prompt.text for prompt in prompts))
 
-    @lru_cache(maxsize=1)  # noqa: B019  # one network serves one command
-    def _real(self, prompts: tuple[str, ...]) -> RealSet:
-        scenes = _joined([scene_of(prompt) for prompt in prompts])
-        sets = [self._real_set(scenes, REAL_SEED + i) for i in range(1 + OTHERS)]
-        others = {space: np.concatenate([each[space] for each in sets[1:]]) for space in self.columns.spaces}
-        return RealSet(sets[0], others, "sharp clips of the same prompts, drawn by demo/shapes.py")
 
-    def _real_set(self, scenes: Scenes, seed: int) -> dict[str, np.ndarray]:
-        sharp, _ = shapes.render(scenes, Generator().manual_seed(seed))
-        found = [judges().project(_small(frames_of(mp4_bytes(_enlarged(clip), FPS)))) for clip in sharp]
-        of_frames, of_clips = zip(*found, strict=True)
-        return {"video": torch.stack(of_clips).double().numpy(), "frame": torch.stack(of_frames).double().numpy()}
+@lru_cache(maxsize=1)
+def real_clips(prompts: tuple[str, ...]) -> RealSet:
+    """Features of sharp clips of captions, once in this process for one list. Raises BenchmarkError."""
+    scenes = _joined([scene_of(prompt) for prompt in prompts])
+    sets = [_real_set(scenes, REAL_SEED + i) for i in range(1 + OTHERS)]
+    others = {space: np.concatenate([each[space] for each in sets[1:]]) for space in sets[0]}
+    return RealSet(sets[0], others, "sharp clips of the same prompts, drawn by demo/shapes.py")
+
+
+def _real_set(scenes: Scenes, seed: int) -> dict[str, np.ndarray]:
+    sharp, _ = shapes.render(scenes, Generator().manual_seed(seed))
+    found = [judges().project(_small(frames_of(mp4_bytes(_enlarged(clip), FPS)))) for clip in sharp]
+    of_frames, of_clips = zip(*found, strict=True)
+    return {"video": torch.stack(of_clips).double().numpy(), "frame": torch.stack(of_frames).double().numpy()}
 
 
 def _small(frames: Frames) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
@@ -29,6 +30,12 @@ from worker.child.start_noise import start_noise
 from worker.networks.text_encoder import PromptTooLong, TextOptions
 
 
+@cache
+def loaded(model: str) -> Engine:
+    """The networks of a model, once in this process."""
+    return Engine(ModelRegistry.of(load_settings()).get(model))
+
+
 class LocalMaker:
     """Raises ModelNotFound, ModelNotFetched or ConfigurationError before any network is loaded.
 
@@ -40,15 +47,12 @@ class LocalMaker:
     def __init__(self, model: str | None, *, cut_prompts: bool = False) -> None:
         self._entry = ModelRegistry.of(load_settings()).get(model)
         self.model, self._cut_prompts = self._entry.id, cut_prompts
-        self._engine: Engine | None = None
         self.made_by = commit()
 
     @property
     def engine(self) -> Engine:
         """Loaded when it is first needed, after all settings have been checked."""
-        if self._engine is None:
-            self._engine = Engine(self._entry)
-        return self._engine
+        return loaded(self.model)
 
     @property
     def weights(self) -> str | None:

@@ -86,16 +86,19 @@ def _rows(vectors: Array) -> Array:
 
 
 def _spread_of_halves(reference: Array, clips: Array) -> float | None:
-    """Standard deviation of the distance over random halves of both, drawn without replacement."""
+    """Standard deviation of the distance over random halves, drawn without replacement: of the prompts, the same in
+    both, where there is a real clip for each; else of the prompts and of the real clips."""
     if min(len(reference), len(clips)) < LEAST_PAIRS:
         return None
     generator = np.random.default_rng(0)
 
-    def half(vectors: Array) -> Array:
-        return _rows(vectors[generator.permutation(len(vectors))[: len(vectors) // 2]])
+    def distance() -> float:
+        chosen = generator.permutation(len(clips))[: len(clips) // 2]
+        is_paired = len(reference) == len(clips)
+        real = chosen if is_paired else generator.permutation(len(reference))[: len(reference) // 2]
+        return FrechetTo(_rows(reference[real]))(_rows(clips[chosen]))
 
-    pooled = clips.reshape(-1, *clips.shape[2:])
-    return float(np.std([FrechetTo(half(reference))(half(pooled)) for _ in range(SUBSAMPLES)], ddof=1))
+    return float(np.std([distance() for _ in range(SUBSAMPLES)], ddof=1))
 
 
 def _mean(scores: Array) -> dict[str, Any]:

@@ -78,10 +78,10 @@ class PublishedNetwork:
         return ClipFeatures({self.columns.space: vector[None].astype(np.float64)}, scores)
 
     def real(self, prompts: Sequence[Prompt]) -> RealSet:
-        """Rows of the benchmark's file, which are in the order of its prompts: of the first n, as many as `prompts`."""
+        """The benchmark's real clips: one for each prompt where they are in the order of the prompts, else all."""
         name = self._protocol.real.value
         rows = real_rows(self._data, name or "", self._protocol.name)
-        reference = rows[: len(prompts)]
+        reference = rows[: len(prompts)] if self._protocol.parts.value == "mean" else rows
         other = OTHER_REAL.get(self._protocol.name)
         others = real_rows(self._data, other, self._protocol.name) if other else None
         spaces = {self.columns.space: reference[:, None]}

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.paper.arms import COMPUTE_MATCHED, MATCHED, REFERENCES, SAMPLERS, Arm
+from benchmarks.paper.clips import MP4
 from benchmarks.paper.errors import BenchmarkError
 from benchmarks.paper.feature_cache import cached_features
 from benchmarks.paper.measure import ArmFeatures, arm_numbers, differences, floor
@@ -160,6 +161,10 @@ def deviations(run: Run, question: Question) -> list[str]:
         found.append(f"{question.first} prompts instead of {protocol.n.text}")
     if question.clips != protocol.clips.value:
         found.append(f"{question.clips} clips per prompt instead of {protocol.clips.text}")
+    if run.cut_prompts:
+        found.append("prompts that were cut after the last word that the model takes")
+    if question.suffix != MP4:
+        found.append("distances of lossless copies instead of mp4 files")
     usual = base_request(protocol)
     for name in sorted({*usual, *run.request}):
         if run.request.get(name) != usual.get(name):

@@ -5,8 +5,7 @@ from __future__ import annotations
 from service.api.auth import Principal
 from service.api.rate_limits import waiting_limits
 from service.errors import InvalidParameter
-from service.jobs.model import Generation
-from service.jobs.request import MAX_SEED, VideoRequest
+from service.jobs.request import VideoRequest
 from service.settings import Settings
 
 
@@ -24,9 +23,3 @@ def check_num_videos(body: VideoRequest, principal: Principal, settings: Setting
     if count > 1 and count > most:
         raise InvalidParameter("num_videos", f"num_videos={count} is above {most}, {which}; send several requests.")
     return count
-
-
-def generations_of(first: Generation, count: int) -> list[Generation]:
-    """`count` that differ in the seed only: each has that of the one before, plus 1."""
-    seeds = ((first.seed + number) % (MAX_SEED + 1) for number in range(count))
-    return [first.model_copy(update={"seed": seed}) for seed in seeds]

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from service.cli.client import RequestError, Video, VideoClient
 from service.cli.console import Steps
-from service.settings import expand_home
+from service.setting_types import expand_home
 
 INTERRUPTED = 130  # exit status of a shell's command that Ctrl-C ended
 

@@ -73,21 +73,22 @@ def _key_store() -> Generator[KeyStore]:
     from service.process.data_folder import keep_private, prepare_folder
     from service.process.embedded_valkey import reach_or_start
     from service.redis_connection.client import open_redis
+    from service.redis_connection.replication import Replication
     from service.redis_connection.wait import require_redis
     from service.settings import load_settings
 
     settings = load_settings()
     with ExitStack() as stack:
-        if settings.redis_url:
-            require_redis(settings.redis_url)
+        if settings.redis_address:
+            require_redis(settings.redis_address)
         else:
             prepare_folder(settings.data_dir, "IVMIX_DATA_DIR")
             keep_private(settings.data_dir)
-        url = settings.redis_url or reach_or_start(settings.data_dir, stack)
+        url = settings.redis_address or reach_or_start(settings.data_dir, stack)
         redis = open_redis(url)
         stack.callback(redis.close)
         try:
-            yield KeyStore(redis)
+            yield KeyStore(redis, Replication(settings.redis_wait_replicas, settings.redis_wait_s))
         except RedisError as e:
             raise ServiceUnavailable(f"Redis is unreachable: {e}") from e
 

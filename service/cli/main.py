@@ -164,11 +164,14 @@ def verify(name: str) -> None:
 @app.command()
 def recover(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Report without writing anything.")] = False,
+    delete_lost: Annotated[
+        bool, typer.Option("--delete-lost", help="Delete references and checkpoints of jobs that are lost.")
+    ] = False,
 ) -> None:
     """Rebuild the records of stored videos after a loss of Redis."""
     from service.cli.recover import run
 
-    run(is_dry=dry_run)
+    run(is_dry=dry_run, may_delete=delete_lost)
 
 
 def _settings_with(changes: dict[str, Any]) -> Settings:

@@ -14,15 +14,15 @@ from service.settings import load_settings
 from service.wiring import open_services
 
 
-def run(*, is_dry: bool) -> None:
+def run(*, is_dry: bool, may_delete: bool) -> None:
     with ExitStack() as stack:
         settings = load_settings()
         prepare_data(settings)
-        if settings.redis_url is None:  # of `ivmix up`, which must not be running
+        if settings.redis_address is None:  # of `ivmix up`, which must not be running
             url = stack.enter_context(EmbeddedValkey(settings.data_dir, is_temporary=True))
             settings = settings.model_copy(update={"redis_url": url})
         else:
-            require_redis(settings.redis_url)
+            require_redis(settings.redis_address)
         services = stack.enter_context(closing(open_services(settings)))
         services.storage.check()
         recovery = Recovery(services.store, services.storage, settings.retention_seconds, is_dry)
@@ -32,3 +32,15 @@ def run(*, is_dry: bool) -> None:
             typer.echo(f"{finding} {job_id}")
         summary = ", ".join(f"{count} {finding}" for finding, count in counts.items())
         typer.echo(f"{sum(counts.values())} videos in the storage: {summary}{' (dry run)' if is_dry else ''}")
+        _lost_files(recovery, may_delete=may_delete and not is_dry)
+
+
+def _lost_files(recovery: Recovery, *, may_delete: bool) -> None:
+    """Pictures and clips of clients are among them, which nothing else would ever delete."""
+    lost = list(recovery.lost_files())
+    for key in lost:
+        if may_delete:
+            recovery.storage.delete(key)
+        typer.echo(f"{'deleted' if may_delete else 'lost'} {key}")
+    if lost and not may_delete:
+        typer.echo(f"{len(lost)} files of jobs that are lost; `ivmix recover --delete-lost` deletes them")

@@ -126,6 +126,11 @@ class Generation(FrozenModel):
         return self.reference.first_step(self.num_inference_steps) if self.reference else 0
 
     @property
+    def keeps_first_frame(self) -> bool:
+        """Whether a SparseCtrl network keeps the reference as the first frame."""
+        return self.reference is not None and self.reference.use == "first_frame"
+
+    @property
     def network_calls(self) -> dict[str, int]:
         """Calls of each network in the whole job: {"image": n, "video": n}."""
         family = self.official_family or "animatediff"

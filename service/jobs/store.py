@@ -19,7 +19,7 @@ from redis import Redis
 from rq import Queue
 from rq.job import Job as RqJob
 
-from service.errors import IdempotencyKeyReused, QueueFull
+from service.errors import IdempotencyKeyReused, NotReplicated, QueueFull
 from service.jobs.job_errors import RECORD_DAMAGED, START_TIMEOUT
 from service.jobs.job_record import DamagedJob
 from service.jobs.keys import (
@@ -36,6 +36,7 @@ from service.jobs.model import ALLOWED_TRANSITIONS, Job, JobError, JobState, Out
 from service.jobs.outbox import LISTENERS, OUTBOX, oldest_kept
 from service.jobs.record_reader import Idempotency, JobReader
 from service.jobs.rq_queues import generate_queue, recorded_generate
+from service.redis_connection.replication import Replication
 from service.redis_records import encode_fields
 from service.redis_scripts import flatten_commands, load_script
 
@@ -74,20 +75,32 @@ class JobStore(JobReader):
     Methods that take an execution id return False, and change nothing, if the job does not belong to that execution.
     """
 
-    def __init__(self, redis: Redis, *, retention_seconds: float = 7 * 86400, lease_s: float = 45) -> None:
+    def __init__(
+        self,
+        redis: Redis,
+        *,
+        retention_seconds: float = 7 * 86400,
+        lease_s: float = 45,
+        replication: Replication = Replication(),  # noqa: B008  # immutable
+    ) -> None:
+        """`replication` is of what clients get an answer for: videos that they create, cancel and delete."""
         super().__init__(redis)
+        self._replication = replication
         self._retention_seconds = retention_seconds
         self._lease_ms = int(lease_s * 1000)
         load = partial(load_script, redis, "service.jobs")
-        self._create_script = load("create")
+        load_replicated = partial(replication.load_script, redis, "service.jobs")
+        self._create_script = load_replicated("create")
+        self._withdraw_script = load("withdraw")
         self._start_script = load("start")
         self._renew_lease_script = load("renew_lease")
         self._end_script = load("end")
         self._requeue_script = load("requeue")
         self._send_again_script = load("send_again")
         self._fail_damaged_script = load("fail_damaged")
-        self._cancel_script = load("cancel")
-        self._delete_script = load("delete")
+        self._cancel_script = load_replicated("cancel")
+        self._delete_script = load_replicated("delete")
+        self._delete_expired_script = load("delete")
         self._reindex_script = load("reindex")
         self._restore_script = load("restore")
 
@@ -113,7 +126,9 @@ class JobStore(JobReader):
         Raises:
             QueueFull: one of the limits would be exceeded.
             IdempotencyKeyReused: the key was used with a different request.
+            NotReplicated: too few replicas have the jobs. They are taken back, unless the primary is lost now.
         """
+        self._replication.require(self._redis)
         owner = jobs[0].owner
         fingerprint, idempotency_record = "", idempotency_key(owner, "")
         if idempotency is not None:
@@ -122,7 +137,11 @@ class JobStore(JobReader):
         for job in jobs:
             fields, commands = _fields(job), flatten_commands(recorded_generate(queue, job.id))
             args += [job.id, len(fields), *fields, len(commands), *commands]
-        answer, detail = self._create_script([queue.key, waiting_key(owner), idempotency_record, ACTIVE], args)
+        try:
+            answer, detail = self._create_script([queue.key, waiting_key(owner), idempotency_record, ACTIVE], args)
+        except NotReplicated:
+            self._withdraw_script([idempotency_record], [job.id for job in jobs])
+            raise
         match answer:
             case b"created":
                 return list(jobs)
@@ -130,6 +149,11 @@ class JobStore(JobReader):
                 return [job for job in map(self.view, detail.decode().split()) if job] or list(jobs)
             case _:
                 _refuse(answer.decode(), detail.decode(), len(jobs))
+
+    def find_by_idempotency_key(self, owner: str, idempotency: Idempotency) -> list[Job]:
+        """As `JobReader`; the jobs are on enough replicas to be acknowledged again. Raises NotReplicated otherwise."""
+        jobs = super().find_by_idempotency_key(owner, idempotency)
+        return jobs if self._replication.has(self._redis, [job_key(job.id) for job in jobs]) else []
 
     def restore(self, job: Job) -> bool:
         """Write the record of an ended job again; False, without a change, if there is one."""
@@ -291,7 +315,8 @@ class JobStore(JobReader):
             return None
         keys = [job_key(job_id), owner_index(job.owner or owner or ""), OUTBOX, LISTENERS]
         flags = (int(isinstance(job, DamagedJob)), int(only_ended))
-        answer = self._delete_script(keys, [job_id, json.dumps(time.time()), oldest_kept(), *flags])
+        script = self._delete_expired_script if only_ended else self._delete_script
+        answer = script(keys, [job_id, json.dumps(time.time()), oldest_kept(), *flags])
         return None if answer is None else Deletion(answer.decode())
 
     def reindex(self, job_ids: Sequence[str], *, everything: bool = False) -> None:

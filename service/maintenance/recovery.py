@@ -1,10 +1,12 @@
 """`ivmix recover`: rebuilds the records of completed videos from their manifests in the storage, after Redis was lost.
 
-It changes no existing record and no file, so it can be repeated, also while the service runs.
+It changes no existing record and no file, so it can be repeated, also while the service runs. Unfinished jobs cannot be
+rebuilt; what they have left in the storage is named, and deleted only if that is asked for.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -14,6 +16,8 @@ from service.jobs.model import Job
 from service.jobs.store import JobStore
 from service.storage import VideoStorage, object_keys
 from service.storage.manifest import is_manifest_key, manifests
+
+LOST_AFTER_S = 3600.0  # longer than a request, which stores its reference before there is a record
 
 
 class Finding(StrEnum):
@@ -35,6 +39,16 @@ class Recovery:
         """Handle one video after the other, in the order of their ids, and yield each finding. Raises StorageError."""
         for job_id in self._job_ids():
             yield job_id, self._rebuild(job_id)
+
+    def lost_files(self) -> Iterator[str]:
+        """Keys of references and checkpoints of jobs that have neither a record nor a finished video. Raises
+        StorageError."""
+        finished, long_ago = set(self._job_ids()), time.time() - LOST_AFTER_S
+        for prefix in (object_keys.REFERENCES, object_keys.CHECKPOINTS):
+            for stored in self.storage.list(prefix):
+                job_id = stored.key.removeprefix(prefix).partition(".")[0]
+                if stored.modified_at < long_ago and job_id not in finished and not self.store.exists(job_id):
+                    yield stored.key
 
     def _job_ids(self) -> Iterator[str]:
         """Yield the ids of all jobs with a manifest, which every execution stores last."""

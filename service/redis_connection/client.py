@@ -11,16 +11,21 @@ from redis.exceptions import RedisError
 from redis.retry import Retry
 
 from service.errors import ConfigurationError
+from service.redis_connection.sentinel import open_primary
+from service.redis_connection.sentinel_url import is_sentinel, parse_sentinel_url
+from service.redis_connection.url_options import VARIABLE
 from service.redis_scripts import UntypedRedis
 
-VARIABLE = "IVMIX_REDIS_URL"
 FORM = "redis://USER:PASSWORD@HOST:PORT/DATABASE (rediss:// for TLS)"
+HEALTH_CHECK_S = 30
+SCHEMES = "redis://, rediss://, unix://, redis+sentinel:// or rediss+sentinel://"
 
 
 def open_redis(
     url: str, *, reply_timeout_s: float | None = 5.0, connect_timeout_s: float = 2.0, retries: int = 3
 ) -> Redis:
-    """
+    """A client of one server, or of the primary that Sentinels name. All clients of ivmix are made here.
+
     Args:
         reply_timeout_s: None for workers: RQ then sets a timeout that fits its blocking pop.
 
@@ -28,25 +33,40 @@ def open_redis(
         ConfigurationError: the URL is invalid.
     """
     split_url(url)
+    # About one second in total; callers decide about longer waits.
+    retry = Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), retries)
     try:
-        client: UntypedRedis = Redis.from_url(  # pyright: ignore[reportUnknownMemberType]
-            url,
-            socket_connect_timeout=connect_timeout_s,
-            socket_timeout=reply_timeout_s,
-            health_check_interval=30,
-            # About one second in total; callers decide about longer waits.
-            retry=Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), retries),
-        )
+        client = _open(url, retry, reply_timeout_s=reply_timeout_s, connect_timeout_s=connect_timeout_s)
         client.connection_pool.make_connection()  # checks the options, without connecting
     except (ValueError, TypeError, RedisError, OSError) as e:
         raise ConfigurationError(f"{VARIABLE}: {_option_problem(e)}; correct what follows the '?'") from e
     return client
 
 
+def _open(url: str, retry: Retry, *, reply_timeout_s: float | None, connect_timeout_s: float) -> UntypedRedis:
+    if is_sentinel(url):
+        return open_primary(
+            parse_sentinel_url(url),
+            reply_timeout_s=reply_timeout_s,
+            connect_timeout_s=connect_timeout_s,
+            retry=retry,
+            health_check_interval=HEALTH_CHECK_S,
+        )
+    return Redis.from_url(  # pyright: ignore[reportUnknownMemberType]
+        url,
+        socket_connect_timeout=connect_timeout_s,
+        socket_timeout=reply_timeout_s,
+        health_check_interval=HEALTH_CHECK_S,
+        retry=retry,
+    )
+
+
 def split_url(url: str) -> SplitResult:
     """Raises ConfigurationError for what redis-py would take for something else, such as a database without number."""
-    if not re.match(r"(redis|rediss|unix)://", url):
-        raise ConfigurationError(f"{VARIABLE} must begin with redis://, rediss:// or unix://; its form is {FORM}")
+    if not re.match(r"(redis|rediss|unix|rediss?\+sentinel)://", url):
+        raise ConfigurationError(f"{VARIABLE} must begin with {SCHEMES}; its form is {FORM}")
+    if is_sentinel(url):
+        return _split_sentinel_url(url)
     try:
         parts = urlsplit(url)
         _ = parts.port, parts.hostname
@@ -62,9 +82,18 @@ def split_url(url: str) -> SplitResult:
     return parts
 
 
+def _split_sentinel_url(url: str) -> SplitResult:
+    try:
+        return urlsplit(parse_sentinel_url(url).primary)
+    except ValueError as e:
+        raise ConfigurationError(f"{VARIABLE} {e}") from e
+
+
 def address_of(url: str) -> str:
     """The server's address without user and password, for messages."""
     parts = split_url(url)
+    if is_sentinel(url):
+        return str(parse_sentinel_url(url))
     return parts.path if parts.scheme == "unix" else f"{parts.hostname or 'localhost'}:{parts.port or 6379}"
 
 

@@ -21,6 +21,7 @@ Command = tuple[str, ...]
 # One a line; words in braces are keys of that type.
 COMMANDS = """
 PING
+WAIT 0 1
 SET {text} 1 EX 60
 SETEX {text} 60 1
 GET {text}

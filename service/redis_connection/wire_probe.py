@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import socket
 import ssl
+from contextlib import suppress
 from enum import Enum, auto
+
+ALERT_S = 0.3  # in which the alert of a TLS 1.3 server arrives after the handshake
 
 # As an array and not as a line: an HTTP server answers both, and a TLS server neither.
 PING = b"*1\r\n$4\r\nPING\r\n"
@@ -15,6 +18,7 @@ class Speech(Enum):
     TLS = auto()
     OTHER = auto()
     SILENT = auto()  # nothing answers
+    ASKS_FOR_CERTIFICATE = auto()  # of the client, in the TLS handshake
 
 
 def listen(host: str, port: int, timeout_s: float) -> Speech:
@@ -42,13 +46,24 @@ def listen_through_tls(host: str, port: int, timeout_s: float) -> Speech:
         with socket.create_connection((host, port), timeout_s) as s:
             s.settimeout(timeout_s)
             with _trusting().wrap_socket(s, server_hostname=host) as secure:
-                secure.sendall(PING)
-                reply = secure.recv(64)
+                reply = _reply_of_secure(secure, timeout_s)
+    except ssl.SSLError as e:
+        return Speech.ASKS_FOR_CERTIFICATE if "CERTIFICATE_REQUIRED" in str(e) else Speech.SILENT
     except OSError:
         return Speech.SILENT
     if not reply:
         return Speech.SILENT
     return Speech.REDIS if reply[:1] in (b"+", b"-") else Speech.OTHER
+
+
+def _reply_of_secure(secure: ssl.SSLSocket, timeout_s: float) -> bytes:
+    """What the server says first, such as an alert, which a write could discard; otherwise its reply to PING."""
+    secure.settimeout(ALERT_S)
+    with suppress(TimeoutError):
+        return secure.recv(64)
+    secure.settimeout(timeout_s)
+    secure.sendall(PING)
+    return secure.recv(64)
 
 
 def _speaks_tls(host: str, port: int, timeout_s: float) -> bool:

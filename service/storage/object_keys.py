@@ -3,6 +3,14 @@
 from __future__ import annotations
 
 VIDEOS = "videos/"
+CHECKPOINTS = "checkpoints/"
+REFERENCES = "references/"
+FOLDERS = (VIDEOS, CHECKPOINTS, REFERENCES)  # every key begins with one of them; setting_types.py reserves their names
+
+
+def is_lasting(key: str) -> bool:
+    """Whether the object is kept as long as its video."""
+    return key.startswith(VIDEOS)
 
 
 def videos(job_id: str) -> str:
@@ -17,9 +25,9 @@ def execution(job_id: str, execution_id: str) -> str:
 
 def checkpoint(job_id: str) -> str:
     """Key of the job's latest checkpoint, which all its executions share."""
-    return f"checkpoints/{job_id}.safetensors"
+    return f"{CHECKPOINTS}{job_id}.safetensors"
 
 
 def reference(job_id: str) -> str:
     """Key of the picture or clip that the job starts from."""
-    return f"references/{job_id}"
+    return f"{REFERENCES}{job_id}"

@@ -1,7 +1,7 @@
 """The files of references: stored before the record of their job, and deleted with it.
 
 An API process can end between the two. Therefore the job's id is noted first, and `sweep` deletes the files of noted
-jobs that never came to be.
+jobs that never came to be. A job that has a video did: Redis has lost its record, which `ivmix recover` rebuilds.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ class ReferenceFiles:
             log.warning("%s: cannot delete its reference yet: %s", job_id, type(e).__name__)
 
     def sweep(self) -> int:
-        """Delete the files of jobs that were noted long ago and have no record. Returns how many. Raises StorageError.
+        """Delete the files of jobs that were noted long ago and have neither record nor video. Returns how many. Raises
+        StorageError.
 
         At most `BATCH` jobs are looked at; the others have their turn next time.
         """
@@ -67,9 +68,12 @@ class ReferenceFiles:
         removed = 0
         for member in self._redis.zrange(NOTED, "-inf", latest, byscore=True, offset=0, num=BATCH):
             job_id = member.decode()
-            if not self._redis.exists(job_key(job_id)):
+            if not self._redis.exists(job_key(job_id)) and not self._has_video(job_id):
                 self._storage.delete(object_keys.reference(job_id))
                 removed += 1
                 log.info("%s was not created: its reference is deleted", job_id)
             self._redis.zrem(NOTED, job_id)
         return removed
+
+    def _has_video(self, job_id: str) -> bool:
+        return any(True for _ in self._storage.list(object_keys.videos(job_id)))

@@ -6,6 +6,7 @@ import hashlib
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,34 @@ from botocore.exceptions import BotoCoreError, ClientError
 from service.errors import StorageError
 from service.storage.base import StoredObject, started, verify_sha256
 from service.storage.etag import expected_etag
-from service.storage.s3_errors import explain_s3_error
+from service.storage.object_keys import FOLDERS, VIDEOS, is_lasting
+from service.storage.s3_check import check_bucket
 
 CHUNK_BYTES = 256 * 1024
 PART_BYTES = 16 * 1024 * 1024  # files of this size or more are uploaded in parts of it; S3 requires at least 5 MiB
-CHECK_KEY = "ivmix-check"  # written and deleted when a process starts
+CONCURRENT_PARTS = 4
+
+
+@dataclass(frozen=True)
+class ObjectOptions:
+    """What S3 does with the objects, in the words of its API.
+
+    `storage_class` is for lasting objects only: classes for rare access bill even a deleted object for 30 days or more,
+    and checkpoints are replaced every few seconds.
+    """
+
+    encryption: str | None = None
+    kms_key_id: str | None = None
+    storage_class: str | None = None
+
+    def arguments(self, key: str) -> dict[str, str]:
+        """Further arguments of a request that writes this key."""
+        found = {
+            "ServerSideEncryption": self.encryption,
+            "SSEKMSKeyId": self.kms_key_id,
+            "StorageClass": self.storage_class if is_lasting(key) else None,
+        }
+        return {name: value for name, value in found.items() if value}
 
 
 class S3Storage:
@@ -32,27 +56,33 @@ class S3Storage:
         presign_seconds: int,
         public_client: Any | None = None,
         part_bytes: int = PART_BYTES,
+        prefix: str = "",
+        options: ObjectOptions = ObjectOptions(),  # immutable
     ) -> None:
         """
         Args:
             presign_seconds: Lifetime of download URLs. 0: no URLs, the API serves the bytes.
             public_client: Signs download URLs, for clients that reach the server under another host name.
             part_bytes: Size from which, and of which, uploads are split into parts.
+            prefix: Begin of every key in the bucket; ends with a slash. Callers, records and manifests do not see it.
         """
         self._client = client
         self._public_client = public_client or client
         self._bucket = bucket
         self._presign_seconds = presign_seconds
         self._part_bytes = part_bytes
+        self._prefix, self._options = prefix, options
         self._transfer: Any = TransferConfig(
-            multipart_threshold=part_bytes, multipart_chunksize=part_bytes, max_concurrency=4
+            multipart_threshold=part_bytes, multipart_chunksize=part_bytes, max_concurrency=CONCURRENT_PARTS
         )
 
     def put(self, path: Path, *, key: str, media_type: str, sha256: str) -> None:
         verify_sha256(path, sha256)
-        metadata = {"ContentType": media_type, "Metadata": {"sha256": sha256}}
-        with _storage_errors(key):
-            self._client.upload_file(str(path), self._bucket, key, ExtraArgs=metadata, Config=self._transfer)
+        arguments = {"ContentType": media_type, "Metadata": {"sha256": sha256}, **self._options.arguments(key)}
+        with _storage_errors(key):  # an upload in parts that fails is aborted by boto3
+            self._client.upload_file(
+                str(path), self._bucket, self._prefix + key, ExtraArgs=arguments, Config=self._transfer
+            )
             problem = self._upload_problem(path, key, sha256)
             if problem:
                 self.delete(key)  # a missing object is better than a wrong one
@@ -64,7 +94,7 @@ class S3Storage:
         byte_range = f"bytes={start}-{'' if end is None else end - 1}"
         options = {"Range": byte_range} if start or end is not None else {}
         with _storage_errors(key):
-            response = self._client.get_object(Bucket=self._bucket, Key=key, **options)
+            response = self._client.get_object(Bucket=self._bucket, Key=self._prefix + key, **options)
 
         def chunks() -> Generator[bytes]:
             with _storage_errors(key), closing(response["Body"]) as body:
@@ -82,11 +112,14 @@ class S3Storage:
         return head is not None and (int(head["ContentLength"]), head["Metadata"].get("sha256")) == (size_bytes, sha256)
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
-        pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=prefix)
+        pages = self._client.get_paginator("list_objects_v2").paginate(
+            Bucket=self._bucket, Prefix=self._prefix + prefix
+        )
         with _storage_errors(prefix):
             for page in pages:
                 for item in page.get("Contents", ()):
-                    yield StoredObject(item["Key"], int(item["Size"]), item["LastModified"].timestamp())
+                    key = item["Key"].removeprefix(self._prefix)
+                    yield StoredObject(key, int(item["Size"]), item["LastModified"].timestamp())
 
     def url(self, key: str, *, filename: str, media_type: str) -> str | None:
         if not self._presign_seconds:
@@ -96,7 +129,7 @@ class S3Storage:
                 "get_object",
                 Params={
                     "Bucket": self._bucket,
-                    "Key": key,
+                    "Key": self._prefix + key,
                     "ResponseContentType": media_type,
                     "ResponseContentDisposition": f'inline; filename="{filename}"',
                 },
@@ -105,30 +138,27 @@ class S3Storage:
 
     def delete(self, key: str) -> None:
         with _storage_errors(key):
-            self._client.delete_object(Bucket=self._bucket, Key=key)
+            self._client.delete_object(Bucket=self._bucket, Key=self._prefix + key)
 
     def clean(self, *, older_than_s: float) -> int:
-        """Abort unfinished multipart uploads: they are not listed, but they use space."""
-        removed, oldest = 0, time.time() - older_than_s
-        pages = self._client.get_paginator("list_multipart_uploads").paginate(Bucket=self._bucket)
-        with _storage_errors(self._bucket):
+        """Abort our own unfinished multipart uploads: they are not listed, but they use space."""
+        return sum(self._abort_uploads(self._prefix + folder, time.time() - older_than_s) for folder in FOLDERS)
+
+    def _abort_uploads(self, prefix: str, oldest: float) -> int:
+        aborted = 0
+        pages = self._client.get_paginator("list_multipart_uploads").paginate(Bucket=self._bucket, Prefix=prefix)
+        with _storage_errors(prefix):
             for upload in (upload for page in pages for upload in page.get("Uploads", ())):
-                if upload["Initiated"].timestamp() <= oldest:
+                # Not every server filters by prefix, and the bucket may be shared.
+                if upload["Key"].startswith(prefix) and upload["Initiated"].timestamp() <= oldest:
                     self._client.abort_multipart_upload(
                         Bucket=self._bucket, Key=upload["Key"], UploadId=upload["UploadId"]
                     )
-                    removed += 1
-        return removed
+                    aborted += 1
+        return aborted
 
     def check(self) -> None:
-        try:
-            self._client.put_object(Bucket=self._bucket, Key=CHECK_KEY, Body=b"ivmix")
-            try:
-                self._client.list_objects_v2(Bucket=self._bucket, Prefix=CHECK_KEY, MaxKeys=1)
-            finally:
-                self._client.delete_object(Bucket=self._bucket, Key=CHECK_KEY)
-        except (BotoCoreError, ClientError) as e:
-            raise explain_s3_error(e, bucket=self._bucket, endpoint_url=self._client.meta.endpoint_url) from e
+        check_bucket(self._client, self._bucket, self._prefix, self._options.arguments(VIDEOS))
 
     def _upload_problem(self, path: Path, key: str, sha256: str) -> str | None:
         """What is wrong with the stored object, or None."""
@@ -148,7 +178,7 @@ class S3Storage:
     def _head(self, key: str) -> dict[str, Any] | None:
         with _storage_errors(key):
             try:
-                return self._client.head_object(Bucket=self._bucket, Key=key)
+                return self._client.head_object(Bucket=self._bucket, Key=self._prefix + key)
             except ClientError as e:
                 response: Any = e.response  # boto3 has no types
                 if response["ResponseMetadata"]["HTTPStatusCode"] == 404:

@@ -47,10 +47,12 @@ _WRONG_NAME = re.compile("hostname mismatch|doesn't match", re.IGNORECASE)  # of
 
 
 def explain_s3_error(
-    e: BotoCoreError | ClientError, *, bucket: str, endpoint_url: str | None = None
+    e: BotoCoreError | ClientError, *, bucket: str, endpoint_url: str | None = None, uses_kms: bool = False
 ) -> ConfigurationError | StorageError:
     """ConfigurationError if a setting must be corrected, StorageError if the failure may be temporary."""
     reason, name = _reason(e)
+    if uses_kms and reason == _CODES["AccessDenied"]:
+        reason = f"{_CODES['AccessDenied']}, with IVMIX_S3_ENCRYPTION also kms:GenerateDataKey and kms:Decrypt"
     shorter = without_bucket(endpoint_url, bucket)
     hint = (
         f"IVMIX_S3_ENDPOINT_URL contains the bucket, which only IVMIX_S3_BUCKET={bucket} should name; set "

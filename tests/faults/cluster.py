@@ -1,7 +1,8 @@
 """A small deployment on one machine: starts every process, restarts those that end, stops all of them at the end.
 
 Three workers on two "machines" (scratch folders), two maintenance processes, two webhook dispatchers, one API. Each
-reaches Redis through a separate TCP proxy; all reach the storage through one S3 proxy.
+reaches Redis through a separate TCP proxy; all reach the storage through one S3 proxy. With Sentinels the processes
+connect to the servers themselves, whose addresses the Sentinels name.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from tests.faults.history import History
 from tests.faults.proxies import TcpProxies
 from tests.faults.receiver import Receiver
 from tests.faults.s3_proxy import S3Proxy
+from tests.faults.sentinel_queue import SentinelQueue
 from tests.ports import free_port
 from tests.processes import T, clean_environment, session_of, wait_for
 from tests.skewed_clock import CLOCK
@@ -99,6 +101,7 @@ class Cluster:
     folder: Path
     history: History
     s3_url: str
+    uses_sentinels: bool = False
     processes: dict[str, Process] = field(default_factory=dict)
     api_keys: dict[str, str] = field(default_factory=dict)  # name of a client: its secret
     owners: dict[str, str] = field(default_factory=dict)
@@ -108,7 +111,7 @@ class Cluster:
     def __enter__(self) -> Cluster:
         with self._stack:
             enter = self._stack.enter_context
-            self.valkey = enter(EmbeddedQueue(self.folder))
+            self.valkey = enter(SentinelQueue(self.folder) if self.uses_sentinels else EmbeddedQueue(self.folder))
             self.redis_proxies = enter(TcpProxies(self.valkey.port, list(MODULES)))
             self.s3_proxy = enter(S3Proxy(self.s3_url))
             self.receiver = enter(Receiver(self.history, slow_s=WEBHOOK_TIMEOUT_S + 1))
@@ -234,7 +237,7 @@ class Cluster:
     def _environment(self, name: str) -> dict[str, str]:
         return {
             SUPERVISOR: str(os.getpid()),
-            "IVMIX_REDIS_URL": f"redis://:{self.valkey.password}@127.0.0.1:{self.redis_proxies.port(name)}/0",
+            **self._redis_settings(name),
             "IVMIX_PORT": str(self.api_port),
             "IVMIX_AUTH": "keys",
             "IVMIX_MODELS": "demo",
@@ -261,6 +264,18 @@ class Cluster:
             "FAKE_STEP_S": "0.1",
             "OMP_NUM_THREADS": "1",
         }
+
+    def _redis_settings(self, name: str) -> dict[str, str]:
+        if isinstance(self.valkey, SentinelQueue):
+            settings = {"IVMIX_REDIS_WAIT_REPLICAS": "1", "IVMIX_REDIS_WAIT_S": "1"}  # less than short_timeouts.py's
+            return {"IVMIX_REDIS_URL": self.valkey.url, **settings}
+        proxy = f"127.0.0.1:{self.redis_proxies.port(name)}"
+        return {"IVMIX_REDIS_URL": f"redis://:{self.valkey.password}@{proxy}/0"}
+
+    @property
+    def embedded(self) -> EmbeddedQueue:
+        assert isinstance(self.valkey, EmbeddedQueue), "this fault needs the embedded server"
+        return self.valkey
 
     def _services(self) -> Services:
         return open_services(

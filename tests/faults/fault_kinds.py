@@ -23,6 +23,7 @@ from tests.faults.cluster import DISPATCHERS, LEASE_S, MAINTENANCES, MODULES, WO
 from tests.faults.injection import SHORT_S, FaultKind, Inject, Injection, NoTarget
 from tests.faults.queue_faults import corrupt_record, lose_entry, push_twice, write_old_record
 from tests.faults.receiver import Mode
+from tests.faults.sentinel_queue import LEAST, SentinelQueue
 from tests.faulty_proxy import Fault
 from tests.processes import clean_environment
 
@@ -108,39 +109,41 @@ def _kill_one_of(*names: str) -> Inject:
 
 
 def _kill_redis(injection: Injection) -> Iterator[float]:
-    injection.cluster.valkey.kill()
+    injection.cluster.embedded.kill()
     yield injection.random.uniform(0.2, SHORT_S)
-    injection.cluster.valkey.start()
+    injection.cluster.embedded.start()
 
 
 def _kill_redis_at_completion(injection: Injection) -> Iterator[float]:
     """A job completes while Redis is down for longer than the lease."""
     job = injection.job(JobState.RUNNING, lambda job: job.phase is Phase.UPLOADING or job.total_steps - job.step <= 2)
     injection.record(victim=job.id)
-    injection.cluster.valkey.kill()
+    injection.cluster.embedded.kill()
     yield LEASE_S + injection.random.uniform(0.5, 2.0)
-    injection.cluster.valkey.start()
+    injection.cluster.embedded.start()
 
 
 def _kill_embedded_server(injection: Injection) -> Iterator[float]:
     """Nothing but the product brings it back."""
-    injection.cluster.valkey.kill_server()
+    injection.cluster.embedded.kill_server()
     yield SHORT_S
-    injection.cluster.valkey.wait_until_ready()
+    injection.cluster.embedded.wait_until_ready()
 
 
 def _fill_disk_of_queue(injection: Injection) -> Iterator[float]:
     """The server ends at its first write, again and again, until there is space."""
-    injection.cluster.valkey.limit_files(FULL_BYTES)
+    injection.cluster.embedded.limit_files(FULL_BYTES)
     yield injection.random.uniform(SHORT_S, 2 * SHORT_S)
-    injection.cluster.valkey.limit_files(None)
-    injection.cluster.valkey.wait_until_ready()
+    injection.cluster.embedded.limit_files(None)
+    injection.cluster.embedded.wait_until_ready()
 
 
 def _start_second_up(injection: Injection) -> Iterator[float]:
     """On the folder of the running queue, from a shell; the checker wants it refused with a sentence."""
     yield 0.0
-    command = f'"{sys.executable}" -m service.cli up --port 0 --workers 0 --data "{injection.cluster.valkey.data_dir}"'
+    command = (
+        f'"{sys.executable}" -m service.cli up --port 0 --workers 0 --data "{injection.cluster.embedded.data_dir}"'
+    )
     done = subprocess.run(
         ["/bin/sh", "-c", command], env=clean_environment(), capture_output=True, text=True, timeout=90, check=False
     )
@@ -185,6 +188,16 @@ def _cut_connections(injection: Injection) -> Iterator[float]:
     for name in MODULES:
         injection.cluster.redis_proxies.cut(name)
     yield 0.0
+
+
+def _kill_primary(injection: Injection) -> Iterator[float]:
+    """Until the Sentinels have promoted a replica."""
+    queue = injection.cluster.valkey
+    if not isinstance(queue, SentinelQueue) or len(queue.living) <= LEAST:
+        raise NoTarget
+    killed = queue.kill_primary()
+    yield 0.0
+    queue.wait_for_promotion(killed)
 
 
 # -- storage, webhook receiver
@@ -244,3 +257,11 @@ KINDS: dict[str, FaultKind] = {
     "receiver slow": FaultKind("receiver", _break_receiver("slow")),
     "receiver answers 410": FaultKind("receiver", _break_receiver("gone")),
 }
+
+# Kinds of a run with Sentinels: what does not need the embedded server or the proxies in front of it.
+FAILOVER = {"primary killed": FaultKind("redis", _kill_primary)}
+ALL_KINDS = KINDS | FAILOVER
+WITH_SENTINELS = (
+    *FAILOVER,
+    *(name for name, kind in KINDS.items() if kind.target not in ("redis", "redis proxies", "second up", "queue")),
+)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from redis.exceptions import RedisError
 
 from tests.faults.cluster import Cluster
-from tests.faults.fault_kinds import KINDS
+from tests.faults.fault_kinds import ALL_KINDS, KINDS
 from tests.faults.history import History
 from tests.faults.injection import Inject, Injection, NoTarget
 
@@ -63,7 +63,7 @@ class Nemesis:
     _targets: dict[str, threading.Lock] = field(init=False)
 
     def __post_init__(self) -> None:
-        self._targets = {kind.target: threading.Lock() for kind in KINDS.values()}
+        self._targets = {kind.target: threading.Lock() for kind in ALL_KINDS.values()}
 
     def run(self, stopping: threading.Event) -> None:
         """Inject the whole plan, or until `stopping` is set. When it returns, everything is repaired."""
@@ -84,7 +84,7 @@ class Nemesis:
         self.progress = 1.0
 
     def _inject(self, planned: PlannedFault) -> None:
-        kind = KINDS[planned.kind]
+        kind = ALL_KINDS[planned.kind]
         with self._targets[kind.target]:
             self._break_and_repair(planned, kind.inject)
 

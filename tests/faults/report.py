@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.faults.checker import Violation, ends_of
-from tests.faults.fault_kinds import KINDS
+from tests.faults.fault_kinds import ALL_KINDS
 from tests.faults.history import Line
 
 # What counts as recovered. VICTIM: the affected video runs again or is terminal. EXIT: the process has exited.
@@ -61,7 +61,7 @@ def _faults(lines: Sequence[Line], faults: Sequence[Line]) -> Table:
     table = Table("fault", "times", "missed", "median s", "worst s", title="faults and seconds until recovery")
     missed = Counter(line["kind"] for line in lines if line["what"] == "missed")
     took = recoveries(lines)
-    for kind in KINDS:
+    for kind in ALL_KINDS:
         count = sum(fault["kind"] == kind for fault in faults)
         seconds = took.get(kind, [])
         figures = (f"{median(seconds):.1f}", f"{max(seconds):.1f}") if seconds else ("", "")
@@ -78,7 +78,7 @@ def recoveries(lines: Sequence[Line]) -> dict[str, list[float]]:
         if line["who"] == "observer":
             executions[line["id"]] = line["execution_id"]
         kind = line.get("kind")
-        if line["who"] != "nemesis" or kind in NOTHING or kind not in KINDS:
+        if line["who"] != "nemesis" or kind in NOTHING or kind not in ALL_KINDS:
             continue
         if line["what"] == ("fault" if kind in VICTIM | EXIT else "repaired"):
             since = line.get("at", line["t"]) if line["what"] == "fault" else line["t"]

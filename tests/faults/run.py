@@ -41,6 +41,7 @@ class Run:
 
     Args:
         kinds: Inject only these kinds of fault; empty means all.
+        uses_sentinels: The queue is on a primary with replicas and Sentinels.
     """
 
     folder: Path
@@ -48,6 +49,7 @@ class Run:
     faults: int
     seed: int
     kinds: Sequence[str] = ()
+    uses_sentinels: bool = False
 
     @property
     def path(self) -> Path:
@@ -62,7 +64,7 @@ class Run:
         settings = {"jobs": self.jobs, "faults": self.faults, "seed": self.seed, "max_attempts": MAX_ATTEMPTS}
         with closing(History(self.path)) as history:
             history.record("run", "settings", **settings)
-            with Cluster(self.folder, history, swift.url) as cluster, Observer(cluster, history):
+            with Cluster(self.folder, history, swift.url, self.uses_sentinels) as cluster, Observer(cluster, history):
                 self._inject_faults(cluster, history)
                 cluster.stop()
                 self._record_final_state(cluster, history)

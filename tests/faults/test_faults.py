@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from tests.faults.fault_kinds import KINDS
+from tests.faults.fault_kinds import KINDS, WITH_SENTINELS
 from tests.faults.nemesis import draw
 from tests.faults.report import show
 from tests.faults.run import Run
@@ -38,3 +38,17 @@ def test_every_promise_is_kept(swift_server: SwiftServer, tmp_path: Path) -> Non
     assert len(injected) >= FAULTS - 3, "too few faults found something to break"
     assert any(line["what"] == "quiet" for line in lines)
     assert any(line["what"] == "commit" for line in lines), "no commit found in the workers' logs: see COMMITTED"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_every_promise_is_kept_when_primaries_are_killed(swift_server: SwiftServer, tmp_path: Path) -> None:
+    kinds = ("primary killed", "kill -9 parent", "kill -9 API", "kill -9 maintenance", "kill -9 dispatcher", "SIGTERM")
+    assert set(kinds) < set(WITH_SENTINELS)
+    run = Run(tmp_path / "run", 40, 2 * len(kinds), SEED, kinds, uses_sentinels=True)
+    lines, violations = run.against(swift_server)
+    show(lines, violations, Console(width=110))
+    assert violations == []
+    killed = [line for line in lines if line["what"] == "repaired" and line["kind"] == "primary killed"]
+    assert len(killed) == 2
+    assert any(line["what"] == "quiet" for line in lines)

@@ -10,10 +10,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from service.jobs.context_windows import ContextWindows
 from tests import original_layout
 from tests.adding import Machine, new_machine
 from tests.tiny_sdxl import save_sdxl
 from tests.tiny_sparse_control import save_control, save_controlled
+from worker.adding.entry import fit_limits
 
 SIZE = ("--size", "32x32")
 NAME = "sparse_control"
@@ -81,3 +83,7 @@ def test_clips_are_no_longer_than_it_numbers_frames(machine: Machine, model: Pat
     machine.add("m", "--from", model, *SIZE, "--sparse-control", tmp_path / NAME)
     assert machine.registry().get("m").num_frames.max == 12
     assert json.loads((tmp_path / NAME / "config.json").read_text())["motion_max_seq_length"] == 12
+    longer = {"num_frames": {"default": 16, "min": 8, "max": 64}, "context_windows": {"stride": 14}}
+    entry = machine.registry().get("m").model_copy(update={"context_windows": ContextWindows(stride=14)})
+    fitted = fit_limits(longer, entry)
+    assert fitted == longer | {"context_windows": {"length": 12, "stride": 12}}, "windows fit, clips may be longer"

@@ -15,9 +15,14 @@ from typer.testing import CliRunner
 from service.cli.client import RequestError, Video, VideoClient, VideoFailedError
 from service.cli.main import app
 from service.jobs.sampler_settings import USES
+from service.settings import Settings
+from tests.api_calls import services_for
+from tests.conftest import serve
 from tests.factories import PROMPT
 from tests.faulty_proxy import FaultyProxy
+from tests.page.site import models_with_loras
 from tests.processes import clean_environment
+from tests.reference_calls import PICTURE
 from tests.terminal import Terminal
 
 Finish = Callable[[str, bytes], None]
@@ -84,6 +89,24 @@ def test_several_videos_are_listed_and_downloaded(cli: Cli, finished: Finish, tm
         assert isinstance(run.result().exception, VideoFailedError)  # at the end
     made = {file.name: file.read_bytes() for file in tmp_path.glob("v-*.mp4")}
     assert made == {"v-1.mp4": b"first", "v-3.mp4": b"third"}
+
+
+def test_a_picture_and_loras_reach_the_server_for_several_videos(settings: Settings, tmp_path: Path) -> None:
+    file = tmp_path / "picture.png"
+    file.write_bytes(PICTURE)
+    changed = settings.model_copy(update={"models_file": models_with_loras(tmp_path)})
+    with services_for(changed) as services, serve(services) as url:
+        cli = Cli(url)
+        chosen = ("--lora", "ink:0.5", "--lora", "zoom", "--num-videos", "2")
+        given = ("--input-reference", str(file), "--strength", "0.5", *chosen)
+        for video_id in cli("submit", PROMPT, "-d", *given).split():
+            video = json.loads(cli("get", video_id))
+            assert [(lora["name"], lora["scale"]) for lora in video["loras"]] == [("ink", 0.5), ("zoom", 1.0)]
+            assert video["input_reference"]["strength"] == 0.5
+        with pytest.raises(RequestError, match="no LoRA 'inc'; did you mean 'ink'"):
+            cli("submit", PROMPT, "-d", "--lora", "inc")
+    wrong = CliRunner().invoke(app, ["submit", PROMPT, "--input-reference", "cat.png"])
+    assert (wrong.exit_code, "'cat.png' is neither a file nor" in wrong.output) == (2, True)
 
 
 def test_help_names_every_sampler_and_setting(monkeypatch: pytest.MonkeyPatch) -> None:

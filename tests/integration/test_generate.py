@@ -93,6 +93,7 @@ def test_clip_starts_from_a_picture_and_from_a_clip(tmp_path: Path, monkeypatch:
             ("--compare", "ddim,iv-mixed", "--sampler", "ddim"),
             "--compare names its samplers; leave out --sampler ddim.",
         ),
+        (("--compare", "ddim,iv-mixed", "--num-videos", "2"), "--compare makes one video; leave out --num-videos 2."),
         (("--compare", "ddim,zigzag", "--rho", "3"), "none of ddim, zigzag has rho"),
         (("--network", "image"), "Sampler 'iv-mixed' has no network; leave it out, or use ddim."),
         (

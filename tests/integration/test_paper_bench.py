@@ -15,7 +15,7 @@ import pytest
 
 from tests.forked_commands import ForkedCommands, forked_commands
 
-SMALL = ("demo", "--limit", "4", "--clips", "1", "--batch", "2", "--arms", "iv-mixed", "--set", "num_inference_steps=2")
+SMALL = ("demo", "--limit", "4", "--clips", "1", "--batch", "2", "--arms", "iv-mixed", "--set", "num_inference_steps=1")
 TABLE = ("--clips", "1", "--permutations", "19")
 CLIPS = 8  # of SMALL: four prompts in two arms
 

@@ -31,6 +31,8 @@ def test_samplers_of_one_seed_are_created_and_play_in_sync(site: Site, page: Pag
     page.goto(f"{site.url}/#/compare")
     page.get_by_role("button", name=PROMPT).click()
     page.get_by_label("Seed").fill("11")
+    page.get_by_label("ink", exact=True).check()
+    page.get_by_label("Scale of ink").fill("0.5")
     expect(page.get_by_text("16 network calls").first).to_be_visible()
     page.get_by_role("button", name="Take out sampler 1").click()
     page.get_by_role("button", name="Add a sampler").click()
@@ -45,6 +47,7 @@ def test_samplers_of_one_seed_are_created_and_play_in_sync(site: Site, page: Pag
         (11, "iv-mixed"),
         (11, "iv-mixed"),
     ]
+    assert [video["loras"] for video in made] == 3 * [[{"name": "ink", "scale": 0.5, "networks": ["image"]}]]
     for panel, video in zip(page.locator(".panel").all(), made, strict=True):
         expect(panel).to_contain_text(f"Network calls{sum(video['network_calls'].values())}")
         expect(panel).to_contain_text("Time")

@@ -12,6 +12,7 @@ from service.catalog.family_components import SPARSE_CONTROL, Family
 from service.catalog.model_entry import ModelEntry
 from service.catalog.weight_files import Component, Source
 from service.errors import ConfigurationError
+from service.jobs.context_windows import ContextWindows
 from service.settings import MODELS_FILE
 from worker.adding.configs import read_json
 from worker.adding.layout import Part
@@ -76,12 +77,19 @@ def fit_limits(raw: Raw, entry: ModelEntry) -> Raw:
     """The entry within what its networks take: frames of the motion modules, tokens of the text encoder."""
     fitted = dict(raw)
     if frames := [n for part in WITH_POSITIONS if (n := _number(entry, part, "motion_max_seq_length"))]:
-        limits = {key: min(value, *frames) for key, value in raw["num_frames"].items()}
-        fitted["num_frames"] = limits
+        fitted |= _fit_frames(raw, entry.context_windows, min(frames))
     tokens = _number(entry, "text_encoder", "max_position_embeddings")
     if tokens and "max_prompt_tokens" in raw:
         fitted["max_prompt_tokens"] = min(raw["max_prompt_tokens"], tokens)
     return fitted
+
+
+def _fit_frames(raw: Raw, windows: ContextWindows | None, longest: int) -> Raw:
+    """The keys that change. With context windows a clip may be of any length, and its windows must fit."""
+    if windows is None:
+        return {"num_frames": {key: min(value, longest) for key, value in raw["num_frames"].items()}}
+    limits = {"length": min(windows.length, longest), "stride": min(windows.stride, longest)}
+    return {"context_windows": raw["context_windows"] | limits}
 
 
 def _is_text(path: str) -> bool:

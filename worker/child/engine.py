@@ -180,13 +180,13 @@ class Engine:
         *,
         low_memory: bool,
     ) -> SampledLatents:
-        plan = self.plan(generation)
+        plan, shape = self.plan(generation), self.models.latents_shape(generation)  # both refuse before any GPU time
         total = len(plan)
         on_progress(Phase.ENCODING, 0, total)
         with _timed(timings, Phase.ENCODING):
             self.models.loras.use(generation.loras)
             image, video = self._denoisers(generation, self._first_frame(generation, reference), low_memory=low_memory)
-            state = self._first_state(generation, plan, begin, reference, low_memory=low_memory)
+            state = self._first_state(generation, plan, shape, begin, reference, low_memory=low_memory)
         with _timed(timings, Phase.SAMPLING):
             generator = torch.Generator()  # on the CPU: one seed, one clip, on any card
             generator.set_state(state.rng)
@@ -204,7 +204,7 @@ class Engine:
 
     def _first_frame(self, generation: Generation, reference: Path | None) -> FirstFrame | Condition | None:
         """What the video model keeps of the reference."""
-        if generation.reference is None or generation.reference.use != "first_frame":
+        if not generation.keeps_first_frame:
             return None
         if reference is None:
             raise ValueError("the generation keeps a first frame; pass its file as reference=...")
@@ -245,6 +245,7 @@ class Engine:
         self,
         generation: Generation,
         plan: Plan,
+        shape: tuple[int, ...],
         begin: Checkpoint | Path | None,
         reference: Path | None,
         *,
@@ -253,7 +254,7 @@ class Engine:
         """The checkpoint to resume from, or the state before the first step: noise, or the reference noised with it."""
         weights = self._weights + (self.models.loras.digest(generation.loras) if generation.loras else "")
         run = (weights, self.models.entry.optimise, generation, plan)
-        device, shape, name = self.models.device, self.models.latents_shape(generation), run_fingerprint(*run)
+        device, name = self.models.device, run_fingerprint(*run)
         found = begin
         if isinstance(begin, Path):
             names = {name, *run_fingerprints_0_1(*run)}

@@ -16,6 +16,7 @@ from service.catalog.text_layers import MEANING
 from service.errors import ConfigurationError
 from worker.networks.component_files import PUT_THERE, component_folder, refused, unreadable
 from worker.networks.component_loader import load_component
+from worker.networks.frame_limits import frames_mismatch, most_frames
 from worker.networks.lora import adapt_text_encoders, fuse_unet_loras
 from worker.networks.network_classes import Network, errors_only
 from worker.networks.schedules import load_schedules
@@ -139,26 +140,11 @@ def _unets(entry: ModelEntry, parts: Mapping[str, Any]) -> tuple[Network, Networ
     return image, video
 
 
-def _check_frames(entry: ModelEntry, longest: int) -> None:
-    """Raises IncompatibleModels if the motion modules cannot make the entry's longest clip."""
-    windows = entry.context_windows
-    if windows is not None and windows.length > longest:
-        raise IncompatibleModels(
-            f"model {entry.id}: context_windows.length={windows.length}, but the motion adapter takes {longest} "
-            f"frames; write {longest} or less"
-        )
-    if windows is None and entry.num_frames.max > longest:
-        raise IncompatibleModels(
-            f"model {entry.id}: num_frames.max={entry.num_frames.max}, but the motion adapter takes {longest} frames; "
-            f"write {longest} or less, or add context_windows = {{ length = {longest} }}"
-        )
-
-
 def _with_motion(base: Network, adapter: Network, entry: ModelEntry) -> tuple[Network, Network]:
     """(base, video model with motion modules), with the base's weights in memory once."""
     folder = component_folder(entry.all_components["motion_adapter"])
-    longest = int(adapter.config.motion_max_seq_length)
-    _check_frames(entry, longest)
+    if (longest := most_frames(adapter)) and (why := frames_mismatch(entry, "the motion adapter", longest)):
+        raise IncompatibleModels(why)
     way_out = "use an adapter that was made for this UNet (Stable Diffusion 1.5: v1-5-2, v1-5-3; SDXL: sdxl-beta)"
     # diffusers suggests a setting of from_pretrained, which does not make a motion UNet
     with (

@@ -20,12 +20,13 @@ from service.errors import InvalidParameter
 from service.jobs.context_windows import ContextWindows
 from service.jobs.model import Generation
 from worker.networks.assembly import pixels_per_latent
+from worker.networks.frame_limits import most_frames, seen_at_once
 from worker.networks.lora_switch import LoraSwitch
 from worker.networks.network_classes import Network
 from worker.networks.not_finite import finite
 from worker.networks.optimise import TextKVCache, vae_decode, vae_encode
 from worker.networks.optimise.weight_memory import resident_bytes
-from worker.networks.sparse_control import FirstFrame, controlled
+from worker.networks.sparse_control import ControlledNetwork, FirstFrame, controlled
 from worker.networks.text_encoder import AnyTextEncoder, Encoded, TextEmbeddings, TextOptions, same_parameters
 
 
@@ -71,7 +72,8 @@ class Models:
             generation: the clip; None: one of the model's default size and number of frames.
 
         Raises:
-            InvalidParameter: `num_frames` is more than the video model has positions for.
+            InvalidParameter: `num_frames` is more than the video model, or the SparseCtrl network that keeps the
+                clip's first frame, has positions for.
         """
         width, height = map(int, self.entry.sizes[0].split("x"))
         frames = int(self.entry.num_frames.default)
@@ -79,13 +81,21 @@ class Models:
         if generation is not None:
             width, height, frames = generation.width, generation.height, generation.num_frames
             windows = generation.context_windows
-        most = getattr(self.video_unet.config, "motion_max_seq_length", None)
-        if most is not None and (windows.length if windows else frames) > most:
-            raise InvalidParameter(
-                "num_frames", f"num_frames={frames}: the video model of '{self.entry.id}' takes at most {most} frames."
-            )
+        self._check_frames(frames, windows, keeps_first_frame=generation is not None and generation.keeps_first_frame)
         scale = pixels_per_latent(self.entry, self.vae)
         return 1, int(self.vae.config.latent_channels), frames, height // scale, width // scale
+
+    def _check_frames(self, frames: int, windows: ContextWindows | None, *, keeps_first_frame: bool) -> None:
+        """The record of a job may be older than the registry of this worker. Raises InvalidParameter."""
+        numbering = {"video model": self.video_unet}
+        if keeps_first_frame and self.sparse_control is not None:
+            numbering["SparseCtrl network"] = self.sparse_control
+        for name, network in numbering.items():
+            most = most_frames(network)
+            if most is not None and seen_at_once(frames, windows) > most:
+                message = f"num_frames={frames}: the {name} of '{self.entry.id}' takes at most {most} frames"
+                at_once = f" at once, and context_windows have {windows.length}" if windows else ""
+                raise InvalidParameter("num_frames", f"{message}{at_once}.")
 
     def encode(
         self,
@@ -172,7 +182,7 @@ class Models:
 
         Raises:
             InvalidParameter, PromptTooLong, NotFinite: as `encode`.
-            IncompatibleInputs: embeddings of different shapes, or a first frame without a SparseCtrl network.
+            IncompatibleInputs: embeddings of different shapes, a first frame without SparseCtrl, or too long windows.
         """
         if isinstance(negative, str):
             self.entry.check_vocabulary("negative_prompt", negative)
@@ -215,7 +225,11 @@ class Models:
             added=self._added(cond.video_pooled, uncond.video_pooled, size),
             network_args=self._network_args(fps) | ({} if windows is None else {"context_windows": windows}),
         )
-        denoiser.max_frames = denoiser.max_frames if windows is None else None
+        of_clip = (network.video, network.control) if isinstance(network, ControlledNetwork) else (network,)
+        most = most_frames(*of_clip)
+        if most is not None and windows is not None and windows.length > most:
+            raise IncompatibleInputs(f"windows.length={windows.length}: the networks take {most} frames at once")
+        denoiser.max_frames = most if windows is None else None
         return denoiser
 
     def decode(self, latents: Tensor, frames_per_call: int | None = None) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 
 from service.catalog.model_entry import ModelEntry
 from service.errors import ConfigurationError
+from worker.networks.frame_limits import frames_mismatch, most_frames
 from worker.networks.network_classes import Network
 
 RGB = "use SparseCtrl RGB, such as guoyww/animatediff-sparsectrl-rgb"
@@ -54,13 +55,8 @@ def control_mismatch(entry: ModelEntry, control: Network, video_unet: Network, v
             f"{of_model} has other blocks than the video model, {_shown(control)} instead of {_shown(video_unet)}; "
             "both must be of the same Stable Diffusion version"
         )
-    longest = int(config.motion_max_seq_length)
-    if entry.num_frames.max > longest:
-        return (
-            f"model {entry.id}: num_frames.max={entry.num_frames.max}, but sparse_control takes {longest} frames; "
-            f"write {longest} or less"
-        )
-    return None
+    longest = most_frames(control)
+    return None if longest is None else frames_mismatch(entry, "sparse_control", longest)
 
 
 def skips(network: Network) -> list[tuple[int, int]]:

@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 from starlette.concurrency import run_in_threadpool
 
 from service.api.auth import Principal, ServicesDep, Writer
-from service.api.num_videos import check_num_videos, generations_of
+from service.api.num_videos import check_num_videos
 from service.api.openapi.responses import errors, example_refs, ref, success
 from service.api.rate_limits import RateLimiter, waiting_limits
 from service.api.routes.videos import POLL_AFTER_MS
@@ -25,6 +25,7 @@ from service.api.video_requests import ParsedRequest, parsed_request
 from service.api.visible_jobs import get_job
 from service.catalog.model_entry import ModelEntry
 from service.errors import InvalidParameter, ModelNotFound, ServiceError, VideoFailed
+from service.jobs.consecutive_seeds import generations_of
 from service.jobs.job_record import DamagedJob
 from service.jobs.model import Job
 from service.jobs.record_reader import Idempotency

@@ -46,15 +46,19 @@ def test_weights_that_are_missing_or_others_are_refused(folder: Path) -> None:
         PublishedNetwork(protocol("ucf-101-stylegan-v"), folder, "cpu")
 
 
-def test_features_are_vectors_and_real_rows_are_as_many_as_prompts(folder: Path) -> None:
+def test_features_are_vectors_and_real_rows_are_all_or_one_for_each_prompt(folder: Path) -> None:
     network = PublishedNetwork(MSR_VTT, folder, "cpu")
     frames = np.full((3, 4, 4, 3), (10, 20, 30), dtype=np.uint8)
     found = network.of_clip(frames, "a prompt")
     assert found.spaces["i3d"].tolist() == [[10, 20]]
     assert dict(found.scores) == {}
-    real = network.real([Prompt("a", "a"), Prompt("b", "b")])
-    assert real.reference["i3d"].tolist() == [[[0, 1]], [[2, 3]]]
+    two = [Prompt("a", "a"), Prompt("b", "b")]
+    real = network.real(two)
+    assert real.reference["i3d"].shape == (6, 1, 2)
     assert real.others is None
+    by_prompt = MSR_VTT.model_copy(update={"parts": Fact(value="mean", status="assumed", source="x")})
+    real = PublishedNetwork(by_prompt, folder, "cpu").real(two)
+    assert real.reference["i3d"].tolist() == [[[0, 1]], [[2, 3]]]
 
 
 def test_real_features_may_be_a_saved_tensor(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from sampler import (
     ImageDenoiser,
     IncompatibleInputs,
     InvalidSetting,
+    Level,
     Move,
     NoiseSchedule,
     Plan,
@@ -31,6 +32,7 @@ from sampler import (
 from sampler.prediction import alpha_at, flow_level
 from tests.unit.sampler.mixture import Mixture, distance, image, last, of_betas, rms, video
 from tests.unit.sampler.networks import Smooth, texts
+from tests.unit.sampler.test_device_sync import CountReads
 
 FLOW = FlowSchedule(3.0, "unipc")
 SD = NoiseSchedule.scaled_linear(0.00085, 0.012, timestep_spacing="trailing", set_alpha_to_one=True)
@@ -79,6 +81,15 @@ def test_a_batch_equals_its_clips_and_a_resumed_run_itself(name: str) -> None:
             generator.set_state(saved)
         rest = sample(step.latents, plan, **models(), start=step.index + 1, memory=step.memory, generator=again)
         assert torch.equal(list(rest)[-1].latents, steps[-1].latents)
+
+
+def test_the_loop_reads_no_tensor_of_a_flow_as_a_number() -> None:
+    """On a GPU each such read would wait for all queued work; the timesteps of flows are tensors."""
+    for name, plan in PLANS.items():
+        run = sample(LATENTS, plan, **models(frames="first" if name == "fused" else "all"), generator=Generator())
+        with CountReads() as reads:
+            assert len(list(run)) == len(plan)
+        assert not reads.count
 
 
 @pytest.mark.parametrize("order", ["denoise_first", "goback_first"])
@@ -165,6 +176,25 @@ def test_two_schedules_of_betas_still_meet_at_the_last_timestep() -> None:
     motion = NoiseSchedule.linear(0.00085, 0.012, timestep_spacing="trailing")
     plan = mixed_plan(motion, 10, image_schedule=SD)
     assert plan.steps[0][0].timestep == 999  # type: ignore[union-attr]
+
+
+def test_any_object_with_the_attributes_of_a_schedule_is_one() -> None:
+    class Halves:
+        """Each level half as noisy as the one before."""
+
+        prediction_type = "flow"
+        final_alpha = 1.0
+        turn = Level(1.0, alpha_at(0.001))
+
+        def levels(self, steps: int) -> tuple[Level, ...]:
+            return tuple(Level(1000 * 0.5**i, alpha_at(0.5**i)) for i in range(steps))
+
+        def timestep_at(self, alpha: float) -> float:
+            return 1000 * flow_level(alpha)
+
+    plan = mixed_plan(Halves(), 4, image_schedule=SD, interval=(0.5, 1))  # type: ignore[arg-type]
+    assert [moves[-1].timestep for moves in plan] == [1000, 500, 250, 125]  # type: ignore[union-attr]
+    assert last(plan, LATENTS, **models()).isfinite().all()
 
 
 @pytest.mark.parametrize("schedule", [FLOW, "zero snr"])

@@ -129,9 +129,10 @@ def test_home_is_expanded_in_every_path(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "file").touch()
     names = [name for name, field in Settings.model_fields.items() if "Path" in str(field.annotation)]
-    assert {"data_dir", "models_file", "weights_dir", "s3_ca_file", "scratch_dir", "upload_dir", "pulse_file"} == set(
-        names
-    )
+    redis = {"redis_ca_file", "redis_cert_file", "redis_key_file"}
+    others = {"data_dir", "models_file", "weights_dir", "s3_ca_file", "scratch_dir", "upload_dir", "pulse_file"}
+    assert redis | others == set(names)
+    monkeypatch.setenv("IVMIX_REDIS_URL", "rediss://host")
     for name in names:
         monkeypatch.setenv(f"IVMIX_{name.upper()}", "~/file")
     settings = load_settings()

@@ -49,22 +49,24 @@ class Pair:
 
     engine: Engine
     pipelines: dict[str, Any]
+    loras: tuple[str, ...] = ()
 
     @property
     def entry(self) -> ModelEntry:
         return self.engine.models.entry
 
     def generation(self, network: str, guidance: float, negative: str) -> Generation:
-        request = VideoRequest(
-            prompt=PROMPT,
-            negative_prompt=negative,
-            seed=3,
-            num_frames=FRAMES,
-            num_inference_steps=STEPS,
-            guidance_scale=guidance,
-            sampler={"name": "ddim", "network": network},
-        )
-        return self.entry.resolve(request)
+        request = {
+            "prompt": PROMPT,
+            "negative_prompt": negative,
+            "seed": 3,
+            "num_frames": FRAMES,
+            "num_inference_steps": STEPS,
+            "guidance_scale": guidance,
+            "sampler": {"name": "ddim", "network": network},
+            "loras": self.loras,
+        }
+        return self.entry.resolve(VideoRequest.model_validate(request))
 
     def ours(self, network: str, guidance: float, negative: str) -> Tensor:
         return self.engine.sample(self.generation(network, guidance, negative)).latents
@@ -225,20 +227,30 @@ def kohya(theirs: Any) -> dict[str, Tensor]:
     }
 
 
-@pytest.mark.parametrize("network", ["video", "image"])
-def test_kohyas_lora_on_unet_and_both_text_encoders_is_that_of_diffusers(folder: Path, network: str) -> None:
+@pytest.mark.parametrize(
+    ("network", "kind"),
+    [
+        ("video", "loras"),
+        ("image", "loras"),
+        pytest.param("video", "selectable_loras", marks=pytest.mark.slow),
+        pytest.param("image", "selectable_loras", marks=pytest.mark.slow),
+    ],
+)
+def test_kohyas_lora_on_unet_and_both_text_encoders_is_that_of_diffusers(folder: Path, network: str, kind: str) -> None:
     theirs = pipeline(folder, network)
     save_file(kohya(theirs), folder / "style.safetensors")
-    lines = "[[models.tiny.loras]]", 'file = "own/style.safetensors"', f'on = ["{network}"]'
+    lines = f"[[models.tiny.{kind}]]", 'file = "own/style.safetensors"', f'on = ["{network}"]'
+    chosen = () if kind == "loras" else ("style",)  # by the request
+    lines += ('name = "style"',) if chosen else ()
     entry = write_entry(folder, FAMILY, *lines, *OWN).model_copy(update={"sizes": (f"{WIDTH}x{HEIGHT}",)})
     plain = theirs.unet.mid_block.attentions[0].transformer_blocks[0].attn1.to_v.weight.clone()
     theirs.load_lora_weights(folder, weight_name="style.safetensors")
     theirs.fuse_lora(components=["unet", "text_encoder", "text_encoder_2"])
     theirs.unload_lora_weights()
-    pair = Pair(Engine(entry, torch.device("cpu")), {network: theirs})
+    pair = Pair(Engine(entry, torch.device("cpu")), {network: theirs}, chosen)
     assert error(pair.ours(network, 7.5, NEGATIVE), pair.theirs(network, 7.5, NEGATIVE)) <= 1e-5
     assert not torch.equal(theirs.unet.mid_block.attentions[0].transformer_blocks[0].attn1.to_v.weight, plain)
-    assert {line.split(" (")[0] for line in verify(entry)} >= {"loras.0: OK"}
+    assert {line.split(" (")[0] for line in verify(entry)} >= {f"{kind}.0: OK"}
 
 
 def test_textual_inversion_of_sdxl_is_that_of_diffusers(folder: Path) -> None:

@@ -108,7 +108,7 @@ def test_public_network_fits_stable_diffusion_1_and_is_described_by_its_shapes()
         control: Any = empty_network(SparseControlNetModel, HUB)
         base: Any = empty_network(UNet2DConditionModel, STANDARD[768]["unet"])
         video: Any = UNetMotionModel.from_unet2d(base, MotionAdapter(use_motion_mid_block=False))
-    entry: Any = SimpleNamespace(id="m", num_frames=SimpleNamespace(max=32))
+    entry: Any = SimpleNamespace(id="m", num_frames=SimpleNamespace(max=32), context_windows=None)
     vae: Any = SimpleNamespace(config=SimpleNamespace(latent_channels=4))
     assert control_mismatch(entry, control, video, vae) is None
     size = sum(2 * weight.numel() for weight in control.state_dict().values())

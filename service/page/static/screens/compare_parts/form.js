@@ -4,7 +4,8 @@ import { html, useState } from '../../vendor/preact-htm.js'
 import { api } from '../../api.js'
 import { remember } from '../../live.js'
 import { Button, ErrorBox, Field } from '../../parts.js'
-import { EXAMPLES } from '../create_parts/form.js'
+import { EXAMPLES, loraFields } from '../create_parts/form.js'
+import { Loras } from '../create_parts/loras.js'
 import { Arm, newArm } from './arm.js'
 
 const LEAST = 2
@@ -19,7 +20,8 @@ const firstArms = () => [newArm('ddim image'), newArm('ddim'), newArm('iv-mixed'
 /** The body of POST /v1/videos for one of the samplers. */
 function requestOf(form, arm) {
   const { steps, sampler } = arm
-  const body = { model: form.model.id, prompt: form.prompt.trim() || examplesOf(form.model)[0], seed: Number(form.seed), sampler }
+  const shared = { model: form.model.id, prompt: form.prompt.trim() || examplesOf(form.model)[0], seed: Number(form.seed), ...loraFields(form) }
+  const body = { ...shared, sampler }
   return steps ? { ...body, num_inference_steps: Number(steps) } : body
 }
 
@@ -39,7 +41,7 @@ async function createAll(bodies) {
 
 /** @param {{models: object[], onCreated: (ids: string[]) => void}} props */
 export function NewComparison({ models, onCreated }) {
-  const [form, setForm] = useState(() => ({ model: models[0], prompt: '', seed: String(randomSeed()), arms: firstArms() }))
+  const [form, setForm] = useState(() => ({ model: models[0], prompt: '', seed: String(randomSeed()), loras: [], arms: firstArms() }))
   const [state, setState] = useState({ isBusy: false, error: null })
   const change = (changes) => setForm({ ...form, ...changes })
   const bodies = form.arms.map((arm) => requestOf(form, arm))
@@ -74,7 +76,7 @@ function Shared({ form, models, onChange }) {
     </div>
     <div class="fields">
       <${Field} id="compare-model" label="Model">
-        ${(attributes) => html`<select class="input" ...${attributes} onChange=${(event) => onChange({ model: model(event.target.value), arms: firstArms() })}>
+        ${(attributes) => html`<select class="input" ...${attributes} onChange=${(event) => onChange({ model: model(event.target.value), loras: [], arms: firstArms() })}>
           ${models.map(({ id }) => html`<option value=${id} selected=${id === form.model.id}>${id}</option>`)}
         </select>`}
       <//>
@@ -82,6 +84,7 @@ function Shared({ form, models, onChange }) {
         ${(attributes) => html`<input class="input" type="number" min="0" required ...${attributes} value=${form.seed} onInput=${(event) => onChange({ seed: event.target.value })} />`}
       <//>
     </div>
+    <${Loras} form=${form} model=${form.model} onChange=${onChange} />
   `
 }
 

@@ -51,7 +51,7 @@ export function requestBody(form) {
   for (const name of TEXTS) if (isGiven(form[name]) || name in form && name === 'negative_prompt') body[name] = form[name]
   if (Object.keys(form.sampler).length) body.sampler = form.sampler
   Object.assign(body, referenceFields(form))
-  if (form.loras?.length) body.loras = form.loras.map(loraBody)
+  Object.assign(body, loraFields(form))
   const pairs = form.metadata.filter(([name]) => name.trim())
   if (pairs.length) body.metadata = Object.fromEntries(pairs)
   return body
@@ -59,6 +59,9 @@ export function requestBody(form) {
 
 /** Without a scale, the server takes that of the LoRA. */
 const loraBody = ({ scale, ...lora }) => (isGiven(scale) ? { ...lora, scale: asNumber(scale) } : lora)
+
+/** The chosen LoRAs as a part of the request. */
+export const loraFields = ({ loras }) => (loras?.length ? { loras: loras.map(loraBody) } : {})
 
 export const isGiven = (value) => value !== undefined && value !== null && value !== ''
 
