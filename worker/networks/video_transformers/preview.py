@@ -4,7 +4,7 @@ The map is fitted to what the encoder makes of single pictures, and is used for 
 where it is less exact: they also say what changes between their frames.
 """
 
-# pyright: reportUnknownMemberType=false
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 from __future__ import annotations
 
 import torch
