@@ -6,6 +6,7 @@ unchanged. Everything is below one folder.
 
 from __future__ import annotations
 
+import re
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from tests.external_programs import run
 from tests.processes import clean_environment
 
 BASE = "localhost/python:debian"
-EXTRAS = {"ivmix-service": ("constraints.txt", ".[api]"), "ivmix-worker": ("constraints-gpu.txt", ".[worker]")}
+INSTALLED = re.compile(r"-c (\S+) '(\.\[.+\])'")  # constraints and extras, in a Dockerfile
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ class ImageStore:
         source = checkout(self.folder / f"{image}-source")
         configuration = self.folder / "pip.conf"
         configuration.write_text("[global]\nno-index = true\nfind-links = /wheels\n")
-        with wheels(self.folder / f"{image}-wheels", *EXTRAS[image]) as found:
+        ((constraints, extras),) = INSTALLED.findall(IMAGES[image].read_text())
+        with wheels(self.folder / f"{image}-wheels", constraints, extras) as found:
             volumes = [f"--volume={found}:/wheels:ro", f"--volume={configuration}:/etc/pip.conf:ro"]
             options = ["--quiet", "--isolation=chroot", "--layers=false", f"--build-arg=PYTHON={BASE}", *volumes]
             dockerfile = source / IMAGES[image].relative_to(IMAGES[image].parents[1])

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
+import shlex
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
@@ -22,12 +25,17 @@ from service.maintenance.backup import CHUNK, chunks
 from service.maintenance.lost_job_reaper import LostJobReaper
 from service.maintenance.retention import Retention
 from service.settings import Settings
-from service.storage import object_keys
+from service.storage import StorageRetry
 from service.wiring import Services
 from tests.commands import ivmix_here
+from tests.doc_examples import DOCS, example
 from tests.factories import complete_job, create_job, deliver_webhooks, finish, make_job
 from tests.processes import clean_environment
 from tests.quick_app import quick_app
+from worker.child.upload import Uploader
+from worker.scratch import Scratch
+
+FRAMES = np.zeros((2, 32, 32, 3), dtype=np.uint8)
 
 
 @pytest.fixture
@@ -83,7 +91,10 @@ def deployment(services: Services, tmp_path: Path) -> Deployment:
 
 @pytest.fixture
 def command(settings: Settings, tmp_path: Path) -> Any:
-    environment = clean_environment() | {"IVMIX_REDIS_URL": settings.redis_url or "", "IVMIX_DATA_DIR": str(tmp_path)}
+    environment = clean_environment() | {
+        "IVMIX_REDIS_URL": settings.redis_url or "",
+        "IVMIX_DATA_DIR": str(settings.data_dir),
+    }
     return lambda *arguments: ivmix_here(*arguments, cwd=tmp_path, environment=environment)
 
 
@@ -165,16 +176,35 @@ def test_what_waited_and_ran_ends_after_a_restore(deployment: Deployment, comman
         assert client.get("/v1/videos", headers={"authorization": "Bearer x"}).status_code == 401
 
 
-def test_files_stored_after_the_backup_survive_a_restore(deployment: Deployment, command: Any, tmp_path: Path) -> None:
-    """`ivmix recover` rebuilds their records; maintenance must not delete what it does not know."""
-    services = deployment.services
-    file = back_up(command, tmp_path)
-    later = create_job(services.store, generate_queue(services.redis, "demo"))
-    finish(services, later.id, b"later", scratch=tmp_path)
+def printed(folder: Path) -> list[list[str]]:
+    """Arguments of the three commands in docs/operations.md, for backups in this folder."""
+    block = example(DOCS / "operations.md", "bash", "ivmix restore ").replace("/var/backups/ivmix", str(folder), 2)
+    return [shlex.split(line, comments=True)[1:] for line in block.splitlines()]
+
+
+def test_files_stored_after_the_backup_get_their_records(deployment: Deployment, command: Any, tmp_path: Path) -> None:
+    """With the commands as printed. Maintenance must not delete meanwhile what it does not know."""
+    services, folder = deployment.services, tmp_path / "backups"
+    folder.mkdir()
+    to_back_up, to_restore, to_recover = printed(folder)
+    assert command(*to_back_up).returncode == 0
+    (file,) = folder.iterdir()
+    assert re.sub(r"\d", "0", file.name) == re.sub(r"\d", "0", Path(to_restore[-1]).name)
+    file.rename(to_restore[-1])
+    later = services.store.start(create_job(services.store, generate_queue(services.redis, "demo")).id, "e7")
+    assert later is not None
+    uploader = Uploader(services.storage, Scratch(tmp_path / "scratch"), StorageRetry(30))
+    uploader.upload(later, "e7", FRAMES, timings={}, peak_memory_mb=None, on_wait=lambda: None)
     services.redis.flushall()
-    assert command("restore", str(file)).returncode == 0
+    assert command(*to_restore).returncode == 0
     maintained(services)
-    assert [stored.size_bytes for stored in services.storage.list(object_keys.videos(later.id))]
+    assert services.store.view_any(later.id) is None
+    ran = command(*to_recover)
+    assert (ran.returncode, f"rebuilt {later.id}" in ran.stdout) == (0, True), ran.stderr
+    recovered = services.store.get(later.id)
+    assert recovered is not None
+    assert recovered.state is JobState.COMPLETED
+    assert services.keys.find(digest_of(deployment.secret)) is not None
 
 
 def test_a_backup_is_never_written_over_what_is_there(deployment: Deployment, command: Any, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -11,9 +12,10 @@ from pathlib import Path
 import av
 import httpx2
 import pytest
+from redis import Redis
 
 from service.process.embedded_valkey import EmbeddedValkey
-from tests.containers import compose
+from tests.containers import DEPLOY, compose
 from tests.debian_root import require
 from tests.factories import PROMPT
 from tests.image_builds import ImageStore
@@ -75,9 +77,27 @@ def test_the_images_make_a_video(store: ImageStore, tmp_path: Path) -> None:
                 assert state == "completed"
                 ready = services["worker-demo"]["healthcheck"]["test"][1]
                 subprocess.run(store.podman("exec", worker, "sh", "-c", ready), check=True, capture_output=True)
+            back_up_and_restore(store, api, url)
+            assert http.get(f"/v1/videos/{video_id}").json()["status"] == "completed"
             (tmp_path / "out.mp4").write_bytes(http.get(f"/v1/videos/{video_id}/content").content)
     with av.open(str(tmp_path / "out.mp4")) as video:
         assert sum(1 for _ in video.decode(video=0)) == 8
+
+
+def back_up_and_restore(store: ImageStore, api: str, redis_url: str) -> None:
+    """What deploy/README.md prints for the API's container, with the same shell commands."""
+    back_up, restore = re.findall(r"exec -T api sh -c '(.*)' [<>] ", (DEPLOY / "README.md").read_text())
+
+    def in_container(script: str, stdin: bytes) -> bytes:
+        command = store.podman("exec", "--interactive", api, "sh", "-c", script)
+        ran = subprocess.run(command, input=stdin, capture_output=True, check=False)
+        assert ran.returncode == 0, ran.stderr.decode()
+        return ran.stdout
+
+    records = in_container(back_up, b"")
+    with Redis.from_url(redis_url) as redis:
+        redis.flushall()
+    assert b"0 rebuilt, 1 known, 0 incomplete" in in_container(restore, records)  # it was in the backup
 
 
 def answers(http: httpx2.Client) -> bool | None:

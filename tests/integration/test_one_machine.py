@@ -45,9 +45,15 @@ def state(machine: Machine, unit: str, name: str) -> str:
     return machine.run(f"systemctl show --property={name} --value {unit}").strip()
 
 
-def wait_until_ready(machine: Machine) -> None:
+def release_of(machine: Machine, unit: str) -> str:
+    """That of the program which runs; the link `current` may have changed since it started."""
+    program = machine.run(f"tr '\\0' '\\n' < /proc/{state(machine, unit, 'MainPID')}/cmdline").split()[0]
+    return program.removeprefix("/opt/ivmix/").partition("/")[0]
+
+
+def wait_until_ready(machine: Machine, worker: str = "demo") -> None:
     def is_ready() -> bool | None:
-        status = machine.try_run("systemctl show --property=StatusText --value ivmix-worker@demo").stdout.strip()
+        status = machine.try_run(f"systemctl show --property=StatusText --value ivmix-worker@{worker}").stdout.strip()
         api = machine.try_run("exec 3<>/dev/tcp/127.0.0.1/8000").returncode
         return (status == "models loaded" and api == 0) or None
 
@@ -70,12 +76,14 @@ def status(machine: Machine, key: str, video_id: str) -> str:
 
 
 def test_install_update_roll_back_back_up_restore_uninstall(machine: Machine) -> None:
-    machine.run(block("release=0.1.0"))
+    machine.run(block("release=0.2.0"))
     key = re.findall(r"ivmix_[\w-]{40,}", machine.run(block("systemd-sysusers")))[0]
     wait_until_ready(machine)
     first = submit(machine, key, "-o", "/tmp/first.mp4")
+    machine.run("ivmix-admin doctor")
     everything_is_restricted(machine)
     hung_and_killed_processes_are_replaced(machine, key)
+    another_model_and_a_second_worker(machine)
     update_and_roll_back(machine, key)
     back_up_and_restore(machine, key, first)
     assert '"event"' in machine.run("journalctl --no-pager -o cat -u ivmix-maintenance -u ivmix-api -n 200")
@@ -113,28 +121,48 @@ def hung_and_killed_processes_are_replaced(machine: Machine, key: str) -> None:
     wait_for(lambda: status(machine, key, video_id) == "completed" or None, timeout_s=240)
 
 
+def another_model_and_a_second_worker(machine: Machine) -> None:
+    """With the demo model in the place of one that needs a GPU."""
+    machine.run(block("models fetch animatediff").replace("animatediff", "demo"))
+    wait_until_ready(machine)
+    machine.run(block("MODEL=animatediff").replace("animatediff", "demo"))
+    wait_until_ready(machine, "demo-2")
+    wait_until_ready(machine)
+    machine.run("systemctl disable --now ivmix-worker@demo-2; rm /etc/ivmix/worker-demo*.env")
+
+
 def update_and_roll_back(machine: Machine, key: str) -> None:
     before = [state(machine, unit, "MainPID") for unit in SERVICES]
-    machine.run(block("release=0.1.0").replace("release=0.1.0", "release=0.2.0"))
+    machine.run(block("release=0.2.0").replace("release=0.2.0", "release=next"))
     waiting = [submit(machine, key, "--detach") for _ in range(2)]
     machine.run(block("daemon-reload\nsystemctl restart 'ivmix*'"))
-    assert machine.run("readlink /opt/ivmix/current").strip() == "0.2.0"
+    assert release_of(machine, "ivmix-api") == "next"
     assert not set(before) & {state(machine, unit, "MainPID") for unit in SERVICES}
     for video_id in waiting:
         wait_for(lambda video_id=video_id: status(machine, key, video_id) == "completed" or None, timeout_s=240)
-    machine.run(block("ln -sfn 0.1.0"))
+    machine.run(block("ln -sfn 0.2.0"))
     wait_until_ready(machine)
+    assert release_of(machine, "ivmix-api") == "0.2.0"
     submit(machine, key, "-o", "/tmp/rolled-back.mp4")
 
 
 def back_up_and_restore(machine: Machine, key: str, kept: str) -> None:
-    machine.run(block('queue.tar" ivmix-valkey'))
-    wait_until_ready(machine)
+    """Back up while a video is made. Restored as on a new machine: with a queue, a password and a key of its own."""
+    running = submit(machine, key, "--detach")
+    wait_for(lambda: status(machine, key, running) == "in_progress" or None, timeout_s=60)
+    machine.run(block("ivmix-admin backup"))
+    wait_for(lambda: status(machine, key, running) == "completed" or None, timeout_s=240)
     later = submit(machine, key, "-o", "/tmp/later.mp4")
-    machine.run(block('xf "$backup/queue.tar"').replace("2026-11-27", machine.run("date +%F").strip()))
+    machine.run("systemctl stop 'ivmix*'; rm -r /var/lib/ivmix /var/lib/ivmix-valkey /etc/ivmix")
+    machine.run(block("systemd-sysusers"))
+    wait_until_ready(machine)
+    assert status(machine, key, kept) == "unknown"
+    machine.run(block("ivmix-admin restore").replace("2026-11-27", machine.run("date +%F").strip()))
     wait_until_ready(machine)
     assert status(machine, key, kept) == "completed"
     assert status(machine, key, later) == "unknown"
+    wait_for(lambda: status(machine, key, running) == "completed" or None, timeout_s=240)
+    everything_is_restricted(machine)
     client = f"/opt/ivmix/current/bin/ivmix download --url http://127.0.0.1:8000 --api-key {key} {kept}"
     machine.run(f"{client} -o /tmp/again.mp4; cmp /tmp/first.mp4 /tmp/again.mp4")
 
