@@ -81,12 +81,13 @@ def test_install_update_roll_back_back_up_restore_uninstall(machine: Machine) ->
     wait_until_ready(machine)
     first = submit(machine, key, "-o", "/tmp/first.mp4")
     machine.run("ivmix-admin doctor")
+    assert "models loaded" in machine.run("systemctl status --no-pager 'ivmix-*'")
     everything_is_restricted(machine)
     hung_and_killed_processes_are_replaced(machine, key)
     another_model_and_a_second_worker(machine)
     update_and_roll_back(machine, key)
     back_up_and_restore(machine, key, first)
-    assert '"event"' in machine.run("journalctl --no-pager -o cat -u ivmix-maintenance -u ivmix-api -n 200")
+    assert "ivmix.maintenance" in machine.run("journalctl --no-pager -u 'ivmix-*' -n 2000")
     uninstall(machine)
 
 
@@ -143,6 +144,7 @@ def update_and_roll_back(machine: Machine, key: str) -> None:
     machine.run(block("ln -sfn 0.2.0"))
     wait_until_ready(machine)
     assert release_of(machine, "ivmix-api") == "0.2.0"
+    machine.run("rm -r /opt/ivmix/next")
     submit(machine, key, "-o", "/tmp/rolled-back.mp4")
 
 
