@@ -149,7 +149,7 @@ def update_and_roll_back(machine: Machine, key: str) -> None:
 
 
 def back_up_and_restore(machine: Machine, key: str, kept: str) -> None:
-    """Back up while a video is made. Restored as on a new machine: with a queue, a password and a key of its own."""
+    """Back up while a video is made. Restored as on a new machine, with an own queue, password and key."""
     running = submit(machine, key, "--detach")
     wait_for(lambda: status(machine, key, running) == "in_progress" or None, timeout_s=60)
     machine.run(block("ivmix-admin backup"))
