@@ -239,6 +239,7 @@ def losing_primaries(sentinels: SentinelSet, folder: Path, *faults: str) -> None
         serve(services) as url,
     ):
         services.redis.flushdb()
+        promotions = sentinels.promotions
         with Clients(url) as clients:
             clients.wait_for(POSTS_BEFORE)
             for fault in faults:
@@ -249,6 +250,7 @@ def losing_primaries(sentinels: SentinelSet, folder: Path, *faults: str) -> None
         def completed() -> set[str]:
             return {job.id for job in services.store.list(limit=1000)[0] if job.state is JobState.COMPLETED}
 
+        assert sentinels.promotions - promotions == len(faults), "a primary was taken for lost; see DOWN_AFTER_MS"
         wait_for(lambda: completed() >= set(clients.accepted) or None, timeout_s=300, hint="for every video")
         assert {job.id for job in services.store.list(limit=1000)[0]} == set(clients.accepted)
 
