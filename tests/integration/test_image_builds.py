@@ -60,11 +60,13 @@ def test_the_images_make_a_video(store: ImageStore, tmp_path: Path) -> None:
     for service in services.values():
         variables = service.get("environment", {}).items()
         service["environment"] = {name: value for name, value in variables if not name.startswith(COMPOSE_ONLY)}
-    with EmbeddedValkey(tmp_path / "valkey") as url:
+    with (
+        EmbeddedValkey(tmp_path / "valkey") as url,
+        httpx2.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=30) as http,
+    ):
         own = {"IVMIX_REDIS_URL": url, "IVMIX_HOST": "127.0.0.1", "IVMIX_PORT": str(port), "IVMIX_AUTH": "off"}
         own["IVMIX_METRICS_PORT"] = str(free_port())
         with store.running("ivmix-service", services["api"], {data: "/data"}, **own) as api:
-            http = httpx2.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=30)
             wait_for(lambda: answers(http), timeout_s=120, hint="for the API's image")
             healthy = [part.replace("8000", str(port)) for part in services["api"]["healthcheck"]["test"][1:]]
             subprocess.run(store.podman("exec", api, *healthy), check=True, capture_output=True)
