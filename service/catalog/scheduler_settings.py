@@ -17,8 +17,8 @@ SCHEDULER_FILE = "scheduler_config.json"
 # What diffusers' DDIMScheduler does where its config lacks a key; the sampler's `RUN` and `TRAINING` say the same.
 DDIM_SPACING = Spacing(timestep_spacing="leading", steps_offset=0, set_alpha_to_one=True, num_train_timesteps=1000)
 SPACING_KEYS = ("timestep_spacing", "steps_offset", "set_alpha_to_one", "num_train_timesteps")
-# diffusers' names of the shift: that of FlowMatchEulerDiscreteScheduler, and that of UniPC and DPM-Solver. A config that
-# was made from one of another class has both, and its class reads its own.
+# diffusers' names of the shift: that of FlowMatchEulerDiscreteScheduler, and that of UniPC and DPM-Solver. A config
+# that was made from one of another class has both, and its class reads its own.
 FLOW_SHIFT_KEYS = ("shift", "flow_shift")
 
 

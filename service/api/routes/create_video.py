@@ -230,9 +230,8 @@ def submit_jobs(
     services.free_space.require()
     services.loads.require(generation.model)
     limiter.check(principal, count - 1)
-    expected_ms = _expected_gpu_ms(services, principal, generation)
-    extra = {"traceparent": current_traceparent(), "expected_gpu_ms": expected_ms}
     new = partial(body.to_job, owner=principal.owner, remixed_from=remixed_from)
+    extra = _beyond_request(services, principal, generation)
     jobs = [new(each).model_copy(update=extra) for each in generations_of(generation, count)]
     created = _create(services, jobs, parsed, waiting_limits(principal, services.settings.max_waiting), idempotency)
     if created[0].id == jobs[0].id:
@@ -242,11 +241,13 @@ def submit_jobs(
     return created
 
 
-def _expected_gpu_ms(services: Services, principal: Principal, generation: Generation) -> int:
-    """Of one video, for the quota of its owner; 0 without one, or as long as the model has made no video."""
-    if principal.gpu_seconds_per_day is None:
-        return 0
-    return round(1000 * (expected_seconds(services.store.lists, generation) or 0.0))
+def _beyond_request(services: Services, principal: Principal, generation: Generation) -> dict[str, Any]:
+    """What a job has and its request does not say: its trace, and for a quota the expected time, which is 0 as long as
+    the model has made no video."""
+    expected_s = None
+    if principal.gpu_seconds_per_day is not None:
+        expected_s = expected_seconds(services.store.lists, generation)
+    return {"traceparent": current_traceparent(), "expected_gpu_ms": round(1000 * (expected_s or 0.0))}
 
 
 def _create(
