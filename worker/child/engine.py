@@ -160,7 +160,7 @@ class Engine:
         plan = self.plan(generation)
         latents = torch.randn(self.models.latents_shape(generation), generator=torch.Generator().manual_seed(0))
         kept = _black_first_frame(self.models, generation) if self.models.keeps_first_frame else None
-        image, video = self._denoisers(generation, kept)
+        image, video = self.denoisers(generation, first_frame=kept)
         models_of = [{call.model for move in step for call in move.calls} for step in plan]
         start = max(range(len(plan)), key=lambda index: len(models_of[index]))
         latents = latents.to(self.models.device)
@@ -185,7 +185,8 @@ class Engine:
         on_progress(Phase.ENCODING, 0, total)
         with _timed(timings, Phase.ENCODING):
             self.models.loras.use(generation.loras)
-            image, video = self._denoisers(generation, self._first_frame(generation, reference), low_memory=low_memory)
+            first_frame = self._first_frame(generation, reference, low_memory=low_memory)
+            image, video = self.denoisers(generation, first_frame=first_frame, low_memory=low_memory)
             state = self._first_state(generation, plan, shape, begin, reference, low_memory=low_memory)
         with _timed(timings, Phase.SAMPLING):
             generator = torch.Generator()  # on the CPU: one seed, one clip, on any card
@@ -202,23 +203,30 @@ class Engine:
                 on_progress(Phase.SAMPLING, state.step, total)
         return SampledLatents(state.latents, total, timings, low_memory)
 
-    def _first_frame(self, generation: Generation, reference: Path | None) -> FirstFrame | Condition | None:
+    def _first_frame(
+        self, generation: Generation, reference: Path | None, *, low_memory: bool
+    ) -> FirstFrame | Condition | None:
         """What the video model keeps of the reference."""
         if not generation.keeps_first_frame:
             return None
         if reference is None:
             raise ValueError("the generation keeps a first frame; pass its file as reference=...")
-        return first_frame_of(self.models, generation, reference)
+        return first_frame_of(self.models, generation, reference, low_memory=low_memory)
 
-    def _denoisers(
-        self, generation: Generation, first_frame: FirstFrame | Condition | None = None, *, low_memory: bool = False
+    def denoisers(
+        self,
+        generation: Generation,
+        *others: Generation,
+        first_frame: FirstFrame | Condition | None = None,
+        low_memory: bool = False,
     ) -> tuple[ImageDenoiser, VideoDenoiser]:
-        models = self.models
+        """Both networks for a batch of generations, which differ in prompt and seed only."""
+        models, count = self.models, 1 + len(others)
         family = family_of(generation, models) if generation.sampler.name == "official" else None
         texts = models.encode(
-            [generation.prompt, generation.negative_prompt],
+            [*(each.prompt for each in (generation, *others)), *[generation.negative_prompt] * count],
             empty_is_none=True,
-            clip_skip=(generation.clip_skip, 0),  # the prompt's alone, as in diffusers
+            clip_skip=[generation.clip_skip] * count + [0] * count,  # the prompt's alone, as in diffusers
             options=TextOptions.of(generation),
         )
         if (
@@ -231,7 +239,7 @@ class Engine:
         kept: dict[str, Any] = {"first_frame": first_frame, "windows": generation.context_windows}
         if isinstance(models, TransformerModels) and generation.sampler.name == "fused":
             kept["image_frames"] = generation.sampler.image_frames
-        image, video = models.denoisers(texts[:1], texts[1:], fps=generation.fps, size=size, **kept)
+        image, video = models.denoisers(texts[:count], texts[count:], fps=generation.fps, size=size, **kept)
         if family == "modelscope":
             image.resize = (64, 64)
         if low_memory:

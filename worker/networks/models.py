@@ -138,6 +138,11 @@ class Models:
             for_image = self._checked(encoded, zeros, "image model's encoder (image_text_encoder)")
         return TextEmbeddings(for_image.text, for_video.text, for_image.pooled, for_video.pooled)
 
+    def check_length(self, texts: Sequence[str], options: TextOptions) -> None:
+        """Raises PromptTooLong if a text encoder takes fewer tokens than one of the texts has."""
+        for encoder in (self.image_text_encoder, self.video_text_encoder):
+            encoder.tokenize(texts, options)
+
     @property
     def _empty_is_zeros(self) -> bool:
         return self.entry.family == SDXL and self.entry.force_zeros_for_empty_prompt

@@ -44,6 +44,11 @@ class T5Reader:
     def dim(self) -> int:
         return int(self.encoder.config.d_model)
 
+    def check_length(self, texts: Sequence[str]) -> None:
+        """Raises PromptTooLong."""
+        for text in texts:
+            self._tokenize(text)
+
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Tensor:
         """(B, tokens, dim). Raises PromptTooLong, NotFinite."""
