@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib.metadata import version
-from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -27,7 +26,7 @@ from service.settings import load_settings
 from worker.child.engine import Engine
 from worker.child.fingerprint import weights_digest
 from worker.child.start_noise import start_noise
-from worker.networks.text_encoder import PromptTooLong, TextOptions
+from worker.networks.prompt_tokens import PromptTooLong
 
 
 @cache
@@ -78,10 +77,8 @@ class LocalMaker:
             )
 
     def _fits(self, text: str) -> bool:
-        models, options = self.engine.models, TextOptions.of(self._entry)
         try:
-            for encoder in (models.image_text_encoder, models.video_text_encoder):
-                encoder.tokenize([text], options)
+            self.engine.models.check_length(text)
         except PromptTooLong:
             return False
         return True
@@ -133,15 +130,7 @@ def sampled_together(engine: Engine, generations: Sequence[Generation]) -> list[
     models, first = engine.models, generations[0]
     plan = engine.plan(first)
     models.loras.use(first.loras)
-    count, options = len(generations), TextOptions.of(first)
-    texts = models.encode(
-        [*(generation.prompt for generation in generations), *[first.negative_prompt] * count],
-        empty_is_none=True,
-        clip_skip=[first.clip_skip] * count + [0] * count,
-        options=options,
-    )
-    kept: dict[str, Any] = {"fps": first.fps, "size": (first.width, first.height), "windows": first.context_windows}
-    image, video = models.denoisers(texts[:count], texts[count:], **kept)
+    image, video = engine.denoisers(first, prompts=[generation.prompt for generation in generations])
     generators = [torch.Generator().manual_seed(generation.seed) for generation in generations]
     shape = models.latents_shape(first)
     noise = [start_noise(shape, *pair, plan) for pair in zip(generators, generations, strict=True)]

@@ -9,7 +9,7 @@ import gc
 import logging
 import resource
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -160,7 +160,7 @@ class Engine:
         plan = self.plan(generation)
         latents = torch.randn(self.models.latents_shape(generation), generator=torch.Generator().manual_seed(0))
         kept = _black_first_frame(self.models, generation) if self.models.keeps_first_frame else None
-        image, video = self._denoisers(generation, kept)
+        image, video = self.denoisers(generation, kept)
         models_of = [{call.model for move in step for call in move.calls} for step in plan]
         start = max(range(len(plan)), key=lambda index: len(models_of[index]))
         latents = latents.to(self.models.device)
@@ -185,7 +185,7 @@ class Engine:
         on_progress(Phase.ENCODING, 0, total)
         with _timed(timings, Phase.ENCODING):
             self.models.loras.use(generation.loras)
-            image, video = self._denoisers(generation, self._first_frame(generation, reference), low_memory=low_memory)
+            image, video = self.denoisers(generation, self._first_frame(generation, reference), low_memory=low_memory)
             state = self._first_state(generation, plan, shape, begin, reference, low_memory=low_memory)
         with _timed(timings, Phase.SAMPLING):
             generator = torch.Generator()  # on the CPU: one seed, one clip, on any card
@@ -210,15 +210,26 @@ class Engine:
             raise ValueError("the generation keeps a first frame; pass its file as reference=...")
         return first_frame_of(self.models, generation, reference)
 
-    def _denoisers(
-        self, generation: Generation, first_frame: FirstFrame | Condition | None = None, *, low_memory: bool = False
+    def denoisers(
+        self,
+        generation: Generation,
+        first_frame: FirstFrame | Condition | None = None,
+        *,
+        prompts: Sequence[str] = (),
+        low_memory: bool = False,
     ) -> tuple[ImageDenoiser, VideoDenoiser]:
-        models = self.models
+        """Both networks as the generation calls them.
+
+        Args:
+            prompts: of a batch of clips that are otherwise like the generation; empty: its own.
+        """
+        models, prompts = self.models, prompts or [generation.prompt]
+        count = len(prompts)
         family = family_of(generation, models) if generation.sampler.name == "official" else None
         texts = models.encode(
-            [generation.prompt, generation.negative_prompt],
+            [*prompts, *[generation.negative_prompt] * count],
             empty_is_none=True,
-            clip_skip=(generation.clip_skip, 0),  # the prompt's alone, as in diffusers
+            clip_skip=[generation.clip_skip] * count + [0] * count,  # the prompt's alone, as in diffusers
             options=TextOptions.of(generation),
         )
         if (
@@ -231,14 +242,11 @@ class Engine:
         kept: dict[str, Any] = {"first_frame": first_frame, "windows": generation.context_windows}
         if isinstance(models, TransformerModels) and generation.sampler.name == "fused":
             kept["image_frames"] = generation.sampler.image_frames
-        image, video = models.denoisers(texts[:1], texts[1:], fps=generation.fps, size=size, **kept)
+        image, video = models.denoisers(texts[:count], texts[count:], fps=generation.fps, size=size, **kept)
         if family == "modelscope":
             image.resize = (64, 64)
         if low_memory:
-            image.sequential_cfg = video.sequential_cfg = True
-            image.frames_at_once = 1
-        if low_memory and isinstance(video.unet, ControlledNetwork):
-            video.unet.levels_kept = 0
+            _save_memory(image, video)
         return image, video
 
     def _first_state(
@@ -320,6 +328,14 @@ def _timed(timings: dict[str, float], phase: Phase) -> Generator[None]:
         yield
     finally:
         timings[phase] = timings.get(phase, 0.0) + time.perf_counter() - began
+
+
+def _save_memory(image: ImageDenoiser, video: VideoDenoiser) -> None:
+    """Low-memory mode: `service.catalog.footprint` counts on it."""
+    image.sequential_cfg = video.sequential_cfg = True
+    image.frames_at_once = 1
+    if isinstance(video.unet, ControlledNetwork):
+        video.unet.levels_kept = 0
 
 
 def _black_first_frame(models: AnyModels, generation: Generation) -> FirstFrame | Condition:

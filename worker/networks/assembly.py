@@ -11,6 +11,7 @@ import torch
 
 from sampler import NoiseSchedule
 from service.catalog.family_components import SDXL, SDXL_TEXT, SPARSE_CONTROL, TEXT, has_motion_adapter
+from service.catalog.footprint import check_fits
 from service.catalog.model_entry import ModelEntry
 from service.catalog.text_layers import MEANING
 from service.errors import ConfigurationError
@@ -61,9 +62,17 @@ def check_files(entry: ModelEntry) -> None:
         component.verify()
 
 
-def assemble(entry: ModelEntry, dtype: torch.dtype) -> Assembly:
-    """Load all components. Raises ConfigurationError."""
+def check_memory(entry: ModelEntry, device: torch.device) -> None:
+    """Raises ConfigurationError if the default clip cannot fit the card, even in low-memory mode."""
+    if device.type == "cuda":
+        check_fits(entry, torch.cuda.mem_get_info(device)[0])
+
+
+def assemble(entry: ModelEntry, dtype: torch.dtype, device: torch.device | None = None) -> Assembly:
+    """Load all components, to the CPU. Raises ConfigurationError, also if the default clip cannot fit `device`."""
     check_files(entry)
+    if device is not None:
+        check_memory(entry, device)
     return fit_together(entry, {name: load_component(entry, name, dtype) for name in entry.all_components})
 
 

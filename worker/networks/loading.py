@@ -52,7 +52,7 @@ def load(model: ModelEntry | str, device: torch.device | str | None = None) -> A
     dtype = getattr(torch, entry.dtype) if device.type == "cuda" else torch.float32
     if is_transformer(entry.family):
         return load_transformer(entry, device, dtype)
-    models = _on_device(entry, assemble(entry, dtype), device, dtype)
+    models = _on_device(entry, assemble(entry, dtype, device), device, dtype)
     for warning in schedule_warnings(entry):
         log.warning(warning)
     megabytes, shared = models.weights_bytes / 1e6, shared_bytes(models.image_unet, models.video_unet) / 1e6

@@ -142,6 +142,11 @@ class Models:
     def _empty_is_zeros(self) -> bool:
         return self.entry.family == SDXL and self.entry.force_zeros_for_empty_prompt
 
+    def check_length(self, text: str) -> None:
+        """Raises PromptTooLong if one of the text encoders takes fewer tokens."""
+        for encoder in (self.image_text_encoder, self.video_text_encoder):
+            encoder.tokenize([text], TextOptions.of(self.entry))
+
     def _check_words(self, texts: Sequence[str], options: TextOptions) -> None:
         """Raises InvalidParameter for words that a closed vocabulary lacks; brackets and BREAK as the options say."""
         read = {"prompt_chunks": options.chunks, "prompt_weighting": options.weighting}

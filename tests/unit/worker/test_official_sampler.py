@@ -133,7 +133,7 @@ def test_each_network_has_its_own_text_encoder_where_the_released_one_does_not_f
     engine = with_texts(engines["animatediff"], Golden("animatediff"))
     wide = replace(engine.models.image_text_encoder, encoder=engines["videocrafter"].models.video_text_encoder.encoder)
     engine.models = replace(engine.models, image_text_encoder=wide)
-    image, video = engine._denoisers(resolve(engine, {}))
+    image, video = engine.denoisers(resolve(engine, {}))
     assert not torch.equal(image.cond, video.cond)
 
 

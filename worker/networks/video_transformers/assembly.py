@@ -11,10 +11,9 @@ from typing import Any
 import torch
 
 from service.catalog.family_components import IMAGE_ENCODER, IMAGE_PROCESSOR, SECOND_EXPERT, WAN
-from service.catalog.footprint import check_fits
 from service.catalog.model_entry import ModelEntry
 from service.settings import load_settings
-from worker.networks.assembly import IncompatibleModels, check_files, check_multiples
+from worker.networks.assembly import IncompatibleModels, check_files, check_memory, check_multiples
 from worker.networks.component_files import component_folder, refused
 from worker.networks.component_loader import load_component
 from worker.networks.network_classes import Network
@@ -46,8 +45,7 @@ class TransformerAssembly:
 def load_transformer(entry: ModelEntry, device: torch.device, dtype: torch.dtype) -> TransformerModels:
     """Raises ConfigurationError, IncompatibleModels."""
     check_files(entry)
-    if device.type == "cuda":
-        check_fits(entry, torch.cuda.mem_get_info(device)[0])
+    check_memory(entry, device)
     parts = fit_together(entry, {name: load_component(entry, name, dtype) for name in entry.all_components})
     parts.vae.to(device)
     for network in parts.transformers:

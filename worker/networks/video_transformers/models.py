@@ -102,6 +102,10 @@ class TransformerModels:
         found = self.text.encode([texts] if isinstance(texts, str) else texts)
         return TextEmbeddings(found, found)
 
+    def check_length(self, text: str) -> None:
+        """Raises PromptTooLong if the text encoder takes fewer tokens."""
+        self.text.tokenize(text)
+
     def denoisers(
         self,
         prompt: str | TextEmbeddings,
