@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from service.catalog.adapters import Lora, TextualInversion
 from service.catalog.bounds import Range
@@ -15,6 +15,7 @@ from service.catalog.family_components import (
     frames_per_latent,
     is_transformer,
 )
+from service.catalog.memory_options import MemoryOptions
 from service.catalog.num_frames import check_stride
 from service.errors import InvalidParameter
 from service.jobs.request import VideoRequest
@@ -35,8 +36,9 @@ def with_family_defaults(raw: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises ValueError for switches in `memory` that its networks do not have.
     """
-    sampler = raw.get("sampler", {})
-    if raw.get("memory") and raw.get("family") in UNETS:
+    sampler, memory = raw.get("sampler", {}), raw.get("memory")
+    switches = dict(cast("Mapping[str, Any]", memory)) if isinstance(memory, dict | MemoryOptions) else {}
+    if any(switches.values()) and raw.get("family") in UNETS:
         raise ValueError("memory has no settings for families with UNets: workers save memory where it runs out")
     if raw.get("family") not in TRANSFORMERS or not isinstance(sampler, dict):
         return dict(raw)
@@ -48,7 +50,7 @@ def experimental_samplers(family: Family, image_conditioning: str | None, *, dis
     """The samplers that models of the family can run, but that nothing shows to help.
 
     Args:
-        image_conditioning: of the entry. With "channels" the network always wants a first frame: it is no image model.
+        image_conditioning: of the entry. With "channels" the network always wants a first frame: no image model.
         distilled: whether guidance is folded into the network: it then has no answer without the prompt to go back with.
     """
     return EXPERIMENTAL if family == WAN and image_conditioning != "channels" and not distilled else ()
