@@ -1,9 +1,9 @@
 """Bytes of a card that the networks of each family need besides their weights, by formulas; without torch.
 
 All were counted on torch's meta device (2026-11-27, diffusers 0.42.1; `benchmarks.meta_memory`), and tests hold them to
-it (`tests/unit/worker/test_footprint*.py`). They leave out what kernels and the allocator need besides, and take
-attention to be fused, so they are lower bounds. Of UNets every activation is proportional to rows, frames and pixels, so that one
-figure for each released layout is enough; another layout makes it an estimate.
+it (`tests/unit/worker/test_footprint*.py`). They are lower bounds: they leave out what kernels and the allocator need
+besides, and take attention to be fused. Of UNets every activation is proportional to rows, frames and pixels, so that
+one figure for each released layout is enough; another layout makes it an estimate.
 """
 
 from __future__ import annotations

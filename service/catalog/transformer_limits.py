@@ -50,8 +50,8 @@ def experimental_samplers(family: Family, image_conditioning: str | None, *, dis
     """The samplers that models of the family can run, but that nothing shows to help.
 
     Args:
-        image_conditioning: of the entry. With "channels" the network always wants a first frame: no image model.
-        distilled: whether guidance is folded into the network: it then has no answer without the prompt to go back with.
+        image_conditioning: of the entry. With "channels" the network always wants a first frame.
+        distilled: whether guidance is folded into the network, whose answer without the prompt then means nothing.
     """
     return EXPERIMENTAL if family == WAN and image_conditioning != "channels" and not distilled else ()
 

@@ -142,7 +142,7 @@ def test_released_networks_have_as_many_numbers_as_their_configs_say(name: str) 
 @pytest.mark.parametrize(
     ("name", "halves"),
     [
-        ("animatediff", 1),
+        pytest.param("animatediff", 1, marks=slow),
         *(
             pytest.param(name, 2, marks=slow)
             for name in ("animatediff", "animatediff-sdxl", "modelscope", "videocrafter2")
