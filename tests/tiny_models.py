@@ -5,8 +5,11 @@ The networks are those of the golden files, so that results can be compared with
 
 from __future__ import annotations
 
+import atexit
 import json
 import shutil
+import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +54,16 @@ class Golden:
 
 def save_model(family: str, folder: Path) -> ModelEntry:
     """Save a complete model into `folder` and return its registry entry."""
+    shutil.copytree(_saved(family), folder, dirs_exist_ok=True)
+    torch.manual_seed(0)  # of what the test draws next
+    return write_entry(folder, family)
+
+
+@cache
+def _saved(family: str) -> Path:
+    """A folder with all files of the family's model; made once per process."""
+    folder = Path(tempfile.mkdtemp(prefix=f"tiny-{family}-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     golden = Golden(family)
     torch.manual_seed(0)
     animatediff = family == "animatediff"
@@ -69,7 +82,7 @@ def save_model(family: str, folder: Path) -> ModelEntry:
         config = golden.meta.get("scheduler") or golden.meta["inner_scheduler"]
         (folder / name).mkdir()
         (folder / name / "scheduler_config.json").write_text(json.dumps(config))
-    return write_entry(folder, family)
+    return folder
 
 
 def animatediff_without_image_parts(folder: Path) -> Path:

@@ -125,7 +125,7 @@ def list_models() -> None:
     from service.settings import load_settings
 
     registry = ModelRegistry.of(load_settings())
-    columns = ("model", "family", "weights here", "offered", "LoRAs", "GPU memory", "licence of the weights")
+    columns = ("model", "family", "here", "offered", "LoRAs", "GPU memory", "licence")
     table = Table(*columns, box=None, pad_edge=False)
     for name, entry in registry.known.items():
         here, offered = ("no" if entry.missing else "yes"), ("yes" if name in registry.ids() else "no")

@@ -36,8 +36,8 @@ def test_both_files_pin_and_the_second_adds_to_the_first() -> None:
 
 def test_the_worker_image_installs_the_pins_for_cuda() -> None:
     text = IMAGES["ivmix-worker"].read_text()
-    assert "-c constraints-gpu.txt '.[worker]'" in text
-    assert "-c constraints.txt '.[api]'" in IMAGES["ivmix-service"].read_text()
+    assert "-c constraints-gpu.txt '.[worker,otel]'" in text
+    assert "-c constraints.txt '.[api,otel]'" in IMAGES["ivmix-service"].read_text()
 
 
 def run(*command: str) -> str:

@@ -142,6 +142,7 @@ def test_repository_is_pinned_and_fetched(
 ENDS = ("lora_A.weight", "lora_B.weight")
 
 
+@pytest.mark.slow
 def test_lora_and_textual_inversion(machine: Machine, model: Path, pipeline: Path, tmp_path: Path) -> None:
     place = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
     lora = dict(zip((f"{place}.{end}" for end in ENDS), (torch.randn(2, 16), 100 * torch.randn(16, 2)), strict=True))
@@ -186,6 +187,7 @@ def test_distilled_motion_modules(machine: Machine, model: Path, pipeline: Path,
     machine.refused("write lightning or lcm", "n", *options, "--distilled", "turbo")
 
 
+@pytest.mark.slow
 def test_image_model_and_base(machine: Machine, model: Path, tmp_path: Path) -> None:
     """A video model from a folder, its image model from a single file; and a UNet alone with the rest of a model."""
     save_model("modelscope", tmp_path)

@@ -45,6 +45,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine
         yield machine
 
 
+@pytest.mark.slow
 def test_one_file_makes_the_clip_of_its_diffusers_folder(machine: Machine, folders: Path) -> None:
     machine.add(
         *("folder", "--from", folders / "base", "--motion-adapter", folders / "pair" / "motion_adapter"),

@@ -48,6 +48,7 @@ def test_prompt_that_cannot_be_drawn_is_one_clear_sentence(tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_server_and_generate_without_one_make_the_same_video(demo_server: str, tmp_path: Path) -> None:
     url, request = demo_server, (PROMPT, "--steps", "2", "--seed", "5")
     run = ivmix("submit", *request, "-o", "out.mp4", "--url", url, cwd=tmp_path)

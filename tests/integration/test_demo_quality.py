@@ -53,6 +53,7 @@ def test_demo_clip_shows_a_red_circle_moving_right_on_teal_without_watermark(eng
     assert plain["watermark"] > mixed["watermark"] + 0.3  # what the image model takes away
 
 
+@pytest.mark.slow
 def test_background_is_the_prompts_and_not_the_noises(engine: Engine, judges: Judges) -> None:
     """Before stage `start` of the recipe, start noise that happened to be bright made a quarter of black ones pink."""
     n = 8

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests import browser
 from tests.processes import clean_environment, light_engine
 from tests.terminal import Terminal
@@ -35,6 +37,7 @@ def test_without_a_terminal_each_step_is_one_line(tmp_path: Path) -> None:
         assert [(video["size"], video["ended"]) for video in played] == [([384, 384], True), ([1152, 464], True)]
 
 
+@pytest.mark.slow
 def test_in_a_terminal_each_step_gets_its_mark_and_no_log_line_is_between_them(tmp_path: Path) -> None:
     with Terminal(DEMO, cwd=tmp_path, env=clean_environment() | light_engine()) as terminal:
         assert terminal.wait() == 0, terminal.text

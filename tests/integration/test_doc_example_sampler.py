@@ -25,6 +25,7 @@ def test_the_example_makes_a_clip(
     assert read_mp4(tmp_path / "clip.mp4").shape == (8, 384, 384, 3)
 
 
+@pytest.mark.slow
 def test_the_example_that_starts_from_a_picture_makes_a_clip_that_begins_like_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -89,6 +89,7 @@ def test_keys_reach_it_whatever_happened_to_its_configuration(
         config.write_text(kept)
 
 
+@pytest.mark.slow
 def test_the_log_says_why_the_server_was_restarted(tmp_path: Path) -> None:
     with ivmix_up(tmp_path / "data", "--workers", "0") as (process, _):
         os.kill(wait_for(lambda: running(process.pid, SERVER)), signal.SIGKILL)

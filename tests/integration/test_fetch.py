@@ -245,6 +245,7 @@ def test_download_that_is_killed_goes_on_where_it_was(machine: Machine, hub: Hub
     assert not list(machine.weights_dir.rglob("*.part"))
 
 
+@pytest.mark.slow
 def test_weights_that_changed_on_disk_are_found_by_verify_and_refused_by_the_worker(
     machine: Machine, hub: Hub, files: dict[str, bytes]
 ) -> None:

@@ -63,6 +63,7 @@ def test_arm_of_a_comparison_is_the_clip_of_that_sampler_alone(tmp_path: Path, m
     assert abs(clip - arm).mean() < 2, "the same pixels, coded twice"
 
 
+@pytest.mark.slow
 def test_clip_starts_from_a_picture_and_from_a_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     y, x = np.mgrid[:384, :384]

@@ -179,6 +179,7 @@ def index_that(kind: str) -> Iterator[str]:
                 yield "no url"
 
 
+@pytest.mark.slow
 def test_without_any_index_the_end_of_the_log_is_shown(project: Path) -> None:
     nowhere = f"http://127.0.0.1:{free_port()}/simple"
     ran = install(project, environment(nowhere, "") | {"PIP_RETRIES": "0"})

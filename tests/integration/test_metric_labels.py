@@ -37,6 +37,7 @@ def test_invented_methods_are_one_label(client: TestClient, usual: str) -> None:
     assert 'method="other",route="none"' in after
 
 
+@pytest.mark.slow
 def test_even_of_a_new_process_they_do_not_double_the_size(client: TestClient) -> None:
     metrics(client)
     before = metrics(client)

@@ -310,7 +310,8 @@ def test_a_record_is_rebuilt_from_its_manifest(services: Services) -> None:
     assert manifest.output == before.output
     services.redis.flushall()
     assert dict(Recovery(services.store, services.storage, 3600.0).run()) == {before.id: Finding.REBUILT}
-    differing = {"completed_at", "expires_at"}
+    differing = {"completed_at", "expires_at", "gpu_ms"}  # 0.1.0 did not count GPU time; the manifest has the timings
+    assert (before.gpu_ms, job(services, "completed").gpu_ms) == (0, 2000)
     assert job(services, "completed").model_dump(exclude=differing) == before.model_dump(exclude=differing)
 
 

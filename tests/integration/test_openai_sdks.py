@@ -36,6 +36,7 @@ def new_key(data: Path) -> Callable[[], str]:
     return make
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("version", ["2.8.1", "3.54.0"])
 def test_the_python_sdk_of_openai(url: str, new_key: Callable[[], str], tmp_path: Path, version: str) -> None:
     script = str(SCRIPTS / "openai_videos.py")

@@ -118,6 +118,7 @@ def test_a_table_is_of_one_protocol_only(commands: ForkedCommands, sharded: Path
     assert (status, "protocol mismatch" in printed) == (1, True), printed
 
 
+@pytest.mark.slow
 def test_a_service_makes_the_same_clips_and_no_job_twice(
     commands: ForkedCommands, demo_server: str, tmp_path: Path
 ) -> None:

@@ -86,6 +86,7 @@ def run_all(commands: tuple[tuple[str, ...], ...], **environment: str) -> list[s
         return list(pool.map(lambda command: run(*command, **environment), commands))
 
 
+@pytest.mark.slow
 def test_a_wrong_password_ends_every_command_in_time(folder: Path) -> None:
     with Valkey(folder / "redis") as server:
         url = server.url.replace("secret", "wrong")
@@ -148,6 +149,7 @@ def test_a_data_folder_that_cannot_be_used(prepare: Any, folder: Path) -> None:
         assert_sentence(run(*command, user=OTHER_USER, IVMIX_DATA_DIR=str(data)), str(data), "IVMIX_DATA_DIR")
 
 
+@pytest.mark.slow
 def test_a_folder_of_another_process_type(folder: Path) -> None:
     """Storage and scratch folders are used by the API and by workers."""
     (folder / "data").write_text("")
@@ -167,6 +169,7 @@ def test_no_home_and_no_entry_in_passwd() -> None:
         assert_sentence(ran, "no home folder", "IVMIX_DATA_DIR")
 
 
+@pytest.mark.slow
 def test_ports_in_use(folder: Path) -> None:
     with Valkey(folder / "redis") as server, socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])

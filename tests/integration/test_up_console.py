@@ -47,6 +47,7 @@ def test_a_terminal_shows_steps_and_who_is_ready_where_and_the_log_is_in_a_file(
     assert lines[-1] == "stopping"
 
 
+@pytest.mark.slow
 def test_logs_of_several_runs_are_in_one_file_and_logs_shows_them_in_the_terminal(tmp_path: Path) -> None:
     log = tmp_path / "data" / "logs" / "up.log"
     log.parent.mkdir(parents=True)
@@ -74,6 +75,7 @@ def test_a_large_log_is_set_aside_when_the_next_run_starts(tmp_path: Path) -> No
         assert log.with_suffix(".log.1").exists() is is_set_aside
 
 
+@pytest.mark.slow
 def test_a_second_up_in_a_terminal_ends_and_leaves_the_log_to_the_first(tmp_path: Path) -> None:
     data = tmp_path / "data"
     log = data / "logs" / "up.log"
@@ -105,6 +107,7 @@ def test_a_log_that_cannot_be_written_is_one_sentence(tmp_path: Path, name: str)
     assert str(wrong) in line
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_be_loaded_is_shown_with_the_reason(tmp_path: Path) -> None:
     reason = light_engine(LOAD_ERROR="extra.bin is no safetensors file")
     with up_in_terminal(tmp_path / "data", **reason) as terminal:

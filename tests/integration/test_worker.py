@@ -87,6 +87,7 @@ def test_function_that_is_not_ours_is_not_run(
     assert not (tmp_path / "owned").exists()
 
 
+@pytest.mark.slow
 def test_model_that_does_not_load_leaves_the_worker_running_until_it_is_stopped(
     services: Services, environment: dict[str, str], tmp_path: Path
 ) -> None:

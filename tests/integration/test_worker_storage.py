@@ -84,6 +84,7 @@ def on_scratch(services: Services, job_id: str) -> list[Path]:
     return list((services.settings.scratch_folder / job_id).glob("*/manifest.json"))
 
 
+@pytest.mark.slow
 def test_a_short_outage_is_waited_out_a_long_one_fails_the_job_and_the_worker_goes_on(
     services: Services, proxy: FaultyProxy, environment: dict[str, str]
 ) -> None:

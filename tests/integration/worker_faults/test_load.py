@@ -34,6 +34,7 @@ def failure(services: Services) -> str | None:
     return services.loads.failures(["demo"]).get("demo")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("maintenance")
 def test_an_idle_worker_that_loses_its_models_says_so_and_jobs_fail_until_it_has_them_again(
     services: Services, environment: dict[str, str], submit: Callable[..., str], broken: Path, tmp_path: Path

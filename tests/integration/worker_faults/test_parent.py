@@ -36,6 +36,7 @@ def test_job_of_a_killed_parent_is_requeued_when_its_lease_ends(
         assert completed(services, job_id).attempt == 2
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("signals", [1, 3])
 def test_stopped_worker_hands_its_job_back_uncharged_with_its_state(
     services: Services, environment: dict[str, str], submit: Callable[..., str], queue: Queue, signals: int
@@ -54,6 +55,7 @@ def test_stopped_worker_hands_its_job_back_uncharged_with_its_state(
     assert int(stored) >= 10
 
 
+@pytest.mark.slow
 def test_worker_that_is_stopped_between_taking_and_starting_a_job_hands_it_back(
     services: Services, environment: dict[str, str], submit: Callable[..., str], queue: Queue, tmp_path: Path
 ) -> None:
@@ -112,6 +114,7 @@ def test_zombie_that_wakes_up_commits_nothing(
     wait_for(is_tidy, timeout_s=WAIT_S, hint="for the zombie's files to be removed")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("maintenance")
 def test_zombie_that_wakes_up_while_another_works_commits_nothing(
     services: Services, environment: dict[str, str], submit: Callable[..., str], tmp_path: Path

@@ -33,6 +33,7 @@ def test_running_job_continues_while_redis_is_killed(
         assert child_of(process.pid) == child, "the models stayed loaded"
 
 
+@pytest.mark.sample(1)
 @pytest.mark.usefixtures("maintenance")
 @pytest.mark.parametrize("outage", ["killed", "frozen"])
 def test_video_that_is_finished_while_redis_is_unreachable_is_kept(
@@ -65,6 +66,7 @@ def test_waiting_job_whose_queue_entry_is_gone_is_done(
         completed(services, job_id)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.usefixtures("maintenance")
 @pytest.mark.parametrize(("field", "value"), [("data", b"garbage"), ("created_at", b"garbage")])
 def test_queue_entry_that_cannot_be_read_stops_neither_its_job_nor_the_worker(

@@ -33,6 +33,7 @@ def test_next_job_is_sampled_while_the_last_one_is_stored(
     assert done[0].completed_at <= done[1].completed_at
 
 
+@pytest.mark.slow
 def test_third_job_waits_until_the_first_is_stored(
     services: Services, environment: dict[str, str], submit: Callable[..., str]
 ) -> None:
@@ -68,6 +69,7 @@ def test_child_that_breaks_while_it_stores_costs_both_jobs_an_attempt(
     assert failed.attempt == 3
 
 
+@pytest.mark.slow
 def test_killed_child_has_two_jobs_and_both_are_done(
     services: Services, environment: dict[str, str], two: Callable[[], tuple[str, str]]
 ) -> None:
@@ -104,6 +106,7 @@ def test_stopped_worker_stores_what_is_finished_and_hands_the_other_back(
     assert generate_queue(services.redis, "demo").job_ids == [second]
 
 
+@pytest.mark.slow
 def test_stopped_worker_does_not_wait_for_ever_for_a_clip_to_be_stored(
     services: Services, environment: dict[str, str], two: Callable[[], tuple[str, str]]
 ) -> None:

@@ -44,6 +44,7 @@ def test_our_loop_passes_the_gate(family: Family) -> None:
     assert 0 < max(errors["B"].values()) < 1e-5  # other kernels, so not the very same run
 
 
+@pytest.mark.slow
 def test_half_precision_is_allowed_its_rounding_and_no_more(networks: Pair) -> None:
     half = networks.copy(torch.bfloat16)
     plain = released(half, "")

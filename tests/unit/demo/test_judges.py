@@ -65,6 +65,7 @@ def test_size_spread_is_that_of_the_drawn_shapes() -> None:
     assert size_spread(clips).tolist() == pytest.approx([0, 1 / 3], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_size_spread_separates_unrelated_frames_from_a_clip(
     judges: Judges, clips: tuple[Tensor, Tensor, Scenes]
 ) -> None:

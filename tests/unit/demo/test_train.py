@@ -47,6 +47,7 @@ def test_stage_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path: Path, mo
     torch.testing.assert_close(fitted(parts), expected, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_recipe_makes_the_files_that_are_committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All stages from nothing, two steps each."""
     monkeypatch.setattr(train, "VAE_CLIPS", 12)

@@ -83,7 +83,11 @@ def test_there_and_back_between_usual_levels_is_exact_to_rounding() -> None:
         assert (z - x).abs().max() < 2e-15
 
 
-@given(src=st.floats(0, 1), dst=st.floats(0, 1))
+# Schedules end at 0 or at 1/1000. Between them abar is near 1, where a float keeps few digits of 1 - abar.
+flow_levels = st.one_of(st.just(0.0), st.floats(1e-3, 1))
+
+
+@given(src=flow_levels, dst=flow_levels)
 def test_a_move_of_a_flow_is_one_of_euler(src: float, dst: float) -> None:
     """z' = z + (s' - s) v, for z = x / (a + b)."""
     before, after = alpha_at(src), alpha_at(dst)

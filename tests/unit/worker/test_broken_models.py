@@ -66,7 +66,7 @@ def test_broken_folder_is_refused_by_name_and_with_the_way_out(good: Path, tmp_p
     check(case, refusal_of_both(broken_model(good, tmp_path / "model", case)))
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", SDXL_CASES)
 def test_broken_sdxl_folder_is_refused_by_name_and_with_the_way_out(sdxl: Path, tmp_path: Path, name: str) -> None:
     case = SDXL_CASES[name]

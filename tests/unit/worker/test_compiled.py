@@ -84,6 +84,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [message for message in found if "beta_schedule" not in message]
 
 
+@pytest.mark.slow
 def test_latents_are_those_of_the_plain_path(entry: ModelEntry, caplog: pytest.LogCaptureFixture) -> None:
     models = compiled(entry, BlockCompiler("eager"))
     found = clip(models)
@@ -174,6 +175,7 @@ def test_blocks_of_one_shape_are_compiled_once_also_in_another_network() -> None
     assert order == [0, 1, 0, 1, 2, 2, 2] * 2
 
 
+@pytest.mark.slow
 def test_low_memory_mode_compiles_its_smaller_calls() -> None:
     def answer(unet: Any) -> Tensor:
         texts = torch.randn(2, 1, 5, 8, generator=Generator().manual_seed(3))

@@ -260,6 +260,7 @@ def test_files_in_memory_are_bounded_and_a_changed_one_is_refused(folder: Path, 
     assert torch.equal(cache.get("flat").tensor(min(files["flat"])), files["flat"][min(files["flat"])])
 
 
+@pytest.mark.slow
 def test_verify_and_load_refuse_what_a_request_could_not_use(folder: Path, entry: ModelEntry) -> None:
     lines = [line.partition(" (")[0] for line in verify(entry)]
     assert [line for line in lines if line.startswith("sel")] == [f"selectable_loras.{i}: OK" for i in range(6)]

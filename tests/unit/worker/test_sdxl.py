@@ -227,6 +227,7 @@ def kohya(theirs: Any) -> dict[str, Tensor]:
     }
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     ("network", "kind"),
     [
