@@ -69,7 +69,7 @@ def test_ablations_and_the_table_run_to_their_end(tmp_path: Path) -> None:
     assert "first-frame" in bench("table", str(tmp_path / "run"), "--clips", "1", "--permutations", "19")
 
 
-def test_one_clip_and_what_the_model_cannot_do_are_told_before_it(tmp_path: Path) -> None:
+def test_what_the_model_cannot_run_is_refused_before_any_clip_is_made(tmp_path: Path) -> None:
     assert len(run(tmp_path / "run", "--limit", "1", "--arms", "iv-mixed", "--no-features", steps=1)) == 2
     for options, message in (
         (("--ablation", "combinations"), "IV-IV.* is not offered"),
