@@ -15,6 +15,7 @@ from threading import Lock
 from pydantic import Field
 from redis import Redis
 
+from service.errors import NotReplicated
 from service.frozen_model import FrozenModel
 from service.redis_connection.replication import Replication
 from service.redis_scripts import UntypedRedis
@@ -68,6 +69,9 @@ class KeyStore:
 
         Args:
             owner: id of the key whose videos the new key shares; default: the new key's own id.
+
+        Raises:
+            NotReplicated: too few replicas have the key. It is deleted again.
         """
         key_id = f"key_{secrets.token_hex(8)}"
         record = ApiKey(
@@ -81,7 +85,11 @@ class KeyStore:
             gpu_seconds_per_day=gpu_seconds_per_day,
         )
         secret = f"ivmix_{secrets.token_urlsafe(32)}"
-        self._replication.run(self._redis, "HSET", KEYS, digest_of(secret), record.model_dump_json())
+        try:
+            self._replication.run(self._redis, "HSET", KEYS, digest_of(secret), record.model_dump_json())
+        except NotReplicated:  # its secret is not shown, so it is useless
+            self._redis.hdel(KEYS, digest_of(secret))
+            raise
         return record, secret
 
     def find_cached(self, digest: str) -> ApiKey | None:

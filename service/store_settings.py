@@ -144,6 +144,11 @@ class StoreSettings(BaseSettings):
     def _has_fitting_redis_options(self) -> Self:
         if problem := option_problem(self.redis_url, self._redis_options()):
             raise ValueError(problem)
+        if self.redis_wait_replicas and self.redis_url is None:
+            raise ValueError(
+                f"{PREFIX}REDIS_WAIT_REPLICAS={self.redis_wait_replicas} is set, but {PREFIX}REDIS_URL is not, and the "
+                "embedded server has no replicas; set both, or none"
+            )
         return self
 
     def _missing(self) -> list[str]:

@@ -9,6 +9,7 @@ URL's path.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -140,6 +141,15 @@ def traces_url(endpoint: str) -> str:
     """Where spans are sent to."""
     url = endpoint.rstrip("/")
     return url if url.endswith(PATH) else url + PATH
+
+
+def receiver_headers() -> dict[str, str]:
+    """What OpenTelemetry's own variables add to requests to the receiver, such as a token; needs its libraries."""
+    from opentelemetry.util.re import parse_env_headers
+
+    names = ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS")
+    given = next((os.environ[name] for name in names if os.environ.get(name)), "")
+    return dict(parse_env_headers(given, liberal=True))
 
 
 def _provider(endpoint: str, process: str) -> Any:

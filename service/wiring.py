@@ -45,6 +45,7 @@ class Services:
     settings: Settings
     redis: Redis
     probe: Redis  # the same server with short timeouts, for health checks
+    replication: Replication
     store: JobStore
     loads: ModelLoads
     keys: KeyStore
@@ -91,6 +92,7 @@ def open_services(settings: Settings, process: str = "") -> Services:
         settings=settings,
         redis=redis,
         probe=open_redis(url, reply_timeout_s=0.4, connect_timeout_s=0.4, retries=0),
+        replication=replication,
         store=JobStore(
             redis,
             retention_seconds=settings.retention_seconds,

@@ -82,6 +82,11 @@ def full_memory(services: Services, _folder: Path) -> Generator[Settings]:
 
 
 @contextmanager
+def without_the_replicas_to_wait_for(services: Services, _folder: Path) -> Generator[Settings]:
+    yield services.settings.model_copy(update={"redis_wait_replicas": 1, "redis_wait_s": 0.05})
+
+
+@contextmanager
 def absent_redis(services: Services, _folder: Path) -> Generator[Settings]:
     yield services.settings.model_copy(update={"redis_url": f"redis://127.0.0.1:{free_port()}"})
 
@@ -204,6 +209,7 @@ CASES: list[tuple[Break, str, Level, str]] = [
     (synced_every_second, "persistence", Level.WARNING, "everysec"),
     (evicting, "memory", Level.PROBLEM, "maxmemory-policy is allkeys-lru"),
     (full_memory, "memory", Level.PROBLEM, "Redis is full"),
+    (without_the_replicas_to_wait_for, "replicas", Level.PROBLEM, "new videos get 503: 0 of"),
     (absent_redis, "redis", Level.PROBLEM, "no Redis answers"),
     (wrong_password, "redis", Level.PROBLEM, "rejects the user or password"),
     (file_as_data_folder, "folders", Level.PROBLEM, "is not a folder"),

@@ -25,11 +25,12 @@ class ReceivedSpan:
 
 
 class OtlpReceiver:
-    """A context. `spans` has everything that has arrived."""
+    """A context. `spans` has everything that has arrived; `tokens` are the Authorization headers of all requests."""
 
     def __init__(self) -> None:
         self.spans: list[ReceivedSpan] = []
         self.bodies: list[bytes] = []
+        self.tokens: list[str | None] = []
         receiver = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -37,6 +38,7 @@ class OtlpReceiver:
                 body = self.rfile.read(int(self.headers["content-length"]))
                 body = gzip.decompress(body) if self.headers.get("content-encoding") == "gzip" else body
                 receiver.bodies.append(body)
+                receiver.tokens.append(self.headers.get("authorization"))
                 if self.path == "/v1/traces":
                     receiver.spans += _decoded(body)
                 self.send_response(200 if self.path == "/v1/traces" else 404)

@@ -26,7 +26,7 @@ from service.settings import load_settings
 from worker.child.engine import Engine
 from worker.child.fingerprint import weights_digest
 from worker.child.start_noise import start_noise
-from worker.networks.prompt_tokens import PromptTooLong
+from worker.networks.text_encoder import PromptTooLong, TextOptions
 
 
 @cache
@@ -78,7 +78,7 @@ class LocalMaker:
 
     def _fits(self, text: str) -> bool:
         try:
-            self.engine.models.check_length(text)
+            self.engine.models.check_length([text], TextOptions.of(self._entry))
         except PromptTooLong:
             return False
         return True
@@ -130,7 +130,7 @@ def sampled_together(engine: Engine, generations: Sequence[Generation]) -> list[
     models, first = engine.models, generations[0]
     plan = engine.plan(first)
     models.loras.use(first.loras)
-    image, video = engine.denoisers(first, prompts=[generation.prompt for generation in generations])
+    image, video = engine.denoisers(*generations)
     generators = [torch.Generator().manual_seed(generation.seed) for generation in generations]
     shape = models.latents_shape(first)
     noise = [start_noise(shape, *pair, plan) for pair in zip(generators, generations, strict=True)]

@@ -17,8 +17,9 @@ SCHEDULER_FILE = "scheduler_config.json"
 # What diffusers' DDIMScheduler does where its config lacks a key; the sampler's `RUN` and `TRAINING` say the same.
 DDIM_SPACING = Spacing(timestep_spacing="leading", steps_offset=0, set_alpha_to_one=True, num_train_timesteps=1000)
 SPACING_KEYS = ("timestep_spacing", "steps_offset", "set_alpha_to_one", "num_train_timesteps")
-# diffusers' names of the shift: of its UniPC, DPM-Solver and Euler solvers, and of FlowMatchEulerDiscreteScheduler.
-FLOW_SHIFT_KEYS = ("flow_shift", "shift")
+# diffusers' names of the shift: that of FlowMatchEulerDiscreteScheduler, and that of UniPC and DPM-Solver. A config
+# that was made from one of another class has both, and its class reads its own.
+FLOW_SHIFT_KEYS = ("shift", "flow_shift")
 
 
 class ScheduleOverrides(FrozenModel):
@@ -90,8 +91,9 @@ def flow_spacing(named: float | None, scheduler: Component) -> FlowSpacing:
     stored = _read(scheduler)
     if stored is None:
         return FlowSpacing(shift=1.0, is_estimate=True)
+    is_euler = stored.get("_class_name") == "FlowMatchEulerDiscreteScheduler"
     try:
-        return FlowSpacing(shift=next((stored[key] for key in FLOW_SHIFT_KEYS if key in stored), 1.0))
+        return FlowSpacing(shift=stored.get("shift" if is_euler else "flow_shift", 1.0))
     except ValueError:  # as in `run_spacing`
         return FlowSpacing(shift=1.0, is_estimate=True)
 

@@ -15,6 +15,7 @@ from service.errors import ConfigurationError
 from service.maintenance.backup import Backup
 from service.maintenance.backup_file import BackupWriter
 from service.maintenance.restore import Restore
+from service.redis_connection.replication import Replication
 from service.settings import load_settings
 
 
@@ -32,10 +33,13 @@ def back_up(target: Path) -> None:
 
 
 def restore(path: Path, *, merge: bool) -> None:
-    with reachable_redis(load_settings()) as redis:
+    settings = load_settings()
+    with reachable_redis(settings) as redis:
         job = Restore(redis)
         first = job.run(path, merge=merge)
         AuditLog(redis).record("backup.restored", path.name, actor=person(), merge=merge, **job.counts)
+        # Otherwise a failover could lose what is reported as restored.
+        Replication(settings.redis_wait_replicas, settings.redis_wait_s).require(redis)
     made_at = datetime.fromtimestamp(first["made_at"], UTC).strftime("%Y-%m-%d %H:%M UTC")
     counts = ", ".join(f"{count} {what}" for what, count in sorted(job.counts.items()))
     typer.echo(f"restored the backup of {made_at}, made by {first['made_by']}: {counts or 'nothing'}")

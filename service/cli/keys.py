@@ -48,9 +48,8 @@ def create_key(
             max_waiting=max_waiting,
             gpu_seconds_per_day=gpu_seconds,
         )
-        audit.record(
-            "key.created", made.id, actor=person(), name=made.name, scopes=sorted(made.scopes), owner=made.owner
-        )
+        about = made.model_dump(mode="json", exclude={"id", "created_at"}, exclude_none=True)
+        audit.record("key.created", made.id, actor=person(), **about | {"scopes": sorted(made.scopes)})
         typer.echo(f"{made.id} {made.name}: {', '.join(sorted(made.scopes))}", err=True)
         typer.echo(secret)
 

@@ -34,6 +34,7 @@ def run(*, is_dry: bool, may_delete: bool) -> None:
         if not is_dry:
             rebuilt = counts[Finding.REBUILT]
             AuditLog(services.redis).record("records.recovered", "storage", actor=person(), rebuilt=rebuilt)
+            services.replication.require(services.redis)  # otherwise a failover could lose what is reported as rebuilt
         summary = ", ".join(f"{count} {finding}" for finding, count in counts.items())
         typer.echo(f"{sum(counts.values())} videos in the storage: {summary}{' (dry run)' if is_dry else ''}")
         _lost_files(recovery, may_delete=may_delete and not is_dry)

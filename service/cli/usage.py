@@ -21,7 +21,7 @@ PAGE = 500
 
 def show(*, first: str | None, last: str | None, owner: str | None, as_csv: bool) -> None:
     end = _date(last) if last else datetime.now(UTC).date()
-    begin = _date(first) if first else end - timedelta(days=29)
+    begin = _date(first) if first else end - timedelta(days=min(29, end.toordinal() - 1))
     with reachable_redis(load_settings()) as redis:
         names = {key.id: key.name for key, _ in KeyStore(redis).list()}
         store, rows = UsageStore(redis), _Rows(as_csv=as_csv)

@@ -15,7 +15,7 @@ from service.environment import PREFIX
 from service.errors import ConfigurationError
 from service.process.ports import bind_port
 from service.settings import Settings
-from service.tracing import Tracing, traces_url
+from service.tracing import Tracing, receiver_headers, traces_url
 
 HTTP_TIMEOUT_S = 3.0
 WIDEST_NETWORK = {4: 8, 6: 16}  # shortest prefix of a network of proxies, by IP version
@@ -99,8 +99,8 @@ def check_traces(settings: Settings) -> Findings:
         return
     try:
         Tracing(endpoint).close()
-        url = traces_url(endpoint)
-        reply = httpx2.post(url, headers={"content-type": "application/x-protobuf"}, timeout=HTTP_TIMEOUT_S)
+        headers = receiver_headers() | {"content-type": "application/x-protobuf"}
+        reply = httpx2.post(traces_url(endpoint), headers=headers, timeout=HTTP_TIMEOUT_S)
     except ConfigurationError as e:
         yield problem("traces", e.message)
     except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as e:

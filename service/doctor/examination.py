@@ -15,11 +15,12 @@ from service.doctor.folders import check_folders
 from service.doctor.machine import CONSTRAINTS, check_machine
 from service.doctor.models import check_models
 from service.doctor.processes import check_keys, check_maintenance, check_webhooks, check_workers
-from service.doctor.server import absent, check_server
+from service.doctor.server import absent, check_replicas, check_server
 from service.doctor.storage import check_storage
 from service.errors import ServiceError
 from service.process.embedded_valkey import find_valkey_binary, reach_or_start, running_server_url
 from service.redis_connection.check import RedisAway, check_redis
+from service.redis_connection.sentinel_url import is_sentinel
 from service.settings import Settings, load_settings
 from service.wiring import Services, open_services, open_storage
 
@@ -73,6 +74,9 @@ def _redis(settings: Settings, now: Callable[[], float]) -> Findings:
 
 def _stored(services: Services) -> Findings:
     redis, settings = services.redis, services.settings
+    uses_sentinels = is_sentinel(services.redis_url)
+    replicas = partial(check_replicas, redis, services.replication, uses_sentinels=uses_sentinels)
+    yield from _guarded("replicas", replicas)
     yield from _guarded("API keys", lambda: check_keys(services.keys, settings))
     yield from _guarded("webhooks", lambda: check_webhooks(redis, services.webhooks.outbox, time.time()))
     yield from _guarded("maintenance", lambda: check_maintenance(redis))

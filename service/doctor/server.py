@@ -6,10 +6,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from redis import Redis
 from redis import exceptions as errors
 
 from service.doctor.clocks import clock_finding
 from service.doctor.finding import Finding, Findings, ok, problem, warning
+from service.errors import NotReplicated
+from service.redis_connection.replication import Replication
 from service.redis_scripts import UntypedRedis
 
 SLOW_PING_S = 0.05
@@ -94,6 +97,21 @@ def _configured(redis: UntypedRedis, name: str) -> str | None:
     except errors.ResponseError:
         return None
     return found.decode() if isinstance(found, bytes) else found
+
+
+def check_replicas(redis: Redis, replication: Replication, *, uses_sentinels: bool) -> Findings:
+    """A request that creates a video waits for replicas, if it is to."""
+    if not replication.replicas:
+        if uses_sentinels:
+            message = "a failover can lose accepted videos: IVMIX_REDIS_WAIT_REPLICAS is 0"
+            yield warning("replicas", message, "set it to 1 in all processes; docs/stores.md")
+        return
+    try:
+        replication.require(redis)
+    except NotReplicated as e:
+        yield problem("replicas", f"new videos get 503: {e.message}")
+    else:
+        yield ok("replicas", f"{replication.replicas} or more have a change within {replication.timeout_s:g} s")
 
 
 def absent(message: str) -> Finding:

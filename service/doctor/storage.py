@@ -27,7 +27,8 @@ def check_storage(storage: VideoStorage, settings: Settings, now: float) -> Find
     Args:
         now: unix time of this machine.
     """
-    name = f"bucket {settings.s3_bucket}" if settings.storage == "s3" else f"files in {settings.data_dir}/storage"
+    bucket = f"bucket {settings.s3_bucket}{f', prefix {settings.s3_prefix}' if settings.s3_prefix else ''}"
+    name = bucket if settings.storage == "s3" else f"files in {settings.data_dir}/storage"
     try:
         storage.check()
     except ServiceError as e:

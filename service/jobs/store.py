@@ -155,6 +155,8 @@ class JobStore(JobReader):
     def find_by_idempotency_key(self, owner: str, idempotency: Idempotency) -> list[Job]:
         """As `JobReader`; the jobs are on enough replicas to be acknowledged again. Raises NotReplicated otherwise."""
         jobs = super().find_by_idempotency_key(owner, idempotency)
+        if not jobs:
+            return []
         return jobs if self._replication.has(self._redis, [job_key(job.id) for job in jobs]) else []
 
     def restore(self, job: Job) -> bool:

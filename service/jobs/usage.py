@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from itertools import islice
 
 from redis import Redis
@@ -16,7 +16,7 @@ from redis import Redis
 from service.redis_scripts import UntypedRedis
 
 EPOCH = date(1970, 1, 1)
-KEPT_DAYS = 400
+KEPT_DAYS = 400  # as in shared/gpu_time.lua
 READ_AT_ONCE = 200
 
 
@@ -60,13 +60,16 @@ class UsageStore:
         limit: int = 100,
         after: tuple[date, str] | None = None,
     ) -> tuple[list[Usage], bool]:
-        """Return the usage from the first to the last day, the oldest first, and whether more follows.
+        """Return the usage from the first to the last day, the oldest first, and whether more follows. Days for which
+        there can be none are not looked at.
 
         Args:
             owner: None for all.
             after: day and owner after which the page starts.
         """
-        found = list(islice(self._walk(first, last, owner, after), limit + 1))
+        today, margin = datetime.now(UTC).date(), 1  # Redis' clock decides on the day
+        oldest, newest = today - timedelta(days=KEPT_DAYS + margin), today + timedelta(days=margin)
+        found = list(islice(self._walk(max(first, oldest), min(last, newest), owner, after), limit + 1))
         return found[:limit], len(found) > limit
 
     def _walk(self, first: date, last: date, owner: str | None, after: tuple[date, str] | None) -> Iterator[Usage]:

@@ -28,12 +28,13 @@ T = TypeVar("T")
 
 BATCH = 200  # keys read in one round trip
 CHUNK = 500  # entries of a large collection in one line
-WHOLE = re.compile(r"ivm:(job|webhook:delivery):")  # hashes that are read in one go: their fields belong together
+# Hashes that are read and written in one go: their fields belong together. The others are collections.
+WHOLE = re.compile(r"ivm:(job|idem|webhook:delivery|usage:\d+):")
 
 DERIVED = re.compile(
     r"""ivm:(
         jobs(:.*)? | index:.* | waiting:.* | active | ended | references
-        | lease:.* | preview:.* | loads:.* | rate.* | check:.* | maintenance | ready | events
+        | lease:.* | preview:.* | loads:.* | rate.* | check:.* | maintenance | ready | events | replicated
         | webhook:(busy|waiting|queue):.* | webhook:queues
     )""",
     re.VERBOSE | re.DOTALL,

@@ -11,15 +11,17 @@ from typing import Any
 from redis import Redis
 from redis.exceptions import ResponseError
 
+from service.audit_log import AUDIT
 from service.errors import ConfigurationError
 from service.jobs.keys import ACTIVE, INDEXED
 from service.jobs.restored_jobs import RestoredJobs
 from service.maintenance.backup import WHOLE, stage_of
 from service.maintenance.backup_file import Line, check_backup, read_backup
 from service.redis_scripts import UntypedRedis
+from service.settings_audit import KNOWN
 from service.signatures import SECRET_KEY
 
-MADE_BY_ITSELF = {SECRET_KEY, INDEXED}  # a process that only runs makes these
+MADE_BY_ITSELF = {SECRET_KEY, INDEXED, KNOWN, AUDIT}  # processes that only run make these
 
 
 @dataclass
@@ -110,7 +112,9 @@ def _write_list(redis: UntypedRedis, key: bytes, value: list[str]) -> None:
 
 
 def _write_stream(redis: UntypedRedis, key: bytes, value: list[tuple[str, list[list[str]]]]) -> None:
-    """Under its own id, unless the stream has newer entries already: they are kept, and it becomes the newest."""
+    """Under its own id, unless the stream has newer entries already: they are kept, and it becomes the newest. In the
+    audit log it goes to its place before them, because its id is its time."""
+    earlier: list[tuple[str, dict[bytes, bytes]]] = []
     for entry, pairs in value:
         if redis.xrange(key, entry, entry):
             continue
@@ -118,7 +122,30 @@ def _write_stream(redis: UntypedRedis, key: bytes, value: list[tuple[str, list[l
         try:
             redis.xadd(key, fields, id=entry)
         except ResponseError:
-            redis.xadd(key, fields)
+            if key == AUDIT.encode():
+                earlier.append((entry, fields))
+            else:
+                redis.xadd(key, fields)
+    if earlier:
+        _insert(redis, key, earlier)
+
+
+def _insert(redis: UntypedRedis, stream: bytes, earlier: list[tuple[str, dict[bytes, bytes]]]) -> None:
+    """Write a stream again with these entries in their places. It must be short, for it is held in memory."""
+
+    def write_again(pipe: UntypedRedis) -> None:
+        there = [(entry.decode(), fields) for entry, fields in pipe.xrange(stream)]
+        pipe.multi()
+        pipe.delete(stream)
+        for entry, fields in sorted([*there, *earlier], key=lambda pair: _position(pair[0])):
+            pipe.xadd(stream, fields, id=entry)
+
+    redis.transaction(write_again, stream)
+
+
+def _position(entry: str) -> tuple[int, ...]:
+    """Of an entry in its stream: milliseconds, and a number among those of one millisecond."""
+    return tuple(map(int, entry.split("-")))
 
 
 WRITERS: dict[str, Callable[[UntypedRedis, bytes, Any], None]] = {

@@ -12,6 +12,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from service.api_keys import digest_of
+from service.audit_log import AuditLog
 from service.jobs.job_list import JobFilter
 from service.jobs.model import Job, JobError, JobState, Phase
 from service.jobs.record_reader import Idempotency
@@ -21,7 +22,9 @@ from service.jobs.usage import UsageStore
 from service.maintenance.backup import CHUNK, chunks
 from service.maintenance.lost_job_reaper import LostJobReaper
 from service.maintenance.retention import Retention
+from service.redis_connection.replication import MARKER
 from service.settings import Settings
+from service.settings_audit import note_settings
 from service.storage import object_keys
 from service.wiring import Services
 from tests.commands import ivmix_here
@@ -172,6 +175,8 @@ def test_files_stored_after_the_backup_survive_a_restore(deployment: Deployment,
     later = create_job(services.store, generate_queue(services.redis, "demo"))
     finish(services, later.id, b"later", scratch=tmp_path)
     services.redis.flushall()
+    note_settings(services.redis, services.settings, services.signer)  # an API has started meanwhile
+    services.redis.set(MARKER, 1)
     assert command("restore", str(file)).returncode == 0
     maintained(services)
     assert [stored.size_bytes for stored in services.storage.list(object_keys.videos(later.id))]
@@ -191,6 +196,30 @@ def test_a_backup_is_never_written_over_what_is_there(deployment: Deployment, co
     assert deployment.queue.count(deployment.queued[0].id) == 1
     assert services.keys.find(digest_of(deployment.secret)) is not None
     assert services.webhooks.outbox.depth() == 2
+
+
+def test_a_merge_mixes_no_two_states(deployment: Deployment, command: Any, tmp_path: Path) -> None:
+    """A request, a day's usage and the audit log, before the loss and after it."""
+    services, owner = deployment.services, deployment.owner
+    store, queue, log = services.store, generate_queue(services.redis, "demo"), AuditLog(services.redis)
+    idempotency = Idempotency("key-2", "fingerprint")
+    store.create_many([make_job(owner=owner) for _ in range(2)], queue, idempotency=idempotency)
+    log.record("key.created", "key_1", actor="cli:x@y")
+    (created,) = log.newest_first()
+    file = back_up(command, tmp_path)
+    services.redis.flushall()
+    again = store.create(make_job(owner=owner), queue, idempotency=idempotency)
+    store.cancel(again.id)
+    log.record("key.revoked", "key_2", actor="cli:x@y")
+    days = date.today() - timedelta(days=2), date.today() + timedelta(days=2)
+    usage = UsageStore(services.redis).page(*days)
+    for _ in range(2):
+        assert command("restore", str(file), "--merge").returncode == 0
+    assert [job.id for job in store.find_by_idempotency_key(owner, idempotency)] == [again.id]
+    assert UsageStore(services.redis).page(*days) == usage
+    entries = list(log.newest_first())
+    assert [entry.action for entry in entries] == ["backup.restored"] * 2 + ["key.revoked", "key.created"]
+    assert entries[-1] == created
 
 
 def test_damaged_files_are_refused_as_a_whole(deployment: Deployment, command: Any, tmp_path: Path) -> None:

@@ -12,16 +12,18 @@ from typing import Any
 import pytest
 from rq import Worker
 
-from service.doctor.configuration import check_environment_proxy
+from service.doctor.configuration import check_environment_proxy, check_traces
 from service.doctor.examination import examine_settings
 from service.doctor.finding import Finding, Level
 from service.doctor.machine import check_packages
 from service.jobs.rq_queues import generate_queue
 from service.maintenance.leader import LEADER
 from service.settings import Settings
+from service.tracing import Tracing
 from service.wiring import Services, open_services
 from tests.broken_set_ups import CASES, Break, other_program
 from tests.commands import ivmix_here
+from tests.otlp_receiver import OtlpReceiver
 from tests.ports import free_port
 from tests.processes import clean_environment
 
@@ -113,6 +115,16 @@ def test_the_proxy_of_the_environment_is_named(s3: Settings, monkeypatch: pytest
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     (finding,) = check_environment_proxy(s3)
     assert finding.level is Level.OK
+
+
+def test_the_receiver_of_traces_is_asked_as_spans_are_sent(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "Authorization=Bearer%20token")
+    with OtlpReceiver() as receiver:
+        (finding,) = check_traces(settings.model_copy(update={"otlp_endpoint": receiver.url}))
+        tracing = Tracing(receiver.url)
+        tracing.start("a span").end()
+        tracing.close()
+    assert (finding.level, receiver.tokens) == (Level.OK, ["Bearer token"] * 2)
 
 
 def test_an_untested_library_is_named(tmp_path: Path) -> None:

@@ -14,11 +14,14 @@ from typing import Any
 import httpx2
 import pytest
 
+from service.doctor.finding import Level
+from service.doctor.server import check_replicas
 from service.errors import ConfigurationError, NotReplicated
 from service.jobs.model import JobState
 from service.jobs.record_reader import Idempotency
 from service.jobs.rq_queues import generate_queue
 from service.redis_connection.check import RedisAway, check_redis
+from service.redis_connection.replication import Replication
 from service.settings import Settings
 from service.wiring import Services, open_services
 from tests.conftest import serve
@@ -143,6 +146,14 @@ class TestTooFewReplicas:
         again = services.store.create(make_job(), generate_queue(services.redis, "demo"), idempotency=idempotency)
         assert [job.id for job in strict.store.list()[0]] == [again.id]
 
+    def test_doctor_says_so(self, services: Services, strict: Services) -> None:
+        def found(replication: Replication) -> list[Level]:
+            return [each.level for each in check_replicas(services.redis, replication, uses_sentinels=True)]
+
+        assert found(strict.replication) == [Level.PROBLEM]
+        assert found(services.replication) == [Level.OK]
+        assert found(Replication()) == [Level.WARNING]
+
     def test_an_earlier_video_is_not_acknowledged_again(self, services: Services, strict: Services) -> None:
         idempotency = Idempotency("key", "fingerprint")
         job = services.store.create(make_job(), generate_queue(services.redis, "demo"), idempotency=idempotency)
@@ -161,6 +172,7 @@ class TestTooFewReplicas:
     def test_a_key_is_not_acknowledged(self, strict: Services) -> None:
         with pytest.raises(NotReplicated):
             strict.keys.create("dashboard")
+        assert strict.keys.list() == []
 
 
 class Clients:

@@ -70,7 +70,7 @@ def status(machine: Machine, key: str, video_id: str) -> str:
 
 
 def test_install_update_roll_back_back_up_restore_uninstall(machine: Machine) -> None:
-    machine.run(block("release=0.1.0"))
+    machine.run(block("release=0.2.0"))
     key = re.findall(r"ivmix_[\w-]{40,}", machine.run(block("systemd-sysusers")))[0]
     wait_until_ready(machine)
     first = submit(machine, key, "-o", "/tmp/first.mp4")
@@ -115,14 +115,14 @@ def hung_and_killed_processes_are_replaced(machine: Machine, key: str) -> None:
 
 def update_and_roll_back(machine: Machine, key: str) -> None:
     before = [state(machine, unit, "MainPID") for unit in SERVICES]
-    machine.run(block("release=0.1.0").replace("release=0.1.0", "release=0.2.0"))
+    machine.run(block("release=0.2.0").replace("release=0.2.0", "release=0.3.0"))
     waiting = [submit(machine, key, "--detach") for _ in range(2)]
     machine.run(block("daemon-reload\nsystemctl restart 'ivmix*'"))
-    assert machine.run("readlink /opt/ivmix/current").strip() == "0.2.0"
+    assert machine.run("readlink /opt/ivmix/current").strip() == "0.3.0"
     assert not set(before) & {state(machine, unit, "MainPID") for unit in SERVICES}
     for video_id in waiting:
         wait_for(lambda video_id=video_id: status(machine, key, video_id) == "completed" or None, timeout_s=240)
-    machine.run(block("ln -sfn 0.1.0"))
+    machine.run(block("ln -sfn 0.2.0"))
     wait_until_ready(machine)
     submit(machine, key, "-o", "/tmp/rolled-back.mp4")
 

@@ -110,3 +110,11 @@ def test_settings_that_do_not_fit(given: dict[str, str], words: str, monkeypatch
         load_settings()
     assert words in raised.value.message
     assert "hush" not in raised.value.message
+
+
+def test_the_embedded_server_has_no_replicas_to_wait_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise every new video would get 503."""
+    monkeypatch.delenv("IVMIX_REDIS_URL", raising=False)
+    monkeypatch.setenv("IVMIX_REDIS_WAIT_REPLICAS", "1")
+    with pytest.raises(ConfigurationError, match=r"IVMIX_REDIS_WAIT_REPLICAS=1 is set, but IVMIX_REDIS_URL is not"):
+        load_settings()

@@ -202,6 +202,14 @@ def test_pages_and_csv_have_every_row_once(services: Services, api: TestClient) 
     }
 
 
+@pytest.mark.parametrize("day", ["0001-01-01", "9999-12-31"])
+def test_days_without_usage_are_empty(day: str, services: Services, api: TestClient) -> None:
+    """Also the first and the last one that there are."""
+    for _, headers in (bearer(services), bearer(services, Scope.ADMIN)):
+        got = api.get("/v1/usage", headers=headers, params={"start_date": day, "end_date": day})
+        assert (got.status_code, got.json()["data"]) == (200, [])
+
+
 @pytest.mark.parametrize(
     ("params", "param"),
     [

@@ -9,7 +9,7 @@ import gc
 import logging
 import resource
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -160,7 +160,7 @@ class Engine:
         plan = self.plan(generation)
         latents = torch.randn(self.models.latents_shape(generation), generator=torch.Generator().manual_seed(0))
         kept = _black_first_frame(self.models, generation) if self.models.keeps_first_frame else None
-        image, video = self.denoisers(generation, kept)
+        image, video = self.denoisers(generation, first_frame=kept)
         models_of = [{call.model for move in step for call in move.calls} for step in plan]
         start = max(range(len(plan)), key=lambda index: len(models_of[index]))
         latents = latents.to(self.models.device)
@@ -185,7 +185,8 @@ class Engine:
         on_progress(Phase.ENCODING, 0, total)
         with _timed(timings, Phase.ENCODING):
             self.models.loras.use(generation.loras)
-            image, video = self.denoisers(generation, self._first_frame(generation, reference), low_memory=low_memory)
+            first_frame = self._first_frame(generation, reference, low_memory=low_memory)
+            image, video = self.denoisers(generation, first_frame=first_frame, low_memory=low_memory)
             state = self._first_state(generation, plan, shape, begin, reference, low_memory=low_memory)
         with _timed(timings, Phase.SAMPLING):
             generator = torch.Generator()  # on the CPU: one seed, one clip, on any card
@@ -202,32 +203,28 @@ class Engine:
                 on_progress(Phase.SAMPLING, state.step, total)
         return SampledLatents(state.latents, total, timings, low_memory)
 
-    def _first_frame(self, generation: Generation, reference: Path | None) -> FirstFrame | Condition | None:
+    def _first_frame(
+        self, generation: Generation, reference: Path | None, *, low_memory: bool
+    ) -> FirstFrame | Condition | None:
         """What the video model keeps of the reference."""
         if not generation.keeps_first_frame:
             return None
         if reference is None:
             raise ValueError("the generation keeps a first frame; pass its file as reference=...")
-        return first_frame_of(self.models, generation, reference)
+        return first_frame_of(self.models, generation, reference, low_memory=low_memory)
 
     def denoisers(
         self,
         generation: Generation,
+        *others: Generation,
         first_frame: FirstFrame | Condition | None = None,
-        *,
-        prompts: Sequence[str] = (),
         low_memory: bool = False,
     ) -> tuple[ImageDenoiser, VideoDenoiser]:
-        """Both networks as the generation calls them.
-
-        Args:
-            prompts: of a batch of clips that are otherwise like the generation; empty: its own.
-        """
-        models, prompts = self.models, prompts or [generation.prompt]
-        count = len(prompts)
+        """Both networks for a batch of generations, which differ in prompt and seed only."""
+        models, count = self.models, 1 + len(others)
         family = family_of(generation, models) if generation.sampler.name == "official" else None
         texts = models.encode(
-            [*prompts, *[generation.negative_prompt] * count],
+            [*(each.prompt for each in (generation, *others)), *[generation.negative_prompt] * count],
             empty_is_none=True,
             clip_skip=[generation.clip_skip] * count + [0] * count,  # the prompt's alone, as in diffusers
             options=TextOptions.of(generation),
@@ -246,7 +243,10 @@ class Engine:
         if family == "modelscope":
             image.resize = (64, 64)
         if low_memory:
-            _save_memory(image, video)
+            image.sequential_cfg = video.sequential_cfg = True
+            image.frames_at_once = 1
+        if low_memory and isinstance(video.unet, ControlledNetwork):
+            video.unet.levels_kept = 0
         return image, video
 
     def _first_state(
@@ -328,14 +328,6 @@ def _timed(timings: dict[str, float], phase: Phase) -> Generator[None]:
         yield
     finally:
         timings[phase] = timings.get(phase, 0.0) + time.perf_counter() - began
-
-
-def _save_memory(image: ImageDenoiser, video: VideoDenoiser) -> None:
-    """Low-memory mode: `service.catalog.footprint` counts on it."""
-    image.sequential_cfg = video.sequential_cfg = True
-    image.frames_at_once = 1
-    if isinstance(video.unet, ControlledNetwork):
-        video.unet.levels_kept = 0
 
 
 def _black_first_frame(models: AnyModels, generation: Generation) -> FirstFrame | Condition:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from service.errors import ServiceError
 from service.jobs.model import Generation
-from worker.networks.loading import AnyModels
+from worker.networks.loading import AnyModels, TransformerModels
 from worker.networks.sparse_control import FirstFrame
 from worker.networks.video_transformers.first_frame import Condition
 
@@ -58,12 +58,21 @@ def reference_latents(
     return latents.expand(models.latents_shape(generation)).contiguous()
 
 
-def first_frame_of(models: AnyModels, generation: Generation, path: Path) -> FirstFrame | Condition:
-    """What the video model keeps: the generation's reference, or its first frame. Raises as `reference_latents`."""
+def first_frame_of(
+    models: AnyModels, generation: Generation, path: Path, *, low_memory: bool = False
+) -> FirstFrame | Condition:
+    """What the video model keeps: the generation's reference, or its first frame. Raises as `reference_latents`.
+
+    Args:
+        low_memory: whether an autoencoder that encodes whole clips does so in tiles.
+    """
     reference, upscale = generation.reference, models.entry.upscale
     assert reference is not None
     size = generation.width // upscale, generation.height // upscale
-    return models.first_frame(read_frames(path, reference.media_type, 1, size), generation)
+    picture = read_frames(path, reference.media_type, 1, size)
+    if isinstance(models, TransformerModels):
+        return models.first_frame(picture, generation, tiled=low_memory)
+    return models.first_frame(picture, generation)
 
 
 def read_frames(path: Path, media_type: str, count: int, size: tuple[int, int]) -> Tensor:

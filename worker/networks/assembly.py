@@ -63,13 +63,20 @@ def check_files(entry: ModelEntry) -> None:
 
 
 def check_memory(entry: ModelEntry, device: torch.device) -> None:
-    """Raises ConfigurationError if the default clip cannot fit the card, even in low-memory mode."""
-    if device.type == "cuda":
-        check_fits(entry, torch.cuda.mem_get_info(device)[0])
+    """Before anything is read: a model that the card could never hold, even in low-memory mode, is a fault of the entry
+    (ConfigurationError), a card that is full now may be free soon (torch.OutOfMemoryError)."""
+    if device.type != "cuda":
+        return
+    free_bytes, total_bytes = torch.cuda.mem_get_info(device)
+    check_fits(entry, total_bytes)
+    try:
+        check_fits(entry, free_bytes)
+    except ConfigurationError as e:
+        raise torch.OutOfMemoryError(e.message) from e
 
 
 def assemble(entry: ModelEntry, dtype: torch.dtype, device: torch.device | None = None) -> Assembly:
-    """Load all components, to the CPU. Raises ConfigurationError, also if the default clip cannot fit `device`."""
+    """Load all components, to the CPU. Raises ConfigurationError; also as `check_memory`, where there is a device."""
     check_files(entry)
     if device is not None:
         check_memory(entry, device)

@@ -138,14 +138,14 @@ class Models:
             for_image = self._checked(encoded, zeros, "image model's encoder (image_text_encoder)")
         return TextEmbeddings(for_image.text, for_video.text, for_image.pooled, for_video.pooled)
 
+    def check_length(self, texts: Sequence[str], options: TextOptions) -> None:
+        """Raises PromptTooLong if a text encoder takes fewer tokens than one of the texts has."""
+        for encoder in (self.image_text_encoder, self.video_text_encoder):
+            encoder.tokenize(texts, options)
+
     @property
     def _empty_is_zeros(self) -> bool:
         return self.entry.family == SDXL and self.entry.force_zeros_for_empty_prompt
-
-    def check_length(self, text: str) -> None:
-        """Raises PromptTooLong if one of the text encoders takes fewer tokens."""
-        for encoder in (self.image_text_encoder, self.video_text_encoder):
-            encoder.tokenize([text], TextOptions.of(self.entry))
 
     def _check_words(self, texts: Sequence[str], options: TextOptions) -> None:
         """Raises InvalidParameter for words that a closed vocabulary lacks; brackets and BREAK as the options say."""

@@ -44,8 +44,7 @@ def load_schedule(entry: ModelEntry) -> AnySchedule:
     file = _file(entry, "video")
     config = read_json(file)
     if entry.flow_shift is not None:
-        known = [key for key in FLOW_SHIFT_KEYS if key in config]
-        config |= dict.fromkeys(known or FLOW_SHIFT_KEYS[:1], entry.flow_shift)
+        config |= dict.fromkeys(FLOW_SHIFT_KEYS, entry.flow_shift)
     try:
         return FlowSchedule.from_config(config)
     except (TypeError, ValueError) as e:

@@ -79,7 +79,9 @@ HEADERS: dict[str, Any] = {
     "x-has-more": _header("Of CSV: whether more rows follow", enum=["true", "false"]),
     "x-last-id": _header("Of CSV: pass it as `after` to get the next rows"),
     "x-video-id": _header("The id of the created video"),
-    "x-should-retry": _header("Sent because a retry would create another video", const="false"),
+    "x-should-retry": _header(
+        "Sent if a retry would create another video, or the quota is used up for today", const="false"
+    ),
     "etag": _header("Changes with the content; for If-None-Match and If-Range"),
     "accept-ranges": _header("Range requests are supported", const="bytes"),
     "cache-control": _header("How long the response may be cached"),
@@ -89,7 +91,12 @@ HEADERS: dict[str, Any] = {
     "location": _header("Temporary URL of the file", format="uri"),
 }
 
-_HEADERS_BY_STATUS = {401: ["www-authenticate"], 416: ["content-range"], 429: ["retry-after"], 503: ["retry-after"]}
+_HEADERS_BY_STATUS = {
+    401: ["www-authenticate"],
+    416: ["content-range"],
+    429: ["retry-after", "x-should-retry"],
+    503: ["retry-after"],
+}
 
 
 def _error_response(status: int, message: str, code: str, param: str | None = None, *headers: str) -> dict[str, Any]:

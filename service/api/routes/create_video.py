@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from functools import partial
 from typing import Annotated, Any
 
@@ -230,8 +230,7 @@ def submit_jobs(
     services.free_space.require()
     services.loads.require(generation.model)
     limiter.check(principal, count - 1)
-    to_job = partial(_new_job, services, principal, body, remixed_from)
-    jobs = [to_job(each) for each in generations_of(generation, count)]
+    jobs = _new_jobs(services, principal, body, generations_of(generation, count), remixed_from)
     created = _create(services, jobs, parsed, waiting_limits(principal, services.settings.max_waiting), idempotency)
     if created[0].id == jobs[0].id:
         log.info("%s created, model %s", ", ".join(job.id for job in jobs), generation.model)
@@ -240,17 +239,21 @@ def submit_jobs(
     return created
 
 
-def _new_job(
-    services: Services, principal: Principal, body: VideoRequest, remixed_from: str | None, generation: Generation
-) -> Job:
-    """With what the request does not say: its trace, and for a quota the expected time."""
-    job = body.to_job(generation, owner=principal.owner, remixed_from=remixed_from)
+def _new_jobs(
+    services: Services,
+    principal: Principal,
+    body: VideoRequest,
+    generations: Sequence[Generation],
+    remixed_from: str | None,
+) -> list[Job]:
+    """With what the request does not say: its trace, and for a quota the expected time, which is the same for all, and
+    0 as long as the model has made no video."""
     expected_s = None
     if principal.gpu_seconds_per_day is not None:
-        expected_s = expected_seconds(services.store.lists, job.generation)
-    return job.model_copy(
-        update={"traceparent": current_traceparent(), "expected_gpu_ms": round(1000 * (expected_s or 0.0))}
-    )
+        expected_s = expected_seconds(services.store.lists, generations[0])
+    extra = {"traceparent": current_traceparent(), "expected_gpu_ms": round(1000 * (expected_s or 0.0))}
+    new = partial(body.to_job, owner=principal.owner, remixed_from=remixed_from)
+    return [new(each).model_copy(update=extra) for each in generations]
 
 
 def _create(

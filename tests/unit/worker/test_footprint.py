@@ -18,8 +18,10 @@ from service.catalog.memory_options import MemoryOptions
 from service.catalog.registry import ModelRegistry
 from service.catalog.weight_files import Source
 from service.errors import ConfigurationError
+from service.settings import Settings
 from tests.tiny_wan import assert_close, generation, save_wan, wan_entry
 from worker.child.engine import Engine
+from worker.child.load_failures import OUT_OF_MEMORY, cannot_load
 from worker.networks.stored_form import cast
 from worker.networks.video_transformers import assembly
 
@@ -104,6 +106,15 @@ def test_worker_refuses_at_its_start_what_cannot_fit_and_names_what_would(
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (1, 2))
     with pytest.raises(ConfigurationError, match=r"needs .* GB of the card for its default clip"):
         assembly.load_transformer(entry, torch.device("cuda"), torch.bfloat16)
+
+
+def test_a_card_that_others_fill_may_be_free_soon(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker tries again, and the model's videos wait meanwhile."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (1, 2**40))
+    with pytest.raises(torch.OutOfMemoryError, match=r"needs .* GB of the card") as raised:
+        assembly.load_transformer(wan_entry(folder), torch.device("cuda"), torch.bfloat16)
+    failure = cannot_load(raised.value, Settings(data_dir=folder))
+    assert (failure.is_final, failure.shown) == (False, OUT_OF_MEMORY)
 
 
 def test_unknown_network_whose_files_are_not_here_has_no_figure(folder: Path) -> None:

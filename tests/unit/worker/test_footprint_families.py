@@ -36,6 +36,7 @@ from benchmarks.meta_memory import peak_bytes
 from service.catalog.activations import CogVideoXFootprint, UNetFootprint
 from service.catalog.footprint import check_fits, default_need, footprint_of
 from service.catalog.memory_options import MemoryOptions
+from service.catalog.model_entry import ModelEntry
 from service.catalog.registry import ModelRegistry
 from service.catalog.released_networks import RELEASED
 from service.errors import ConfigurationError
@@ -265,3 +266,17 @@ def test_wider_and_longer_clips_need_more() -> None:
     found = footprint("modelscope")
     sizes = [found.needed(*clip, MemoryOptions()) for clip in ((256, 256, 16), (512, 512, 16), (512, 512, 24))]
     assert sizes == sorted(set(sizes))
+
+
+def test_a_worker_refuses_at_its_start_what_cannot_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = save_model("modelscope", tmp_path)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (1, 2))
+    with pytest.raises(ConfigurationError, match=r"needs .* GB of the card for its default clip"):
+        load(entry, "cuda")
+
+
+def test_families_with_unets_have_no_switches_of_memory() -> None:
+    raw = KNOWN["demo"].model_dump()
+    assert ModelEntry.model_validate(raw).memory == MemoryOptions()
+    with pytest.raises(ValueError, match="memory has no settings for families with UNets"):
+        ModelEntry.model_validate(raw | {"memory": {"group_offload": True}})

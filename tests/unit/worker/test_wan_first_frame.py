@@ -128,6 +128,24 @@ def test_first_frame_is_kept_with_every_solver_and_the_worker_warms_up(
         assert_close(made.latents[:, :, :1], engine.models.encode_frames(shown[None]))
 
 
+@pytest.mark.parametrize("kind", ["2.2 A14B", "2.2 5B"])
+def test_autoencoder_without_room_encodes_the_first_frame_in_tiles(
+    folders: dict[str, Path], picture: Path, kind: str
+) -> None:
+    engine = Engine(wan_entry(folders[kind], KINDS[kind]), torch.device("cpu"))
+    wanted, vae, encoded = request(engine.models.entry, 5.0), engine.models.vae, list[bool]()
+    whole = engine.sample(wanted, reference=picture)
+
+    def check(*_: object) -> None:
+        encoded.append(vae.use_tiling)
+        if not vae.use_tiling:
+            raise torch.OutOfMemoryError("tried to allocate a clip")
+
+    vae.encoder.register_forward_pre_hook(check)
+    assert_close(engine.sample(wanted, reference=picture).latents, whole.latents)
+    assert encoded[:2] == [False, True]
+
+
 def test_model_of_tokens_also_makes_clips_of_a_prompt_alone(folders: dict[str, Path]) -> None:
     with_times = Engine(wan_entry(folders["2.2 5B"], TOKENS), torch.device("cpu"))
     without = Engine(wan_entry(folders["2.2 5B"]), torch.device("cpu"))

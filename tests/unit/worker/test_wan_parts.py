@@ -11,9 +11,10 @@ import pytest
 import torch
 from diffusers import WanTransformer3DModel
 
-from sampler import ddim_plan, sample
+from sampler import FlowSchedule, ddim_plan, sample
 from service.errors import ConfigurationError
 from service.jobs.lora_choice import LoraUse
+from service.jobs.timestep_spacing import FlowSpacing
 from tests.tiny_wan import (
     FRAMES,
     HEIGHT,
@@ -35,6 +36,7 @@ from worker.messages import Failed
 from worker.models import TransformerModels, load
 from worker.networks.component_loader import load_component
 from worker.networks.prompt_tokens import PromptTooLong
+from worker.networks.schedules import load_schedule
 from worker.networks.video_transformers import text as text_module
 from worker.verify import verify
 
@@ -163,3 +165,19 @@ def test_lora_that_the_registry_has_no_more_fails_the_job(engine: Engine) -> Non
     failed = engine.failed_message(raised.value)
     assert isinstance(failed, Failed)
     assert failed.code == "invalid_input"
+
+
+@pytest.mark.parametrize(
+    ("kind", "key"), [("FlowMatchEulerDiscreteScheduler", "shift"), ("UniPCMultistepScheduler", "flow_shift")]
+)
+def test_shift_is_the_one_that_the_schedulers_class_reads(kind: str, key: str, tmp_path: Path) -> None:
+    """A config that was made from one of the other class has both keys. API and worker must agree."""
+    config = {"_class_name": kind, "shift": 1.0, "flow_shift": 1.0, "use_flow_sigmas": True, key: 3.0}
+    (tmp_path / "scheduler").mkdir()
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
+    for lines, shift in (((), 3.0), (("flow_shift = 5",), 5.0)):
+        entry = wan_entry(tmp_path, *lines)
+        spacing, schedule = entry.spacing_of("video"), load_schedule(entry)
+        assert isinstance(spacing, FlowSpacing)
+        assert isinstance(schedule, FlowSchedule)
+        assert (spacing.shift, schedule.shift) == (shift, shift)

@@ -43,7 +43,7 @@ class TransformerAssembly:
 
 
 def load_transformer(entry: ModelEntry, device: torch.device, dtype: torch.dtype) -> TransformerModels:
-    """Raises ConfigurationError, IncompatibleModels."""
+    """Raises ConfigurationError, IncompatibleModels; torch.OutOfMemoryError if other processes fill the card."""
     check_files(entry)
     check_memory(entry, device)
     parts = fit_together(entry, {name: load_component(entry, name, dtype) for name in entry.all_components})

@@ -18,7 +18,7 @@ from worker.networks.lora_switch import LoraNotUsable
 from worker.networks.network_classes import Network
 from worker.networks.optimise.weight_memory import resident_bytes
 from worker.networks.schedules import AnySchedule
-from worker.networks.text_encoder import TextEmbeddings
+from worker.networks.text_encoder import TextEmbeddings, TextOptions
 from worker.networks.video_transformers.clip_vision import ClipVision
 from worker.networks.video_transformers.first_frame import ChannelCondition, Condition, TokenCondition
 from worker.networks.video_transformers.network import VideoTransformer
@@ -102,9 +102,9 @@ class TransformerModels:
         found = self.text.encode([texts] if isinstance(texts, str) else texts)
         return TextEmbeddings(found, found)
 
-    def check_length(self, text: str) -> None:
-        """Raises PromptTooLong if the text encoder takes fewer tokens."""
-        self.text.tokenize(text)
+    def check_length(self, texts: Sequence[str], _options: TextOptions) -> None:
+        """Raises PromptTooLong if a text has more tokens than the model was trained with."""
+        self.text.check_length(texts)
 
     def denoisers(
         self,
@@ -179,15 +179,19 @@ class TransformerModels:
         pixels = frames.to(self.device).permute(3, 0, 1, 2)[None].float().div(127.5).sub(1)
         return self.autoencoder.encode(pixels, tiled=frames_per_call is not None)
 
-    def first_frame(self, picture: Tensor, generation: Generation) -> Condition:
-        """What the video model keeps: a picture (1, H, W, 3) uint8, as `encode_frames` takes it. Raises as that."""
+    def first_frame(self, picture: Tensor, generation: Generation, *, tiled: bool = False) -> Condition:
+        """What the video model keeps: a picture (1, H, W, 3) uint8, as `encode_frames` takes it. Raises as that.
+
+        Args:
+            tiled: whether to encode in tiles, which need less memory.
+        """
         if self.entry.image_conditioning == "tokens":
-            return TokenCondition(self.encode_frames(picture))
+            return TokenCondition(self.encode_frames(picture, frames_per_call=1 if tiled else None))
         # grey, 0 where pixels are -1..1
         pixels = torch.zeros(1, 3, generation.num_frames, *picture.shape[1:3], device=self.device)
         pixels[:, :, 0] = picture[0].to(self.device).permute(2, 0, 1).float().div(127.5).sub(1)
         embeddings = None if self.vision is None else self.vision.encode(picture)
-        return ChannelCondition.of(self.autoencoder.encode(pixels), self.autoencoder.frames, embeddings)
+        return ChannelCondition.of(self.autoencoder.encode(pixels, tiled=tiled), self.autoencoder.frames, embeddings)
 
     @property
     def compresses_time(self) -> bool:

@@ -44,12 +44,17 @@ class T5Reader:
     def dim(self) -> int:
         return int(self.encoder.config.d_model)
 
+    def check_length(self, texts: Sequence[str]) -> None:
+        """Raises PromptTooLong."""
+        for text in texts:
+            self._tokenize(text)
+
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Tensor:
         """(B, tokens, dim). Raises PromptTooLong, NotFinite."""
         new = [text for text in dict.fromkeys(texts) if text not in self._kept]
         if new:
-            tokens = [self.tokenize(text) for text in new]
+            tokens = [self._tokenize(text) for text in new]
             self.encoder.to(self.device)
             try:  # each alone: its bits must not depend on which others are kept
                 found = [self._run(ids.to(self.device), mask.to(self.device)) for ids, mask in tokens]
@@ -65,7 +70,7 @@ class T5Reader:
             self._kept.popitem(last=False)
         return wanted
 
-    def tokenize(self, text: str) -> tuple[Tensor, Tensor]:
+    def _tokenize(self, text: str) -> tuple[Tensor, Tensor]:
         """(1, tokens) of ids, and 1 where they are text. Raises PromptTooLong."""
         read = clean(text) if self.masked else text
         padded = self.tokenizer([read], padding="max_length", max_length=self.tokens, return_tensors="pt")
