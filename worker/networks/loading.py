@@ -44,8 +44,8 @@ def load(model: ModelEntry | str, device: torch.device | str | None = None) -> A
 
     Raises:
         ModelNotFound, ModelNotFetched: the registry has no such model, or its weights are not on this machine.
-        ConfigurationError: a file is missing, unsafe, or not the expected one (SHA-256, names, shapes), or the default clip
-            cannot fit the card.
+        ConfigurationError: a file is missing, unsafe, or not the expected one (SHA-256, names, shapes), or the
+            default clip cannot fit the card.
         torch.OutOfMemoryError: it could, but other processes fill the card.
         IncompatibleModels: the components cannot work together.
     """
