@@ -33,7 +33,10 @@ def judges() -> Judges:
 
 
 class JudgeNetwork:
-    """Features of clips of the demo world at any multiple of 48 px, and how far they follow their prompts."""
+    """Features of clips of the demo world at any multiple of 48 px, and how far they follow their prompts.
+
+    Of a clip with one frame more, as models whose autoencoder compresses time make it (4k + 1), it is left out.
+    """
 
     name = "judges"
     columns = Columns(
@@ -58,7 +61,7 @@ class JudgeNetwork:
         return f"{file_sha256(WEIGHTS)[:16]} {PREPROCESSING}"
 
     def of_clip(self, frames: Frames, prompt: str) -> ClipFeatures:
-        """`frames` (FRAMES, 48 k, 48 k, 3). Raises BenchmarkError for another shape, or a prompt of another world."""
+        """`frames` (FRAMES or one more, 48 k, 48 k, 3). Raises BenchmarkError for others, or another world's prompt."""
         clip = _small(frames)
         of_frames, of_clip = judges().project(clip)
         scores = judges().score(clip, scene_of(prompt))
@@ -88,14 +91,14 @@ def _real_set(scenes: Scenes, seed: int) -> dict[str, np.ndarray]:
 
 
 def _small(frames: Frames) -> Tensor:
-    """(F, H, W, 3) uint8 -> (1, F, 3, 48, 48) in -1..1."""
+    """(F, H, W, 3) uint8 -> (1, FRAMES, 3, 48, 48) in -1..1."""
     count, height, width, _ = frames.shape
-    if count != FRAMES or height != width or height % SIZE:
+    if count not in (FRAMES, FRAMES + 1) or height != width or height % SIZE:
         raise BenchmarkError(
-            f"a clip of {count} frames of {width}x{height}: the demo world's have {FRAMES} of {SIZE}x{SIZE} or a "
-            "multiple of it"
+            f"a clip of {count} frames of {width}x{height}: the demo world's have {FRAMES} (or {FRAMES + 1}) of "
+            f"{SIZE}x{SIZE} or a multiple of it"
         )
-    pixels = torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 127.5 - 1
+    pixels = torch.from_numpy(frames[:FRAMES]).permute(0, 3, 1, 2).float() / 127.5 - 1
     return F.interpolate(pixels, size=(SIZE, SIZE), mode="area")[None]
 
 

@@ -1,92 +1,62 @@
-"""What a Wan model needs of a card's memory, from the headers and configs of its files; without torch.
+"""What a model needs of a card's memory, and what a worker refuses at its start. Without torch.
 
-The formulas of activations were counted on torch's meta device (2026-11-27, diffusers 0.42.1; `benchmarks.meta_memory`,
-a test holds them to it). They leave out what kernels and the allocator need besides, so they are lower bounds.
+`activations` has the formulas and says what they leave out: the figures are lower bounds.
 """
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
 from math import prod
-from pathlib import Path
-from typing import Any, cast
 
-from service.catalog.family_components import IMAGE_ENCODER, SECOND_EXPERT, WAN
+from service.catalog.activations import CogVideoXFootprint, Footprint, UNetFootprint, WanFootprint
+from service.catalog.family_components import COGVIDEOX, WAN, is_transformer
 from service.catalog.memory_options import MemoryOptions
 from service.catalog.model_entry import ModelEntry
-from service.catalog.weight_files import Component
+from service.catalog.network_sizes import NetworkSize, sizes_of
 from service.errors import ConfigurationError
 
 ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4}
-TRANSFORMERS, HOST = ("transformer", SECOND_EXPERT), ("text_encoder", IMAGE_ENCODER)  # HOST: on the card to encode
-BLOCKS_ON_CARD = 2  # with group_offload: one that computes, one on its way
-TILE = 256  # pixels of a side; diffusers' default
-# The autoencoder's decoder at its peak, in values per output pixel and channel of its last level.
-DECODER_PEAK = 48.2
-MAX_HEADER_BYTES = 100_000_000
-
-
-@dataclass(frozen=True)
-class Footprint:
-    """Bytes of weights by component as they are on a card, and what activations depend on."""
-
-    weights: dict[str, int]
-    transformer: dict[str, Any]
-    vae: dict[str, Any]
-    vae_itemsize: int
-
-    def network_bytes(self, width: int, height: int, frames: int, *, halves: int) -> int:
-        """Activations of a call of the transformer for `halves` rows of guidance, besides its weights."""
-        heads, head_dim = self.transformer["num_attention_heads"], self.transformer["attention_head_dim"]
-        dim, side = heads * head_dim, self._pixels * self.transformer["patch_size"][-1]
-        tokens = (1 + (frames - 1) // 4) * (width // side) * (height // side)
-        row = max(8 * dim + 4 * self.transformer["ffn_dim"], 22 * dim)  # the feed-forward layer; norm and attention
-        return tokens * (halves * row + 8 * head_dim)
-
-    def decoder_bytes(self, width: int, height: int, frames: int, *, tiled: bool) -> int:
-        """Activations of decoding, and the clip itself twice."""
-        pixels = min(width, TILE) * min(height, TILE) if tiled else width * height
-        channels = self.vae.get("decoder_base_dim") or self.vae["base_dim"]
-        inside = DECODER_PEAK * channels * pixels / (self.vae.get("patch_size") or 1) ** 2
-        return round((inside + 2 * 3 * frames * width * height) * self.vae_itemsize)
-
-    def needed(self, width: int, height: int, frames: int, memory: MemoryOptions) -> int:
-        """Bytes of a card for a clip: the most of encoding the text, a call of the transformer, and decoding."""
-        networks = sum(self.weights.get(name, 0) for name in TRANSFORMERS)
-        if memory.group_offload:
-            networks = max(self.weights["transformer"] * BLOCKS_ON_CARD // self.transformer["num_layers"], 1)
-        resident = networks + self.weights["vae"]
-        text = max(self.weights.get(name, 0) for name in HOST)
-        network = self.network_bytes(width, height, frames, halves=1 if memory.halves_apart else 2)
-        return resident + max(text, network, self.decoder_bytes(width, height, frames, tiled=memory.tiling))
-
-    @property
-    def _pixels(self) -> int:
-        return int(self.vae.get("scale_factor_spatial") or 8)
+Clip = tuple[int, int, int]  # width, height, frames
+LOWEST = MemoryOptions(halves_apart=True, tiling=True)  # where the engine goes on if memory runs out
+# Of diffusers' classes, where a config leaves a key out.
+DEFAULTS = {
+    (WAN, "transformer"): {
+        "num_attention_heads": 40,
+        "attention_head_dim": 128,
+        "ffn_dim": 13824,
+        "num_layers": 40,
+        "patch_size": [1, 2, 2],
+    },
+    (WAN, "vae"): {"base_dim": 96},
+    (COGVIDEOX, "transformer"): {
+        "num_attention_heads": 30,
+        "attention_head_dim": 64,
+        "num_layers": 30,
+        "patch_size": 2,
+    },
+    (COGVIDEOX, "vae"): {"block_out_channels": [128, 256, 256, 512]},
+}
 
 
 def footprint_of(entry: ModelEntry) -> Footprint | None:
-    """None for other families, and where the files are not on this machine or cannot be read."""
-    components = entry.all_components
-    if entry.family != WAN or entry.missing:
+    """None where a network's files are not on this machine, or cannot be read, and it is no released one."""
+    sizes = sizes_of(entry)
+    if sizes is None:
         return None
-    try:
-        weights = {
-            name: _weight_bytes(component, ITEMSIZE[entry.vae_dtype or entry.dtype if name == "vae" else entry.dtype])
-            for name, component in components.items()
-            if component.has_weights
-        }
-        transformer, vae = (_defaults(name) | _config(components[name]) for name in ("transformer", "vae"))
-    except (OSError, ValueError, KeyError, TypeError):  # loading and `ivmix models verify` say what is wrong
-        return None
-    return Footprint(weights, transformer, vae, ITEMSIZE[entry.vae_dtype or entry.dtype])
+    vae_itemsize = _vae_itemsize(entry, sizes["vae"])
+    weights = {
+        name: size.numbers * (vae_itemsize if name == "vae" else ITEMSIZE[entry.dtype]) for name, size in sizes.items()
+    }
+    configs = {name: DEFAULTS.get((entry.family, name), {}) | size.config for name, size in sizes.items()}
+    if is_transformer(entry.family):
+        kind = WanFootprint if entry.family == WAN else CogVideoXFootprint
+        return kind(weights, configs["transformer"], configs["vae"], vae_itemsize)
+    return UNetFootprint(weights, entry.family, configs, ITEMSIZE[entry.dtype], vae_itemsize)
 
 
 def default_need(entry: ModelEntry) -> int | None:
     """Bytes of a card for the entry's default clip, with its settings; None if they are not known."""
     found = footprint_of(entry)
-    return None if found is None else found.needed(*_default_clip(entry), entry.memory)
+    return None if found is None else _needed(found, entry, _default_clip(entry), entry.memory)
 
 
 def check_fits(entry: ModelEntry, free_bytes: int) -> None:
@@ -98,9 +68,8 @@ def check_fits(entry: ModelEntry, free_bytes: int) -> None:
     found = footprint_of(entry)
     if found is None:
         return
-    low = MemoryOptions(halves_apart=True, tiling=True, group_offload=entry.memory.group_offload)
-    clip = _default_clip(entry)
-    if (least := found.needed(*clip, low)) <= free_bytes:
+    low, clip = _lowest(entry), _default_clip(entry)
+    if (least := _least(found, entry, clip, low)) <= free_bytes:
         return
     width, height, frames = clip
     raise ConfigurationError(
@@ -110,25 +79,57 @@ def check_fits(entry: ModelEntry, free_bytes: int) -> None:
 
 
 def _ways_out(found: Footprint, entry: ModelEntry, free_bytes: int) -> str:
-    offload = MemoryOptions(halves_apart=True, tiling=True, group_offload=True)
     width, height, frames = _default_clip(entry)
     small = min((_sides(size) for size in entry.sizes), key=prod)
     shortest = int(entry.num_frames.min)
-    as_is = offload.model_copy(update={"group_offload": entry.memory.group_offload})
+    as_is = _lowest(entry)
     tries = {
-        "memory = { group_offload = true }": (width, height, frames, offload),
         f"{small[0]}x{small[1]} as the first size": (*small, frames, as_is),
         f"num_frames.default = {shortest}": (width, height, shortest, as_is),
-        "group_offload, the smallest size and the fewest frames together": (*small, shortest, offload),
     }
-    fitting = {what: need for what, how in tries.items() if (need := found.needed(*how)) <= free_bytes}
-    if not fitting:
-        least = found.needed(*small, shortest, offload)
-        return f"No setting makes it fit: the least is {_gb(least)}. Use a card with more memory, or a smaller model."
-    return "What fits: " + "; ".join(f"{what} ({_gb(need)})" for what, need in fitting.items()) + "."
+    smallest = "the smallest size and the fewest frames together"
+    least = *small, shortest, as_is
+    if is_transformer(entry.family):
+        offload = as_is.model_copy(update={"group_offload": True})
+        tries = {"memory = { group_offload = true }": (width, height, frames, offload), **tries}
+        smallest, least = f"group_offload, {smallest}", (*small, shortest, offload)
+    tries[smallest] = least
+    needs = {what: _least(found, entry, how[:3], how[3]) for what, how in tries.items()}
+    fitting = [f"{what} ({_gb(need)})" for what, need in needs.items() if need <= free_bytes]
+    if fitting:
+        return f"What fits: {'; '.join(fitting)}."
+    least_of_all = _gb(needs[smallest])
+    return f"No setting makes it fit: the least is {least_of_all}. Use a card with more memory, or a smaller model."
 
 
-def _default_clip(entry: ModelEntry) -> tuple[int, int, int]:
+def _lowest(entry: ModelEntry) -> MemoryOptions:
+    return LOWEST.model_copy(update={"group_offload": entry.memory.group_offload})
+
+
+def _needed(found: Footprint, entry: ModelEntry, clip: Clip, memory: MemoryOptions) -> int:
+    return found.needed(*_seen(entry, clip), memory)
+
+
+def _least(found: Footprint, entry: ModelEntry, clip: Clip, memory: MemoryOptions) -> int:
+    """Compiled blocks keep fewer values than the formulas count, so that what they need is left out."""
+    if not entry.optimise.compile:
+        return _needed(found, entry, clip, memory)
+    return found.resident(memory) + found.around(*_seen(entry, clip), memory)
+
+
+def _seen(entry: ModelEntry, clip: Clip) -> Clip:
+    """What the networks see of a clip."""
+    width, height, frames = clip
+    return width // entry.upscale, height // entry.upscale, frames
+
+
+def _vae_itemsize(entry: ModelEntry, vae: NetworkSize) -> int:
+    """As `worker.networks.vae_config` chooses the precision."""
+    upcast = entry.dtype == "float16" and vae.config.get("force_upcast") is True and not is_transformer(entry.family)
+    return ITEMSIZE[entry.vae_dtype or ("float32" if upcast else entry.dtype)]
+
+
+def _default_clip(entry: ModelEntry) -> Clip:
     return *_sides(entry.sizes[0]), int(entry.num_frames.default)
 
 
@@ -139,29 +140,3 @@ def _sides(size: str) -> tuple[int, int]:
 
 def _gb(size: int) -> str:
     return f"{size / 1e9:.1f} GB"
-
-
-def _weight_bytes(component: Component, itemsize: int) -> int:
-    assert component.path is not None
-    prefix = f"{component.inside}/" if component.inside else ""
-    files = [file for file in component.path.glob("*.safetensors") if component.has_file(prefix + file.name)]
-    return itemsize * sum(_count(file) for file in files)
-
-
-def _count(file: Path) -> int:
-    """Numbers in a safetensors file, from its header."""
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        header: dict[str, Any] = json.loads(stream.read(min(length, MAX_HEADER_BYTES)))
-    return sum(prod(value["shape"]) for name, value in header.items() if name != "__metadata__")
-
-
-def _config(component: Component) -> dict[str, Any]:
-    assert component.path is not None
-    return cast("dict[str, Any]", json.loads((component.path / "config.json").read_text("utf-8")))
-
-
-def _defaults(name: str) -> dict[str, Any]:
-    """Of diffusers' classes, where a config leaves a key out."""
-    transformer = {"num_attention_heads": 40, "attention_head_dim": 128, "ffn_dim": 13824, "num_layers": 40}
-    return transformer | {"patch_size": [1, 2, 2]} if name == "transformer" else {"base_dim": 96}

@@ -265,16 +265,16 @@ class ModelEntry(PromptLimits):
             prompt_weighting=self.prompt_weighting,
             context_windows=self.windows_for(num_frames),
         )
-        generation = add_reference(generation, request, keeps=self.keeps_first_frame_by)
+        generation = add_reference(generation, request, keeps=self.keeps_first_frame_by, family=self.family)
         check_cost(generation, self.max_cost, self._levers)
         return generation
 
     def _check_can_run(self, request: VideoRequest, sampler: SamplerSettings) -> None:
-        if self.distilled:
-            check_distilled(self.id, sampler)
         if is_transformer(self.family):
             check_transformer_request(self.id, request)
-            check_transformer_sampler(self.id, self.family, sampler, self.samplers)
+            check_transformer_sampler(self.id, self.family, sampler, self.samplers, distilled=self.distilled)
+        if self.distilled:
+            check_distilled(self.id, sampler)
 
     def windows_for(self, num_frames: int) -> ContextWindows | None:
         """None if one window holds the clip, or the model has no windows."""
@@ -289,12 +289,12 @@ class ModelEntry(PromptLimits):
     @property
     def samplers(self) -> tuple[str, ...]:
         """Names of the samplers that the model can run, or refuses with a better reason than being unknown."""
-        return samplers_of(self.family, needs_picture=self.image_conditioning == "channels")
+        return samplers_of(self.family, self.image_conditioning, distilled=self.distilled)
 
     @property
     def experimental(self) -> tuple[str, ...]:
         """Those that nothing shows to help here."""
-        of_family = experimental_samplers(self.family, needs_picture=self.image_conditioning == "channels")
+        of_family = experimental_samplers(self.family, self.image_conditioning, distilled=self.distilled)
         return of_family or (*(name for name in self.samplers if name == "fused"),)
 
     @property

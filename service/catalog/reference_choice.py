@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from service.catalog.family_components import COGVIDEOX, WAN, Family
 from service.errors import InvalidParameter
 from service.jobs.model import Generation
 from service.jobs.reference import Reference, ReferenceFile, ReferenceUse, first_step, smallest_strength
@@ -14,14 +15,23 @@ PICTURE = "image/png"
 
 
 KeepsBy = Literal["sparse_control", "channels", "tokens"]
+# Why a model cannot keep a first frame, and which could.
+LACKS = {
+    WAN: ("is a text-to-video model, without image_conditioning in its entry", "an image-to-video model"),
+    COGVIDEOX: ("is of family cogvideox, whose text-to-video models alone are supported", "a model that keeps one"),
+}
+NO_CONTROL = "has no SparseCtrl network (sparse_control)", "a model that has one"
 
 
-def add_reference(generation: Generation, request: VideoRequest, *, keeps: KeepsBy | None) -> Generation:
+def add_reference(
+    generation: Generation, request: VideoRequest, *, keeps: KeepsBy | None, family: Family
+) -> Generation:
     """Return the generation with the request's reference, or unchanged if it has none.
 
     Args:
         keeps: how the model can keep a first frame: with a SparseCtrl network, or, as image-to-video models do, in
             further channels of its input, which then always need a picture, or in its first latent frame.
+        family: of the model.
 
     Raises:
         InvalidParameter: the model or the sampler cannot use the reference so; the message says what would work.
@@ -40,7 +50,7 @@ def add_reference(generation: Generation, request: VideoRequest, *, keeps: Keeps
     is_kept = can_keep and (file.media_type == PICTURE or keeps == "channels")
     use = request.reference_use or ("first_frame" if is_kept else "start")
     if use == "first_frame":
-        _check_first_frame(request, generation, keeps)
+        _check_first_frame(request, generation, keeps, family)
     elif keeps == "channels":
         message = f"reference_use=start: model '{generation.model}' always keeps the first frame; use first_frame"
         raise InvalidParameter("reference_use", f"{message}.")
@@ -60,11 +70,12 @@ def _refuse_settings_without_file(request: VideoRequest) -> None:
             raise InvalidParameter(name, message)
 
 
-def _check_first_frame(request: VideoRequest, generation: Generation, keeps: KeepsBy | None) -> None:
+def _check_first_frame(request: VideoRequest, generation: Generation, keeps: KeepsBy | None, family: Family) -> None:
     """Of a clip, the first frame is kept, so it may be of any length."""
     if keeps is None:
-        message = f"reference_use=first_frame: model '{generation.model}' has no SparseCtrl network (sparse_control)"
-        raise InvalidParameter("reference_use", f"{message}; use reference_use=start, or a model that has one.")
+        why, other = LACKS.get(family, NO_CONTROL)
+        message = f"reference_use=first_frame: model '{generation.model}' {why}; use reference_use=start, or {other}."
+        raise InvalidParameter("reference_use", message)
     if generation.sampler.is_image_alone:
         message = "reference_use=first_frame: sampler 'ddim' with network image does not call the video model"
         raise InvalidParameter("reference_use", f"{message}; use reference_use=start, or network video.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from service.catalog.adapters import Lora, TextualInversion
 from service.catalog.bounds import Range
@@ -15,6 +15,7 @@ from service.catalog.family_components import (
     frames_per_latent,
     is_transformer,
 )
+from service.catalog.memory_options import MemoryOptions
 from service.catalog.num_frames import check_stride
 from service.errors import InvalidParameter
 from service.jobs.request import VideoRequest
@@ -27,41 +28,53 @@ COMBINATION = "IV-VI"
 # A run's first fifth has hardly any signal; the paper's guidance.
 MIXING: dict[str, Any] = {"combination": COMBINATION, "interval": [0.2, 1.0]}
 TRANSFORMERS = tuple(family for family in REQUIRED_COMPONENTS if is_transformer(family))
+UNETS = tuple(family for family in REQUIRED_COMPONENTS if not is_transformer(family))
 
 
 def with_family_defaults(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """A registry entry with the defaults of its family where it says nothing."""
-    sampler = raw.get("sampler", {})
+    """A registry entry with the defaults of its family where it says nothing.
+
+    Raises ValueError for switches in `memory` that its networks do not have.
+    """
+    sampler, memory = raw.get("sampler", {}), raw.get("memory")
+    switches = dict(cast("Mapping[str, Any]", memory)) if isinstance(memory, dict | MemoryOptions) else {}
+    if any(switches.values()) and raw.get("family") in UNETS:
+        raise ValueError("memory has no settings for families with UNets: workers save memory where it runs out")
     if raw.get("family") not in TRANSFORMERS or not isinstance(sampler, dict):
         return dict(raw)
     mixing = MIXING if raw["family"] == WAN else {}
     return {"dtype": "bfloat16", **raw, "sampler": {"name": "ddim", **mixing, **sampler}}
 
 
-def experimental_samplers(family: Family, *, needs_picture: bool) -> tuple[str, ...]:
+def experimental_samplers(family: Family, image_conditioning: str | None, *, distilled: bool) -> tuple[str, ...]:
     """The samplers that models of the family can run, but that nothing shows to help.
 
     Args:
-        needs_picture: whether the network always wants a first frame, without which it is no image model.
+        image_conditioning: of the entry. With "channels" the network always wants a first frame.
+        distilled: whether guidance is folded into the network, whose answer without the prompt then means nothing.
     """
-    return EXPERIMENTAL if family == WAN and not needs_picture else ()
+    return EXPERIMENTAL if family == WAN and image_conditioning != "channels" and not distilled else ()
 
 
-def samplers_of(family: Family, *, needs_picture: bool) -> tuple[str, ...]:
+def samplers_of(family: Family, image_conditioning: str | None, *, distilled: bool) -> tuple[str, ...]:
     """The samplers that models of the family can run. Args: as in `experimental_samplers`."""
     if not is_transformer(family):
         return tuple(USES)
-    return (*PLAIN, *experimental_samplers(family, needs_picture=needs_picture))
+    return (*PLAIN, *experimental_samplers(family, image_conditioning, distilled=distilled))
 
 
-def check_transformer_sampler(model: str, family: Family, sampler: SamplerSettings, samplers: Sequence[str]) -> None:
+def check_transformer_sampler(
+    model: str, family: Family, sampler: SamplerSettings, samplers: Sequence[str], *, distilled: bool
+) -> None:
     """Raises InvalidParameter naming the setting that the model cannot run.
 
     Args:
         samplers: those that it can.
+        distilled: as in `experimental_samplers`.
     """
     if sampler.name not in samplers:
-        message = f"Sampler '{sampler.name}' does not work with model '{model}' of family {family}"
+        kind = f"the distilled model '{model}'" if distilled else f"model '{model}'"
+        message = f"Sampler '{sampler.name}' does not work with {kind} of family {family}"
         raise InvalidParameter("sampler.name", f"{message}; use {' or '.join(samplers)}.")
     if sampler.name == "iv-mixed" and sampler.combination != COMBINATION:
         message = f"Combination '{sampler.combination}' is not offered for family {family}: its image model was not "

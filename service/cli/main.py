@@ -131,7 +131,7 @@ def list_models() -> None:
         here, offered = ("no" if entry.missing else "yes"), ("yes" if name in registry.ids() else "no")
         loras = ", ".join(lora.name for lora in entry.selectable_loras) or "-"
         need = default_need(entry)
-        memory = "-" if need is None else f"{need / 1e9:.1f} GB"
+        memory = "-" if need is None else f"{need / 1e9:.1f} GB" if need >= 5e7 else f"{need / 1e6:.1f} MB"
         table.add_row(name, entry.family, here, offered, loras, memory, entry.licence)
     Console().print(table)
 

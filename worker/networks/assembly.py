@@ -11,6 +11,7 @@ import torch
 
 from sampler import NoiseSchedule
 from service.catalog.family_components import SDXL, SDXL_TEXT, SPARSE_CONTROL, TEXT, has_motion_adapter
+from service.catalog.footprint import check_fits
 from service.catalog.model_entry import ModelEntry
 from service.catalog.text_layers import MEANING
 from service.errors import ConfigurationError
@@ -61,9 +62,24 @@ def check_files(entry: ModelEntry) -> None:
         component.verify()
 
 
-def assemble(entry: ModelEntry, dtype: torch.dtype) -> Assembly:
-    """Load all components. Raises ConfigurationError."""
+def check_memory(entry: ModelEntry, device: torch.device) -> None:
+    """Before anything is read: a model that the card could never hold, even in low-memory mode, is a fault of the entry
+    (ConfigurationError), a card that is full now may be free soon (torch.OutOfMemoryError)."""
+    if device.type != "cuda":
+        return
+    free_bytes, total_bytes = torch.cuda.mem_get_info(device)
+    check_fits(entry, total_bytes)
+    try:
+        check_fits(entry, free_bytes)
+    except ConfigurationError as e:
+        raise torch.OutOfMemoryError(e.message) from e
+
+
+def assemble(entry: ModelEntry, dtype: torch.dtype, device: torch.device | None = None) -> Assembly:
+    """Load all components, to the CPU. Raises ConfigurationError; also as `check_memory`, where there is a device."""
     check_files(entry)
+    if device is not None:
+        check_memory(entry, device)
     return fit_together(entry, {name: load_component(entry, name, dtype) for name in entry.all_components})
 
 

@@ -44,7 +44,9 @@ def load(model: ModelEntry | str, device: torch.device | str | None = None) -> A
 
     Raises:
         ModelNotFound, ModelNotFetched: the registry has no such model, or its weights are not on this machine.
-        ConfigurationError: a file is missing, unsafe, or not the expected one (SHA-256, names, shapes).
+        ConfigurationError: a file is missing, unsafe, or not the expected one (SHA-256, names, shapes), or the
+            default clip cannot fit the card.
+        torch.OutOfMemoryError: it could, but other processes fill the card.
         IncompatibleModels: the components cannot work together.
     """
     entry = model if isinstance(model, ModelEntry) else ModelRegistry.of(load_settings()).get(model)
@@ -52,7 +54,7 @@ def load(model: ModelEntry | str, device: torch.device | str | None = None) -> A
     dtype = getattr(torch, entry.dtype) if device.type == "cuda" else torch.float32
     if is_transformer(entry.family):
         return load_transformer(entry, device, dtype)
-    models = _on_device(entry, assemble(entry, dtype), device, dtype)
+    models = _on_device(entry, assemble(entry, dtype, device), device, dtype)
     for warning in schedule_warnings(entry):
         log.warning(warning)
     megabytes, shared = models.weights_bytes / 1e6, shared_bytes(models.image_unet, models.video_unet) / 1e6

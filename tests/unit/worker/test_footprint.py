@@ -12,9 +12,11 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from diffusers.models.modeling_utils import no_init_weights
 
 from benchmarks.meta_memory import peak_bytes
-from service.catalog.footprint import Footprint, check_fits, default_need, footprint_of
+from service.catalog.activations import WanFootprint
+from service.catalog.footprint import check_fits, default_need, footprint_of
 from service.catalog.memory_options import MemoryOptions
 from service.catalog.registry import ModelRegistry
+from service.catalog.weight_files import Source
 from service.errors import ConfigurationError
 from service.settings import Settings
 from tests.tiny_wan import assert_close, generation, save_wan, wan_entry
@@ -28,14 +30,14 @@ SIZES = {"1.3B": (12, 8960, 16), "14B": (40, 13824, 16), "5B": (24, 14336, 48)}
 ALL = MemoryOptions(halves_apart=True, tiling=True, group_offload=True)
 
 
-def of_size(name: str) -> tuple[Footprint, Any]:
+def of_size(name: str) -> tuple[WanFootprint, Any]:
     heads, ffn, channels = SIZES[name]
     settings: dict[str, Any] = {"num_attention_heads": heads, "ffn_dim": ffn, "num_layers": 1}
     with torch.device("meta"), no_init_weights():
         network = WanTransformer3DModel(**settings, in_channels=channels, out_channels=channels)
     cast(network, torch.bfloat16)
     config = {**settings, "attention_head_dim": 128, "patch_size": [1, 2, 2]}
-    return Footprint({"transformer": 0, "vae": 0}, config, {"base_dim": 96}, 4), network.eval().requires_grad_(False)
+    return WanFootprint({"transformer": 0, "vae": 0}, config, {"base_dim": 96}, 4), network.eval().requires_grad_(False)
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -115,8 +117,10 @@ def test_a_card_that_others_fill_may_be_free_soon(folder: Path, monkeypatch: pyt
     assert (failure.is_final, failure.shown) == (False, OUT_OF_MEMORY)
 
 
-def test_entry_whose_files_are_not_here_has_no_figure(folder: Path) -> None:
-    assert default_need(ModelRegistry.load().entry("wan-1.3b")) is None
+def test_unknown_network_whose_files_are_not_here_has_no_figure(folder: Path) -> None:
+    entry = ModelRegistry.load().entry("wan-1.3b")
+    other = entry.components["transformer"].model_copy(update={"source": Source(repo="owner/other")})
+    assert default_need(entry.model_copy(update={"components": entry.components | {"transformer": other}})) is None
     assert (default_need(wan_entry(folder)) or 0) > 0
 
 

@@ -11,11 +11,9 @@ from typing import Any
 import torch
 
 from service.catalog.family_components import IMAGE_ENCODER, IMAGE_PROCESSOR, SECOND_EXPERT, WAN
-from service.catalog.footprint import check_fits
 from service.catalog.model_entry import ModelEntry
-from service.errors import ConfigurationError
 from service.settings import load_settings
-from worker.networks.assembly import IncompatibleModels, check_files, check_multiples
+from worker.networks.assembly import IncompatibleModels, check_files, check_memory, check_multiples
 from worker.networks.component_files import component_folder, refused
 from worker.networks.component_loader import load_component
 from worker.networks.network_classes import Network
@@ -47,8 +45,7 @@ class TransformerAssembly:
 def load_transformer(entry: ModelEntry, device: torch.device, dtype: torch.dtype) -> TransformerModels:
     """Raises ConfigurationError, IncompatibleModels; torch.OutOfMemoryError if other processes fill the card."""
     check_files(entry)
-    if device.type == "cuda":
-        _check_memory(entry, *torch.cuda.mem_get_info(device))
+    check_memory(entry, device)
     parts = fit_together(entry, {name: load_component(entry, name, dtype) for name in entry.all_components})
     parts.vae.to(device)
     for network in parts.transformers:
@@ -75,16 +72,6 @@ def load_transformer(entry: ModelEntry, device: torch.device, dtype: torch.dtype
     )
     log.info("%s on %s: %.3g GB", entry.id, device, models.weights_bytes / 1e9)
     return models
-
-
-def _check_memory(entry: ModelEntry, free_bytes: int, total_bytes: int) -> None:
-    """Before anything is read: a model that the card could never hold is a fault of the entry, a card that is full now
-    may be free soon."""
-    check_fits(entry, total_bytes)
-    try:
-        check_fits(entry, free_bytes)
-    except ConfigurationError as e:
-        raise torch.OutOfMemoryError(e.message) from e
 
 
 def place(network: Network, device: torch.device, *, group_offload: bool) -> None:
