@@ -61,7 +61,7 @@ def _process_state() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             # `main` runs other commands as modules, and tests import from these
-            warnings.filterwarnings("ignore", "'worker.* found in sys.modules", RuntimeWarning)
+            warnings.filterwarnings("ignore", "'(worker|benchmarks).* found in sys.modules", RuntimeWarning)
             yield
     finally:
         logging.captureWarnings(capture=False)

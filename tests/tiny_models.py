@@ -62,8 +62,10 @@ def save_model(family: str, folder: Path) -> ModelEntry:
 @cache
 def _saved(family: str) -> Path:
     """A folder with all files of the family's model; made once per process."""
-    folder = Path(tempfile.mkdtemp(prefix=f"tiny-{family}-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f"tiny-{family}-"))
+    atexit.register(shutil.rmtree, temporary, ignore_errors=True)
+    folder = temporary / "model"  # with the usual mode, which copies get
+    folder.mkdir()
     golden = Golden(family)
     torch.manual_seed(0)
     animatediff = family == "animatediff"
