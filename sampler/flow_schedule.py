@@ -20,7 +20,7 @@ from sampler.prediction import PredictionType, alpha_at, flow_level
 from sampler.schedule import Level
 from sampler.validation import finite_number, one_of, pair_of_numbers, whole_number
 
-FlowSpacing = Literal["euler", "unipc", "dpmsolver", "uniform", "karras"]
+FlowGrid = Literal["euler", "unipc", "dpmsolver", "uniform", "karras"]
 FinalSigmas = Literal["zero", "sigma_min"]
 
 RHO = 7.0  # of "karras" (arXiv:2206.00364 Eq. 5)
@@ -51,7 +51,7 @@ class FlowSchedule:
     """
 
     shift: float = 1.0
-    spacing: FlowSpacing = "euler"
+    spacing: FlowGrid = "euler"
     time_scale: float = 1000.0
     shift_terminal: float | None = None
     num_train_timesteps: int = 1000
@@ -62,7 +62,7 @@ class FlowSchedule:
         for name in ("shift", "time_scale"):
             if finite_number(name, getattr(self, name)) <= 0:
                 raise InvalidSetting(f"{name}={getattr(self, name)!r} must be greater than 0")
-        one_of("spacing", self.spacing, get_args(FlowSpacing))
+        one_of("spacing", self.spacing, get_args(FlowGrid))
         one_of("final_sigmas_type", self.final_sigmas_type, get_args(FinalSigmas))
         if self.shift_terminal is not None and not 0 < finite_number("shift_terminal", self.shift_terminal) < 1:
             raise InvalidSetting(f"shift_terminal={self.shift_terminal!r} must be in (0, 1), or None")

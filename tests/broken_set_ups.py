@@ -131,6 +131,11 @@ def open_to_the_network(services: Services, _folder: Path) -> Generator[Settings
 
 
 @contextmanager
+def limit_of_keys_without_keys(services: Services, _folder: Path) -> Generator[Settings]:
+    yield services.settings.model_copy(update={"auth": "off", "gpu_seconds_per_day": 3600})
+
+
+@contextmanager
 def trusting_everyone(services: Services, _folder: Path) -> Generator[Settings]:
     yield services.settings.model_copy(update={"trusted_proxies": ("0.0.0.0/0",)})
 
@@ -218,6 +223,7 @@ CASES: list[tuple[Break, str, Level, str]] = [
     (one_port_twice, "ports", Level.PROBLEM, "IVMIX_METRICS_PORT and IVMIX_PORT"),
     (few_files, "open files", Level.WARNING, "may open"),
     (open_to_the_network, "authentication", Level.PROBLEM, "reachable from other machines"),
+    (limit_of_keys_without_keys, "limits of keys", Level.WARNING, "IVMIX_GPU_SECONDS_PER_DAY"),
     (trusting_everyone, "reverse proxy", Level.PROBLEM, "0.0.0.0/0"),
     (wrong_public_address, "public address", Level.PROBLEM, "answered with 404"),
     (receiver_of_traces_that_is_none, "traces", Level.PROBLEM, "answers with"),

@@ -13,7 +13,7 @@ from service.errors import ConfigurationError
 from service.scopes import DEFAULT_SCOPES, Scope
 
 if TYPE_CHECKING:
-    from service.api_keys import KeyStore
+    from service.api_keys import ApiKey, KeyStore
     from service.audit_log import AuditLog
 
 keys = typer.Typer(help="Manage API keys.", no_args_is_help=True)
@@ -61,11 +61,17 @@ def list_keys() -> None:
     from rich.table import Table
 
     with _key_store() as (store, _):
-        table = Table("id", "name", "scopes", "owner", "created", "last used", "revoked", box=None)
+        table = Table("id", "name", "scopes", "owner", "limits", "created", "last used", "revoked", box=None)
         for key, used in store.list():
             times = (key.created_at, used, key.revoked_at)
-            table.add_row(key.id, key.name, ",".join(sorted(key.scopes)), key.owner, *map(_day, times))
+            table.add_row(key.id, key.name, ",".join(sorted(key.scopes)), key.owner, _limits(key), *map(_day, times))
         Console(width=200).print(table)
+
+
+def _limits(key: ApiKey) -> str:
+    """The limits that were set for this key."""
+    own = {"/min": key.requests_per_minute, " queued": key.max_waiting, " GPU s/day": key.gpu_seconds_per_day}
+    return ", ".join(f"{limit}{unit}" for unit, limit in own.items() if limit is not None) or "-"
 
 
 @keys.command("revoke")

@@ -19,6 +19,7 @@ from service.tracing import Tracing, receiver_headers, traces_url
 
 HTTP_TIMEOUT_S = 3.0
 WIDEST_NETWORK = {4: 8, 6: 16}  # shortest prefix of a network of proxies, by IP version
+LIMITS_OF_KEYS = {"requests_per_minute", "max_waiting_per_key", "gpu_seconds_per_day"}
 
 
 def check_settings(settings: Settings) -> Findings:
@@ -30,6 +31,7 @@ def check_settings(settings: Settings) -> Findings:
         yield problem("authentication", e.message)
     else:
         yield from _authentication(settings)
+    yield check_key_limits(settings)
     yield from check_trusted_proxies(settings)
     yield from check_environment_proxy(settings)
     yield from check_traces(settings)
@@ -42,6 +44,15 @@ def _authentication(settings: Settings) -> Findings:
         yield ok("authentication", "off; only this machine can reach the API")
     else:
         yield warning("authentication", "off, and other machines can reach the API (IVMIX_ALLOW_OPEN)")
+
+
+def check_key_limits(settings: Settings) -> Finding:
+    """Without API keys, their limits have no effect."""
+    given = sorted(PREFIX + name.upper() for name in LIMITS_OF_KEYS & settings.model_fields_set)
+    if settings.auth == "off" and given:
+        message = f"{', '.join(given)} is set, but limits of API keys have no effect while IVMIX_AUTH=off"
+        return warning("limits of keys", message, "set IVMIX_AUTH=keys, or remove the limit")
+    return ok("limits of keys", ", ".join(given) or "the defaults" if settings.auth == "keys" else "there are no keys")
 
 
 def check_trusted_proxies(settings: Settings) -> Findings:

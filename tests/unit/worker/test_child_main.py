@@ -19,7 +19,7 @@ import torch
 from service.errors import StorageError
 from service.jobs.model import Job, Phase
 from service.settings import Settings
-from service.storage import FileStorage, VideoStorage, object_keys
+from service.storage import FileStorage, VideoStorage, object_keys, sha256_of
 from service.storage.metrics import StorageCall
 from service.wiring import open_storage
 from tests.factories import make_generation, make_job
@@ -107,6 +107,21 @@ def at_call(engine: Engine, number: int, do: Callable[[], None]) -> Iterator[Non
         yield
     finally:
         handle.remove()
+
+
+def undisturbed_and_resumed(engine: Engine, job: Job, reference: Path, folder: Path) -> tuple[Report, Report]:
+    """Last reports of a job that one child runs, and of the same one that a child is stopped in and the next ends."""
+    for name in ("undisturbed", "data"):
+        with running(engine, folder / name) as child:
+            key = object_keys.reference(job.id)
+            child.storage.put(reference, key=key, media_type="image/png", sha256=sha256_of(reference))
+            if name == "undisturbed":
+                undisturbed, _ = child.run(job)
+                continue
+            with child.job(job) as pipe, at_call(engine, 3, lambda: pipe.send(Stop(save_checkpoint=True))):
+                assert outcome(pipe)[0] == Stopped()
+            resumed, _ = child.run(job, may_resume=True)
+    return undisturbed, resumed
 
 
 def test_finished_job_is_in_the_storage_before_it_is_reported(child: Child, job: Job) -> None:

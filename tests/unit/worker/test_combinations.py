@@ -24,15 +24,15 @@ from service.jobs.model import Generation
 from service.jobs.reference import ReferenceFile
 from service.jobs.request import VideoRequest
 from service.jobs.sampler_settings import USES
-from service.storage import object_keys, sha256_of
+from service.storage import sha256_of
 from tests.diffusers_pipelines import CONFIG, GUIDANCE, NEGATIVE, PROMPT, assert_same
 from tests.factories import make_job
 from tests.tiny_combined import LONG, LORAS, WINDOWS, Theirs, posteriors_mode, save_combined
-from tests.unit.worker.test_child_main import at_call, outcome, running
+from tests.unit.worker.test_child_main import undisturbed_and_resumed
 from worker.child.checkpoint_file import Checkpoint
 from worker.child.engine import Engine
 from worker.child.mp4 import read_mp4, write_mp4
-from worker.messages import Done, Stop, Stopped
+from worker.messages import Done
 from worker.networks.sparse_control import FirstFrame
 from worker.networks.sparse_control_checks import control_mismatch
 from worker.verify import verify
@@ -315,16 +315,7 @@ def test_job_with_everything_is_stopped_in_one_worker_and_completed_byte_identic
     engine.models = replace(engine.models, entry=larger)
     wanted = tiny.generation(tiny.picture, **EVERYTHING).model_copy(update={"width": 64, "height": 64})
     job = make_job(generation=wanted)
-    for folder in ("undisturbed", "data"):
-        with running(engine, tmp_path / folder) as child:
-            key = object_keys.reference(job.id)
-            child.storage.put(tiny.picture, key=key, media_type="image/png", sha256=sha256_of(tiny.picture))
-            if folder == "undisturbed":
-                undisturbed, _ = child.run(job)
-                continue
-            with child.job(job) as pipe, at_call(engine, 3, lambda: pipe.send(Stop(save_checkpoint=True))):
-                assert outcome(pipe)[0] == Stopped()
-            resumed, _ = child.run(job, may_resume=True)
+    undisturbed, resumed = undisturbed_and_resumed(engine, job, tiny.picture, tmp_path)
     assert isinstance(undisturbed, Done)
     assert isinstance(resumed, Done)
     assert resumed.output.sha256 == undisturbed.output.sha256

@@ -28,18 +28,17 @@ from sampler import (
 )
 from service.catalog.model_entry import ModelEntry
 from service.catalog.optimise import Optimise
-from service.storage import object_keys, sha256_of
 from tests.diffusers_pipelines import CONFIG, GUIDANCE, NEGATIVE, PROMPT, assert_same
 from tests.factories import make_job
 from tests.tiny_sparse_control import FRAMES, STEPS, diffusers_pipeline, generation, save_controlled
-from tests.unit.worker.test_child_main import at_call, outcome, running
+from tests.unit.worker.test_child_main import undisturbed_and_resumed
 from tests.unit.worker.test_low_memory import room_for
 from worker.child.checkpoint_file import Checkpoint
 from worker.child.engine import Engine
 from worker.child.fingerprint import weights_digest
 from worker.child.mp4 import read_mp4, write_mp4
 from worker.child.reference_latents import first_frame_of
-from worker.messages import Done, Stop, Stopped
+from worker.messages import Done
 from worker.networks.loading import load
 from worker.networks.models import Models
 from worker.networks.sparse_control import LEVELS_KEPT, FirstFrame
@@ -276,16 +275,7 @@ def test_job_stopped_in_one_worker_completes_byte_identically_in_the_next(
     job = make_job(generation=generation(entry, picture, NOISY))
     assert job.generation.reference is not None
     assert job.generation.reference.use == "first_frame"
-    for folder in ("undisturbed", "data"):
-        with running(engine, tmp_path / folder) as child:
-            key = object_keys.reference(job.id)
-            child.storage.put(picture, key=key, media_type="image/png", sha256=sha256_of(picture))
-            if folder == "undisturbed":
-                undisturbed, _ = child.run(job)
-                continue
-            with child.job(job) as pipe, at_call(engine, 3, lambda: pipe.send(Stop(save_checkpoint=True))):
-                assert outcome(pipe)[0] == Stopped()
-            resumed, _ = child.run(job, may_resume=True)
+    undisturbed, resumed = undisturbed_and_resumed(engine, job, picture, tmp_path)
     assert isinstance(undisturbed, Done)
     assert isinstance(resumed, Done)
     assert resumed.output.sha256 == undisturbed.output.sha256
