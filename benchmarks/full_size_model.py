@@ -36,8 +36,31 @@ guidance_scale = { default = 3, min = 0, max = 20 }
 
 def save_full_size_model(folder: Path) -> Path:
     """Write 3 GB, with a registry that pins each file by its SHA-256, and return the registry's file."""
+    networks = _networks()
+    for name, network in networks.items():
+        _save_network(folder / name, network)
+    _save_tokenizer(folder / "tokenizer")
+    betas: dict[str, Any] = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+    DDIMScheduler(**betas, clip_sample=False, set_alpha_to_one=False, steps_offset=1).save_pretrained(
+        folder / "scheduler"
+    )
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    registry = folder / "models.toml"
+    lines = [f'{name} = "files/{name}"' for name in (*networks, "tokenizer", "scheduler")]
+    lines += ["", "[sources.files]", f"folder = {json.dumps(str(folder))}", "", "[sources.files.sha256]"]
+    lines += [f'"{path.relative_to(folder)}" = "{file_sha256(path)}"' for path in files]
+    registry.write_text(ENTRY + "\n".join(lines) + "\n")
+    return registry
+
+
+DOWN = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
+UP = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
+
+
+def _networks() -> dict[str, Any]:
+    """Without weights, by component."""
     with torch.device("meta"):
-        networks: dict[str, Any] = {
+        return {
             "unet": UNet2DConditionModel(
                 sample_size=64, cross_attention_dim=768, attention_head_dim=8, down_block_types=DOWN, up_block_types=UP
             ),
@@ -61,24 +84,6 @@ def save_full_size_model(folder: Path) -> Path:
                 )
             ),
         }
-    for name, network in networks.items():
-        _save_network(folder / name, network)
-    _save_tokenizer(folder / "tokenizer")
-    betas: dict[str, Any] = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
-    DDIMScheduler(**betas, clip_sample=False, set_alpha_to_one=False, steps_offset=1).save_pretrained(
-        folder / "scheduler"
-    )
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    registry = folder / "models.toml"
-    lines = [f'{name} = "files/{name}"' for name in (*networks, "tokenizer", "scheduler")]
-    lines += ["", "[sources.files]", f"folder = {json.dumps(str(folder))}", "", "[sources.files.sha256]"]
-    lines += [f'"{path.relative_to(folder)}" = "{file_sha256(path)}"' for path in files]
-    registry.write_text(ENTRY + "\n".join(lines) + "\n")
-    return registry
-
-
-DOWN = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
-UP = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
 
 
 def _save_network(folder: Path, network: Any) -> None:

@@ -84,14 +84,15 @@ def main() -> None:
     checkouts = {"this": Path(__file__).parents[1]} | ({"before": options.before.resolve()} if options.before else {})
     found: dict[tuple[str, int, str], list[list[float]]] = {}
     with tempfile.TemporaryDirectory(prefix="ivmix-start-") as folder:
-        models = options.models.split(",")
+        models, data = options.models.split(","), Path(folder, "data")
+        data.mkdir()
         registries: dict[str, Path] = {"demo": MODELS_FILE}
         if "full-size" in models:
             registries["full-size"] = save_full_size_model(Path(folder, "model"))
         for model in models:
             for _ in range(options.runs):
                 for name, checkout in checkouts.items():
-                    for number, row in enumerate(measure(checkout, model, registries[model], Path(folder, "data"))):
+                    for number, row in enumerate(measure(checkout, model, registries[model], data)):
                         found.setdefault((model, number, name), []).append(row)
     print(f"| model | child | checkout | {' | '.join(COLUMNS)} |\n|{'---|' * (3 + len(COLUMNS))}")
     for (model, number, name), rows in sorted(found.items(), key=lambda item: item[0][:2]):

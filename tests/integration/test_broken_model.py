@@ -1,6 +1,6 @@
 """A model whose files break while `ivmix up` runs: it is said to be so, its jobs fail, the other model works on.
 
-`make soak` damages a real file under the real engine, which imports torch again at every attempt to load.
+`make soak` damages a real file under the real engine.
 """
 
 from __future__ import annotations
