@@ -1,6 +1,6 @@
 """A model of full size with random weights: Stable Diffusion 1.5 and AnimateDiff's motion modules, in float16 files."""
 
-# pyright: reportPrivateImportUsage=false, reportUnknownMemberType=false
+# pyright: reportPrivateImportUsage=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 import json
@@ -59,19 +59,15 @@ UP = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
 
 def _networks() -> dict[str, Any]:
     """Without weights, by component."""
+    vae: dict[str, Any] = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "sample_size": 512}
+    vae |= {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
     with torch.device("meta"):
         return {
             "unet": UNet2DConditionModel(
                 sample_size=64, cross_attention_dim=768, attention_head_dim=8, down_block_types=DOWN, up_block_types=UP
             ),
             "motion_adapter": MotionAdapter(),
-            "vae": AutoencoderKL(
-                block_out_channels=(128, 256, 512, 512),
-                down_block_types=("DownEncoderBlock2D",) * 4,
-                up_block_types=("UpDecoderBlock2D",) * 4,
-                layers_per_block=2,
-                sample_size=512,
-            ),
+            "vae": AutoencoderKL(**vae),
             "text_encoder": CLIPTextModel(
                 CLIPTextConfig(
                     vocab_size=TOKENS,

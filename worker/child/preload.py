@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
+from importlib import import_module
 
 from service.process.quick_imports import quick_imports
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's, which would start threads; torch has its own
 
 with quick_imports(), suppress(Exception):  # the child imports it again, and reports what is wrong
-    import worker.child.engine
-    import worker.child.main  # noqa: F401
+    for name in ("worker.child.engine", "worker.child.main"):
+        import_module(name)

@@ -52,7 +52,7 @@ def load_transformer(entry: ModelEntry, device: torch.device, dtype: torch.dtype
     """Raises ConfigurationError, IncompatibleModels; torch.OutOfMemoryError if other processes fill the card."""
     check_present(entry)
     check_memory(entry, device)
-    stays = {"text_encoder", IMAGE_ENCODER} | ({"transformer", SECOND_EXPERT} if entry.memory.group_offload else set())
+    stays = {"text_encoder", IMAGE_ENCODER, *(("transformer", SECOND_EXPERT) if entry.memory.group_offload else ())}
     parts = fit_together(entry, load_components(entry, dtype, lambda name: CPU if name in stays else device))
     parts.vae.to(device)
     for network in parts.transformers:
