@@ -31,6 +31,7 @@ def test_stop_that_crosses_the_last_report_loses_nothing(is_run_read: bool) -> N
     theirs.close()
     channel.send(Stop(save_checkpoint=False))
     assert channel.receive(1.0) == done
+    process.join()
     with pytest.raises(ChildDied, match="exit code 0"):
         channel.receive(1.0)
 
