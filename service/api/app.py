@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
 from fastapi import FastAPI, Security
 from fastapi.middleware.cors import CORSMiddleware
 
@@ -16,7 +19,7 @@ from service.api.open_requests import OpenRequests
 from service.api.openapi.document import DESCRIPTION, TAGS, build_openapi
 from service.api.openapi.responses import errors
 from service.api.origin_check import OriginCheck
-from service.api.polls import PollBatcher
+from service.api.polls import PollReader
 from service.api.rate_limits import RateLimiter
 from service.api.request_path import HeadRequests, RequestPath
 from service.api.request_traces import RequestTraces
@@ -70,6 +73,8 @@ def create_app(services: Services) -> FastAPI:
         redirect_slashes=False,  # RequestPath answers both forms
         generate_unique_id_function=lambda route: route.name,
         webhooks=webhooks.events,
+        lifespan=_lifespan,
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # RequestTraces and RequestMetrics do it
     )
     app.state.services = services
     app.state.rate_limiter = RateLimiter(services.redis)
@@ -78,7 +83,7 @@ def create_app(services: Services) -> FastAPI:
     app.state.metrics = Metrics(services)
     app.state.contract = Contract(app)
     app.state.event_hub = EventHub(services)
-    app.state.polls = PollBatcher(services.store.get_many_with_positions)
+    app.state.polls = PollReader(services)
     _add_routes(app, settings)
     add_error_handlers(app)
     if services.tracing.is_on:
@@ -89,6 +94,12 @@ def create_app(services: Services) -> FastAPI:
     app.add_middleware(RequestPath, prefix=settings.root_path)
     app.openapi = lambda: build_openapi(app)
     return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
+    yield
+    await app.state.polls.close()
 
 
 def _add_routes(app: FastAPI, settings: Settings) -> None:
@@ -108,11 +119,13 @@ def _add_routes(app: FastAPI, settings: Settings) -> None:
         send_test_event,
     )
     ways = [Security(way) for way in (API_KEY, API_KEY_HEADER, SESSION)]
-    for router in (create_video.router, videos.polls, *(module.router for module in modules)):
-        if settings.auth == "off":
-            app.include_router(router, responses=errors(500, 503))
-        else:
-            app.include_router(router, dependencies=ways, responses=errors(401, 403, 500, 503))
+    if settings.auth == "off":
+        documented = {"dependencies": [], "responses": errors(500, 503)}
+    else:
+        documented = {"dependencies": ways, "responses": errors(401, 403, 500, 503)}
+    videos.add_polls(app, **documented)
+    for router in (create_video.router, *(module.router for module in modules)):
+        app.include_router(router, **documented)
     app.include_router(health.router)
     if settings.metrics_port is None:
         app.include_router(metrics.router)

@@ -15,7 +15,7 @@ import h11
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
-from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
+from uvicorn.protocols.http.h11_impl import DEFAULT_MAX_INCOMPLETE_EVENT_SIZE, H11Protocol, RequestResponseCycle
 
 from service.api.connections import Connections, State, usable_connections
 from service.api.errors import error_body
@@ -28,11 +28,27 @@ LISTEN_QUEUE = 1024
 TAKEN_AT_LEAST = 64 * 1024  # bytes of a response that a client must take within the timeout
 
 
+class JoinedConnection(h11.Connection):
+    """Sends the head of a response with the first part of its body: one packet less for server and client.
+
+    Only if its length is known, as the first event of a stream may be far away.
+    """
+
+    _head = b""
+
+    def send(self, event: h11.Event) -> bytes:
+        data, self._head = self._head + (super().send(event) or b""), b""
+        if isinstance(event, h11.Response) and any(name == b"content-length" for name, _ in event.headers):
+            data, self._head = b"", data
+        return data
+
+
 class BoundedProtocol(H11Protocol):
     """Reports its state to `Connections`, and closes when it says so."""
 
     def __init__(self, connections: Connections, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.conn = JoinedConnection(h11.SERVER, DEFAULT_MAX_INCOMPLETE_EVENT_SIZE)
         self._connections = connections
         self._state = State.RECEIVING
         self._untaken = 0  # bytes of the response that the client had not taken when the timeout began
