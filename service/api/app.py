@@ -118,14 +118,12 @@ def _add_routes(app: FastAPI, settings: Settings) -> None:
         webhooks,
         send_test_event,
     )
-    ways = [Security(way) for way in (API_KEY, API_KEY_HEADER, SESSION)]
-    if settings.auth == "off":
-        documented = {"dependencies": [], "responses": errors(500, 503)}
-    else:
-        documented = {"dependencies": ways, "responses": errors(401, 403, 500, 503)}
-    videos.add_polls(app, **documented)
+    is_open = settings.auth == "off"
+    ways = [] if is_open else [Security(way) for way in (API_KEY, API_KEY_HEADER, SESSION)]
+    common = errors(500, 503) if is_open else errors(401, 403, 500, 503)
+    videos.add_polls(app, dependencies=ways, responses=common)
     for router in (create_video.router, *(module.router for module in modules)):
-        app.include_router(router, **documented)
+        app.include_router(router, dependencies=ways, responses=common)
     app.include_router(health.router)
     if settings.metrics_port is None:
         app.include_router(metrics.router)

@@ -67,7 +67,7 @@ class PollReader:
         return job, position, None if has_urls else self._renderer.video(job, queue_position=position).model_dump_json()
 
     async def close(self) -> None:
-        await self._redis.aclose()
+        await self._redis.aclose(close_connection_pool=True)
 
 
 class DirectRoute(APIRoute):

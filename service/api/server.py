@@ -15,7 +15,7 @@ import h11
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
-from uvicorn.protocols.http.h11_impl import DEFAULT_MAX_INCOMPLETE_EVENT_SIZE, H11Protocol, RequestResponseCycle
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from service.api.connections import Connections, State, usable_connections
 from service.api.errors import error_body
@@ -29,18 +29,20 @@ TAKEN_AT_LEAST = 64 * 1024  # bytes of a response that a client must take within
 
 
 class JoinedConnection(h11.Connection):
-    """Sends the head of a response with the first part of its body: one packet less for server and client.
+    """Sends the head of a response with the first part of its body: one packet and one system call less.
 
-    Only if its length is known, as the first event of a stream may be far away.
+    Only if the length is known: the first event of a stream may be far away.
     """
 
-    _head = b""
+    _head: list[bytes] | None = None
 
-    def send(self, event: h11.Event) -> bytes:
-        data, self._head = self._head + (super().send(event) or b""), b""
+    def send_with_data_passthrough(self, event: h11.Event) -> list[bytes] | None:
+        parts, head = super().send_with_data_passthrough(event), self._head or []
         if isinstance(event, h11.Response) and any(name == b"content-length" for name, _ in event.headers):
-            data, self._head = b"", data
-        return data
+            self._head, parts = parts, []
+        elif parts is not None:
+            self._head, parts = None, [*head, *parts]
+        return parts
 
 
 class BoundedProtocol(H11Protocol):
@@ -48,7 +50,7 @@ class BoundedProtocol(H11Protocol):
 
     def __init__(self, connections: Connections, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.conn = JoinedConnection(h11.SERVER, DEFAULT_MAX_INCOMPLETE_EVENT_SIZE)
+        self.conn = JoinedConnection(h11.SERVER)
         self._connections = connections
         self._state = State.RECEIVING
         self._untaken = 0  # bytes of the response that the client had not taken when the timeout began
