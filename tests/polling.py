@@ -14,10 +14,8 @@ from service.wiring import Services
 @asynccontextmanager
 async def poll_reader(services: Services) -> AsyncGenerator[PollReader]:
     reader = PollReader(services)
-    try:
+    async with reader.lifespan(None):
         yield reader
-    finally:
-        await reader.close()
 
 
 def polled(services: Services, video_id: str) -> Job | None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
-
 from fastapi import FastAPI, Security
 from fastapi.middleware.cors import CORSMiddleware
 
@@ -62,6 +59,7 @@ def create_app(services: Services) -> FastAPI:
     """Raises ConfigurationError if the settings would expose the API without authentication."""
     settings = services.settings
     settings.require_auth_on_public_host()
+    polls = PollReader(services)
     app = FastAPI(
         title="ivmix",
         version="1",
@@ -73,7 +71,7 @@ def create_app(services: Services) -> FastAPI:
         redirect_slashes=False,  # RequestPath answers both forms
         generate_unique_id_function=lambda route: route.name,
         webhooks=webhooks.events,
-        lifespan=_lifespan,
+        lifespan=polls.lifespan,
         telemetry={"tracing": False, "metrics": False, "logs": False},  # RequestTraces and RequestMetrics do it
     )
     app.state.services = services
@@ -83,7 +81,7 @@ def create_app(services: Services) -> FastAPI:
     app.state.metrics = Metrics(services)
     app.state.contract = Contract(app)
     app.state.event_hub = EventHub(services)
-    app.state.polls = PollReader(services)
+    app.state.polls = polls
     _add_routes(app, settings)
     add_error_handlers(app)
     if services.tracing.is_on:
@@ -94,12 +92,6 @@ def create_app(services: Services) -> FastAPI:
     app.add_middleware(RequestPath, prefix=settings.root_path)
     app.openapi = lambda: build_openapi(app)
     return app
-
-
-@asynccontextmanager
-async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
-    yield
-    await app.state.polls.close()
 
 
 def _add_routes(app: FastAPI, settings: Settings) -> None:

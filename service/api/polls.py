@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 from asyncio import Task
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from functools import lru_cache
 
 from fastapi import Request, Response
@@ -66,7 +68,10 @@ class PollReader:
         has_urls = job.output is not None or job.preview_at is not None
         return job, position, None if has_urls else self._renderer.video(job, queue_position=position).model_dump_json()
 
-    async def close(self) -> None:
+    @asynccontextmanager
+    async def lifespan(self, _app: object) -> AsyncGenerator[None]:
+        """That of the application, at whose end the connection is closed."""
+        yield
         await self._redis.aclose(close_connection_pool=True)
 
 
