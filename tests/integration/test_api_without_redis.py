@@ -22,9 +22,11 @@ def lonely(settings: Settings) -> Iterator[TestClient]:
     with socket.socket() as held:  # bound but not listening: connections are refused
         held.bind(("127.0.0.1", 0))
         url = f"redis://127.0.0.1:{held.getsockname()[1]}"
-        with services_for(settings.model_copy(update={"redis_url": url})) as services:
-            with TestClient(create_app(services), raise_server_exceptions=False) as client:
-                yield client
+        with (
+            services_for(settings.model_copy(update={"redis_url": url})) as services,
+            TestClient(create_app(services), raise_server_exceptions=False) as client,
+        ):
+            yield client
 
 
 def test_every_endpoint_that_needs_redis_is_503_with_retry_after(lonely: TestClient) -> None:
