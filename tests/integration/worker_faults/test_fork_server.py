@@ -48,7 +48,7 @@ def test_signal_for_all_processes_of_a_worker_drains_it(
 ) -> None:
     """As service managers and terminals send it."""
     job_id = submit(steps=100_000)
-    with worker({**environment, "IVMIX_CHECKPOINT_S": "3600"}, FAKE) as process:
+    with worker({**environment, "IVMIX_CHECKPOINT_S": "3600", "IVMIX_LEASE_S": "60"}, FAKE) as process:
         reaches_step(services, job_id, 10)
         family = session_of(process.pid)
         os.killpg(process.pid, signal.SIGTERM)
