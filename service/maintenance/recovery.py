@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from itertools import groupby
 
-from service.jobs.model import Job, Phase
+from service.jobs.model import Job, inference_seconds
 from service.jobs.store import JobStore
 from service.storage import VideoStorage, object_keys
 from service.storage.manifest import is_manifest_key, manifests
@@ -69,7 +69,6 @@ class Recovery:
 
     def _record(self, job: Job) -> Job:
         """The manifest was written before the end: its GPU time is that of earlier executions."""
-        phases = (Phase.ENCODING, Phase.SAMPLING, Phase.DECODING)
-        gpu_ms = job.gpu_ms + round(1000 * sum(job.timings.get(phase, 0.0) for phase in phases))
+        gpu_ms = job.gpu_ms + round(1000 * inference_seconds(job.timings))
         expires_at = (job.completed_at or job.created_at) + self.retention_s
         return job.model_copy(update={"expires_at": expires_at, "gpu_ms": gpu_ms})
