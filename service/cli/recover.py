@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, nullcontext
 
 import typer
 
-from service.audit_log import AuditLog, person
+from service.audit_log import person
 from service.cli.up import prepare_data
 from service.maintenance.recovery import Finding, Recovery
 from service.process.embedded_valkey import EmbeddedValkey
@@ -28,13 +28,14 @@ def run(*, is_dry: bool, may_delete: bool) -> None:
         services.storage.check()
         recovery = Recovery(services.store, services.storage, settings.retention_seconds, is_dry)
         counts = dict.fromkeys(Finding, 0)
-        for job_id, finding in recovery.run():
-            counts[finding] += 1
-            typer.echo(f"{finding} {job_id}")
-        if not is_dry:
-            rebuilt = counts[Finding.REBUILT]
-            AuditLog(services.redis).record("records.recovered", "storage", actor=person(), rebuilt=rebuilt)
-            services.replication.require(services.redis)  # otherwise a failover could lose what is reported as rebuilt
+        recording = services.audit.recording("records.recovered", "storage", actor=person(), rebuilt=0)
+        with nullcontext({}) if is_dry else recording as details:
+            for job_id, finding in recovery.run():
+                counts[finding] += 1
+                details["rebuilt"] = counts[Finding.REBUILT]
+                typer.echo(f"{finding} {job_id}")
+            if not is_dry:  # a failover could lose what is reported as rebuilt
+                services.replication.require(services.redis)
         summary = ", ".join(f"{count} {finding}" for finding, count in counts.items())
         typer.echo(f"{sum(counts.values())} videos in the storage: {summary}{' (dry run)' if is_dry else ''}")
         _lost_files(recovery, may_delete=may_delete and not is_dry)
