@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from starlette._utils import get_route_path
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.api.request_path import route_path
 from service.settings import Settings
 
 _API_POLICY = "default-src 'none'; frame-ancestors 'none'"
@@ -41,7 +41,7 @@ class SecurityHeaders:
                 headers.setdefault("content-security-policy", _policy(headers.get("content-type", "")))
                 headers.setdefault("x-frame-options", "DENY")  # for browsers without frame-ancestors
                 headers.setdefault("cross-origin-resource-policy", self._resource_policy)
-                if not get_route_path(scope).startswith("/docs"):  # the page and its assets are the same for everybody
+                if not route_path(scope).startswith("/docs"):  # the page and its assets are the same for everybody
                     headers.setdefault("cache-control", "no-store")
             await send(message)
 

@@ -1,9 +1,15 @@
 """What a process loads, seen from a fresh interpreter; `lint-imports` checks the same on the source."""
 
+import re
 import subprocess
 import sys
 
 import pytest
+
+from tests.containers import ROOT
+
+# torch has no public names for them.
+PRIVATE = {"torch._dynamo.config", "torch._inductor.runtime.cache_dir_utils"}
 
 
 def loaded_by(statement: str) -> set[str]:
@@ -33,3 +39,14 @@ def test_worker_parent_does_not_load_torch() -> None:
     loaded = loaded_by("import worker.__main__, worker.tasks")
     assert {"worker", "rq"} <= loaded
     assert not loaded & {"torch", "sampler", "diffusers", "transformers", "fastapi", "uvicorn"}
+
+
+def test_no_library_is_used_by_a_private_name() -> None:
+    """It may change without notice."""
+    packages = ("service", "worker", "sampler", "demo")
+    sources = "\n".join(file.read_text() for package in packages for file in sorted((ROOT / package).rglob("*.py")))
+    imported = re.findall(r"^ *(?:from|import) ([\w.]+)(?: import ([\w, ()]+))?", sources, re.MULTILINE)
+    names = {module if not name else f"{module} {name}" for module, name in imported}
+    assert "starlette.types ASGIApp, Message, Receive, Scope, Send" in names
+    private = {name.partition(" ")[0] for name in names if re.search(r"[ .]_(?!_)", name)}
+    assert private <= PRIVATE
