@@ -8,7 +8,7 @@ import typer
 
 from service.audit_log import person
 from service.cli.up import prepare_data
-from service.maintenance.recovery import Finding, Recovery
+from service.maintenance.recovery import Recovery, RecoveryStatus
 from service.process.embedded_valkey import EmbeddedValkey
 from service.redis_connection.wait import require_redis
 from service.settings import load_settings
@@ -27,16 +27,16 @@ def run(*, is_dry: bool, may_delete: bool) -> None:
         services = stack.enter_context(closing(open_services(settings)))
         services.storage.check()
         recovery = Recovery(services.store, services.storage, settings.retention_seconds, is_dry)
-        counts = dict.fromkeys(Finding, 0)
+        counts = dict.fromkeys(RecoveryStatus, 0)
         recording = services.audit.recording("records.recovered", "storage", actor=person(), rebuilt=0)
         with nullcontext({}) if is_dry else recording as details:
-            for job_id, finding in recovery.run():
-                counts[finding] += 1
-                details["rebuilt"] = counts[Finding.REBUILT]
-                typer.echo(f"{finding} {job_id}")
+            for job_id, status in recovery.run():
+                counts[status] += 1
+                details["rebuilt"] = counts[RecoveryStatus.REBUILT]
+                typer.echo(f"{status} {job_id}")
             if not is_dry:  # a failover could lose what is reported as rebuilt
                 services.replication.require(services.redis)
-        summary = ", ".join(f"{count} {finding}" for finding, count in counts.items())
+        summary = ", ".join(f"{count} {status}" for status, count in counts.items())
         typer.echo(f"{sum(counts.values())} videos in the storage: {summary}{' (dry run)' if is_dry else ''}")
         _lost_files(recovery, may_delete=may_delete and not is_dry)
 
