@@ -42,6 +42,16 @@ class Sentinels(Sentinel):
         return self.check_master_state(state, service_name)  # pyright: ignore[reportUnknownMemberType]
 
 
+class Primary(Redis):
+    """Closes its connections to the Sentinels too, which redis-py leaves open."""
+
+    def close(self) -> None:
+        super().close()
+        pool: Any = self.connection_pool
+        for client in pool.sentinel_manager.sentinels:
+            client.close()
+
+
 def open_sentinels(url: SentinelUrl, *, timeout_s: float) -> list[Redis]:
     """A client of each Sentinel."""
     return _sentinels(url, _primary_options(url), timeout_s).sentinels
@@ -61,7 +71,7 @@ def open_primary(
         **options,
         **connection,
     }
-    return sentinels.master_for(url.service, **settings)  # pyright: ignore[reportUnknownMemberType]
+    return sentinels.master_for(url.service, redis_class=Primary, **settings)  # pyright: ignore[reportUnknownMemberType]
 
 
 def _primary_options(url: SentinelUrl) -> dict[str, Any]:
