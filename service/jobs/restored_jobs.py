@@ -17,7 +17,7 @@ from service.jobs.rq_queues import generate_queue, recorded_generate
 from service.redis_records import decode_value
 from service.redis_scripts import UntypedRedis, flatten_commands, load_script
 
-RESTORED = "ivm:restored"  # entries of the outbox that were restored; for ever, as a backup may be restored at any time
+RESTORED = "ivm:restored"  # entries of the outbox that were restored; kept, as a backup may be restored at any time
 
 
 class RestoredJobs:
