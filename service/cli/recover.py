@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack, closing, nullcontext
+from typing import Any
 
 import typer
 
@@ -29,7 +30,8 @@ def run(*, is_dry: bool, may_delete: bool) -> None:
         recovery = Recovery(services.store, services.storage, settings.retention_seconds, is_dry)
         counts = dict.fromkeys(RecoveryStatus, 0)
         recording = services.audit.recording("records.recovered", "storage", actor=person(), rebuilt=0)
-        with nullcontext({}) if is_dry else recording as details:
+        nothing = nullcontext(dict[str, Any]())
+        with nothing if is_dry else recording as details:
             for job_id, status in recovery.run():
                 counts[status] += 1
                 details["rebuilt"] = counts[RecoveryStatus.REBUILT]
