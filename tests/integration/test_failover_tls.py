@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from redis.exceptions import RedisError
 
 from service.errors import ConfigurationError
 from service.jobs.rq_queues import generate_queue
@@ -41,8 +42,11 @@ class TlsSet:
         return named.pop() if len(named) == 1 else 0
 
     def is_complete(self) -> bool:
-        states = [sentinel.client.sentinel_masters()[SERVICE] for sentinel in self.sentinels]
-        replicas = [sentinel.client.sentinel_slaves(SERVICE) for sentinel in self.sentinels]
+        try:
+            states = [sentinel.client.sentinel_masters()[SERVICE] for sentinel in self.sentinels]
+            replicas = [sentinel.client.sentinel_slaves(SERVICE) for sentinel in self.sentinels]
+        except (RedisError, KeyError):  # they are starting
+            return False
         return all(state["num-other-sentinels"] == 1 for state in states) and all(
             [replica["port"] for replica in known if replica["master-link-status"] == "ok"] == self.ports[1:]
             for known in replicas
