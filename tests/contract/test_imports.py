@@ -1,10 +1,16 @@
 """What a process loads, seen from a fresh interpreter; `lint-imports` checks the same on the source."""
 
 import os
+import re
 import subprocess
 import sys
 
 import pytest
+
+from tests.containers import ROOT
+
+# torch has no public names for them.
+PRIVATE = {"torch._dynamo.config", "torch._inductor.runtime.cache_dir_utils"}
 
 
 def loaded_by(statement: str) -> set[str]:
@@ -56,3 +62,14 @@ def test_what_children_are_forked_from_has_started_neither_cuda_nor_a_thread() -
     environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
     environment["OPENBLAS_NUM_THREADS"] = "1"  # torch comes before the preload here
     subprocess.run([sys.executable, "-c", PRELOAD], env=environment, check=True)
+
+
+def test_no_library_is_used_by_a_private_name() -> None:
+    """It may change without notice."""
+    packages = ("service", "worker", "sampler", "demo")
+    sources = "\n".join(file.read_text() for package in packages for file in sorted((ROOT / package).rglob("*.py")))
+    imported = re.findall(r"^ *(?:from|import) ([\w.]+)(?: import ([\w, ()]+))?", sources, re.MULTILINE)
+    names = {module if not name else f"{module} {name}" for module, name in imported}
+    assert "starlette.types ASGIApp, Message, Receive, Scope, Send" in names
+    private = {name.partition(" ")[0] for name in names if re.search(r"[ .]_(?!_)", name)}
+    assert private <= PRIVATE

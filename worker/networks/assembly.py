@@ -96,7 +96,7 @@ def check_memory(entry: ModelEntry, device: torch.device) -> None:
     if device.type != "cuda":
         return
     free_bytes, total_bytes = torch.cuda.mem_get_info(device)
-    check_fits(entry, total_bytes)
+    check_fits(entry, total_bytes, are_all=True)
     try:
         check_fits(entry, free_bytes)
     except ConfigurationError as e:
