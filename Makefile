@@ -43,7 +43,8 @@ check-rest:
 	$(BIN)/python -m tests.sizes
 
 test: check  ## check, then every test that needs no GPU
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu and not slow" -n 6 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu and not slow" --hypothesis-profile=few \
+		-n 6 --dist worksteal
 
 MINUTES ?= 30
 soak: $(DEV_STAMP)  ## long tests with random seeds: faults, fuzzing, resume; MINUTES=30
