@@ -1,4 +1,4 @@
-"""The engine of tests/fake_worker.py with clips of the requested size: a square of the seed's colour moves to the right.
+"""The engine of tests/fake_worker.py with clips of the requested size: a square of the seed's colour moves right.
 
 While the file named by FAKE_HOLD exists, jobs that sample stay at their step; they can be cancelled there.
 """
