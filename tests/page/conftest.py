@@ -32,7 +32,8 @@ def browser() -> Iterator[Browser]:
     """Of the package, because asyncio.run() of other tests fails while Playwright's loop exists in this thread."""
     expect.set_options(timeout=TIMEOUT_MS)
     with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=installed.CHROMIUM, args=[*OPTIONS, *ONE_RENDERER, OFFLINE])
+        options = [*OPTIONS, *ONE_RENDERER, OFFLINE]
+        launched = playwright.chromium.launch(executable_path=installed.CHROMIUM, args=options)
         yield launched
         launched.close()
 
