@@ -16,8 +16,8 @@ from worker.parent.child_process import ChildProcess
 from worker.parent.metrics import WorkerMetrics
 
 
-def enter(control: Connection, parent: int, settings: Settings, model: str) -> None:
-    start(control, parent, settings, DrawingEngine)  # type: ignore[arg-type]
+def enter(control: Connection, settings: Settings, model: str) -> None:
+    start(control, settings, DrawingEngine)  # type: ignore[arg-type]
 
 
 def main() -> int:
