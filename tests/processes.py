@@ -121,7 +121,7 @@ def clean_environment() -> dict[str, str]:
 
 
 def light_engine(**environment: str) -> dict[str, str]:
-    """Environment in which the workers of `ivmix up` have an engine that only sleeps: they start without torch."""
+    """Environment in which the workers of `ivmix up` have an engine that draws squares at once: no torch."""
     folders = [LIGHT_ENGINE, Path(__file__).parents[1], *filter(None, [os.environ.get("PYTHONPATH")])]
     return {"PYTHONPATH": os.pathsep.join(map(str, folders)), "FAKE_STEP_S": "0.001", **environment}
 
