@@ -21,6 +21,7 @@ from torch import Tensor
 
 from sampler import ImageDenoiser, Plan, VideoDenoiser, noised, sample, shape_after
 from service.catalog.model_entry import ModelEntry
+from service.catalog.optimise import Configuration
 from service.jobs.model import Generation, Phase
 from worker.child.checkpoint_file import Checkpoint
 from worker.child.failures import failed_message
@@ -33,6 +34,8 @@ from worker.child.start_noise import start_noise
 from worker.messages import Failed
 from worker.networks import cpu_tuning
 from worker.networks.loading import AnyModels, Models, TransformerModels, default_device, load
+from worker.networks.optimise import BlockCompiler
+from worker.networks.reconfigure import reconfigured
 from worker.networks.sparse_control import ControlledNetwork, FirstFrame
 from worker.networks.text_encoder import TextOptions
 from worker.networks.video_transformers.first_frame import Condition
@@ -85,9 +88,19 @@ class Engine:
         if device.type == "cpu":
             cpu_tuning.tune_process(entry.cpu_threads)
         self.models: AnyModels = load(entry, device)
+        self.configuration = Configuration.of(entry.optimise)
         self._weights = weights_digest(self.models)
         self._was_out_of_memory = False
         self._previewer = open_previewer(self.models) if previews else None
+
+    def use(self, configuration: Configuration) -> BlockCompiler | None:
+        """Run the networks otherwise from the next job on. Returns what compiles them, if they are compiled.
+
+        Raises ConfigurationError if a network or this machine has no such attention backend.
+        """
+        self.models, compiler = reconfigured(self.models, configuration.optimise)
+        self.configuration = configuration
+        return compiler
 
     @property
     def preview_cost_s(self) -> float:
@@ -261,7 +274,7 @@ class Engine:
     ) -> Checkpoint:
         """The checkpoint to resume from, or the state before the first step: noise, or the reference noised with it."""
         weights = self._weights + (self.models.loras.digest(generation.loras) if generation.loras else "")
-        run = (weights, self.models.entry.optimise, generation, plan)
+        run = (weights, self.configuration.optimise, generation, plan)
         device, name = self.models.device, run_fingerprint(*run)
         found = begin
         if isinstance(begin, Path):

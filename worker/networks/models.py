@@ -16,6 +16,7 @@ from torch import Tensor
 from sampler import AddedConditions, ImageDenoiser, IncompatibleInputs, NoiseSchedule, VideoDenoiser
 from service.catalog.family_components import SDXL
 from service.catalog.model_entry import ModelEntry
+from service.catalog.optimise import Optimise
 from service.errors import InvalidParameter
 from service.jobs.context_windows import ContextWindows
 from service.jobs.model import Generation
@@ -24,7 +25,7 @@ from worker.networks.frame_limits import most_frames, seen_at_once
 from worker.networks.lora_switch import LoraSwitch
 from worker.networks.network_classes import Network
 from worker.networks.not_finite import finite
-from worker.networks.optimise import TextKVCache, vae_decode, vae_encode
+from worker.networks.optimise import OptimisedNetwork, TextKVCache, vae_decode, vae_encode
 from worker.networks.optimise.weight_memory import resident_bytes
 from worker.networks.sparse_control import ControlledNetwork, FirstFrame, controlled
 from worker.networks.text_encoder import AnyTextEncoder, Encoded, TextEmbeddings, TextOptions, same_parameters
@@ -55,6 +56,7 @@ class Models:
     optimised_video_unet: Network
     text_kv_cache: TextKVCache
     loras: LoraSwitch
+    optimise: Optimise
     sparse_control: Network | None = None
     optimised_sparse_control: Network | None = None
 
@@ -199,7 +201,9 @@ class Models:
         self.text_kv_cache.clear()
         network = controlled(self.optimised_video_unet, self.optimised_sparse_control, first_frame)
         image = self._image_denoiser(prompt, negative, size)
-        return image, self._video_denoiser(network, prompt, negative, size, fps, windows)
+        video = self._video_denoiser(network, prompt, negative, size, fps, windows)
+        image.sequential_cfg = video.sequential_cfg = self.optimise.guidance_halves == "apart"
+        return image, video
 
     def _image_denoiser(
         self, cond: TextEmbeddings, uncond: TextEmbeddings, size: tuple[int, int] | None
@@ -298,6 +302,12 @@ class Models:
     def unets(self) -> tuple[Network, ...]:
         """The networks that denoise: image UNet, video UNet, and SparseCtrl if there is one."""
         found = (self.image_unet, self.video_unet, self.sparse_control)
+        return tuple(network for network in found if network is not None)
+
+    @property
+    def optimised_networks(self) -> tuple[OptimisedNetwork, ...]:
+        """Those that `optimise` applies to."""
+        found = (self.optimised_image_unet, self.optimised_video_unet, self.optimised_sparse_control)
         return tuple(network for network in found if network is not None)
 
     @property

@@ -8,11 +8,24 @@ import torch
 from torch import Tensor, nn
 
 
-def channels_last(network: nn.Module) -> None:
-    """Store 2D convolution weights channels-last, in place; weights shared with other networks stay shared."""
+def channels_last(network: nn.Module) -> list[nn.Parameter]:
+    """Store 2D convolution weights channels-last, in place; weights shared with other networks stay shared.
+
+    Returns those that were stored otherwise, for `contiguous`.
+    """
+    changed: list[nn.Parameter] = []
     for parameter in network.parameters():
         if parameter.ndim == 4:
+            if not parameter.is_contiguous(memory_format=torch.channels_last):
+                changed.append(parameter)
             parameter.data = parameter.data.to(memory_format=torch.channels_last)
+    return changed
+
+
+def contiguous(parameters: Iterable[nn.Parameter]) -> None:
+    """Undo `channels_last`, in place."""
+    for parameter in parameters:
+        parameter.data = parameter.data.contiguous()
 
 
 def resident_bytes(*modules: nn.Module) -> int:
