@@ -30,7 +30,7 @@ from service.catalog.frame_size import choose_size
 from service.catalog.invalid_parameter import invalid_parameter
 from service.catalog.memory_options import MemoryOptions
 from service.catalog.num_frames import resolve_num_frames
-from service.catalog.optimise import Optimise, OptimiseOrAuto
+from service.catalog.optimise import OptimiseOrAuto
 from service.catalog.prompt_limits import NAME, PromptLimits
 from service.catalog.reference_choice import KeepsBy, add_reference
 from service.catalog.sampler_choice import check_zero_init, choose_sampler, settings_of

@@ -12,8 +12,8 @@ from service.frozen_model import FrozenModel
 
 log = logging.getLogger("ivmix.models")
 
-# Names of diffusers' attention dispatcher, of those backends that compute attention exactly. The last two need a package
-# and a network that asks the dispatcher, which only Wan's does.
+# Names of diffusers' attention dispatcher, of those backends that compute attention exactly. The last two need a
+# package and a network that asks the dispatcher, which only Wan's does.
 AttentionBackend = Literal[
     "native", "_native_cudnn", "_native_efficient", "_native_flash", "_native_math", "flash", "_flash_3"
 ]
@@ -75,8 +75,9 @@ OptimiseOrAuto = Annotated[Optimise | None, BeforeValidator(_auto_is_none)]
 class Configuration(FrozenModel):
     """How the networks of a worker run."""
 
-    source: Literal["default", "set", "tuned"]
-    """`set`: the models file has a table. `tuned`: measured on this card."""
+    source: Literal["default", "set", "tuned"] = Field(
+        description="`set`: by the models file; `tuned`: the fastest that was measured on its card"
+    )
     optimise: Optimise
 
     @classmethod

@@ -148,7 +148,7 @@ class Engine:
             return run(note, on_preview, latest, timings, low_memory=False)
         except torch.OutOfMemoryError as e:
             log.warning("out of memory, continuing in low-memory mode: %s", e)
-        self._free_memory()  # only here: the exception held on to the tensors of the call that failed
+        self.free_memory()  # only here: the exception held on to the tensors of the call that failed
         return run(note, on_preview, latest, timings, low_memory=True)
 
     def decode(self, sampled: SampledLatents, on_progress: OnProgress = _ignore_progress) -> Clip:
@@ -158,7 +158,7 @@ class Engine:
                 return self._decode(sampled, on_progress, frames_per_call=None)
             except torch.OutOfMemoryError as e:
                 log.warning("out of memory, decoding frame by frame: %s", e)
-            self._free_memory()
+            self.free_memory()
         return self._decode(sampled, on_progress, frames_per_call=1)
 
     def _decode(self, sampled: SampledLatents, on_progress: OnProgress, *, frames_per_call: int | None) -> Clip:
@@ -172,7 +172,7 @@ class Engine:
         taken before the first job."""
         plan = self.plan(generation)
         latents = torch.randn(self.models.latents_shape(generation), generator=torch.Generator().manual_seed(0))
-        kept = _black_first_frame(self.models, generation) if self.models.keeps_first_frame else None
+        kept = black_first_frame(self.models, generation) if self.models.keeps_first_frame else None
         image, video = self.denoisers(generation, first_frame=kept)
         models_of = [{call.model for move in step for call in move.calls} for step in plan]
         start = max(range(len(plan)), key=lambda index: len(models_of[index]))
@@ -308,7 +308,7 @@ class Engine:
             self._was_out_of_memory = True
         return failed
 
-    def _free_memory(self) -> None:
+    def free_memory(self) -> None:
         gc.collect()
         if self.models.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -343,6 +343,6 @@ def _timed(timings: dict[str, float], phase: Phase) -> Generator[None]:
         timings[phase] = timings.get(phase, 0.0) + time.perf_counter() - began
 
 
-def _black_first_frame(models: AnyModels, generation: Generation) -> FirstFrame | Condition:
+def black_first_frame(models: AnyModels, generation: Generation) -> FirstFrame | Condition:
     height, width = (side // models.entry.upscale for side in (generation.height, generation.width))
     return models.first_frame(torch.zeros(1, height, width, 3, dtype=torch.uint8), generation)

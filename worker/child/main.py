@@ -25,7 +25,7 @@ from service.wiring import open_storage
 from worker.background_thread import BackgroundThread
 from worker.child.job import ChildJob
 from worker.child.load_failures import cannot_load
-from worker.messages import Ready, Run
+from worker.messages import Ready, Run, Tuning
 
 if TYPE_CHECKING:
     from worker.child.engine import Engine
@@ -38,8 +38,13 @@ def main(control: Connection, parent: int, settings: Settings, model: str) -> No
         entry = ModelRegistry.of(settings).get(model)  # before the imports: what is missing is said at once
         with quick_imports():
             from worker.child.engine import Engine  # imports torch, which a test engine does not need
+            from worker.child.tuning.start import configure
 
+        began = time.monotonic()
         engine = Engine(entry, previews=settings.preview_seconds > 0)
+        if entry.optimise is None:
+            left = settings.tune_s - (time.monotonic() - began)
+            configure(engine, entry, settings, left, lambda limit_s: control.send(Tuning(limit_s)))
         _warm_up(engine, entry)
         return engine
 
@@ -64,7 +69,7 @@ def serve(control: Connection, settings: Settings, load: Callable[[], Engine]) -
         control.send(cannot_load(e, settings))
         return
     storage, background = open_storage(settings), BackgroundThread()
-    control.send(Ready(time.monotonic() - began, engine.device_name))
+    control.send(Ready(time.monotonic() - began, engine.device_name, engine.configuration))
     while True:
         try:
             connection = Connection(recv_handle(control))

@@ -9,14 +9,15 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import send_handle
 from typing import Protocol, cast
 
+from service.catalog.optimise import Configuration
 from service.settings import Settings
-from worker.messages import CannotLoad, Ready, Report, Run, Stop
+from worker.messages import CannotLoad, Ready, Report, Run, Stop, Tuning
 
 log = logging.getLogger("ivmix.worker")
 
@@ -52,6 +53,7 @@ class Child(Protocol):
     """The child process as the runner uses it. `ensure` and `start` raise ChildDied, `ensure` also ModelsNotLoaded."""
 
     device: str
+    configuration: Configuration | None
 
     @property
     def is_loaded(self) -> bool: ...
@@ -92,6 +94,7 @@ class ChildProcess:
         self._control: PipeChannel | None = None
         self._has_loaded = False
         self.device = ""  # of the models, once they are loaded
+        self.configuration: Configuration | None = None  # of the networks, likewise
 
     @property
     def is_loaded(self) -> bool:
@@ -103,24 +106,37 @@ class ChildProcess:
         ChildDied or ModelsNotLoaded."""
         if self.is_loaded:
             return
+        if not self._load(beat):
+            self._load(beat)
+
+    def _load(self, beat: Callable[[], bool]) -> bool:
+        """False if the child had to be ended while it tuned; the next one does not, but takes what was measured."""
         self.kill()
         control = self._control = self._spawn()
-        deadline = time.monotonic() + LOAD_TIMEOUT_S
+        deadline, is_tuning = time.monotonic() + LOAD_TIMEOUT_S, False
         while time.monotonic() < deadline:
             if not beat():
-                return
+                return True
             match control.receive(1.0):
                 case Ready() as ready:
                     pid = control.process.pid
-                    log.info("models of %s loaded in %.1f s on %s, child %s", self._model, *astuple(ready), pid)
-                    self.device, self._has_loaded = ready.device, True
-                    return
+                    loaded = f"{ready.seconds:.1f} s on {ready.device}"
+                    log.info("models of %s loaded in %s, child %s", self._model, loaded, pid)
+                    self.device, self.configuration, self._has_loaded = ready.device, ready.configuration, True
+                    return True
+                case Tuning() as tuning:
+                    log.info("tuning %s, for at most %.0f s", self._model, tuning.limit_s)
+                    deadline = time.monotonic() + tuning.limit_s
+                    self._settings, is_tuning = self._settings.model_copy(update={"tune_s": 0.0}), True
                 case CannotLoad() as failure:
                     self.kill()
                     raise ModelsNotLoaded(failure)
                 case _:
                     pass
         self.kill()
+        if is_tuning:
+            log.warning("tuning %s did not end in time; loading it again with the fastest that was found", self._model)
+            return False
         raise ChildDied(f"no models after {LOAD_TIMEOUT_S:.0f} s")
 
     def _spawn(self) -> PipeChannel:
