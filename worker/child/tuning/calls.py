@@ -21,21 +21,22 @@ from worker.child.tuning.float32 import float32
 REPEATS = 5  # timed calls of each kind; the median counts
 MAX_CALL_S = 0.5  # on a GPU: a slower call is measured with fewer frames, since float32 takes up to 16 times as long
 Predictions = Mapping[str, Tensor]
+Clock = Callable[[], float]
 
 
 class MeasuredCalls:
     """
     Args:
         engine: its networks are switched by `use`.
-        num_frames: of the clip; None: the model's default.
+        num_frames: of the clip.
+        clock: seconds, where there are no CUDA events.
     """
 
-    def __init__(self, engine: Engine, num_frames: int | None = None) -> None:
+    def __init__(self, engine: Engine, num_frames: int, clock: Clock = time.perf_counter) -> None:
         entry = engine.models.entry
-        self.engine, self.generation = engine, entry.default_generation
-        if num_frames is not None:
-            changes = {"num_frames": num_frames, "context_windows": entry.windows_for(num_frames)}
-            self.generation = self.generation.model_copy(update=changes)
+        changes = {"num_frames": num_frames, "context_windows": entry.windows_for(num_frames)}
+        self.engine, self.generation = engine, entry.default_generation.model_copy(update=changes)
+        self._clock = clock
         plan = engine.plan(self.generation)
         self.per_clip = plan.calls
         self._calls = _first_and_last(plan)
@@ -73,10 +74,21 @@ class MeasuredCalls:
     @torch.no_grad()
     def milliseconds(self) -> dict[str, float]:
         """Of a call of each network, after `predictions` has warmed it up."""
-        device = self.engine.models.device
-        times = {name: median(_milliseconds(run, device) for _ in range(REPEATS)) for name, run in self._run.items()}
+        times = {name: median(self._milliseconds(run) for _ in range(REPEATS)) for name, run in self._run.items()}
         networks = {name.partition(" ")[0] for name in times}
         return {network: _mean([ms for name, ms in times.items() if name.startswith(network)]) for network in networks}
+
+    def _milliseconds(self, run: Callable[[], Tensor]) -> float:
+        if self.engine.models.device.type != "cuda":
+            began = self._clock()
+            run()
+            return 1000 * (self._clock() - began)
+        before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        before.record()
+        run()
+        after.record()
+        after.synchronize()
+        return before.elapsed_time(after)
 
     def _prepare(self, *, in_float32: bool) -> None:
         models = self.engine.models
@@ -92,7 +104,7 @@ class MeasuredCalls:
         }
 
 
-def fitting_calls(engine: Engine) -> tuple[MeasuredCalls, Predictions]:
+def fitting_calls(engine: Engine, clock: Clock = time.perf_counter) -> tuple[MeasuredCalls, Predictions]:
     """Calls of the default clip, and what they give in float32; of fewer frames where that takes too long or too much
     memory. Raises torch.OutOfMemoryError if not even one latent frame fits."""
     entry = engine.models.entry
@@ -100,7 +112,7 @@ def fitting_calls(engine: Engine) -> tuple[MeasuredCalls, Predictions]:
     latent_frames = (entry.default_generation.num_frames - 1) // step + 1
     while True:
         try:
-            calls = MeasuredCalls(engine, (latent_frames - 1) * step + 1)
+            calls = MeasuredCalls(engine, (latent_frames - 1) * step + 1, clock)
             calls.use(engine.configuration.optimise)
             calls.predictions()
             is_slow = engine.models.device.type == "cuda" and max(calls.milliseconds().values()) > 1000 * MAX_CALL_S
@@ -137,19 +149,6 @@ def _first_and_last(plan: Plan) -> list[Call]:
         calls = [call for step in plan for move in step for call in move.calls if call.model == network]
         found += {call.timestep: call for call in (*calls[:1], *calls[-1:])}.values()
     return found
-
-
-def _milliseconds(run: Callable[[], Tensor], device: torch.device) -> float:
-    if device.type != "cuda":
-        began = time.perf_counter()
-        run()
-        return 1000 * (time.perf_counter() - began)
-    before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    before.record()
-    run()
-    after.record()
-    after.synchronize()
-    return before.elapsed_time(after)
 
 
 def _mean(values: list[float]) -> float:

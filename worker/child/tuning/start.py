@@ -13,7 +13,7 @@ from service.process.folder_lock import FolderInUse
 from service.settings import Settings
 from worker.child.engine import Engine
 from worker.child.failures import is_broken
-from worker.child.tuning.calls import fitting_calls
+from worker.child.tuning.calls import Clock, fitting_calls
 from worker.child.tuning.record import TuningFiles, TuningKey, TuningRecord, write
 from worker.child.tuning.tuner import Changes, Tuner, candidates
 
@@ -41,7 +41,12 @@ def configure(
 
 
 def tune_at_start(
-    engine: Engine, settings: Settings, limit_s: float, announce: Callable[[float], None], tried: Sequence[Changes] = ()
+    engine: Engine,
+    settings: Settings,
+    limit_s: float,
+    announce: Callable[[float], None],
+    tried: Sequence[Changes] = (),
+    clock: Clock = time.perf_counter,
 ) -> None:
     """Measure once, at the first start with a model on a card. A later start finds the result, as does one after a
     start that was ended because a configuration took too long: then the fastest before it is taken.
@@ -49,7 +54,7 @@ def tune_at_start(
     Args:
         limit_s: after so many seconds this process may be ended; if there are none left, nothing is measured.
         announce: called with the seconds before the first configuration.
-        tried: see `tune`.
+        tried, clock: see `tune`.
     """
     began, files = time.monotonic(), TuningFiles(settings, TuningKey.of(engine))
     try:
@@ -63,7 +68,7 @@ def tune_at_start(
                 return
             if record is None:
                 announce(left)
-                record = tune(engine, BEGUN_SHARE * left, lambda found: write(found, folder), tried)
+                record = tune(engine, BEGUN_SHARE * left, lambda found: write(found, folder), tried, clock)
             elif not record.is_finished:
                 record = record.failed(ENDED)
                 write(record, folder)
@@ -73,7 +78,11 @@ def tune_at_start(
 
 
 def tune(
-    engine: Engine, limit_s: float, save: Save = lambda _record: None, tried: Sequence[Changes] = ()
+    engine: Engine,
+    limit_s: float,
+    save: Save = lambda _record: None,
+    tried: Sequence[Changes] = (),
+    clock: Clock = time.perf_counter,
 ) -> TuningRecord:
     """Measure the configurations of a loaded model, and run it with the fastest. If not even the first can be measured,
     it stays.
@@ -82,6 +91,7 @@ def tune(
         limit_s: after so many seconds no configuration is begun.
         save: called with the record before and after every configuration.
         tried: what is tried; empty: `candidates` of the model.
+        clock: see `MeasuredCalls`.
     """
     began, first = time.monotonic(), engine.configuration.optimise
     key, clip = TuningKey.of(engine), engine.models.entry.default_generation
@@ -89,7 +99,7 @@ def tune(
     save(record)
     device = engine.models.device
     try:
-        calls, reference = fitting_calls(engine)
+        calls, reference = fitting_calls(engine, clock)
     except Exception as e:
         if is_broken(e, device):
             raise

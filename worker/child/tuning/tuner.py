@@ -25,7 +25,6 @@ GATE = 1.2  # times the error of the first configuration
 FLOOR = 1e-5  # relative; allowed even if that one runs in float32, for different rounding
 MIN_GAIN = 0.02  # a smaller one is within the noise of the measurement
 COMPILE_S = 30.0  # a first compilation is expected to take so long
-CANDIDATES = 8  # at most, with the first one
 PACKAGES = {"flash": "flash_attn", "_flash_3": "flash_attn_interface"}
 Changes = Mapping[str, Any]
 
@@ -53,7 +52,7 @@ def candidates(models: AnyModels) -> list[Changes]:
         found += [{"channels_last": True}, {"compile": True}, {"compile": True, "channels_last": True}]
     else:
         found.append({"compile": True})
-    return found[-(CANDIDATES - 1) :]
+    return found
 
 
 @dataclass
