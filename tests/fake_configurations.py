@@ -19,9 +19,10 @@ from worker.child.main import start
 from worker.child.tuning.start import tune_at_start, use_stored
 from worker.messages import Tuning
 
-COST_S = 0.03
+COST_S, LIMIT_S = 0.03, 3600.0
 Fault = Callable[[Tensor], Tensor]
 FAST, OTHER = {"guidance_halves": "apart"}, {"channels_last": True}  # changes of a configuration
+APART = 'guidance_halves="apart"'  # the text of FAST
 
 
 class Clock:
@@ -89,7 +90,7 @@ def enter_hanging(control: Connection, parent: int, settings: Settings, _model: 
 
     def load() -> Engine:
         entry = write_entry(Path(settings.weights_dir) / "model", "animatediff")
-        faults = {'guidance_halves="apart"': costs_nothing, 'channels_last=true, guidance_halves="apart"': hangs}
+        faults = {APART: costs_nothing, f"channels_last=true, {APART}": hangs}
         engine = FakeConfigurations(entry, faults)
         if not use_stored(engine, entry, settings):
             tune_at_start(engine, settings, settings.tune_s, lambda _s: None, [FAST, OTHER], engine.clock)

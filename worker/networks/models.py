@@ -201,20 +201,20 @@ class Models:
         self.text_kv_cache.clear()
         network = controlled(self.optimised_video_unet, self.optimised_sparse_control, first_frame)
         image = self._image_denoiser(prompt, negative, size)
-        video = self._video_denoiser(network, prompt, negative, size, fps, windows)
-        image.sequential_cfg = video.sequential_cfg = self.optimise.guidance_halves == "apart"
-        return image, video
+        return image, self._video_denoiser(network, prompt, negative, size, fps, windows)
 
     def _image_denoiser(
         self, cond: TextEmbeddings, uncond: TextEmbeddings, size: tuple[int, int] | None
     ) -> ImageDenoiser:
-        return ImageDenoiser(
+        denoiser = ImageDenoiser(
             self.optimised_image_unet,
             cond.image,
             uncond.image,
             prediction_type=self.image_schedule.prediction_type,
             added=self._added(cond.image_pooled, uncond.image_pooled, size),
         )
+        denoiser.sequential_cfg = self.optimise.guidance_halves == "apart"
+        return denoiser
 
     def _video_denoiser(
         self,
@@ -234,6 +234,7 @@ class Models:
             added=self._added(cond.video_pooled, uncond.video_pooled, size),
             network_args=self._network_args(fps) | ({} if windows is None else {"context_windows": windows}),
         )
+        denoiser.sequential_cfg = self.optimise.guidance_halves == "apart"
         of_clip = (network.video, network.control) if isinstance(network, ControlledNetwork) else (network,)
         most = most_frames(*of_clip)
         if most is not None and windows is not None and windows.length > most:

@@ -198,8 +198,9 @@ def test_fingerprint_changes_with_any_weight_plan_request_and_optimisation(engin
     generation = make_generation(num_inference_steps=2)
     plan, digest, optimise = engine.plan(generation), weights_digest(engine.models), Optimise()
     names = [run_fingerprint(digest, optimise, generation, plan)]
-    for other in ({"cache_text_kv": False}, {"guidance_halves": "apart"}, {"attention_backend": "_native_math"}):
-        names.append(run_fingerprint(digest, Optimise.model_validate(other), generation, plan))
+    others = {"cache_text_kv": False, "guidance_halves": "apart", "attention_backend": "_native_math"}
+    switched = [Optimise.model_validate({name: value}) for name, value in others.items()]
+    names += [run_fingerprint(digest, other, generation, plan) for other in switched]
     names.append(run_fingerprint(digest, optimise, make_generation(num_inference_steps=2, seed=8), plan))
     names.append(run_fingerprint(digest, optimise, generation, engine.plan(make_generation(num_inference_steps=3))))
     models = engine.models
