@@ -20,6 +20,7 @@ from service.settings import Settings, load_settings
 if TYPE_CHECKING:
     from worker.child.tuning.record import Measured, TuningRecord
 
+WIDTH = 160  # columns of the table in files and pipes
 WAIT_S = 5.0  # for another process that tunes the same model
 
 app = typer.Typer(add_completion=False)
@@ -45,7 +46,10 @@ def main(
     if as_json:
         typer.echo(record.model_dump_json(indent=2))
         return
-    Console().print(_table(record))
+    console = Console()
+    if not console.is_terminal:
+        console.width = WIDTH
+    console.print(_table(record))
     typer.echo(f"{record.summary}\n{place}")
 
 
@@ -77,7 +81,7 @@ def _tuned(entry: ModelEntry, settings: Settings, seconds: float) -> tuple[Tunin
 
 def _table(record: TuningRecord) -> Table:
     networks = sorted({network for result in record.results for network in result.milliseconds})
-    columns = ("configuration", *(f"ms per call, {network}" for network in networks), "s per clip", "error", "")
+    columns = ("configuration", *(f"{network} ms" for network in networks), "s per clip", "error", "")
     table = Table(*columns, box=None, pad_edge=False)
     for result in record.results:
         times = (f"{ms:.4g}" if (ms := result.milliseconds.get(network)) else "-" for network in networks)

@@ -1,4 +1,4 @@
-"""Networks that are loaded switch to other optimisations and back: the latents stay, up to rounding, then bit for bit."""
+"""Networks that are loaded switch to other optimisations and back: the latents stay, up to rounding, then bitwise."""
 
 from __future__ import annotations
 
