@@ -16,7 +16,7 @@ from tests.fake_configurations import APART, FAST, LIMIT_S, FakeConfigurations, 
 from tests.tiny_models import save_model, write_entry
 from tests.unit.worker.tuning.conftest import Load
 from worker.child.tuning.record import FILE, Measured, TuningFiles, TuningKey, TuningRecord, write
-from worker.child.tuning.start import ENDED, tune_at_start, use_stored
+from worker.child.tuning.start import ENDED, configure, tune_at_start, use_stored
 from worker.parent.child_process import ChildProcess
 from worker.tune import app
 
@@ -45,6 +45,18 @@ def test_second_start_tunes_nothing(load: Load, own: Settings) -> None:
     third = load()
     assert use_stored(third, third.models.entry, own)
     assert third.configuration == first.configuration
+
+
+def test_worker_on_a_cpu_measures_nothing_but_uses_what_the_command_has_measured(
+    load: Load, measured: TuningRecord, own: Settings
+) -> None:
+    started = load()
+    entry = started.models.entry
+    configure(started, entry, own, LIMIT_S, lambda _s: pytest.fail("it tunes"))
+    assert started.configuration == Configuration(source="default", optimise=Optimise())
+    keep(measured, own)
+    configure(started, entry, own, LIMIT_S, lambda _s: pytest.fail("it tunes"))
+    assert started.configuration == Configuration(source="tuned", optimise=measured.chosen)
 
 
 def test_table_in_the_models_file_is_run_as_it_is(load: Load, measured: TuningRecord, own: Settings) -> None:
