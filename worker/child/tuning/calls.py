@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sampler import Call, Plan
+from sampler import Call, ImageDenoiser, Plan, VideoDenoiser
 from sampler.guidance import PreparedDenoiser
 from service.catalog.family_components import frames_per_latent
 from service.catalog.optimise import Configuration, Optimise
@@ -93,7 +93,8 @@ class MeasuredCalls:
     def _prepare(self, *, in_float32: bool) -> None:
         models = self.engine.models
         kept = black_first_frame(models, self.generation) if models.keeps_first_frame else None
-        denoisers = dict(zip(("image", "video"), self.engine.denoisers(self.generation, first_frame=kept), strict=True))
+        image, video = self.engine.denoisers(self.generation, first_frame=kept)
+        denoisers: dict[str, ImageDenoiser | VideoDenoiser] = {"image": image, "video": video}
         if in_float32:
             for denoiser in denoisers.values():
                 denoiser.unet = _Float32(denoiser.unet)

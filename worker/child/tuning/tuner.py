@@ -32,7 +32,8 @@ Changes = Mapping[str, Any]
 class Calls(Protocol):
     """See `MeasuredCalls`."""
 
-    per_clip: Mapping[str, int]
+    @property
+    def per_clip(self) -> Mapping[str, int]: ...
 
     def use(self, optimise: Optimise) -> None: ...
     def predictions(self) -> Mapping[str, Tensor]: ...
@@ -137,7 +138,8 @@ def _is_faster(one: Measured, other: Measured) -> bool:
 
 def _distance(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
     """Largest relative L2 distance of all calls; NaN if one is not finite."""
-    distances = [(found[name].float() - x.float()).norm() / x.float().norm() for name, x in expected.items()]
+    norm = torch.linalg.vector_norm
+    distances = [norm(found[name].float() - x.float()) / norm(x.float()) for name, x in expected.items()]
     return float(torch.stack(distances).max())  # max returns NaN if there is one
 
 

@@ -1,6 +1,6 @@
 """Which kernel computes attention: by diffusers' dispatcher where a network asks it, else by torch's own choice."""
 
-# pyright: reportUnknownMemberType=false
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
@@ -47,7 +47,7 @@ class AttentionSwitch:
             raise ConfigurationError(f"optimise.attention_backend={name}: {kind} has none of this name; use {known}")
         self._name = name
 
-    def active(self) -> AbstractContextManager[None]:
+    def active(self) -> AbstractContextManager[object]:
         return sdpa_kernel(self._preferred, set_priority=True) if self._preferred else nullcontext()
 
     def _dispatch(self, name: AttentionBackend) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 from typing import Any
 
@@ -27,6 +26,8 @@ from worker.child.tuning.float32 import float32
 from worker.child.tuning.record import TuningKey, TuningRecord
 from worker.child.tuning.start import tune
 from worker.child.tuning.tuner import MIN_GAIN, Tuner, candidates
+from worker.networks.loading import load as load_models
+from worker.networks.models import Models
 from worker.networks.network_classes import errors_only
 
 RELAID = "channels_last=true"
@@ -127,15 +128,18 @@ def test_gain_within_the_noise_changes_nothing(load: Load, gain: float, taken: s
 
 
 def in_bfloat16(engine: FakeConfigurations) -> FakeConfigurations:
-    """As on a GPU. The networks are copies: the others stay in float32."""
-    nets = copy.deepcopy((engine.models.optimised_image_unet, engine.models.optimised_video_unet))
-    for network in nets:
-        with errors_only("diffusers"):
-            network.network.to(torch.bfloat16)
-    image, video = nets
-    changes = {"dtype": torch.bfloat16, "optimised_image_unet": image, "optimised_video_unet": video}
-    engine.models = replace(engine.models, **changes)  # type: ignore[type-var]
+    """As on a GPU."""
+    engine.models = replace(half_precision(engine), dtype=torch.bfloat16)
     return engine
+
+
+def half_precision(engine: FakeConfigurations) -> Models:
+    found = load_models(engine.models.entry, "cpu")
+    assert isinstance(found, Models)
+    for unet in found.unets:
+        with errors_only("diffusers"):
+            unet.to(torch.bfloat16)
+    return found
 
 
 def test_half_precision_may_differ_from_float32_as_much_as_its_own_rounding(
@@ -153,8 +157,7 @@ def test_half_precision_may_differ_from_float32_as_much_as_its_own_rounding(
 
 @torch.no_grad()
 def test_reference_is_what_float32_gives_with_the_same_weights(loaded: FakeConfigurations) -> None:
-    half = copy.deepcopy(loaded.models.image_unet).to(torch.bfloat16)
-    whole = copy.deepcopy(half).float()
+    half, whole = half_precision(loaded).image_unet, half_precision(loaded).image_unet.float()
     x, text = torch.randn(2, 4, 8, 8), torch.randn(2, 5, 32)
     with float32():
         found = half(x, torch.tensor(500), encoder_hidden_states=text.bfloat16()).sample

@@ -145,6 +145,8 @@ def test_start_next_to_a_process_that_tunes_the_same_does_not_wait_longer_than_i
     assert "another process is still tuning tiny" in caplog.text
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_configuration_that_hangs_ends_with_the_limit_and_the_next_child_takes_the_fastest_before(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
