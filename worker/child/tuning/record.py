@@ -46,7 +46,7 @@ class TuningKey(FrozenModel):
     @classmethod
     def of(cls, engine: Engine) -> TuningKey:
         entry, models = engine.models.entry, engine.models
-        clip = entry.default_generation
+        width, height = map(int, entry.sizes[0].split("x"))
         return cls(
             model=entry.id,
             weights=weights_digest(models),
@@ -60,7 +60,7 @@ class TuningKey(FrozenModel):
             },
             dtype=str(models.dtype),
             memory=entry.memory,
-            clip=(clip.width, clip.height, clip.num_frames),
+            clip=(width, height, int(entry.num_frames.default)),
         )
 
 

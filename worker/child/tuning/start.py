@@ -94,10 +94,9 @@ def tune(
         clock: see `MeasuredCalls`.
     """
     began, first = time.monotonic(), engine.configuration.optimise
-    key, clip = TuningKey.of(engine), engine.models.entry.default_generation
-    record = TuningRecord(key=key, chosen=first, measured_frames=clip.num_frames, trying=first)
+    key, device = TuningKey.of(engine), engine.models.device
+    record = TuningRecord(key=key, chosen=first, measured_frames=key.clip[2], trying=first)
     save(record)
-    device = engine.models.device
     try:
         calls, reference = fitting_calls(engine, clock)
     except Exception as e:
