@@ -39,7 +39,8 @@ class AttentionSwitch:
         if self.has_dispatcher:
             self._dispatch(name)
         elif name in KERNELS:
-            self._preferred = [KERNELS[name], *(kernel for other, kernel in KERNELS.items() if other != name)]
+            others = [] if name == "_native_math" else [kernel for other, kernel in KERNELS.items() if other != name]
+            self._preferred = [KERNELS[name], *others]  # math computes every shape; a CPU prefers flash where it is on
         elif name == "native":
             self._preferred = []
         else:

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from service.catalog.optimise import Optimise
 from service.jobs.context_windows import ContextWindows
@@ -16,7 +16,7 @@ from worker.networks.optimise.attention_backend import AttentionSwitch
 from worker.networks.optimise.compile_blocks import BlockCompiler, CompiledBlocks
 from worker.networks.optimise.text_kv_cache import TextKVCache, Texts, cached_text, replace_text_attentions
 from worker.networks.optimise.time_embedding_cache import TimeEmbeddingCache
-from worker.networks.optimise.weight_memory import channels_last, contiguous
+from worker.networks.optimise.weight_memory import Strides, channels_last, restore_layout
 
 
 class OptimisedNetwork:
@@ -45,7 +45,7 @@ class OptimisedNetwork:
         self._text_attentions = replace_text_attentions(network) if optimise.cache_text_kv else []
         self._time_embeddings = TimeEmbeddingCache(network) if optimise.cache_time_embeds else None
         self._attention = AttentionSwitch(network)
-        self._relaid = list[nn.Parameter]()  # weights whose layout `optimise.channels_last` has changed
+        self._relaid = list[Strides]()  # weights whose layout `optimise.channels_last` has changed
         self._blocks: CompiledBlocks | None = None
         self.use(optimise, compiler)
 
@@ -58,7 +58,7 @@ class OptimisedNetwork:
         if optimise.channels_last:
             self._relaid += channels_last(self.network)
         else:
-            contiguous(self._relaid)
+            restore_layout(self._relaid)
             self._relaid.clear()
         if self._blocks is not None:
             self._blocks.discard()

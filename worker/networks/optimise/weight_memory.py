@@ -7,25 +7,29 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+Strides = tuple[nn.Parameter, tuple[int, ...]]  # a parameter and how it was stored
 
-def channels_last(network: nn.Module) -> list[nn.Parameter]:
+
+def channels_last(network: nn.Module) -> list[Strides]:
     """Store 2D convolution weights channels-last, in place; weights shared with other networks stay shared.
 
-    Returns those that were stored otherwise, for `contiguous`.
+    Returns those that were stored otherwise, for `restore_layout`.
     """
-    changed: list[nn.Parameter] = []
+    changed: list[Strides] = []
     for parameter in network.parameters():
         if parameter.ndim == 4:
-            if not parameter.is_contiguous(memory_format=torch.channels_last):
-                changed.append(parameter)
+            before = parameter.stride()
             parameter.data = parameter.data.to(memory_format=torch.channels_last)
+            if parameter.stride() != before:
+                changed.append((parameter, before))
     return changed
 
 
-def contiguous(parameters: Iterable[nn.Parameter]) -> None:
-    """Undo `channels_last`, in place."""
-    for parameter in parameters:
-        parameter.data = parameter.data.contiguous()
+def restore_layout(changed: Iterable[Strides]) -> None:
+    """Undo `channels_last`, in place. Exact strides count: kernels are chosen by those of 1x1 convolutions too."""
+    for parameter, strides in changed:
+        empty = torch.empty_strided(parameter.shape, strides, dtype=parameter.dtype, device=parameter.device)
+        parameter.data = empty.copy_(parameter.data)
 
 
 def resident_bytes(*modules: nn.Module) -> int:
