@@ -80,7 +80,7 @@ class _Changed:
         return self.fault(found if isinstance(found, Tensor) else found.sample)
 
 
-def enter_hanging(control: Connection, parent: int, settings: Settings, _model: str) -> None:
+def enter_hanging(control: Connection, settings: Settings, _model: str) -> None:
     """A child that tunes: the second configuration is faster than the first, the third never returns."""
 
     def hangs(x: Tensor) -> Tensor:
@@ -96,4 +96,4 @@ def enter_hanging(control: Connection, parent: int, settings: Settings, _model: 
             tune_at_start(engine, settings, settings.tune_s, lambda _s: None, [FAST, OTHER], engine.clock)
         return engine
 
-    start(control, parent, settings, load)
+    start(control, settings, load)

@@ -143,9 +143,9 @@ def load() -> FakeEngine:
     return FakeEngine()
 
 
-def enter(control: Connection, parent: int, settings: Settings, model: str) -> None:
+def enter(control: Connection, settings: Settings, model: str) -> None:
     skew_clock()
-    start(control, parent, settings, load)  # type: ignore[arg-type]
+    start(control, settings, load)  # type: ignore[arg-type]
 
 
 def stay_in_window(flag: Path) -> None:

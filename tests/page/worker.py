@@ -58,8 +58,8 @@ def draw(generation: Generation) -> np.ndarray:
     return frames
 
 
-def enter(control: Connection, parent: int, settings: Settings, model: str) -> None:
-    start(control, parent, settings, DrawingEngine)  # type: ignore[arg-type]
+def enter(control: Connection, settings: Settings, model: str) -> None:
+    start(control, settings, DrawingEngine)  # type: ignore[arg-type]
 
 
 def main() -> int:

@@ -4,8 +4,9 @@ drained and restarted cleanly, and it can kill a child that hangs inside a CUDA 
 from __future__ import annotations
 
 import logging
+import math
 import multiprocessing
-import os
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -24,8 +25,14 @@ log = logging.getLogger("ivmix.worker")
 LOAD_TIMEOUT_S = 900.0
 EXIT_GRACE_S = 3.0
 
-# What a child runs: its end of the control pipe, the parent's process id, the settings, the model.
-Enter = Callable[[Connection, int, Settings, str], None]
+# What a child runs: its end of the control pipe, the settings, the model.
+Enter = Callable[[Connection, Settings, str], None]
+
+# A child is forked from a process that has imported torch and started neither CUDA nor a thread. torch's notes on
+# multiprocessing name spawn and forkserver as the start methods with which CUDA can be used.
+FORKING = multiprocessing.get_context("forkserver")
+FORK_SERVER = "worker.child.fork_server"
+IMPORTS = "worker.child.preload"
 
 
 class ChildDied(Exception):
@@ -82,17 +89,59 @@ class PipeChannel:
             raise ChildDied(f"the child ended with exit code {self.process.exitcode}") from e
 
     def kill(self) -> None:
-        self.process.kill()
+        if self.process.is_alive():  # another process may have the number of one that has ended
+            self.process.kill()
         self.process.join(EXIT_GRACE_S)
 
 
+class _Start(threading.Thread):
+    """The start of one child. It takes as long as the fork server's imports, if that has to be started first."""
+
+    def __init__(self, settings: Settings, model: str, enter: Enter | None) -> None:
+        super().__init__(name="start-child", daemon=True)
+        ours, self._theirs = FORKING.Pipe()
+        args = (self._theirs, settings, model)
+        process = FORKING.Process(target=enter or _enter, args=args, name=f"ivmix-child-{model}", daemon=True)
+        self._control = PipeChannel(ours, process)
+        FORKING.set_forkserver_preload([FORK_SERVER] if enter else [FORK_SERVER, IMPORTS])
+        self._error: Exception | None = None
+        self._is_abandoned = False
+
+    def run(self) -> None:
+        with self._theirs:
+            try:
+                self._control.process.start()
+            except (OSError, EOFError) as e:
+                self._error = e
+        if self._is_abandoned:
+            self.abandon()
+
+    def control(self, timeout_s: float) -> PipeChannel | None:
+        """The control pipe of the started child, None after a timeout. Raises ChildDied."""
+        self.join(timeout_s)
+        if self._error is not None:
+            raise ChildDied("the process that imports torch for the child has ended") from self._error
+        return None if self.is_alive() else self._control
+
+    def abandon(self) -> None:
+        """Kill the child, as soon as it runs."""
+        self._is_abandoned = True
+        if self._control.process.pid is not None:
+            self._control.connection.close()
+            self._control.process.join(0.2)  # an idle child ends when its control pipe closes
+            self._control.kill()
+
+
 class ChildProcess:
-    """One child process, restarted by `ensure` after it ended. `enter` is its entry point."""
+    """One child process, restarted by `ensure` after it ended. `enter` is its entry point; with another one than the
+    worker's own, nothing is imported before it is called."""
 
     def __init__(self, settings: Settings, model: str, enter: Enter | None = None) -> None:
-        self._settings, self._model, self._enter = settings, model, enter or _enter
+        self._settings, self._model, self._enter = settings, model, enter
+        self._start: _Start | None = None
         self._control: PipeChannel | None = None
         self._has_loaded = False
+        self._tuned_until = math.inf
         self.device = ""  # of the models, once they are loaded
         self.configuration: Configuration | None = None  # of the networks, likewise
 
@@ -112,45 +161,39 @@ class ChildProcess:
     def _load(self, beat: Callable[[], bool]) -> bool:
         """False if the child had to be ended while it tuned; the next one does not, but takes what was measured."""
         self.kill()
-        control = self._control = self._spawn()
-        deadline, is_tuning = time.monotonic() + LOAD_TIMEOUT_S, False
-        while time.monotonic() < deadline:
+        start = self._start = _Start(self._settings, self._model, self._enter)
+        start.start()
+        deadline, self._tuned_until = time.monotonic() + LOAD_TIMEOUT_S, math.inf
+        while time.monotonic() < min(deadline, self._tuned_until):
             if not beat():
                 return True
-            match control.receive(1.0):
-                case Ready() as ready:
-                    pid = control.process.pid
-                    loaded = f"{ready.seconds:.1f} s on {ready.device}"
-                    log.info("models of %s loaded in %s, child %s", self._model, loaded, pid)
-                    self.device, self.configuration, self._has_loaded = ready.device, ready.configuration, True
-                    return True
-                case Tuning() as tuning:
-                    log.info("tuning %s, for at most %.0f s", self._model, tuning.limit_s)
-                    deadline = time.monotonic() + tuning.limit_s
-                    self._settings, is_tuning = self._settings.model_copy(update={"tune_s": 0.0}), True
-                case CannotLoad() as failure:
-                    self.kill()
-                    raise ModelsNotLoaded(failure)
-                case _:
-                    pass
+            if self._control is None:
+                self._control = start.control(1.0)
+            elif self._is_ready(self._control):
+                return True
         self.kill()
-        if is_tuning:
+        if self._tuned_until < math.inf:
             log.warning("tuning %s did not end in time; loading it again with the fastest that was found", self._model)
             return False
         raise ChildDied(f"no models after {LOAD_TIMEOUT_S:.0f} s")
 
-    def _spawn(self) -> PipeChannel:
-        context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
-        ours, theirs = context.Pipe()
-        process = context.Process(
-            target=self._enter,
-            args=(theirs, os.getpid(), self._settings, self._model),
-            name=f"ivmix-child-{self._model}",
-            daemon=True,
-        )
-        process.start()
-        theirs.close()
-        return PipeChannel(ours, process)
+    def _is_ready(self, control: PipeChannel) -> bool:
+        match control.receive(1.0):
+            case Ready() as ready:
+                pid = control.process.pid
+                loaded = f"{ready.seconds:.1f} s on {ready.device}"
+                log.info("models of %s loaded in %s, child %s", self._model, loaded, pid)
+                self.device, self.configuration, self._has_loaded = ready.device, ready.configuration, True
+            case Tuning() as tuning:
+                log.info("tuning %s, for at most %.0f s", self._model, tuning.limit_s)
+                self._tuned_until = time.monotonic() + tuning.limit_s
+                self._settings = self._settings.model_copy(update={"tune_s": 0.0})  # of later children
+            case CannotLoad() as failure:
+                self.kill()
+                raise ModelsNotLoaded(failure)
+            case _:
+                pass
+        return self._has_loaded
 
     def start(self, run: Run) -> Channel:
         """Send a job to the child. Each job has its own pipe; the control pipe carries the child's ends of them."""
@@ -167,15 +210,13 @@ class ChildProcess:
         return channel
 
     def kill(self) -> None:
-        """Kill the child in any state; an idle child exits when its control pipe closes."""
-        if self._control is not None:
-            self._control.connection.close()
-            self._control.process.join(0.2)
-            self._control.kill()
-            self._control, self._has_loaded = None, False
+        """Kill the child in any state."""
+        if self._start is not None:
+            self._start.abandon()
+        self._start, self._control, self._has_loaded = None, None, False
 
 
-def _enter(control: Connection, parent: int, settings: Settings, model: str) -> None:
+def _enter(control: Connection, settings: Settings, model: str) -> None:
     from worker.child.main import main  # here, in the child: it loads torch
 
-    main(control, parent, settings, model)
+    main(control, settings, model)
