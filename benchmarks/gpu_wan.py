@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.peak_rates import matrix_roof, roofs, wait
 from sampler import FlowSchedule, VideoDenoiser, ddim_plan, sample
+from service.catalog.optimise import Optimise
 from worker.networks.optimise import BlockCompiler
 from worker.networks.stored_form import cast
 from worker.networks.video_transformers.network import VideoTransformer
@@ -100,7 +101,8 @@ def arms(names: list[str], size: str, device: torch.device, dtype: torch.dtype, 
         return diffusers_arm("A'", own, given, "diffusers' WanPipeline, blocks compiled")
 
     def ours_compiled() -> WanArm:
-        called = VideoTransformer(network(size, device, dtype), compiler=BlockCompiler(backend))
+        optimise, compiler = Optimise(compile=True), BlockCompiler(backend)
+        called = VideoTransformer(network(size, device, dtype), optimise=optimise, compiler=compiler)
         return our_arm("B'", called, given, "ours, blocks compiled")
 
     made |= {"A'": compiled, "B'": ours_compiled}

@@ -147,6 +147,9 @@ class Settings(StoreSettings):
     preview_seconds: float = Field(default=2, ge=0)
     """Seconds between two previews of a video that is being sampled; the first one comes sooner. They are fewer where
     they would take more than 2 % of its sampling time. 0: no previews."""
+    tune_s: float = Field(default=180, ge=0, le=600)
+    """Seconds that loading a model and measuring its configurations on a new card may take together (`optimise =
+    "auto"`, first start only). Then the fastest so far is taken. 0: no measuring."""
     worker_metrics_port: int | None = Field(default=None, ge=0, le=65535)
     """Port on which a worker serves `/metrics`. 0: any free port. If unset: no metrics."""
 

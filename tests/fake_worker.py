@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from service.catalog.optimise import Configuration, Optimise
 from service.errors import ConfigurationError
 from service.jobs.model import Generation, Phase
 from service.process.heartbeat_file import HeartbeatFile
@@ -77,6 +78,7 @@ class FakeEngine:
     device_name = "no device"
     preview_cost_s = 0.0
     decoded_s = 0.0
+    configuration = Configuration(source="tuned", optimise=Optimise(compile=True))
 
     def __init__(self) -> None:
         self.is_broken = False

@@ -131,8 +131,10 @@ def _write(
         with quick_imports():
             from worker.child import mp4
             from worker.child.engine import Engine
+            from worker.child.tuning.start import use_stored
 
         engine = Engine(entry)
+        use_stored(engine, entry, load_settings())
         if options["compare"]:  # first what every sampler needs once, or it would count as the time of the first one
             engine.warm_up(entry.default_generation)
         step.done = f"{entry.id} on {engine.device_name}"

@@ -1,14 +1,15 @@
 """Messages between parent and child, as plain data that the parent can import without torch.
 
 Each job has its own pipe. The parent sends Run, and may send Stop later. The child sends Progress and StorageCall,
-Sampled when it is ready for the next job, and at the end Done, Failed or Stopped. A control pipe carries Ready once and
-then the child's ends of the jobs' pipes, or CannotLoad, after which the child ends.
+Sampled when it is ready for the next job, and at the end Done, Failed or Stopped. A control pipe carries Ready once,
+maybe after Tuning, and then the child's ends of the jobs' pipes, or CannotLoad, after which the child ends.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from service.catalog.optimise import Configuration
 from service.jobs.model import Generation, Job, Output, Phase
 from service.storage.metrics import StorageCall
 
@@ -45,6 +46,16 @@ class Ready:
     """Spent loading the models."""
     device: str
     """Where they are, for people."""
+    configuration: Configuration
+    """How they run."""
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """The models are loaded; configurations of them are measured before Ready."""
+
+    limit_s: float
+    """After so many seconds the child is replaced by one that does not measure."""
 
 
 @dataclass(frozen=True)
@@ -109,4 +120,4 @@ class Stopped:
     """The reply to Stop."""
 
 
-Report = Ready | CannotLoad | Progress | Sampled | Done | Failed | Stopped | StorageCall
+Report = Ready | Tuning | CannotLoad | Progress | Sampled | Done | Failed | Stopped | StorageCall

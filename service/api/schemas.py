@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Generic, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from service.catalog.bounds import Range
+from service.catalog.optimise import Configuration
 from service.jobs.lora_choice import LoraUse
 from service.jobs.model import Generation, Phase
 from service.jobs.queue_and_waiting_time import QueueStats, WorkerStats
@@ -197,6 +198,7 @@ class QueueWorker(ResponseModel):
     phase: Phase | None
     step: int | None
     total_steps: int | None
+    configuration: Configuration | None = Field(description="How its networks run; null for older workers")
 
 
 class ModelQueue(ResponseModel):
@@ -241,7 +243,16 @@ def _worker(stats: WorkerStats, visible_owner: str | None) -> QueueWorker:
         phase=job.phase if job else None,
         step=job.step if job else None,
         total_steps=job.total_steps if job else None,
+        configuration=_configuration(stats.configuration),
     )
+
+
+def _configuration(text: str | None) -> Configuration | None:
+    """None also for that of a newer worker."""
+    try:
+        return None if text is None else Configuration.model_validate_json(text)
+    except ValidationError:
+        return None
 
 
 def _rounded(number: float | None) -> float | None:

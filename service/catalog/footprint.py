@@ -114,7 +114,7 @@ def _needed(found: Footprint, entry: ModelEntry, clip: Clip, memory: MemoryOptio
 
 def _least(found: Footprint, entry: ModelEntry, clip: Clip, memory: MemoryOptions) -> int:
     """Compiled blocks keep fewer values than the formulas count, so that what they need is left out."""
-    if not entry.optimise.compile:
+    if entry.optimise is None or not entry.optimise.compile:
         return _needed(found, entry, clip, memory)
     return found.resident(memory) + found.around(*_seen(entry, clip), memory)
 

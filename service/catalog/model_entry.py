@@ -30,7 +30,7 @@ from service.catalog.frame_size import choose_size
 from service.catalog.invalid_parameter import invalid_parameter
 from service.catalog.memory_options import MemoryOptions
 from service.catalog.num_frames import resolve_num_frames
-from service.catalog.optimise import Optimise
+from service.catalog.optimise import OptimiseOrAuto
 from service.catalog.prompt_limits import NAME, PromptLimits
 from service.catalog.reference_choice import KeepsBy, add_reference
 from service.catalog.sampler_choice import check_zero_init, choose_sampler, settings_of
@@ -82,7 +82,7 @@ class ModelEntry(PromptLimits):
     lora_scale: float = Field(default=1.0, description="of components.lora, for the image model")
     loras: tuple[Lora, ...] = ()
     selectable_loras: SelectableLoras = Field(default=(), description="LoRAs that requests may choose")
-    optimise: Optimise = Optimise()
+    optimise: OptimiseOrAuto = Field(default=None, description="the switches, or auto: measured on each GPU")
     memory: MemoryOptions = MemoryOptions()
     flow_shift: float | None = Field(
         default=None, gt=0, le=100, description="wan: how far the noise levels of a run are moved towards noise"

@@ -162,6 +162,14 @@ def verify(name: str) -> None:
     _run_module("worker.verify", name)
 
 
+@models_app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+)
+def tune(context: typer.Context) -> None:
+    """Measure how a model runs fastest on this machine. `ivmix models tune --help` lists the options."""
+    _run_module("worker.tune", *context.args)
+
+
 @app.command()
 def recover(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Report without writing anything.")] = False,

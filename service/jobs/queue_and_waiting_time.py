@@ -13,7 +13,7 @@ from rq import Queue, Worker
 from rq.registry import StartedJobRegistry
 
 from service.jobs.model import Job
-from service.jobs.rq_queues import generate_queue
+from service.jobs.rq_queues import CONFIGURATION, generate_queue
 from service.jobs.store import KEPT_DURATIONS, JobStore
 
 HOUR_S = 3600.0
@@ -25,6 +25,7 @@ class WorkerStats:
     state: str  # RQ's: starting, idle, busy, suspended
     last_seen: float | None  # last heartbeat, unix seconds
     job: Job | None  # the job it is running
+    configuration: str | None = None  # how its networks run, as JSON
 
 
 @dataclass(frozen=True)
@@ -88,10 +89,15 @@ def _workers(redis: Redis, store: JobStore, queue: Queue) -> tuple[WorkerStats, 
             name=worker.name,
             state=str(worker.get_state()),
             last_seen=_unix_seconds(worker.last_heartbeat),
+            configuration=_text(worker.connection.hget(worker.key, CONFIGURATION)),
             job=store.view_any(job_id) if (job_id := worker.get_current_job_id()) else None,
         )
         for worker in sorted(workers, key=lambda worker: worker.name)
     )
+
+
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else value.decode()
 
 
 def _per_hour(completions: list[float], now: float) -> float:

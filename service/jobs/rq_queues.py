@@ -14,6 +14,8 @@ GENERATE = "worker.tasks.generate"
 
 RQ_RECORD_TTL_S = 600  # how long RQ's record of an ended job is kept, for inspection only
 
+CONFIGURATION = "ivmix_configuration"  # field of RQ's record of a worker: how its networks run, as JSON
+
 
 class TrustedJob(Job):
     """Runs only our function, and no callbacks, because anyone who can write to Redis can name others."""

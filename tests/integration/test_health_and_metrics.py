@@ -17,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from service.api.app import create_app
 from service.api_keys import Scope
+from service.catalog.optimise import Optimise
 from service.jobs.rq_queues import generate_queue
 from service.settings import Settings
 from service.webhook_dispatcher.metrics import DispatcherMetrics
@@ -81,6 +82,7 @@ class TestQueueReport:
             [at] = model["workers"]
             assert (model["queued"], model["running"], model["videos_per_hour"]) == (1, 1, 1)
             assert (at["state"], at["total_steps"], at["phase"]) == ("busy", 400, "sampling")
+            assert at["configuration"] == {"source": "tuned", "optimise": Optimise(compile=True).model_dump()}
             assert model["seconds_per_video"] > 0
             assert model["estimated_wait_s"] > model["seconds_per_video"]  # one runs, one waits
             running = figures(client.get("/metrics").text)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from sampler import ImageDenoiser, Plan, VideoDenoiser, noised, sample, shape_after
 from service.catalog.model_entry import ModelEntry
+from service.catalog.optimise import Configuration
 from service.jobs.model import Generation, Phase
 from worker.child.autoencoder_turns import AutoencoderTurns
 from worker.child.checkpoint_file import Checkpoint
@@ -34,6 +35,8 @@ from worker.child.start_noise import start_noise
 from worker.messages import Failed
 from worker.networks import cpu_tuning
 from worker.networks.loading import AnyModels, Models, TransformerModels, default_device, load
+from worker.networks.optimise import BlockCompiler
+from worker.networks.reconfigure import reconfigured
 from worker.networks.sparse_control import ControlledNetwork, FirstFrame
 from worker.networks.text_encoder import TextOptions
 from worker.networks.video_transformers.first_frame import Condition
@@ -86,10 +89,20 @@ class Engine:
         if device.type == "cpu":
             cpu_tuning.tune_process(entry.cpu_threads)
         self.models: AnyModels = load(entry, device)
+        self.configuration = Configuration.of(entry.optimise)
         self._weights = weights_digest(self.models)
         self._was_out_of_memory = False
         self._autoencoder = AutoencoderTurns()
         self._previewer = open_previewer(self.models) if previews else None
+
+    def use(self, configuration: Configuration) -> BlockCompiler | None:
+        """Run the networks otherwise from the next job on. Returns what compiles them, if they are compiled.
+
+        Raises ConfigurationError if a network or this machine has no such attention backend.
+        """
+        self.models, compiler = reconfigured(self.models, configuration.optimise)
+        self.configuration = configuration
+        return compiler
 
     @property
     def preview_cost_s(self) -> float:
@@ -142,7 +155,7 @@ class Engine:
             return run(note, on_preview, latest, timings, low_memory=False)
         except torch.OutOfMemoryError as e:
             log.warning("out of memory, continuing in low-memory mode: %s", e)
-        self._free_memory()  # only here: the exception held on to the tensors of the call that failed
+        self.free_memory()  # only here: the exception held on to the tensors of the call that failed
         return run(note, on_preview, latest, timings, low_memory=True)
 
     def decode(self, sampled: SampledLatents, on_progress: OnProgress = _ignore_progress) -> Clip:
@@ -152,7 +165,7 @@ class Engine:
                 return self._decode(sampled, on_progress, frames_per_call=None)
             except torch.OutOfMemoryError as e:
                 log.warning("out of memory, decoding frame by frame: %s", e)
-            self._free_memory()
+            self.free_memory()
         return self._decode(sampled, on_progress, frames_per_call=1)
 
     def _decode(self, sampled: SampledLatents, on_progress: OnProgress, *, frames_per_call: int | None) -> Clip:
@@ -167,7 +180,7 @@ class Engine:
         taken before the first job."""
         plan = self.plan(generation)
         latents = torch.randn(self.models.latents_shape(generation), generator=torch.Generator().manual_seed(0))
-        kept = _black_first_frame(self.models, generation) if self.models.keeps_first_frame else None
+        kept = black_first_frame(self.models, generation) if self.models.keeps_first_frame else None
         image, video = self.denoisers(generation, first_frame=kept)
         models_of = [{call.model for move in step for call in move.calls} for step in plan]
         start = max(range(len(plan)), key=lambda index: len(models_of[index]))
@@ -272,7 +285,7 @@ class Engine:
     ) -> Checkpoint:
         """The checkpoint to resume from, or the state before the first step: noise, or the reference noised with it."""
         weights = self._weights + (self.models.loras.digest(generation.loras) if generation.loras else "")
-        run = (weights, self.models.entry.optimise, generation, plan)
+        run = (weights, self.configuration.optimise, generation, plan)
         device, name = self.models.device, run_fingerprint(*run)
         found = begin
         if isinstance(begin, Path):
@@ -306,7 +319,7 @@ class Engine:
             self._was_out_of_memory = True
         return failed
 
-    def _free_memory(self) -> None:
+    def free_memory(self) -> None:
         gc.collect()
         if self.models.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -341,6 +354,6 @@ def _timed(timings: dict[str, float], phase: Phase) -> Generator[None]:
         timings[phase] = timings.get(phase, 0.0) + time.perf_counter() - began
 
 
-def _black_first_frame(models: AnyModels, generation: Generation) -> FirstFrame | Condition:
+def black_first_frame(models: AnyModels, generation: Generation) -> FirstFrame | Condition:
     height, width = (side // models.entry.upscale for side in (generation.height, generation.width))
     return models.first_frame(torch.zeros(1, height, width, 3, dtype=torch.uint8), generation)

@@ -16,7 +16,7 @@ from worker.networks.loading import AnyModels
 
 def run_fingerprint(weights: str, optimise: Optimise, generation: Generation, plan: Plan) -> str:
     """`weights`: from `weights_digest`. The name of the GPU is left out, so that a job may resume on another one."""
-    return _sha256("3", weights, optimise.model_dump_json(), generation.model_dump_json(), repr(plan))
+    return _sha256("3", weights, optimise.fingerprinted, generation.model_dump_json(), repr(plan))
 
 
 def run_fingerprints_0_1(weights: str, optimise: Optimise, generation: Generation, plan: Plan) -> set[str]:
@@ -25,6 +25,8 @@ def run_fingerprints_0_1(weights: str, optimise: Optimise, generation: Generatio
     It had one switch more, halves_once; its value is unknown, so there is one fingerprint for each.
     """
     found: set[str] = set()
+    if (optimise.attention_backend, optimise.guidance_halves) != ("native", "together"):
+        return found  # 0.1 had no other
     for halves_once in (True, False):
         switches = {
             "text_once": optimise.cache_text_kv,

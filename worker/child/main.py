@@ -27,7 +27,7 @@ from service.wiring import open_storage
 from worker.background_thread import BackgroundThread
 from worker.child.job import ChildJob
 from worker.child.load_failures import cannot_load
-from worker.messages import Ready, Run
+from worker.messages import Ready, Run, Tuning
 
 if TYPE_CHECKING:
     from worker.child.engine import Engine
@@ -40,8 +40,13 @@ def main(control: Connection, settings: Settings, model: str) -> None:
         entry = ModelRegistry.of(settings).get(model)
         with quick_imports():
             from worker.child.engine import Engine  # imported before the fork, unless that failed: then this says why
+            from worker.child.tuning.start import configure
 
+        began = time.monotonic()
         engine = Engine(entry, previews=settings.preview_seconds > 0)
+        if entry.optimise is None:
+            left = settings.tune_s - (time.monotonic() - began)
+            configure(engine, entry, settings, left, lambda limit_s: control.send(Tuning(limit_s)))
         _warm_up(engine, entry)
         return engine
 
@@ -79,7 +84,7 @@ def serve(control: Connection, settings: Settings, load: Callable[[], Engine]) -
         control.send(cannot_load(e, settings))
         return
     storage, background = open_storage(settings), BackgroundThread()
-    control.send(Ready(time.monotonic() - began, engine.device_name))
+    control.send(Ready(time.monotonic() - began, engine.device_name, engine.configuration))
     while True:
         try:
             connection = Connection(recv_handle(control))

@@ -9,6 +9,7 @@ import torch
 
 from service.catalog.family_components import is_transformer
 from service.catalog.model_entry import ModelEntry
+from service.catalog.optimise import Optimise
 from service.catalog.registry import ModelRegistry
 from service.settings import load_settings
 from worker.networks import cpu_tuning
@@ -87,6 +88,7 @@ def _on_device(entry: ModelEntry, parts: Assembly, device: torch.device, dtype: 
         optimised_video_unet=video,
         text_kv_cache=text_kv_cache,
         loras=loras,
+        optimise=entry.optimise or Optimise(),
         optimised_sparse_control=optimised_control[0] if optimised_control else None,
     )
 
@@ -100,8 +102,9 @@ def _optimised(
         # The sampler `official` shows ModelScope's image network 64x64, whatever the size of the clip.
         for unet in unets[1:] if entry.family == "modelscope" else unets:
             cpu_tuning.tune_network(unet)
-    compiler = BlockCompiler(cache_dir=load_settings().data_dir / "compiled") if entry.optimise.compile else None
-    return [OptimisedNetwork(unet, entry.optimise, cache, compiler) for unet in unets]
+    optimise = entry.optimise or Optimise()
+    compiler = BlockCompiler.of(optimise)
+    return [OptimisedNetwork(unet, optimise, cache, compiler) for unet in unets]
 
 
 def default_device() -> torch.device:

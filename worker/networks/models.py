@@ -16,6 +16,7 @@ from torch import Tensor
 from sampler import AddedConditions, ImageDenoiser, IncompatibleInputs, NoiseSchedule, VideoDenoiser
 from service.catalog.family_components import SDXL
 from service.catalog.model_entry import ModelEntry
+from service.catalog.optimise import Optimise
 from service.errors import InvalidParameter
 from service.jobs.context_windows import ContextWindows
 from service.jobs.model import Generation
@@ -24,7 +25,7 @@ from worker.networks.frame_limits import most_frames, seen_at_once
 from worker.networks.lora_switch import LoraSwitch
 from worker.networks.network_classes import Network
 from worker.networks.not_finite import finite
-from worker.networks.optimise import TextKVCache, vae_decode, vae_encode
+from worker.networks.optimise import OptimisedNetwork, TextKVCache, vae_decode, vae_encode
 from worker.networks.optimise.weight_memory import resident_bytes
 from worker.networks.sparse_control import ControlledNetwork, FirstFrame, controlled
 from worker.networks.text_encoder import AnyTextEncoder, Encoded, TextEmbeddings, TextOptions, same_parameters
@@ -55,6 +56,7 @@ class Models:
     optimised_video_unet: Network
     text_kv_cache: TextKVCache
     loras: LoraSwitch
+    optimise: Optimise
     sparse_control: Network | None = None
     optimised_sparse_control: Network | None = None
 
@@ -204,13 +206,15 @@ class Models:
     def _image_denoiser(
         self, cond: TextEmbeddings, uncond: TextEmbeddings, size: tuple[int, int] | None
     ) -> ImageDenoiser:
-        return ImageDenoiser(
+        denoiser = ImageDenoiser(
             self.optimised_image_unet,
             cond.image,
             uncond.image,
             prediction_type=self.image_schedule.prediction_type,
             added=self._added(cond.image_pooled, uncond.image_pooled, size),
         )
+        denoiser.sequential_cfg = self.optimise.guidance_halves == "apart"
+        return denoiser
 
     def _video_denoiser(
         self,
@@ -230,6 +234,7 @@ class Models:
             added=self._added(cond.video_pooled, uncond.video_pooled, size),
             network_args=self._network_args(fps) | ({} if windows is None else {"context_windows": windows}),
         )
+        denoiser.sequential_cfg = self.optimise.guidance_halves == "apart"
         of_clip = (network.video, network.control) if isinstance(network, ControlledNetwork) else (network,)
         most = most_frames(*of_clip)
         if most is not None and windows is not None and windows.length > most:
@@ -298,6 +303,12 @@ class Models:
     def unets(self) -> tuple[Network, ...]:
         """The networks that denoise: image UNet, video UNet, and SparseCtrl if there is one."""
         found = (self.image_unet, self.video_unet, self.sparse_control)
+        return tuple(network for network in found if network is not None)
+
+    @property
+    def optimised_networks(self) -> tuple[OptimisedNetwork, ...]:
+        """Those that `optimise` applies to."""
+        found = (self.optimised_image_unet, self.optimised_video_unet, self.optimised_sparse_control)
         return tuple(network for network in found if network is not None)
 
     @property

@@ -4,19 +4,21 @@ drained and restarted cleanly, and it can kill a child that hangs inside a CUDA 
 from __future__ import annotations
 
 import logging
+import math
 import multiprocessing
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import send_handle
 from typing import Protocol, cast
 
+from service.catalog.optimise import Configuration
 from service.settings import Settings
-from worker.messages import CannotLoad, Ready, Report, Run, Stop
+from worker.messages import CannotLoad, Ready, Report, Run, Stop, Tuning
 
 log = logging.getLogger("ivmix.worker")
 
@@ -58,6 +60,7 @@ class Child(Protocol):
     """The child process as the runner uses it. `ensure` and `start` raise ChildDied, `ensure` also ModelsNotLoaded."""
 
     device: str
+    configuration: Configuration | None
 
     @property
     def is_loaded(self) -> bool: ...
@@ -138,7 +141,9 @@ class ChildProcess:
         self._start: _Start | None = None
         self._control: PipeChannel | None = None
         self._has_loaded = False
+        self._tuned_until = math.inf
         self.device = ""  # of the models, once they are loaded
+        self.configuration: Configuration | None = None  # of the networks, likewise
 
     @property
     def is_loaded(self) -> bool:
@@ -150,26 +155,39 @@ class ChildProcess:
         ChildDied or ModelsNotLoaded."""
         if self.is_loaded:
             return
+        if not self._load(beat):
+            self._load(beat)
+
+    def _load(self, beat: Callable[[], bool]) -> bool:
+        """False if the child had to be ended while it tuned; the next one does not, but takes what was measured."""
         self.kill()
         start = self._start = _Start(self._settings, self._model, self._enter)
         start.start()
-        deadline = time.monotonic() + LOAD_TIMEOUT_S
-        while time.monotonic() < deadline:
+        deadline, self._tuned_until = time.monotonic() + LOAD_TIMEOUT_S, math.inf
+        while time.monotonic() < min(deadline, self._tuned_until):
             if not beat():
-                return
+                return True
             if self._control is None:
                 self._control = start.control(1.0)
             elif self._is_ready(self._control):
-                return
+                return True
         self.kill()
+        if self._tuned_until < math.inf:
+            log.warning("tuning %s did not end in time; loading it again with the fastest that was found", self._model)
+            return False
         raise ChildDied(f"no models after {LOAD_TIMEOUT_S:.0f} s")
 
     def _is_ready(self, control: PipeChannel) -> bool:
         match control.receive(1.0):
             case Ready() as ready:
                 pid = control.process.pid
-                log.info("models of %s loaded in %.1f s on %s, child %s", self._model, *astuple(ready), pid)
-                self.device, self._has_loaded = ready.device, True
+                loaded = f"{ready.seconds:.1f} s on {ready.device}"
+                log.info("models of %s loaded in %s, child %s", self._model, loaded, pid)
+                self.device, self.configuration, self._has_loaded = ready.device, ready.configuration, True
+            case Tuning() as tuning:
+                log.info("tuning %s, for at most %.0f s", self._model, tuning.limit_s)
+                self._tuned_until = time.monotonic() + tuning.limit_s
+                self._settings = self._settings.model_copy(update={"tune_s": 0.0})  # of later children
             case CannotLoad() as failure:
                 self.kill()
                 raise ModelsNotLoaded(failure)

@@ -17,7 +17,7 @@ from service.jobs.store import JobStore, LeaseReply
 from service.process.heartbeat_file import HeartbeatFile
 from service.settings import Settings
 from service.storage.metrics import StorageCall
-from worker.messages import CannotLoad, Done, Failed, Progress, Ready, Run, Sampled, Stop, Stopped
+from worker.messages import CannotLoad, Done, Failed, Progress, Ready, Run, Sampled, Stop, Stopped, Tuning
 from worker.parent.child_process import Channel, Child, ChildDied, ModelsNotLoaded
 from worker.parent.job_trace import JobTrace
 from worker.parent.metrics import WorkerMetrics
@@ -125,7 +125,7 @@ class JobMonitor:
                     case Stopped():
                         assert self._stop_reason is not None
                         return self._stop_reason
-                    case Ready() | CannotLoad() | None:
+                    case Ready() | Tuning() | CannotLoad() | None:
                         pass
                 self._renew_lease(progress)
                 self._send_stop_if_due(channel, now)

@@ -36,6 +36,7 @@ from service.api.webhook_schemas import (
     WebhookEventTypeList,
 )
 from service.catalog.model_entry import ModelEntry
+from service.catalog.optimise import Configuration
 from service.catalog.registry import ModelRegistry
 from service.jobs.model import EVENT_TYPES, Job, JobState, Output, Phase
 from service.jobs.queue_and_waiting_time import QueueStats, WorkerStats
@@ -101,7 +102,13 @@ def _video_bodies() -> dict[str, Any]:
     queued, running, completed, cancelled = (_video(_job(state)) for state in _STATES)
     entry = _demo_model()
     model = Model.model_validate(entry)
-    worker = WorkerStats(name="d41d8cd9", state="busy", last_seen=_CREATED_AT + 6, job=_job(JobState.RUNNING))
+    worker = WorkerStats(
+        name="d41d8cd9",
+        state="busy",
+        last_seen=_CREATED_AT + 6,
+        job=_job(JobState.RUNNING),
+        configuration=Configuration.of(None).model_dump_json(),
+    )
     stats = QueueStats(
         model="demo",
         queued=3,

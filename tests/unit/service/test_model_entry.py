@@ -228,5 +228,6 @@ def test_prompt_that_cannot_fit_the_text_encoder_is_refused_before_it_waits(word
 
 def test_documentation_lists_the_switches_of_the_networks_with_their_defaults() -> None:
     section = (DOCS / "models.md").read_text().partition("| switch | default |")[2].partition("\n\n")[0]
-    listed = dict(re.findall(r"^\| `(\w+)` \| (on|off) \|", section, re.MULTILINE))
-    assert listed == {name: "on" if on else "off" for name, on in Optimise().model_dump().items()}
+    listed = dict(re.findall(r"^\| `(\w+)` \| (\w+) \|", section, re.MULTILINE))
+    words: dict[object, object] = {True: "on", False: "off"}
+    assert listed == {name: words.get(value, value) for name, value in Optimise().model_dump().items()}

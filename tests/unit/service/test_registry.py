@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from service.catalog.family_components import OPTIONAL_COMPONENTS, REQUIRED_COMPONENTS
-from service.catalog.optimise import Optimise
+from service.catalog.optimise import Configuration, Optimise
 from service.catalog.registry import ModelRegistry
 from service.catalog.weight_files import LOCK_FILE, LockedFile, LockedSource, LockFile
 from service.errors import ConfigurationError, ModelNotFetched, ModelNotFound
@@ -256,6 +256,33 @@ def test_switches_of_version_0_1_are_accepted_and_the_removed_one_is_ignored_wit
     ]
     with pytest.raises(ConfigurationError, match="text_twice"):
         ModelRegistry.load(write(tmp_path, f'[models.m]{ENTRY}path = "."\noptimise = {{ text_twice = true }}'))
+
+
+@pytest.mark.parametrize("line", ["", 'optimise = "auto"'])
+def test_optimise_is_auto_by_default(tmp_path: Path, line: str) -> None:
+    entry = ModelRegistry.load(write(tmp_path, f'[models.m]{ENTRY}path = "."\n{line}')).entry("m")
+    assert entry.optimise is None
+    assert Configuration.of(entry.optimise) == Configuration(source="default", optimise=Optimise())
+
+
+def test_table_of_switches_is_used_as_it_is(tmp_path: Path) -> None:
+    text = 'optimise = { attention_backend = "_native_cudnn", guidance_halves = "apart" }'
+    found = ModelRegistry.load(write(tmp_path, f'[models.m]{ENTRY}path = "."\n{text}')).entry("m").optimise
+    assert found == Optimise(attention_backend="_native_cudnn", guidance_halves="apart")
+    assert Configuration.of(found).source == "set"
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ('"fast"', "optimise: 'fast' must be \"auto\" or a table of switches"),
+        ('{ attention_backend = "fast" }', "optimise.attention_backend='fast': Input should be 'native', "),
+    ],
+)
+def test_unknown_value_of_optimise_is_named(tmp_path: Path, value: str, message: str) -> None:
+    with pytest.raises(ConfigurationError) as raised:
+        ModelRegistry.load(write(tmp_path, f'[models.m]{ENTRY}path = "."\noptimise = {value}'))
+    assert message in raised.value.message
 
 
 def test_folders_may_begin_with_the_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sampler import Call, FusedMove, Move, NoiseSchedule, Plan, Renoise, Restart, ddim_plan, free_init_plan, mixed_plan
-from service.catalog.optimise import Optimise
+from service.catalog.optimise import Configuration, Optimise
 from service.jobs.model import Generation
 from tests.factories import make_generation
 from worker.child.checkpoint_file import Checkpoint
@@ -180,11 +180,27 @@ def test_state_of_another_request_is_ignored(engine: Engine, tmp_path: Path, cha
     assert torch.equal(engine.generate(other, resume=files[0]).frames, engine.generate(other).frames)
 
 
+def test_state_of_another_configuration_is_not_resumed(engine: Engine, tmp_path: Path) -> None:
+    """It would round otherwise from there on, and the clip would be none that one run gives."""
+    generation = make_generation(num_frames=FEW, num_inference_steps=2)
+    _, files = states(engine, generation, tmp_path)
+    steps: list[int] = []
+    engine.use(Configuration(source="tuned", optimise=Optimise(guidance_halves="apart")))
+    engine.generate(generation, on_step=lambda c: steps.append(c.step), resume=files[0])
+    assert steps == [1, 2]
+    steps.clear()
+    engine.use(Configuration(source="tuned", optimise=Optimise()))  # tuned or not: what counts is how it runs
+    engine.generate(generation, on_step=lambda c: steps.append(c.step), resume=files[0])
+    assert steps == [2]
+
+
 def test_fingerprint_changes_with_any_weight_plan_request_and_optimisation(engine: Engine) -> None:
     generation = make_generation(num_inference_steps=2)
     plan, digest, optimise = engine.plan(generation), weights_digest(engine.models), Optimise()
     names = [run_fingerprint(digest, optimise, generation, plan)]
-    names.append(run_fingerprint(digest, Optimise(cache_text_kv=False), generation, plan))
+    others = {"cache_text_kv": False, "guidance_halves": "apart", "attention_backend": "_native_math"}
+    switched = [Optimise.model_validate({name: value}) for name, value in others.items()]
+    names += [run_fingerprint(digest, other, generation, plan) for other in switched]
     names.append(run_fingerprint(digest, optimise, make_generation(num_inference_steps=2, seed=8), plan))
     names.append(run_fingerprint(digest, optimise, generation, engine.plan(make_generation(num_inference_steps=3))))
     models = engine.models

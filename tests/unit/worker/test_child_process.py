@@ -7,13 +7,18 @@ import os
 import subprocess
 import sys
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
 
+from service.catalog.optimise import Configuration, Optimise
+from service.settings import Settings
 from tests.factories import make_job, make_output
-from worker.messages import Done, Run, Stop
-from worker.parent.child_process import ChildDied, PipeChannel
+from worker.messages import Done, Ready, Run, Stop, Tuning
+from worker.parent.child_process import ChildDied, ChildProcess, PipeChannel
+
+TUNED = Configuration(source="tuned", optimise=Optimise(channels_last=True))
 
 
 @pytest.mark.parametrize("is_run_read", [True, False])
@@ -34,6 +39,28 @@ def test_stop_that_crosses_the_last_report_loses_nothing(is_run_read: bool) -> N
     process.join()
     with pytest.raises(ChildDied, match="exit code 0"):
         channel.receive(1.0)
+
+
+def tune_forever(control: Connection, settings: Settings, _model: str) -> None:
+    """A child that hangs while it tunes, if it may tune."""
+    if settings.tune_s:
+        control.send(Tuning(0.1))
+        time.sleep(3600)
+    control.send(Ready(1.0, "no device", TUNED))
+    time.sleep(3600)
+
+
+def test_child_that_hangs_while_it_tunes_is_replaced_by_one_that_does_not_tune(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    child = ChildProcess(Settings(data_dir=tmp_path, auth="off"), "demo", tune_forever)
+    try:
+        child.ensure(lambda: True)
+        assert child.is_loaded
+        assert child.configuration == TUNED
+        assert "tuning demo did not end in time" in caplog.text
+    finally:
+        child.kill()
 
 
 # The fork server imports `preloaded` from a temporary folder: one per process, so these have their own.

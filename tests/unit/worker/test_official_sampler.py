@@ -106,7 +106,7 @@ def test_engine_reproduces_the_released_loop(
     golden, engine = Golden(family), engines[family]
     generation = released_request(engine, golden, golden.meta["cases"][case])
     models = engine.models
-    name = run_fingerprint(weights_digest(models), models.entry.optimise, generation, engine.plan(generation))
+    name = run_fingerprint(weights_digest(models), models.optimise, generation, engine.plan(generation))
     rng = Generator().manual_seed(golden.meta["cases"][case].get("seed", 0)).get_state()
     Checkpoint(name, 0, golden.tensors["latents"], {}, rng).write(tmp_path / "start")
     found = with_texts(engine, golden).sample(generation, resume=tmp_path / "start").latents

@@ -14,6 +14,9 @@ import torch
 import torch._dynamo.config as dynamo
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
+from service.catalog.optimise import Optimise
+from service.settings import load_settings
+
 log = logging.getLogger("ivmix.child")
 
 # Class names of the compiled modules. diffusers 0.42.1 has a list for UNet2DConditionModel only, without the ResNets.
@@ -41,12 +44,21 @@ class BlockCompiler:
     """
 
     def __init__(self, backend: str | Callable[..., Any] = "inductor", cache_dir: Path | None = None) -> None:
-        self.backend, self.has_failed = backend, False
+        self.backend, self.problem = backend, ""
         if cache_dir is not None:
             _use_cache_dir(cache_dir)
 
+    @classmethod
+    def of(cls, optimise: Optimise) -> BlockCompiler | None:
+        """One that keeps its kernels in IVMIX_DATA_DIR; None if the networks are not compiled."""
+        return cls(cache_dir=load_settings().data_dir / "compiled") if optimise.compile else None
+
+    @property
+    def has_failed(self) -> bool:
+        return bool(self.problem)
+
     def fail(self, reason: str) -> None:
-        self.has_failed = True
+        self.problem = reason
         log.warning("continuing without torch.compile: %s", reason)
 
 
@@ -63,6 +75,12 @@ class CompiledBlocks:
         compiled = ((module, module._compiled_call_impl) for module in unet.modules())
         self.compiled = [(module, call) for module, call in compiled if call is not None]
         self._set_compiled(on=False)
+
+    def discard(self) -> None:
+        """The blocks stay uncompiled, and what was compiled is forgotten: kernels of attention are compiled into it."""
+        for module, _ in self.compiled:
+            module._compiled_call_impl = None
+        torch._dynamo.reset()
 
     def run(self, call: Callable[[], Any]) -> Any:
         """`call()` with compiled blocks; without them if that fails for any reason except missing memory."""

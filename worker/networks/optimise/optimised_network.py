@@ -12,10 +12,11 @@ from torch import Tensor
 from service.catalog.optimise import Optimise
 from service.jobs.context_windows import ContextWindows
 from worker.networks.context_windows import WindowedMotion
+from worker.networks.optimise.attention_backend import AttentionSwitch
 from worker.networks.optimise.compile_blocks import BlockCompiler, CompiledBlocks
 from worker.networks.optimise.text_kv_cache import TextKVCache, Texts, cached_text, replace_text_attentions
 from worker.networks.optimise.time_embedding_cache import TimeEmbeddingCache
-from worker.networks.optimise.weight_memory import channels_last
+from worker.networks.optimise.weight_memory import Strides, channels_last, restore_layout
 
 
 class OptimisedNetwork:
@@ -43,9 +44,25 @@ class OptimisedNetwork:
         self._text_kv_cache = text_kv_cache
         self._text_attentions = replace_text_attentions(network) if optimise.cache_text_kv else []
         self._time_embeddings = TimeEmbeddingCache(network) if optimise.cache_time_embeds else None
+        self._attention = AttentionSwitch(network)
+        self._relaid = list[Strides]()  # weights whose layout `optimise.channels_last` has changed
+        self._blocks: CompiledBlocks | None = None
+        self.use(optimise, compiler)
+
+    def use(self, optimise: Optimise, compiler: BlockCompiler | None = None) -> None:
+        """Switch to other optimisations between two jobs; caches stay as they were chosen at first.
+
+        Raises ConfigurationError as `AttentionSwitch`.
+        """
+        self._attention.use(optimise.attention_backend)
         if optimise.channels_last:
-            channels_last(network)
-        self._blocks = CompiledBlocks(network, compiler or BlockCompiler()) if optimise.compile else None
+            self._relaid += channels_last(self.network)
+        else:
+            restore_layout(self._relaid)
+            self._relaid.clear()
+        if self._blocks is not None:
+            self._blocks.discard()
+        self._blocks = CompiledBlocks(self.network, compiler or BlockCompiler()) if optimise.compile else None
 
     def clear_caches(self) -> None:
         """To be called when weights have changed."""
@@ -73,7 +90,8 @@ class OptimisedNetwork:
                 return self.network(x, timestep_tensor, encoder_hidden_states=text, **network_args)
 
         cached_time = self._time_embeddings.active(timestep) if self._time_embeddings else nullcontext()
-        with cached_text(self._text_attentions, self._text_kv_cache, encoder_hidden_states), cached_time:
+        cached = cached_text(self._text_attentions, self._text_kv_cache, encoder_hidden_states)
+        with cached, cached_time, self._attention.active():
             return self._blocks.run(call) if self._blocks else call()
 
     def _text(self, texts: Texts, x: Tensor) -> Tensor:

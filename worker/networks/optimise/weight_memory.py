@@ -7,12 +7,29 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+Strides = tuple[nn.Parameter, tuple[int, ...]]  # a parameter and how it was stored
 
-def channels_last(network: nn.Module) -> None:
-    """Store 2D convolution weights channels-last, in place; weights shared with other networks stay shared."""
+
+def channels_last(network: nn.Module) -> list[Strides]:
+    """Store 2D convolution weights channels-last, in place; weights shared with other networks stay shared.
+
+    Returns those that were stored otherwise, for `restore_layout`.
+    """
+    changed: list[Strides] = []
     for parameter in network.parameters():
         if parameter.ndim == 4:
+            before = parameter.stride()
             parameter.data = parameter.data.to(memory_format=torch.channels_last)
+            if parameter.stride() != before:
+                changed.append((parameter, before))
+    return changed
+
+
+def restore_layout(changed: Iterable[Strides]) -> None:
+    """Undo `channels_last`, in place. Exact strides count: kernels are chosen by those of 1x1 convolutions too."""
+    for parameter, strides in changed:
+        empty = torch.empty_strided(parameter.shape, strides, dtype=parameter.dtype, device=parameter.device)
+        parameter.data = empty.copy_(parameter.data)
 
 
 def resident_bytes(*modules: nn.Module) -> int:

@@ -12,7 +12,7 @@ import torch
 
 from service.catalog.family_components import IMAGE_ENCODER, IMAGE_PROCESSOR, SECOND_EXPERT, WAN
 from service.catalog.model_entry import ModelEntry
-from service.settings import load_settings
+from service.catalog.optimise import Optimise
 from worker.networks.assembly import (
     CPU,
     IncompatibleModels,
@@ -75,6 +75,7 @@ def load_transformer(entry: ModelEntry, device: torch.device, dtype: torch.dtype
         network=_network(entry, parts),
         video_schedule=parts.schedule,
         loras=NoLoras(entry),
+        optimise=entry.optimise or Optimise(),
         vision=None if parts.vision is None else ClipVision(*parts.vision, device=device),
     )
     log.info("%s on %s: %.3g GB", entry.id, device, models.weights_bytes / 1e9)
@@ -131,13 +132,14 @@ def _vision(entry: ModelEntry, parts: Mapping[str, Any], network: Network) -> tu
 
 def _network(entry: ModelEntry, parts: TransformerAssembly) -> VideoTransformer:
     first, *second = parts.transformers
-    compiler = BlockCompiler(cache_dir=load_settings().data_dir / "compiled") if entry.optimise.compile else None
+    optimise = entry.optimise or Optimise()
     return VideoTransformer(
         first,
         low_noise=second[0] if second else None,
         boundary=1000 * (entry.boundary_ratio or 0.0),
         call=wan if entry.family == WAN else cogvideox,
-        compiler=compiler,
+        optimise=optimise,
+        compiler=BlockCompiler.of(optimise),
     )
 
 

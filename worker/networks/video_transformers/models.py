@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sampler import ImageDenoiser, IncompatibleInputs, VideoDenoiser
 from service.catalog.model_entry import ModelEntry
+from service.catalog.optimise import Optimise
 from service.jobs.lora_choice import LoraUse
 from service.jobs.model import Generation
 from worker.networks.lora_switch import LoraNotUsable
@@ -58,6 +59,7 @@ class TransformerModels:
     network: VideoTransformer
     video_schedule: AnySchedule
     loras: NoLoras
+    optimise: Optimise
     vision: ClipVision | None = None
 
     def __repr__(self) -> str:
@@ -131,7 +133,8 @@ class TransformerModels:
         image = ImageDenoiser(self.network, cond.image, uncond.image, frames=image_frames, **settings)
         kept = {} if first_frame is None else {"call": first_frame}
         video = VideoDenoiser(self.network, cond.video, uncond.video, network_args=kept, **settings)
-        image.sequential_cfg = video.sequential_cfg = self.entry.memory.halves_apart
+        apart = self.entry.memory.halves_apart or self.optimise.guidance_halves == "apart"
+        image.sequential_cfg = video.sequential_cfg = apart
         return image, video
 
     def decode(self, latents: Tensor, frames_per_call: int | None = None) -> Tensor:
@@ -202,6 +205,11 @@ class TransformerModels:
     def keeps_first_frame(self) -> bool:
         """Whether the video model can keep a given first frame."""
         return self.entry.image_conditioning is not None
+
+    @property
+    def optimised_networks(self) -> tuple[VideoTransformer, ...]:
+        """Those that `optimise` applies to."""
+        return (self.network,)
 
     @property
     def digested_networks(self) -> tuple[Network, ...]:

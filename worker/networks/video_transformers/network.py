@@ -12,8 +12,10 @@ from diffusers.models.embeddings import get_3d_rotary_pos_embed
 from diffusers.pipelines.cogvideo.pipeline_cogvideox import get_resize_crop_region_for_grid
 from torch import Tensor
 
+from service.catalog.optimise import Optimise
 from worker.networks.network_classes import Network
 from worker.networks.optimise import BlockCompiler
+from worker.networks.optimise.attention_backend import AttentionSwitch
 from worker.networks.optimise.compile_blocks import CompiledBlocks
 
 Texts = tuple[Tensor, ...]  # one per CFG branch, (B, tokens, dim)
@@ -31,7 +33,8 @@ class VideoTransformer:
         low_noise: the network of the levels below.
         boundary: a timestep. The level that x is at decides, in moves towards noise too.
         call: how the networks are called.
-        compiler: compiles the blocks of both.
+        optimise: how both run; None: with the defaults. They have no caches and no 2D convolutions.
+        compiler: for `optimise.compile`.
     """
 
     native_cfg = True
@@ -43,6 +46,7 @@ class VideoTransformer:
         low_noise: Network | None = None,
         boundary: float = 0.0,
         call: Call | None = None,
+        optimise: Optimise | None = None,
         compiler: BlockCompiler | None = None,
     ) -> None:
         self._call = call or wan
@@ -51,8 +55,19 @@ class VideoTransformer:
         self.config = SimpleNamespace(
             in_channels=own.out_channels, cross_attention_dim=getattr(own, "text_dim", None) or own.text_embed_dim
         )
-        networks = [transformer, *([] if low_noise is None else [low_noise])]
-        self._blocks = {id(network): CompiledBlocks(network, compiler) for network in networks} if compiler else {}
+        self._networks = [transformer, *([] if low_noise is None else [low_noise])]
+        self._attention = [AttentionSwitch(network) for network in self._networks]
+        self._blocks = dict[int, CompiledBlocks]()
+        self.use(optimise or Optimise(), compiler)
+
+    def use(self, optimise: Optimise, compiler: BlockCompiler | None = None) -> None:
+        """Switch to other optimisations between two jobs. Raises ConfigurationError as `AttentionSwitch`."""
+        for attention in self._attention:
+            attention.use(optimise.attention_backend)
+        for blocks in self._blocks.values():
+            blocks.discard()
+        compiler = (compiler or BlockCompiler()) if optimise.compile else None
+        self._blocks = {id(network): CompiledBlocks(network, compiler) for network in self._networks if compiler}
 
     def __call__(self, x: Tensor, timestep: float, *, encoder_hidden_states: Texts, call: Call | None = None) -> Tensor:
         """Args:
@@ -69,7 +84,8 @@ class VideoTransformer:
             return (call or self._call)(network, clips, time, text)
 
         blocks = self._blocks.get(id(network))
-        found = blocks.run(run) if blocks else run()
+        with self._attention[0].active():
+            found = blocks.run(run) if blocks else run()
         return found if x.ndim == 5 else found.squeeze(2)
 
     def expert(self, timestep: float) -> Network:
