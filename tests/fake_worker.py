@@ -76,6 +76,7 @@ class FakePreview:
 class FakeEngine:
     device_name = "no device"
     preview_cost_s = 0.0
+    gpus = 1
 
     def __init__(self) -> None:
         self.is_broken = False

@@ -16,6 +16,15 @@ INTERNAL_ERROR = "The video could not be generated because of an internal error;
 
 
 @dataclass(frozen=True)
+class Processes:
+    """How many processes of the child, one per GPU, compute each clip together."""
+
+    count: int = 1
+    on_cpu: bool = False
+    """Whether they share the CPU instead."""
+
+
+@dataclass(frozen=True)
 class Run:
     """Work on this job."""
 

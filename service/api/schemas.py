@@ -196,6 +196,7 @@ class QueueWorker(ResponseModel):
     phase: Phase | None
     step: int | None
     total_steps: int | None
+    gpus: int = Field(description="How many GPUs compute each of its videos together; on a CPU, processes")
 
 
 class ModelQueue(ResponseModel):
@@ -240,6 +241,7 @@ def _worker(stats: WorkerStats, visible_owner: str | None) -> QueueWorker:
         phase=job.phase if job else None,
         step=job.step if job else None,
         total_steps=job.total_steps if job else None,
+        gpus=stats.gpus,
     )
 
 

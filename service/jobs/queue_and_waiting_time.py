@@ -13,7 +13,7 @@ from rq import Queue, Worker
 from rq.registry import StartedJobRegistry
 
 from service.jobs.model import Job
-from service.jobs.rq_queues import generate_queue
+from service.jobs.rq_queues import GPUS_FIELD, generate_queue
 from service.jobs.store import KEPT_DURATIONS, JobStore
 
 HOUR_S = 3600.0
@@ -25,6 +25,7 @@ class WorkerStats:
     state: str  # RQ's: starting, idle, busy, suspended
     last_seen: float | None  # last heartbeat, unix seconds
     job: Job | None  # the job it is running
+    gpus: int = 1  # that compute each of its clips; on a CPU, processes
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ def _running(queue: Queue) -> int:
 
 def _workers(redis: Redis, store: JobStore, queue: Queue) -> tuple[WorkerStats, ...]:
     worker_class: Any = Worker  # rq is only partly typed
+    untyped: Any = redis
     workers: list[Any] = worker_class.all(connection=redis, queue=queue, serializer="json")
     return tuple(
         WorkerStats(
@@ -89,6 +91,7 @@ def _workers(redis: Redis, store: JobStore, queue: Queue) -> tuple[WorkerStats, 
             state=str(worker.get_state()),
             last_seen=_unix_seconds(worker.last_heartbeat),
             job=store.view_any(job_id) if (job_id := worker.get_current_job_id()) else None,
+            gpus=int(untyped.hget(worker.key, GPUS_FIELD) or 1),  # older workers have none
         )
         for worker in sorted(workers, key=lambda worker: worker.name)
     )

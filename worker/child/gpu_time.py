@@ -11,10 +11,13 @@ class GpuTime:
     """Counts encoding and sampling of one execution. Steps that an earlier execution has reported are not counted
     again, nor is the encoding before them, so that a job that is resumed costs what an undisturbed one does. Decoding
     is counted when the job is completed. What is before `begin`, such as waiting for the storage, does not count.
+
+    Args:
+        gpus: that work at the same time.
     """
 
-    def __init__(self, job: Job) -> None:
-        self.seconds = 0.0
+    def __init__(self, job: Job, gpus: int = 1) -> None:
+        self.seconds, self._gpus = 0.0, gpus
         self._known_step, self._is_first = job.step, job.gpu_ms == 0
         self._last: float | None = None
 
@@ -29,5 +32,5 @@ class GpuTime:
         if self._last is None:
             return
         if phase in (Phase.ENCODING, Phase.SAMPLING) and is_new:
-            self.seconds += now - self._last
+            self.seconds += (now - self._last) * self._gpus
         self._last = now

@@ -90,7 +90,7 @@ class ChildJob:
         key = object_keys.checkpoint(run.job.id)
         self._checkpoint_writer = CheckpointWriter(storage, key, every_s=settings.checkpoint_s)
         self._previews = Previews(settings.preview_seconds, engine.preview_cost_s)
-        self._gpu_time = GpuTime(run.job)
+        self._gpu_time = GpuTime(run.job, engine.gpus)
 
     def sample(self, background: BackgroundThread) -> None:
         """All calls of the networks; then have `background` do the rest, as soon as it is free."""

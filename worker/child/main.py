@@ -11,6 +11,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle
 from typing import TYPE_CHECKING, cast
@@ -25,7 +26,7 @@ from service.wiring import open_storage
 from worker.background_thread import BackgroundThread
 from worker.child.job import ChildJob
 from worker.child.load_failures import cannot_load
-from worker.messages import Ready, Run
+from worker.messages import Processes, Ready, Run
 
 if TYPE_CHECKING:
     from worker.child.engine import Engine
@@ -33,17 +34,24 @@ if TYPE_CHECKING:
 log = logging.getLogger("ivmix.child")
 
 
-def main(control: Connection, parent: int, settings: Settings, model: str) -> None:
-    def load() -> Engine:
-        entry = ModelRegistry.of(settings).get(model)  # before the imports: what is missing is said at once
-        with quick_imports():
-            from worker.child.engine import Engine  # imports torch, which a test engine does not need
+def main(control: Connection, parent: int, settings: Settings, model: str, processes: Processes = Processes()) -> None:
+    with ExitStack() as stack:
 
-        engine = Engine(entry, previews=settings.preview_seconds > 0)
-        _warm_up(engine, entry)
-        return engine
+        def load() -> Engine:
+            entry = ModelRegistry.of(settings).get(model)  # before the imports: what is missing is said at once
+            with quick_imports():
+                from worker.child.engine import Engine  # imports torch, which a test engine does not need
 
-    start(control, parent, settings, load)
+            on = None
+            if processes.count > 1:
+                from worker.child.ranks.start import start_ranks
+
+                on = stack.enter_context(start_ranks(entry, processes, settings.log_format))
+            engine = Engine(entry, on, previews=settings.preview_seconds > 0)
+            _warm_up(engine, entry)
+            return engine
+
+        start(control, parent, settings, load)
 
 
 def start(control: Connection, parent: int, settings: Settings, load: Callable[[], Engine]) -> None:

@@ -10,13 +10,14 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import astuple, dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import send_handle
 from typing import Protocol, cast
 
 from service.settings import Settings
-from worker.messages import CannotLoad, Ready, Report, Run, Stop
+from worker.messages import CannotLoad, Processes, Ready, Report, Run, Stop
 
 log = logging.getLogger("ivmix.worker")
 
@@ -52,6 +53,7 @@ class Child(Protocol):
     """The child process as the runner uses it. `ensure` and `start` raise ChildDied, `ensure` also ModelsNotLoaded."""
 
     device: str
+    gpus: int
 
     @property
     def is_loaded(self) -> bool: ...
@@ -85,10 +87,17 @@ class PipeChannel:
 
 
 class ChildProcess:
-    """One child process, restarted by `ensure` after it ended. `enter` is its entry point."""
+    """One child process, restarted by `ensure` after it ended. `enter` is its entry point.
 
-    def __init__(self, settings: Settings, model: str, enter: Enter | None = None) -> None:
-        self._settings, self._model, self._enter = settings, model, enter or _enter
+    With several `processes` it starts the others, and ends with any of them.
+    """
+
+    def __init__(
+        self, settings: Settings, model: str, enter: Enter | None = None, processes: Processes = Processes()
+    ) -> None:
+        self._settings, self._model = settings, model
+        self._enter = enter or partial(_enter, processes=processes)
+        self.gpus = processes.count
         self._control: PipeChannel | None = None
         self._has_loaded = False
         self.device = ""  # of the models, once they are loaded
@@ -159,7 +168,7 @@ class ChildProcess:
             self._control, self._has_loaded = None, False
 
 
-def _enter(control: Connection, parent: int, settings: Settings, model: str) -> None:
+def _enter(control: Connection, parent: int, settings: Settings, model: str, processes: Processes) -> None:
     from worker.child.main import main  # here, in the child: it loads torch
 
-    main(control, parent, settings, model)
+    main(control, parent, settings, model, processes)

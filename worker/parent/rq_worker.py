@@ -22,7 +22,7 @@ from rq.exceptions import DequeueTimeout, StopRequested
 from rq.executions import Execution
 from rq.job import Job, JobStatus
 
-from service.jobs.rq_queues import RQ_RECORD_TTL_S, NoTimeout, TrustedJob, generate_queue
+from service.jobs.rq_queues import GPUS_FIELD, RQ_RECORD_TTL_S, NoTimeout, TrustedJob, generate_queue
 from service.process.heartbeat_file import HeartbeatFile
 from worker.parent.job_runner import Runner
 
@@ -148,6 +148,10 @@ class GenerationWorker(SimpleWorker):
                 raise StopRequested from None
             raise
         self._beaten_at = time.monotonic()
+
+    def serialize(self) -> dict[str, Any]:
+        """What RQ's registry of workers says of this one, and how many GPUs compute each of its clips."""
+        return super().serialize() | {GPUS_FIELD: self._runner.child.gpus}
 
     def set_state(self, state: str, pipeline: Pipeline | None = None) -> None:
         """Skip writes that change nothing: RQ sets `idle` twice between two jobs."""
