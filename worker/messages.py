@@ -24,6 +24,9 @@ class Processes:
     """Whether they share the CPU instead."""
 
 
+ONE_PROCESS = Processes()
+
+
 @dataclass(frozen=True)
 class Run:
     """Work on this job."""

@@ -26,7 +26,7 @@ from service.wiring import open_storage
 from worker.background_thread import BackgroundThread
 from worker.child.job import ChildJob
 from worker.child.load_failures import cannot_load
-from worker.messages import Processes, Ready, Run
+from worker.messages import ONE_PROCESS, Processes, Ready, Run
 
 if TYPE_CHECKING:
     from worker.child.engine import Engine
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("ivmix.child")
 
 
-def main(control: Connection, parent: int, settings: Settings, model: str, processes: Processes = Processes()) -> None:
+def main(control: Connection, parent: int, settings: Settings, model: str, processes: Processes = ONE_PROCESS) -> None:
     with ExitStack() as stack:
 
         def load() -> Engine:

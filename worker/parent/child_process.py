@@ -17,7 +17,7 @@ from multiprocessing.reduction import send_handle
 from typing import Protocol, cast
 
 from service.settings import Settings
-from worker.messages import CannotLoad, Processes, Ready, Report, Run, Stop
+from worker.messages import ONE_PROCESS, CannotLoad, Processes, Ready, Report, Run, Stop
 
 log = logging.getLogger("ivmix.worker")
 
@@ -93,7 +93,7 @@ class ChildProcess:
     """
 
     def __init__(
-        self, settings: Settings, model: str, enter: Enter | None = None, processes: Processes = Processes()
+        self, settings: Settings, model: str, enter: Enter | None = None, processes: Processes = ONE_PROCESS
     ) -> None:
         self._settings, self._model = settings, model
         self._enter = enter or partial(_enter, processes=processes)

@@ -13,9 +13,9 @@ from worker.child.ranks.orders import Place
 
 
 def main(pipe: int, store: int, parent: int) -> None:
+    end_with_parent(parent)
     for number in (signal.SIGINT, signal.SIGTERM):  # rank 0 decides
         signal.signal(number, signal.SIG_IGN)
-    end_with_parent(parent)
     with Connection(pipe) as connection:
         try:
             place: Place = connection.recv()

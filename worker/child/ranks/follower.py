@@ -16,11 +16,12 @@ from torch import Tensor
 
 from sampler.guidance import network_output
 from service.catalog.model_entry import ModelEntry
+from worker.child.ranks.one_process import OneProcess
 from worker.child.ranks.orders import (
     BeginJob,
     Call,
+    Connect,
     FreeMemory,
-    Join,
     Load,
     NetworkName,
     Order,
@@ -28,7 +29,6 @@ from worker.child.ranks.orders import (
     Prepare,
     UseLoras,
 )
-from worker.child.ranks.one_process import OneProcess
 from worker.child.ranks.packing import unpacked
 from worker.child.ranks.process_group import join
 from worker.networks.loading import AnyModels, Models, TransformerModels
@@ -96,8 +96,8 @@ class Follower:
         match order:
             case Load():
                 self._load(order.entry)
-            case Join():
-                self._join()
+            case Connect():
+                self._connect(order.per_unit)
             case UseLoras():
                 self.models.loras.use(order.loras)
             case BeginJob():
@@ -124,11 +124,10 @@ class Follower:
         if isinstance(self.models, TransformerModels):  # the others' text encoders may have LoRAs
             self.models.text.encoder.to("meta")
 
-    def _join(self) -> None:
-        place = self._place
-        join(place.rank, place.ranks, self._device, self._store)
-        if isinstance(self.models, TransformerModels) and place.per_unit > 1:
-            split_sequences(self.models.transformers, place.per_unit, self._device)
+    def _connect(self, per_unit: int) -> None:
+        join(self._place.rank, self._place.ranks, self._device, self._store)
+        if isinstance(self.models, TransformerModels) and per_unit > 1:
+            split_sequences(self.models.transformers, per_unit, self._device)
 
     def _begin_job(self, order: BeginJob) -> None:
         self._prepared.clear()
@@ -152,6 +151,7 @@ def _portable(e: Exception, device: torch.device) -> Exception:
     if isinstance(e, torch.OutOfMemoryError):
         return torch.OutOfMemoryError(f"{device}: {e}")
     try:
-        return pickle.loads(pickle.dumps(e))
+        pickle.loads(pickle.dumps(e))  # noqa: S301  # our own bytes: an exception may need other arguments than it has
     except Exception:
         return RankFailed(f"{device}: {type(e).__name__}: {e}")
+    return e

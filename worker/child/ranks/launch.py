@@ -8,6 +8,8 @@ import subprocess
 import sys
 from multiprocessing.connection import Connection
 
+PROGRAM = "worker.child.ranks"
+
 
 def launch(store: int) -> tuple[Connection, subprocess.Popen[bytes]]:
     """A process that waits for orders from the pipe, and ends when this one or its pipe does.
@@ -20,7 +22,7 @@ def launch(store: int) -> tuple[Connection, subprocess.Popen[bytes]]:
     ours, theirs = multiprocessing.Pipe()
     with theirs:
         process = subprocess.Popen(
-            [sys.executable, "-m", "worker.child.ranks", str(theirs.fileno()), str(store), str(os.getpid())],
+            [sys.executable, "-m", PROGRAM, str(theirs.fileno()), str(store), str(os.getpid())],
             stdin=subprocess.DEVNULL,
             pass_fds=(theirs.fileno(), store),
         )

@@ -1,7 +1,7 @@
 """Rank 0's side of several processes that compute each network call together: one per GPU, or on a CPU for tests.
 
-Rank 0 runs the job as a single process would. Its denoisers call `SplitNetwork`s, which send every rank its share of the
-input and put the results together; so what makes the inputs needs to know nothing of ranks. If a rank ends, rank 0 does.
+Rank 0 runs the job as a single process would. Its denoisers call `SplitNetwork`s, which send every rank its share of
+the input and put the results together; what makes the inputs knows nothing of ranks. If a rank ends, rank 0 does too.
 """
 
 # pyright: reportUnknownMemberType=false
@@ -27,11 +27,12 @@ from service.catalog.model_entry import ModelEntry
 from service.jobs.lora_choice import LoraUse
 from service.settings import LogFormat
 from worker.child.ranks.launch import launch
+from worker.child.ranks.one_process import OneProcess
 from worker.child.ranks.orders import (
     BeginJob,
     Call,
+    Connect,
     FreeMemory,
-    Join,
     Load,
     NetworkName,
     Order,
@@ -39,11 +40,11 @@ from worker.child.ranks.orders import (
     Prepare,
     UseLoras,
 )
-from worker.child.ranks.one_process import OneProcess
 from worker.child.ranks.packing import packed
 from worker.child.ranks.process_group import join, leave
 from worker.child.ranks.shares import Share, shares
 from worker.networks.loading import AnyModels, TransformerModels
+from worker.networks.network_classes import Network
 from worker.networks.sparse_control import ControlledNetwork
 from worker.networks.video_transformers.sequence_parallel import split_sequences
 
@@ -111,20 +112,18 @@ class Ranks(OneProcess):
         for number, device in enumerate(devices[1:], 1):
             rank = Rank(number, *launch(self._store))
             self._others.append(rank)
-            rank.connection.send(Place(number, self.count, str(device), per_unit, log_format))
+            rank.connection.send(Place(number, self.count, str(device), log_format))
             threading.Thread(target=self._watch, args=(rank,), name=f"rank-{number}-watch", daemon=True).start()
 
     def load(self, entry: ModelEntry) -> AnyModels:
         """Also raises what another rank's loading raised."""
         threads = entry.cpu_threads or max(1, torch.get_num_threads() // self.count)
         entry = entry.model_copy(update={"cpu_threads": threads})
-        for rank in self._others:
-            rank.connection.send(Load(entry))
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
-        models = super().load(entry)
-        self._replies(self._others)
-        with self._together(Join()):
+        with self._together(Load(entry)):
+            models = super().load(entry)
+        with self._together(Connect(self.per_unit)):
             join(0, self.count, self.device, self._store)
         if isinstance(models, TransformerModels) and self.per_unit > 1:
             split_sequences(models.transformers, self.per_unit, self.device)
@@ -150,7 +149,7 @@ class Ranks(OneProcess):
         image.sequential_cfg = video.sequential_cfg = False
 
     def call(
-        self, name: NetworkName, network: Any, x: Tensor, timestep: float, texts: Texts, arguments: Arguments
+        self, name: NetworkName, network: Network, x: Tensor, timestep: float, texts: Texts, arguments: Arguments
     ) -> Tensor:
         """What the network returns for x (N, ...), of which every rank computes a part."""
         prepared = self._prepare(name, x, texts, arguments)
@@ -285,8 +284,9 @@ class SplitNetwork:
 
     native_cfg = True
 
-    def __init__(self, ranks: Ranks, name: NetworkName, network: Any) -> None:
-        self._ranks, self._name, self.network = ranks, name, network
+    def __init__(self, ranks: Ranks, name: NetworkName, network: Network) -> None:
+        self._ranks, self.network = ranks, network
+        self._name: NetworkName = name
 
     @property
     def config(self) -> Any:

@@ -21,7 +21,7 @@ class OneProcess:
 
     Attributes:
         count: processes that compute each clip.
-        fingerprint: what tells the results of so many processes from those of another number.
+        fingerprint: of the number of processes, on which rounding depends.
     """
 
     count = 1

@@ -1,4 +1,4 @@
-"""What rank 0 tells the other ranks through their pipes. Every order has one reply: None, or the exception.
+"""Orders of rank 0 to the other ranks, through their pipes. Every order has one reply: None, or the exception.
 
 Tensors that a call needs travel through torch.distributed, what a job needs once travels as bytes of `packing`.
 """
@@ -26,8 +26,6 @@ class Place:
     rank: int
     ranks: int
     device: str
-    per_unit: int
-    """Ranks that share the rows of a call, see `shares`."""
     log_format: LogFormat
 
 
@@ -39,8 +37,11 @@ class Load:
 
 
 @dataclass(frozen=True)
-class Join:
+class Connect:
     """Meet the other ranks in the process group."""
+
+    per_unit: int
+    """Ranks that share the rows of a call, see `shares`."""
 
 
 @dataclass(frozen=True)
@@ -86,4 +87,4 @@ class FreeMemory:
     """Give unused memory of the card back."""
 
 
-Order = Load | Join | UseLoras | BeginJob | Prepare | Call | FreeMemory
+Order = Load | Connect | UseLoras | BeginJob | Prepare | Call | FreeMemory

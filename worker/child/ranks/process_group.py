@@ -1,6 +1,6 @@
 """The process group of the ranks: NCCL between GPUs, gloo between processes on a CPU."""
 
-# pyright: reportUnknownMemberType=false
+# pyright: reportUnknownMemberType=false, reportPrivateImportUsage=false
 from __future__ import annotations
 
 import os
@@ -13,8 +13,14 @@ TIMEOUT = timedelta(minutes=5)  # of one transfer; the parent replaces a child t
 
 
 def join(rank: int, ranks: int, device: torch.device, store: int) -> None:
-    """Meet the other ranks. `store` is a descriptor that all of them have inherited, of a file without a name: no other
-    process can join, and nothing stays behind."""
+    """Meet the other ranks, the first time.
+
+    Args:
+        store: a descriptor that all of them have inherited, of a file without a name: no other process can join, and
+            nothing stays behind.
+    """
+    if dist.is_initialized():
+        return
     for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
         os.environ.setdefault(name, "lo")  # all ranks are on this machine
     on_gpu = device.type == "cuda"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def shares(rows: int, branches: int, ranks: int, *, per_unit: int = 1, by_row: b
     for branch in range(branches):
         parts = min(units_of_branch, of_branch) if by_row else 1
         bounds = [branch * of_branch + of_branch * i // parts for i in range(parts + 1)]
-        for i, (begin, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
+        for i, (begin, end) in enumerate(pairwise(bounds)):
             unit = branch * units_of_branch + i
             found += _of_unit(unit, per_unit, slice(begin, end), slice(branch, branch + 1))
     return found

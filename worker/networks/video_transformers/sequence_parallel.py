@@ -4,11 +4,12 @@ Ulysses' way (arXiv:2309.14509): between the layers each rank has some tokens of
 some heads.
 """
 
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportPrivateImportUsage=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -36,6 +37,7 @@ def split_sequences(networks: Iterable[Network], ranks: int, device: torch.devic
     config.setup(rank, total, device, mesh=ulysses.mesh)
     for network in networks:
         for module in network.modules():
-            if hasattr(processor := getattr(module, "processor", None), "_parallel_config"):
+            processor: Any = getattr(module, "processor", None)
+            if hasattr(processor, "_parallel_config"):
                 processor._parallel_config = config
         apply_context_parallel(network, ulysses, network._cp_plan)
