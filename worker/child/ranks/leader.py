@@ -106,14 +106,19 @@ class Ranks(OneProcess):
         self.count, self.per_unit = len(devices), per_unit
         self.fingerprint = f"\n{self.count} ranks"  # smaller calls round differently
         self._on_loss, self._is_closing = on_loss, False
-        self._store = os.memfd_create("ivmix-ranks")
+        self._store = os.fdopen(os.memfd_create("ivmix-ranks"), "wb")
         self._others: list[Rank] = []
         self._prepared: dict[tuple[object, ...], Prepared] = {}
         for number, device in enumerate(devices[1:], 1):
-            rank = Rank(number, *launch(self._store))
+            rank = Rank(number, *launch(self._store.fileno()))
             self._others.append(rank)
             rank.connection.send(Place(number, self.count, str(device), log_format))
             threading.Thread(target=self._watch, args=(rank,), name=f"rank-{number}-watch", daemon=True).start()
+
+    @property
+    def pids(self) -> list[int]:
+        """Process ids of the others."""
+        return [rank.process.pid for rank in self._others]
 
     def load(self, entry: ModelEntry) -> AnyModels:
         """Also raises what another rank's loading raised."""
@@ -124,7 +129,7 @@ class Ranks(OneProcess):
         with self._together(Load(entry)):
             models = super().load(entry)
         with self._together(Connect(self.per_unit)):
-            join(0, self.count, self.device, self._store)
+            join(0, self.count, self.device, self._store.fileno())
         if isinstance(models, TransformerModels) and self.per_unit > 1:
             split_sequences(models.transformers, self.per_unit, self.device)
         return models
@@ -156,7 +161,7 @@ class Ranks(OneProcess):
         others = [(self._others[share.rank - 1], share) for share in prepared.others]
         for rank, share in others:
             self._send(rank, Call(prepared.number, timestep))
-            self._transfer(dist.send, x[share.rows], rank)
+            self._transfer(dist.send, x[share.rows].contiguous(), rank)
         own, output, failure = prepared.own, x.new_empty(x.shape), None
         try:
             seen = x[own.rows]
@@ -276,7 +281,7 @@ class Ranks(OneProcess):
             except subprocess.TimeoutExpired:
                 rank.process.kill()
                 rank.process.wait()
-        os.close(self._store)
+        self._store.close()
 
 
 class SplitNetwork:
