@@ -151,8 +151,8 @@ class GenerationWorker(SimpleWorker):
 
     def serialize(self) -> dict[str, Any]:
         """What RQ's registry of workers says of this one, and how many GPUs compute each of its clips."""
-        known: dict[str, Any] = super().serialize()  # pyright: ignore[reportUnknownMemberType]  RQ is typed in part
-        return known | {GPUS_FIELD: self._runner.child.gpus}
+        worker: Any = super()  # RQ is typed in part
+        return worker.serialize() | {GPUS_FIELD: self._runner.child.gpus}
 
     def set_state(self, state: str, pipeline: Pipeline | None = None) -> None:
         """Skip writes that change nothing: RQ sets `idle` twice between two jobs."""

@@ -1,7 +1,7 @@
 """Two processes that compute each clip together: the latents of one process, whatever a job asks for.
 
-One further process with tiny models serves all tests, and one of the last kills it. What is slow here, and kills of real
-workers (tests/integration/worker_faults/test_ranks.py), run in `make soak`.
+One further process with tiny models serves all tests, and one of the last kills it. Kills in real workers are in
+tests/integration/worker_faults/test_ranks.py.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from sampler import ImageDenoiser, VideoDenoiser
 from service.catalog.model_entry import ModelEntry

@@ -130,8 +130,8 @@ class Ranks(OneProcess):
             models = super().load(entry)
         with self._together(Connect(self.per_unit)):
             join(0, self.count, self.device, self._store.fileno())
-        if isinstance(models, TransformerModels) and self.per_unit > 1:
-            split_sequences(models.transformers, self.per_unit, self.device)
+            if isinstance(models, TransformerModels) and self.per_unit > 1:
+                split_sequences(models.transformers, self.per_unit, self.device)
         return models
 
     def use_loras(self, models: AnyModels, loras: Sequence[LoraUse]) -> None:
