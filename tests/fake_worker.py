@@ -77,6 +77,7 @@ class FakeEngine:
     device_name = "no device"
     preview_cost_s = 0.0
     gpus = 1
+    decoded_s = 0.0
 
     def __init__(self) -> None:
         self.is_broken = False
@@ -142,9 +143,9 @@ def load() -> FakeEngine:
     return FakeEngine()
 
 
-def enter(control: Connection, parent: int, settings: Settings, model: str) -> None:
+def enter(control: Connection, settings: Settings, model: str) -> None:
     skew_clock()
-    start(control, parent, settings, load)  # type: ignore[arg-type]
+    start(control, settings, load)  # type: ignore[arg-type]
 
 
 def stay_in_window(flag: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from service.doctor.finding import Level
+from service.doctor.finding import Severity
 from service.doctor.server import check_replicas
 from service.errors import ConfigurationError, NotReplicated
 from service.jobs.model import JobState
@@ -26,6 +26,7 @@ from service.settings import Settings
 from service.wiring import Services, open_services
 from tests.conftest import serve
 from tests.factories import make_job
+from tests.polling import polled
 from tests.ports import free_port
 from tests.processes import PROMPT, started, wait_for, worker
 from tests.sentinels import SENTINEL_PASSWORD, SentinelSet
@@ -68,6 +69,10 @@ def address(sentinels: SentinelSet, tmp_path: Path, **changes: object) -> str:
 
 
 class TestCheck:
+    def test_polls_ask_the_primary_that_the_sentinels_name(self, services: Services) -> None:
+        job = services.store.create(make_job(), generate_queue(services.redis, "demo"))
+        assert polled(services, job.id) == job
+
     def test_a_primary_behind_sentinels_passes(self, sentinels: SentinelSet, tmp_path: Path) -> None:
         check_redis(address(sentinels, tmp_path))
 
@@ -147,12 +152,12 @@ class TestTooFewReplicas:
         assert [job.id for job in strict.store.list()[0]] == [again.id]
 
     def test_doctor_says_so(self, services: Services, strict: Services) -> None:
-        def found(replication: Replication) -> list[Level]:
-            return [each.level for each in check_replicas(services.redis, replication, uses_sentinels=True)]
+        def found(replication: Replication) -> list[Severity]:
+            return [each.severity for each in check_replicas(services.redis, replication, uses_sentinels=True)]
 
-        assert found(strict.replication) == [Level.PROBLEM]
-        assert found(services.replication) == [Level.OK]
-        assert found(Replication()) == [Level.WARNING]
+        assert found(strict.replication) == [Severity.PROBLEM]
+        assert found(services.replication) == [Severity.OK]
+        assert found(Replication()) == [Severity.WARNING]
 
     def test_an_earlier_video_is_not_acknowledged_again(self, services: Services, strict: Services) -> None:
         idempotency = Idempotency("key", "fingerprint")

@@ -106,7 +106,7 @@ def test_gpu_time_of_two_gpus_is_twice_as_much(monkeypatch: pytest.MonkeyPatch) 
     for gpus, seconds in ((1, 3.0), (2, 6.0)):
         now = SimpleNamespace(perf_counter=iter((10.0, 13.0)).__next__)
         monkeypatch.setattr("worker.child.gpu_time.time", now)
-        clock = GpuTime(make_job(), gpus)
+        clock = GpuTime(make_job(), lambda: 0.0, gpus)
         clock.begin()
         clock.note(Phase.ENCODING, 0)
         assert clock.seconds == seconds
@@ -114,7 +114,7 @@ def test_gpu_time_of_two_gpus_is_twice_as_much(monkeypatch: pytest.MonkeyPatch) 
 
 def test_gpu_time_leaves_out_what_is_repeated() -> None:
     job = make_job(step=3, gpu_ms=900)
-    clock = GpuTime(job)
+    clock = GpuTime(job, lambda: 0.0)
     clock.note(Phase.ENCODING, 0)  # it waits for the storage
     clock.begin()
     for phase, step, is_counted in (
@@ -128,7 +128,7 @@ def test_gpu_time_leaves_out_what_is_repeated() -> None:
         time.sleep(0.002)
         clock.note(phase, step)
         assert (clock.seconds > before) is is_counted
-    first = GpuTime(make_job())
+    first = GpuTime(make_job(), lambda: 0.0)
     time.sleep(0.002)
     first.note(Phase.ENCODING, 0)
     assert first.seconds == 0
@@ -136,6 +136,15 @@ def test_gpu_time_leaves_out_what_is_repeated() -> None:
     time.sleep(0.002)
     first.note(Phase.ENCODING, 0)
     assert first.seconds > 0
+
+
+def test_gpu_time_leaves_out_the_decoding_of_another_clip() -> None:
+    decoded_s = 0.0
+    clock = GpuTime(make_job(), lambda: decoded_s)
+    clock.begin()
+    decoded_s = 30.0  # as if that had passed
+    clock.note(SAMPLING, 0)
+    assert clock.seconds == pytest.approx(-30.0, abs=10)
 
 
 def complete(services: Services, owner: str, *, seconds: float = 2.0) -> Job:

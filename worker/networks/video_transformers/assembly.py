@@ -13,9 +13,15 @@ import torch
 from service.catalog.family_components import IMAGE_ENCODER, IMAGE_PROCESSOR, SECOND_EXPERT, WAN
 from service.catalog.model_entry import ModelEntry
 from service.settings import load_settings
-from worker.networks.assembly import IncompatibleModels, check_files, check_memory, check_multiples
+from worker.networks.assembly import (
+    CPU,
+    IncompatibleModels,
+    check_memory,
+    check_multiples,
+    check_present,
+    load_components,
+)
 from worker.networks.component_files import component_folder, refused
-from worker.networks.component_loader import load_component
 from worker.networks.network_classes import Network
 from worker.networks.optimise import BlockCompiler
 from worker.networks.schedules import AnySchedule, load_schedule
@@ -44,9 +50,10 @@ class TransformerAssembly:
 
 def load_transformer(entry: ModelEntry, device: torch.device, dtype: torch.dtype) -> TransformerModels:
     """Raises ConfigurationError, IncompatibleModels; torch.OutOfMemoryError if other processes fill the card."""
-    check_files(entry)
+    check_present(entry)
     check_memory(entry, device)
-    parts = fit_together(entry, {name: load_component(entry, name, dtype) for name in entry.all_components})
+    stays = {"text_encoder", IMAGE_ENCODER, *(("transformer", SECOND_EXPERT) if entry.memory.group_offload else ())}
+    parts = fit_together(entry, load_components(entry, dtype, lambda name: CPU if name in stays else device))
     parts.vae.to(device)
     for network in parts.transformers:
         place(network, device, group_offload=entry.memory.group_offload)
