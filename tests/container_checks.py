@@ -76,7 +76,8 @@ def _command(container: Container) -> Iterator[str]:
 def _models(container: Container) -> Iterator[str]:
     known = ModelRegistry.load().known
     offered = [name for name in container.variables.get(f"{PREFIX}MODELS", "").split(",") if name]
-    wanted = container.arguments[-1:] if container.arguments[:1] in [("worker",), ("models",)] else ()
+    given = [argument for argument in container.arguments if not argument.startswith("--")]
+    wanted = {"worker": given[1:2], "models": given[-1:]}.get(container.arguments[0], []) if given else []
     for name in {*offered, *wanted} - known.keys():
         yield f"there is no model {name}"
     for name in wanted:

@@ -77,6 +77,7 @@ class FakePreview:
 class FakeEngine:
     device_name = "no device"
     preview_cost_s = 0.0
+    gpus = 1
     decoded_s = 0.0
     configuration = Configuration(source="tuned", optimise=Optimise(compile=True))
 

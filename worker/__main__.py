@@ -1,7 +1,9 @@
-"""`python -m worker [model]`: load the models, then work until SIGTERM. Models that do not load are tried again."""
+"""`python -m worker [model] [--gpus N]`: load the models, then work until SIGTERM. Models that do not load are tried
+again."""
 
 from __future__ import annotations
 
+import argparse
 import logging
 import signal
 import sys
@@ -11,6 +13,7 @@ from types import FrameType
 
 from redis.exceptions import RedisError
 
+from service.errors import ConfigurationError
 from service.jobs.model_loads import ModelLoads
 from service.log_config import ONCE_A_MINUTE
 from service.process.data_folder import prepare_folder
@@ -19,6 +22,7 @@ from service.process.startup import one_sentence_errors, prepare_data_folder, st
 from service.redis_connection.client import open_redis
 from service.redis_connection.wait import require_not_refused, wait_for_redis
 from service.wiring import Services, check_storage, open_services
+from worker.messages import Processes
 from worker.parent.child_process import Child, ChildProcess
 from worker.parent.job_runner import Runner
 from worker.parent.metrics import WorkerMetrics
@@ -28,23 +32,37 @@ from worker.scratch import Scratch
 
 log = logging.getLogger("ivmix.worker")
 
+SPLITS = (1, 2, 4)  # over so many processes a clip can be split
 RECONNECT_S = 1.0  # between connection attempts while Redis is unreachable
 
 
 def main() -> int:
+    given = _arguments()
     with one_sentence_errors():
+        processes = processes_of(given.gpus, given.cpu_processes)
         settings = start_process()
         prepare_data_folder(settings)
         prepare_folder(settings.scratch_folder, "IVMIX_SCRATCH_DIR")
         services = open_services(settings, "worker")
         require_not_refused(services.redis_url)
         check_storage(services.storage)
-        model = services.models.get(sys.argv[1] if len(sys.argv) > 1 else None).id
+        model = services.models.get(given.model).id
         heartbeat_file = HeartbeatFile.of_process(settings.pulse_file)
         metrics = WorkerMetrics()
         if settings.worker_metrics_port is not None:
             log.info("metrics on port %d", metrics.serve(settings.host, settings.worker_metrics_port))
-    return work(services, model, ChildProcess(settings, model), metrics, heartbeat_file)
+    child = ChildProcess(settings, model, processes=processes)
+    return work(services, model, child, metrics, heartbeat_file)
+
+
+def processes_of(gpus: int, cpu_processes: int) -> Processes:
+    """Raises ConfigurationError if a clip cannot be split over so many."""
+    for name, count in (("--gpus", gpus), ("--cpu-processes", cpu_processes)):
+        if count not in SPLITS:
+            raise ConfigurationError(f"{name} {count}: one clip can be split over 2 or 4, or over none (1)")
+    if gpus > 1 and cpu_processes > 1:
+        raise ConfigurationError(f"--gpus {gpus} and --cpu-processes {cpu_processes}: give one of them")
+    return Processes(max(gpus, cpu_processes), on_cpu=cpu_processes > 1)
 
 
 def work(services: Services, model: str, child: Child, metrics: WorkerMetrics, heartbeat_file: HeartbeatFile) -> int:
@@ -88,6 +106,14 @@ def _take_jobs(services: Services, model: str, runner: Runner, stopping: threadi
                 log.error("Redis is unreachable: %s", type(e).__name__, extra=ONCE_A_MINUTE)
             if runner.child.is_loaded:
                 stopping.wait(RECONNECT_S)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="ivmix worker")
+    parser.add_argument("model", nargs="?")
+    for name in ("--gpus", "--cpu-processes"):
+        parser.add_argument(name, type=int, default=1)
+    return parser.parse_args()
 
 
 def _files(services: Services, model: str) -> list[Path]:

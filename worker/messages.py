@@ -17,6 +17,18 @@ INTERNAL_ERROR = "The video could not be generated because of an internal error;
 
 
 @dataclass(frozen=True)
+class Processes:
+    """How many processes of the child, one per GPU, compute each clip together."""
+
+    count: int = 1
+    on_cpu: bool = False
+    """Whether they share the CPU instead."""
+
+
+ONE_PROCESS = Processes()
+
+
+@dataclass(frozen=True)
 class Run:
     """Work on this job."""
 

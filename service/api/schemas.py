@@ -199,6 +199,7 @@ class QueueWorker(ResponseModel):
     step: int | None
     total_steps: int | None
     configuration: Configuration | None = Field(description="How its networks run; null for older workers")
+    gpus: int = Field(description="How many GPUs compute each of its videos together; on a CPU, processes")
 
 
 class ModelQueue(ResponseModel):
@@ -244,6 +245,7 @@ def _worker(stats: WorkerStats, visible_owner: str | None) -> QueueWorker:
         step=job.step if job else None,
         total_steps=job.total_steps if job else None,
         configuration=_configuration(stats.configuration),
+        gpus=stats.gpus,
     )
 
 

@@ -81,9 +81,16 @@ def webhooks() -> None:
 
 
 @app.command()
-def worker(model: Annotated[str | None, typer.Argument(help="Model id; default: the first model.")] = None) -> None:
-    """Run a worker for one GPU and one model."""
-    _run_module("worker", *([model] if model else []))
+def worker(
+    model: Annotated[str | None, typer.Argument(help="Model id; default: the first model.")] = None,
+    gpus: Annotated[int, typer.Option(help="GPUs that compute each video together: 1, 2 or 4.")] = 1,
+    cpu_processes: Annotated[
+        int, typer.Option(help="Instead of GPUs: processes of this machine's CPU, to try a worker with several.")
+    ] = 1,
+) -> None:
+    """Run a worker for one model, on one GPU or several."""
+    options = ["--gpus", str(gpus), "--cpu-processes", str(cpu_processes)]
+    _run_module("worker", *([model] if model else []), *options)
 
 
 @app.command()

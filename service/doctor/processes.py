@@ -80,7 +80,9 @@ def _workers_of(model: str, stats: QueueStats, failure: str | None, loading: int
     if failure:
         return problem("workers", f"{model}: no worker can load it: {failure}", f"run `ivmix models verify {model}`")
     if stats.workers:
-        return ok("workers", f"{model}: {len(stats.workers)} alive, {waiting}")
+        gpus = sum(worker.gpus for worker in stats.workers)
+        on = f" on {gpus} GPUs" if gpus > len(stats.workers) else ""
+        return ok("workers", f"{model}: {len(stats.workers)} alive{on}, {waiting}")
     if loading:
         return warning("workers", f"{model}: {loading} load their models, none is ready; {waiting}", "wait a minute")
     return problem("workers", f"{model}: no worker is alive; {waiting}", f"start `ivmix worker {model}`")

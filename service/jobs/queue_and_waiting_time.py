@@ -13,7 +13,7 @@ from rq import Queue, Worker
 from rq.registry import StartedJobRegistry
 
 from service.jobs.model import Job
-from service.jobs.rq_queues import CONFIGURATION, generate_queue
+from service.jobs.rq_queues import CONFIGURATION, GPUS_FIELD, generate_queue
 from service.jobs.store import KEPT_DURATIONS, JobStore
 
 HOUR_S = 3600.0
@@ -26,6 +26,7 @@ class WorkerStats:
     last_seen: float | None  # last heartbeat, unix seconds
     job: Job | None  # the job it is running
     configuration: str | None = None  # how its networks run, as JSON
+    gpus: int = 1  # that compute each of its clips; on a CPU, processes
 
 
 @dataclass(frozen=True)
@@ -84,20 +85,19 @@ def _running(queue: Queue) -> int:
 def _workers(redis: Redis, store: JobStore, queue: Queue) -> tuple[WorkerStats, ...]:
     worker_class: Any = Worker  # rq is only partly typed
     workers: list[Any] = worker_class.all(connection=redis, queue=queue, serializer="json")
-    return tuple(
-        WorkerStats(
-            name=worker.name,
-            state=str(worker.get_state()),
-            last_seen=_unix_seconds(worker.last_heartbeat),
-            configuration=_text(worker.connection.hget(worker.key, CONFIGURATION)),
-            job=store.view_any(job_id) if (job_id := worker.get_current_job_id()) else None,
-        )
-        for worker in sorted(workers, key=lambda worker: worker.name)
+    return tuple(_worker(worker, store) for worker in sorted(workers, key=lambda worker: worker.name))
+
+
+def _worker(worker: Any, store: JobStore) -> WorkerStats:
+    configuration, gpus = worker.connection.hmget(worker.key, CONFIGURATION, GPUS_FIELD)  # older workers have neither
+    return WorkerStats(
+        name=worker.name,
+        state=str(worker.get_state()),
+        last_seen=_unix_seconds(worker.last_heartbeat),
+        job=store.view_any(job_id) if (job_id := worker.get_current_job_id()) else None,
+        configuration=configuration.decode() if configuration else None,
+        gpus=int(gpus or 1),
     )
-
-
-def _text(value: bytes | None) -> str | None:
-    return None if value is None else value.decode()
 
 
 def _per_hour(completions: list[float], now: float) -> float:

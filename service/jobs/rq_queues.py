@@ -12,6 +12,7 @@ from rq.timeouts import BaseDeathPenalty
 
 GENERATE = "worker.tasks.generate"
 
+GPUS_FIELD = "gpus"  # of a worker in RQ's registry: how many compute each of its videos; RQ ignores it
 RQ_RECORD_TTL_S = 600  # how long RQ's record of an ended job is kept, for inspection only
 
 CONFIGURATION = "ivmix_configuration"  # field of RQ's record of a worker: how its networks run, as JSON

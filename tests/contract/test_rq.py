@@ -20,6 +20,7 @@ from worker.parent.rq_worker import GenerationWorker, StoppableQueue
         (BaseWorker, "heartbeat", ["self", "timeout", "pipeline"]),
         (BaseWorker, "maintain_heartbeats", ["self", "job", "execution"]),
         (BaseWorker, "set_state", ["self", "state", "pipeline"]),
+        (BaseWorker, "serialize", ["self"]),
         (SimpleWorker, "get_heartbeat_ttl", ["self", "job", "working_time"]),
         (BaseWorker, "perform_job", ["self", "job", "queue", "execution"]),
         (BaseWorker, "prepare_job_execution", ["self", "job", "remove_from_intermediate_queue"]),

@@ -8,6 +8,7 @@ import json
 import time
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -99,6 +100,16 @@ def test_every_way_to_end_counts_once(services: Services, store: JobStore, queue
     assert (usage.videos, usage.failed, usage.cancelled, usage.bytes) == (0, 1, 3, 0)
     # The deleted one had been finished by a worker that reports no time, as those of version 0.1.
     assert usage.gpu_seconds == pytest.approx(1.5 + 4.75)
+
+
+def test_gpu_time_of_two_gpus_is_twice_as_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    for gpus, seconds in ((1, 3.0), (2, 6.0)):
+        now = SimpleNamespace(perf_counter=iter((10.0, 13.0)).__next__)
+        monkeypatch.setattr("worker.child.gpu_time.time", now)
+        clock = GpuTime(make_job(), lambda: 0.0, gpus)
+        clock.begin()
+        clock.note(Phase.ENCODING, 0)
+        assert clock.seconds == seconds
 
 
 def test_gpu_time_leaves_out_what_is_repeated() -> None:

@@ -10,10 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from fastapi.testclient import TestClient
 from redis import Redis
 from rq import Queue, Worker
 
+from service.doctor.processes import check_workers
 from service.jobs.model import Job, JobState
+from service.jobs.rq_queues import GPUS_FIELD
 from service.process.embedded_valkey import EmbeddedValkey
 from service.process.heartbeat_file import HeartbeatFile
 from service.settings import MODELS_FILE
@@ -156,3 +159,18 @@ def test_between_two_jobs_rqs_worker_record_is_written_once(
     assert services.redis.hget(worker.key, "last_heartbeat")
     assert services.redis.hget(worker.key, "state") == b"busy"
     assert services.redis.ttl(worker.key) > DEQUEUE_S
+
+
+def test_worker_with_two_gpus_says_so(services: Services, client: TestClient) -> None:
+    settings, child = services.settings, ScriptedChild()
+    child.gpus = 2
+    runner = Runner(services.store, services.storage, child, Scratch(settings.scratch_folder), settings)
+    worker = GenerationWorker(services.redis, "demo", runner, threading.Event(), HeartbeatFile())
+    worker.register_birth()
+    (queue,) = client.get("/v1/queue").json()["data"]
+    assert [shown["gpus"] for shown in queue["workers"]] == [2]
+    found = next(iter(check_workers(services.redis, services.store, ["demo"], settings)))
+    assert found.message.startswith("demo: 1 alive on 2 GPUs")
+    services.redis.hdel(worker.key, GPUS_FIELD)  # as of a worker before this version
+    (queue,) = client.get("/v1/queue").json()["data"]
+    assert [shown["gpus"] for shown in queue["workers"]] == [1]

@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any
 
 
-def light_engine(entry: Any, *, previews: bool = False) -> Any:
+def light_engine(entry: Any, _on: Any = None, *, previews: bool = False) -> Any:
     from service.errors import ConfigurationError
     from tests.drawing_engine import DrawingEngine
 

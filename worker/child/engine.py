@@ -30,11 +30,11 @@ from worker.child.fingerprint import run_fingerprint, run_fingerprints_0_1, weig
 from worker.child.latent_preview import open_previewer
 from worker.child.plans import family_of, plan_of, start_reference
 from worker.child.previews import MakePreview
+from worker.child.ranks.one_process import OneProcess
 from worker.child.reference_latents import first_frame_of, reference_latents
 from worker.child.start_noise import start_noise
 from worker.messages import Failed
-from worker.networks import cpu_tuning
-from worker.networks.loading import AnyModels, Models, TransformerModels, default_device, load
+from worker.networks.loading import AnyModels, Models, TransformerModels
 from worker.networks.optimise import BlockCompiler
 from worker.networks.reconfigure import reconfigured
 from worker.networks.sparse_control import ControlledNetwork, FirstFrame
@@ -79,18 +79,18 @@ class Clip:
 
 
 class Engine:
-    """Both networks of one model entry, resident on one device.
+    """Both networks of one model entry, resident on one device, or on those of several processes.
 
     `decode` may run in one thread while `sample` works on the next generation in another.
     """
 
-    def __init__(self, entry: ModelEntry, device: torch.device | None = None, *, previews: bool = False) -> None:
-        device = device or default_device()
-        if device.type == "cpu":
-            cpu_tuning.tune_process(entry.cpu_threads)
-        self.models: AnyModels = load(entry, device)
+    def __init__(
+        self, entry: ModelEntry, on: torch.device | OneProcess | None = None, *, previews: bool = False
+    ) -> None:
+        self._processes = on if isinstance(on, OneProcess) else OneProcess(on)
+        self.models: AnyModels = self._processes.load(entry)
         self.configuration = Configuration.of(entry.optimise)
-        self._weights = weights_digest(self.models)
+        self._weights = weights_digest(self.models) + self._processes.fingerprint
         self._was_out_of_memory = False
         self._autoencoder = AutoencoderTurns()
         self._previewer = open_previewer(self.models) if previews else None
@@ -156,6 +156,7 @@ class Engine:
         except torch.OutOfMemoryError as e:
             log.warning("out of memory, continuing in low-memory mode: %s", e)
         self.free_memory()  # only here: the exception held on to the tensors of the call that failed
+        self._processes.free_others()
         return run(note, on_preview, latest, timings, low_memory=True)
 
     def decode(self, sampled: SampledLatents, on_progress: OnProgress = _ignore_progress) -> Clip:
@@ -208,7 +209,7 @@ class Engine:
         # Before the phase is timed: waiting for the decoding of another clip is no work.
         turn = nullcontext() if generation.reference is None else self._autoencoder.encoding(encoding)
         with turn, _timed(timings, Phase.ENCODING):
-            self.models.loras.use(generation.loras)
+            self._processes.use_loras(self.models, generation.loras)
             first_frame = self._first_frame(generation, reference, low_memory=low_memory)
             image, video = self.denoisers(generation, first_frame=first_frame, low_memory=low_memory)
             state = self._first_state(generation, plan, shape, begin, reference, low_memory=low_memory)
@@ -268,9 +269,10 @@ class Engine:
             image.resize = (64, 64)
         if low_memory:
             image.sequential_cfg = video.sequential_cfg = True
-            image.frames_at_once = 1
+            image.frames_at_once = self.gpus
         if low_memory and isinstance(video.unet, ControlledNetwork):
             video.unet.levels_kept = 0
+        self._processes.split(image, video)
         return image, video
 
     def _first_state(
@@ -329,12 +331,14 @@ class Engine:
         return plan_of(generation, self.models)
 
     @property
+    def gpus(self) -> int:
+        """How many compute each clip; on a CPU, processes."""
+        return self._processes.count
+
+    @property
     def device_name(self) -> str:
-        """For people: the GPU's name, or `CPU` with its number of threads."""
-        if self.models.device.type == "cuda":
-            return torch.cuda.get_device_name(self.models.device)
-        threads = torch.get_num_threads()
-        return f"CPU, {threads} thread{'' if threads == 1 else 's'}"
+        """For people."""
+        return str(self._processes)
 
     def peak_memory_mb(self) -> float:
         """On a GPU the most its allocator held since the last call, elsewhere the process's peak resident set."""

@@ -16,10 +16,11 @@ class GpuTime:
     Args:
         decoded_s: seconds that this process has decoded clips. The previous job's clip is decoded while this one is
             encoded and sampled; that time is the previous job's, and is not counted twice.
+        gpus: that work at the same time.
     """
 
-    def __init__(self, job: Job, decoded_s: Callable[[], float]) -> None:
-        self.seconds = 0.0
+    def __init__(self, job: Job, decoded_s: Callable[[], float], gpus: int = 1) -> None:
+        self.seconds, self._gpus = 0.0, gpus
         self._known_step, self._is_first = job.step, job.gpu_ms == 0
         self._decoded_s = decoded_s
         self._last: float | None = None
@@ -35,7 +36,7 @@ class GpuTime:
         if self._last is None:
             return
         if phase in (Phase.ENCODING, Phase.SAMPLING) and is_new:
-            self.seconds += now - self._last
+            self.seconds += (now - self._last) * self._gpus
         self._last = now
 
     def _now(self) -> float:

@@ -88,7 +88,7 @@ class ChildJob:
         key = object_keys.checkpoint(run.job.id)
         self._checkpoint_writer = CheckpointWriter(storage, key, every_s=settings.checkpoint_s)
         self._previews = Previews(settings.preview_seconds, engine.preview_cost_s)
-        self._gpu_time = GpuTime(run.job, lambda: engine.decoded_s)
+        self._gpu_time = GpuTime(run.job, lambda: engine.decoded_s, engine.gpus)
 
     def sample(self, background: BackgroundThread) -> None:
         """All calls of the networks; then have `background` do the rest, as soon as it is free."""

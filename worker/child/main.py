@@ -13,6 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle
 from typing import TYPE_CHECKING, cast
@@ -27,7 +28,7 @@ from service.wiring import open_storage
 from worker.background_thread import BackgroundThread
 from worker.child.job import ChildJob
 from worker.child.load_failures import cannot_load
-from worker.messages import Ready, Run, Tuning
+from worker.messages import ONE_PROCESS, Processes, Ready, Run, Tuning
 
 if TYPE_CHECKING:
     from worker.child.engine import Engine
@@ -35,22 +36,28 @@ if TYPE_CHECKING:
 log = logging.getLogger("ivmix.child")
 
 
-def main(control: Connection, settings: Settings, model: str) -> None:
-    def load() -> Engine:
-        entry = ModelRegistry.of(settings).get(model)
-        with quick_imports():
-            from worker.child.engine import Engine  # imported before the fork, unless that failed: then this says why
-            from worker.child.tuning.start import configure
+def main(control: Connection, settings: Settings, model: str, processes: Processes = ONE_PROCESS) -> None:
+    with ExitStack() as stack:
 
-        began = time.monotonic()
-        engine = Engine(entry, previews=settings.preview_seconds > 0)
-        if entry.optimise is None:
-            left = settings.tune_s - (time.monotonic() - began)
-            configure(engine, entry, settings, left, lambda limit_s: control.send(Tuning(limit_s)))
-        _warm_up(engine, entry)
-        return engine
+        def load() -> Engine:
+            entry = ModelRegistry.of(settings).get(model)
+            with quick_imports():
+                from worker.child.engine import Engine  # imported before the fork, unless that failed: this says why
+                from worker.child.tuning.start import configure
 
-    start(control, settings, load)
+            began, on = time.monotonic(), None
+            if processes.count > 1:
+                from worker.child.ranks.start import start_ranks
+
+                on = stack.enter_context(start_ranks(entry, processes, settings.log_format))
+            engine = Engine(entry, on, previews=settings.preview_seconds > 0)
+            if entry.optimise is None and on is None:
+                left = settings.tune_s - (time.monotonic() - began)
+                configure(engine, entry, settings, left, lambda limit_s: control.send(Tuning(limit_s)))
+            _warm_up(engine, entry)
+            return engine
+
+        start(control, settings, load)
 
 
 def start(control: Connection, settings: Settings, load: Callable[[], Engine]) -> None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import send_handle
@@ -18,7 +19,7 @@ from typing import Protocol, cast
 
 from service.catalog.optimise import Configuration
 from service.settings import Settings
-from worker.messages import CannotLoad, Ready, Report, Run, Stop, Tuning
+from worker.messages import ONE_PROCESS, CannotLoad, Processes, Ready, Report, Run, Stop, Tuning
 
 log = logging.getLogger("ivmix.worker")
 
@@ -61,6 +62,7 @@ class Child(Protocol):
 
     device: str
     configuration: Configuration | None
+    gpus: int
 
     @property
     def is_loaded(self) -> bool: ...
@@ -97,11 +99,12 @@ class PipeChannel:
 class _Start(threading.Thread):
     """The start of one child. It takes as long as the fork server's imports, if that has to be started first."""
 
-    def __init__(self, settings: Settings, model: str, enter: Enter | None) -> None:
+    def __init__(self, settings: Settings, model: str, enter: Enter | None, processes: Processes) -> None:
         super().__init__(name="start-child", daemon=True)
         ours, self._theirs = FORKING.Pipe()
         args = (self._theirs, settings, model)
-        process = FORKING.Process(target=enter or _enter, args=args, name=f"ivmix-child-{model}", daemon=True)
+        target = enter or partial(_enter, processes=processes)
+        process = FORKING.Process(target=target, args=args, name=f"ivmix-child-{model}", daemon=True)
         self._control = PipeChannel(ours, process)
         FORKING.set_forkserver_preload([FORK_SERVER] if enter else [FORK_SERVER, IMPORTS])
         self._error: Exception | None = None
@@ -134,14 +137,18 @@ class _Start(threading.Thread):
 
 class ChildProcess:
     """One child process, restarted by `ensure` after it ended. `enter` is its entry point; with another one than the
-    worker's own, nothing is imported before it is called."""
+    worker's own, nothing is imported before it is called. With several `processes` the child starts the others, and
+    ends with any of them."""
 
-    def __init__(self, settings: Settings, model: str, enter: Enter | None = None) -> None:
-        self._settings, self._model, self._enter = settings, model, enter
+    def __init__(
+        self, settings: Settings, model: str, enter: Enter | None = None, processes: Processes = ONE_PROCESS
+    ) -> None:
+        self._settings, self._model, self._enter, self._processes = settings, model, enter, processes
         self._start: _Start | None = None
         self._control: PipeChannel | None = None
         self._has_loaded = False
         self._tuned_until = math.inf
+        self.gpus = processes.count
         self.device = ""  # of the models, once they are loaded
         self.configuration: Configuration | None = None  # of the networks, likewise
 
@@ -161,7 +168,7 @@ class ChildProcess:
     def _load(self, beat: Callable[[], bool]) -> bool:
         """False if the child had to be ended while it tuned; the next one does not, but takes what was measured."""
         self.kill()
-        start = self._start = _Start(self._settings, self._model, self._enter)
+        start = self._start = _Start(self._settings, self._model, self._enter, self._processes)
         start.start()
         deadline, self._tuned_until = time.monotonic() + LOAD_TIMEOUT_S, math.inf
         while time.monotonic() < min(deadline, self._tuned_until):
@@ -216,7 +223,7 @@ class ChildProcess:
         self._start, self._control, self._has_loaded = None, None, False
 
 
-def _enter(control: Connection, settings: Settings, model: str) -> None:
+def _enter(control: Connection, settings: Settings, model: str, processes: Processes) -> None:
     from worker.child.main import main  # here, in the child: it loads torch
 
-    main(control, settings, model)
+    main(control, settings, model, processes)

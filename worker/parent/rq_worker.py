@@ -22,7 +22,7 @@ from rq.exceptions import DequeueTimeout, StopRequested
 from rq.executions import Execution
 from rq.job import Job, JobStatus
 
-from service.jobs.rq_queues import CONFIGURATION, RQ_RECORD_TTL_S, NoTimeout, TrustedJob, generate_queue
+from service.jobs.rq_queues import CONFIGURATION, GPUS_FIELD, RQ_RECORD_TTL_S, NoTimeout, TrustedJob, generate_queue
 from service.process.heartbeat_file import HeartbeatFile
 from worker.parent.job_runner import Runner
 
@@ -128,12 +128,6 @@ class GenerationWorker(SimpleWorker):
         except redis.exceptions.RedisError as e:
             log.warning("job %s: RQ heartbeat failed: %s", job.id, type(e).__name__)
 
-    def register_birth(self) -> None:
-        """With how its networks run, for `GET /v1/queue`; RQ deletes it with the worker."""
-        super().register_birth()
-        if (configuration := self._runner.child.configuration) is not None:
-            self.connection.hset(self.key, CONFIGURATION, configuration.model_dump_json())
-
     def heartbeat(self, timeout: int | None = None, pipeline: Pipeline | None = None) -> None:
         """While Redis is down RQ retries before every dequeue, without limit; a worker that shuts down must not.
 
@@ -154,6 +148,13 @@ class GenerationWorker(SimpleWorker):
                 raise StopRequested from None
             raise
         self._beaten_at = time.monotonic()
+
+    def serialize(self) -> dict[str, Any]:
+        """What RQ keeps of this worker, with how it computes, for `GET /v1/queue`."""
+        worker: Any = super()  # RQ is typed in part
+        child = self._runner.child
+        configuration = "" if child.configuration is None else child.configuration.model_dump_json()
+        return worker.serialize() | {GPUS_FIELD: child.gpus, CONFIGURATION: configuration}
 
     def set_state(self, state: str, pipeline: Pipeline | None = None) -> None:
         """Skip writes that change nothing: RQ sets `idle` twice between two jobs."""

@@ -30,7 +30,7 @@ class ScriptedChild:
         self._load_failure = load_failure
         self.sent: list[Run | Stop] = []
         self.kills = 0
-        self.device, self.configuration = "CPU", None
+        self.device, self.configuration, self.gpus = "CPU", None, 1
         self.is_loaded = True
 
     def ensure(self, beat: Callable[[], bool]) -> None:
