@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sampler import ImageDenoiser, Plan, VideoDenoiser, noised, sample, shape_after
+from sampler import ImageDenoiser, InvalidSetting, Plan, VideoDenoiser, noised, sample, shape_after
 from service.catalog.model_entry import ModelEntry
 from service.jobs.model import Generation, Phase
 from worker.child.checkpoint_file import Checkpoint
@@ -32,6 +32,7 @@ from worker.child.reference_latents import first_frame_of, reference_latents
 from worker.child.start_noise import start_noise
 from worker.messages import Failed
 from worker.networks import cpu_tuning
+from worker.networks.caching import caching
 from worker.networks.loading import AnyModels, Models, TransformerModels, default_device, load
 from worker.networks.sparse_control import ControlledNetwork, FirstFrame
 from worker.networks.text_encoder import TextOptions
@@ -193,14 +194,16 @@ class Engine:
             generator.set_state(state.rng)
             on_progress(Phase.SAMPLING, state.step, total)
             run: dict[str, Any] = {"generator": generator, "start": state.step, "memory": state.memory}
-            for step in sample(state.latents, plan, image=image, video=video, **run):
-                state = replace(
-                    state, step=step.index + 1, latents=step.latents, memory=step.memory, rng=generator.get_state()
-                )
-                on_step(state)
-                if self._previewer is not None:
-                    on_preview(partial(self._previewer.start, step, generation.fps))
-                on_progress(Phase.SAMPLING, state.step, total)
+            with caching(self.models, generation, off=low_memory) as step_done:
+                for step in sample(state.latents, plan, image=image, video=video, **run):
+                    state = replace(
+                        state, step=step.index + 1, latents=step.latents, memory=step.memory, rng=generator.get_state()
+                    )
+                    if step_done(state.step):
+                        on_step(state)
+                    if self._previewer is not None:
+                        on_preview(partial(self._previewer.start, step, generation.fps))
+                    on_progress(Phase.SAMPLING, state.step, total)
         return SampledLatents(state.latents, total, timings, low_memory)
 
     def _first_frame(
@@ -301,7 +304,12 @@ class Engine:
             torch.cuda.empty_cache()
 
     def plan(self, generation: Generation) -> Plan:
-        """Raises ValueError naming the sampler setting that cannot be run."""
+        """Raises ValueError naming the setting that cannot be run."""
+        if generation.quantise != self.models.entry.quantise:
+            raise InvalidSetting(
+                f"quantise={generation.quantise}: the weights of model '{generation.model}' are now stored with "
+                f"quantise={self.models.entry.quantise}; send the request again"
+            )
         return plan_of(generation, self.models)
 
     @property
