@@ -30,8 +30,7 @@ _SHAPE = ("size", "width", "height", "aspect_ratio", "resolution")
 
 # SGLang's benchmark and vLLM-Omni put everything beyond OpenAI's fields into one of these objects.
 NESTED = ("extra_body", "extra_json", "extra_params")
-BY_NAME = ("sampler", "cache")  # a text is the name
-OBJECTS = (*BY_NAME, "metadata", REFERENCE, *NESTED)
+OBJECTS = ("sampler", "metadata", REFERENCE, *NESTED)
 
 # Fields of other servers, with the values that have no effect here.
 _OFF = (False, "false", "False", None)
@@ -216,10 +215,10 @@ def _put(body: Body, name: str, value: Any, *, param: str) -> None:
 
 
 def _object(name: str, value: Any) -> Any:
-    """Decodes an object sent as JSON text (vLLM-Omni, LiteLLM) or Python repr (aiperf), or a sampler or cache sent by name."""
+    """Decodes an object sent as JSON text (vLLM-Omni, LiteLLM) or Python repr (aiperf), or a sampler sent by name."""
     if name not in OBJECTS or not isinstance(value, str) or not value:
         return value
-    if name in BY_NAME and not value.lstrip().startswith("{"):
+    if name == "sampler" and not value.lstrip().startswith("{"):
         return {"name": value}
     if name == REFERENCE and not value.lstrip().startswith("{"):
         return value  # a data URL or an id

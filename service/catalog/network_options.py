@@ -48,6 +48,8 @@ class NetworkOptions(FrozenModel):
                 f"quantise is for the linear layers of transformers, families {families}; most of a UNet is "
                 "convolutions: delete quantise"
             )
+        if self.quantise is not None and self.dtype != "bfloat16":
+            raise ValueError(f"quantise rounds weights in bfloat16, and dtype is {self.dtype}; delete one of them")
         if self.memory.group_offload and (self.caches or self.quantise):
             name = "caches" if self.caches else "quantise"
             raise ValueError(

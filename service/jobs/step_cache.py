@@ -5,13 +5,15 @@ They save time and change the picture by more than rounding, so nothing but a re
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import json
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from service.frozen_model import FrozenModel
 
 CacheName = Literal["deep-cache", "first-block", "taylorseer"]
+CACHES: tuple[CacheName, ...] = get_args(CacheName)
 
 
 class DeepCache(FrozenModel):
@@ -23,7 +25,7 @@ class DeepCache(FrozenModel):
         default=1,
         ge=1,
         le=100,
-        description="Steps that share a whole call: the first call of each network in them. 1: the calls of one zig-zag",
+        description="Steps that share a whole call, the first of each network in them. 1: the calls of one zig-zag",
     )
     interval: int | None = Field(
         default=None,
@@ -44,7 +46,7 @@ class FirstBlockCache(FrozenModel):
         default=0.05,
         gt=0,
         le=1,
-        description="Largest mean change of what the first block adds, relative to what it added in the last whole call",
+        description="Largest change of what the first block adds, relative to what it added in the last whole call",
     )
 
 
@@ -56,4 +58,17 @@ class TaylorSeerCache(FrozenModel):
     order: int = Field(default=1, ge=1, le=3, description="Of the extrapolation: 1 is a straight line")
 
 
+def _by_name(given: Any) -> Any:
+    """A name alone, or an object as JSON text, as forms and command lines have it. Raises ValueError."""
+    if not isinstance(given, str):
+        return given
+    if not given.lstrip().startswith("{"):
+        return {"name": given}
+    try:
+        return json.loads(given)
+    except (ValueError, RecursionError) as e:
+        raise ValueError("the text is not valid JSON") from e
+
+
 StepCache = Annotated[DeepCache | FirstBlockCache | TaylorSeerCache, Field(discriminator="name")]
+StepCacheRequest = Annotated[StepCache, BeforeValidator(_by_name)]

@@ -129,6 +129,6 @@ def _unchanged(hidden_states: Tensor, *_arguments: object, **_named: object) -> 
 
 
 def _skipped(shapes: Sequence[Shape], hidden_states: Tensor, *_arguments: object, **_named: object) -> Any:
-    """Zeros in the shapes of the skip connections, without memory: nobody reads them, but SparseCtrl adds to them."""
+    """Zeros in the shapes of the skip connections, without memory: no layer reads them, but SparseCtrl adds to them."""
     skips = tuple(hidden_states.new_zeros(()).expand(shape) for shape in shapes)
     return skips[-1], skips

@@ -13,6 +13,7 @@ import torch
 from service.catalog.family_components import IMAGE_ENCODER, IMAGE_PROCESSOR, SECOND_EXPERT, WAN
 from service.catalog.model_entry import ModelEntry
 from service.settings import load_settings
+from worker.networks.approximate.float8 import check_float8, to_float8
 from worker.networks.assembly import IncompatibleModels, check_files, check_memory, check_multiples
 from worker.networks.component_files import component_folder, refused
 from worker.networks.component_loader import load_component
@@ -44,11 +45,15 @@ class TransformerAssembly:
 
 def load_transformer(entry: ModelEntry, device: torch.device, dtype: torch.dtype) -> TransformerModels:
     """Raises ConfigurationError, IncompatibleModels; torch.OutOfMemoryError if other processes fill the card."""
+    if entry.quantise is not None:
+        check_float8(entry.id, entry.quantise, device)
     check_files(entry)
     check_memory(entry, device)
     parts = fit_together(entry, {name: load_component(entry, name, dtype) for name in entry.all_components})
     parts.vae.to(device)
     for network in parts.transformers:
+        if entry.quantise is not None:
+            to_float8(network, entry.quantise, device)
         place(network, device, group_offload=entry.memory.group_offload)
     is_wan = entry.family == WAN
     models = TransformerModels(
