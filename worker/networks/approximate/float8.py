@@ -1,10 +1,9 @@
-"""Linear layers of transformers with weights in 8 bits (float8 e4m3), by torchao, which is installed by the extra float8.
+"""Linear layers of transformers with weights in 8 bits (float8 e4m3), by torchao, which the extra float8 installs.
 
 torchao is imported only where an entry asks for it.
 """
 
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
-# pyright: reportMissingImports=false  # torchao: an extra
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportMissingImports=false
 from __future__ import annotations
 
 from importlib.util import find_spec
@@ -43,17 +42,15 @@ def to_float8(network: Any, quantise: Quantise, device: torch.device) -> None:
 
     Each row has a scale of its own. Layer by layer, so that the device never holds the network as it was.
     """
-    from torchao.quantization import (
-        Float8DynamicActivationFloat8WeightConfig,
-        Float8WeightOnlyConfig,
-        PerRow,
-        quantize_,
-    )
+    from torchao import quantization
 
-    kinds = {"float8": Float8DynamicActivationFloat8WeightConfig, "float8-weights": Float8WeightOnlyConfig}
-    # set_inductor_config would change how all of the process's networks are compiled
-    config = kinds[quantise](granularity=PerRow(), set_inductor_config=False)
-    quantize_(network, config, filter_fn=_is_of_a_block, device=device)
+    kinds = {
+        "float8": quantization.Float8DynamicActivationFloat8WeightConfig,
+        "float8-weights": quantization.Float8WeightOnlyConfig,
+    }
+    # set_inductor_config would change how all networks of the process are compiled
+    config = kinds[quantise](granularity=quantization.PerRow(), set_inductor_config=False)
+    quantization.quantize_(network, config, filter_fn=_is_of_a_block, device=device)
 
 
 def _is_of_a_block(module: torch.nn.Module, name: str) -> bool:
