@@ -1,5 +1,7 @@
-"""Options that `submit` and `generate` share: `--cache`, and `--set NAME=VALUE`, settings of a sampler or a reference that
-have no option of that name. And what both say of a video."""
+"""Options that `submit` and `generate` share, and what both say of a video.
+
+`--cache`; and `--set NAME=VALUE`, for settings of a sampler or a reference that have no option of that name.
+"""
 
 from __future__ import annotations
 
