@@ -40,7 +40,7 @@ def check_float8(model: str, quantise: Quantise, device: torch.device) -> None:
 def to_float8(network: Any, quantise: Quantise, device: torch.device) -> None:
     """Round the weights of the blocks' linear layers, in place; these layers are on `device` afterwards.
 
-    Each row has a scale of its own. Layer by layer, so that the device never holds the network as it was.
+    Each row has its own scale. Layer by layer, so that the device never holds the network as it was.
     """
     from torchao import quantization
 
