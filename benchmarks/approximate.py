@@ -46,22 +46,10 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "fused (experimental)": ("IV-mixed", {"sampler": {"name": "fused"}}),
     "IV-IV whole run": ("IV-IV whole run", {"sampler": WHOLE_RUN}),
     "IV-IV whole run, deep-cache": ("IV-IV whole run", {"sampler": WHOLE_RUN, "cache": {"name": "deep-cache"}}),
-    "IV-IV whole run, deep-cache, interval 2": (
-        "IV-IV whole run",
-        {"sampler": WHOLE_RUN, "cache": {"name": "deep-cache", "interval": 2}},
-    ),
-    "IV-IV whole run, deep-cache, levels 2": (
-        "IV-IV whole run",
-        {"sampler": WHOLE_RUN, "cache": {"name": "deep-cache", "levels": 2}},
-    ),
     "video alone": ("video alone", {"sampler": {"name": "ddim"}}),
     "video alone, deep-cache, steps 2": (
         "video alone",
         {"sampler": {"name": "ddim"}, "cache": {"name": "deep-cache", "steps": 2}},
-    ),
-    "video alone, deep-cache, steps 3": (
-        "video alone",
-        {"sampler": {"name": "ddim"}, "cache": {"name": "deep-cache", "steps": 3}},
     ),
 }
 
