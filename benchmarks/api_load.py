@@ -3,7 +3,8 @@
 Two separate uvicorn processes: the API (real Valkey with `appendfsync always`, API keys on), and two endpoints, `async
 def` and `def`, that only return as many bytes. This process generates the load. Creating is open-loop: requests are
 sent on schedule whether or not earlier ones have finished, and latency counts from the scheduled time. Polling is
-closed-loop over a few connections, alternating between the arms. Prints a table; writes JSON with --json.
+closed-loop over a few connections, alternating between the arms: one video that does not change, which the API has
+decoded and shown before, and more videos in turn than it keeps. Prints a table; writes JSON with --json.
 """
 
 from __future__ import annotations
@@ -26,10 +27,14 @@ import uvicorn
 from fastapi import FastAPI, Response
 from redis import Redis
 
+from service.api.polls import KEPT
 from service.api_keys import KeyStore
+from service.jobs.keys import job_key
 from service.process.embedded_valkey import EmbeddedValkey, free_port
 
 PROMPT = "a red circle moving right on a teal background"
+Arm = tuple[int, int, Sequence[bytes]]  # port and process id of a server, requests to send in turn
+
 SHOWN = ("p50", "p95", "p99")
 
 
@@ -53,10 +58,12 @@ def main() -> None:
             f"http://127.0.0.1:{port}/v1/videos", json={"prompt": PROMPT}, headers={"authorization": f"Bearer {key}"}
         )
         bare_port, bare = stack.enter_context(bare_process(len(video.content)))
+        copies = copies_of(video.json()["id"], redis_url)
         arms = {
-            "bare, async def": (bare_port, bare, request("GET", "/async")),
-            "bare, def": (bare_port, bare, request("GET", "/def")),
-            "status poll": (port, api, request("GET", f"/v1/videos/{video.json()['id']}", key)),
+            "bare, async def": (bare_port, bare, [request("GET", "/async")]),
+            "bare, def": (bare_port, bare, [request("GET", "/def")]),
+            "status poll": (port, api, [request("GET", f"/v1/videos/{video.json()['id']}", key)]),
+            "polls of many": (port, api, [request("GET", f"/v1/videos/{video_id}", key) for video_id in copies]),
         }
         polls = polling(arms, arguments)
         posts = {rate: creating(port, key, rate, arguments.seconds) for rate in arguments.rates}
@@ -65,15 +72,26 @@ def main() -> None:
         arguments.json.write_text(json.dumps({"polls": polls, "create": posts}, indent=1))
 
 
-def polling(arms: dict[str, tuple[int, int, bytes]], arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
+def copies_of(video_id: str, redis_url: str) -> list[str]:
+    """Ids of new records that are equal to that of a video."""
+    ids = [f"video_{i:032x}" for i in range(2 * KEPT)]
+    with Redis.from_url(redis_url) as redis, redis.pipeline() as pipe:
+        record = redis.hgetall(job_key(video_id))
+        for copy in ids:
+            pipe.hset(job_key(copy), mapping={**record, b"id": json.dumps(copy)})
+        pipe.execute()
+    return ids
+
+
+def polling(arms: dict[str, Arm], arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Requests per second, and milliseconds of server CPU per request, of each arm.
 
     Both are the best of all rounds, because other load on the machine only makes them worse. CPU time varies less."""
     best = {name: {"per_second": 0.0, "cpu_ms": math.inf} for name in arms}
     for _ in range(arguments.rounds):
-        for name, (port, pid, raw) in arms.items():
+        for name, (port, pid, requests) in arms.items():
             seconds, before = arguments.seconds / arguments.rounds, cpu_seconds(pid)
-            done, took = asyncio.run(closed_loop(port, raw, arguments.connections, seconds))
+            done, took = asyncio.run(closed_loop(port, requests, arguments.connections, seconds))
             best[name]["per_second"] = max(best[name]["per_second"], done / took)
             best[name]["cpu_ms"] = min(best[name]["cpu_ms"], 1000 * (cpu_seconds(pid) - before) / done)
     return best
@@ -147,8 +165,8 @@ class Connection:
         return int(head[9:12])
 
 
-async def closed_loop(port: int, raw: bytes, connections: int, seconds: float) -> tuple[int, float]:
-    """Number of completed requests, and the seconds they took."""
+async def closed_loop(port: int, requests: Sequence[bytes], connections: int, seconds: float) -> tuple[int, float]:
+    """Number of completed requests, and the seconds they took. `requests`: sent in turn."""
     end = time.perf_counter() + seconds
     done = 0
 
@@ -156,9 +174,9 @@ async def closed_loop(port: int, raw: bytes, connections: int, seconds: float) -
         nonlocal done
         async with Connection(port) as ask:
             while time.perf_counter() < end:
-                status = await ask(raw)
-                assert status == 200, status
                 done += 1
+                status = await ask(requests[done % len(requests)])
+                assert status == 200, status
 
     began = time.perf_counter()
     await asyncio.gather(*(client() for _ in range(connections)))

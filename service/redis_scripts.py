@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
 from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
 from redis.exceptions import NoScriptError
 
 # redis-py annotates every reply with all types that any protocol version or async client could return. Stores
@@ -16,6 +17,7 @@ from redis.exceptions import NoScriptError
 UntypedRedis = Any
 
 Script = Callable[[list[str], list[Any]], Any]  # script(KEYS, ARGV) -> reply
+AsyncScript = Callable[[list[str], list[Any]], Awaitable[Any]]
 
 
 def load_script(redis: Redis, package: str, name: str) -> Script:
@@ -37,6 +39,20 @@ def load_script(redis: Redis, package: str, name: str) -> Script:
             return client.evalsha(sha, len(keys), *keys, *args)
         except NoScriptError:
             return client.eval(source, len(keys), *keys, *args)
+
+    return run
+
+
+def load_async_script(redis: AsyncRedis, package: str, name: str) -> AsyncScript:
+    """`load_script` for an asynchronous client."""
+    client: UntypedRedis = redis
+    source, sha = script_source(package, name)
+
+    async def run(keys: list[str], args: list[Any]) -> Any:
+        try:
+            return await client.evalsha(sha, len(keys), *keys, *args)
+        except NoScriptError:
+            return await client.eval(source, len(keys), *keys, *args)
 
     return run
 

@@ -16,7 +16,7 @@ from service.api.open_requests import OpenRequests
 from service.api.openapi.document import DESCRIPTION, TAGS, build_openapi
 from service.api.openapi.responses import errors
 from service.api.origin_check import OriginCheck
-from service.api.polls import PollBatcher
+from service.api.polls import PollReader
 from service.api.rate_limits import RateLimiter
 from service.api.request_path import HeadRequests, RequestPath
 from service.api.request_traces import RequestTraces
@@ -59,6 +59,7 @@ def create_app(services: Services) -> FastAPI:
     """Raises ConfigurationError if the settings would expose the API without authentication."""
     settings = services.settings
     settings.require_auth_on_public_host()
+    polls = PollReader(services)
     app = FastAPI(
         title="ivmix",
         version="1",
@@ -70,6 +71,8 @@ def create_app(services: Services) -> FastAPI:
         redirect_slashes=False,  # RequestPath answers both forms
         generate_unique_id_function=lambda route: route.name,
         webhooks=webhooks.events,
+        lifespan=polls.lifespan,
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # RequestTraces and RequestMetrics do it
     )
     app.state.services = services
     app.state.rate_limiter = RateLimiter(services.redis)
@@ -78,7 +81,7 @@ def create_app(services: Services) -> FastAPI:
     app.state.metrics = Metrics(services)
     app.state.contract = Contract(app)
     app.state.event_hub = EventHub(services)
-    app.state.polls = PollBatcher(services.store.get_many_with_positions)
+    app.state.polls = polls
     _add_routes(app, settings)
     add_error_handlers(app)
     if services.tracing.is_on:
@@ -107,12 +110,12 @@ def _add_routes(app: FastAPI, settings: Settings) -> None:
         webhooks,
         send_test_event,
     )
-    ways = [Security(way) for way in (API_KEY, API_KEY_HEADER, SESSION)]
-    for router in (create_video.router, videos.polls, *(module.router for module in modules)):
-        if settings.auth == "off":
-            app.include_router(router, responses=errors(500, 503))
-        else:
-            app.include_router(router, dependencies=ways, responses=errors(401, 403, 500, 503))
+    is_open = settings.auth == "off"
+    ways = [] if is_open else [Security(way) for way in (API_KEY, API_KEY_HEADER, SESSION)]
+    common = errors(500, 503) if is_open else errors(401, 403, 500, 503)
+    videos.add_polls(app, dependencies=ways, responses=common)
+    for router in (create_video.router, *(module.router for module in modules)):
+        app.include_router(router, dependencies=ways, responses=common)
     app.include_router(health.router)
     if settings.metrics_port is None:
         app.include_router(metrics.router)

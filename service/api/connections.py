@@ -10,7 +10,7 @@ import ipaddress
 import logging
 import resource
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -95,7 +95,7 @@ class Connections:
         self.timeout_s = timeout_s
         self._limit, self._per_address, self._exempt, self._clock = limit, per_address, exempt, clock
         self._all = _Group()
-        self._groups: dict[str, _Group] = {}
+        self._groups: defaultdict[str, _Group] = defaultdict(_Group)
         self._closed: Counter[str] = Counter()  # reason -> connections, not logged yet
         self._logged_at = -LOG_INTERVAL_S
 
@@ -112,7 +112,7 @@ class Connections:
             self._make_room(self._all, connection, self._limit, "beyond the limit of this process")
 
     def moved(self, connection: Connection, state: State) -> None:
-        for group in (self._all, self._groups.setdefault(network_of(connection.address), _Group())):
+        for group in (self._all, self._groups[network_of(connection.address)]):
             group.put(connection, state, self._clock())
 
     def closed(self, connection: Connection) -> None:

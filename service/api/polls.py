@@ -1,75 +1,78 @@
-"""Batches concurrent status polls: those that arrive during one Redis round trip share the next one.
+"""Status polls: one asynchronous read of Redis, shared by those that arrive together.
 
-Polls are most of the traffic. One thread and one round trip per poll would double their cost, and `redis.asyncio` with
-timeouts and a connection limit takes 30 to 70 % more CPU than this (measured with benchmarks.api_load).
+Polls are most of the traffic. A command per poll would take as much time as all the rest (benchmarks.api_load).
 """
 
 from __future__ import annotations
 
 import asyncio
-from asyncio import AbstractEventLoop, Future, Task
-from collections.abc import Callable, Sequence
-from weakref import WeakKeyDictionary
+from asyncio import Task
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from functools import lru_cache
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
-from starlette.concurrency import run_in_threadpool
 from starlette.types import Receive, Scope, Send
 
-from service.jobs.record_reader import JobWithPosition
+from service.jobs.keys import job_key
+from service.jobs.model import Job
+from service.jobs.record_reader import POSITIONS, decode_answer
+from service.redis_connection.client import open_async_redis
+from service.redis_scripts import load_async_script
+from service.wiring import Services
 
 BATCH_SIZE = 64  # bounds how long one script blocks Redis
+KEPT = 1000  # videos that need not be decoded and shown again while they do not change
 
-ReadMany = Callable[[Sequence[str]], Sequence[JobWithPosition | ValueError | None]]
-Pending = list[tuple[str, Future[JobWithPosition | None]]]
+Polled = tuple[Job, int | None, str | None]  # job, queue position, and the Video unless it has URLs, which expire
 
 
-class PollBatcher:
-    """Reads job status in batches, one batch at a time per event loop.
+class PollReader:
+    """Reads the jobs of polls over one connection, one batch at a time: those that arrive meanwhile are the next."""
 
-    Args:
-        read_many: returns one entry per id, in order: the job with its queue position, None if there is no such job,
-            or a ValueError that concerns only this id.
-    """
+    def __init__(self, services: Services) -> None:
+        """Does not connect yet. It belongs to the event loop of its first read."""
+        self._renderer = services.renderer
+        self._redis = open_async_redis(services.redis_url)
+        self._show_known = lru_cache(KEPT)(self._show)
+        self._script = load_async_script(self._redis, *POSITIONS)
+        self._turn = asyncio.Lock()
+        self._ids: list[str] = []  # of the batch that waits for its turn
+        self._reading: Task[list[bytes]] | None = None
 
-    def __init__(self, read_many: ReadMany) -> None:
-        self._read_many = read_many
-        # A server has one event loop; tests may run several at a time.
-        self._loops: WeakKeyDictionary[AbstractEventLoop, tuple[Pending, Task[None]]] = WeakKeyDictionary()
+    async def read(self, video_id: str) -> Polled | None:
+        """None: there is no such job, or its record is damaged. Raises RedisError."""
+        if self._reading is None or len(self._ids) == BATCH_SIZE:
+            self._ids = []
+            self._reading = asyncio.create_task(self._read(self._ids))
+        at = len(self._ids)
+        self._ids.append(video_id)
+        answers = await asyncio.shield(self._reading)  # a client that disconnects leaves the others their read
+        return self._show_known(video_id, answers[at])
 
-    async def read(self, video_id: str) -> JobWithPosition | None:
-        """Raises whatever `read_many` raised, or the ValueError it returned for this id."""
-        loop = asyncio.get_running_loop()
-        future: Future[JobWithPosition | None] = loop.create_future()
-        if loop in self._loops:
-            self._loops[loop][0].append((video_id, future))
-        else:
-            pending: Pending = [(video_id, future)]
-            self._loops[loop] = pending, loop.create_task(self._read_pending(loop, pending))
-        return await future
+    async def _read(self, ids: list[str]) -> list[bytes]:
+        async with self._turn:
+            if ids is self._ids:
+                self._reading = None
+            return await self._script([job_key(video_id) for video_id in ids], [])
 
-    async def _read_pending(self, loop: AbstractEventLoop, pending: Pending) -> None:
+    def _show(self, video_id: str, answer: bytes) -> Polled | None:
         try:
-            while pending:
-                batch = pending[:BATCH_SIZE]
-                del pending[:BATCH_SIZE]
-                await self._read_batch(batch)
-        finally:
-            del self._loops[loop]
+            found = decode_answer(video_id, answer)
+        except ValueError:
+            found = None
+        if found is None:
+            return None
+        job, position = found
+        has_urls = job.output is not None or job.preview_at is not None
+        return job, position, None if has_urls else self._renderer.video(job, queue_position=position).model_dump_json()
 
-    async def _read_batch(self, batch: Pending) -> None:
-        results: Sequence[JobWithPosition | Exception | None]
-        try:
-            results = await run_in_threadpool(self._read_many, [video_id for video_id, _ in batch])
-        except Exception as e:  # every waiting request gets it
-            results = [e] * len(batch)
-        for (_, future), result in zip(batch, results, strict=True):
-            if future.done():  # the client disconnected
-                continue
-            if isinstance(result, Exception):
-                future.set_exception(result)
-            else:
-                future.set_result(result)
+    @asynccontextmanager
+    async def lifespan(self, _app: object) -> AsyncGenerator[None]:
+        """That of the application, at whose end the connection is closed."""
+        yield
+        await self._redis.aclose(close_connection_pool=True)
 
 
 class DirectRoute(APIRoute):

@@ -19,6 +19,7 @@ from service.jobs.rq_queues import queue_key
 from service.redis_records import decode_value, read_record, read_records
 from service.redis_scripts import UntypedRedis, load_script
 
+POSITIONS = "service.jobs", "get_with_positions"  # a script, see `decode_answer`
 JobWithPosition = tuple[Job, int | None]  # the job and the number of jobs ahead of it; None if it is not queued
 
 
@@ -34,7 +35,7 @@ class JobReader:
     def __init__(self, redis: Redis) -> None:
         self._redis: UntypedRedis = redis
         self.lists = JobLister(redis)
-        self._get_with_positions_script = load_script(redis, "service.jobs", "get_with_positions")
+        self._get_with_positions_script = load_script(redis, *POSITIONS)
         self._jobs_ahead_script = load_script(redis, "service.jobs", "jobs_ahead")
 
     def get(self, job_id: str) -> Job | None:
@@ -82,20 +83,15 @@ class JobReader:
 
     def get_many_with_positions(self, job_ids: Sequence[str]) -> builtins.list[JobWithPosition | None]:
         """Read many in one round trip, and damaged ones once more."""
-        answers = self._get_with_positions_script([job_key(job_id) for job_id in job_ids], list(job_ids))
-        return [self._with_position(job_id, *answer) for job_id, answer in zip(job_ids, answers, strict=True)]
+        answers = self._get_with_positions_script([job_key(job_id) for job_id in job_ids], [])
+        return [self._with_position(job_id, answer) for job_id, answer in zip(job_ids, answers, strict=True)]
 
-    def _with_position(self, job_id: str, record: bytes | None = None, *position: int | None) -> JobWithPosition | None:
-        if record is None:
-            return None
+    def _with_position(self, job_id: str, answer: bytes) -> JobWithPosition | None:
         try:
-            job = Job.model_validate_json(record)
-            check_job(job_id, job)
+            return decode_answer(job_id, answer)
         except ValueError:
             job = self.view(job_id)
             return None if job is None else (job, None)
-        # A queued job without a position was just taken from the queue by a worker: none is ahead.
-        return None if _shown(job) is None else (job, (position[0] or 0) if position else None)
 
     def view_many(self, job_ids: Sequence[str]) -> builtins.list[Job | None]:
         """Like `view` of each, in one round trip."""
@@ -116,6 +112,16 @@ class JobReader:
         """Return (completion in unix seconds, seconds spent) of a model's last KEPT_DURATIONS videos, newest first."""
         entries = [decode_value(entry) for entry in self._redis.lrange(durations_key(model), 0, -1)]
         return [(float(entry[0]), float(entry[1])) for entry in entries if _is_duration(entry)]
+
+
+def decode_answer(job_id: str, answer: bytes) -> JobWithPosition | None:
+    """Decode what the script POSITIONS returns for one job. Raises ValueError for a damaged record."""
+    if not answer:
+        return None
+    record, _, position = answer.rpartition(b"\n")
+    job = Job.model_validate_json(record)
+    check_job(job_id, job)
+    return None if _shown(job) is None else (job, int(position) if position else None)
 
 
 def _shown(job: Job | None) -> Job | None:

@@ -3,28 +3,42 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 from redis import Redis
+from redis.asyncio import ConnectionPool as AsyncPool
+from redis.asyncio import Redis as AsyncRedis
+from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
 from service.errors import ConfigurationError
-from service.redis_connection.sentinel import open_primary
+from service.redis_connection.sentinel import open_async_pool, open_primary
 from service.redis_connection.sentinel_url import is_sentinel, parse_sentinel_url
 from service.redis_connection.url_options import VARIABLE
-from service.redis_scripts import UntypedRedis
 
 FORM = "redis://USER:PASSWORD@HOST:PORT/DATABASE (rediss:// for TLS)"
 HEALTH_CHECK_S = 30
+CONNECT_TIMEOUT_S = 2.0
+REPLY_TIMEOUT_S = 5.0
+# About one second in total; callers decide about longer waits.
+RETRIES = 3
+BACKOFF = ExponentialWithJitterBackoff(base=0.05, cap=0.5)
 SCHEMES = "redis://, rediss://, unix://, redis+sentinel:// or rediss+sentinel://"
 
 
 def open_redis(
-    url: str, *, reply_timeout_s: float | None = 5.0, connect_timeout_s: float = 2.0, retries: int = 3
+    url: str,
+    *,
+    reply_timeout_s: float | None = REPLY_TIMEOUT_S,
+    connect_timeout_s: float = CONNECT_TIMEOUT_S,
+    retries: int = RETRIES,
 ) -> Redis:
-    """A client of one server, or of the primary that Sentinels name. All clients of ivmix are made here.
+    """A client of one server, or of the primary that Sentinels name. All clients of ivmix are made in this module.
 
     Args:
         reply_timeout_s: None for workers: RQ then sets a timeout that fits its blocking pop.
@@ -32,33 +46,44 @@ def open_redis(
     Raises:
         ConfigurationError: the URL is invalid.
     """
-    split_url(url)
-    # About one second in total; callers decide about longer waits.
-    retry = Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), retries)
-    try:
-        client = _open(url, retry, reply_timeout_s=reply_timeout_s, connect_timeout_s=connect_timeout_s)
+    options = _options(reply_timeout_s, connect_timeout_s) | {"retry": Retry(BACKOFF, retries)}
+    with _checked(url):
+        if is_sentinel(url):
+            client = open_primary(parse_sentinel_url(url), **options)
+        else:
+            client = Redis.from_url(url, **options)  # pyright: ignore[reportUnknownMemberType]
         client.connection_pool.make_connection()  # checks the options, without connecting
-    except (ValueError, TypeError, RedisError, OSError) as e:
-        raise ConfigurationError(f"{VARIABLE}: {_option_problem(e)}; correct what follows the '?'") from e
     return client
 
 
-def _open(url: str, retry: Retry, *, reply_timeout_s: float | None, connect_timeout_s: float) -> UntypedRedis:
-    if is_sentinel(url):
-        return open_primary(
-            parse_sentinel_url(url),
-            reply_timeout_s=reply_timeout_s,
-            connect_timeout_s=connect_timeout_s,
-            retry=retry,
-            health_check_interval=HEALTH_CHECK_S,
-        )
-    return Redis.from_url(  # pyright: ignore[reportUnknownMemberType]
-        url,
-        socket_connect_timeout=connect_timeout_s,
-        socket_timeout=reply_timeout_s,
-        health_check_interval=HEALTH_CHECK_S,
-        retry=retry,
-    )
+def open_async_redis(url: str) -> AsyncRedis:
+    """A client with a single connection, for the event loop that uses it first. Raises ConfigurationError."""
+    options = _options(REPLY_TIMEOUT_S, CONNECT_TIMEOUT_S) | {"retry": AsyncRetry(BACKOFF, RETRIES)}
+    with _checked(url):
+        if is_sentinel(url):
+            pool = open_async_pool(parse_sentinel_url(url), **options)
+        else:
+            pool = AsyncPool.from_url(url, **options)  # pyright: ignore[reportUnknownMemberType]
+        pool.make_connection()
+    return AsyncRedis(connection_pool=pool, single_connection_client=True)
+
+
+def _options(reply_timeout_s: float | None, connect_timeout_s: float) -> dict[str, Any]:
+    return {
+        "socket_connect_timeout": connect_timeout_s,
+        "socket_timeout": reply_timeout_s,
+        "health_check_interval": HEALTH_CHECK_S,
+    }
+
+
+@contextmanager
+def _checked(url: str) -> Generator[None]:
+    """Errors that the URL causes become a ConfigurationError."""
+    split_url(url)
+    try:
+        yield
+    except (ValueError, TypeError, RedisError, OSError) as e:
+        raise ConfigurationError(f"{VARIABLE}: {_option_problem(e)}; correct what follows the '?'") from e
 
 
 def split_url(url: str) -> SplitResult:

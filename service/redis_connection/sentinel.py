@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, cast
 
 from redis import Redis
+from redis.asyncio.sentinel import SentinelConnectionPool
 from redis.backoff import NoBackoff
 from redis.connection import parse_url  # pyright: ignore[reportUnknownVariableType]  # redis-py is partly typed
 from redis.exceptions import RedisError
@@ -47,21 +49,33 @@ def open_sentinels(url: SentinelUrl, *, timeout_s: float) -> list[Redis]:
     return _sentinels(url, _primary_options(url), timeout_s).sentinels
 
 
-def open_primary(
-    url: SentinelUrl, *, reply_timeout_s: float | None, connect_timeout_s: float, retry: Retry, **options: Any
-) -> Redis:
+def open_primary(url: SentinelUrl, **options: Any) -> Redis:
     """A client of the primary. Raises ValueError, TypeError or RedisError for wrong options of the URL."""
-    connection = _primary_options(url)
-    sentinels = _sentinels(url, connection, connect_timeout_s)
-    settings: dict[str, Any] = {
-        "socket_connect_timeout": connect_timeout_s,
-        "socket_timeout": reply_timeout_s,
-        "retry": retry,
-        "ssl": url.is_tls,
-        **options,
-        **connection,
-    }
+    sentinels, settings = _primary(url, options)
     return sentinels.master_for(url.service, **settings)  # pyright: ignore[reportUnknownMemberType]
+
+
+class _FromEventLoop:
+    """Asks the Sentinels in a thread."""
+
+    def __init__(self, sentinels: Sentinels) -> None:
+        self._sentinels = sentinels
+
+    async def discover_master(self, service_name: str) -> tuple[str, int]:
+        return await asyncio.to_thread(self._sentinels.discover_master, service_name)
+
+
+def open_async_pool(url: SentinelUrl, **options: Any) -> SentinelConnectionPool:
+    """Asynchronous connections to the primary; options and errors as of `open_primary`."""
+    sentinels, settings = _primary(url, options)
+    return SentinelConnectionPool(url.service, _FromEventLoop(sentinels), **settings)
+
+
+def _primary(url: SentinelUrl, options: dict[str, Any]) -> tuple[Sentinels, dict[str, Any]]:
+    """The Sentinels, and the options of connections to the primary; those of the URL win."""
+    connection = _primary_options(url)
+    sentinels = _sentinels(url, connection, options["socket_connect_timeout"])
+    return sentinels, {"ssl": url.is_tls, **options, **connection}
 
 
 def _primary_options(url: SentinelUrl) -> dict[str, Any]:

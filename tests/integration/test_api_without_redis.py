@@ -22,8 +22,11 @@ def lonely(settings: Settings) -> Iterator[TestClient]:
     with socket.socket() as held:  # bound but not listening: connections are refused
         held.bind(("127.0.0.1", 0))
         url = f"redis://127.0.0.1:{held.getsockname()[1]}"
-        with services_for(settings.model_copy(update={"redis_url": url})) as services:
-            yield TestClient(create_app(services), raise_server_exceptions=False)
+        with (
+            services_for(settings.model_copy(update={"redis_url": url})) as services,
+            TestClient(create_app(services), raise_server_exceptions=False) as client,
+        ):
+            yield client
 
 
 def test_every_endpoint_that_needs_redis_is_503_with_retry_after(lonely: TestClient) -> None:
@@ -78,5 +81,6 @@ def test_an_accepted_video_is_there_after_redis_was_killed(tmp_path: Path) -> No
         EmbeddedValkey(tmp_path) as url,
         services_for(Settings(redis_url=url, data_dir=tmp_path, auth="off")) as services,
     ):
-        shown = TestClient(create_app(services)).get(f"/v1/videos/{made['id']}").json()
+        with TestClient(create_app(services)) as client:
+            shown = client.get(f"/v1/videos/{made['id']}").json()
         assert (shown["status"], shown["queue_position"]) == ("queued", 0)

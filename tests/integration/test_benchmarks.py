@@ -77,7 +77,7 @@ def test_api_load_prints_latencies_of_creating_and_polls_and_of_a_bare_endpoint(
         "10 per second",
     ]
     found = json.loads(result.read_text())
-    assert list(found["polls"]) == ["bare, async def", "bare, def", "status poll"]
+    assert list(found["polls"]) == ["bare, async def", "bare, def", "status poll", "polls of many"]
     assert all(arm["per_second"] > 0 and arm["cpu_ms"] > 0 for arm in found["polls"].values())
     assert all(0 < rate["p50"] <= rate["p95"] <= rate["p99"] for rate in found["create"].values())
 

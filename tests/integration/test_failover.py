@@ -26,6 +26,7 @@ from service.settings import Settings
 from service.wiring import Services, open_services
 from tests.conftest import serve
 from tests.factories import make_job
+from tests.polling import polled
 from tests.ports import free_port
 from tests.processes import PROMPT, started, wait_for, worker
 from tests.sentinels import SENTINEL_PASSWORD, SentinelSet
@@ -68,6 +69,10 @@ def address(sentinels: SentinelSet, tmp_path: Path, **changes: object) -> str:
 
 
 class TestCheck:
+    def test_polls_ask_the_primary_that_the_sentinels_name(self, services: Services) -> None:
+        job = services.store.create(make_job(), generate_queue(services.redis, "demo"))
+        assert polled(services, job.id) == job
+
     def test_a_primary_behind_sentinels_passes(self, sentinels: SentinelSet, tmp_path: Path) -> None:
         check_redis(address(sentinels, tmp_path))
 

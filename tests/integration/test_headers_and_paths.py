@@ -173,9 +173,10 @@ class TestSlashes:
 
 class TestPrefix:
     @pytest.fixture
-    def prefixed(self, services: Services) -> TestClient:
+    def prefixed(self, services: Services) -> Iterator[TestClient]:
         changed = with_settings(services, root_path="/tools/ivmix", public_base_url="https://video.example.com")
-        return TestClient(create_app(changed))
+        with TestClient(create_app(changed)) as client:
+            yield client
 
     @pytest.mark.parametrize("prefix", ["/tools/ivmix", ""])
     def test_the_proxy_may_keep_or_remove_it(self, prefixed: TestClient, prefix: str) -> None:
@@ -201,8 +202,9 @@ class TestPrefix:
 
     @pytest.mark.parametrize("base", ["https://video.example.com", "https://video.example.com/tools/ivmix/"])
     def test_urls_contain_it_once(self, services: Services, finished: Finish, base: str) -> None:
-        client = TestClient(create_app(with_settings(services, root_path="/tools/ivmix", public_base_url=base)))
-        video_id = created(client)
-        finished(video_id, b"content")
-        expected = f"https://video.example.com/tools/ivmix/v1/videos/{video_id}/content"
-        assert client.get(f"/v1/videos/{video_id}").json()["url"] == expected
+        changed = with_settings(services, root_path="/tools/ivmix", public_base_url=base)
+        with TestClient(create_app(changed)) as client:
+            video_id = created(client)
+            finished(video_id, b"content")
+            expected = f"https://video.example.com/tools/ivmix/v1/videos/{video_id}/content"
+            assert client.get(f"/v1/videos/{video_id}").json()["url"] == expected

@@ -19,6 +19,7 @@ from service.wiring import open_services
 from tests.certificates import Certificates
 from tests.commands import ivmix_here
 from tests.factories import make_job
+from tests.polling import polled
 from tests.processes import clean_environment
 from tests.tls_front import TlsFront
 from tests.valkey import Valkey
@@ -63,6 +64,7 @@ def test_every_kind_of_client_connects(given: dict[str, str], tmp_path: Path) ->
         check_redis(services.redis_url)
         job = services.store.create(make_job(), generate_queue(services.redis, "demo"))
         assert services.probe.ping()
+        assert polled(services, job.id) == job
         with open_redis(services.redis_url, reply_timeout_s=None) as redis:
             assert job.id in generate_queue(redis, "demo").job_ids
 

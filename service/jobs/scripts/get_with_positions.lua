@@ -1,26 +1,24 @@
 -- Read many records, each with the number of jobs ahead of it, in one round trip.
 -- KEYS: records
--- ARGV: the job ids
--- Returns one list per record: {} = no record, {'damaged'}, {JSON}, or {JSON, position} for a queued job (no position
--- if a worker has taken it from the queue). The values are JSON already and become one text, because a reply of fifty
--- parts takes the client long to parse.
-local function get(key, id)
+-- Returns one text per record, because a reply of many parts takes the client long to parse: '' = no record, 'damaged', or
+-- its JSON and in a second line the position of a queued job (0 if a worker has just taken it from the queue).
+local function get(key)
   local record = redis.call('HGETALL', key)
-  if #record == 0 then return {} end
-  local parts, state, generation = {}, nil, nil
+  if #record == 0 then return '' end
+  local parts, found = {}, {}
   for i = 1, #record, 2 do
     local name, value = record[i], record[i + 1]
     parts[#parts + 1] = '"' .. name .. '":' .. value
-    if name == 'state' then state = value elseif name == 'generation' then generation = value end
+    found[name] = value
   end
-  local text = '{' .. table.concat(parts, ',') .. '}'
-  if state ~= QUEUED then return {text} end
-  return {text, redis.call('LPOS', QUEUE .. cjson.decode(generation).model, id)}
+  local text = '{' .. table.concat(parts, ',') .. '}\n'
+  if found.state ~= QUEUED then return text end
+  return text .. (redis.call('LPOS', QUEUE .. cjson.decode(found.generation).model, cjson.decode(found.id)) or 0)
 end
 
-local found = {}
+local answers = {}
 for i, key in ipairs(KEYS) do
-  local is_readable, answer = pcall(get, key, ARGV[i])
-  found[i] = is_readable and answer or {'damaged'}
+  local is_readable, answer = pcall(get, key)
+  answers[i] = is_readable and answer or 'damaged'
 end
-return found
+return answers
