@@ -9,7 +9,7 @@ INSTALLER := tools/install.py
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test check check-types check-rest soak bench clean
+.PHONY: help setup demo serve test check check-types check-rest run-tests soak bench clean
 
 help:  ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -42,8 +42,13 @@ check-rest:
 	$(BIN)/python -m tests.wording
 	$(BIN)/python -m tests.sizes
 
-test: check  ## check, then every test that needs no GPU
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu and not slow" -n 6 --dist worksteal
+test: $(DEV_STAMP)  ## check, and every test that needs no GPU
+	@$(MAKE) --no-print-directory check-rest
+	@$(MAKE) --no-print-directory --jobs --keep-going check-types run-tests
+
+run-tests:  # types are checked meanwhile: one process, and many tests wait
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu and not slow" --hypothesis-profile=few \
+		-n 6 --dist worksteal
 
 MINUTES ?= 30
 soak: $(DEV_STAMP)  ## long tests with random seeds: faults, fuzzing, resume; MINUTES=30

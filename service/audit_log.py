@@ -8,7 +8,8 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,6 +17,7 @@ import structlog
 from redis import Redis
 from redis.exceptions import RedisError
 
+from service.errors import ConfigurationError, NotAllowed, NotFound
 from service.frozen_model import FrozenModel
 from service.log_config import log_context
 from service.redis_scripts import UntypedRedis
@@ -59,6 +61,19 @@ class AuditLog:
             self._redis.xadd(AUDIT, fields, maxlen=KEPT, approximate=True)
         except RedisError as e:
             log.error("%s %s by %s is missing in the audit log of Redis: %s", action, target, actor, type(e).__name__)
+
+    @contextmanager
+    def recording(self, action: str, target: str, *, actor: str, **details: Any) -> Generator[dict[str, Any]]:
+        """Record what is done in this context, which may add to the details. An error that leaves open whether it is
+        done, or how much of it, becomes the `outcome` of the entry."""
+        try:
+            yield details
+        except (ConfigurationError, NotFound, NotAllowed):  # nothing is done
+            raise
+        except Exception as e:
+            self.record(action, target, actor=actor, **details, outcome=f"error: {type(e).__name__}")
+            raise
+        self.record(action, target, actor=actor, **details)
 
     def newest_first(self) -> Iterator[AuditEntry]:
         """Every entry that is kept; damaged ones are left out."""

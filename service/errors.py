@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 from typing import ClassVar
+
+DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk, quota, or the process's own limit is used up
 
 
 class ServiceError(Exception):

@@ -27,6 +27,7 @@ from service.setting_types import (
 from service.store_settings import MODELS_FILE as MODELS_FILE
 from service.store_settings import StoreSettings
 from service.store_settings import default_data_dir as default_data_dir
+from service.validation_messages import invalid_setting
 
 LogFormat = Literal["auto", "json", "text"]
 
@@ -203,7 +204,7 @@ class Settings(StoreSettings):
 
 
 def load_settings() -> Settings:
-    """Settings from the environment. Raises ConfigurationError that lists all problems, without values."""
+    """Settings from the environment. Raises ConfigurationError that lists all problems, without secrets."""
     refuse_unknown_variables(os.environ, Settings.model_fields)
     for name in [name for name in os.environ if name.upper().startswith(PREFIX)]:
         if is_service_address(name, os.environ[name]):  # of a Service `ivmix`; IVMIX_PORT is not meant
@@ -212,7 +213,8 @@ def load_settings() -> Settings:
         return Settings()
     except ValidationError as e:
         problems = (
-            ": ".join(filter(None, (PREFIX + str(error["loc"][0]).upper() if error["loc"] else "", error["msg"])))
-            for error in e.errors(include_url=False, include_input=False)
+            invalid_setting(PREFIX + str(error["loc"][0]).upper() if error["loc"] else "", error)
+            for error in e.errors(include_url=False)
+            if error["type"] != "default_factory_not_called"  # it follows another one
         )
         raise ConfigurationError("; ".join(problems)) from e

@@ -128,7 +128,9 @@ class StoreSettings(BaseSettings):
     def _has_s3_settings(self) -> Self:
         missing = [PREFIX + name.upper() for name in self._missing()]
         if missing:
-            raise ValueError(f"storage=s3 needs {', '.join(missing)}; set them or use {PREFIX}STORAGE=file")
+            raise ValueError(
+                f"{PREFIX}STORAGE=s3 needs {', '.join(missing)}; set what is missing, or use {PREFIX}STORAGE=file"
+            )
         return self
 
     @model_validator(mode="after")

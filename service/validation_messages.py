@@ -40,13 +40,34 @@ _BOUNDS: dict[str, Callable[[Mapping[str, Any]], str]] = {
 
 def invalid_value(param: str, error: Mapping[str, Any]) -> str:
     """A sentence about one entry of `ValidationError.errors(include_input=True)`."""
-    kind, message = str(error["type"]), str(error["msg"])
-    if kind == "value_error":  # raised by a validator of ours
-        return f"Invalid value for '{param}': {message.removeprefix('Value error, ').rstrip('.')}."
+    kind = str(error["type"])
+    if kind == "value_error":
+        return f"Invalid value for '{param}': {_our_message(error).rstrip('.')}."
+    return (
+        f"Invalid value for '{param}': {_shown(error.get('input'), kind)}{_demand(error) or 'must be of another form'}."
+    )
+
+
+def invalid_setting(variable: str, error: Mapping[str, Any]) -> str:
+    """The same of an environment variable. Only numbers are shown: another value may be a secret in the wrong place."""
+    kind, value = str(error["type"]), error.get("input")
+    if not variable or kind == "value_error" or not (demand := _demand(error)):
+        return ": ".join(filter(None, (variable, _our_message(error))))
+    is_number = kind.startswith(("greater_than", "less_than"))
+    return f"{variable}{f'={value}' if is_number else ''} {demand}"
+
+
+def _our_message(error: Mapping[str, Any]) -> str:
+    """Of a validator of ours."""
+    return str(error["msg"]).removeprefix("Value error, ")
+
+
+def _demand(error: Mapping[str, Any]) -> str | None:
+    kind = str(error["type"])
     bound = _BOUNDS.get(kind)
     must = "have" if kind in ("string_too_short", "string_too_long", "too_short", "too_long") else "be"
-    expected = bound(error["ctx"]) if bound else _KINDS.get(kind.partition("_")[0]) or "of another form"
-    return f"Invalid value for '{param}': {_shown(error.get('input'), kind)}must {must} {expected}."
+    expected = bound(error["ctx"]) if bound else _KINDS.get(kind.partition("_")[0])
+    return expected and f"must {must} {expected}"
 
 
 def unknown_parameter(name: str, known: Iterable[str], *, kind: str = "parameter") -> str:

@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from service.doctor.finding import Level
+from service.doctor.finding import Severity
 from service.jobs.rq_queues import generate_queue
 from service.maintenance.leader import LEADER
 from service.settings import MODELS_FILE, Settings
@@ -209,30 +209,30 @@ def receiver_of_traces_that_is_none(services: Services, _folder: Path) -> Genera
         yield services.settings.model_copy(update={"otlp_endpoint": f"http://127.0.0.1:{port}"})
 
 
-CASES: list[tuple[Break, str, Level, str]] = [
-    (without_append_only_file, "persistence", Level.PROBLEM, "appendonly is off"),
-    (synced_every_second, "persistence", Level.WARNING, "everysec"),
-    (evicting, "memory", Level.PROBLEM, "maxmemory-policy is allkeys-lru"),
-    (full_memory, "memory", Level.PROBLEM, "Redis is full"),
-    (without_the_replicas_to_wait_for, "replicas", Level.PROBLEM, "new videos get 503: 0 of"),
-    (absent_redis, "redis", Level.PROBLEM, "no Redis answers"),
-    (wrong_password, "redis", Level.PROBLEM, "rejects the user or password"),
-    (file_as_data_folder, "folders", Level.PROBLEM, "is not a folder"),
-    (almost_full_disk, "disk", Level.PROBLEM, "IVMIX_MIN_FREE_MB"),
-    (port_in_use, "ports", Level.PROBLEM, "used by another program"),
-    (one_port_twice, "ports", Level.PROBLEM, "IVMIX_METRICS_PORT and IVMIX_PORT"),
-    (few_files, "open files", Level.WARNING, "may open"),
-    (open_to_the_network, "authentication", Level.PROBLEM, "reachable from other machines"),
-    (limit_of_keys_without_keys, "limits of keys", Level.WARNING, "IVMIX_GPU_SECONDS_PER_DAY"),
-    (trusting_everyone, "reverse proxy", Level.PROBLEM, "0.0.0.0/0"),
-    (wrong_public_address, "public address", Level.PROBLEM, "answered with 404"),
-    (receiver_of_traces_that_is_none, "traces", Level.PROBLEM, "answers with"),
-    (no_api_key, "API keys", Level.PROBLEM, "no API key"),
-    (no_maintenance, "maintenance", Level.PROBLEM, "no maintenance process"),
-    (no_worker, "workers", Level.PROBLEM, "demo: no worker is alive; 1 videos wait"),
-    (worker_that_cannot_load, "workers", Level.PROBLEM, "the weights are damaged"),
-    (no_webhook_dispatcher, "webhooks", Level.PROBLEM, "1 deliveries wait"),
-    (broken_models_file, "models", Level.PROBLEM, "sora"),
-    (truncated_weights, "models", Level.PROBLEM, "unet: "),
-    (foreign_signing_secret, "signing secret", Level.PROBLEM, "5 bytes"),
+CASES: list[tuple[Break, str, Severity, str]] = [
+    (without_append_only_file, "persistence", Severity.PROBLEM, "appendonly is off"),
+    (synced_every_second, "persistence", Severity.WARNING, "everysec"),
+    (evicting, "memory", Severity.PROBLEM, "maxmemory-policy is allkeys-lru"),
+    (full_memory, "memory", Severity.PROBLEM, "Redis is full"),
+    (without_the_replicas_to_wait_for, "replicas", Severity.PROBLEM, "new videos get 503: 0 of"),
+    (absent_redis, "redis", Severity.PROBLEM, "no Redis answers"),
+    (wrong_password, "redis", Severity.PROBLEM, "rejects the user or password"),
+    (file_as_data_folder, "folders", Severity.PROBLEM, "is not a folder"),
+    (almost_full_disk, "disk", Severity.PROBLEM, "IVMIX_MIN_FREE_MB"),
+    (port_in_use, "ports", Severity.PROBLEM, "used by another program"),
+    (one_port_twice, "ports", Severity.PROBLEM, "IVMIX_METRICS_PORT and IVMIX_PORT"),
+    (few_files, "open files", Severity.WARNING, "may open"),
+    (open_to_the_network, "authentication", Severity.PROBLEM, "reachable from other machines"),
+    (limit_of_keys_without_keys, "limits of keys", Severity.WARNING, "IVMIX_GPU_SECONDS_PER_DAY"),
+    (trusting_everyone, "reverse proxy", Severity.PROBLEM, "0.0.0.0/0"),
+    (wrong_public_address, "public address", Severity.PROBLEM, "answered with 404"),
+    (receiver_of_traces_that_is_none, "traces", Severity.PROBLEM, "answers with"),
+    (no_api_key, "API keys", Severity.PROBLEM, "no API key"),
+    (no_maintenance, "maintenance", Severity.PROBLEM, "no maintenance process"),
+    (no_worker, "workers", Severity.PROBLEM, "demo: no worker is alive; 1 videos wait"),
+    (worker_that_cannot_load, "workers", Severity.PROBLEM, "the weights are damaged"),
+    (no_webhook_dispatcher, "webhooks", Severity.PROBLEM, "1 deliveries wait"),
+    (broken_models_file, "models", Severity.PROBLEM, "sora"),
+    (truncated_weights, "models", Severity.PROBLEM, "unet: "),
+    (foreign_signing_secret, "signing secret", Severity.PROBLEM, "5 bytes"),
 ]

@@ -28,15 +28,18 @@ from service.wiring import Services, open_services
 from tests.certificates import Certificates
 from tests.dispatching import dispatching
 from tests.factories import finish
-from tests.processes import ivmix_up
+from tests.processes import ivmix_up, light_engine
 from tests.quick_app import quick_app
 from tests.sampling import mark_unsampled
 from tests.seaweed import KEYS as SEAWEED_KEYS
 from tests.seaweed import SeaweedServer
 from tests.swift import ACCESS_KEY, SECRET_KEY, SwiftServer, admin_client
 
-# Fixed examples and no deadline, so that results do not depend on the run or the machine's load.
-# `--hypothesis-profile=default` explores new examples.
+# Fixed examples and no deadline, so that results do not depend on the run or the machine's load. `make test` takes the
+# profile "few", a plain pytest "ci" with a hundred, and `make soak` "new", whose examples differ in every run.
+FIXED = hypothesis.settings.get_profile("ci")
+hypothesis.settings.register_profile("few", FIXED, max_examples=20)
+hypothesis.settings.register_profile("new", FIXED, derandomize=False)
 hypothesis.settings.load_profile("ci")
 
 
@@ -51,7 +54,7 @@ def pytest_collection() -> Generator[None, object, object]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what `sample` leaves to `make soak`. Tests that share a server come first, so that one process starts it."""
     mark_unsampled(items)
-    servers = ("demo_server", "swift_server", "s3_server", "site")
+    servers = ("demo_server", "drawing_server", "swift_server", "s3_server", "site")
 
     def place(item: pytest.Item) -> list[bool]:
         return [name not in getattr(item, "fixturenames", ()) for name in servers]
@@ -122,6 +125,13 @@ def finished(services: Services, tmp_path: Path) -> Callable[[str, bytes], None]
 def demo_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Base URL of an `ivmix up` with a worker and the demo models, for tests that only use it."""
     with ivmix_up(tmp_path_factory.mktemp("demo_server")) as (_, url):
+        yield url
+
+
+@pytest.fixture(scope="session")
+def drawing_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Base URL of an `ivmix up` whose worker draws squares at once, for clients that only need some clip."""
+    with ivmix_up(tmp_path_factory.mktemp("drawing_server"), **light_engine()) as (_, url):
         yield url
 
 

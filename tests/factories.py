@@ -76,7 +76,7 @@ def finish(services: Services, job_id: str, content: bytes, *, scratch: Path) ->
         size_bytes=len(content),
         sha256=sha256_of(video),
     )
-    timings = {Phase.ENCODING: 0.25, Phase.SAMPLING: 1.5, Phase.DECODING: 0.25}
+    timings = {Phase.ENCODING: 0.25, Phase.SAMPLING: 1.5, Phase.DECODING: 0.25, Phase.UPLOADING: 60.0}
     assert services.store.complete(job_id, "execution", output, timings, 512.0)
 
 

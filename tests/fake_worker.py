@@ -76,6 +76,7 @@ class FakePreview:
 class FakeEngine:
     device_name = "no device"
     preview_cost_s = 0.0
+    decoded_s = 0.0
 
     def __init__(self) -> None:
         self.is_broken = False
@@ -141,9 +142,9 @@ def load() -> FakeEngine:
     return FakeEngine()
 
 
-def enter(control: Connection, parent: int, settings: Settings, model: str) -> None:
+def enter(control: Connection, settings: Settings, model: str) -> None:
     skew_clock()
-    start(control, parent, settings, load)  # type: ignore[arg-type]
+    start(control, settings, load)  # type: ignore[arg-type]
 
 
 def stay_in_window(flag: Path) -> None:

@@ -81,8 +81,31 @@ def started(environment: Mapping[str, str], module: str, *arguments: str) -> Ite
 
 
 def child_of(pid: int) -> int:
-    """Process id of a worker's child, which holds the models."""
-    return wait_for(lambda: next((p for p in session_of(pid) if "spawn_main" in command_of(p)), None))
+    """Process id of the child of a worker, or of the only worker of `ivmix up`; it holds the models."""
+    return wait_for(lambda: running_child_of(pid))
+
+
+def running_child_of(pid: int) -> int | None:
+    """None while there is none."""
+    family = session_of(pid)
+    return next((child for child in family if parent_of(child) in fork_servers(family)), None)
+
+
+def fork_server_of(pid: int) -> int:
+    """Process id of what a worker forks its children from."""
+    return wait_for(lambda: next(iter(fork_servers(session_of(pid))), None))
+
+
+def fork_servers(family: set[int]) -> set[int]:
+    forked = {p for p in family if "forkserver" in command_of(p)}  # children have the command line of theirs
+    return {p for p in forked if parent_of(p) not in forked}
+
+
+def parent_of(pid: int) -> int | None:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return None
 
 
 def command_of(pid: int) -> str:
@@ -98,7 +121,7 @@ def clean_environment() -> dict[str, str]:
 
 
 def light_engine(**environment: str) -> dict[str, str]:
-    """Environment in which the workers of `ivmix up` have an engine that only sleeps: they start without torch."""
+    """Environment in which the workers of `ivmix up` have an engine that draws squares at once: no torch."""
     folders = [LIGHT_ENGINE, Path(__file__).parents[1], *filter(None, [os.environ.get("PYTHONPATH")])]
     return {"PYTHONPATH": os.pathsep.join(map(str, folders)), "FAKE_STEP_S": "0.001", **environment}
 

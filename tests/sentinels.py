@@ -23,7 +23,7 @@ SENTINEL_PASSWORD = "watch"
 # failovers then follow one another before the replicas have caught up, and lose what was acknowledged in between.
 DOWN_AFTER_MS = 2000
 
-_SERVER = """\
+SERVER_CONFIG = """\
 masterauth secret
 repl-diskless-sync-delay 0
 repl-ping-replica-period 1
@@ -63,8 +63,8 @@ class SentinelSet:
     """A context: one primary, replicas, three Sentinels. Entering waits until all know each other."""
 
     def __init__(self, folder: Path, *, replicas: int = 2) -> None:
-        self.servers = [Valkey(folder / "server-0", more=_SERVER)]
-        more = f"{_SERVER}replicaof 127.0.0.1 {self.servers[0].port}\n"
+        self.servers = [Valkey(folder / "server-0", more=SERVER_CONFIG)]
+        more = f"{SERVER_CONFIG}replicaof 127.0.0.1 {self.servers[0].port}\n"
         self.servers += [Valkey(folder / f"server-{i + 1}", more=more) for i in range(replicas)]
         self.sentinels: list[SentinelProcess] = []
         self._folder, self._stack = folder, ExitStack()

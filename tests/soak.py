@@ -1,7 +1,8 @@
 """`python -m tests.soak [--minutes 30]` runs the long tests for a bounded time and prints a summary.
 
 Parts: fault injection (tests.faults, a new seed per run), fuzzing (Schemathesis), randomly damaged model folders, and
-the tests marked `slow` (resumed videos, generated code, scale simulation, the cases that `sample` leaves out).
+the tests marked `slow` (resumed videos, generated code, scale simulation, the cases that `sample` leaves out) and
+those that draw examples.
 `make test` runs a short share of each with fixed seeds.
 """
 
@@ -75,9 +76,10 @@ def _broken_models(seed: int, logs: Path, budget_s: float) -> Iterator[Result]:
 
 
 def _slow_tests(seed: int, logs: Path, budget_s: float) -> Iterator[Result]:
-    """Repeat them with new seeds until the time is over."""
+    """Repeat them, and those that draw examples, with new seeds until the time is over."""
     deadline = time.monotonic() + budget_s
-    command = ["-m", "pytest", "-q", "-m", "slow and not gpu", "-p", "tests.stop_at_deadline"]
+    drawn = ["--hypothesis-profile=new", "-m", "(slow or hypothesis) and not gpu"]
+    command = ["-m", "pytest", "-q", *drawn, "-p", "tests.stop_at_deadline"]
     while (left := deadline - time.monotonic()) > SHORTEST_S:
         environment = {"RESUME_SEED": str(seed), "STOP_AFTER_S": str(left)}
         yield _run("slow tests", f"seed {seed}", command, logs, environment, left + 900)

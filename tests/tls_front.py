@@ -10,11 +10,24 @@ import threading
 
 from tests.certificates import Certificates
 
+TLS_HANDSHAKE = b"\x16"  # the first byte
+
 
 class TlsFront:
-    """A context: the port on every loopback address."""
+    """A context: the port on every loopback address.
 
-    def __init__(self, target: int, certificates: Certificates, *, asks_for_certificate: bool = False) -> None:
+    Args:
+        takes_plain: also clients without TLS, such as the Sentinels of a server without it, which name its one port.
+    """
+
+    def __init__(
+        self,
+        target: int,
+        certificates: Certificates,
+        *,
+        asks_for_certificate: bool = False,
+        takes_plain: bool = False,
+    ) -> None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(*map(str, certificates.server))
         if asks_for_certificate:
@@ -23,9 +36,10 @@ class TlsFront:
 
         class Handler(socketserver.BaseRequestHandler):
             def handle(self) -> None:
+                is_plain = takes_plain and self.request.recv(1, socket.MSG_PEEK) != TLS_HANDSHAKE
                 with (
                     contextlib.suppress(OSError),
-                    context.wrap_socket(self.request, server_side=True) as client,
+                    self.request if is_plain else context.wrap_socket(self.request, server_side=True) as client,
                     socket.create_connection(("127.0.0.1", target)) as server,
                 ):
                     back = threading.Thread(target=_copy, args=(server, client), daemon=True)

@@ -48,18 +48,18 @@ PATTERN = re.compile(
 )
 
 
-class Finding(NamedTuple):
+class Hit(NamedTuple):
     line: int
     word: str
     suggestion: str
 
 
-def findings(text: str) -> Iterator[Finding]:
+def findings(text: str) -> Iterator[Hit]:
     suggestions = list(WORDS.values())
     for number, line in enumerate(text.splitlines(), 1):
         for found in PATTERN.finditer(line):
             assert found.lastgroup is not None
-            yield Finding(number, found[0], suggestions[int(found.lastgroup[1:])])
+            yield Hit(number, found[0], suggestions[int(found.lastgroup[1:])])
 
 
 def files() -> Iterator[Path]:

@@ -12,7 +12,7 @@ import numpy as np
 from benchmarks.paper.clips import read_frames
 from benchmarks.paper.errors import BenchmarkError
 from benchmarks.paper.networks import ClipFeatures, ClipNetwork
-from benchmarks.paper.run_folder import ClipKey, Manifest, RunFolder
+from benchmarks.paper.run_folder import ClipKey, ClipManifest, RunFolder
 
 
 def cached_features(folder: RunFolder, key: ClipKey, network: ClipNetwork, suffix: str) -> ClipFeatures:
@@ -43,7 +43,7 @@ def complete(folder: RunFolder, keys: Iterable[ClipKey], network: ClipNetwork, s
     return sum(1 for key in keys if cached_features(folder, key, network, suffix))
 
 
-def _identity(manifest: Manifest, network: ClipNetwork, suffix: str) -> str:
+def _identity(manifest: ClipManifest, network: ClipNetwork, suffix: str) -> str:
     """Of the clip and the network: features of another one are computed again."""
     return json.dumps({"clip": manifest.files[suffix], "prompt": manifest.prompt, "network": network.digest})
 

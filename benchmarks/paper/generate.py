@@ -11,7 +11,7 @@ from benchmarks.paper.arms import Arm
 from benchmarks.paper.clips import LOSSLESS, MP4
 from benchmarks.paper.makers import Batch, Made, Maker, Order
 from benchmarks.paper.prompts import Prompt
-from benchmarks.paper.run_folder import ClipKey, Manifest, RunFolder, seed_of
+from benchmarks.paper.run_folder import ClipKey, ClipManifest, RunFolder, seed_of
 from service.errors import InvalidParameter
 
 
@@ -98,7 +98,7 @@ def write_clip(folder: RunFolder, benchmark: str, order: Order, made: Made, made
     """The files, then the manifest: a clip without manifest is made again."""
     for suffix, data in made.files.items():
         folder.write(folder.clip(order.key, suffix), data)
-    manifest = Manifest(
+    manifest = ClipManifest(
         benchmark=benchmark,
         arm=order.arm.name,
         plan=order.arm.digest,

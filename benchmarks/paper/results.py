@@ -17,7 +17,7 @@ from benchmarks.paper.networks import ClipFeatures, ClipNetwork
 from benchmarks.paper.prompts import Prompt, PromptList
 from benchmarks.paper.protocols import Protocol
 from benchmarks.paper.published import figures, why_not_comparable
-from benchmarks.paper.run_folder import ClipKey, Manifest, Run, RunFolder, seed_of
+from benchmarks.paper.run_folder import ClipKey, ClipManifest, Run, RunFolder, seed_of
 
 Results = dict[str, Any]  # JSON
 NAMED = 3  # missing clips in a message
@@ -127,7 +127,9 @@ def check_clips(folder: RunFolder, question: Question, arms: Sequence[Arm]) -> N
         )
 
 
-def _check_manifest(folder: RunFolder, key: ClipKey, found: Manifest, arm: Arm, benchmark: str, prompt: str) -> None:
+def _check_manifest(
+    folder: RunFolder, key: ClipKey, found: ClipManifest, arm: Arm, benchmark: str, prompt: str
+) -> None:
     expected = {
         "benchmark": benchmark,
         "arm": arm.name,
@@ -143,7 +145,7 @@ def _check_manifest(folder: RunFolder, key: ClipKey, found: Manifest, arm: Arm, 
             )
 
 
-def _manifest(folder: RunFolder, key: ClipKey) -> Manifest:
+def _manifest(folder: RunFolder, key: ClipKey) -> ClipManifest:
     found = folder.manifest(key)
     assert found is not None, "check_clips found it"
     return found
@@ -230,7 +232,7 @@ def _published(n: int, clips: int, protocol: Protocol, deviating: Sequence[str])
     ]
 
 
-def _made(manifests: Mapping[str, Sequence[Manifest]]) -> Results:
+def _made(manifests: Mapping[str, Sequence[ClipManifest]]) -> Results:
     """What differs between two runs that have the same table: by whom the clips were made, and how long it took."""
     every = [manifest for of_arm in manifests.values() for manifest in of_arm]
     return {

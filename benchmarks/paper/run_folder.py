@@ -62,7 +62,7 @@ class Run(FrozenModel):
     batch: int
 
 
-class Manifest(FrozenModel):
+class ClipManifest(FrozenModel):
     """What one clip is, and what made it.
 
     Args:
@@ -113,20 +113,20 @@ class RunFolder:
         manifest = self.manifest(key)
         return manifest is not None and suffixes <= set(manifest.files)
 
-    def manifest(self, key: ClipKey) -> Manifest | None:
+    def manifest(self, key: ClipKey) -> ClipManifest | None:
         """None if the clip is missing. Raises ConfigurationError for a damaged manifest."""
         file = self.clip(key, "json")
         found = _read(file)
         if found is None:
             return None
         try:
-            manifest = Manifest.model_validate(found)
+            manifest = ClipManifest.model_validate(found)
         except ValidationError as e:
             raise ConfigurationError(f"{file} is no manifest of this version; delete it to make the clip again") from e
         missing = [suffix for suffix in manifest.files if not self.clip(key, suffix).is_file()]
         return None if missing else manifest
 
-    def check_clip(self, key: ClipKey, manifest: Manifest, suffix: str) -> Path:
+    def check_clip(self, key: ClipKey, manifest: ClipManifest, suffix: str) -> Path:
         """The clip's file, if it is the one that was made. Raises ConfigurationError."""
         file = self.clip(key, suffix)
         if (found := file_sha256(file)) != manifest.files[suffix]:

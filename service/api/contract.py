@@ -7,10 +7,10 @@ from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
 from fastapi import FastAPI
-from starlette._utils import get_route_path
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.api.errors import error_response, with_head
+from service.api.request_path import route_path
 from service.validation_messages import unknown_parameter
 
 Parameters = dict[str, dict[str, Any]]  # described query parameters by name
@@ -33,7 +33,7 @@ class Contract:
                 (re.compile(re.sub(r"\{\w+\}", "[^/]+", template)), operations)
                 for template, operations in sorted(paths.items(), key=lambda path: path[0].count("{"))
             ]
-        path = get_route_path(scope)
+        path = route_path(scope)
         return next((found for pattern, found in self._patterns if pattern.fullmatch(path)), NOTHING)
 
     def methods(self, scope: Scope) -> list[str]:

@@ -7,11 +7,11 @@ import secrets
 import time
 from typing import Any
 
-from starlette._utils import get_route_path
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.metrics import Metrics
+from service.api.request_path import route_path
 from service.log_config import log_context
 
 # Clients can send any word as method; only these become a label.
@@ -37,7 +37,7 @@ class RequestId:
                 message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
             await send(message)
 
-        video = re.match(r"/v1/videos/(video_[0-9a-f]{32})(?![^/])", get_route_path(scope))
+        video = re.match(r"/v1/videos/(video_[0-9a-f]{32})(?![^/])", route_path(scope))
         with log_context(request_id=request_id, **({"video_id": video[1]} if video else {})):
             await self._app(scope, receive, send_with_id)
 

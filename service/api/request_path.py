@@ -58,6 +58,11 @@ class HeadRequests:
         await self._app({**scope, "method": "GET", "state": state}, receive_until_answered, send_head)
 
 
+def route_path(scope: Scope) -> str:
+    """The path behind the prefix that `RequestPath` has set: that of routes and of the OpenAPI document."""
+    return scope["path"].removeprefix(scope.get("root_path", ""))
+
+
 def is_head(scope: Scope) -> bool:
     """Whether the client sent HEAD; the application sees GET."""
     return "is_head" in scope.get("state", {})

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from starlette._utils import get_route_path
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.api.request_path import route_path
 from service.tracing import Tracing
 
 
@@ -14,7 +14,7 @@ class RequestTraces:
         self._app, self._tracing = app, tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "POST" or not get_route_path(scope).startswith("/v1/videos"):
+        if scope["type"] != "http" or scope["method"] != "POST" or not route_path(scope).startswith("/v1/videos"):
             return await self._app(scope, receive, send)
         parent, attributes = Headers(scope=scope).get("traceparent"), {"http.request.method": scope["method"]}
         with self._tracing.span("POST /v1/videos", parent=parent, kind="server", attributes=attributes) as span:

@@ -99,7 +99,8 @@ class VideoEstimate(ResponseModel):
     network_calls: dict[str, int] = Field(description="Calls of each network in the whole run")
     cost: int = Field(description="Network calls x pixels x frames, see `max_cost` of the model")
     inference_time_s: float | None = Field(
-        description="Expected from the model's last videos, without the wait in the queue; null if there are none"
+        description="Expected from the model's last videos, without the wait in the queue and the upload; null if "
+        "there are none"
     )
 
     @classmethod
@@ -211,7 +212,7 @@ class ModelQueue(ResponseModel):
     running: int
     workers: list[QueueWorker]
     videos_per_hour: float = Field(description="Completed in the last hour")
-    seconds_per_video: float | None = Field(description="Mean processing time of recent videos")
+    seconds_per_video: float | None = Field(description="Mean inference time of recent videos")
     estimated_wait_s: float | None = Field(
         description="Estimate for a new video of this API key; null without workers or recent videos"
     )

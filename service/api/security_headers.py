@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from starlette._utils import get_route_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.api.request_path import route_path
 from service.settings import Settings
 
 _API_POLICY = b"default-src 'none'; frame-ancestors 'none'"
@@ -43,7 +43,7 @@ class SecurityHeaders:
             if message["type"] == "http.response.start":
                 given = dict(message["headers"])
                 added = self._headers | {b"content-security-policy": _policy(given.get(b"content-type", b""))}
-                if get_route_path(scope).startswith("/docs"):  # the page and its assets are the same for everybody
+                if route_path(scope).startswith("/docs"):  # the page and its assets are the same for everybody
                     del added[b"cache-control"]
                 message["headers"] = [*message["headers"], *(pair for pair in added.items() if pair[0] not in given)]
             await send(message)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 from service.api.auth import Principal
 from service.errors import NotAllowed, VideoNotFound
 from service.jobs.model import Job
@@ -32,10 +34,11 @@ def get_own_job(services: Services, principal: Principal, video_id: str) -> Job:
     return job
 
 
-def audit_change(services: Services, principal: Principal, action: str, job: Job) -> None:
-    """Write into the audit log that an administrator changed another key's video."""
-    if job.owner != principal.owner:
-        services.audit.record(action, job.id, actor=principal.key_id, owner=job.owner)
+def audited(services: Services, principal: Principal, action: str, job: Job) -> AbstractContextManager[object]:
+    """A context that writes into the audit log if an administrator changes another key's video in it."""
+    if job.owner == principal.owner:
+        return nullcontext()
+    return services.audit.recording(action, job.id, actor=principal.key_id, owner=job.owner)
 
 
 def _is_visible(services: Services, principal: Principal, job: Job) -> bool:

@@ -61,26 +61,28 @@ def default_need(entry: ModelEntry) -> int | None:
     return None if found is None else _needed(found, entry, _default_clip(entry), entry.memory)
 
 
-def check_fits(entry: ModelEntry, free_bytes: int) -> None:
+def check_fits(entry: ModelEntry, available_bytes: int, *, are_all: bool = False) -> None:
     """Raises ConfigurationError if the default clip does not fit, even in low-memory mode; names what would.
 
     Args:
-        free_bytes: of the card.
+        available_bytes: that are free on the card, or all that it has.
+        are_all: which of the two.
     """
     found = footprint_of(entry)
     if found is None:
         return
     low, clip = _lowest(entry), _default_clip(entry)
-    if (least := _least(found, entry, clip, low)) <= free_bytes:
+    if (least := _least(found, entry, clip, low)) <= available_bytes:
         return
     width, height, frames = clip
+    available = "the card has {}" if are_all else "{} are free: end other programs on the card"
     raise ConfigurationError(
         f"model {entry.id} needs {_gb(least)} of the card for its default clip, {width}x{height} and {frames} frames, "
-        f"even in low-memory mode; {_gb(free_bytes)} are free. {_ways_out(found, entry, free_bytes)}"
+        f"even in low-memory mode; {available.format(_gb(available_bytes))}. {_ways_out(found, entry, available_bytes)}"
     )
 
 
-def _ways_out(found: Footprint, entry: ModelEntry, free_bytes: int) -> str:
+def _ways_out(found: Footprint, entry: ModelEntry, available_bytes: int) -> str:
     width, height, frames = _default_clip(entry)
     small = min((_sides(size) for size in entry.sizes), key=prod)
     shortest = int(entry.num_frames.min)
@@ -97,7 +99,7 @@ def _ways_out(found: Footprint, entry: ModelEntry, free_bytes: int) -> str:
         smallest, least = f"group_offload, {smallest}", (*small, shortest, offload)
     tries[smallest] = least
     needs = {what: _least(found, entry, how[:3], how[3]) for what, how in tries.items()}
-    fitting = [f"{what} ({_gb(need)})" for what, need in needs.items() if need <= free_bytes]
+    fitting = [f"{what} ({_gb(need)})" for what, need in needs.items() if need <= available_bytes]
     if fitting:
         return f"What fits: {'; '.join(fitting)}."
     least_of_all = _gb(needs[smallest])

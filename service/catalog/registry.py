@@ -47,7 +47,7 @@ class ModelRegistry:
         self._aliases = {alias: entry.id for entry in self.known.values() for alias in entry.aliases}
         if unknown := [name for name in names if name not in self.known]:
             raise ConfigurationError(
-                f"models: there is no {', '.join(unknown)} in the registry; it has {', '.join(self.known)}"
+                f"IVMIX_MODELS: there is no {', '.join(unknown)} in the registry; it has {', '.join(self.known)}"
             )
         available = (name for name, entry in self.known.items() if not entry.missing)
         self._entries = {name: self.known[name] for name in (names or available)}

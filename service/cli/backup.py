@@ -36,10 +36,13 @@ def restore(path: Path, *, merge: bool) -> None:
     settings = load_settings()
     with reachable_redis(settings) as redis:
         job = Restore(redis)
-        first = job.run(path, merge=merge)
-        AuditLog(redis).record("backup.restored", path.name, actor=person(), merge=merge, **job.counts)
-        # Otherwise a failover could lose what is reported as restored.
-        Replication(settings.redis_wait_replicas, settings.redis_wait_s).require(redis)
+        with AuditLog(redis).recording("backup.restored", path.name, actor=person(), merge=merge) as details:
+            try:
+                first = job.run(path, merge=merge)
+            finally:
+                details.update(job.counts)
+            # Otherwise a failover could lose what is reported as restored.
+            Replication(settings.redis_wait_replicas, settings.redis_wait_s).require(redis)
     made_at = datetime.fromtimestamp(first["made_at"], UTC).strftime("%Y-%m-%d %H:%M UTC")
     counts = ", ".join(f"{count} {what}" for what, count in sorted(job.counts.items()))
     typer.echo(f"restored the backup of {made_at}, made by {first['made_by']}: {counts or 'nothing'}")

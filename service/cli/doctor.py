@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.text import Text
 
 from service.doctor.examination import examine
-from service.doctor.finding import Finding, Level
+from service.doctor.finding import Finding, Severity
 
-STYLES = {Level.OK: "green", Level.WARNING: "yellow", Level.PROBLEM: "bold red"}
-WIDTH = max(map(len, Level))
+STYLES = {Severity.OK: "green", Severity.WARNING: "yellow", Severity.PROBLEM: "bold red"}
+WIDTH = max(map(len, Severity))
 
 
 def run(*, as_json: bool) -> int:
@@ -23,17 +23,17 @@ def run(*, as_json: bool) -> int:
         found.append(finding)
         if not as_json:
             _print(console, finding)
-    problems = sum(finding.level is Level.PROBLEM for finding in found)
+    problems = sum(finding.severity is Severity.PROBLEM for finding in found)
     if as_json:
         typer.echo(json.dumps({"ok": not problems, "checks": [asdict(finding) for finding in found]}, indent=2))
     else:
-        warnings = sum(finding.level is Level.WARNING for finding in found)
+        warnings = sum(finding.severity is Severity.WARNING for finding in found)
         console.print(f"{len(found)} checks: {problems} problems, {warnings} warnings")
     return 1 if problems else 0
 
 
 def _print(console: Console, finding: Finding) -> None:
-    line = Text(f"{finding.level:<{WIDTH}}", style=STYLES[finding.level])
+    line = Text(f"{finding.severity:<{WIDTH}}", style=STYLES[finding.severity])
     line.append(f"  {finding.check}: {finding.message}", style="default")
     console.print(line)
     if finding.advice:

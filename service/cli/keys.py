@@ -80,9 +80,9 @@ def revoke_key(key_id: str) -> None:
     from service.audit_log import person
 
     with _key_store() as (store, audit):
-        if store.revoke(key_id) is None:
-            raise ConfigurationError(f"there is no key '{key_id}'; `ivmix keys list` shows them")
-        audit.record("key.revoked", key_id, actor=person())
+        with audit.recording("key.revoked", key_id, actor=person()):
+            if store.revoke(key_id) is None:
+                raise ConfigurationError(f"there is no key '{key_id}'; `ivmix keys list` shows them")
         typer.echo(f"{key_id} is revoked")
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, nullcontext
+from typing import Any
 
 import typer
 
-from service.audit_log import AuditLog, person
+from service.audit_log import person
 from service.cli.up import prepare_data
-from service.maintenance.recovery import Finding, Recovery
+from service.maintenance.recovery import Recovery, RecoveryStatus
 from service.process.embedded_valkey import EmbeddedValkey
 from service.redis_connection.wait import require_redis
 from service.settings import load_settings
@@ -27,15 +28,17 @@ def run(*, is_dry: bool, may_delete: bool) -> None:
         services = stack.enter_context(closing(open_services(settings)))
         services.storage.check()
         recovery = Recovery(services.store, services.storage, settings.retention_seconds, is_dry)
-        counts = dict.fromkeys(Finding, 0)
-        for job_id, finding in recovery.run():
-            counts[finding] += 1
-            typer.echo(f"{finding} {job_id}")
-        if not is_dry:
-            rebuilt = counts[Finding.REBUILT]
-            AuditLog(services.redis).record("records.recovered", "storage", actor=person(), rebuilt=rebuilt)
-            services.replication.require(services.redis)  # otherwise a failover could lose what is reported as rebuilt
-        summary = ", ".join(f"{count} {finding}" for finding, count in counts.items())
+        counts = dict.fromkeys(RecoveryStatus, 0)
+        recording = services.audit.recording("records.recovered", "storage", actor=person(), rebuilt=0)
+        nothing = nullcontext(dict[str, Any]())
+        with nothing if is_dry else recording as details:
+            for job_id, status in recovery.run():
+                counts[status] += 1
+                details["rebuilt"] = counts[RecoveryStatus.REBUILT]
+                typer.echo(f"{status} {job_id}")
+            if not is_dry:  # a failover could lose what is reported as rebuilt
+                services.replication.require(services.redis)
+        summary = ", ".join(f"{count} {status}" for status, count in counts.items())
         typer.echo(f"{sum(counts.values())} videos in the storage: {summary}{' (dry run)' if is_dry else ''}")
         _lost_files(recovery, may_delete=may_delete and not is_dry)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 
-class Level(StrEnum):
+class Severity(StrEnum):
     OK = "ok"
     WARNING = "warning"  # it works, but not as well or as safely as it should
     PROBLEM = "problem"  # something does not work, or loses data
@@ -23,7 +23,7 @@ class Finding:
     """
 
     check: str
-    level: Level
+    severity: Severity
     message: str
     advice: str = ""
 
@@ -32,12 +32,12 @@ Findings = Iterator[Finding]
 
 
 def ok(check: str, message: str) -> Finding:
-    return Finding(check, Level.OK, message)
+    return Finding(check, Severity.OK, message)
 
 
 def warning(check: str, message: str, advice: str = "") -> Finding:
-    return Finding(check, Level.WARNING, message, advice)
+    return Finding(check, Severity.WARNING, message, advice)
 
 
 def problem(check: str, message: str, advice: str = "") -> Finding:
-    return Finding(check, Level.PROBLEM, message, advice)
+    return Finding(check, Severity.PROBLEM, message, advice)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from statistics import median
 
 from service.jobs.job_list import JobFilter, JobLister
-from service.jobs.model import Generation, Job, JobState, Phase
+from service.jobs.model import Generation, Job, JobState, Phase, inference_seconds
 
 RECENT = 20  # videos
 
 
 def expected_seconds(lists: JobLister, generation: Generation) -> float | None:
-    """Seconds of processing, without the wait in the queue; None if the model has completed no video yet.
+    """Seconds of inference, without the wait in the queue and the upload; None if the model has completed no video yet.
 
     Sampling time is proportional to the cost; the median keeps one slow video from deciding.
     """
@@ -26,6 +26,6 @@ def expected_seconds(lists: JobLister, generation: Generation) -> float | None:
 
 
 def _sampling_and_rest(job: Job) -> tuple[float, float]:
-    """Seconds of sampling per unit of cost, and of all other phases."""
+    """Seconds of sampling per unit of cost, and of encoding and decoding."""
     sampling = job.timings.get(Phase.SAMPLING, 0.0)
-    return sampling / max(job.generation.cost, 1), sum(job.timings.values()) - sampling
+    return sampling / max(job.generation.cost, 1), inference_seconds(job.timings) - sampling

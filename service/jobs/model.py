@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -61,6 +62,11 @@ class Phase(StrEnum):
     SAMPLING = "sampling"
     DECODING = "decoding"
     UPLOADING = "uploading"
+
+
+def inference_seconds(timings: Mapping[str, float]) -> float:
+    """Of all phases but the upload: it may wait for the storage, and the networks work on the next job meanwhile."""
+    return sum(seconds for phase, seconds in timings.items() if phase != Phase.UPLOADING)
 
 
 class Priority(StrEnum):

@@ -34,7 +34,7 @@ WHOLE = re.compile(r"ivm:(job|idem|webhook:delivery|usage:\d+):")
 DERIVED = re.compile(
     r"""ivm:(
         jobs(:.*)? | index:.* | waiting:.* | active | ended | references
-        | lease:.* | preview:.* | loads:.* | rate.* | check:.* | maintenance | ready | events | replicated
+        | lease:.* | preview:.* | loads:.* | rate.* | check:.* | maintenance | ready | events | replicated | restored
         | webhook:(busy|waiting|queue):.* | webhook:queues
     )""",
     re.VERBOSE | re.DOTALL,

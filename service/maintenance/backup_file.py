@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, cast
 
-from service.errors import ConfigurationError
+from service.errors import DISK_FULL_ERRNOS, ConfigurationError
 
 FORMAT, VERSION = "ivmix_backup", 1
 Line = dict[str, Any]
@@ -56,10 +56,18 @@ class BackupWriter:
                 self._raw.flush()
                 os.fsync(self._raw.fileno())
                 self._part.replace(self._path)
+        except OSError as error:
+            raise self._not_written(error) from error
         finally:
-            self._raw.close()
+            with contextlib.suppress(OSError):  # what is in its buffer, once more
+                self._raw.close()
             with contextlib.suppress(OSError):
                 self._part.unlink(missing_ok=True)
+        if isinstance(e, OSError) and e.errno in DISK_FULL_ERRNOS:
+            raise self._not_written(e) from e
+
+    def _not_written(self, e: OSError) -> ConfigurationError:
+        return ConfigurationError(f"{self._path} cannot be written: {e.strerror}; make room, or name another folder")
 
 
 def check_backup(path: Path) -> Line:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from itertools import groupby
 
-from service.jobs.model import Job, Phase
+from service.jobs.model import Job, inference_seconds
 from service.jobs.store import JobStore
 from service.storage import VideoStorage, object_keys
 from service.storage.manifest import is_manifest_key, manifests
@@ -20,7 +20,7 @@ from service.storage.manifest import is_manifest_key, manifests
 LOST_AFTER_S = 3600.0  # longer than a request, which stores its reference before there is a record
 
 
-class Finding(StrEnum):
+class RecoveryStatus(StrEnum):
     REBUILT = "rebuilt"
     KNOWN = "known"  # there is a record, in whatever state
     INCOMPLETE = "incomplete"  # files are missing or changed, or the manifest is damaged
@@ -33,10 +33,10 @@ class Recovery:
     store: JobStore
     storage: VideoStorage
     retention_s: float
-    dry_run: bool = False  # report findings, but write nothing
+    dry_run: bool = False  # report them, but write nothing
 
-    def run(self) -> Iterator[tuple[str, Finding]]:
-        """Handle one video after the other, in the order of their ids, and yield each finding. Raises StorageError."""
+    def run(self) -> Iterator[tuple[str, RecoveryStatus]]:
+        """Handle one video after the other, in the order of their ids, and yield each status. Raises StorageError."""
         for job_id in self._job_ids():
             yield job_id, self._rebuild(job_id)
 
@@ -56,20 +56,19 @@ class Recovery:
         for job_id, _ in groupby(keys, key=lambda key: key.split("/")[1]):
             yield job_id
 
-    def _rebuild(self, job_id: str) -> Finding:
+    def _rebuild(self, job_id: str) -> RecoveryStatus:
         if self.store.exists(job_id):
-            return Finding.KNOWN
+            return RecoveryStatus.KNOWN
         complete = (manifest for manifest in manifests(self.storage, job_id) if manifest.is_complete(self.storage))
         manifest = next(complete, None)
         if manifest is None:
-            return Finding.INCOMPLETE
+            return RecoveryStatus.INCOMPLETE
         if self.dry_run or self.store.restore(self._record(manifest.job)):
-            return Finding.REBUILT
-        return Finding.KNOWN  # another process restored it first
+            return RecoveryStatus.REBUILT
+        return RecoveryStatus.KNOWN  # another process restored it first
 
     def _record(self, job: Job) -> Job:
         """The manifest was written before the end: its GPU time is that of earlier executions."""
-        phases = (Phase.ENCODING, Phase.SAMPLING, Phase.DECODING)
-        gpu_ms = job.gpu_ms + round(1000 * sum(job.timings.get(phase, 0.0) for phase in phases))
+        gpu_ms = job.gpu_ms + round(1000 * inference_seconds(job.timings))
         expires_at = (job.completed_at or job.created_at) + self.retention_s
         return job.model_copy(update={"expires_at": expires_at, "gpu_ms": gpu_ms})

@@ -14,6 +14,7 @@ from redis.exceptions import ResponseError
 from service.audit_log import AUDIT
 from service.errors import ConfigurationError
 from service.jobs.keys import ACTIVE, INDEXED
+from service.jobs.outbox import OUTBOX
 from service.jobs.restored_jobs import RestoredJobs
 from service.maintenance.backup import WHOLE, stage_of
 from service.maintenance.backup_file import Line, check_backup, read_backup
@@ -112,8 +113,11 @@ def _write_list(redis: UntypedRedis, key: bytes, value: list[str]) -> None:
 
 
 def _write_stream(redis: UntypedRedis, key: bytes, value: list[tuple[str, list[list[str]]]]) -> None:
-    """Under its own id, unless the stream has newer entries already: they are kept, and it becomes the newest. In the
-    audit log it goes to its place before them, because its id is its time."""
+    """Entries of the outbox, each once; or of the audit log, each at its place, because its id is its time."""
+    if key == OUTBOX.encode():
+        for entry, pairs in value:
+            RestoredJobs(redis).write_event(entry, {raw(name): raw(stored) for name, stored in pairs})
+        return
     earlier: list[tuple[str, dict[bytes, bytes]]] = []
     for entry, pairs in value:
         if redis.xrange(key, entry, entry):
@@ -122,10 +126,7 @@ def _write_stream(redis: UntypedRedis, key: bytes, value: list[tuple[str, list[l
         try:
             redis.xadd(key, fields, id=entry)
         except ResponseError:
-            if key == AUDIT.encode():
-                earlier.append((entry, fields))
-            else:
-                redis.xadd(key, fields)
+            earlier.append((entry, fields))
     if earlier:
         _insert(redis, key, earlier)
 

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from service.errors import ConfigurationError
+from service.errors import DISK_FULL_ERRNOS, ConfigurationError
 
 OURS = frozenset({"valkey", "storage", "scratch", "uploads", "models", "logs", "lost+found"})
 PRIVATE = frozenset({"valkey", "storage", "scratch", "uploads", "logs"})
@@ -28,7 +28,12 @@ def prepare_folder(folder: Path, variable: str) -> None:
             probe.flush()
     except OSError as e:
         reason = "a file is in the way" if isinstance(e, FileExistsError | NotADirectoryError) else e.strerror
-        raise ConfigurationError(f"{variable}={folder}: {reason}; {_way_out(variable)}") from e
+        way_out = (
+            f"make room, or set {variable} to a folder on another disk"
+            if e.errno in DISK_FULL_ERRNOS
+            else _way_out(variable)
+        )
+        raise ConfigurationError(f"{variable}={folder}: {reason}; {way_out}") from e
     except RuntimeError as e:  # pathlib's error for a loop of symbolic links
         raise ConfigurationError(f"{variable}={folder}: {e}; {_way_out(variable)}") from e
 

@@ -44,6 +44,16 @@ class Sentinels(Sentinel):
         return self.check_master_state(state, service_name)  # pyright: ignore[reportUnknownMemberType]
 
 
+class Primary(Redis):
+    """Closes its connections to the Sentinels too, which redis-py leaves open."""
+
+    def close(self) -> None:
+        super().close()
+        pool: Any = self.connection_pool
+        for client in pool.sentinel_manager.sentinels:
+            client.close()
+
+
 def open_sentinels(url: SentinelUrl, *, timeout_s: float) -> list[Redis]:
     """A client of each Sentinel."""
     return _sentinels(url, _primary_options(url), timeout_s).sentinels
@@ -52,7 +62,7 @@ def open_sentinels(url: SentinelUrl, *, timeout_s: float) -> list[Redis]:
 def open_primary(url: SentinelUrl, **options: Any) -> Redis:
     """A client of the primary. Raises ValueError, TypeError or RedisError for wrong options of the URL."""
     sentinels, settings = _primary(url, options)
-    return sentinels.master_for(url.service, **settings)  # pyright: ignore[reportUnknownMemberType]
+    return sentinels.master_for(url.service, redis_class=Primary, **settings)  # pyright: ignore[reportUnknownMemberType]
 
 
 class _FromEventLoop:

@@ -9,7 +9,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.jobs.lora_choice import LoraUse
-from service.jobs.model import Generation, Job, JobState, Phase, Priority
+from service.jobs.model import Generation, Job, JobState, Phase, Priority, inference_seconds
 from service.jobs.reference import ReferenceUse
 from service.jobs.sampler_settings import SamplerSettings
 from service.jobs.step_cache import StepCache
@@ -130,7 +130,7 @@ class Video(ResponseModel):
     started_at: int | None
     cancelled_at: int | None
     queue_time_s: float | None
-    inference_time_s: float | None
+    inference_time_s: float | None = Field(description="Encoding, sampling and decoding, without the upload")
     stage_durations: dict[str, float] = Field(description="Milliseconds per stage")
     peak_memory_mb: float | None
     media_type: str | None
@@ -210,7 +210,7 @@ class Renderer:
             started_at=unix_seconds(job.started_at),
             cancelled_at=unix_seconds(job.completed_at) if job.state is JobState.CANCELLED else None,
             queue_time_s=None if job.started_at is None else round(job.started_at - job.created_at, 3),
-            inference_time_s=round(sum(job.timings.values()), 3) if job.timings else None,
+            inference_time_s=round(inference_seconds(job.timings), 3) if job.timings else None,
             stage_durations={STAGES.get(name, f"{name}_ms"): round(1000 * s, 3) for name, s in job.timings.items()},
             peak_memory_mb=job.peak_memory_mb,
             media_type=job.output.media_type if job.output else None,

@@ -33,7 +33,7 @@ from tests.faults.receiver import Receiver
 from tests.faults.s3_proxy import S3Proxy
 from tests.faults.sentinel_queue import SentinelQueue
 from tests.ports import free_port
-from tests.processes import T, clean_environment, session_of, wait_for
+from tests.processes import T, clean_environment, running_child_of, wait_for
 from tests.skewed_clock import CLOCK
 from tests.swift import ACCESS_KEY, SECRET_KEY, admin_client
 
@@ -77,13 +77,7 @@ class Process:
     @property
     def child(self) -> int | None:
         """Process id of a worker's child, which holds the models."""
-        for pid in session_of(self.handle.pid):
-            try:
-                if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                    return pid
-            except OSError:
-                continue
-        return None
+        return running_child_of(self.handle.pid)
 
     def send(self, number: signal.Signals) -> bool:
         """False if it was not running."""

@@ -18,6 +18,7 @@ from service.process.command_audit import record_from_command
 from service.settings import Settings
 from service.settings_audit import note_settings
 from service.wiring import Services
+from tests.api_calls import services_for
 from tests.commands import ivmix_here
 from tests.factories import create_job
 from tests.ports import free_port
@@ -34,10 +35,10 @@ def entries(services: Services) -> list[AuditEntry]:
     return list(AuditLog(services.redis).newest_first())
 
 
-def run(services: Services, tmp_path: Path, *arguments: str) -> str:
-    environment = clean_environment() | {"IVMIX_REDIS_URL": services.redis_url, "IVMIX_DATA_DIR": str(tmp_path)}
+def run(services: Services, tmp_path: Path, *arguments: str, returncode: int = 0, **more: str) -> str:
+    environment = clean_environment() | {"IVMIX_REDIS_URL": services.redis_url, "IVMIX_DATA_DIR": str(tmp_path)} | more
     ran = ivmix_here(*arguments, cwd=tmp_path, environment=environment)
-    assert ran.returncode == 0, ran.stderr
+    assert ran.returncode == returncode, ran.stderr
     return ran.stdout
 
 
@@ -80,6 +81,32 @@ def test_videos_of_others_are_recorded_and_own_ones_are_not(
         ("video.cancelled", jobs[2].id, admin.id, details),
     ]
     assert [jobs[0].id in record.message for record in caplog.records] == [True, False, False]
+
+
+def test_what_replicas_do_not_confirm_is_recorded_with_that(
+    services: Services, store: JobStore, queue: Queue, tmp_path: Path
+) -> None:
+    """Every change is made before the wait for the replica, which is not there."""
+    admin, secret = services.keys.create("admin", scopes=(Scope.ADMIN,))
+    jobs = [create_job(store, queue, owner="key_other") for _ in range(3)]
+    waits = {"redis_wait_replicas": 1, "redis_wait_s": 0.02}
+    headers = {"authorization": f"Bearer {secret}"}
+    with services_for(services.settings.model_copy(update=waits)) as strict, TestClient(quick_app(strict)) as client:
+        client.headers.update(headers)
+        answers = [
+            client.post(f"/v1/videos/{jobs[0].id}/cancel"),
+            client.delete(f"/v1/videos/{jobs[1].id}"),
+            client.post("/v1/videos/cancel", json={"ids": [jobs[2].id]}),
+            client.delete("/v1/videos/video_none"),
+        ]
+    environment = {f"IVMIX_{name.upper()}": str(value) for name, value in waits.items()}
+    run(services, tmp_path, "keys", "revoke", admin.id, returncode=1, **environment)
+    run(services, tmp_path, "keys", "revoke", "key_none", returncode=1, **environment)
+    assert [answer.status_code for answer in answers] == [503, 503, 503, 404]
+    found = [(entry.action, entry.target, entry.details["outcome"]) for entry in reversed(entries(services))]
+    targets = [("video.cancelled", jobs[0].id), ("video.deleted", jobs[1].id), ("video.cancelled", jobs[2].id)]
+    outcome = "error: NotReplicated"
+    assert found == [(*target, outcome) for target in [*targets, ("key.revoked", admin.id)]]
 
 
 def test_changed_settings_are_recorded_without_secrets(services: Services, settings: Settings) -> None:

@@ -18,6 +18,7 @@ from service.api_keys import digest_of
 from service.audit_log import AuditLog
 from service.jobs.job_list import JobFilter
 from service.jobs.model import Job, JobError, JobState, Phase
+from service.jobs.outbox import LISTENERS, job_of
 from service.jobs.record_reader import Idempotency
 from service.jobs.rq_queues import GENERATE, TrustedJob, generate_queue
 from service.jobs.store import LeaseReply
@@ -226,6 +227,24 @@ def test_a_backup_is_never_written_over_what_is_there(deployment: Deployment, co
     assert deployment.queue.count(deployment.queued[0].id) == 1
     assert services.keys.find(digest_of(deployment.secret)) is not None
     assert services.webhooks.outbox.depth() == 2
+
+
+def test_a_repeated_merge_sends_no_event_again(deployment: Deployment, command: Any, tmp_path: Path) -> None:
+    """Into a server that has newer events already."""
+    services, outbox = deployment.services, deployment.services.webhooks.outbox
+    file = back_up(command, tmp_path)
+    services.redis.flushall()
+    newer = create_job(services.store, generate_queue(services.redis, "demo"))
+    services.redis.sadd(LISTENERS, json.dumps(newer.owner))
+    services.store.cancel(newer.id)
+    for _ in range(2):
+        assert command("restore", str(file), "--merge").returncode == 0
+    waiting = [job_of(record).id for _, record in outbox.read(10)]
+    assert waiting == [newer.id, deployment.completed.id, deployment.failed.id]
+    for entry, _ in outbox.read(10):
+        outbox.settle(entry)
+    assert command("restore", str(file), "--merge").returncode == 0
+    assert outbox.depth() == 0, "they were delivered"
 
 
 def test_a_merge_mixes_no_two_states(deployment: Deployment, command: Any, tmp_path: Path) -> None:

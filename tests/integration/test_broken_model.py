@@ -1,6 +1,6 @@
 """A model whose files break while `ivmix up` runs: it is said to be so, its jobs fail, the other model works on.
 
-`make soak` damages a real file under the real engine, which imports torch again at every attempt to load.
+`make soak` damages a real file under the real engine.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import httpx2
 import pytest
 
 from service.settings import MODELS_FILE
+from tests import processes
 from tests.processes import PROMPT, clean_environment, finished_video, light_engine, session_of, wait_for
 from tests.terminal import Terminal
 
@@ -39,7 +40,7 @@ def child_of(supervisor: int, model: str) -> int:
     """Process id of the child that has loaded a model."""
     for pid in session_of(supervisor):
         if f"worker\0{model}\0" in Path(f"/proc/{pid}/cmdline").read_text():
-            return next(p for p in session_of(pid) if "spawn_main" in Path(f"/proc/{p}/cmdline").read_text())
+            return processes.child_of(pid)
     raise LookupError(model)
 
 

@@ -14,7 +14,7 @@ from rq import Worker
 
 from service.doctor.configuration import check_environment_proxy, check_traces
 from service.doctor.examination import examine_settings
-from service.doctor.finding import Finding, Level
+from service.doctor.finding import Finding, Severity
 from service.doctor.machine import check_packages
 from service.jobs.rq_queues import generate_queue
 from service.maintenance.leader import LEADER
@@ -56,7 +56,7 @@ def running(services: Services) -> Generator[None]:
 
 
 def faults(findings: Iterator[Finding]) -> list[Finding]:
-    return [finding for finding in findings if finding.level is not Level.OK]
+    return [finding for finding in findings if finding.severity is not Severity.OK]
 
 
 def test_a_set_up_without_a_fault_has_no_findings(healthy: Services) -> None:
@@ -66,14 +66,16 @@ def test_a_set_up_without_a_fault_has_no_findings(healthy: Services) -> None:
     assert names <= {finding.check for finding in found}
 
 
-@pytest.mark.parametrize(("broken", "check", "level", "words"), CASES, ids=lambda value: getattr(value, "__name__", ""))
+@pytest.mark.parametrize(
+    ("broken", "check", "severity", "words"), CASES, ids=lambda value: getattr(value, "__name__", "")
+)
 def test_each_fault_is_named(
-    broken: Break, check: str, level: Level, words: str, healthy: Services, tmp_path: Path
+    broken: Break, check: str, severity: Severity, words: str, healthy: Services, tmp_path: Path
 ) -> None:
     with broken(healthy, tmp_path) as settings:
         found = faults(examine_settings(settings))
     named = [finding for finding in found if finding.check == check]
-    assert [finding.level for finding in named] == [level], found
+    assert [finding.severity for finding in named] == [severity], found
     assert words in named[0].message
     assert all("secret" not in finding.message or check == "signing secret" for finding in found)
 
@@ -90,19 +92,19 @@ def test_clocks_that_differ_are_named(healthy: Services) -> None:
 
 
 def test_storages_that_cannot_be_used_are_named(s3: Settings) -> None:
-    def named(**changes: Any) -> dict[str, tuple[Level, str]]:
+    def named(**changes: Any) -> dict[str, tuple[Severity, str]]:
         changed = s3.model_copy(update={"auth": "off", "port": 0, **changes})
-        return {finding.check: (finding.level, finding.message) for finding in examine_settings(changed)}
+        return {finding.check: (finding.severity, finding.message) for finding in examine_settings(changed)}
 
     whole = named()
-    assert (whole["storage"][0], whole["download URL"][0]) == (Level.OK, Level.OK)
-    level, message = named(s3_bucket="absent")["storage"]
-    assert (level, "IVMIX_S3_BUCKET does not exist" in message) == (Level.PROBLEM, True)
-    level, message = named(s3_endpoint_url=f"http://127.0.0.1:{free_port()}")["storage"]
-    assert level is Level.PROBLEM
+    assert (whole["storage"][0], whole["download URL"][0]) == (Severity.OK, Severity.OK)
+    severity, message = named(s3_bucket="absent")["storage"]
+    assert (severity, "IVMIX_S3_BUCKET does not exist" in message) == (Severity.PROBLEM, True)
+    severity, message = named(s3_endpoint_url=f"http://127.0.0.1:{free_port()}")["storage"]
+    assert severity is Severity.PROBLEM
     with other_program() as port:
-        level, message = named(s3_public_endpoint_url=f"http://127.0.0.1:{port}")["download URL"]
-    assert (level, "answered with 404" in message) == (Level.PROBLEM, True)
+        severity, message = named(s3_public_endpoint_url=f"http://127.0.0.1:{port}")["download URL"]
+    assert (severity, "answered with 404" in message) == (Severity.PROBLEM, True)
 
 
 def test_the_proxy_of_the_environment_is_named(s3: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,11 +112,11 @@ def test_the_proxy_of_the_environment_is_named(s3: Settings, monkeypatch: pytest
     monkeypatch.delenv("NO_PROXY", raising=False)
     monkeypatch.delenv("no_proxy", raising=False)
     (finding,) = check_environment_proxy(s3)
-    assert (finding.level, finding.advice) == (Level.PROBLEM, "add 127.0.0.1 to NO_PROXY")
+    assert (finding.severity, finding.advice) == (Severity.PROBLEM, "add 127.0.0.1 to NO_PROXY")
     assert "secret" not in finding.message
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     (finding,) = check_environment_proxy(s3)
-    assert finding.level is Level.OK
+    assert finding.severity is Severity.OK
 
 
 def test_the_receiver_of_traces_is_asked_as_spans_are_sent(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,14 +126,14 @@ def test_the_receiver_of_traces_is_asked_as_spans_are_sent(settings: Settings, m
         tracing = Tracing(receiver.url)
         tracing.start("a span").end()
         tracing.close()
-    assert (finding.level, receiver.tokens) == (Level.OK, ["Bearer token"] * 2)
+    assert (finding.severity, receiver.tokens) == (Severity.OK, ["Bearer token"] * 2)
 
 
 def test_an_untested_library_is_named(tmp_path: Path) -> None:
     (tmp_path / "constraints.txt").write_text("redis==1.0\nboto3==0.9\n")
     (finding,) = check_packages(tmp_path / "constraints.txt")
-    assert (finding.level, "redis" in finding.message, "instead of 1.0" in finding.message) == (
-        Level.WARNING,
+    assert (finding.severity, "redis" in finding.message, "instead of 1.0" in finding.message) == (
+        Severity.WARNING,
         True,
         True,
     )
@@ -143,7 +145,7 @@ def test_a_library_that_is_too_old_is_named(tmp_path: Path, monkeypatch: pytest.
     (old / "METADATA").write_text("Metadata-Version: 2.1\nName: redis\nVersion: 3.0\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     (finding,) = check_packages(tmp_path / "absent")
-    assert (finding.level, "redis 3.0 is not" in finding.message) == (Level.PROBLEM, True)
+    assert (finding.severity, "redis 3.0 is not" in finding.message) == (Severity.PROBLEM, True)
 
 
 def run(tmp_path: Path, *arguments: str, **environment: str) -> Any:
@@ -167,5 +169,5 @@ def test_the_command_prints_a_line_per_check_and_ends_with_1(healthy: Services, 
 
 def test_settings_that_are_wrong_are_a_finding(tmp_path: Path) -> None:
     ran = run(tmp_path, "--json", IVMIX_DATA_DIR=str(tmp_path), IVMIX_PORT="http")
-    (wrong,) = [check for check in json.loads(ran.stdout)["checks"] if check["level"] == "problem"]
+    (wrong,) = [check for check in json.loads(ran.stdout)["checks"] if check["severity"] == "problem"]
     assert (ran.returncode, wrong["check"], "IVMIX_PORT" in wrong["message"]) == (1, "settings", True)

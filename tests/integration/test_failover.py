@@ -14,7 +14,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from service.doctor.finding import Level
+from service.doctor.finding import Severity
 from service.doctor.server import check_replicas
 from service.errors import ConfigurationError, NotReplicated
 from service.jobs.model import JobState
@@ -152,12 +152,12 @@ class TestTooFewReplicas:
         assert [job.id for job in strict.store.list()[0]] == [again.id]
 
     def test_doctor_says_so(self, services: Services, strict: Services) -> None:
-        def found(replication: Replication) -> list[Level]:
-            return [each.level for each in check_replicas(services.redis, replication, uses_sentinels=True)]
+        def found(replication: Replication) -> list[Severity]:
+            return [each.severity for each in check_replicas(services.redis, replication, uses_sentinels=True)]
 
-        assert found(strict.replication) == [Level.PROBLEM]
-        assert found(services.replication) == [Level.OK]
-        assert found(Replication()) == [Level.WARNING]
+        assert found(strict.replication) == [Severity.PROBLEM]
+        assert found(services.replication) == [Severity.OK]
+        assert found(Replication()) == [Severity.WARNING]
 
     def test_an_earlier_video_is_not_acknowledged_again(self, services: Services, strict: Services) -> None:
         idempotency = Idempotency("key", "fingerprint")

@@ -156,7 +156,7 @@ STEPS = st.one_of(
 )
 
 
-@hypothesis_settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=st.lists(STEPS, min_size=10, max_size=40))
 def test_turns_hold_after_any_history(services: Services, queue: Queue, steps: list[tuple[object, ...]]) -> None:
     redis: Any = services.redis

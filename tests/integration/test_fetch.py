@@ -14,6 +14,7 @@ from service.catalog.registry import ModelRegistry
 from service.catalog.weight_files import LOCK_FILE
 from service.errors import ConfigurationError, ModelNotFetched
 from service.jobs.request import VideoRequest
+from tests.adding import new_machine, use_hub
 from tests.commands import ivmix_here
 from tests.fake_hub import Hub, serve_hub
 from tests.processes import clean_environment, wait_for
@@ -44,7 +45,7 @@ class Machine:
     """A user's machine: a registry file, a folder for weights, and the command line."""
 
     def __init__(self, folder: Path, hub: Hub) -> None:
-        self.registry_file, self.weights_dir = folder / "models.toml", folder / "weights"
+        self.folder, self.registry_file, self.weights_dir = folder, folder / "models.toml", folder / "weights"
         self.environment = {
             **clean_environment(),
             "HF_ENDPOINT": hub.url,
@@ -60,15 +61,15 @@ class Machine:
         text = f'[models.tiny]{entry}\n[models.tiny.components]\n{components}\n[sources.tiny]\nrepo = "{REPO}"\n'
         self.registry_file.write_text(text + "\n".join(source))
 
-    def ivmix(self, *arguments: str) -> tuple[int, str]:
+    def process(self, *arguments: str) -> tuple[int, str]:
         ran = subprocess.run(
             self.command(*arguments), env=self.environment, capture_output=True, text=True, timeout=240
         )
         return ran.returncode, ran.stdout + ran.stderr
 
-    def verify(self) -> tuple[int, str]:
-        """`ivmix models verify tiny`, in this process: it asks no hub, and torch is imported already."""
-        ran = ivmix_here("models", "verify", "tiny", cwd=self.weights_dir, environment=self.environment)
+    def ivmix(self, *arguments: str) -> tuple[int, str]:
+        """The same in this process, which has imported the hub's client and torch already."""
+        ran = ivmix_here("models", *arguments, cwd=self.folder, environment=self.environment)
         return ran.returncode, ran.stdout + ran.stderr
 
     def command(self, *arguments: str) -> list[str]:
@@ -84,8 +85,10 @@ class Machine:
 
 
 @pytest.fixture
-def machine(tmp_path: Path, hub: Hub) -> Machine:
-    return Machine(tmp_path, hub)
+def machine(tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
+    use_hub(hub, monkeypatch)
+    with new_machine(tmp_path, monkeypatch):  # for commands in this process
+        yield Machine(tmp_path, hub)
 
 
 def sha256(data: bytes) -> str:
@@ -106,7 +109,7 @@ def test_pinned_model_is_fetched_verified_and_makes_a_clip(machine: Machine, hub
     machine.register(f'revision = "{revision}"', pins(files))
     with pytest.raises(ModelNotFetched, match="ivmix models fetch tiny"):
         machine.registry().get("tiny")
-    code, said = machine.ivmix("fetch", "tiny")
+    code, said = machine.process("fetch", "tiny")
     assert (code, "tiny is ready" in said) == (0, True), said
     names = {path.partition(f"/resolve/{revision}/")[2] for path, _ in hub.downloads()}
     assert BIG in names
@@ -154,7 +157,7 @@ def test_one_unknown_file_among_pinned_ones_is_fetched_and_recorded(
         f"{config}: sha256 {sha256(files[config])} recorded (trust on first use)"
     ]
     machine.file(config).write_bytes(files[config].replace(b"{", b"[", 1))
-    code, said = machine.verify()
+    code, said = machine.ivmix("verify", "tiny")
     assert (code, f"expected {sha256(files[config])}" in said) == (1, True), said
 
 
@@ -256,7 +259,7 @@ def test_weights_that_changed_on_disk_are_found_by_verify_and_refused_by_the_wor
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
-    code, said = machine.verify()
+    code, said = machine.ivmix("verify", "tiny")
     assert code == 1
     assert f"{file} has sha256 {sha256(bytes(data))}, expected {sha256(files[BIG])}" in said.replace("\n", " ")
     from worker.networks.loading import load

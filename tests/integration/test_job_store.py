@@ -214,7 +214,7 @@ CALLS = st.lists(
 
 
 @given(moves=CALLS)
-@hypothesis_settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_calls_in_any_order_make_allowed_transitions_only(services: Services, moves: list[tuple[str, str]]) -> None:
     store = services.store
     job = create_job(store, generate_queue(services.redis, "demo"))

@@ -106,7 +106,7 @@ FILTERS = st.fixed_dictionaries(
 )
 
 
-@hypothesis_settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     filters=st.lists(FILTERS, min_size=5, max_size=5),
     descending=st.booleans(),

@@ -28,7 +28,7 @@ from service.maintenance.backup import Backup
 from service.maintenance.backup_file import BackupWriter
 from service.maintenance.index_builder import IndexBuilder
 from service.maintenance.lost_job_reaper import LostJobReaper
-from service.maintenance.recovery import Finding, Recovery
+from service.maintenance.recovery import Recovery, RecoveryStatus
 from service.maintenance.restore import Restore
 from service.maintenance.retention import Retention
 from service.storage import sha256_of
@@ -309,7 +309,7 @@ def test_a_record_is_rebuilt_from_its_manifest(services: Services) -> None:
     (manifest,) = manifests(services.storage, before.id)
     assert manifest.output == before.output
     services.redis.flushall()
-    assert dict(Recovery(services.store, services.storage, 3600.0).run()) == {before.id: Finding.REBUILT}
+    assert dict(Recovery(services.store, services.storage, 3600.0).run()) == {before.id: RecoveryStatus.REBUILT}
     differing = {"completed_at", "expires_at", "gpu_ms"}  # 0.1.0 did not count GPU time; the manifest has the timings
     assert (before.gpu_ms, job(services, "completed").gpu_ms) == (0, 2000)
     assert job(services, "completed").model_dump(exclude=differing) == before.model_dump(exclude=differing)

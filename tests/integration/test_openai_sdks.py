@@ -1,4 +1,7 @@
-"""Unmodified clients against the real thing: `ivmix up` with API keys, a worker and the demo models."""
+"""Unmodified clients against `ivmix up` with API keys and a worker that only draws squares.
+
+test_end_to_end.py has the demo models.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.external_programs import run, sdk_node, sdk_python
-from tests.processes import clean_environment, ivmix_up
+from tests.processes import clean_environment, ivmix_up, light_engine
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
@@ -22,7 +25,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def url(data: Path) -> Iterator[str]:
-    with ivmix_up(data, IVMIX_AUTH="keys") as (_, url):
+    with ivmix_up(data, **light_engine(IVMIX_AUTH="keys")) as (_, url):
         yield url
 
 

@@ -13,7 +13,7 @@ from fastapi.testclient import TestClient
 from service.api.app import create_app
 from service.jobs.model import Job, JobState, Phase
 from service.jobs.rq_queues import generate_queue
-from service.maintenance.recovery import Finding, Recovery
+from service.maintenance.recovery import Recovery, RecoveryStatus
 from service.process.embedded_valkey import EmbeddedValkey
 from service.settings import Settings
 from service.storage import StorageRetry, sha256_of
@@ -60,14 +60,14 @@ def found(services: Services, job_id: str) -> Job:
     return job
 
 
-def recover(services: Services, *, dry_run: bool = False) -> dict[str, Finding]:
+def recover(services: Services, *, dry_run: bool = False) -> dict[str, RecoveryStatus]:
     return dict(Recovery(services.store, services.storage, RETENTION_S, dry_run).run())
 
 
 def test_every_record_is_rebuilt_as_it_was(services: Services, complete: Callable[..., Job]) -> None:
     before = [complete(metadata={"n": str(n)}, user="u") for n in range(3)]
     services.redis.flushall()
-    assert recover(services) == {job.id: Finding.REBUILT for job in before}
+    assert recover(services) == {job.id: RecoveryStatus.REBUILT for job in before}
     for job in before:
         again = found(services, job.id)
         assert again.completed_at == pytest.approx(job.completed_at, abs=60)
@@ -92,15 +92,15 @@ def test_existing_records_are_not_changed(services: Services, complete: Callable
     first, second = complete(), complete()
     services.store.delete(first.id)
     before = found(services, second.id)
-    assert recover(services) == {first.id: Finding.REBUILT, second.id: Finding.KNOWN}
-    assert recover(services) == {first.id: Finding.KNOWN, second.id: Finding.KNOWN}
+    assert recover(services) == {first.id: RecoveryStatus.REBUILT, second.id: RecoveryStatus.KNOWN}
+    assert recover(services) == {first.id: RecoveryStatus.KNOWN, second.id: RecoveryStatus.KNOWN}
     assert found(services, second.id) == before
 
 
 def test_a_dry_run_writes_nothing(services: Services, complete: Callable[..., Job]) -> None:
     job = complete()
     services.redis.flushall()
-    assert recover(services, dry_run=True) == {job.id: Finding.REBUILT}
+    assert recover(services, dry_run=True) == {job.id: RecoveryStatus.REBUILT}
     assert services.redis.dbsize() == 0
 
 
@@ -120,7 +120,7 @@ def test_an_incomplete_video_gets_no_record(
         replacement.write_bytes({"changed": b"x", "unreadable": b"{", "foreign": stolen}[harm])
         services.storage.put(replacement, key=key, media_type="video/mp4", sha256=sha256_of(replacement))
     services.redis.flushall()
-    assert recover(services) == {job.id: Finding.INCOMPLETE, other.id: Finding.REBUILT}
+    assert recover(services) == {job.id: RecoveryStatus.INCOMPLETE, other.id: RecoveryStatus.REBUILT}
     assert services.store.get(job.id) is None
 
 
@@ -137,7 +137,7 @@ def test_the_first_of_two_finished_executions_counts(
         on_wait=lambda: None,
     )
     services.redis.flushall()
-    assert recover(services) == {job.id: Finding.REBUILT}
+    assert recover(services) == {job.id: RecoveryStatus.REBUILT}
     assert found(services, job.id).output == job.output
 
 

@@ -13,7 +13,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from service.jobs.model import Job
-from service.maintenance.recovery import LOST_AFTER_S, Finding, Recovery
+from service.maintenance.recovery import LOST_AFTER_S, Recovery, RecoveryStatus
 from service.maintenance.retention import Retention
 from service.settings import MODELS_FILE, Settings
 from service.storage import StorageRetry, object_keys, read, sha256_of
@@ -76,7 +76,7 @@ def found(services: Services, job_id: str) -> Job:
     return job
 
 
-def recover(services: Services) -> dict[str, Finding]:
+def recover(services: Services) -> dict[str, RecoveryStatus]:
     return dict(Recovery(services.store, services.storage, RETENTION_S).run())
 
 
@@ -101,7 +101,7 @@ def test_all_that_was_asked_for_is_rebuilt_and_the_reference_lives_as_long_as_th
     services.redis.flushall()
     services.redis.zadd(NOTED, {ids[0]: 0})  # of a backup from between the two writes
     assert sweep_later(services) == 0, "it deletes nothing of a video that can be recovered"
-    assert recover(services) == dict.fromkeys(ids, Finding.REBUILT)
+    assert recover(services) == dict.fromkeys(ids, RecoveryStatus.REBUILT)
     services.redis.zadd(NOTED, {ids[1]: 0})
     assert sweep_later(services) == 0
     assert {key: read(services.storage, key) for key in stored(services)} == files
@@ -141,7 +141,7 @@ def test_what_lost_jobs_leave_is_named_and_nothing_else(
         key = object_keys.checkpoint(job_id)
         services.storage.put(checkpoint, key=key, media_type="application/octet-stream", sha256=sha256_of(checkpoint))
     services.redis.flushall()
-    assert recover(services) == {done: Finding.REBUILT}
+    assert recover(services) == {done: RecoveryStatus.REBUILT}
     waiting = made(send(client))["id"]
     recovery = Recovery(services.store, services.storage, RETENTION_S)
     assert list(recovery.lost_files()) == [], "too early: its record may come"

@@ -134,7 +134,7 @@ def test_values_that_cannot_be_right(fields: dict[str, str], words: str) -> None
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
-        ("S3_PREFIX", "/team-a", "IVMIX_S3_PREFIX: Value error, '/team-a' is not a prefix such as team-a/ivmix"),
+        ("S3_PREFIX", "/team-a", "IVMIX_S3_PREFIX: '/team-a' is not a prefix such as team-a/ivmix"),
         ("S3_PREFIX", "team//a", "is not a prefix"),
         ("S3_PREFIX", "../other", "is not a prefix"),
         ("S3_PREFIX", "team a", "is not a prefix"),

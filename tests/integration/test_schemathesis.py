@@ -21,8 +21,16 @@ SEED = int(os.environ.get("SCHEMATHESIS_SEED", "1"))
 pytestmark = pytest.mark.timeout(SECONDS + 280)
 
 
+SLOW = pytest.mark.slow  # `make soak` runs them longer; without a key test_auth.py asks every endpoint
+
+
 @pytest.mark.parametrize(
-    ("auth", "has_key"), [("keys", True), ("keys", False), ("off", False)], ids=["a key", "no key", "open"]
+    ("auth", "has_key"),
+    [
+        pytest.param("keys", True, id="a key"),
+        pytest.param("keys", False, id="no key", marks=SLOW),
+        pytest.param("off", False, id="open", marks=SLOW),
+    ],
 )
 def test_the_server_keeps_to_its_contract(
     settings: Settings, auth: str, has_key: bool, monkeypatch: pytest.MonkeyPatch

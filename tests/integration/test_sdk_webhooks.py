@@ -157,6 +157,7 @@ def assert_unwraps(given: dict[str, Any], secret: str, printed: str) -> None:
     assert given["secrets"][0] == secret
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("version", PYTHON)
 def test_the_python_sdk_unwraps_what_we_send(server: str, receiver: Receiver, version: str) -> None:
     given, secret = sent(server, receiver)
@@ -171,6 +172,7 @@ def test_the_node_sdk_unwraps_what_we_send(server: str, receiver: Receiver) -> N
     assert_unwraps(given, secret, run(str(node), script(folder, UNWRAP_JS), stdin=json.dumps(given)))
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("version", PYTHON)
 def test_the_python_sdk_accepts_either_secret_after_a_rotation(version: str) -> None:
     old, new = new_secret(), new_secret()

@@ -15,7 +15,7 @@ from redis import Redis
 
 from service.jobs.model import Job
 from service.jobs.rq_queues import generate_queue
-from service.maintenance.recovery import Finding, Recovery
+from service.maintenance.recovery import Recovery, RecoveryStatus
 from service.settings import Settings
 from service.storage import StorageRetry, VideoStorage, object_keys, sha256_of
 from service.storage.manifest import delete_all_files
@@ -103,7 +103,7 @@ def test_recovery_rebuilds_only_the_own_videos(deployments: list[Services], tmp_
         redis: Any = services.redis
         redis.flushdb()
         recovery = Recovery(services.store, services.storage, services.settings.retention_seconds)
-        assert list(recovery.run()) == [(job.id, Finding.REBUILT)]
+        assert list(recovery.run()) == [(job.id, RecoveryStatus.REBUILT)]
 
 
 @ON_EVERY_SERVER

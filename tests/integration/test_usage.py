@@ -103,7 +103,7 @@ def test_every_way_to_end_counts_once(services: Services, store: JobStore, queue
 
 def test_gpu_time_leaves_out_what_is_repeated() -> None:
     job = make_job(step=3, gpu_ms=900)
-    clock = GpuTime(job)
+    clock = GpuTime(job, lambda: 0.0)
     clock.note(Phase.ENCODING, 0)  # it waits for the storage
     clock.begin()
     for phase, step, is_counted in (
@@ -117,7 +117,7 @@ def test_gpu_time_leaves_out_what_is_repeated() -> None:
         time.sleep(0.002)
         clock.note(phase, step)
         assert (clock.seconds > before) is is_counted
-    first = GpuTime(make_job())
+    first = GpuTime(make_job(), lambda: 0.0)
     time.sleep(0.002)
     first.note(Phase.ENCODING, 0)
     assert first.seconds == 0
@@ -125,6 +125,15 @@ def test_gpu_time_leaves_out_what_is_repeated() -> None:
     time.sleep(0.002)
     first.note(Phase.ENCODING, 0)
     assert first.seconds > 0
+
+
+def test_gpu_time_leaves_out_the_decoding_of_another_clip() -> None:
+    decoded_s = 0.0
+    clock = GpuTime(make_job(), lambda: decoded_s)
+    clock.begin()
+    decoded_s = 30.0  # as if that had passed
+    clock.note(SAMPLING, 0)
+    assert clock.seconds == pytest.approx(-30.0, abs=10)
 
 
 def complete(services: Services, owner: str, *, seconds: float = 2.0) -> Job:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -19,7 +20,7 @@ from service.settings import MODELS_FILE
 from service.wiring import Services
 from tests.factories import make_generation
 from tests.job_waits import reaches, reaches_step
-from tests.processes import child_of, is_running, wait_for, worker
+from tests.processes import child_of, fork_server_of, is_running, parent_of, wait_for, worker
 from tests.unit.worker.scripted_child import ScriptedChild
 from worker.parent.job_runner import Runner
 from worker.parent.rq_worker import DEQUEUE_S, FRESH_S, GenerationWorker
@@ -75,6 +76,20 @@ def test_running_job_is_cancelled_between_two_steps_and_the_same_child_completes
     assert set(done.timings) == {"encoding", "sampling", "decoding", "uploading"}
     assert done.peak_memory_mb is not None
     assert done.peak_memory_mb > 50
+
+
+def test_replaced_child_has_torch_from_a_process_with_one_thread(
+    services: Services, environment: dict[str, str], submit: Callable[[int], str]
+) -> None:
+    """A thread of the process that forks would be missing in the child, with the locks it holds."""
+    with worker({**environment, "OMP_NUM_THREADS": "2"}) as process:
+        reaches(services, submit(1), JobState.COMPLETED)
+        server, first = fork_server_of(process.pid), child_of(process.pid)
+        os.kill(first, signal.SIGKILL)
+        reaches(services, submit(1), JobState.COMPLETED)
+        assert parent_of(child_of(process.pid)) == server
+        assert "libtorch" in Path(f"/proc/{server}/maps").read_text()
+        assert len(os.listdir(f"/proc/{server}/task")) == 1
 
 
 def test_function_that_is_not_ours_is_not_run(

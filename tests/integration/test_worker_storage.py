@@ -1,4 +1,4 @@
-"""A real worker with the demo models, whose storage is a real S3 server that goes away just when the clip is done."""
+"""A real worker, whose storage is a real S3 server that goes away just when the clip is done."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from tests.integration.test_worker import reaches
 from tests.processes import clean_environment, wait_for, worker
 
 ALWAYS = 100_000
+FAKE = "tests.fake_worker"  # what it does with a finished clip is the real worker's
 
 
 @pytest.fixture
@@ -106,12 +107,11 @@ def test_a_short_outage_is_waited_out_a_long_one_fails_the_job_and_the_worker_go
 
 
 def test_a_finished_clip_is_not_drawn_again(
-    services: Services, proxy: FaultyProxy, environment: dict[str, str]
+    services: Services, proxy: FaultyProxy, environment: dict[str, str], capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Its worker was stopped while the storage was unreachable; its commit was lost."""
     job_id = submit(services)
-    with worker(environment) as process:
-        has_checked(proxy)
+    with worker(environment, FAKE) as process:
         proxy.faults.extend(["503"] * ALWAYS)
         waits_for_the_storage(services, proxy, job_id)
         process.send_signal(signal.SIGTERM)
@@ -120,7 +120,7 @@ def test_a_finished_clip_is_not_drawn_again(
     (left,) = on_scratch(services, job_id)
     drawn = Manifest.model_validate_json(left.read_text())
     proxy.faults.clear()
-    with worker(environment):
+    with worker(environment, FAKE):
         handed_over = reaches(services, job_id, JobState.COMPLETED)
         assert is_stored(services, handed_over)
         wait_for(lambda: not on_scratch(services, job_id), timeout_s=60)  # now the worker is done with it
@@ -131,6 +131,7 @@ def test_a_finished_clip_is_not_drawn_again(
             generate_queue(services.redis, "demo"),
         )
         found = reaches(services, job_id, JobState.COMPLETED)
+    assert capfd.readouterr().err.count("from step") == 1, "the engine says when it begins"
     for job in (handed_over, found):
         assert job.output == drawn.output
         assert job.timings[Phase.SAMPLING] == drawn.job.timings[Phase.SAMPLING]

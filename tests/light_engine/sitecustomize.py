@@ -1,4 +1,4 @@
-"""With this folder on PYTHONPATH, the child of every worker gets the engine of tests/fake_worker.py, without torch.
+"""With this folder on PYTHONPATH, the child of every worker gets the engine of tests/drawing_engine.py, without torch.
 
 For tests of what the processes around it show and do. If LOAD_ERROR is set, the engine does not load, for that reason;
 if LOAD_ERRORS is set, models do not load that have a file of their name, with the reason, in that folder.
@@ -15,13 +15,13 @@ from typing import Any
 
 def light_engine(entry: Any, *, previews: bool = False) -> Any:
     from service.errors import ConfigurationError
-    from tests.fake_worker import FakeEngine
+    from tests.drawing_engine import DrawingEngine
 
     if reason := os.environ.get("LOAD_ERROR"):
         raise ConfigurationError(reason)
     if (file := Path(os.environ.get("LOAD_ERRORS", "/nowhere"), entry.id)).exists():
         raise ConfigurationError(file.read_text())
-    return FakeEngine()
+    return DrawingEngine()
 
 
 module: Any = ModuleType("worker.child.engine")

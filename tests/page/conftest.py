@@ -14,6 +14,8 @@ from tests.page.site import Site, running_site
 
 TIMEOUT_MS = 30_000  # of every wait: the machine may be busy
 OPTIONS = [option for option in installed.OPTIONS if option != "--headless"]
+# One process for all pages: starting another one costs as much as loading a page.
+ONE_RENDERER = ("--renderer-process-limit=1", "--disable-site-isolation-trials")
 # Not even the browser itself asks another machine.
 OFFLINE = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost"
 
@@ -30,7 +32,8 @@ def browser() -> Iterator[Browser]:
     """Of the package, because asyncio.run() of other tests fails while Playwright's loop exists in this thread."""
     expect.set_options(timeout=TIMEOUT_MS)
     with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=installed.CHROMIUM, args=[*OPTIONS, OFFLINE])
+        options = [*OPTIONS, *ONE_RENDERER, OFFLINE]
+        launched = playwright.chromium.launch(executable_path=installed.CHROMIUM, args=options)
         yield launched
         launched.close()
 

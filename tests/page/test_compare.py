@@ -10,7 +10,7 @@ from tests.page.browsing import Seen, assert_accessible, assert_fits, give_sessi
 from tests.page.site import PROMPT, Site
 
 FRAMES = 8
-# Where the square of tests/page/worker.py is in the picture that each <video> shows: columns from its left side.
+# Where the square of tests/drawing_engine.py is in the picture that each <video> shows: columns from its left side.
 SQUARES = """() => [...document.querySelectorAll("video")].map(video => {
   const canvas = Object.assign(document.createElement("canvas"), {width: video.videoWidth, height: video.videoHeight})
   const pen = canvas.getContext("2d")

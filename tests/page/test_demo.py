@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import pytest
 from playwright.sync_api import Page, expect
 
 from tests.page.browsing import Seen, assert_is_drawn
@@ -36,6 +37,7 @@ def test_a_video_is_previewed_survives_a_reload_and_is_cancelled(demo_server: st
     assert seen.event_connections() == 2  # one per load of the page
 
 
+@pytest.mark.slow  # three clips; test_compare.py compares squares
 def test_samplers_of_the_demo_are_compared(demo_server: str, page: Page) -> None:
     page.goto(f"{demo_server}/#/compare")
     page.get_by_role("group", name="Examples").get_by_role("button").first.click()

@@ -1,65 +1,23 @@
-"""`python -m tests.page.worker` runs a real worker, parent and child, whose engine draws real clips without a network.
-
-A square of the seed's colour moves to the right, one position per frame. While the file named by FAKE_HOLD exists,
-jobs that sample stay at their step; they can be cancelled there.
-"""
+"""`python -m tests.page.worker` runs a real worker, parent and child, with the engine of tests/drawing_engine.py."""
 
 from __future__ import annotations
 
-import os
 import sys
-import time
-from collections.abc import Callable
 from multiprocessing.connection import Connection
-from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from service.jobs.model import Generation, Phase
 from service.process.heartbeat_file import HeartbeatFile
 from service.process.startup import start_process
 from service.settings import Settings
 from service.wiring import open_services
-from tests.fake_worker import Clip, FakeEngine
+from tests.drawing_engine import DrawingEngine
 from worker.__main__ import work
 from worker.child.main import start
 from worker.parent.child_process import ChildProcess
 from worker.parent.metrics import WorkerMetrics
 
 
-class DrawingEngine(FakeEngine):
-    def sample(
-        self, generation: Generation, on_progress: Callable[[Phase, int, int], None], **others: Any
-    ) -> Generation:
-        hold = Path(os.environ["FAKE_HOLD"])
-
-        def hold_and_report(phase: Phase, step: int, total: int) -> None:
-            on_progress(phase, step, total)
-            while phase is Phase.SAMPLING and step < total and hold.exists():
-                time.sleep(0.05)
-                on_progress(phase, step, total)  # raises if the parent asked for a stop
-
-        return super().sample(generation, hold_and_report, **others)
-
-    def decode(self, sampled: Generation, on_progress: Callable[[Phase, int, int], None]) -> Clip:
-        super().decode(sampled, on_progress)
-        return Clip(draw(sampled), {Phase.ENCODING: 0.1, Phase.SAMPLING: 1.0, Phase.DECODING: 0.2})
-
-
-def draw(generation: Generation) -> np.ndarray:
-    height, width, count = generation.height, generation.width, generation.num_frames
-    frames = np.full((count, height, width, 3), (25, 128, 132), np.uint8)
-    colour = [(generation.seed * factor + 90) % 256 for factor in (53, 101, 29)]
-    side = height // 4
-    for i, frame in enumerate(frames):
-        left = (width - side) * i // max(1, count - 1)
-        frame[(height - side) // 2 : (height + side) // 2, left : left + side] = colour
-    return frames
-
-
-def enter(control: Connection, parent: int, settings: Settings, model: str) -> None:
-    start(control, parent, settings, DrawingEngine)  # type: ignore[arg-type]
+def enter(control: Connection, settings: Settings, model: str) -> None:
+    start(control, settings, DrawingEngine)  # type: ignore[arg-type]
 
 
 def main() -> int:

@@ -10,7 +10,7 @@ import logging
 import resource
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from torch import Tensor
 from sampler import ImageDenoiser, InvalidSetting, Plan, VideoDenoiser, noised, sample, shape_after
 from service.catalog.model_entry import ModelEntry
 from service.jobs.model import Generation, Phase
+from worker.child.autoencoder_turns import AutoencoderTurns
 from worker.child.checkpoint_file import Checkpoint
 from worker.child.failures import failed_message
 from worker.child.fingerprint import run_fingerprint, run_fingerprints_0_1, weights_digest
@@ -88,12 +89,18 @@ class Engine:
         self.models: AnyModels = load(entry, device)
         self._weights = weights_digest(self.models)
         self._was_out_of_memory = False
+        self._autoencoder = AutoencoderTurns()
         self._previewer = open_previewer(self.models) if previews else None
 
     @property
     def preview_cost_s(self) -> float:
         """Seconds that a preview of a clip of the default size takes."""
         return 0.0 if self._previewer is None else self._previewer.cost_s
+
+    @property
+    def decoded_s(self) -> float:
+        """Seconds that decoding has taken until now; see `GpuTime`."""
+        return self._autoencoder.decoded_s
 
     def generate(
         self,
@@ -150,8 +157,9 @@ class Engine:
         return self._decode(sampled, on_progress, frames_per_call=1)
 
     def _decode(self, sampled: SampledLatents, on_progress: OnProgress, *, frames_per_call: int | None) -> Clip:
-        on_progress(Phase.DECODING, sampled.steps, sampled.steps)
-        with _timed(sampled.timings, Phase.DECODING):
+        decoding = partial(on_progress, Phase.DECODING, sampled.steps, sampled.steps)
+        decoding()
+        with self._autoencoder.decoding(decoding), _timed(sampled.timings, Phase.DECODING):
             frames = self.models.decode(sampled.latents, frames_per_call=frames_per_call)
         return Clip(frames, sampled.timings)
 
@@ -183,8 +191,11 @@ class Engine:
     ) -> SampledLatents:
         plan, shape = self.plan(generation), self.models.latents_shape(generation)  # both refuse before any GPU time
         total = len(plan)
-        on_progress(Phase.ENCODING, 0, total)
-        with _timed(timings, Phase.ENCODING):
+        encoding = partial(on_progress, Phase.ENCODING, 0, total)
+        encoding()
+        # Before the phase is timed: waiting for the decoding of another clip is no work.
+        turn = nullcontext() if generation.reference is None else self._autoencoder.encoding(encoding)
+        with turn, _timed(timings, Phase.ENCODING):
             self.models.loras.use(generation.loras)
             first_frame = self._first_frame(generation, reference, low_memory=low_memory)
             image, video = self.denoisers(generation, first_frame=first_frame, low_memory=low_memory)

@@ -3,7 +3,6 @@ samples the next. Every exception becomes a report to the parent."""
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import logging
 import struct
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from service.errors import PermanentStorageError, StorageError
+from service.errors import DISK_FULL_ERRNOS, PermanentStorageError, StorageError
 from service.jobs.model import Phase
 from service.log_config import log_context
 from service.settings import Settings
@@ -41,7 +40,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("ivmix.child")
 
 CANCEL_POLL_S = 0.5  # how often a job that waits for the previous upload checks for cancellation
-DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk, quota, or the process's own limit is used up
 
 
 class StopRequested(Exception):
@@ -90,7 +88,7 @@ class ChildJob:
         key = object_keys.checkpoint(run.job.id)
         self._checkpoint_writer = CheckpointWriter(storage, key, every_s=settings.checkpoint_s)
         self._previews = Previews(settings.preview_seconds, engine.preview_cost_s)
-        self._gpu_time = GpuTime(run.job)
+        self._gpu_time = GpuTime(run.job, lambda: engine.decoded_s)
 
     def sample(self, background: BackgroundThread) -> None:
         """All calls of the networks; then have `background` do the rest, as soon as it is free."""

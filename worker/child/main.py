@@ -7,8 +7,10 @@ Independent of Redis, RQ and HTTP. The parent handles signals.
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -18,7 +20,7 @@ from typing import TYPE_CHECKING, cast
 from service.catalog.model_entry import ModelEntry
 from service.catalog.registry import ModelRegistry
 from service.log_config import configure_logging
-from service.process.parent_watch import watch_parent
+from service.process.parent_watch import POLL_S
 from service.process.quick_imports import quick_imports
 from service.settings import Settings
 from service.wiring import open_storage
@@ -33,26 +35,39 @@ if TYPE_CHECKING:
 log = logging.getLogger("ivmix.child")
 
 
-def main(control: Connection, parent: int, settings: Settings, model: str) -> None:
+def main(control: Connection, settings: Settings, model: str) -> None:
     def load() -> Engine:
-        entry = ModelRegistry.of(settings).get(model)  # before the imports: what is missing is said at once
+        entry = ModelRegistry.of(settings).get(model)
         with quick_imports():
-            from worker.child.engine import Engine  # imports torch, which a test engine does not need
+            from worker.child.engine import Engine  # imported before the fork, unless that failed: then this says why
 
         engine = Engine(entry, previews=settings.preview_seconds > 0)
         _warm_up(engine, entry)
         return engine
 
-    start(control, parent, settings, load)
+    start(control, settings, load)
 
 
-def start(control: Connection, parent: int, settings: Settings, load: Callable[[], Engine]) -> None:
+def start(control: Connection, settings: Settings, load: Callable[[], Engine]) -> None:
     """Set up this process, and work until the parent closes the control pipe."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     configure_logging(settings.log_format)
-    watch_parent(parent, lambda: os._exit(71))  # a child whose parent was killed would hold the GPU forever
+    _end_with_parent()
     serve(control, settings, load)
+
+
+def _end_with_parent() -> None:
+    """A child whose parent was killed would hold the GPU forever; one whose fork server has ended counts as ended."""
+    parent, fork_server = multiprocessing.parent_process(), os.getppid()
+    assert parent is not None, "a child is started by multiprocessing"
+
+    def watch() -> None:
+        while parent.is_alive() and os.getppid() == fork_server:
+            parent.join(POLL_S)
+        os._exit(71)
+
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
 
 
 def serve(control: Connection, settings: Settings, load: Callable[[], Engine]) -> None:

@@ -3,7 +3,9 @@
 # pyright: reportPrivateImportUsage=false, reportUnknownMemberType=false
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -30,6 +32,10 @@ from diffusers import UNetMotionModel  # isort: skip
 from diffusers.models.modeling_utils import no_init_weights  # isort: skip
 
 
+CPU = torch.device("cpu")
+MAX_LOADERS = 4  # components that are loaded at a time: they wait for the disk, are hashed, and change their dtype
+
+
 class IncompatibleModels(ConfigurationError):
     """Image model, video model, autoencoder and text encoders that cannot work together."""
 
@@ -50,6 +56,30 @@ class Assembly:
 
 def check_files(entry: ModelEntry) -> None:
     """Raises ConfigurationError if a component is missing, or a file differs from its known SHA-256."""
+    check_present(entry)
+    for component in entry.all_components.values():
+        component.verify()
+
+
+def load_components(entry: ModelEntry, dtype: torch.dtype, device_of: Callable[[str], torch.device]) -> dict[str, Any]:
+    """All components by name, several at a time. Each is compared with its known SHA-256 right before it is read, so
+    that its files come from the disk once. Raises as `check_files` and `load_component`, for the first in their order.
+
+    Args:
+        device_of: where the network of this name goes.
+    """
+    check_present(entry)
+
+    def load(name: str) -> Any:
+        entry.all_components[name].verify()
+        return load_component(entry, name, dtype, device_of(name))
+
+    with ThreadPoolExecutor(min(MAX_LOADERS, os.cpu_count() or 1), "load") as pool:
+        return dict(zip(entry.all_components, pool.map(load, entry.all_components), strict=True))
+
+
+def check_present(entry: ModelEntry) -> None:
+    """Raises ConfigurationError if a component is missing."""
     components = entry.all_components
     if missing := entry.missing:
         where = f"model folder {entry.path} lacks" if entry.path else f"model {entry.id} lacks"
@@ -58,8 +88,6 @@ def check_files(entry: ModelEntry) -> None:
         if first.source.repo is None and first.path is not None:
             way_out = unreadable(first.path, PUT_THERE) or f"{first.path} is incomplete"
         raise ConfigurationError(f"{where} {', '.join(missing)}: {way_out}")
-    for component in components.values():
-        component.verify()
 
 
 def check_memory(entry: ModelEntry, device: torch.device) -> None:
@@ -68,7 +96,7 @@ def check_memory(entry: ModelEntry, device: torch.device) -> None:
     if device.type != "cuda":
         return
     free_bytes, total_bytes = torch.cuda.mem_get_info(device)
-    check_fits(entry, total_bytes)
+    check_fits(entry, total_bytes, are_all=True)
     try:
         check_fits(entry, free_bytes)
     except ConfigurationError as e:
@@ -76,11 +104,17 @@ def check_memory(entry: ModelEntry, device: torch.device) -> None:
 
 
 def assemble(entry: ModelEntry, dtype: torch.dtype, device: torch.device | None = None) -> Assembly:
-    """Load all components, to the CPU. Raises ConfigurationError; also as `check_memory`, where there is a device."""
-    check_files(entry)
+    """Load all components, to `device` (None: the CPU) if the entry has nothing that is merged into them: that is done
+    on the CPU, so that its rounding, which fingerprints of checkpoints depend on, is the same on all machines.
+
+    Raises ConfigurationError; also as `check_memory`, where there is a device.
+    """
     if device is not None:
+        check_present(entry)
         check_memory(entry, device)
-    return fit_together(entry, {name: load_component(entry, name, dtype) for name in entry.all_components})
+    is_merged = entry.all_loras or entry.textual_inversions
+    place = CPU if device is None or is_merged else device
+    return fit_together(entry, load_components(entry, dtype, lambda _name: place))
 
 
 def fit_together(entry: ModelEntry, parts: Mapping[str, Any]) -> Assembly:
@@ -166,12 +200,14 @@ def _with_motion(base: Network, adapter: Network, entry: ModelEntry) -> tuple[Ne
     with (
         errors_only("diffusers"),
         refused(f"model {entry.id}: the motion adapter {folder}", way_out),
-        base.device,
+        torch.device("meta"),
         no_init_weights(),
     ):
-        video = cast("Any", UNetMotionModel.from_unet2d(base, adapter))
-    # All of the base's weights: diffusers leaves out those of SDXL's add_embedding.
-    video.load_state_dict(base.state_dict(keep_vars=True), strict=False, assign=True)
+        video = cast("Any", UNetMotionModel.from_unet2d(base, adapter, load_weights=False))
+        weights = adapter.state_dict(keep_vars=True) | base.state_dict(keep_vars=True)
+        lacking = video.load_state_dict(weights, strict=False, assign=True).missing_keys
+        if lacking:
+            raise ValueError(f"it has no weights for {', '.join(lacking[:3])}")
     video.eval().requires_grad_(False)
     return base, video
 

@@ -8,6 +8,9 @@ are on torch's meta device, so that checking needs the memory of one tensor.
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +42,15 @@ from worker.networks.weight_files import weight_files
 from transformers import CLIPImageProcessorPil, CLIPTokenizer, T5Tokenizer  # isort: skip
 
 
-def load_component(entry: ModelEntry, name: str, dtype: torch.dtype, *, only_check: bool = False) -> Any:
-    """A tokenizer, a network on the CPU (with `only_check`: without weights), or the component itself of other kinds.
+BUILDING = threading.Lock()  # diffusers and accelerate replace functions of torch while they build a network
+
+
+def load_component(
+    entry: ModelEntry, name: str, dtype: torch.dtype, device: torch.device | None = None, *, only_check: bool = False
+) -> Any:
+    """A tokenizer, a network (with `only_check`: without weights), or the component itself of other kinds.
+
+    Several threads may load one component each. The weights of a network are on `device`; None: on the CPU.
 
     Those are schedulers, LoRAs and textual inversions: `fit_together` reads them.
 
@@ -65,11 +75,12 @@ def load_component(entry: ModelEntry, name: str, dtype: torch.dtype, *, only_che
             check_numbers(file, read_json(file))
             return component  # `load_schedules` needs the whole entry
         case _:
-            return load_network(entry, name, dtype, only_check=only_check)
+            return load_network(entry, name, dtype, device, only_check=only_check)
 
 
-@errors_only("diffusers")  # it warns of VideoCrafter's fps_cond
-def load_network(entry: ModelEntry, name: str, dtype: torch.dtype, *, only_check: bool = False) -> Network:
+def load_network(
+    entry: ModelEntry, name: str, dtype: torch.dtype, device: torch.device | None = None, *, only_check: bool = False
+) -> Network:
     """A network in `dtype`. Raises as `load_component`."""
     component = entry.all_components[name]
     folder = component_folder(component)
@@ -79,27 +90,35 @@ def load_network(entry: ModelEntry, name: str, dtype: torch.dtype, *, only_check
     if name == "vae":
         check_vae_config(entry)
         dtype, on_gpu = vae_dtype(entry, dtype), vae_dtype(entry, on_gpu)
+    way_out = "take the one that belongs to the weights"
     kind = network_class(entry, name)
-    with refused(file, "take the one that belongs to the weights"), torch.device("meta"):
+    with _building(), refused(file, way_out), torch.device("meta"):
         network = empty_network(kind, config)
     stored = without_aliases(network, stored_weights(weight_files(component).files, network.state_dict()))
     check_weights(folder, network, stored)
-    empty = network
+    if only_check:
+        for _ in read_weights(stored, torch.finfo(on_gpu).max):
+            pass
+        return network.eval().requires_grad_(False)
     if {buffer for buffer, _ in network.named_buffers()} - set(stored):
         # what is not stored has its values from here
-        with refused(file, "take the one that belongs to the weights"), init_empty_weights(include_buffers=False):
+        with _building(), refused(file, way_out), init_empty_weights(include_buffers=False):
             network = empty_network(kind, config)
-    weights = read_weights(stored, torch.finfo(on_gpu).max)
-    if only_check:
-        for _ in weights:
-            pass
-        return empty.eval().requires_grad_(False)
+    weights = read_weights(stored, torch.finfo(on_gpu).max, device)
     named = {key: value.to(dtype_of(network, key, dtype)) for key, value in weights}
-    network.load_state_dict(named, strict=False, assign=True)
-    if tied_weights(network):
-        network.tie_weights()
+    with _building():
+        network.load_state_dict(named, strict=False, assign=True)
+        if tied_weights(network):
+            network.tie_weights()
     cast(network, dtype)
     return network.eval().requires_grad_(False)
+
+
+@contextmanager
+def _building() -> Generator[None]:
+    """One thread at a time, without diffusers' warnings, such as that of VideoCrafter's fps_cond."""
+    with BUILDING, errors_only("diffusers"):
+        yield
 
 
 def load_tokenizer(component: Component) -> Any:  # transformers has no types for what from_pretrained returns

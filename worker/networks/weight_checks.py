@@ -84,19 +84,26 @@ def check_weights(folder: Path, network: Network, stored: Mapping[str, StoredWei
         )
 
 
-def read_weights(stored: Mapping[str, StoredWeight], highest: float) -> Iterator[tuple[str, Tensor]]:
+def read_weights(
+    stored: Mapping[str, StoredWeight], highest: float, device: torch.device | None = None
+) -> Iterator[tuple[str, Tensor]]:
     """Every weight by its current name, one at a time.
 
     Args:
         highest: largest magnitude that the dtype of the model's entry holds.
+        device: where the weights go and are checked; None: the CPU, where they are a view of the file.
 
     Raises:
         ConfigurationError: a file cannot be read, or a value is NaN, infinite or above `highest`.
     """
     for file, weights in itertools.groupby(stored.items(), key=lambda item: item[1].file):
-        with refused(file, DOWNLOAD_AGAIN), _open(file) as opened:
+        with refused(file, DOWNLOAD_AGAIN):
+            opened = _open(file)
+        with opened:
             for name, weight in weights:
-                value = opened.get_tensor(weight.key)
+                with refused(file, DOWNLOAD_AGAIN):
+                    value = opened.get_tensor(weight.key)
+                value = value.to(device)
                 _check_values(weight, value, highest)
                 yield name, value
 

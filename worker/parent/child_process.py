@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
-import os
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -23,8 +23,14 @@ log = logging.getLogger("ivmix.worker")
 LOAD_TIMEOUT_S = 900.0
 EXIT_GRACE_S = 3.0
 
-# What a child runs: its end of the control pipe, the parent's process id, the settings, the model.
-Enter = Callable[[Connection, int, Settings, str], None]
+# What a child runs: its end of the control pipe, the settings, the model.
+Enter = Callable[[Connection, Settings, str], None]
+
+# A child is forked from a process that has imported torch and started neither CUDA nor a thread. torch's notes on
+# multiprocessing name spawn and forkserver as the start methods with which CUDA can be used.
+FORKING = multiprocessing.get_context("forkserver")
+FORK_SERVER = "worker.child.fork_server"
+IMPORTS = "worker.child.preload"
 
 
 class ChildDied(Exception):
@@ -80,15 +86,56 @@ class PipeChannel:
             raise ChildDied(f"the child ended with exit code {self.process.exitcode}") from e
 
     def kill(self) -> None:
-        self.process.kill()
+        if self.process.is_alive():  # another process may have the number of one that has ended
+            self.process.kill()
         self.process.join(EXIT_GRACE_S)
 
 
+class _Start(threading.Thread):
+    """The start of one child. It takes as long as the fork server's imports, if that has to be started first."""
+
+    def __init__(self, settings: Settings, model: str, enter: Enter | None) -> None:
+        super().__init__(name="start-child", daemon=True)
+        ours, self._theirs = FORKING.Pipe()
+        args = (self._theirs, settings, model)
+        process = FORKING.Process(target=enter or _enter, args=args, name=f"ivmix-child-{model}", daemon=True)
+        self._control = PipeChannel(ours, process)
+        FORKING.set_forkserver_preload([FORK_SERVER] if enter else [FORK_SERVER, IMPORTS])
+        self._error: Exception | None = None
+        self._is_abandoned = False
+
+    def run(self) -> None:
+        with self._theirs:
+            try:
+                self._control.process.start()
+            except (OSError, EOFError) as e:
+                self._error = e
+        if self._is_abandoned:
+            self.abandon()
+
+    def control(self, timeout_s: float) -> PipeChannel | None:
+        """The control pipe of the started child, None after a timeout. Raises ChildDied."""
+        self.join(timeout_s)
+        if self._error is not None:
+            raise ChildDied("the process that imports torch for the child has ended") from self._error
+        return None if self.is_alive() else self._control
+
+    def abandon(self) -> None:
+        """Kill the child, as soon as it runs."""
+        self._is_abandoned = True
+        if self._control.process.pid is not None:
+            self._control.connection.close()
+            self._control.process.join(0.2)  # an idle child ends when its control pipe closes
+            self._control.kill()
+
+
 class ChildProcess:
-    """One child process, restarted by `ensure` after it ended. `enter` is its entry point."""
+    """One child process, restarted by `ensure` after it ended. `enter` is its entry point; with another one than the
+    worker's own, nothing is imported before it is called."""
 
     def __init__(self, settings: Settings, model: str, enter: Enter | None = None) -> None:
-        self._settings, self._model, self._enter = settings, model, enter or _enter
+        self._settings, self._model, self._enter = settings, model, enter
+        self._start: _Start | None = None
         self._control: PipeChannel | None = None
         self._has_loaded = False
         self.device = ""  # of the models, once they are loaded
@@ -104,37 +151,31 @@ class ChildProcess:
         if self.is_loaded:
             return
         self.kill()
-        control = self._control = self._spawn()
+        start = self._start = _Start(self._settings, self._model, self._enter)
+        start.start()
         deadline = time.monotonic() + LOAD_TIMEOUT_S
         while time.monotonic() < deadline:
             if not beat():
                 return
-            match control.receive(1.0):
-                case Ready() as ready:
-                    pid = control.process.pid
-                    log.info("models of %s loaded in %.1f s on %s, child %s", self._model, *astuple(ready), pid)
-                    self.device, self._has_loaded = ready.device, True
-                    return
-                case CannotLoad() as failure:
-                    self.kill()
-                    raise ModelsNotLoaded(failure)
-                case _:
-                    pass
+            if self._control is None:
+                self._control = start.control(1.0)
+            elif self._is_ready(self._control):
+                return
         self.kill()
         raise ChildDied(f"no models after {LOAD_TIMEOUT_S:.0f} s")
 
-    def _spawn(self) -> PipeChannel:
-        context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
-        ours, theirs = context.Pipe()
-        process = context.Process(
-            target=self._enter,
-            args=(theirs, os.getpid(), self._settings, self._model),
-            name=f"ivmix-child-{self._model}",
-            daemon=True,
-        )
-        process.start()
-        theirs.close()
-        return PipeChannel(ours, process)
+    def _is_ready(self, control: PipeChannel) -> bool:
+        match control.receive(1.0):
+            case Ready() as ready:
+                pid = control.process.pid
+                log.info("models of %s loaded in %.1f s on %s, child %s", self._model, *astuple(ready), pid)
+                self.device, self._has_loaded = ready.device, True
+            case CannotLoad() as failure:
+                self.kill()
+                raise ModelsNotLoaded(failure)
+            case _:
+                pass
+        return self._has_loaded
 
     def start(self, run: Run) -> Channel:
         """Send a job to the child. Each job has its own pipe; the control pipe carries the child's ends of them."""
@@ -151,15 +192,13 @@ class ChildProcess:
         return channel
 
     def kill(self) -> None:
-        """Kill the child in any state; an idle child exits when its control pipe closes."""
-        if self._control is not None:
-            self._control.connection.close()
-            self._control.process.join(0.2)
-            self._control.kill()
-            self._control, self._has_loaded = None, False
+        """Kill the child in any state."""
+        if self._start is not None:
+            self._start.abandon()
+        self._start, self._control, self._has_loaded = None, None, False
 
 
-def _enter(control: Connection, parent: int, settings: Settings, model: str) -> None:
+def _enter(control: Connection, settings: Settings, model: str) -> None:
     from worker.child.main import main  # here, in the child: it loads torch
 
-    main(control, parent, settings, model)
+    main(control, settings, model)

@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 
 from service.errors import StorageError
 from service.jobs.job_errors import RECORD_DAMAGED, WORKER_LOST
-from service.jobs.model import Job, JobError
+from service.jobs.model import Job, JobError, inference_seconds
 from service.jobs.store import JobStore
 from service.log_config import log_context
 from service.process.heartbeat_file import HeartbeatFile
@@ -137,7 +137,7 @@ class Runner:
         is_recorded = self.store.complete(job.id, execution_id, done.output, done.timings, done.peak_memory_mb)
         log.info("job %s %s after %.1f s", job.id, "completed" if is_recorded else "lost", seconds)
         if is_recorded:
-            self.store.record_duration(job.generation.model, seconds)
+            self.store.record_duration(job.generation.model, inference_seconds(done.timings))
         else:
             self.metrics.lease_lost()
         self._delete_checkpoint(job, is_recorded)

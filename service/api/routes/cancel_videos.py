@@ -11,7 +11,7 @@ from service.api.auth import ServicesDep, Writer, get_writer
 from service.api.json_body import read_json_body
 from service.api.openapi.responses import errors, json_body, success
 from service.api.schemas import MOST_TO_CANCEL, CancelledVideo, CancelledVideos, CancelRequest
-from service.api.visible_jobs import audit_change, get_own_job
+from service.api.visible_jobs import audited, get_own_job
 from service.errors import NotAllowed, VideoNotFound
 from service.jobs.job_list import JobFilter
 from service.jobs.model import JobState
@@ -59,8 +59,8 @@ def _filter(body: CancelRequest, owner: str, services: Services) -> JobFilter:
 def _cancel(services: Services, writer: Writer, video_id: str) -> CancelledVideo:
     try:
         before = get_own_job(services, writer, video_id)
-        job = services.store.cancel(before.id)
-        audit_change(services, writer, "video.cancelled", before)
+        with audited(services, writer, "video.cancelled", before):
+            job = services.store.cancel(before.id)
     except (VideoNotFound, NotAllowed):  # the others are cancelled all the same
         job = None
     return CancelledVideo(id=video_id, status=STATUS[job.state] if job else "not_found")

@@ -17,7 +17,7 @@ from service.api.openapi.responses import Responses, errors, success
 from service.api.polls import DirectRoute, PollReader
 from service.api.routes.video_filters import METADATA_PARAMETER, AfterParameter, Filter, check_cursor
 from service.api.schemas import DeletedVideo, VideoList
-from service.api.visible_jobs import audit_change, get_job_and_position, get_own_job
+from service.api.visible_jobs import audited, get_job_and_position, get_own_job
 from service.errors import StorageError, VideoNotFound
 from service.jobs.job_list import READ_AT_ONCE, Order
 from service.jobs.model import Job, JobState
@@ -104,10 +104,10 @@ def _positions(services: Services, jobs: Sequence[Job]) -> dict[str, int | None]
 )
 def delete_video(video_id: str, writer: Writer, services: ServicesDep) -> DeletedVideo:
     job = get_own_job(services, writer, video_id)
-    deletion = services.store.delete(job.id, owner=writer.owner)
-    if deletion is None:
-        raise VideoNotFound(video_id)
-    audit_change(services, writer, "video.deleted", job)
+    with audited(services, writer, "video.deleted", job):
+        deletion = services.store.delete(job.id, owner=writer.owner)
+        if deletion is None:
+            raise VideoNotFound(video_id)
     if deletion is Deletion.STOPPING:
         log.info("%s is cancelled and will be deleted", job.id)
         return DeletedVideo(id=job.id)
@@ -127,10 +127,11 @@ def delete_video(video_id: str, writer: Writer, services: ServicesDep) -> Delete
     responses=success("VideoCancelled", headers=("openai-poll-after-ms",)) | errors(404),
 )
 def cancel_video(video_id: str, writer: Writer, services: ServicesDep, response: Response) -> Video:
-    job = services.store.cancel(get_own_job(services, writer, video_id).id)
-    if job is None:
-        raise VideoNotFound(video_id)
-    audit_change(services, writer, "video.cancelled", job)
+    before = get_own_job(services, writer, video_id)
+    with audited(services, writer, "video.cancelled", before):
+        job = services.store.cancel(before.id)
+        if job is None:
+            raise VideoNotFound(video_id)
     log.info("%s: cancel requested, state %s", job.id, job.state)
     response.headers["openai-poll-after-ms"] = POLL_AFTER_MS
     return services.renderer.video(job)

@@ -142,3 +142,24 @@ def test_home_is_expanded_in_every_path(monkeypatch: pytest.MonkeyPatch, tmp_pat
 def test_missing_ca_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match=r"s3_ca_file[\s\S]*is not a file"):
         Settings(s3_ca_file=tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("PORT", "99999", "IVMIX_PORT=99999 must be at most 65535"),
+        ("PORT", "http", "IVMIX_PORT must be a whole number"),
+        ("MAX_WAITING", "-3", "IVMIX_MAX_WAITING=-3 must be at least 1"),
+        ("LEASE_S", "nan", "IVMIX_LEASE_S=nan must be greater than 0"),
+        ("STORAGE", "nfs", "IVMIX_STORAGE must be one of 'file' or 's3'"),
+        ("STORAGE", "s3", "IVMIX_STORAGE=s3 needs IVMIX_S3_BUCKET; set what is missing, or use IVMIX_STORAGE=file"),
+        ("MIN_FREE_MB", "a lot", "IVMIX_MIN_FREE_MB must be a whole number"),
+    ],
+)
+def test_wrong_settings_are_named_with_what_is_possible(
+    name: str, value: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"IVMIX_{name}", value)
+    with pytest.raises(ConfigurationError) as raised:
+        load_settings()
+    assert raised.value.message == message

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Generator, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,11 @@ from service.jobs.model import Job, Phase
 from service.storage import FileStorage, object_keys, sha256_of
 from tests.factories import make_generation, make_job
 from tests.unit.worker.test_child_main import Child, outcome, running
+from worker.child.autoencoder_turns import POLL_S
 from worker.child.engine import Engine
 from worker.messages import Done, Failed, Progress, Run, Stop, Stopped
+
+ONE_STEP: dict[str, Any] = {"num_frames": 2, "num_inference_steps": 1, "sampler": {"name": "ddim"}}
 
 
 @pytest.fixture
@@ -49,6 +54,51 @@ def test_stored_picture_is_what_the_job_starts_from(child: Child, stored: Job) -
     sampling = [report for report in reports if isinstance(report, Progress) and report.phase is Phase.SAMPLING]
     assert [(report.step, report.total) for report in sampling] == [(0, 2), (1, 2), (2, 2)]
     assert child.storage.size(object_keys.reference(stored.id)), "a run again needs it"
+
+
+@pytest.fixture
+def held_decoder(engine: Engine) -> Iterator[tuple[threading.Event, threading.Event]]:
+    """Set when decoding has begun; to be set when it may go on."""
+    begun, gate, decode = threading.Event(), threading.Event(), engine.models.vae.decode
+
+    def held_decode(*args: Any, **kwargs: Any) -> Any:
+        begun.set()
+        assert gate.wait(60)
+        return decode(*args, **kwargs)
+
+    engine.models.vae.decode = held_decode
+    yield begun, gate
+    gate.set()
+    engine.models.vae.decode = decode
+
+
+def test_wait_for_the_decoding_of_the_previous_clip_is_reported_and_is_no_gpu_time(
+    child: Child, stored: Job, held_decoder: tuple[threading.Event, threading.Event]
+) -> None:
+    begun, gate = held_decoder
+    with child.job(make_job(generation=make_generation(**ONE_STEP))) as pipe:
+        assert begun.wait(60)
+        with child.job(stored) as other:
+            progress = (report for report in iter(other.recv, None) if isinstance(report, Progress))
+            waits = list(islice(progress, 3))
+            gate.set()
+            assert isinstance(outcome(other)[0], Done)
+        assert isinstance(outcome(pipe)[0], Done)
+    assert [(wait.phase, wait.step) for wait in waits] == [(Phase.ENCODING, 0)] * len(waits)
+    assert max(wait.gpu_seconds for wait in waits) < POLL_S / 2, "it waited for several times POLL_S"
+
+
+def test_job_that_waits_for_the_previous_clip_can_be_cancelled(
+    child: Child, stored: Job, held_decoder: tuple[threading.Event, threading.Event]
+) -> None:
+    begun, gate = held_decoder
+    with child.job(make_job(generation=make_generation(**ONE_STEP))) as pipe:
+        assert begun.wait(60)
+        with child.job(stored) as other:
+            other.send(Stop(save_checkpoint=False))
+            assert outcome(other)[0] == Stopped()
+        gate.set()
+        assert isinstance(outcome(pipe)[0], Done)
 
 
 def test_job_whose_file_is_gone_fails_at_once(child: Child, job: Job) -> None:

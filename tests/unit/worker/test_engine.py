@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sampler import InvalidSetting, NoiseSchedule, Plan, Step, seeded_noise
@@ -133,7 +133,6 @@ def samplers(draw: st.DrawFn) -> SamplerSettings:
 STRENGTHS = st.none() | st.floats(0.001, 1)
 
 
-@settings(max_examples=100)
 @given(
     sampler=samplers(), steps=st.one_of(st.integers(1, 12), st.integers(1, 1000)), spacing=SPACINGS, strength=STRENGTHS
 )

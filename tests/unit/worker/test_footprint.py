@@ -101,10 +101,16 @@ def test_worker_refuses_at_its_start_what_cannot_fit_and_names_what_would(
     check_fits(entry, low)
     with pytest.raises(ConfigurationError, match=r"832x480 and 9 frames.* What fits: .*256x256 as the first size"):
         check_fits(entry, max(small, low - 1))
-    with pytest.raises(ConfigurationError, match=r"0\.0 GB are free\. No setting makes it fit: the least is"):
+    with pytest.raises(
+        ConfigurationError,
+        match=r"0\.0 GB are free: end other programs on the card\. No setting makes it fit: the least is",
+    ):
         check_fits(entry, 1)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (1, 2))
-    with pytest.raises(ConfigurationError, match=r"needs .* GB of the card for its default clip"):
+    with pytest.raises(ConfigurationError, match=r"needs .* of the card for .*; the card has 0\.0 GB\. No"):
+        assembly.load_transformer(entry, torch.device("cuda"), torch.bfloat16)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (1, low))
+    with pytest.raises(torch.OutOfMemoryError, match=r"; 0\.0 GB are free: end other programs"):
         assembly.load_transformer(entry, torch.device("cuda"), torch.bfloat16)
 
 

@@ -49,15 +49,17 @@ def now(services: Services, job: Job) -> Job:
 
 
 def test_finished_job_is_completed_with_what_the_child_measured(services: Services, job: Job) -> None:
-    child = ScriptedChild(STEP, None, Done(make_output(), {"sampling": 2.0}, 321.0))
+    timings = {"sampling": 2.0, "uploading": 30.0}
+    child = ScriptedChild(STEP, None, Done(make_output(), timings, 321.0))
     assert run(services, job, child) is True
     done = now(services, job)
     assert (done.state, done.output, done.timings, done.peak_memory_mb) == (
         JobState.COMPLETED,
         make_output(),
-        {"sampling": 2.0},
+        timings,
         321.0,
     )
+    assert [seconds for _, seconds in services.store.recent_durations("demo")] == [2.0], "while it uploads, others run"
     (sent,) = child.sent
     assert isinstance(sent, Run)
     assert (sent.job.id, sent.job.execution_id, sent.execution_id, sent.may_resume) == (job.id, "e1", "e1", False)

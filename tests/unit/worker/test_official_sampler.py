@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Generator, Tensor
 
@@ -171,7 +171,6 @@ SCHEDULES = {
 }
 
 
-@settings(max_examples=200)
 @given(data=st.data(), family=st.sampled_from(FAMILIES), key=st.sampled_from(sorted(SCHEDULES)))
 def test_calls_that_the_record_counts_are_those_of_the_plan(data: st.DataObject, family: Family, key: Any) -> None:
     count, to_one = key

@@ -14,9 +14,15 @@ from service.catalog.family_components import IMAGE_ENCODER, IMAGE_PROCESSOR, SE
 from service.catalog.model_entry import ModelEntry
 from service.settings import load_settings
 from worker.networks.approximate.float8 import check_float8, to_float8
-from worker.networks.assembly import IncompatibleModels, check_files, check_memory, check_multiples
+from worker.networks.assembly import (
+    CPU,
+    IncompatibleModels,
+    check_memory,
+    check_multiples,
+    check_present,
+    load_components,
+)
 from worker.networks.component_files import component_folder, refused
-from worker.networks.component_loader import load_component
 from worker.networks.network_classes import Network
 from worker.networks.optimise import BlockCompiler
 from worker.networks.schedules import AnySchedule, load_schedule
@@ -47,9 +53,12 @@ def load_transformer(entry: ModelEntry, device: torch.device, dtype: torch.dtype
     """Raises ConfigurationError, IncompatibleModels; torch.OutOfMemoryError if other processes fill the card."""
     if entry.quantise is not None:
         check_float8(entry.id, entry.quantise, device)
-    check_files(entry)
+    check_present(entry)
     check_memory(entry, device)
-    parts = fit_together(entry, {name: load_component(entry, name, dtype) for name in entry.all_components})
+    stays = {"text_encoder", IMAGE_ENCODER}
+    if entry.memory.group_offload or entry.quantise is not None:  # block by block, layer by layer
+        stays |= {"transformer", SECOND_EXPERT}
+    parts = fit_together(entry, load_components(entry, dtype, lambda name: CPU if name in stays else device))
     parts.vae.to(device)
     for network in parts.transformers:
         if entry.quantise is not None:

@@ -7,7 +7,6 @@ split along time. Where memory is short it is split into tiles that overlap, as 
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
@@ -23,7 +22,8 @@ NAME = "autoencoder (vae)"
 
 
 class TemporalVae:
-    """
+    """For one thread at a time: encoding and decoding leave state in the network.
+
     Args:
         vae: diffusers' AutoencoderKLWan or AutoencoderKLCogVideoX.
         tiling: whether to decode and encode in tiles always.
@@ -31,7 +31,6 @@ class TemporalVae:
 
     def __init__(self, vae: Any, *, tiling: bool = False) -> None:
         self.network, self._tiling = vae, tiling
-        self._lock = threading.Lock()  # one clip is decoded while the next one's picture is encoded: both leave state
 
     @property
     def channels(self) -> int:
@@ -72,7 +71,7 @@ class TemporalVae:
 
     def _finite(self, run: Callable[[], Tensor], tiled: bool) -> Tensor:
         vae = self.network
-        with self._lock, _tiles(vae, on=tiled or self._tiling):
+        with _tiles(vae, on=tiled or self._tiling):
             found = run()
             if not found.isfinite().all() and vae.dtype is not torch.float32:
                 warn_once(

@@ -1,0 +1,18 @@
+"""What the fork server of a worker imports, so that a child that replaces another one begins with its models.
+
+Nothing here may start CUDA or a thread: a fork copies neither.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from importlib import import_module
+
+from service.process.quick_imports import quick_imports
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's, which would start threads; torch has its own
+
+with quick_imports(), suppress(Exception):  # the child imports it again, and reports what is wrong
+    for name in ("worker.child.engine", "worker.child.main"):
+        import_module(name)
