@@ -33,6 +33,8 @@ _BOUNDS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "too_long": lambda ctx: _amount("at most", ctx["max_length"], "entry"),
     "literal_error": lambda ctx: f"one of {ctx['expected']}",
     "enum": lambda ctx: f"one of {ctx['expected']}",
+    "union_tag_invalid": lambda ctx: f"one of {ctx['expected_tags']}",
+    "union_tag_not_found": lambda ctx: f"an object with {ctx['discriminator']}",
 }
 
 

@@ -29,7 +29,8 @@ from service.settings import load_settings
 from worker.compare import SAMPLERS, Arm, compared_samplers, write_comparison
 
 if TYPE_CHECKING:
-    from worker.child.engine import Clip, Engine
+    from worker.child.clip import Clip
+    from worker.child.engine import Engine
 
 Pair = tuple[float, float] | None
 StepPair = tuple[int, int] | None
@@ -44,6 +45,7 @@ OPTIONS = {  # all other options, and the fields of the request that they are
     "frames": "num_frames",
     "lora": "loras",
     "clip_skip": "clip_skip",
+    "cache": "cache",
     "strength": "strength",
     "reference_use": "reference_use",
     "conditioning_scale": "conditioning_scale",
@@ -73,6 +75,7 @@ def generate(
     frames: Annotated[int | None, typer.Option(min=1, help="num_frames.")] = None,
     lora: Annotated[list[str] | None, typer.Option(help="NAME[:SCALE[:NETWORK]]; may be repeated.")] = None,
     clip_skip: Annotated[int | None, typer.Option(min=0, help="1: Clip skip 2 elsewhere.")] = None,
+    cache: Annotated[str | None, more_settings.CACHE_OPTION] = None,
     num_videos: Annotated[int, typer.Option(min=1, help="Several, with seeds one apart: video-1.mp4, ...")] = 1,
     input_reference: Annotated[Path | None, _reference_option("PNG, JPEG, WebP, MP4, WebM or MOV file")] = None,
     strength: Annotated[float | None, _reference_option("share of the steps that runs, above 0 to 1")] = None,
@@ -205,7 +208,7 @@ def _generate(engine: Engine, name: str, generation: Generation, steps: Steps, r
             if failed := expected_failure(e):
                 raise ServiceError(failed.message) from e
             raise
-        note = ", experimental" if generation.is_experimental else ""
+        note = more_settings.note(generation.approximations, is_experimental=generation.is_experimental)
         shown.done = f"{name}, {generation.total_steps} steps{note}"
     return clip
 

@@ -26,6 +26,7 @@ from service.settings import load_settings
 from worker.child.engine import Engine
 from worker.child.fingerprint import weights_digest
 from worker.child.start_noise import start_noise
+from worker.networks.caching import caching
 from worker.networks.text_encoder import PromptTooLong, TextOptions
 
 
@@ -135,8 +136,10 @@ def sampled_together(engine: Engine, generations: Sequence[Generation]) -> list[
     shape = models.latents_shape(first)
     noise = [start_noise(shape, *pair, plan) for pair in zip(generators, generations, strict=True)]
     latents = torch.cat(noise).to(models.device)
-    for step in sample(latents, plan, image=image, video=video, generator=generators):
-        latents = step.latents
+    with caching(models, first) as step_done:
+        for step in sample(latents, plan, image=image, video=video, generator=generators):
+            latents = step.latents
+            step_done(step.index + 1)
     return [models.decode(clip).numpy() for clip in latents.split(1)]
 
 

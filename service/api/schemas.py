@@ -9,10 +9,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from service.catalog.bounds import Range
 from service.catalog.optimise import Configuration
 from service.jobs.lora_choice import LoraUse
-from service.jobs.model import Generation, Phase
+from service.jobs.model import Generation, Phase, Quantise
 from service.jobs.queue_and_waiting_time import QueueStats, WorkerStats
 from service.jobs.request import MAX_METADATA_PAIRS
 from service.jobs.sampler_settings import Network, SamplerSettings
+from service.jobs.step_cache import StepCache
 from service.scopes import Scope
 from service.wire.video import ResponseModel, Status, Video, VideoReference, unix_seconds
 
@@ -90,6 +91,7 @@ class VideoEstimate(ResponseModel):
     negative_prompt: str
     seed: int | None = Field(description="null: random")
     sampler: SamplerSettings
+    cache: StepCache | None
     loras: list[LoraUse]
     input_reference: VideoReference | None = Field(
         default=None, exclude_if=lambda reference: reference is None, description="Left out if there is none"
@@ -167,6 +169,11 @@ class Model(ResponseModel):
     samplers: list[str] = Field(description="Values of `sampler.name`")
     experimental: list[str] = Field(description="Those of which nothing shows yet that they help with this model")
     sampler_settings: dict[str, list[str]] = Field(description="The settings in `sampler` that each of them reads")
+    caches: list[str] = Field(
+        validation_alias="possible_caches",
+        description="Values of `cache.name`, which save time; each changes the video, see `approximations` there",
+    )
+    quantise: Quantise | None = Field(description="8-bit weights, which change every video; null: none")
     combinations: list[str] = Field(description="Values of `sampler.combination`; those with R require `goback_first`")
     loras: list[ModelLora] = Field(
         validation_alias="selectable_loras", description="What `loras` of a request may name; usually none"

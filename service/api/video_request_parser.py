@@ -124,7 +124,7 @@ def _merge_remix(source: Generation, given: Body) -> Body:
     """The given fields, plus those of the source that do not contradict them."""
     if given.get("model", source.model) != source.model:  # another model has other defaults
         return {"seed": source.seed} | given
-    shared = set(VideoRequest.model_fields) - {"prompt", *_SHAPE, "sampler"}
+    shared = set(VideoRequest.model_fields) - {"prompt", *_SHAPE, "sampler", "cache"}
     kept = source.model_dump(mode="json", include=shared) | {"clip_skip": source.clip_skip}
     if not given.keys() & set(_SHAPE):
         kept["size"] = f"{source.width}x{source.height}"

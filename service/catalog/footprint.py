@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from math import prod
 
-from service.catalog.activations import CogVideoXFootprint, Footprint, UNetFootprint, WanFootprint
+from service.catalog.activations import TRANSFORMERS, CogVideoXFootprint, Footprint, UNetFootprint, WanFootprint
 from service.catalog.family_components import COGVIDEOX, WAN, is_transformer
 from service.catalog.memory_options import MemoryOptions
 from service.catalog.model_entry import ModelEntry
@@ -46,6 +46,8 @@ def footprint_of(entry: ModelEntry) -> Footprint | None:
     weights = {
         name: size.numbers * (vae_itemsize if name == "vae" else ITEMSIZE[entry.dtype]) for name, size in sizes.items()
     }
+    if entry.quantise is not None:
+        weights |= {name: sizes[name].numbers for name in TRANSFORMERS if name in sizes}  # a byte each, and some more
     configs = {name: DEFAULTS.get((entry.family, name), {}) | size.config for name, size in sizes.items()}
     if is_transformer(entry.family):
         kind = WanFootprint if entry.family == WAN else CogVideoXFootprint

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pydantic import ValidationError
 
 from service.errors import InvalidParameter
+from service.jobs.step_cache import CACHES
 from service.validation_messages import invalid_value, unknown_parameter
 
 
@@ -18,7 +19,8 @@ def invalid_parameter(e: ValidationError, *, within: str = "", known: Iterable[s
         known: names to suggest instead of an unknown one.
     """
     error = e.errors(include_url=False)[0]
-    param = ".".join(filter(None, (within, *map(str, error["loc"])))) or None
+    location = (str(part) for part in error["loc"] if part not in CACHES)  # pydantic also names the chosen alternative
+    param = ".".join(filter(None, (within, *location))) or None
     reason = {
         "missing": "missing_required_parameter",
         "extra_forbidden": "unknown_parameter",

@@ -12,6 +12,7 @@ from pydantic import Field, JsonValue, ValidationError, ValidationInfo, field_va
 
 from service.catalog.adapters import Lora
 from service.catalog.bounds import Range
+from service.catalog.cache_choice import add_cache
 from service.catalog.cost_limit import check_cost
 from service.catalog.distilled import check_distilled, check_lcm_steps
 from service.catalog.family_components import (
@@ -22,15 +23,13 @@ from service.catalog.family_components import (
     SECOND_EXPERT,
     SPARSE_CONTROL,
     WAN,
-    Family,
     frames_per_latent,
     is_transformer,
 )
 from service.catalog.frame_size import choose_size
 from service.catalog.invalid_parameter import invalid_parameter
-from service.catalog.memory_options import MemoryOptions
+from service.catalog.network_options import NetworkOptions
 from service.catalog.num_frames import resolve_num_frames
-from service.catalog.optimise import OptimiseOrAuto
 from service.catalog.prompt_limits import NAME, PromptLimits
 from service.catalog.reference_choice import KeepsBy, add_reference
 from service.catalog.sampler_choice import check_zero_init, choose_sampler, settings_of
@@ -58,22 +57,15 @@ from service.jobs.sampler_settings import COMBINATIONS, Network, SamplerSettings
 from service.jobs.timestep_spacing import AnySpacing, Spacing
 
 
-class ModelEntry(PromptLimits):
+class ModelEntry(NetworkOptions, PromptLimits):
     aliases: tuple[Annotated[str, Field(pattern=NAME)], ...] = Field(
         default=(), description="other names that requests may use, such as sora-2"
     )
-    family: Family
     path: Path | None = Field(default=None, description="folder with the components that `components` does not name")
     components: dict[str, Component] = {}
     created: int
     description: str
     licence: str = Field(description="of the weights; shown, not enforced")
-    dtype: Literal["float16", "bfloat16", "float32"] = Field(
-        default="float16", description="on a GPU; a CPU always runs float32"
-    )
-    vae_dtype: Literal["float16", "bfloat16", "float32"] | None = Field(
-        default=None, description="of the autoencoder on a GPU; default: dtype, or what force_upcast in its config asks"
-    )
     spacing: Spacing = Field(
         default=Spacing(), description="what it names overrides the configs of scheduler and image_scheduler"
     )
@@ -82,8 +74,6 @@ class ModelEntry(PromptLimits):
     lora_scale: float = Field(default=1.0, description="of components.lora, for the image model")
     loras: tuple[Lora, ...] = ()
     selectable_loras: SelectableLoras = Field(default=(), description="LoRAs that requests may choose")
-    optimise: OptimiseOrAuto = Field(default=None, description="the switches, or auto: measured on each GPU")
-    memory: MemoryOptions = MemoryOptions()
     flow_shift: float | None = Field(
         default=None, gt=0, le=100, description="wan: how far the noise levels of a run are moved towards noise"
     )
@@ -264,7 +254,9 @@ class ModelEntry(PromptLimits):
             prompt_chunks=self.prompt_chunks,
             prompt_weighting=self.prompt_weighting,
             context_windows=self.windows_for(num_frames),
+            quantise=self.quantise,
         )
+        generation = add_cache(generation, request.cache, possible=self.possible_caches, components=self.all_components)
         generation = add_reference(generation, request, keeps=self.keeps_first_frame_by, family=self.family)
         check_cost(generation, self.max_cost, self._levers)
         return generation

@@ -11,6 +11,7 @@ from pathlib import Path
 import typer
 from rich.console import Console
 
+from service.cli import more_settings
 from service.cli.client import RequestError, Video, VideoClient
 from service.cli.console import Steps
 from service.setting_types import expand_home
@@ -42,7 +43,7 @@ def follow(
         if output:
             client.download(video_id, output)
         count = video.get("num_inference_steps")  # other servers may not return it
-        note = ", experimental" if video.get("experimental") else ""
+        note = more_settings.note(video.get("approximations") or (), is_experimental=bool(video.get("experimental")))
         step.done = f"{count} steps{note}" if count else "completed"
     return video
 

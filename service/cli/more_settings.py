@@ -1,4 +1,7 @@
-"""`--set NAME=VALUE`: settings of a sampler or a reference that have no option of that name."""
+"""Options that `submit` and `generate` share, and what both say of a video.
+
+`--cache`; and `--set NAME=VALUE`, for settings of a sampler or a reference that have no option of that name.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,18 @@ OPTION: Any = typer.Option(  # Any: Typer's own return type
     "apg_momentum, zero_init_steps; evs: image_interval=0.5,0.8, enlarge, image_step_guidance; "
     "fused with Wan: image_frames=first.",
 )
+
+CACHE_OPTION: Any = typer.Option(
+    help="Approximate, faster: deep-cache, first-block, taylorseer; or with settings "
+    '{"name": "deep-cache", "steps": 2}. Default: none.',
+    show_default=False,
+)
+
+
+def note(approximations: Sequence[str], *, is_experimental: bool) -> str:
+    """What to know of a video, after the number of its steps."""
+    approximate = f", approximate: {', '.join(approximations)}" if approximations else ""
+    return approximate + (", experimental" if is_experimental else "")
 
 
 def read(pairs: Sequence[str] | None) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def _reference_option(text: str) -> Any:
     return typer.Option(help=text, rich_help_panel="Picture or clip to start from", show_default=False)
 
 
-@videos.command()
+@videos.command(help="Send a prompt to a running server, wait for the video and download it.")
 def submit(
     prompt: str,
     output: Annotated[Path, typer.Option("--output", "-o", help="MP4 file to write.")] = Path("video.mp4"),
@@ -80,6 +80,7 @@ def submit(
     negative_prompt: Annotated[str | None, typer.Option(help="What the video should not show.")] = None,
     lora: Annotated[list[str] | None, typer.Option(help="NAME[:SCALE[:NETWORK]]; may be repeated.")] = None,
     clip_skip: ClipSkip = None,
+    cache: Annotated[str | None, more_settings.CACHE_OPTION] = None,
     num_videos: Annotated[int | None, typer.Option(help="Several, with seeds one apart: video-1.mp4, ...")] = None,
     input_reference: Annotated[str | None, _reference_option("a picture, a clip, or the id of a video")] = None,
     strength: Annotated[float | None, _reference_option("share of the steps that runs, above 0 to 1")] = None,
@@ -101,7 +102,6 @@ def submit(
     zz: Annotated[int | None, _sampler_option("official: no image model in every zz-th step")] = None,
     more: Annotated[list[str] | None, more_settings.OPTION] = None,
 ) -> None:
-    """Send a prompt to a running server, wait for the video and download it."""
     _submit(locals())
 
 

@@ -16,6 +16,7 @@ from service.jobs.lora_choice import LoraUse
 from service.jobs.reference import Reference
 from service.jobs.released_loops import Family
 from service.jobs.sampler_settings import SamplerSettings
+from service.jobs.step_cache import DeepCache, StepCache
 from service.jobs.timestep_spacing import AnySpacing, FlowSpacing, Spacing
 
 LOCAL = "local"  # owner of everything while authentication is off
@@ -23,6 +24,8 @@ LOCAL = "local"  # owner of everything while authentication is off
 EventType = Literal["video.completed", "video.failed"]  # a cancelled video is reported as failed, as in the API
 EVENT_TYPES: tuple[EventType, ...] = get_args(EventType)
 
+
+Quantise = Literal["float8", "float8-weights"]
 
 # Bounds that every stored value has; a record beyond them is damaged.
 Timestamp = Annotated[float, Field(ge=0, le=253_402_300_799)]  # unix seconds, until the year 9999
@@ -109,6 +112,10 @@ class Generation(FrozenModel):
     #: whether brackets in the texts weight words
     context_windows: ContextWindows | None = Field(default=None, exclude_if=lambda windows: windows is None)
     #: windows through which the motion modules see the clip; None: as a whole
+    cache: StepCache | None = Field(default=None, exclude_if=lambda cache: cache is None)
+    #: what calls of the networks reuse of earlier ones; None: nothing
+    quantise: Quantise | None = Field(default=None, exclude_if=lambda quantise: quantise is None)
+    #: how the model's weights are rounded; None: not at all
 
     @property
     def seconds(self) -> float:
@@ -119,6 +126,19 @@ class Generation(FrozenModel):
         """Whether nothing shows yet that the sampler helps: `fused`, and mixing on a flow-matching model."""
         is_mixed_flow = self.sampler.name == "iv-mixed" and isinstance(self.spacing, FlowSpacing)
         return is_mixed_flow or self.sampler.name == "fused"
+
+    @property
+    def approximations(self) -> list[str]:
+        """What changes the networks' answers by more than rounding to their dtype; empty: nothing."""
+        return [name for name in (self.cache and self.cache.name, self.quantise) if name is not None]
+
+    def can_resume_after(self, steps: int) -> bool:
+        """Whether latents and memory after so many steps are all that the rest of the run needs: a run resumes only
+        where its cache would be empty."""
+        if self.cache is None or steps == self.total_steps:
+            return True
+        of_run = steps % self.num_inference_steps  # FreeInit has several
+        return isinstance(self.cache, DeepCache) and of_run % self.cache.steps == 0
 
     @property
     def total_steps(self) -> int:

@@ -11,6 +11,7 @@ from service.frozen_model import FrozenModel
 from service.jobs.lora_choice import MAX_LORAS, LoraRequest, as_list, unique_loras
 from service.jobs.model import EVENT_TYPES, Callback, EventType, Generation, Job, Priority
 from service.jobs.reference import ConditioningScale, ReferenceFile, ReferenceUse, Strength
+from service.jobs.step_cache import StepCacheRequest
 
 MAX_SEED = 2**63 - 1
 MAX_NUM_VIDEOS = 16
@@ -97,6 +98,11 @@ class VideoRequest(FrozenModel):
         default=None, ge=-1, le=MAX_SEED, description="Random if omitted or -1; the one used is always returned"
     )
     sampler: dict[str, Any] | None = Field(default=None, description="Overrides of the model's sampler settings")
+    cache: StepCacheRequest | None = Field(
+        default=None,
+        description="Approximate: reuse what earlier calls of the networks computed. One of the model's `caches` in "
+        "GET /v1/models, by its name or with settings. Default: every call is computed",
+    )
     loras: Loras | None = Field(default=None, description="Of the model's list in GET /v1/models; alias: lora")
     input_reference: ReferenceFile | None = Field(
         default=None,

@@ -12,6 +12,7 @@ from service.jobs.lora_choice import LoraUse
 from service.jobs.model import Generation, Job, JobState, Phase, Priority, inference_seconds
 from service.jobs.reference import ReferenceUse
 from service.jobs.sampler_settings import SamplerSettings
+from service.jobs.step_cache import StepCache
 from service.settings import Settings
 from service.signatures import Signer
 from service.storage import VideoStorage
@@ -107,6 +108,11 @@ class Video(ResponseModel):
     clip_skip: int
     negative_prompt: str
     sampler: SamplerSettings
+    cache: StepCache | None = Field(description="That which the request chose; null: none")
+    approximations: list[str] = Field(
+        description="What changes the networks' answers by more than rounding to their dtype: the name of `cache`, and "
+        "`float8` or `float8-weights` of a model with such weights. Empty: nothing"
+    )
     loras: list[LoraUse] = Field(description="Those that the request chose")
     input_reference: VideoReference | None = Field(
         default=None, exclude_if=lambda reference: reference is None, description="Left out if there is none"
@@ -198,6 +204,7 @@ class Renderer:
             step=job.step,
             total_steps=job.total_steps,
             network_calls=getattr(job, "network_calls", None),
+            approximations=generation.approximations,
             experimental=generation.is_experimental,
             attempt=job.attempt,
             started_at=unix_seconds(job.started_at),

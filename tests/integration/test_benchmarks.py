@@ -35,6 +35,15 @@ def run_here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.slow
+def test_approximate_sampling_is_compared_with_exact_clips(tmp_path: Path, run_here: Callable[..., str]) -> None:
+    command = ("benchmarks.approximate", "--prompts", "2", "--arms", "fused", "--folder", str(tmp_path))
+    exact, fused = run_here(*command).splitlines()[-2:]
+    cells = [cell.strip() for cell in exact.strip("|").split("|")]
+    assert (cells[0], cells[2], cells[4]) == ("IV-mixed", "1.000", "inf")
+    assert fused.startswith("| fused (experimental) | 24 | 0.7"), "calls and share of the FLOP"
+
+
+@pytest.mark.slow
 def test_quality_benchmark_prints_a_table_and_resumes(
     tmp_path: Path, run_here: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

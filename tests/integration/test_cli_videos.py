@@ -67,7 +67,9 @@ def test_a_longer_list_says_how_it_goes_on(cli: Cli) -> None:
 def test_options_of_a_request_reach_the_server(cli: Cli) -> None:
     options = ("--steps", "9", "--guidance", "3", "--fps", "4", "--negative-prompt", "", "--frames", "8")
     sampler = ("--sampler", "zigzag", "--interval", "0.25", "0.75", "--goback-guidance", "0.5")
-    video = json.loads(cli("get", cli("submit", PROMPT, "-d", *options, *sampler)))
+    cache = ("--cache", '{"name": "deep-cache", "levels": 2}')
+    video = json.loads(cli("get", cli("submit", PROMPT, "-d", *options, *sampler, *cache)))
+    assert video["cache"] == {"name": "deep-cache", "steps": 1, "levels": 2}
     found = [video[name] for name in ("num_inference_steps", "guidance_scale", "fps", "negative_prompt", "num_frames")]
     assert found == [9, 3, 4, "", 8]
     chosen = video["sampler"]

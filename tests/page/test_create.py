@@ -104,6 +104,24 @@ def test_a_full_limit_says_when_to_try_again(site: Site, page: Page, seen: Seen)
     expect(page.get_by_role("alert")).to_contain_text("Possible again in")
 
 
+def test_a_cache_is_marked_as_approximate_and_kept_by_an_edit(site: Site, page: Page, seen: Seen) -> None:
+    seen.expect_error("status of 400")
+    page.goto(f"{site.url}/#/create")
+    page.get_by_label("Prompt", exact=True).fill(PROMPT)
+    page.get_by_text("More settings").click()
+    page.get_by_label("Cache (approximate)").select_option("deep-cache")
+    page.get_by_text("FreeInit").click()
+    expect(page.get_by_text("sampler 'freeinit' calls each network once in a step")).to_be_visible()
+    page.get_by_text("Z-Sampling").click()
+    page.get_by_role("button", name="Create video").click()
+    expect(page).to_have_url(JOB)
+    expect(page.get_by_text("deep-cache, steps 1, levels 1")).to_be_visible()
+    page.get_by_role("link", name="Edit").click()
+    page.get_by_role("button", name="Create video").click()
+    expect(page).to_have_url(JOB)
+    assert newest(site)["approximations"] == ["deep-cache"]
+
+
 def test_a_video_can_be_edited(site: Site, page: Page) -> None:
     source = site.finished(seed=77, sampler={"name": "ddim", "network": "image"}, metadata={"project": "edit"})
     page.goto(f"{site.url}/#/videos/{source['id']}")

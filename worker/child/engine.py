@@ -8,23 +8,22 @@ from __future__ import annotations
 import gc
 import logging
 import resource
-import time
-from collections.abc import Callable, Generator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from sampler import ImageDenoiser, Plan, VideoDenoiser, noised, sample, shape_after
+from sampler import ImageDenoiser, InvalidSetting, Plan, VideoDenoiser, noised, sample, shape_after
 from service.catalog.model_entry import ModelEntry
 from service.catalog.optimise import Configuration
 from service.jobs.model import Generation, Phase
 from worker.child.autoencoder_turns import AutoencoderTurns
 from worker.child.checkpoint_file import Checkpoint
+from worker.child.clip import Clip, SampledLatents, timed
 from worker.child.failures import failed_message
 from worker.child.fingerprint import run_fingerprint, run_fingerprints_0_1, weights_digest
 from worker.child.latent_preview import open_previewer
@@ -58,24 +57,6 @@ OnPreview = Callable[[MakePreview], None]
 def _ignore_progress(_phase: Phase, _step: int, _total: int) -> None: ...
 def _ignore_checkpoint(_checkpoint: Checkpoint) -> None: ...
 def _ignore_preview(_make: MakePreview) -> None: ...
-
-
-@dataclass
-class SampledLatents:
-    """Latents (1, C, F, h, w) at the end of their plan, and how long each phase took, in seconds."""
-
-    latents: Tensor
-    steps: int
-    timings: dict[str, float] = field(default_factory=dict)
-    low_memory: bool = False
-
-
-@dataclass
-class Clip:
-    """Frames (F, H, W, 3) uint8 and how long each phase took, in seconds."""
-
-    frames: Tensor
-    timings: dict[str, float] = field(default_factory=dict)
 
 
 class Engine:
@@ -172,7 +153,7 @@ class Engine:
     def _decode(self, sampled: SampledLatents, on_progress: OnProgress, *, frames_per_call: int | None) -> Clip:
         decoding = partial(on_progress, Phase.DECODING, sampled.steps, sampled.steps)
         decoding()
-        with self._autoencoder.decoding(decoding), _timed(sampled.timings, Phase.DECODING):
+        with self._autoencoder.decoding(decoding), timed(sampled.timings, Phase.DECODING):
             frames = self.models.decode(sampled.latents, frames_per_call=frames_per_call)
         return Clip(frames, sampled.timings)
 
@@ -208,24 +189,26 @@ class Engine:
         encoding()
         # Before the phase is timed: waiting for the decoding of another clip is no work.
         turn = nullcontext() if generation.reference is None else self._autoencoder.encoding(encoding)
-        with turn, _timed(timings, Phase.ENCODING):
+        with turn, timed(timings, Phase.ENCODING):
             self._processes.use_loras(self.models, generation.loras)
             first_frame = self._first_frame(generation, reference, low_memory=low_memory)
             image, video = self.denoisers(generation, first_frame=first_frame, low_memory=low_memory)
             state = self._first_state(generation, plan, shape, begin, reference, low_memory=low_memory)
-        with _timed(timings, Phase.SAMPLING):
+        with timed(timings, Phase.SAMPLING):
             generator = torch.Generator()  # on the CPU: one seed, one clip, on any card
             generator.set_state(state.rng)
             on_progress(Phase.SAMPLING, state.step, total)
             run: dict[str, Any] = {"generator": generator, "start": state.step, "memory": state.memory}
-            for step in sample(state.latents, plan, image=image, video=video, **run):
-                state = replace(
-                    state, step=step.index + 1, latents=step.latents, memory=step.memory, rng=generator.get_state()
-                )
-                on_step(state)
-                if self._previewer is not None:
-                    on_preview(partial(self._previewer.start, step, generation.fps))
-                on_progress(Phase.SAMPLING, state.step, total)
+            with self._processes.caching(self.models, generation, off=low_memory) as step_done:
+                for step in sample(state.latents, plan, image=image, video=video, **run):
+                    state = replace(
+                        state, step=step.index + 1, latents=step.latents, memory=step.memory, rng=generator.get_state()
+                    )
+                    if step_done(state.step):
+                        on_step(state)
+                    if self._previewer is not None:
+                        on_preview(partial(self._previewer.start, step, generation.fps))
+                    on_progress(Phase.SAMPLING, state.step, total)
         return SampledLatents(state.latents, total, timings, low_memory)
 
     def _first_frame(
@@ -327,7 +310,12 @@ class Engine:
             torch.cuda.empty_cache()
 
     def plan(self, generation: Generation) -> Plan:
-        """Raises ValueError naming the sampler setting that cannot be run."""
+        """Raises ValueError naming the setting that cannot be run."""
+        if generation.quantise != self.models.entry.quantise:
+            raise InvalidSetting(
+                f"quantise={generation.quantise}: the weights of model '{generation.model}' are now stored with "
+                f"quantise={self.models.entry.quantise}; send the request again"
+            )
         return plan_of(generation, self.models)
 
     @property
@@ -347,15 +335,6 @@ class Engine:
             torch.cuda.reset_peak_memory_stats(self.models.device)
             return peak
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # ru_maxrss is in KiB on Linux
-
-
-@contextmanager
-def _timed(timings: dict[str, float], phase: Phase) -> Generator[None]:
-    began = time.perf_counter()
-    try:
-        yield
-    finally:
-        timings[phase] = timings.get(phase, 0.0) + time.perf_counter() - began
 
 
 def black_first_frame(models: AnyModels, generation: Generation) -> FirstFrame | Condition:

@@ -12,6 +12,7 @@ from service.catalog.optimise import Optimise
 from service.catalog.weight_files import file_sha256
 from service.jobs.model import Generation
 from worker.networks.loading import AnyModels
+from worker.networks.optimise.weight_memory import stored_tensors
 
 
 def run_fingerprint(weights: str, optimise: Optimise, generation: Generation, plan: Plan) -> str:
@@ -53,7 +54,8 @@ def weights_digest(models: AnyModels) -> str:
         digest.update(type(network).__name__.encode())
         for name, x in network.state_dict().items():
             digest.update(f"{name} {x.dtype} {tuple(x.shape)}".encode())
-        ends = [x[(end,) * x.ndim].double() for x in network.parameters() if x.numel() for end in (0, -1)]
+        numbers = [x for parameter in network.parameters() for x in stored_tensors(parameter) if x.numel()]
+        ends = [x[(end,) * x.ndim].double() for x in numbers for end in (0, -1)]
         digest.update(torch.stack(ends).cpu().numpy().tobytes())
     for adapter in (
         *models.entry.loras,

@@ -35,7 +35,8 @@ from worker.messages import INTERNAL_ERROR, Done, Failed, Progress, Report, Run,
 from worker.scratch import Scratch
 
 if TYPE_CHECKING:
-    from worker.child.engine import Engine, SampledLatents
+    from worker.child.clip import SampledLatents
+    from worker.child.engine import Engine
 
 log = logging.getLogger("ivmix.child")
 

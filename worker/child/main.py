@@ -51,7 +51,7 @@ def main(control: Connection, settings: Settings, model: str, processes: Process
 
                 on = stack.enter_context(start_ranks(entry, processes, settings.log_format))
             engine = Engine(entry, on, previews=settings.preview_seconds > 0)
-            if entry.optimise is None and on is None:
+            if entry.optimise is None and entry.quantise is None and on is None:
                 left = settings.tune_s - (time.monotonic() - began)
                 configure(engine, entry, settings, left, lambda limit_s: control.send(Tuning(limit_s)))
             _warm_up(engine, entry)

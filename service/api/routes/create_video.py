@@ -68,6 +68,7 @@ NEWER_FIELDS = (
     "strength",
     "reference_use",
     "conditioning_scale",
+    "cache",
 )
 
 CREATE_ERRORS = errors(400, 413, 415, 422, 429)

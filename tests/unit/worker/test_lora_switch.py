@@ -216,6 +216,18 @@ def test_a_run_resumes_byte_for_byte_after_other_loras_and_only_with_its_own(ent
     assert len({state.fingerprint for state in steps}) == len(prints) + 1
 
 
+def test_a_cache_keeps_what_was_computed_with_the_jobs_own_loras(entry: ModelEntry) -> None:
+    engine = Engine(entry, torch.device("cpu"))
+    request = {"prompt": "a red circle", "seed": 1, "cache": {"name": "deep-cache", "steps": 4}}
+    with_loras, without = (
+        entry.resolve(VideoRequest.model_validate(request | {"loras": loras})) for loras in (["ink:0.5", "zoom"], [])
+    )
+    latents = [engine.sample(job).latents for job in (with_loras, without, with_loras)]
+    assert torch.equal(latents[0], latents[2])
+    assert torch.equal(latents[1], Engine(entry, torch.device("cpu")).sample(without).latents)
+    assert not torch.equal(latents[0], latents[1])
+
+
 def test_what_cannot_be_used_fails_the_job_and_not_the_next_one(entry: ModelEntry, plain: Models) -> None:
     engine = Engine(entry.model_copy(update={"dtype": "float16"}), torch.device("cpu"))
     loras = engine.models.loras

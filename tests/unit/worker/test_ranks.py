@@ -24,6 +24,7 @@ from torch import Tensor
 
 from sampler import ImageDenoiser, VideoDenoiser
 from service.catalog.model_entry import ModelEntry
+from service.catalog.optimise import Optimise
 from service.errors import ConfigurationError
 from service.jobs.model import Generation
 from service.jobs.request import VideoRequest
@@ -110,6 +111,10 @@ def combined(folder: Path) -> tuple[ModelEntry, Generation, Path]:
         pytest.param(partial(save_model, "videocrafter"), {"sampler": IV_MIXED}, id="fps", marks=pytest.mark.slow),
         pytest.param(partial(save_model, "modelscope"), SHORT, id="resized", marks=pytest.mark.slow),
         pytest.param(save_sdxl, {"sampler": IV_MIXED}, id="pooled texts", marks=pytest.mark.slow),
+        pytest.param(
+            partial(save_model, "animatediff"), {"sampler": IV_MIXED, "cache": {"name": "deep-cache"}}, id="DeepCache"
+        ),
+        pytest.param(save_wan, {"sampler": {"name": "ddim"}, "cache": {"name": "taylorseer"}}, id="block cache"),
     ],
 )
 def test_latents_are_those_of_one_process(
@@ -177,7 +182,7 @@ def test_more_gpus_than_there_are_are_refused_before_loading() -> None:
 def test_four_ranks_are_refused_where_half_would_be_idle(tmp_path: Path) -> None:
     entry = save_wan(tmp_path)
     assert (ranks_per_unit(entry, 2), ranks_per_unit(entry, 4)) == (1, 2)
-    compiled = entry.model_copy(update={"optimise": entry.optimise.model_copy(update={"compile": True})})
+    compiled = entry.model_copy(update={"optimise": Optimise(compile=True)})
     with pytest.raises(ConfigurationError, match=r"optimise\.compile"):
         ranks_per_unit(compiled, 4)
     with pytest.raises(ConfigurationError, match="CogVideoX"):

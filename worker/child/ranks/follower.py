@@ -6,9 +6,10 @@ from __future__ import annotations
 import gc
 import logging
 import pickle
+from contextlib import ExitStack
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -18,19 +19,23 @@ from sampler.guidance import network_output
 from service.catalog.model_entry import ModelEntry
 from worker.child.ranks.one_process import OneProcess
 from worker.child.ranks.orders import (
+    BeginCaching,
     BeginJob,
     Call,
     Connect,
+    EndCaching,
     FreeMemory,
     Load,
     NetworkName,
     Order,
     Place,
     Prepare,
+    StepsDone,
     UseLoras,
 )
 from worker.child.ranks.packing import unpacked
 from worker.child.ranks.process_group import join
+from worker.networks.caching import StepDone, caching
 from worker.networks.loading import AnyModels, Models, TransformerModels
 from worker.networks.sparse_control import ControlledNetwork, controlled
 from worker.networks.video_transformers.sequence_parallel import split_sequences
@@ -70,6 +75,7 @@ class Follower:
         self._device = torch.device(place.device)
         self._networks: dict[NetworkName, Any] = {}
         self._prepared: dict[int, PreparedCall] = {}
+        self._caching, self._step_done = ExitStack(), cast(StepDone, None)
 
     def serve(self) -> None:
         """Obey until rank 0 closes the pipe."""
@@ -110,6 +116,12 @@ class Follower:
                 call = self._prepared[order.number]
                 output = call.output(order.timestep)
                 return output if call.returns else None
+            case BeginCaching():
+                self._step_done = self._caching.enter_context(caching(self.models, order.generation))
+            case StepsDone():
+                self._step_done(order.steps)
+            case EndCaching():
+                self._caching.close()
             case FreeMemory():
                 gc.collect()
                 if self._device.type == "cuda":

@@ -12,7 +12,7 @@ import os
 import subprocess
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any, NoReturn, Self, cast
@@ -21,28 +21,33 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sampler import ImageDenoiser, VideoDenoiser
+from sampler import ImageDenoiser, InvalidSetting, VideoDenoiser
 from sampler.guidance import network_output
 from service.catalog.model_entry import ModelEntry
 from service.jobs.lora_choice import LoraUse
+from service.jobs.model import Generation
 from service.settings import LogFormat
 from worker.child.ranks.launch import launch
 from worker.child.ranks.one_process import OneProcess
 from worker.child.ranks.orders import (
+    BeginCaching,
     BeginJob,
     Call,
     Connect,
+    EndCaching,
     FreeMemory,
     Load,
     NetworkName,
     Order,
     Place,
     Prepare,
+    StepsDone,
     UseLoras,
 )
 from worker.child.ranks.packing import packed
 from worker.child.ranks.process_group import join, leave
 from worker.child.ranks.shares import Share, shares
+from worker.networks.caching import StepDone, caching
 from worker.networks.loading import AnyModels, TransformerModels
 from worker.networks.network_classes import Network
 from worker.networks.sparse_control import ControlledNetwork
@@ -138,9 +143,28 @@ class Ranks(OneProcess):
         with self._together(UseLoras(tuple(loras))):
             super().use_loras(models, loras)
 
+    @contextmanager
+    def caching(self, models: AnyModels, generation: Generation, *, off: bool) -> Generator[StepDone]:
+        """Raises InvalidSetting if ranks share the tokens of a call: each would decide by its own what to leave out."""
+        if generation.cache is None or off:
+            with caching(models, generation, off=off) as step_done:
+                yield step_done
+            return
+        if self.per_unit > 1:
+            raise InvalidSetting(f"cache.name={generation.cache.name}: not with {self.count} GPUs; leave it out")
+        with ExitStack() as stack:
+            with self._together(BeginCaching(generation)):
+                step_done = stack.enter_context(caching(models, generation))
+            stack.callback(self._all, EndCaching())
+
+            def all_step_done(steps: int) -> bool:
+                self._all(StepsDone(steps))
+                return step_done(steps)
+
+            yield all_step_done
+
     def free_others(self) -> None:
-        with self._together(FreeMemory()):
-            pass
+        self._all(FreeMemory())
 
     def split(self, image: ImageDenoiser, video: VideoDenoiser) -> None:
         """Each rank gets one branch of guidance at most, so there is no need to call for one after the other."""
@@ -148,8 +172,7 @@ class Ranks(OneProcess):
         if isinstance(controlled, ControlledNetwork):
             order = BeginJob(packed(controlled.first_frame), controlled.levels_kept)
         self._prepared.clear()
-        with self._together(order):
-            pass
+        self._all(order)
         image.unet, video.unet = SplitNetwork(self, "image", image.unet), SplitNetwork(self, "video", video.unet)
         image.sequential_cfg = video.sequential_cfg = False
 
@@ -206,6 +229,11 @@ class Ranks(OneProcess):
         found = Prepared(number, own, texts[own.branches], _of_rows(arguments, own), tuple(others), kept)
         self._prepared[key] = found
         return found
+
+    def _all(self, order: Order) -> None:
+        """All other ranks obey."""
+        with self._together(order):
+            pass
 
     @contextmanager
     def _together(self, order: Order) -> Generator[None]:

@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 import torch
 
 from sampler import ImageDenoiser, VideoDenoiser
 from service.catalog.model_entry import ModelEntry
 from service.jobs.lora_choice import LoraUse
+from service.jobs.model import Generation
 from worker.networks import cpu_tuning
+from worker.networks.caching import StepDone, caching
 from worker.networks.loading import AnyModels, default_device, load
 
 
@@ -42,6 +45,10 @@ class OneProcess:
 
     def split(self, image: ImageDenoiser, video: VideoDenoiser) -> None:
         """Have the denoisers of a new job call their networks in all processes."""
+
+    def caching(self, models: AnyModels, generation: Generation, *, off: bool) -> AbstractContextManager[StepDone]:
+        """As `worker.networks.caching.caching`, in all processes."""
+        return caching(models, generation, off=off)
 
     def free_others(self) -> None:
         """Give unused memory of the other processes back."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from service.catalog.model_entry import ModelEntry
 from service.jobs.lora_choice import LoraUse
+from service.jobs.model import Generation
 from service.settings import LogFormat
 
 if TYPE_CHECKING:
@@ -83,8 +84,27 @@ class Call:
 
 
 @dataclass(frozen=True)
+class BeginCaching:
+    """Use the step cache that the generation asks for, until `EndCaching`."""
+
+    generation: Generation
+
+
+@dataclass(frozen=True)
+class StepsDone:
+    """As `worker.networks.caching.StepDone`."""
+
+    steps: int
+
+
+@dataclass(frozen=True)
+class EndCaching:
+    """Empty the step cache and use none."""
+
+
+@dataclass(frozen=True)
 class FreeMemory:
     """Give unused memory of the card back."""
 
 
-Order = Load | Connect | UseLoras | BeginJob | Prepare | Call | FreeMemory
+Order = Load | Connect | UseLoras | BeginJob | Prepare | Call | BeginCaching | StepsDone | EndCaching | FreeMemory

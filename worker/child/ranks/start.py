@@ -42,7 +42,7 @@ def ranks_per_unit(entry: ModelEntry, ranks: int) -> int:
         return 1
     if entry.family == COGVIDEOX:
         raise ConfigurationError(f"model {entry.id}: CogVideoX can be split over 2 processes, not {ranks}")
-    if entry.optimise.compile or entry.memory.group_offload:
+    if (entry.optimise and entry.optimise.compile) or entry.memory.group_offload:
         raise ConfigurationError(
             f"model {entry.id}: with optimise.compile or memory.group_offload a clip can be split over 2 processes, "
             f"not {ranks}; take 2, or remove the setting"

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from service.catalog.optimise import Optimise
 from service.jobs.context_windows import ContextWindows
+from worker.networks.approximate.deep_cache import DeepCache
 from worker.networks.context_windows import WindowedMotion
 from worker.networks.optimise.attention_backend import AttentionSwitch
 from worker.networks.optimise.compile_blocks import BlockCompiler, CompiledBlocks
@@ -30,6 +31,9 @@ class OptimisedNetwork:
         optimise: which optimisations to use.
         text_kv_cache: may be shared with another network; what both project equally is then projected once.
         compiler: for `optimise.compile`; may be shared with another network.
+
+    Attributes:
+        deep_cache: for `network`, used while it is set; None by default, because it is no optimisation.
     """
 
     native_cfg = True
@@ -38,6 +42,7 @@ class OptimisedNetwork:
         self, network: Any, optimise: Optimise, text_kv_cache: TextKVCache, compiler: BlockCompiler | None = None
     ) -> None:
         self.network = network
+        self.deep_cache: DeepCache | None = None
         self._timesteps = dict[float, Tensor]()
         self._needs_text_per_frame = not hasattr(network, "transformer_in")  # 3D UNets repeat the text themselves
         self._motion = WindowedMotion(network)
@@ -85,14 +90,17 @@ class OptimisedNetwork:
     ) -> Any:
         text, timestep_tensor = self._text(encoder_hidden_states, x), self._timestep(timestep, x)
 
-        def call() -> Any:
+        def call_network() -> Any:
             with self._motion.active(context_windows, x.shape[2] if x.ndim == 5 else 1):
                 return self.network(x, timestep_tensor, encoder_hidden_states=text, **network_args)
+
+        def call() -> Any:
+            return self._blocks.run(call_network) if self._blocks else call_network()
 
         cached_time = self._time_embeddings.active(timestep) if self._time_embeddings else nullcontext()
         cached = cached_text(self._text_attentions, self._text_kv_cache, encoder_hidden_states)
         with cached, cached_time, self._attention.active():
-            return self._blocks.run(call) if self._blocks else call()
+            return self.deep_cache.run(encoder_hidden_states, x, call) if self.deep_cache else call()
 
     def _text(self, texts: Texts, x: Tensor) -> Tensor:
         if self._text_attentions:

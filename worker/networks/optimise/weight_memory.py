@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 Strides = tuple[nn.Parameter, tuple[int, ...]]  # a parameter and how it was stored
 
@@ -43,8 +44,15 @@ def shared_bytes(one: nn.Module, other: nn.Module) -> int:
     return sum(size for address, size in _storages([one]).items() if address in theirs)
 
 
+def stored_tensors(x: Tensor) -> list[Tensor]:
+    """What holds the numbers of a parameter: itself, or, of a quantised one, its rounded numbers and their scales."""
+    if not is_traceable_wrapper_subclass(x):
+        return [x]
+    return [getattr(x, name) for name in x.__tensor_flatten__()[0]]
+
+
 def _storages(modules: Iterable[nn.Module]) -> dict[int, int]:
     """Size in bytes by address."""
     tensors: Iterable[Tensor] = (x for module in modules for x in (*module.parameters(), *module.buffers()))
-    storages = (tensor.untyped_storage() for tensor in tensors)
+    storages = (part.untyped_storage() for tensor in tensors for part in stored_tensors(tensor))
     return {storage.data_ptr(): storage.nbytes() for storage in storages}

@@ -13,6 +13,7 @@ import torch
 from service.catalog.family_components import IMAGE_ENCODER, IMAGE_PROCESSOR, SECOND_EXPERT, WAN
 from service.catalog.model_entry import ModelEntry
 from service.catalog.optimise import Optimise
+from worker.networks.approximate.float8 import check_float8, to_float8
 from worker.networks.assembly import (
     CPU,
     IncompatibleModels,
@@ -50,12 +51,18 @@ class TransformerAssembly:
 
 def load_transformer(entry: ModelEntry, device: torch.device, dtype: torch.dtype) -> TransformerModels:
     """Raises ConfigurationError, IncompatibleModels; torch.OutOfMemoryError if other processes fill the card."""
+    if entry.quantise is not None:
+        check_float8(entry.id, entry.quantise, device)
     check_present(entry)
     check_memory(entry, device)
-    stays = {"text_encoder", IMAGE_ENCODER, *(("transformer", SECOND_EXPERT) if entry.memory.group_offload else ())}
+    stays = {"text_encoder", IMAGE_ENCODER}
+    if entry.memory.group_offload or entry.quantise is not None:  # block by block, layer by layer
+        stays |= {"transformer", SECOND_EXPERT}
     parts = fit_together(entry, load_components(entry, dtype, lambda name: CPU if name in stays else device))
     parts.vae.to(device)
     for network in parts.transformers:
+        if entry.quantise is not None:
+            to_float8(network, entry.quantise, device)
         place(network, device, group_offload=entry.memory.group_offload)
     is_wan = entry.family == WAN
     models = TransformerModels(

@@ -83,9 +83,15 @@ class VideoTransformer:
         def run() -> Tensor:
             return (call or self._call)(network, clips, time, text)
 
-        blocks = self._blocks.get(id(network))
         with self._attention[0].active():
-            found = blocks.run(run) if blocks else run()
+            if network.is_cache_enabled:
+                # What it keeps is of one kind of call. The blocks run uncompiled: its hooks differ from block to block,
+                # and each would be compiled by itself.
+                with network.cache_context(f"{tuple(x.shape)} {[id(text) for text in encoder_hidden_states]}"):
+                    found = run()
+            else:
+                blocks = self._blocks.get(id(network))
+                found = blocks.run(run) if blocks else run()
         return found if x.ndim == 5 else found.squeeze(2)
 
     def expert(self, timestep: float) -> Network:

@@ -67,7 +67,7 @@ function Form({ start, models, go }) {
       </section>
       <details class="card">
         <summary>More settings</summary>
-        <${More} form=${form} model=${model} errorOf=${errorOf} onChange=${change} />
+        <${More} form=${form} model=${model} errorOf=${errorOf} cacheError=${problem?.param?.startsWith('cache') ? problem.message : undefined} onChange=${change} />
       </details>
     </div>
   </form>`
@@ -80,7 +80,7 @@ const FIELDS = ['prompt', 'size', 'num_frames', 'fps', 'num_inference_steps', 'g
 function isFieldOf(param, model) {
   if (!param) return false
   const setting = param.replace(/^sampler\./, '')
-  return FIELDS.includes(param) || (param.startsWith('loras') && model.loras.length > 0) || setting === 'name' || Object.values(model.sampler_settings).flat().includes(setting)
+  return FIELDS.includes(param) || (param.startsWith('loras') && model.loras.length > 0) || (param.startsWith('cache') && model.caches.length > 0) || setting === 'name' || Object.values(model.sampler_settings).flat().includes(setting)
 }
 
 /** Creates the video and goes to it, or to the gallery if there are several. */

@@ -21,6 +21,7 @@ const WORDS = {
   negative_prompt: 'Negative prompt',
   loras: 'LoRAs',
   clip_skip: 'CLIP layers skipped',
+  approximations: 'Approximate',
   name: 'Sampler',
   network: 'Network',
   grid: 'Step ends',
@@ -61,6 +62,7 @@ function settingsOf(video, models) {
     ...OF_VIDEO.map((name) => [name, video[name]]),
     ['loras', loras || undefined],
     ['clip_skip', video.clip_skip || undefined],
+    ['approximations', video.approximations?.join(', ') || undefined],
   ]
   const rule = video.sampler.guidance_rule ?? LEFT_OUT.guidance_rule
   const read = reads.filter((name) => (OF_RULE[name] ?? rule) === rule)

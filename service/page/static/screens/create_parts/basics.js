@@ -55,14 +55,28 @@ const PRIORITIES = [
   { value: 'low', label: 'Low: after all others' },
 ]
 
-/** @param {{form: object, model: object, errorOf: Function, onChange: Function}} props */
-export function More({ form, model, errorOf, onChange }) {
+const CACHES = {
+  'deep-cache': 'DeepCache: outer levels only, in some calls',
+  'first-block': 'First block: others only where it changes',
+  taylorseer: 'TaylorSeer: some steps extrapolated',
+}
+
+/** Ways to save calls that also change the video. */
+function Cache({ form, model, error, onChange }) {
+  if (!model.caches.length) return null
+  const options = [{ value: '', label: 'None: every call is computed' }, ...model.caches.map((name) => ({ value: name, label: CACHES[name] ?? name }))]
+  return html`<${Select} id="cache" label="Cache (approximate)" hint="Faster; the video changes" value=${form.cache?.name ?? form.cache ?? ''} options=${options} error=${error} onChange=${(cache) => onChange({ cache: cache || undefined })} />`
+}
+
+/** @param {{form: object, model: object, errorOf: Function, cacheError?: string, onChange: Function}} props */
+export function More({ form, model, errorOf, cacheError, onChange }) {
   return html`<div class="stack">
     <${Field} id="negative_prompt" label="Negative prompt" hint="What the video should not show" error=${errorOf('negative_prompt')}>
       ${(attributes) => html`<textarea class="input" rows="2" ...${attributes} value=${form.negative_prompt ?? model.negative_prompt} onInput=${(event) => onChange({ negative_prompt: event.target.value })}></textarea>`}
     <//>
     <div class="fields">
       <${NumberField} name="clip_skip" label="CLIP layers skipped" step="1" min="0" placeholder=${model.clip_skip} hint="1 is Clip skip 2 elsewhere" value=${form.clip_skip} error=${errorOf('clip_skip')} onChange=${onChange} />
+      <${Cache} form=${form} model=${model} error=${cacheError} onChange=${onChange} />
       <${Select} id="priority" label="Priority" value=${form.priority ?? 'normal'} options=${PRIORITIES} onChange=${(priority) => onChange({ priority })} />
       <${Field} id="callback_url" label="Webhook" hint="Called when the video has ended" error=${errorOf('callback_url')}>
         ${(attributes) => html`<input class="input" type="url" placeholder="https://…" ...${attributes} value=${form.callback_url ?? ''} onInput=${(event) => onChange({ callback_url: event.target.value })} />`}

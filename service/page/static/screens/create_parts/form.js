@@ -14,7 +14,7 @@ export const EXAMPLES = [
 ]
 
 const NUMBERS = ['num_frames', 'fps', 'num_inference_steps', 'guidance_scale', 'seed', 'clip_skip', 'num_videos']
-const TEXTS = ['size', 'negative_prompt', 'priority', 'callback_url']
+const TEXTS = ['size', 'negative_prompt', 'priority', 'callback_url', 'cache']
 
 /** An unchanged form for a model. */
 export const emptyForm = (model, prompt = '') => ({ model: model.id, prompt, sampler: {}, metadata: [] })
@@ -82,6 +82,7 @@ export function formOf(video, model) {
     sampler: Object.fromEntries([...others, ...settings]), // a default of the model would apply to what is not sent
     metadata: Object.entries(video.metadata),
     loras: video.loras,
+    cache: video.cache ?? undefined, // with its settings, until another one is chosen
     kept: video.input_reference && { id: video.id, ...video.input_reference }, // run_again has the file
     strength: video.input_reference?.strength ?? undefined,
     priority: video.priority === 'normal' ? undefined : video.priority,

@@ -24,6 +24,7 @@ export function Recipe({ video, model }) {
     ['Sampler', (SAMPLERS[video.sampler.name]?.[0] ?? video.sampler.name) + (video.experimental ? ', experimental' : '')],
     ...settings.map(([name, value]) => [html`<span class="sub">${pretty(name)}</span>`, words(value)]),
     ...(video.loras ?? []).map((lora) => [html`<span class="sub">LoRA ${lora.name}</span>`, `${lora.scale}, ${lora.networks.join(' and ')} network`]),
+    ...(video.approximations?.length ? [['Approximate', approximateWords(video)]] : []),
     ['Network calls', calls.map(([network, count]) => `${count} ${network}`).join(', ')],
     ...(video.input_reference ? [['Starts from', startWords(video.input_reference)]] : []),
     ['Negative prompt', video.negative_prompt || '–'],
@@ -36,6 +37,11 @@ export function Recipe({ video, model }) {
     ['Id', html`<code>${video.id}</code>`],
   ]
   return html`<dl class="facts recipe">${rows.map(([name, value]) => html`<dt>${name}</dt><dd>${value}</dd>`)}</dl>`
+}
+
+function approximateWords({ approximations, cache }) {
+  const settings = Object.entries(cache ?? {}).filter(([name]) => name !== 'name')
+  return [approximations.join(', '), ...settings.map(([name, value]) => `${pretty(name)} ${value}`)].join(', ')
 }
 
 function startWords({ type, use, strength, conditioning_scale: scale }) {
