@@ -105,7 +105,7 @@ def test_blocks_that_are_copied_in_a_fixed_order_have_no_caches() -> None:
         (DEMO, {"quantise": "float8"}, "families wan and cogvideox; most of a UNet is convolutions"),
         (WAN, {"quantise": "float8", "dtype": "float16"}, "rounds weights in bfloat16, and dtype is float16"),
     ],
-    ids=str,
+    ids=["cache of another family", "UNet", "dtype"],
 )
 def test_entries_that_cannot_be_are_refused(entry: ModelEntry, fields: dict[str, Any], said: str) -> None:
     with pytest.raises(ValidationError, match=said):
