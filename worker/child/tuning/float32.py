@@ -5,12 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -24,7 +23,7 @@ class InFloat32(TorchFunctionMode):
     ) -> Any:
         if getattr(func, "__name__", "") == "__get__":  # of an attribute, such as a tensor's dtype or shape
             return func(*args, **(kwargs or {}))
-        return func(*tree_map(_float32, args), **tree_map(_float32, kwargs or {}))
+        return func(*_float32(args), **_float32(kwargs or {}))
 
 
 @contextmanager
@@ -40,6 +39,10 @@ def float32() -> Generator[None]:
 
 
 def _float32(x: Any) -> Any:
+    if type(x) in (tuple, list):
+        return type(x)(map(_float32, x))
+    if type(x) is dict:
+        return {name: _float32(value) for name, value in cast("dict[str, Any]", x).items()}
     if isinstance(x, Tensor) and x.dtype in HALF:
         with torch._C.DisableTorchFunction():  # pyright: ignore[reportPrivateUsage]  else this would be asked again
             return x.float()

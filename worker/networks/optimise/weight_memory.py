@@ -6,7 +6,6 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 Strides = tuple[nn.Parameter, tuple[int, ...]]  # a parameter and how it was stored
 
@@ -46,9 +45,8 @@ def shared_bytes(one: nn.Module, other: nn.Module) -> int:
 
 def stored_tensors(x: Tensor) -> list[Tensor]:
     """What holds the numbers of a parameter: itself, or, of a quantised one, its rounded numbers and their scales."""
-    if not is_traceable_wrapper_subclass(x):
-        return [x]
-    return [getattr(x, name) for name in x.__tensor_flatten__()[0]]
+    flatten = getattr(x, "__tensor_flatten__", None)  # of torch's protocol for tensors made of others
+    return [x] if flatten is None else [getattr(x, name) for name in flatten()[0]]
 
 
 def _storages(modules: Iterable[nn.Module]) -> dict[int, int]:
