@@ -85,6 +85,11 @@ def log_context(**ids: str) -> AbstractContextManager[None]:
     return structlog.contextvars.bound_contextvars(**ids)
 
 
+def log_context_of_task(**ids: str) -> None:
+    """As `log_context`, for the rest of the current asyncio task."""
+    structlog.contextvars.bind_contextvars(**ids)
+
+
 def _renderer(log_format: LogFormat, *, is_terminal: bool) -> Processor:
     if log_format == "text" or (log_format == "auto" and is_terminal):
         return structlog.dev.ConsoleRenderer(colors=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import threading
 from contextlib import suppress
@@ -38,6 +39,8 @@ def main() -> None:
         watch_redis(services.redis_url, server.refuse)
         with suppress(RedisError):  # noted by the next process that starts
             note_settings(services.probe, settings, services.signer)
+    gc.freeze()  # what is loaded by now stays, so searching it for garbage is in vain
+    gc.set_threshold(10_000)  # allocations between two searches; a poll makes hundreds (benchmarks.api_load)
     try:
         server.run(sockets)
         if server.refusal is not None:

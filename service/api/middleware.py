@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import random
 import re
-import secrets
 import time
 from typing import Any
 
@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.metrics import Metrics
 from service.api.request_path import route_path
-from service.log_config import log_context
+from service.log_config import log_context_of_task
 
 # Clients can send any word as method; only these become a label.
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -28,7 +28,7 @@ class RequestId:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         sent = Headers(scope=scope).get("x-request-id", "")
-        request_id = sent if re.fullmatch(r"[\w.-]{1,128}", sent, re.ASCII) else f"req_{secrets.token_hex(16)}"
+        request_id = sent if re.fullmatch(r"[\w.-]{1,128}", sent, re.ASCII) else f"req_{random.getrandbits(128):032x}"
         state: dict[str, Any] = scope.setdefault("state", {})
         state["request_id"] = request_id
 
@@ -38,8 +38,8 @@ class RequestId:
             await send(message)
 
         video = re.match(r"/v1/videos/(video_[0-9a-f]{32})(?![^/])", route_path(scope))
-        with log_context(request_id=request_id, **({"video_id": video[1]} if video else {})):
-            await self._app(scope, receive, send_with_id)
+        log_context_of_task(request_id=request_id, **({"video_id": video[1]} if video else {}))  # each request has one
+        await self._app(scope, receive, send_with_id)
 
 
 class RequestMetrics:
