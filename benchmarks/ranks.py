@@ -1,8 +1,9 @@
 """`python -m benchmarks.ranks`: one process against several that compute each clip together (`ivmix worker --gpus`).
 
 On the CPU, one thread each; rounds of the arms alternate. Two clips: the model's default, in the demo's of which half
-of the calls have one branch of guidance, and one that is guided in every call. `--model full-size` takes random weights
-of Stable Diffusion 1.5 and AnimateDiff at a small size of picture: 3 GB on disk and 15 GB of memory.
+of the calls have one branch of guidance, and one that is guided in every call. The demo's networks draw an eighth of
+`--size`; those of `--model full-size` have the random weights of Stable Diffusion 1.5 and AnimateDiff, and draw small
+pictures: 3 GB on disk and 15 GB of memory.
 
 Prints for each arm the fastest and the median seconds of sampling, the CPU seconds of the busiest process, and what one
 process takes divided by both; also the largest difference between the latents, relative to the largest. Writes JSON
@@ -65,11 +66,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, help="instead of the model's default")
     parser.add_argument("--frames", type=int, help="likewise")
+    parser.add_argument("--size", help="likewise, WIDTHxHEIGHT, also one that the model's entry does not offer")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         file = MODELS_FILE if arguments.model == "demo" else save_full_size_model(Path(folder))
-        entry = ModelRegistry.load(file).get(arguments.model).model_copy(update={"cpu_threads": 1})
+        entry = _benchmarked(ModelRegistry.load(file).get(arguments.model), arguments.size)
         found = _measured(
             entry, _clips(entry, arguments.steps, arguments.frames), arguments.rounds, arguments.processes
         )
@@ -83,6 +85,11 @@ def main() -> None:
     if arguments.json:
         rows = {name: [vars(arm) | {"latents": None} for arm in arms] for name, arms in found.items()}
         arguments.json.write_text(json.dumps(rows, indent=1))
+
+
+def _benchmarked(entry: ModelEntry, size: str | None) -> ModelEntry:
+    """The entry with one thread, for clips of any length and cost."""
+    return entry.model_copy(update={"cpu_threads": 1, "max_cost": None, "sizes": (size,) if size else entry.sizes})
 
 
 def _measured(entry: ModelEntry, clips: dict[str, Generation], rounds: int, count: int) -> dict[str, tuple[Arm, Arm]]:

@@ -84,7 +84,6 @@ class Follower:
                 order: Order = self._connection.recv()
             except (EOFError, OSError):
                 return
-            found = None
             try:
                 if isinstance(order, Call):  # whatever happens: rank 0 sends it
                     dist.recv(self._prepared[order.number].x, 0)
@@ -93,10 +92,15 @@ class Follower:
                 log.exception("rank %d on %s failed", self._place.rank, self._device)
                 self._connection.send(_portable(e, self._device))
             else:
-                self._connection.send(None)
-            if found is not None:
-                dist.send(found, 0)
+                self._reply(found)
                 del found
+
+    def _reply(self, output: Tensor | None) -> None:
+        """Offer the output before saying so: gloo's threads can stall for milliseconds if both ranks begin at once."""
+        offer = None if output is None else dist.isend(output, 0)
+        self._connection.send(None)
+        if offer is not None:
+            offer.wait()
 
     def _obey(self, order: Order) -> Tensor | None:
         match order:
