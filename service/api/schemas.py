@@ -56,7 +56,8 @@ class CancelRequest(BaseModel):
 
     @model_validator(mode="after")
     def _has_ids_or_conditions(self) -> Self:
-        conditions = [name for name, value in self if name != "ids" and value is not None]
+        # An empty `metadata` excludes no video: it is no condition, or a filter left empty would cancel all of them.
+        conditions = [name for name, value in self if name != "ids" and value not in (None, {})]
         if (self.ids is None) == (not conditions):
             raise ValueError('send either ids, or conditions such as {"status": "queued"}')
         return self

@@ -63,6 +63,7 @@ def test_many_take_several_requests(client: TestClient, monkeypatch: pytest.Monk
     ("body", "message"),
     [
         ({}, "either ids, or conditions"),
+        ({"metadata": {}}, "either ids, or conditions"),
         ({"ids": ["video_x"], "status": "queued"}, "either ids, or conditions"),
         ({"ids": []}, "ids"),
         ({"ids": ["video_x"] * 101}, "ids"),
