@@ -51,6 +51,7 @@ def test_an_estimate_has_the_settings_and_calls_of_the_video(client: TestClient,
         {"sampler": {"interval": [1, 0]}},
         {"steps": 3},
         {"num_inference_steps": 0},
+        {"callback_url": "https://169.254.169.254/"},
     ],
     ids=str,
 )

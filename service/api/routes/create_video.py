@@ -224,9 +224,7 @@ def submit_jobs(
     if idempotency and (earlier := services.store.find_by_idempotency_key(principal.owner, idempotency)):
         response.headers["idempotent-replayed"] = "true"
         return earlier
-    generation = find_model(services, body.model).resolve(body)
-    if body.callback_url is not None:
-        services.webhooks.url_policy.check(body.callback_url, "callback_url")
+    generation = resolve_request(services, body)
     count = check_num_videos(body, principal, services.settings)
     services.free_space.require()
     services.loads.require(generation.model)
@@ -309,8 +307,16 @@ def _unquoted(key: str) -> str:
     return key[1:-1] if len(key) > 2 and key[0] == key[-1] == '"' else key
 
 
-def find_model(services: Services, model: str | None) -> ModelEntry:
-    """The model of a request. Raises InvalidParameter, as for other fields."""
+def resolve_request(services: Services, body: VideoRequest) -> Generation:
+    """What the request makes, with its receiver checked. Raises InvalidParameter."""
+    generation = _find_model(services, body.model).resolve(body)
+    if body.callback_url is not None:
+        services.webhooks.url_policy.check(body.callback_url, "callback_url")
+    return generation
+
+
+def _find_model(services: Services, model: str | None) -> ModelEntry:
+    """Raises InvalidParameter, as for other fields."""
     try:
         return services.models.get(model)
     except ModelNotFound as e:

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Request
 from service.api.auth import ServicesDep, Writer
 from service.api.num_videos import check_num_videos
 from service.api.openapi.responses import errors, success
-from service.api.routes.create_video import find_model, request_body
+from service.api.routes.create_video import request_body, resolve_request
 from service.api.schemas import VideoEstimate
 from service.api.video_requests import ParsedRequest, parsed_request
 from service.jobs.expected_time import expected_seconds
@@ -37,7 +37,7 @@ def estimate_video(
     writer: Writer, parsed: Annotated[ParsedRequest, Depends(read_request)], services: ServicesDep
 ) -> VideoEstimate:
     body = parsed.body
-    generation = find_model(services, body.model).resolve(body)
+    generation = resolve_request(services, body)
     check_num_videos(body, writer, services.settings)
     services.loads.require(generation.model)
     return VideoEstimate.of(generation, expected_seconds(services.store.lists, generation), seed=body.seed)
