@@ -19,6 +19,7 @@ from service.jobs.model import Generation
 from service.jobs.reference import Reference, ReferenceFile
 from service.jobs.request import VideoRequest, resolve_aliases
 from service.jobs.sampler_settings import RULE
+from service.json_text import NamedTwice, parse_json
 from service.validation_messages import unknown_parameter
 
 Body = dict[str, Any]  # not validated yet
@@ -163,9 +164,9 @@ def _is_image_alone(sampler: Body) -> bool:
 
 def read_json(raw: bytes) -> Body:
     try:
-        body = json.loads(raw)
-    except (ValueError, RecursionError) as e:
-        raise HTTPException(400, "The body is not valid JSON.") from e
+        body = parse_json(raw)
+    except ValueError as e:
+        raise HTTPException(400, f"The body is not valid JSON: {e}.") from e
     if not isinstance(body, dict):
         raise HTTPException(400, "The body is not a JSON object.")
     return cast(Body, body)
@@ -222,9 +223,11 @@ def _object(name: str, value: Any) -> Any:
         return {"name": value}
     if name == REFERENCE and not value.lstrip().startswith("{"):
         return value  # a data URL or an id
-    for read in (json.loads, ast.literal_eval):
+    for read in (parse_json, ast.literal_eval):
         try:
             found = read(value)
+        except NamedTwice as e:
+            raise InvalidParameter(name, f"In '{name}' {e}.") from e
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
         if isinstance(found, dict):

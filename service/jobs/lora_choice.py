@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Annotated, Any, cast
 
@@ -10,6 +9,7 @@ from pydantic import Field, model_validator
 
 from service.frozen_model import FrozenModel
 from service.jobs.sampler_settings import Network
+from service.json_text import parse_json
 
 NAME = r"^[A-Za-z0-9_.-]{1,64}$"
 LORA_TEXT = r"^[A-Za-z0-9_.-]{1,64}(:(-?\d+(\.\d+)?)?(:(image|video))?)?$"  # NAME[:SCALE[:NETWORK]]
@@ -92,9 +92,9 @@ def as_list(value: object) -> object:
         if not value.lstrip().startswith(("[", "{")):
             return [part.strip() for part in value.split(",") if part.strip()]
         try:
-            value = json.loads(value)
-        except (ValueError, RecursionError) as e:
-            raise ValueError("the text is not valid JSON") from e
+            value = parse_json(value)
+        except ValueError as e:
+            raise ValueError(f"the text is not valid JSON: {e}") from e
     if not isinstance(value, dict):
         return value
     table = cast("dict[str, object]", value)

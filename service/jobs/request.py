@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any, Self, cast
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
@@ -12,6 +11,7 @@ from service.jobs.lora_choice import MAX_LORAS, LoraRequest, as_list, unique_lor
 from service.jobs.model import EVENT_TYPES, Callback, EventType, Generation, Job, Priority
 from service.jobs.reference import ConditioningScale, ReferenceFile, ReferenceUse, Strength
 from service.jobs.step_cache import StepCacheRequest
+from service.json_text import parse_json
 
 MAX_SEED = 2**63 - 1
 MAX_NUM_VIDEOS = 16
@@ -166,7 +166,7 @@ class VideoRequest(FrozenModel):
         if not isinstance(value, str):
             return value
         try:
-            return json.loads(value)
+            return parse_json(value)
         except ValueError:
             return value.split(",")
 

@@ -5,12 +5,12 @@ They save time and change the picture by more than rounding, so nothing but a re
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field
 
 from service.frozen_model import FrozenModel
+from service.json_text import parse_json
 
 CacheName = Literal["deep-cache", "first-block", "taylorseer"]
 CACHES: tuple[CacheName, ...] = get_args(CacheName)
@@ -65,9 +65,9 @@ def _by_name(given: Any) -> Any:
     if not given.lstrip().startswith("{"):
         return {"name": given}
     try:
-        return json.loads(given)
-    except (ValueError, RecursionError) as e:
-        raise ValueError("the text is not valid JSON") from e
+        return parse_json(given)
+    except ValueError as e:
+        raise ValueError(f"the text is not valid JSON: {e}") from e
 
 
 StepCache = Annotated[DeepCache | FirstBlockCache | TaylorSeerCache, Field(discriminator="name")]

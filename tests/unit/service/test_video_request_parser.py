@@ -7,10 +7,11 @@ import re
 from typing import Any
 
 import pytest
+from fastapi import HTTPException
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.api.video_request_parser import NO_OPS, parse, parse_brackets
+from service.api.video_request_parser import NO_OPS, parse, parse_brackets, read_json
 from service.errors import InvalidParameter
 from tests.factories import PROMPT, make_generation
 
@@ -141,3 +142,44 @@ def test_a_remix_keeps_clip_skip_also_where_it_is_none() -> None:
     assert parse({"prompt": "x"}, make_generation()).clip_skip == 0
     assert parse({"prompt": "x", "clip_skip": 1}, source).clip_skip == 1
     assert parse({"prompt": "x", "sampler": {"name": "official"}}, source).clip_skip is None
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (b"", "it is empty"),
+        (b'{"prompt": "x",}', "expecting property name enclosed in double quotes, at line 1, column 16"),
+        (b'{"seed": 1, "seed": 2}', "'seed' is given twice with different values"),
+        (b'{"sampler": {"name": "ddim", "name": "evs"}}', "'name' is given twice with different values"),
+        (b"[" * 100_000, "it is nested too deeply"),
+        (b'{"seed": ' + b"9" * 5000 + b"}", "it has a number of 5000 digits"),
+        (b'{"prompt": "\xe9"}', "it is not in UTF-8 at byte 12"),
+        (b'{"metadata": {"a": "\\ud83d"}}', "it has a lone surrogate"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_an_unreadable_body_is_refused_with_the_reason(body: bytes, reason: str) -> None:
+    with pytest.raises(HTTPException, match=re.escape(f"The body is not valid JSON: {reason}")):
+        read_json(body)
+
+
+def test_a_name_twice_with_the_same_value_is_no_contradiction() -> None:
+    assert read_json(b'{"seed": 1, "seed": 1}') == {"seed": 1}
+
+
+def test_an_escaped_character_outside_the_first_plane_is_a_text() -> None:
+    assert read_json(b'{"prompt": "\\ud83d\\ude00"}') == {"prompt": "\U0001f600"}
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"metadata": '{"a": "1", "a": "2"}'}, "metadata"),
+        ({"cache": '{"name": "deep-cache", "steps": 2, "steps": 3}'}, "cache"),
+        ({"loras": '[{"name": "a", "name": "b"}]'}, "loras"),
+        ({"callback_url": "https://example.com", "callback_events": "[" * 100_000}, "callback_events.0"),
+    ],
+    ids=["metadata", "cache", "loras", "callback_events"],
+)
+def test_json_text_in_a_field_is_as_strict_as_a_body(body: dict[str, Any], param: str) -> None:
+    assert refused(body).param == param
