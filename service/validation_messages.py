@@ -31,6 +31,7 @@ _BOUNDS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "string_too_long": lambda ctx: _amount("at most", ctx["max_length"], "character"),
     "too_short": lambda ctx: _amount("at least", ctx["min_length"], "entry"),
     "too_long": lambda ctx: _amount("at most", ctx["max_length"], "entry"),
+    "string_pattern_mismatch": lambda ctx: f"of the form {ctx['pattern']}",
     "literal_error": lambda ctx: f"one of {ctx['expected']}",
     "enum": lambda ctx: f"one of {ctx['expected']}",
     "union_tag_invalid": lambda ctx: f"one of {ctx['expected_tags']}",
@@ -91,7 +92,7 @@ def _number(value: object) -> str:
     return (
         str(value).lower()
         if isinstance(value, bool | int)
-        else f"{value:g}"
+        else f"{value:.15g}"  # of seconds since 1970 every digit counts
         if isinstance(value, float)
         else str(value)
     )

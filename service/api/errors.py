@@ -124,9 +124,14 @@ def error_body(status: int, message: str, code: str, param: str | None = None) -
 def error_response(
     status: int, message: str, *, code: str, param: str | None = None, headers: dict[str, str] | None = None
 ) -> JSONResponse:
-    body = error_body(status, _encodable(message), code, param and _encodable(param))
+    body = error_body(status, _visible(message), code, param and _encodable(param))
     retry = {"retry-after": str(RETRY_AFTER_S)} if status == 503 else {}
     return JSONResponse(body.model_dump(), status, headers=retry | (headers or {}))
+
+
+def _visible(text: str) -> str:
+    """Escapes what does not show, such as the zero-width space that makes a word unknown; lone surrogates too."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 def _encodable(text: str) -> str:
