@@ -34,7 +34,7 @@ class _Fields(BaseModel):
         ("time", 1e20, "1e+20 is not possible, it must be at most 253402300799."),
     ],
 )
-def test_a_wrong_value_is_told_what_is_possible(name: str, value: Any, message: str) -> None:
+def test_an_error_says_what_is_possible(name: str, value: Any, message: str) -> None:
     with pytest.raises(ValidationError) as caught:
         _Fields.model_validate({name: value})
     assert invalid_value(name, caught.value.errors()[0]) == f"Invalid value for '{name}': {message}"
