@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sampler.errors import InvalidSetting
-from sampler.validation import finite_number, one_of, whole_number
+from sampler.validation import config_mapping, finite_number, one_of, whole_number
 
 EULER = "FlowMatchEulerDiscreteScheduler"
 # Spacing of each class that serves flow models.
@@ -32,7 +32,7 @@ def flow_settings(config: Mapping[str, Any], tokens: int | None) -> dict[str, An
     Raises:
         InvalidSetting: the config has a feature that is not supported; the message names it.
     """
-    kind = config.get("_class_name") or _class_of(config)
+    kind = config_mapping(config).get("_class_name") or _class_of(config)
     if "beta_schedule" in config and "use_flow_sigmas" not in config:
         raise InvalidSetting(
             f"beta_schedule={config['beta_schedule']!r} is not of a flow model; use NoiseSchedule.from_config"

@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor
 
 from sampler.errors import IncompatibleInputs, InvalidSetting
-from sampler.validation import one_of, whole_number
+from sampler.validation import one_of, seeded_generator, whole_number
 
 NoiseType = Literal["shuffle_context", "repeat_context", "random"]
 
@@ -45,7 +45,7 @@ def free_noise(
         IncompatibleInputs, InvalidSetting: name the parameter, its value and what is allowed.
     """
     _check(shape, length, stride, noise_type)
-    generator = Generator().manual_seed(seed) if isinstance(seed, int) else seed
+    generator = seed if isinstance(seed, Generator) else seeded_generator(seed)
     batch, channels, frames, height, width = shape
     drawn = min(frames, length) if noise_type == "repeat_context" else frames
     noise = torch.randn((batch, channels, drawn, height, width), generator=generator)

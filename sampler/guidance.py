@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sampler.errors import IncompatibleInputs
 from sampler.prediction import PredictionType, converted, input_scale
-from sampler.validation import one_of
+from sampler.validation import floating_tensor, one_of
 
 Branch = Literal["uncond", "cond"]
 Texts = tuple[Tensor, ...]  # of each CFG branch, (B, tokens, dim)
@@ -101,7 +101,7 @@ class GuidedDenoiser(ABC):
         prediction_type: PredictionType = "epsilon",
         added: AddedConditions | None = None,
     ) -> None:
-        if cond.shape != uncond.shape or cond.ndim != 3:
+        if floating_tensor("cond", cond).shape != floating_tensor("uncond", uncond).shape or cond.ndim != 3:
             raise IncompatibleInputs(
                 f"cond {tuple(cond.shape)} and uncond {tuple(uncond.shape)} must both be (batch, tokens, dim) and equal"
             )
@@ -265,15 +265,25 @@ class PreparedDenoiser:
 
 
 def network_output(output: Any, x: Tensor) -> Tensor:  # Any: diffusers' networks return different types
-    """The tensor in a network's output. Raises IncompatibleInputs if its shape is not that of the input x."""
-    if not isinstance(output, Tensor):
-        output = output.sample if hasattr(output, "sample") else output[0]
-    if output.shape != x.shape:
+    """The tensor in a network's output. Raises IncompatibleInputs if it has none in the shape of the input x."""
+    predicted = floating_tensor("the network's output", _first_part(output))
+    if predicted.shape != x.shape:
         raise IncompatibleInputs(
-            f"the network returned {tuple(output.shape)} for an input of {tuple(x.shape)}; networks that also predict "
-            "a variance, or take extra channels, are not supported"
+            f"the network returned {tuple(predicted.shape)} for an input of {tuple(x.shape)}; networks that also "
+            "predict a variance, or take extra channels, are not supported"
         )
-    return output
+    return predicted
+
+
+def _first_part(output: Any) -> Any:
+    if isinstance(output, Tensor):
+        return output
+    if hasattr(output, "sample"):
+        return output.sample
+    try:
+        return output[0]
+    except (TypeError, LookupError):
+        return output
 
 
 def configured(unet: Any, key: str) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,12 +13,13 @@ from sampler.denoise_and_goback_moves import AnyMove, Call, ResizingMove, Restar
 from sampler.errors import IncompatibleInputs, InvalidSetting
 from sampler.finite_check import FiniteCheck
 from sampler.freeinit import restart_latents
-from sampler.guidance import Denoiser, GuidedDenoiser, PreparedDenoiser
+from sampler.guidance import Denoiser, GuidedDenoiser, PreparedDenoiser, configured
 from sampler.guidance_rules import MOMENTUM, RuledScale, guided_prediction
 from sampler.noise import Generators, fresh_noise
 from sampler.plan import Plan
 from sampler.prediction import PredictionType, clean, converted
 from sampler.resizing import resized
+from sampler.validation import clip_tensor, floating_tensor
 
 
 @dataclass(frozen=True)
@@ -128,23 +130,30 @@ def sample(
     return _run(x, plan, prepared, generator, start, _initial_memory(x, plan, start, memory or {}))
 
 
-def _check(latents: Tensor, plan: Plan, models: Mapping[str, Denoiser], generator: Generators, start: int) -> None:
+def _check(latents: Any, plan: Plan, models: Mapping[str, Denoiser], generator: Generators, start: Any) -> None:
     for name, count in plan.calls.items():
         if count and name not in models:
             raise IncompatibleInputs(f"the plan calls the {name} model {count} times: pass {name}=...")
-    if latents.ndim != 5:
-        raise IncompatibleInputs(f"latents {tuple(latents.shape)} must be (batch, channels, frames, height, width)")
-    if not latents.isfinite().all():
+        if count:
+            _check_is_denoiser(name, models[name])
+    if not clip_tensor("latents", latents).isfinite().all():
         raise IncompatibleInputs("latents contain NaN or infinity before the first move; start from finite noise")
     if isinstance(generator, Sequence) and len(generator) != len(latents):
         raise IncompatibleInputs(
             f"{len(generator)} generators for a batch of {len(latents)}; give one for each clip, or one"
         )
-    if start not in range(len(plan) + 1):
+    if not isinstance(start, int) or start not in range(len(plan) + 1):  # 1.0 is in a range too
         raise InvalidSetting(f"start={start!r} is outside 0..{len(plan)}, the steps of the plan")
     for index, moves in enumerate(plan.steps[start:], start):
         for call in (call for move in moves for call in move.calls):
             _check_call(index, call, models[call.model])
+
+
+def _check_is_denoiser(name: str, model: Denoiser) -> None:
+    """Raises IncompatibleInputs for a network that no denoiser is around."""
+    if configured(model, "in_channels") is not None:
+        network, wanted = type(model).__name__, f"{name.capitalize()}Denoiser"
+        raise IncompatibleInputs(f"{name}={network} is a network; pass {wanted}({network}, cond, uncond)")
 
 
 def _check_call(step: int, call: Call, model: Denoiser) -> None:
@@ -195,12 +204,16 @@ class _CustomDenoiser:
         self._model = model
 
     def guided(self, latents: Tensor, timestep: float, alpha: float, guidance: float, uncond: float) -> Tensor:
-        if uncond == 1:  # so that custom denoisers need `uncond` for fused plans only
-            return self._model(latents, timestep, alpha, guidance)
-        return self._model(latents, timestep, alpha, guidance, uncond=uncond)
+        # `uncond` is left out where it is 1, so that custom denoisers need it for fused plans only.
+        further = {} if uncond == 1 else {"uncond": uncond}
+        eps = floating_tensor("the denoiser's answer", self._model(latents, timestep, alpha, guidance, **further))
+        if eps.shape != latents.shape:  # it would be repeated to their shape
+            shapes = f"{tuple(eps.shape)} for latents {tuple(latents.shape)}"
+            raise IncompatibleInputs(f"the denoiser answered {shapes}; it must return epsilon of their shape")
+        return eps
 
     def both(self, latents: Tensor, timestep: float, alpha: float) -> tuple[Tensor, Tensor]:
-        return self._model(latents, timestep, alpha, 0.0), self._model(latents, timestep, alpha, 1.0)
+        return self.guided(latents, timestep, alpha, 0.0, 1), self.guided(latents, timestep, alpha, 1.0, 1)
 
 
 class _Models:

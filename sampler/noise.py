@@ -9,6 +9,7 @@ from torch import Generator, Tensor
 
 from sampler.errors import IncompatibleInputs
 from sampler.plan import Plan
+from sampler.validation import clip_tensor, seeded_generator
 
 Generators = Generator | Sequence[Generator] | None  # None: torch's global generator
 
@@ -28,14 +29,15 @@ def seeded_noise(
 
     Raises:
         IncompatibleInputs: the number of seeds is not the batch size.
+        InvalidSetting: a seed is not a whole number in -2**63..2**64 - 1.
     """
-    if isinstance(seed, int):
-        return torch.randn(tuple(shape), generator=Generator().manual_seed(seed)).to(device)
+    if not isinstance(seed, Sequence):
+        return torch.randn(tuple(shape), generator=seeded_generator(seed)).to(device)
     if len(seed) != shape[0]:
         raise IncompatibleInputs(
             f"seed has {len(seed)} values for a batch of {shape[0]}; give one for each clip, or one integer"
         )
-    clips = [torch.randn(tuple(shape[1:]), generator=Generator().manual_seed(s)) for s in seed]
+    clips = [torch.randn(tuple(shape[1:]), generator=seeded_generator(s)) for s in seed]
     return torch.stack(clips).to(device)
 
 
@@ -71,12 +73,14 @@ def noised(clip: Tensor, plan: Plan, *, noise: Tensor | None = None, generator: 
         Latents of the same shape, float32: what `sample` takes for this plan.
 
     Raises:
-        IncompatibleInputs: clip and noise differ in shape, or are not 5-dimensional.
+        IncompatibleInputs: clip and noise differ in shape, are not 5-dimensional, or hold no floating-point numbers,
+            such as pixels of 0..255.
         InvalidSetting: the plan can only begin with noise.
     """
-    if clip.ndim != 5 or (noise is not None and noise.shape != clip.shape):
-        shapes = " and ".join(f"{tuple(x.shape)}" for x in (clip, noise) if x is not None)
-        raise IncompatibleInputs(f"clip and noise {shapes} must both be (batch, channels, frames, height, width)")
+    clip_tensor("clip", clip)
+    if noise is not None and clip_tensor("noise", noise).shape != clip.shape:
+        shapes = f"clip {tuple(clip.shape)} and noise {tuple(noise.shape)}"
+        raise IncompatibleInputs(f"{shapes} must both be (batch, channels, frames, height, width), and equal")
     alpha, clean = plan.first_alpha, clip.float()
     eps = fresh_noise(clean, generator) if noise is None else noise.to(clean)
     return alpha**0.5 * clean + (1 - alpha) ** 0.5 * eps

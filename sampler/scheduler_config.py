@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sampler.errors import InvalidSetting
-from sampler.validation import one_of
+from sampler.validation import config_mapping, one_of
 
 TRAINING = {
     "num_train_timesteps": 1000,
@@ -76,7 +76,8 @@ def complete_config(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         InvalidSetting: the config has a feature that is not supported; the message names it.
     """
-    filled_in: Any = config.get("_use_default_values", ())  # by the class; diffusers leaves them out as well
+    # What the class has filled in, diffusers leaves out as well.
+    filled_in: Any = config_mapping(config).get("_use_default_values", ())
     given = {key: value for key, value in config.items() if key not in filled_in}
     kind = given.get("_class_name") or _class_of(config)
     if str(kind).startswith("FlowMatch"):

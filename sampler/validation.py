@@ -1,13 +1,15 @@
-"""Checks of plan settings: each returns the valid value or raises InvalidSetting naming parameter, value and range."""
+"""Checks of settings and tensors: each returns the valid value or raises an error naming parameter, value and range."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from numbers import Real
+from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
 from typing import Any, TypeGuard
 
-from sampler.errors import InvalidSetting
+from torch import Generator, Tensor
+
+from sampler.errors import IncompatibleInputs, InvalidSetting
 
 Range = tuple[float, float]
 Guidance = float | Range  # one scale for the whole run, or the scales of its first and last step
@@ -25,6 +27,36 @@ def whole_number(name: str, value: Any, hint: str = "", *, most: float = math.in
         allowed = "of at least 1" if most == math.inf else f"in 1..{most}"
         raise InvalidSetting(f"{name}={value!r} must be a whole number {allowed}{hint}")
     return int(value)
+
+
+def seeded_generator(seed: Any) -> Generator:
+    """A generator on the CPU. Raises InvalidSetting for a seed that torch cannot take."""
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or not -(2**63) <= int(seed) < 2**64:
+        raise InvalidSetting(f"seed={seed!r} must be a whole number in -2**63..2**64 - 1")
+    return Generator().manual_seed(int(seed))
+
+
+def floating_tensor(name: str, value: Any) -> Tensor:
+    """Raises IncompatibleInputs: whole and complex numbers would lose a part of what they mean as float32."""
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        found = f"dtype {value.dtype}" if isinstance(value, Tensor) else f"type {type(value).__name__}"
+        raise IncompatibleInputs(f"{name} has {found}, but must be a torch.Tensor of floating-point numbers")
+    return value
+
+
+def clip_tensor(name: str, value: Any) -> Tensor:
+    """A clip (B, C, F, h, w). Raises IncompatibleInputs."""
+    clip = floating_tensor(name, value)
+    if clip.ndim != 5 or 0 in clip.shape:
+        shape = tuple(clip.shape)
+        raise IncompatibleInputs(f"{name} {shape} must be (batch, channels, frames, height, width), each at least 1")
+    return clip
+
+
+def config_mapping(config: Any) -> Mapping[str, Any]:
+    if not isinstance(config, Mapping):
+        raise InvalidSetting(f"config has type {type(config).__name__}; pass the mapping scheduler.config")
+    return config  # pyright: ignore[reportUnknownVariableType]
 
 
 def one_of(name: str, value: Any, allowed: Sequence[str]) -> None:
