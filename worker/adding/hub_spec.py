@@ -13,16 +13,15 @@ from service.errors import ConfigurationError
 
 _SUFFIXES = (".safetensors", *PICKLE_SUFFIXES)
 _FILE = rf"[^:]+(?:{'|'.join(map(re.escape, _SUFFIXES))})"
+_REPO = r"(?P<repo>\w[\w.-]*/\w[\w.-]*)"  # names on a hub do not begin with a dot, as paths such as ./folder do
 # A revision may have slashes, but ends at the first one where a file follows.
 _SPEC = re.compile(
-    r"(?P<repo>[\w.-]+/[\w.-]+)"
+    rf"{_REPO}"
     r"(?:@(?P<revision>refs/[\w-]+/[\w.-]+|[\w.-]+|[\w./-]{1,200}))?"
     rf"(?:/(?P<file>{_FILE}))?",
     re.ASCII,
 )
-_PAGE = re.compile(
-    r"/(?P<repo>[\w.-]+/[\w.-]+)(?:/(?:tree|blob|resolve|raw)/(?P<revision>[^/]+)(?:/(?P<file>.+))?)?/?", re.ASCII
-)
+_PAGE = re.compile(rf"/{_REPO}(?:/(?:tree|blob|resolve|raw)/(?P<revision>[^/]+)(?:/(?P<file>.+))?)?/?", re.ASCII)
 
 
 def is_url(text: str) -> bool:

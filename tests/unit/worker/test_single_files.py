@@ -103,6 +103,9 @@ def hubs() -> frozenset[str]:
         ("models/sd.safetensors", None),
         ("/data/models/sd.safetensors", None),
         ("owner/repo/folder", None),
+        ("./folder", None),
+        ("../folder", None),
+        ("./sub/sd.safetensors", None),
     ],
 )
 def test_how_people_name_a_repository(text: str, expected: HubSpec | None) -> None:
