@@ -51,15 +51,10 @@ async def test_webhook_endpoint(
     endpoint = await run_in_threadpool(services.webhooks.endpoints.get, owner, webhook_endpoint_id)
     open_requests: OpenRequests = request.app.state.open_requests
     with open_requests.slot(client_of(request, owner)):
-        await run_in_threadpool(_check_rate, request, services, endpoint)
+        await run_in_threadpool(request.app.state.rate_limiter.check_webhook, owner, endpoint.url)
         delivery = await run_in_threadpool(_create, services, endpoint, body.event_type)
         delivery = await _wait(request, services, delivery)
     return _result(endpoint, delivery)
-
-
-def _check_rate(request: Request, services: Services, endpoint: Endpoint) -> None:
-    per_minute = services.settings.webhook_sends_per_minute
-    request.app.state.rate_limiter.check_webhook(endpoint.owner, endpoint.url, per_minute=per_minute)
 
 
 def _create(services: Services, endpoint: Endpoint, event_type: EventType) -> Delivery:

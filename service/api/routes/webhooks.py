@@ -197,8 +197,7 @@ def redeliver_webhook(
     delivery = webhooks.deliveries.get(owner, webhook_delivery_id)
     endpoint = webhooks.endpoints.find(delivery.endpoint_id or "")
     url = delivery.url or (endpoint.url if endpoint else None)
-    per_minute = request.app.state.services.settings.webhook_sends_per_minute
-    request.app.state.rate_limiter.check_webhook(owner, url, per_minute=per_minute)
+    request.app.state.rate_limiter.check_webhook(owner, url)
     return WebhookDelivery.model_validate(webhooks.deliveries.redeliver(owner, webhook_delivery_id))
 
 
