@@ -12,7 +12,7 @@ from starlette.concurrency import run_in_threadpool
 
 from service.api.auth import ServicesDep, get_writer
 from service.api.file_stream import FileStream
-from service.api.open_requests import OpenRequests, client_of
+from service.api.open_requests import OpenRequests
 from service.api.openapi.responses import FILE, errors, success
 from service.api.rate_limits import RateLimiter
 from service.api.routes.create_video import (
@@ -63,7 +63,7 @@ async def create_video_sync(
         raise InvalidParameter("num_videos", message)
     open_requests: OpenRequests = request.app.state.open_requests
     limiter: RateLimiter = request.app.state.rate_limiter
-    with open_requests.slot(client_of(request, writer.owner)):
+    async with open_requests.slot(request, writer.owner):
         created = Response()  # receives the headers that `submit_jobs` sets
         jobs = await run_in_threadpool(submit_jobs, services, writer, body, idempotency_key, created, limiter)
         body.close()
