@@ -2,7 +2,8 @@
 
 Redis has no snapshot that a client can read, so keys are read one after the other, each as it is at that moment. The
 order makes the result consistent where it matters: what follows from a record is read after it. A job that ends
-meanwhile is in the backup as it was before, or with its webhook event, which may be sent twice but is never missing.
+meanwhile is in the backup as it was before, or with its webhook event, which may come with its deliveries too but is
+never missing.
 Left out is what is derived from records (indexes, queue entries, written again by a restore), what expires within
 seconds (leases, previews), and which files are to be deleted: a restored server must not delete files that were stored
 after the backup.

@@ -30,6 +30,8 @@ from service.redis_connection.replication import MARKER
 from service.settings import Settings
 from service.settings_audit import note_settings
 from service.storage import StorageRetry
+from service.webhook_dispatcher.fan_out import FanOut
+from service.wire.video import Renderer
 from service.wiring import Services
 from tests.commands import ivmix_here
 from tests.doc_examples import DOCS, example
@@ -245,6 +247,27 @@ def test_a_repeated_merge_sends_no_event_again(deployment: Deployment, command: 
         outbox.settle(entry)
     assert command("restore", str(file), "--merge").returncode == 0
     assert outbox.depth() == 0, "they were delivered"
+
+
+def test_a_merge_into_the_same_server_sends_no_event_again(deployment: Deployment, command: Any, tmp_path: Path) -> None:
+    """Neither what waited in the outbox when the backup was made, nor a delivery that was due then."""
+    services, deliveries = deployment.services, deployment.services.webhooks.deliveries
+    fan_out, files = FanOut(services.webhooks, Renderer(services.settings, services.storage)), list[Path]()
+    for folder in (tmp_path / "before", tmp_path / "after"):
+        folder.mkdir()
+        files.append(back_up(command, folder))
+        fan_out.run_once()
+    made = deliveries.list(deployment.owner)[0]
+    assert {delivery.video_id for delivery in made} == {deployment.completed.id, deployment.failed.id}
+    for delivery in made:
+        deliveries.fail(delivery, "endpoint_deleted")
+    for file in files:
+        assert command("restore", str(file), "--merge").returncode == 0
+    fan_out.run_once()
+    assert services.webhooks.outbox.depth() == 0
+    assert {delivery.id for delivery in deliveries.list(deployment.owner)[0]} == {delivery.id for delivery in made}
+    assert deliveries.claim(8) == []
+    assert deliveries.pending() == 0
 
 
 def test_a_merge_mixes_no_two_states(deployment: Deployment, command: Any, tmp_path: Path) -> None:
