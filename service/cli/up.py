@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from service.cli.console import Steps
+from service.cli.readiness import StorageCheck, problems
 from service.log_config import configure_logging
 from service.process.data_folder import keep_private, prepare_folder
 from service.process.supervisor import Supervisor
@@ -55,12 +56,15 @@ def run(settings: Settings, workers: int, *, with_logs: bool) -> None:
     stop = Stop()
     try:
         with ExitStack() as stack:
+            storage = StorageCheck(settings)
+            storage.start()
             with steps.step("service", "queue, API, webhooks and maintenance"):
                 supervisor = stack.enter_context(Supervisor(settings, workers, log_file))
             stop.is_started = True
             steps.say(f"ivmix is up on {supervisor.url}  (API documentation: {supervisor.url}/docs; Ctrl-C stops)")
             steps.say(AUTH_NOTICES[supervisor.settings.auth])
             _load_models(steps, supervisor, stop)
+            _say_what_works(steps, supervisor, storage, stop)
             supervisor.run_until(lambda: stop.is_set)
             steps.say("stopping")
     except KeyboardInterrupt:
@@ -68,7 +72,7 @@ def run(settings: Settings, workers: int, *, with_logs: bool) -> None:
 
 
 def _load_models(steps: Steps, supervisor: Supervisor, stop: Stop) -> None:
-    """Say which models can take jobs. The supervisor logs why others cannot, and workers that end."""
+    """Wait until every worker has loaded its models, or says why it cannot. The supervisor logs workers that end."""
     if not supervisor.models:
         steps.say("no worker runs here, so jobs wait until `ivmix worker` runs elsewhere")
         return
@@ -77,11 +81,21 @@ def _load_models(steps: Steps, supervisor: Supervisor, stop: Stop) -> None:
         if stop.is_set:
             raise KeyboardInterrupt
         step.done = ", ".join(supervisor.devices) or "none could be loaded"
-    devices = "; ".join(f"{model} on {', '.join(on)}" for model, on in supervisor.devices.items())
-    if devices:
-        steps.say(f"ready for work: {devices}. Try it: {supervisor.url}/docs", style="bold")
+
+
+def _say_what_works(steps: Steps, supervisor: Supervisor, storage: StorageCheck, stop: Stop) -> None:
+    """The last lines of the start: what does not work, if there is something, otherwise that all of it does."""
+    supervisor.run_until(lambda: stop.is_set or not storage.is_alive())
+    if stop.is_set:
+        return
     if supervisor.log_file:
         steps.say(f"log: {supervisor.log_file}")
+    found = list(problems(supervisor, storage.problem))
+    devices = "; ".join(f"{model} on {', '.join(on)}" for model, on in supervisor.devices.items())
+    if devices and not storage.problem:
+        steps.say(f"ready for work: {devices}. Try it: {supervisor.url}/docs", style="bold")
+    for problem in found:
+        steps.say(f"not ready: {problem}", style="bold red")
 
 
 def prepare_data(settings: Settings) -> None:

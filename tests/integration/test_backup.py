@@ -249,7 +249,9 @@ def test_a_repeated_merge_sends_no_event_again(deployment: Deployment, command: 
     assert outbox.depth() == 0, "they were delivered"
 
 
-def test_a_merge_into_the_same_server_sends_no_event_again(deployment: Deployment, command: Any, tmp_path: Path) -> None:
+def test_a_merge_into_the_same_server_sends_no_event_again(
+    deployment: Deployment, command: Any, tmp_path: Path
+) -> None:
     """Neither what waited in the outbox when the backup was made, nor a delivery that was due then."""
     services, deliveries = deployment.services, deployment.services.webhooks.deliveries
     fan_out, files = FanOut(services.webhooks, Renderer(services.settings, services.storage)), list[Path]()
