@@ -26,7 +26,7 @@ AUTH_NOTICES = {
 LARGE_LOG_BYTES = 10 * 2**20  # the next run starts a new file
 
 
-class Stop:
+class StopSignals:
     """Set by SIGINT and SIGTERM. Until `is_started` they also interrupt what runs, because the start may block."""
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ def run(settings: Settings, workers: int, *, with_logs: bool) -> None:
         logs = settings.data_dir / "logs"
         prepare_folder(logs, "IVMIX_DATA_DIR")
         log_file = log_to_file(settings, logs / "up.log", steps.console)
-    stop = Stop()
+    stop = StopSignals()
     try:
         with ExitStack() as stack:
             storage = StorageCheck(settings)
@@ -71,7 +71,7 @@ def run(settings: Settings, workers: int, *, with_logs: bool) -> None:
         steps.say("stopped while starting")
 
 
-def _load_models(steps: Steps, supervisor: Supervisor, stop: Stop) -> None:
+def _load_models(steps: Steps, supervisor: Supervisor, stop: StopSignals) -> None:
     """Wait until every worker has loaded its models, or says why it cannot. The supervisor logs workers that end."""
     if not supervisor.models:
         steps.say("no worker runs here, so jobs wait until `ivmix worker` runs elsewhere")
@@ -83,7 +83,7 @@ def _load_models(steps: Steps, supervisor: Supervisor, stop: Stop) -> None:
         step.done = ", ".join(supervisor.devices) or "none could be loaded"
 
 
-def _say_what_works(steps: Steps, supervisor: Supervisor, storage: StorageCheck, stop: Stop) -> None:
+def _say_what_works(steps: Steps, supervisor: Supervisor, storage: StorageCheck, stop: StopSignals) -> None:
     """The last lines of the start: what does not work, if there is something, otherwise that all of it does."""
     supervisor.run_until(lambda: stop.is_set or not storage.is_alive())
     if stop.is_set:
