@@ -48,7 +48,7 @@ Network = Any  # diffusers' from_pretrained is untyped
 
 
 @dataclass(frozen=True)
-class TrainingStage:
+class Stage:
     """A training stage. Shares are fractions of its examples."""
 
     train: Callable[[str, Path, Recipe, Group], None]
@@ -289,17 +289,15 @@ def _save_video_model(model: Network, spatial: UNet2DConditionModel, unet: Path,
 
 
 STAGES = {
-    "vae": TrainingStage(train_vae, 2, Recipe(2400, 24, 3e-3)),
-    "image": TrainingStage(
-        train_frames, 1, Recipe(10000, 48, 1.5e-3), unsaid=(0.04, 0.04, 0.5), empty=0.10, negative=0.12
-    ),
-    "image_colors": TrainingStage(
+    "vae": Stage(train_vae, 2, Recipe(2400, 24, 3e-3)),
+    "image": Stage(train_frames, 1, Recipe(10000, 48, 1.5e-3), unsaid=(0.04, 0.04, 0.5), empty=0.10, negative=0.12),
+    "image_colors": Stage(
         train_frames, 1, Recipe(1200, 48, 6e-4), unsaid=(0.04, 0.04, 0.5), empty=0.10, negative=0.35, flat=8.0
     ),
-    "footage": TrainingStage(train_frames, 1, Recipe(6000, 48, 1.5e-3), unsaid=(0.04, 0.04, 0.3), empty=0.10),
-    "motion": TrainingStage(train_motion, 2, Recipe(3000, 8, 2e-3)),
-    "vivid": TrainingStage(train_video, 2, Recipe(3000, 8, 4e-4)),
-    "start": TrainingStage(train_video, 2, Recipe(800, 8, 2e-4), pure_noise=0.2),
+    "footage": Stage(train_frames, 1, Recipe(6000, 48, 1.5e-3), unsaid=(0.04, 0.04, 0.3), empty=0.10),
+    "motion": Stage(train_motion, 2, Recipe(3000, 8, 2e-3)),
+    "vivid": Stage(train_video, 2, Recipe(3000, 8, 4e-4)),
+    "start": Stage(train_video, 2, Recipe(800, 8, 2e-4), pure_noise=0.2),
 }
 DATA_PROCESSES = {"latents": 2, "colors": 1}
 ORDER = ("vae", "latents", "colors", "image footage", "motion", "vivid", "start", "image_colors", "export")
