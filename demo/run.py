@@ -15,7 +15,7 @@ from service.cli.follow import follow
 from service.cli.up import log_to_file
 from service.process.supervisor import Supervisor
 from service.settings import Settings
-from worker.compare import SAMPLERS, TITLES, Arm, write_comparison
+from worker.compare import SAMPLERS, TITLES, ComparedClip, write_comparison
 
 PROMPT = "a red circle moving right on a teal background"
 SEED = 7
@@ -72,7 +72,7 @@ def compare(videos: Mapping[str, Video], files: Mapping[str, Path]) -> None:
     from worker.child import mp4  # loads av and numpy
 
     arms = [
-        Arm(name, mp4.read_mp4(files[name]), videos[name]["network_calls"], videos[name]["inference_time_s"])
+        ComparedClip(name, mp4.read_mp4(files[name]), videos[name]["network_calls"], videos[name]["inference_time_s"])
         for name in ARMS
     ]
     write_comparison(arms, COMPARISON, fps=int(videos[ARMS[0]]["fps"]))

@@ -15,7 +15,7 @@ from torch import Tensor
 MAX_STEPS_AHEAD = 2
 
 
-class NotFinite(NamedTuple):
+class NonFiniteMove(NamedTuple):
     """`step` counts from 0; `number` counts the moves of that step from 1."""
 
     step: int
@@ -41,7 +41,7 @@ class FiniteCheck:
         self._totals = iter(torch.zeros(steps, pin_memory=self._on_gpu).unbind())
         self._pending: deque[_Pending] = deque()
 
-    def check(self, step: int, after: Sequence[tuple[int, Tensor]], *, is_last: bool) -> NotFinite | None:
+    def check(self, step: int, after: Sequence[tuple[int, Tensor]], *, is_last: bool) -> NonFiniteMove | None:
         """Queue the check of `step`, then report the first failed check that has completed.
 
         Args:
@@ -59,7 +59,7 @@ class FiniteCheck:
             self._pending.popleft()
             total = cast("float", oldest.total.tolist())  # pyright: ignore[reportUnknownMemberType]
             if not math.isfinite(total):
-                return NotFinite(oldest.step, next(n for n, x in oldest.after if not torch.isfinite(x).all()))
+                return NonFiniteMove(oldest.step, next(n for n, x in oldest.after if not torch.isfinite(x).all()))
         return None
 
     def _start(self, step: int, after: Sequence[tuple[int, Tensor]]) -> _Pending:

@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx2
 
 from service.settings import Settings
+from tests.child_processes import ends_with_tests
 from tests.ports import free_port
 from tests.processes import clean_environment, wait_for
 
@@ -59,7 +60,9 @@ def api_process(settings: Settings, folder: Path, *, files: int = 1024, **enviro
     }
     command = ["bash", "-c", f'ulimit -n {files}; exec "$0" -m service.api', sys.executable]
     with api.log_file.open("w") as log:
-        process = subprocess.Popen(command, env=clean_environment() | given | environment, stderr=log)
+        process = subprocess.Popen(
+            command, env=clean_environment() | given | environment, stderr=log, preexec_fn=ends_with_tests()
+        )
     try:
         wait_for(lambda: _answers(api) or None, timeout_s=60, hint=f"for the API; see {api.log_file}")
         yield api

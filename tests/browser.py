@@ -14,6 +14,8 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+from tests.child_processes import ends_with_tests
+
 # IVMIX_CHROMIUM: another Chromium that decodes H.264, as Debian's does.
 CHROMIUM = os.environ.get("IVMIX_CHROMIUM") or shutil.which("chromium")
 MISSING = "no chromium: `apt-get install chromium`, or set IVMIX_CHROMIUM to the path of one"
@@ -63,7 +65,13 @@ def play(profile: Path, *files: Path) -> list[dict[str, Any]]:
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
     assert CHROMIUM, MISSING
     command = [CHROMIUM, *OPTIONS, f"--user-data-dir={profile}", f"http://127.0.0.1:{server.server_port}/"]
-    browser = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    browser = subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        preexec_fn=ends_with_tests(),
+    )
     try:
         return json.loads(reports.get(timeout=TIMEOUT_S))
     finally:

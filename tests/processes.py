@@ -16,6 +16,8 @@ from typing import Any, TypeVar
 
 import httpx2
 
+from tests.child_processes import ends_with_tests
+
 T = TypeVar("T")
 
 LIGHT_ENGINE = Path(__file__).with_name("light_engine")
@@ -42,6 +44,7 @@ def ivmix_up(data: Path, *options: str, **environment: str) -> Iterator[tuple[su
         text=True,
         env=clean_environment() | environment,
         start_new_session=True,
+        preexec_fn=ends_with_tests(),
     )
     assert process.stdout is not None
     lines: list[str] = []
@@ -70,7 +73,10 @@ def worker(environment: Mapping[str, str], *program: str) -> Iterator[subprocess
 @contextmanager
 def started(environment: Mapping[str, str], module: str, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
     process = subprocess.Popen(
-        [sys.executable, "-m", module, *arguments], env={**clean_environment(), **environment}, start_new_session=True
+        [sys.executable, "-m", module, *arguments],
+        env={**clean_environment(), **environment},
+        start_new_session=True,
+        preexec_fn=ends_with_tests(),
     )
     try:
         yield process

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.certificates import Certificates
+from tests.child_processes import ends_with_tests
 from tests.containers import DEPLOY
 from tests.ports import free_port
 from tests.processes import wait_for
@@ -97,7 +98,7 @@ def _running(command: list[str], place: Place) -> Iterator[None]:
         **{name: str(place.folder) for name in ("HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME")},
     }
     with log.open("w") as output:
-        process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+        process = subprocess.Popen(command, env=environment, stdout=output, stderr=output, preexec_fn=ends_with_tests())
     try:
         wait_for(lambda: process.poll() is not None or _listens(place.port), timeout_s=30, hint=log.read_text())
         assert process.poll() is None, log.read_text()

@@ -16,6 +16,7 @@ from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
+from tests.child_processes import ends_with_tests
 from tests.external_programs import python_with
 from tests.ports import free_port
 from tests.swift import admin_client
@@ -65,7 +66,10 @@ class SeaweedServer:
         with (self.folder / "server.log").open("wb") as log:
             command = [str(binary), "server", "-filer", "-s3", *(f"-{name}={value}" for name, value in options.items())]
             growth = {"WEED_MASTER_VOLUME_GROWTH_COPY_1": "1"}  # volumes at a time
-            self._process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **growth})
+            environment = {**os.environ, **growth}
+            self._process = subprocess.Popen(
+                command, stdout=log, stderr=log, env=environment, preexec_fn=ends_with_tests()
+            )
         try:
             self._wait_until_ready()
         except BaseException:

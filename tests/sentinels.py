@@ -13,6 +13,7 @@ from redis.exceptions import RedisError
 from redis.retry import Retry
 
 from service.process.embedded_valkey import find_valkey_binary
+from tests.child_processes import ends_with_tests
 from tests.ports import free_port
 from tests.processes import wait_for
 from tests.valkey import Valkey
@@ -50,7 +51,7 @@ class SentinelProcess:
         config.write_text(_SENTINEL.format(port=self.port, folder=folder, primary=primary_port))
         with (folder / "sentinel.log").open("wb") as log:
             command = [find_valkey_binary(), str(config), "--sentinel"]
-            self._process = subprocess.Popen(command, stdout=log, stderr=log)
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, preexec_fn=ends_with_tests())
         self.client: Any = _client(self.port, SENTINEL_PASSWORD)
 
     def kill(self) -> None:

@@ -15,6 +15,9 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from service.process.parent_watch import PR_SET_PDEATHSIG
+from tests.child_processes import LIBC
+
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 FRAME = re.compile(r"^\s*[⠀-⣿|/\\-] ")  # of a spinner
 
@@ -41,6 +44,7 @@ class Terminal:
     def _take_terminal() -> None:
         """Make it the controlling terminal, so that Ctrl-C is a signal, also where the tests run in the background."""
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
     def press(self, keys: str) -> None:

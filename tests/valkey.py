@@ -14,6 +14,7 @@ from redis.exceptions import RedisError
 from redis.retry import Retry
 
 from service.process.embedded_valkey import _configuration, find_valkey_binary
+from tests.child_processes import ends_with_tests
 from tests.ports import free_port
 
 
@@ -32,7 +33,8 @@ class Valkey:
         return f"redis://:secret@127.0.0.1:{self.port}/0"
 
     def start(self) -> None:
-        self._process = subprocess.Popen([find_valkey_binary(), str(self._config)], stdout=subprocess.DEVNULL)
+        command = [find_valkey_binary(), str(self._config)]
+        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, preexec_fn=ends_with_tests())
         deadline = time.monotonic() + 20
         with Redis.from_url(self.url, retry=Retry(NoBackoff(), 0)) as redis:
             while time.monotonic() < deadline:

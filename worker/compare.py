@@ -38,7 +38,7 @@ EXAMPLE = "ddim-image,ddim,iv-mixed"
 
 
 @dataclass(frozen=True)
-class Arm:
+class ComparedClip:
     """One clip of a comparison and what it cost.
 
     Args:
@@ -105,7 +105,7 @@ def compared_samplers(
     }
 
 
-def write_comparison(arms: Sequence[Arm], file: Path, *, fps: int) -> None:
+def write_comparison(arms: Sequence[ComparedClip], file: Path, *, fps: int) -> None:
     """Write the clips, which have one shape, next to each other as an mp4: titles above, network calls below."""
     from worker.child import mp4
 

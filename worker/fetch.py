@@ -138,10 +138,15 @@ app = typer.Typer(add_completion=False)
 @app.command()
 def main(name: str) -> None:
     """Download a model's weights."""
+    from service.process.command_audit import record_from_command  # Redis, for which --help must not wait
+
     settings = load_settings()
-    fetch(ModelRegistry.of(settings).entry(name), settings, typer.echo)
+    entry = ModelRegistry.of(settings).entry(name)
+    fetch(entry, settings, typer.echo)
     if missing := ModelRegistry.of(settings).entry(name).missing:
         raise ConfigurationError(f"{name} lacks {', '.join(missing)}, which no source provides")
+    if entry.missing:
+        record_from_command(settings, "model.fetched", name)
     typer.echo(f"{name} is ready")
 
 

@@ -26,7 +26,7 @@ from service.jobs.sampler_settings import USES
 from service.process.quick_imports import quick_imports
 from service.references import Limits, sanitise
 from service.settings import load_settings
-from worker.compare import SAMPLERS, Arm, compared_samplers, write_comparison
+from worker.compare import SAMPLERS, ComparedClip, compared_samplers, write_comparison
 
 if TYPE_CHECKING:
     from worker.child.clip import Clip
@@ -155,7 +155,7 @@ def _write(
         _report(path, generation, arm)
 
 
-def _report(output: Path, generation: Generation, *arms: Arm) -> None:
+def _report(output: Path, generation: Generation, *arms: ComparedClip) -> None:
     typer.echo(f"{output}: seed {generation.seed}" + "".join(f"\n  {arm.sampler}: {arm.cost}" for arm in arms))
 
 
@@ -188,10 +188,10 @@ def _request(fields: dict[str, Any], sampler: dict[str, Any]) -> VideoRequest:
         raise invalid_parameter(e) from e
 
 
-def _arm(engine: Engine, name: str, generation: Generation, steps: Steps, reference: Path | None) -> Arm:
+def _arm(engine: Engine, name: str, generation: Generation, steps: Steps, reference: Path | None) -> ComparedClip:
     start = time.perf_counter()
     frames = _generate(engine, name, generation, steps, reference).frames.numpy()
-    return Arm(name, frames, generation.network_calls, time.perf_counter() - start)
+    return ComparedClip(name, frames, generation.network_calls, time.perf_counter() - start)
 
 
 def _generate(engine: Engine, name: str, generation: Generation, steps: Steps, reference: Path | None = None) -> Clip:

@@ -75,7 +75,7 @@ def create_app(services: Services) -> FastAPI:
         telemetry={"tracing": False, "metrics": False, "logs": False},  # RequestTraces and RequestMetrics do it
     )
     app.state.services = services
-    app.state.rate_limiter = RateLimiter(services.redis)
+    app.state.rate_limiter = RateLimiter(services.redis, webhooks_per_minute=settings.webhook_sends_per_minute)
     app.state.open_requests = OpenRequests(settings)
     app.state.uploads = Uploads(settings)
     app.state.metrics = Metrics(services)
@@ -96,6 +96,7 @@ def create_app(services: Services) -> FastAPI:
 
 def _add_routes(app: FastAPI, settings: Settings) -> None:
     modules = (
+        create_video,
         cancel_videos,
         estimate_video,
         videos,
@@ -114,8 +115,8 @@ def _add_routes(app: FastAPI, settings: Settings) -> None:
     ways = [] if is_open else [Security(way) for way in (API_KEY, API_KEY_HEADER, SESSION)]
     common = errors(500, 503) if is_open else errors(401, 403, 500, 503)
     videos.add_polls(app, dependencies=ways, responses=common)
-    for router in (create_video.router, *(module.router for module in modules)):
-        app.include_router(router, dependencies=ways, responses=common)
+    for module in modules:
+        app.include_router(module.router, dependencies=ways, responses=common)
     app.include_router(health.router)
     if settings.metrics_port is None:
         app.include_router(metrics.router)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from fastapi import HTTPException, Request
 from python_multipart.exceptions import FormParserError
@@ -57,7 +57,8 @@ async def read_bytes(request: Request, limit: int, upload: Upload | None = None)
         InvalidParameter: another file, or media that no model takes.
     """
     _refuse_compression(request)
-    watch, raw = _watch(request, limit, upload), bytearray()
+    kind = _MultipartWatch if media_type(request) == "multipart/form-data" else _TextWatch
+    watch, raw = kind(request, limit, upload), bytearray()
     try:
         async for part in request.stream():
             raw += watch.keep(part)
@@ -83,42 +84,34 @@ def _refuse_compression(request: Request) -> None:
         )
 
 
-class _Watch(Protocol):
+class _Watch:
     """Looks at a body while it arrives."""
 
-    limit: int  # of the bytes that are kept in memory
+    def __init__(self, request: Request, limit: int, upload: Upload | None) -> None:
+        announced = request.headers.get("content-length", "")
+        self._length = int(announced[:18]) if announced.isdigit() else 0
+        self._upload = upload
+        self.limit = limit  # of the bytes that are kept in memory
 
     def keep(self, part: bytes) -> bytes | bytearray:
         """What of the part belongs to the body that is parsed later."""
-        ...
+        return part
 
     def check(self, raw: bytearray) -> None:
         """Called with the body so far."""
-        ...
 
-    def close(self) -> None: ...
-
-
-def _watch(request: Request, limit: int, upload: Upload | None) -> _Watch:
-    kind = media_type(request)
-    announced = request.headers.get("content-length", "")
-    length = int(announced[:18]) if announced.isdigit() else 0
-    if kind == "multipart/form-data":
-        return _MultipartWatch(request.headers.get("content-type", ""), limit, length, upload)
-    key = _URLENCODED_KEY if kind == "application/x-www-form-urlencoded" else _JSON_KEY
-    return _TextWatch(key, limit, length, upload)
+    def close(self) -> None:
+        """Called at the end in any case."""
 
 
-class _TextWatch:
+class _TextWatch(_Watch):
     """JSON and urlencoded bodies. One that fits is parsed as a whole; in a larger one, the field for media counts."""
 
-    def __init__(self, key: str, limit: int, length: int, upload: Upload | None) -> None:
-        self.limit, self._length, self._upload = limit, length, upload
+    def __init__(self, request: Request, limit: int, upload: Upload | None) -> None:
+        super().__init__(request, limit, upload)
+        key = _URLENCODED_KEY if media_type(request) == "application/x-www-form-urlencoded" else _JSON_KEY
         self._media = re.compile((key % "|".join(MEDIA_FIELDS)).encode())
         self._reference = re.compile((key % REFERENCE).encode())
-
-    def keep(self, part: bytes) -> bytes:
-        return part
 
     def check(self, raw: bytearray) -> None:
         if max(self._length, len(raw)) <= self.limit:
@@ -134,19 +127,16 @@ class _TextWatch:
                     "multipart form.",
                 )
 
-    def close(self) -> None:
-        pass
 
-
-class _MultipartWatch:
+class _MultipartWatch(_Watch):
     """Writes the file in `input_reference` to its folder, and refuses other files and media at their first byte.
 
     Malformed bodies are kept: their parser refuses them.
     """
 
-    def __init__(self, content_type: str, limit: int, length: int, upload: Upload | None) -> None:
-        _, options = parse_options_header(content_type)
-        self.limit, self._length, self._upload = limit, length, upload
+    def __init__(self, request: Request, limit: int, upload: Upload | None) -> None:
+        super().__init__(request, limit, upload)
+        _, options = parse_options_header(request.headers.get("content-type", ""))
         self._header, self._value, self._name, self._is_file = bytearray(), bytearray(), "", False
         self._file: UploadedFile | None = None
         self._part, self._taken = b"", list[tuple[int, int]]()
@@ -174,9 +164,6 @@ class _MultipartWatch:
         for start, end in reversed(self._taken):
             del rest[start:end]
         return rest
-
-    def check(self, raw: bytearray) -> None:
-        pass
 
     def close(self) -> None:
         if self._file is not None:

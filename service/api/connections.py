@@ -23,14 +23,14 @@ LOG_INTERVAL_S = 60.0
 OTHER_FILES = 128  # descriptors for Redis, logs, the listening socket and connections accepted in one go
 
 
-class State(StrEnum):
+class ConnectionState(StrEnum):
     RECEIVING = "receiving"  # the client has not sent a whole request yet
     STALLED = "stalled"  # the client does not take the response
     IDLE = "idle"  # between two requests
     ACTIVE = "active"  # the server is at work
 
 
-class Connection(Protocol):
+class ClientConnection(Protocol):
     address: str
 
     def expire(self) -> bool:
@@ -48,22 +48,26 @@ class Connection(Protocol):
 class _Group:
     """Connections by state, each with the time since when it has been in this state; the oldest is the first."""
 
-    since: dict[State, dict[Connection, float]] = field(default_factory=lambda: {state: {} for state in State})
+    since: dict[ConnectionState, dict[ClientConnection, float]] = field(
+        default_factory=lambda: {state: {} for state in ConnectionState}
+    )
 
     def __len__(self) -> int:
         return sum(map(len, self.since.values()))
 
-    def put(self, connection: Connection, state: State, now: float) -> None:
+    def put(self, connection: ClientConnection, state: ConnectionState, now: float) -> None:
         self.remove(connection)
         self.since[state][connection] = now
 
-    def remove(self, connection: Connection) -> None:
+    def remove(self, connection: ClientConnection) -> None:
         for connections in self.since.values():
             connections.pop(connection, None)
 
-    def victim(self, newest: Connection, now: float, limit: int) -> Connection | None:
+    def victim(self, newest: ClientConnection, now: float, limit: int) -> ClientConnection | None:
         """The connection to close for `newest`: one that waits for its client, otherwise the one idle for longest."""
-        receiving, stalled, idle = (self.since[state] for state in (State.RECEIVING, State.STALLED, State.IDLE))
+        receiving, stalled, idle = (
+            self.since[state] for state in (ConnectionState.RECEIVING, ConnectionState.STALLED, ConnectionState.IDLE)
+        )
         if len(receiving) > limit // 4:  # a flood: ordinary requests arrive in one piece
             return next(iter(receiving))
         waiting = [next(iter(found.items())) for found in (receiving, stalled) if found]
@@ -102,20 +106,20 @@ class Connections:
     def __len__(self) -> int:
         return len(self._all)
 
-    def opened(self, connection: Connection) -> None:
+    def opened(self, connection: ClientConnection) -> None:
         """Count a new connection; if there are too many, close another one, or refuse this one."""
-        self.moved(connection, State.RECEIVING)
+        self.moved(connection, ConnectionState.RECEIVING)
         group = self._groups[network_of(connection.address)]
         if len(group) > self._per_address and connection.address not in self._exempt:
             self._make_room(group, connection, self._per_address, "beyond the limit of their address")
         elif len(self._all) > self._limit:
             self._make_room(self._all, connection, self._limit, "beyond the limit of this process")
 
-    def moved(self, connection: Connection, state: State) -> None:
+    def moved(self, connection: ClientConnection, state: ConnectionState) -> None:
         for group in (self._all, self._groups[network_of(connection.address)]):
             group.put(connection, state, self._clock())
 
-    def closed(self, connection: Connection) -> None:
+    def closed(self, connection: ClientConnection) -> None:
         self._all.remove(connection)
         network = network_of(connection.address)
         if group := self._groups.get(network):
@@ -126,24 +130,24 @@ class Connections:
     def sweep(self) -> None:
         """Close the connections whose clients have taken too long; call it every second."""
         for state, reason in (
-            (State.RECEIVING, f"without a whole request within {self.timeout_s:g} s"),
-            (State.STALLED, f"whose client took too little of the response within {self.timeout_s:g} s"),
+            (ConnectionState.RECEIVING, f"without a whole request within {self.timeout_s:g} s"),
+            (ConnectionState.STALLED, f"whose client took too little of the response within {self.timeout_s:g} s"),
         ):
             for connection in list(self._overdue(state)):
                 if connection.expire():
                     self._closed[reason] += 1
                 else:
                     self.moved(connection, state)
-        for connection in list(self._overdue(State.IDLE)):
+        for connection in list(self._overdue(ConnectionState.IDLE)):
             if connection.is_closing():  # what is left of its last response is never taken
                 connection.evict()
         self._log()
 
-    def _overdue(self, state: State) -> Iterator[Connection]:
+    def _overdue(self, state: ConnectionState) -> Iterator[ClientConnection]:
         limit = self._clock() - self.timeout_s
         return (connection for connection, since in self._all.since[state].items() if since <= limit)
 
-    def _make_room(self, group: _Group, newest: Connection, limit: int, reason: str) -> None:
+    def _make_room(self, group: _Group, newest: ClientConnection, limit: int, reason: str) -> None:
         victim = group.victim(newest, self._clock(), limit)
         self._closed[reason] += 1
         if victim is None or victim is newest:

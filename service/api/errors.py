@@ -144,12 +144,8 @@ def _handle_service_error(request: Request, e: Exception) -> JSONResponse:
     if isinstance(e, SyncRequestFailed):
         headers = {"x-video-id": e.video_id, "x-should-retry": "false"}  # a retry would create another video
         return error_response(SYNC_STATUS.get(e.reason, 500), e.message, code=e.reason, headers=headers)
-    if isinstance(e, NoSpace):
-        return error_response(503, e.message, code=e.code, headers={"retry-after": str(NO_SPACE_RETRY_AFTER_S)})
-    if isinstance(e, ModelUnavailable):
-        return error_response(503, e.message, code=e.code)
     status = next((STATUS[kind] for kind in type(e).__mro__ if kind in STATUS), 500)
-    if status >= 500:
+    if status >= 500 and not isinstance(e, NoSpace | ModelUnavailable):
         _log(request, e)  # the details name hosts and buckets, so they go to the log only
         return error_response(status, UNAVAILABLE, code=e.code)
     if isinstance(e, InvalidParameter):
@@ -163,6 +159,8 @@ def _headers(e: ServiceError) -> dict[str, str]:
             return {"www-authenticate": "Bearer"}
         case QuotaExceeded():  # SDKs would retry within seconds
             return {"retry-after": str(e.retry_after_s), "x-should-retry": "false"}
+        case NoSpace():
+            return {"retry-after": str(NO_SPACE_RETRY_AFTER_S)}
         case Throttled():
             return {"retry-after": str(e.retry_after_s)}
         case _:

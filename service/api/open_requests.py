@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from threading import Event, Lock
 
 from fastapi import Request
@@ -23,9 +23,10 @@ class OpenRequests:
         self._counts: Counter[str] = Counter()
         self._lock = Lock()
 
-    def acquire(self, client: str) -> None:
-        """Raises RateLimited if too many are open; pairs with `release`."""
-        total, own = self._settings.max_held, self._settings.max_held_per_key
+    @asynccontextmanager
+    async def slot(self, request: Request, owner: str) -> AsyncGenerator[None]:
+        """Raises RateLimited if too many are open."""
+        client, total, own = client_of(request, owner), self._settings.max_held, self._settings.max_held_per_key
         whose = "this API key" if self._settings.auth == "keys" else "this address"
         with self._lock:
             if self._counts[client] >= own:
@@ -33,20 +34,11 @@ class OpenRequests:
             if self._counts.total() >= total:
                 raise _too_many(f"limit {total} for all clients, IVMIX_MAX_HELD")
             self._counts[client] += 1
-
-    def release(self, client: str) -> None:
-        with self._lock:
-            self._counts[client] -= 1
-            if not self._counts[client]:
-                del self._counts[client]
-
-    @contextmanager
-    def slot(self, client: str) -> Generator[None]:
-        self.acquire(client)
         try:
             yield
         finally:
-            self.release(client)
+            with self._lock:
+                self._counts -= Counter([client])  # forgets a client without requests
 
 
 def client_of(request: Request, owner: str) -> str:

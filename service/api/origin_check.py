@@ -103,24 +103,20 @@ class OriginCheck:
         return f"Pages of other sites may not load this URL; {_way_out()}"
 
     def _is_our_origin(self, origin: str, headers: Headers) -> bool:
-        sent = _origin(origin, exact=True)
-        if sent is None:
-            return False
-        scheme, authority = sent
-        host = Authority.parse(headers.get("host", ""))
-        own = host and (host.host, host.port or _DEFAULT_PORTS[scheme])
-        return sent in self._origins or own == (authority.host, authority.port)
+        return _is_addressed(origin, headers) or _origin(origin, exact=True) in self._origins
 
 
 def is_from_own_page(headers: Headers) -> bool:
     """Whether a browser says that a page of this very origin sent the request."""
     if site := headers.get("sec-fetch-site"):
         return site == "same-origin"
-    sent, host = _origin(headers.get("origin", ""), exact=True), Authority.parse(headers.get("host", ""))
-    if sent is None or host is None:
-        return False
-    scheme, origin = sent
-    return (host.host, host.port or _DEFAULT_PORTS[scheme]) == (origin.host, origin.port)
+    return _is_addressed(headers.get("origin", ""), headers)
+
+
+def _is_addressed(origin: str, headers: Headers) -> bool:
+    """Whether the request was sent to this very origin."""
+    sent = _origin(origin, exact=True)
+    return sent is not None and sent == _origin(f"{sent[0]}://{headers.get('host', '')}", exact=True)
 
 
 def _is_visit(scope: Scope, headers: Headers) -> bool:

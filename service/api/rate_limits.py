@@ -22,7 +22,8 @@ OWNERS_PER_HOST = 4  # so many owners can use their whole limit on webhooks to o
 class RateLimiter:
     """Counts in Redis, so that all API processes share one limit."""
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis, *, webhooks_per_minute: int) -> None:
+        self._webhooks_per_minute = webhooks_per_minute
         storage = RedisStorage("redis://", connection_pool=redis.connection_pool, key_prefix="ivm:rate")
         self._window = SlidingWindowCounterRateLimiter(storage)
 
@@ -34,13 +35,13 @@ class RateLimiter:
         limit = RateLimitItemPerMinute(principal.requests_per_minute)
         self._hit(limit, principal.owner, message=message, cost=videos)
 
-    def check_webhook(self, owner: str, url: str | None, *, per_minute: int) -> None:
+    def check_webhook(self, owner: str, url: str | None) -> None:
         """Counts one webhook that is sent on request. Without this limit, the server would be a cannon at others.
 
         Raises:
             RateLimited: for the owner, or for the host of the URL, with the seconds until the next one is allowed.
         """
-        what = "test events and redeliveries per minute"
+        per_minute, what = self._webhooks_per_minute, "test events and redeliveries per minute"
         message = f"Rate limit exceeded: {per_minute} {what} for this API key (IVMIX_WEBHOOK_SENDS_PER_MINUTE)."
         self._hit(RateLimitItemPerMinute(per_minute), "webhooks", owner, message=message)
         if url is not None:

@@ -17,7 +17,7 @@ from fastapi import FastAPI
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
-from service.api.connections import Connections, State, usable_connections
+from service.api.connections import Connections, ConnectionState, usable_connections
 from service.api.errors import error_body
 from service.settings import Settings
 
@@ -52,7 +52,7 @@ class BoundedProtocol(H11Protocol):
         super().__init__(*args, **kwargs)
         self.conn = JoinedConnection(h11.SERVER)
         self._connections = connections
-        self._state = State.RECEIVING
+        self._state = ConnectionState.RECEIVING
         self._untaken = 0  # bytes of the response that the client had not taken when the timeout began
         self.address = ""
 
@@ -94,7 +94,7 @@ class BoundedProtocol(H11Protocol):
         self._respond(503, body.model_dump_json().encode(), [("retry-after", "2")])
 
     def expire(self) -> bool:
-        if self._state is State.STALLED:
+        if self._state is ConnectionState.STALLED:
             before, self._untaken = self._untaken, self._count_untaken()
             if before - self._untaken >= TAKEN_AT_LEAST:
                 return False
@@ -115,13 +115,13 @@ class BoundedProtocol(H11Protocol):
             self._state = state
             self._connections.moved(self, state)
 
-    def _current_state(self) -> State:
+    def _current_state(self) -> ConnectionState:
         if self.flow.write_paused:
-            return State.STALLED
+            return ConnectionState.STALLED
         their_state = self.conn.their_state
         if their_state is h11.SEND_BODY or (their_state is h11.IDLE and self._has_sent_bytes()):
-            return State.RECEIVING
-        return State.ACTIVE if self._running_cycle() else State.IDLE
+            return ConnectionState.RECEIVING
+        return ConnectionState.ACTIVE if self._running_cycle() else ConnectionState.IDLE
 
     def _running_cycle(self) -> RequestResponseCycle | None:
         cycle = cast("RequestResponseCycle | None", self.cycle)  # None until the first request

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from fastapi.sse import EventSourceResponse
@@ -16,17 +17,15 @@ RETRY_MS = 2000
 
 
 class StreamResponse(EventSourceResponse):
-    """Releases its slot in any case; a client that disconnects before the first byte never starts the generator."""
+    """Holds its slot while it is sent, also if a client disconnects before the first byte and starts no generator."""
 
-    def __init__(self, content: AsyncIterator[bytes], release: Callable[[], None]) -> None:
+    def __init__(self, content: AsyncIterator[bytes], slot: AbstractAsyncContextManager[None]) -> None:
         super().__init__(content, headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
-        self._release = release
+        self._slot = slot
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        try:
+        async with self._slot:
             await super().__call__(scope, receive, send)
-        finally:
-            self._release()
 
 
 def event_name(job: Job) -> str:

@@ -9,7 +9,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import BinaryIO, TypeVar
@@ -59,7 +58,7 @@ class Uploads:
 
     async def read(self, function: Callable[..., T], *arguments: object) -> T:
         """What the function returns, which runs in a thread when its turn comes."""
-        return await to_thread.run_sync(partial(function, *arguments), limiter=self._limiter)
+        return await to_thread.run_sync(function, *arguments, limiter=self._limiter)
 
     @contextmanager
     def _slot(self, client: str) -> Generator[None]:
@@ -71,9 +70,7 @@ class Uploads:
             yield
         finally:
             with self._lock:
-                self._counts[client] -= 1
-                if not self._counts[client]:
-                    del self._counts[client]
+                self._counts -= Counter([client])  # forgets a client without uploads
 
     def _remove_left_behind(self) -> None:
         oldest = time.time() - LEFT_BEHIND_S

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+import datetime
+from typing import Literal
 
 from pydantic import Field
 
 from service.api.schemas import Page
-from service.jobs.usage import Usage
 from service.wire.video import ResponseModel
 
 
@@ -16,7 +16,7 @@ class DayUsage(ResponseModel):
 
     id: str = Field(description="For `after`")
     object: Literal["usage"] = "usage"
-    date: str = Field(description="UTC", json_schema_extra={"format": "date"})
+    date: datetime.date = Field(validation_alias="day", description="UTC")
     owner: str = Field(description="Id of the API key, or of the one that it replaces")
     videos: int = Field(description="Completed ones")
     failed: int
@@ -26,20 +26,6 @@ class DayUsage(ResponseModel):
     )
     failed_gpu_seconds: float = Field(description="The part of failed and cancelled videos")
     bytes: int = Field(description="Size of the completed videos")
-
-    @classmethod
-    def of(cls, usage: Usage) -> Self:
-        return cls(
-            id=usage.id,
-            date=usage.day.isoformat(),
-            owner=usage.owner,
-            videos=usage.videos,
-            failed=usage.failed,
-            cancelled=usage.cancelled,
-            gpu_seconds=usage.gpu_seconds,
-            failed_gpu_seconds=usage.failed_gpu_seconds,
-            bytes=usage.bytes,
-        )
 
 
 class UsageList(Page[DayUsage]):

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, Field, StrictBool
+from pydantic import AfterValidator, AliasPath, BeforeValidator, ConfigDict, Field, StrictBool
 
 from service.api.schemas import Page
 from service.frozen_model import FrozenModel
 from service.jobs.model import EVENT_TYPES, EventType
-from service.webhooks.deliveries import Delivery
-from service.webhooks.endpoints import Endpoint
 from service.webhooks.retry_policy import State
 from service.webhooks.url_policy import MAX_URL
 from service.wire.video import ResponseModel
 
-M = TypeVar("M", bound=BaseModel)
+UnixSeconds = Annotated[int, BeforeValidator(int)]  # records have fractions
 
 
 def _unique(types: tuple[EventType, ...]) -> tuple[EventType, ...]:
@@ -60,21 +58,26 @@ class TestEndpointRequest(FrozenModel):
 
 
 class WebhookEndpoint(ResponseModel):
+    # made from an `Endpoint`, or by the names of these fields
+    model_config = ConfigDict(validate_by_name=True)
+
     id: str
     object: Literal["webhook_endpoint"] = "webhook_endpoint"
-    created_at: int
-    updated_at: int
+    created_at: UnixSeconds
+    updated_at: UnixSeconds
     event_types: list[EventType]
     name: str
     url: str
-    signing_secret_hint: str
+    signing_secret_hint: str = Field(validation_alias=AliasPath("secrets", 0, "hint"))
 
-    enabled: bool = Field(description="false after a receiver answered 410; any update enables it again")
-    disabled_at: int | None
+    enabled: bool = Field(
+        validation_alias="is_enabled", description="false after a receiver answered 410; any update enables it again"
+    )
+    disabled_at: UnixSeconds | None
 
 
 class WebhookEndpointWithSecret(WebhookEndpoint):
-    signing_secret: str = Field(description="Only returned here")
+    signing_secret: str = Field(validation_alias=AliasPath("secrets", 0, "value"), description="Only returned here")
 
 
 class WebhookEndpointList(Page[WebhookEndpoint]):
@@ -117,63 +120,26 @@ class WebhookAttempt(ResponseModel):
 
 
 class WebhookDelivery(ResponseModel):
+    # made from a `Delivery`
     id: str = Field(description="Sent as the header webhook-id with every attempt; use it to drop duplicates")
     object: Literal["webhook_delivery"] = "webhook_delivery"
     event_id: str
     event_type: EventType
     video_id: str = Field(description="An invented id if it was a test event")
-    webhook_endpoint_id: str | None = Field(description="null for the callback_url of a video")
+    webhook_endpoint_id: str | None = Field(
+        validation_alias="endpoint_id", description="null for the callback_url of a video"
+    )
     url: str | None = Field(description="The callback_url of a video; null for an endpoint")
-    status: State
-    created_at: int
+    status: State = Field(validation_alias="state")
+    created_at: UnixSeconds
     next_attempt_at: float | None = Field(description="Unix seconds; null once delivered or failed")
-    completed_at: int | None
+    completed_at: UnixSeconds | None = Field(validation_alias="ended_at")
     error: str | None = Field(
         description="Error of the last attempt, or endpoint_deleted, endpoint_disabled, attempts_lost"
     )
-    attempt_count: int
-    attempts: list[WebhookAttempt] = Field(description="The most recent attempts, oldest first")
+    attempt_count: int = Field(validation_alias="attempts")
+    attempts: list[WebhookAttempt] = Field(validation_alias="log", description="The most recent attempts, oldest first")
 
 
 class WebhookDeliveryList(Page[WebhookDelivery]):
     pass
-
-
-def render_endpoint(endpoint: Endpoint) -> WebhookEndpoint:
-    return WebhookEndpoint(**_fields(endpoint))
-
-
-def render_endpoint_with_secret(endpoint: Endpoint) -> WebhookEndpointWithSecret:
-    return WebhookEndpointWithSecret(**_fields(endpoint), signing_secret=endpoint.secrets[0].value)
-
-
-def _fields(endpoint: Endpoint) -> dict[str, Any]:
-    return {
-        "id": endpoint.id,
-        "created_at": int(endpoint.created_at),
-        "updated_at": int(endpoint.updated_at),
-        "event_types": list(endpoint.event_types),
-        "name": endpoint.name,
-        "url": endpoint.url,
-        "signing_secret_hint": endpoint.secrets[0].hint,
-        "enabled": endpoint.is_enabled,
-        "disabled_at": None if endpoint.disabled_at is None else int(endpoint.disabled_at),
-    }
-
-
-def render_delivery(delivery: Delivery) -> WebhookDelivery:
-    return WebhookDelivery(
-        id=delivery.id,
-        event_id=delivery.event_id,
-        event_type=delivery.event_type,
-        video_id=delivery.video_id,
-        webhook_endpoint_id=delivery.endpoint_id,
-        url=delivery.url,
-        status=delivery.state,
-        created_at=int(delivery.created_at),
-        next_attempt_at=delivery.next_attempt_at if delivery.state is State.PENDING else None,
-        completed_at=None if delivery.ended_at is None else int(delivery.ended_at),
-        error=delivery.error,
-        attempt_count=delivery.attempts,
-        attempts=[WebhookAttempt.model_validate(attempt) for attempt in delivery.log],
-    )

@@ -27,7 +27,7 @@ _SCHEDULE = re.compile(r"[|]|:\s*[\d.]+\s*$")
 _LITERAL = "write \\( and \\[ for brackets that are text"
 
 
-class Span(NamedTuple):
+class WeightedSpan(NamedTuple):
     """A part of a prompt whose words have one weight; 1 is no weight."""
 
     text: str
@@ -37,10 +37,10 @@ class Span(NamedTuple):
 class _Bracket(NamedTuple):
     kind: str
     start: int  # index in the prompt
-    spans: list[Span]  # what it encloses
+    spans: list[WeightedSpan]  # what it encloses
 
 
-def weighted_spans(prompt: str) -> tuple[Span, ...]:
+def weighted_spans(prompt: str) -> tuple[WeightedSpan, ...]:
     """The parts of a prompt, without its brackets; neighbours have different weights.
 
     Raises:
@@ -57,7 +57,7 @@ def weighted_spans(prompt: str) -> tuple[Span, ...]:
         elif number or bracket:
             _close(opened, prompt, part, number)
         else:
-            opened[-1].spans.append(Span(escaped or text, 1.0))
+            opened[-1].spans.append(WeightedSpan(escaped or text, 1.0))
     if opened[1:]:
         raise ValueError(f"the '{opened[-1].kind}' {_place(opened[-1].start)} is not closed; close it, or {_LITERAL}")
     return _merged(opened[0].spans)
@@ -83,7 +83,7 @@ def _close(opened: list[_Bracket], prompt: str, part: re.Match[str], number: str
     factor = STEP if kind == "(" else 1 / STEP
     if number is not None:
         factor = _number(number, part.start(2))
-    weighted = [Span(span.text, _checked(span.weight * factor, start)) for span in spans]
+    weighted = [WeightedSpan(span.text, _checked(span.weight * factor, start)) for span in spans]
     opened.pop()
     opened[-1].spans.extend(weighted)
 
@@ -106,11 +106,11 @@ def _checked(weight: float, start: int) -> float:
     return round(weight, 9)  # so that (([[word]])) has exactly 1
 
 
-def _merged(spans: list[Span]) -> tuple[Span, ...]:
-    found: list[Span] = []
+def _merged(spans: list[WeightedSpan]) -> tuple[WeightedSpan, ...]:
+    found: list[WeightedSpan] = []
     for span in spans:
         if found and found[-1].weight == span.weight:
-            found[-1] = Span(found[-1].text + span.text, span.weight)
+            found[-1] = WeightedSpan(found[-1].text + span.text, span.weight)
         else:
             found.append(span)
     return tuple(found)

@@ -25,7 +25,7 @@ NAME_WIDTH = 17
 
 
 @dataclass
-class Step:
+class RunningStep:
     """A running step. `done` is what its last line says."""
 
     name: str
@@ -56,10 +56,10 @@ class Steps:
         self._marks = ("✓", "✗") if self.console.encoding.startswith("utf") else ("+", "x")
 
     @contextmanager
-    def step(self, name: str, detail: str = "") -> Generator[Step]:
+    def step(self, name: str, detail: str = "") -> Generator[RunningStep]:
         """Run one step. If it raises, a terminal shows which one failed; the message is the caller's."""
         if not self.is_animated:
-            yield (step := Step(name))
+            yield (step := RunningStep(name))
             self.say(f"{name}: {step.done or detail} ({_duration(step.seconds)})")
             return
         columns = (
@@ -69,7 +69,7 @@ class Steps:
             TimeElapsedColumn(),
         )
         progress = Progress(*columns, console=self.console, transient=True)
-        step = Step(name, _progress=progress, _task=progress.add_task("", total=None, detail=detail))
+        step = RunningStep(name, _progress=progress, _task=progress.add_task("", total=None, detail=detail))
         try:
             with progress:
                 yield step
@@ -82,7 +82,7 @@ class Steps:
         """Print one line, never wrapped where others read it."""
         self.console.print(Text(text, style=style), soft_wrap=True)
 
-    def _finish(self, mark: str, style: str, step: Step, said: str) -> None:
+    def _finish(self, mark: str, style: str, step: RunningStep, said: str) -> None:
         line = Text.assemble((mark, style), f" {step.name:<{NAME_WIDTH}} {said}  ", (_duration(step.seconds), "dim"))
         self.console.print(line, soft_wrap=True)
 

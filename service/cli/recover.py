@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from service.audit_log import person
+from service.audit_log import AuditLog, person
 from service.cli.up import prepare_data
 from service.maintenance.recovery import Recovery, RecoveryStatus
 from service.process.embedded_valkey import EmbeddedValkey
@@ -40,15 +40,18 @@ def run(*, is_dry: bool, may_delete: bool) -> None:
                 services.replication.require(services.redis)
         summary = ", ".join(f"{count} {status}" for status, count in counts.items())
         typer.echo(f"{sum(counts.values())} videos in the storage: {summary}{' (dry run)' if is_dry else ''}")
-        _lost_files(recovery, may_delete=may_delete and not is_dry)
+        _lost_files(recovery, services.audit, may_delete=may_delete and not is_dry)
 
 
-def _lost_files(recovery: Recovery, *, may_delete: bool) -> None:
+def _lost_files(recovery: Recovery, audit: AuditLog, *, may_delete: bool) -> None:
     """Pictures and clips of clients are among them, which nothing else would ever delete."""
     lost = list(recovery.lost_files())
-    for key in lost:
-        if may_delete:
-            recovery.storage.delete(key)
-        typer.echo(f"{'deleted' if may_delete else 'lost'} {key}")
-    if lost and not may_delete:
+    if lost and may_delete:
+        with audit.recording("files.deleted", "storage", actor=person(), deleted=0) as details:
+            for key in lost:
+                recovery.storage.delete(key)
+                details["deleted"] += 1
+                typer.echo(f"deleted {key}")
+    elif lost:
+        typer.echo("\n".join(f"lost {key}" for key in lost))
         typer.echo(f"{len(lost)} files of jobs that are lost; `ivmix recover --delete-lost` deletes them")

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from service.cli.console import Steps
+from service.cli.readiness import StorageCheck, problems
 from service.log_config import configure_logging
 from service.process.data_folder import keep_private, prepare_folder
 from service.process.supervisor import Supervisor
@@ -25,7 +26,7 @@ AUTH_NOTICES = {
 LARGE_LOG_BYTES = 10 * 2**20  # the next run starts a new file
 
 
-class Stop:
+class StopSignals:
     """Set by SIGINT and SIGTERM. Until `is_started` they also interrupt what runs, because the start may block."""
 
     def __init__(self) -> None:
@@ -52,23 +53,26 @@ def run(settings: Settings, workers: int, *, with_logs: bool) -> None:
         logs = settings.data_dir / "logs"
         prepare_folder(logs, "IVMIX_DATA_DIR")
         log_file = log_to_file(settings, logs / "up.log", steps.console)
-    stop = Stop()
+    stop = StopSignals()
     try:
         with ExitStack() as stack:
+            storage = StorageCheck(settings)
+            storage.start()
             with steps.step("service", "queue, API, webhooks and maintenance"):
                 supervisor = stack.enter_context(Supervisor(settings, workers, log_file))
             stop.is_started = True
             steps.say(f"ivmix is up on {supervisor.url}  (API documentation: {supervisor.url}/docs; Ctrl-C stops)")
             steps.say(AUTH_NOTICES[supervisor.settings.auth])
             _load_models(steps, supervisor, stop)
+            _say_what_works(steps, supervisor, storage, stop)
             supervisor.run_until(lambda: stop.is_set)
             steps.say("stopping")
     except KeyboardInterrupt:
         steps.say("stopped while starting")
 
 
-def _load_models(steps: Steps, supervisor: Supervisor, stop: Stop) -> None:
-    """Say which models can take jobs. The supervisor logs why others cannot, and workers that end."""
+def _load_models(steps: Steps, supervisor: Supervisor, stop: StopSignals) -> None:
+    """Wait until every worker has loaded its models, or says why it cannot. The supervisor logs workers that end."""
     if not supervisor.models:
         steps.say("no worker runs here, so jobs wait until `ivmix worker` runs elsewhere")
         return
@@ -77,11 +81,21 @@ def _load_models(steps: Steps, supervisor: Supervisor, stop: Stop) -> None:
         if stop.is_set:
             raise KeyboardInterrupt
         step.done = ", ".join(supervisor.devices) or "none could be loaded"
-    devices = "; ".join(f"{model} on {', '.join(on)}" for model, on in supervisor.devices.items())
-    if devices:
-        steps.say(f"ready for work: {devices}. Try it: {supervisor.url}/docs", style="bold")
+
+
+def _say_what_works(steps: Steps, supervisor: Supervisor, storage: StorageCheck, stop: StopSignals) -> None:
+    """The last lines of the start: what does not work, if there is something, otherwise that all of it does."""
+    supervisor.run_until(lambda: stop.is_set or not storage.is_alive())
+    if stop.is_set:
+        return
     if supervisor.log_file:
         steps.say(f"log: {supervisor.log_file}")
+    found = list(problems(supervisor, storage.problem))
+    devices = "; ".join(f"{model} on {', '.join(on)}" for model, on in supervisor.devices.items())
+    if devices and not storage.problem:
+        steps.say(f"ready for work: {devices}. Try it: {supervisor.url}/docs", style="bold")
+    for problem in found:
+        steps.say(f"not ready: {problem}", style="bold red")
 
 
 def prepare_data(settings: Settings) -> None:

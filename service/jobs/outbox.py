@@ -43,9 +43,17 @@ class Outbox:
         """Return the number of entries without deliveries."""
         return self._redis.xlen(OUTBOX)
 
-    def settle(self, entry: str, commands: Sequence[Command] = ()) -> bool:
-        """Remove an entry and run the commands in one transaction. False if another process removed it first."""
-        return bool(self._settle([OUTBOX], [entry, json.dumps(commands)]))
+    def settle(self, entry: str, commands: Sequence[Command] = (), *, creates: str | None = None) -> bool:
+        """Remove an entry and run the commands in one transaction.
+
+        Args:
+            creates: a key that the commands create. If it exists, they have run for an earlier copy of this entry, and
+                do not run again.
+
+        Returns:
+            False if the commands were not run: another process removed the entry first, or ran them for a copy.
+        """
+        return bool(self._settle([OUTBOX, *([creates] if creates else [])], [entry, json.dumps(commands)]))
 
 
 def job_of(record: Record) -> Job:

@@ -2,7 +2,8 @@
 
 Redis has no snapshot that a client can read, so keys are read one after the other, each as it is at that moment. The
 order makes the result consistent where it matters: what follows from a record is read after it. A job that ends
-meanwhile is in the backup as it was before, or with its webhook event, which may be sent twice but is never missing.
+meanwhile is in the backup as it was before, or with its webhook event, which may come with its deliveries too but is
+never missing.
 Left out is what is derived from records (indexes, queue entries, written again by a restore), what expires within
 seconds (leases, previews), and which files are to be deleted: a restored server must not delete files that were stored
 after the backup.
@@ -41,7 +42,7 @@ DERIVED = re.compile(
 )
 
 
-class Stage(IntEnum):
+class BackupStage(IntEnum):
     """What is read when. Of a job that ends meanwhile, its usage is missing rather than counted twice."""
 
     USAGE = 0
@@ -50,15 +51,15 @@ class Stage(IntEnum):
     OTHERS = 3
 
 
-def stage_of(key: str) -> Stage | None:
+def stage_of(key: str) -> BackupStage | None:
     """None for a key that is not kept."""
     if DERIVED.fullmatch(key):
         return None
     if key.startswith("ivm:usage:"):
-        return Stage.USAGE
+        return BackupStage.USAGE
     if key.startswith("ivm:job:"):
-        return Stage.RECORDS
-    return Stage.OUTBOX if key == OUTBOX else Stage.OTHERS
+        return BackupStage.RECORDS
+    return BackupStage.OUTBOX if key == OUTBOX else BackupStage.OTHERS
 
 
 @dataclass
@@ -69,7 +70,7 @@ class Backup:
     counts: dict[str, int] = field(default_factory=lambda: {"videos": 0, "waiting": 0, "other keys": 0})
 
     def write(self, writer: BackupWriter) -> None:
-        for stage in Stage:
+        for stage in BackupStage:
             for keys in self._keys(stage):
                 for line in self._read(keys):
                     writer.write(line)
@@ -79,7 +80,7 @@ class Backup:
                 self.counts["waiting"] += len(ids)
                 writer.write({"queue": model_of(queue.name), "ids": ids})
 
-    def _keys(self, stage: Stage) -> Iterator[list[bytes]]:
+    def _keys(self, stage: BackupStage) -> Iterator[list[bytes]]:
         """Every key of a stage, in batches; a key may come twice."""
         untyped: UntypedRedis = self.redis
         batch: list[bytes] = []

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from service.jobs.model import EventType, Job, JobState
 from service.jobs.outbox import job_of
 from service.redis_records import Record
-from service.webhooks.deliveries import Delivery, creation_commands, new_delivery
+from service.webhooks.deliveries import Delivery, creation_commands, new_delivery, video_index
 from service.wire.video import Renderer
 from service.wire.webhook import payload
 from service.wiring import Webhooks
@@ -50,7 +50,7 @@ class FanOut:
             return
         deliveries = self._deliveries(job)
         commands = [command for delivery in deliveries for command in creation_commands(delivery)]
-        if self.webhooks.outbox.settle(entry_id, commands):
+        if self.webhooks.outbox.settle(entry_id, commands, creates=video_index(job.id)):
             log.info("%s %s: %d webhook deliveries", job.id, job.state, len(deliveries))
             self.webhooks.deliveries.trim(job.owner)
 

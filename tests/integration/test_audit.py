@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from rq import Queue
 from service.api_keys import Scope
 from service.audit_log import AUDIT, KEPT, AuditEntry, AuditLog
 from service.jobs.store import JobStore
+from service.maintenance.recovery import LOST_AFTER_S
 from service.process.command_audit import record_from_command
 from service.settings import Settings
 from service.settings_audit import note_settings
@@ -58,6 +61,19 @@ def test_commands_are_recorded_and_shown(services: Services, tmp_path: Path) -> 
     assert found[0].at.endswith("+00:00")
     table = run(services, tmp_path, "audit", "--action", "key.revoked")
     assert (key.id in table, "backup.made" in table, secret in table) == (True, False, False)
+
+
+def test_deleted_files_of_lost_jobs_are_recorded(services: Services, tmp_path: Path) -> None:
+    left = [tmp_path / "storage" / "references" / f"video_{digit * 32}" for digit in "12"]
+    left[0].parent.mkdir(parents=True)
+    for file in left:
+        file.write_bytes(b"a picture")
+        os.utime(file, (time.time() - 2 * LOST_AFTER_S,) * 2)
+    for _ in range(2):  # the second one finds none
+        run(services, tmp_path, "recover", "--delete-lost")
+    actions = [(entry.action, entry.target, entry.details) for entry in reversed(entries(services))]
+    recovered = ("records.recovered", "storage", {"rebuilt": 0})
+    assert actions == [recovered, ("files.deleted", "storage", {"deleted": 2}), recovered]
 
 
 def test_videos_of_others_are_recorded_and_own_ones_are_not(

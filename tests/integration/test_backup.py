@@ -15,11 +15,8 @@ import pytest
 from fastapi.testclient import TestClient
 
 from service.api_keys import digest_of
-from service.audit_log import AuditLog
 from service.jobs.job_list import JobFilter
-from service.jobs.model import Job, JobError, JobState, Phase
-from service.jobs.outbox import LISTENERS, job_of
-from service.jobs.record_reader import Idempotency
+from service.jobs.model import JobState
 from service.jobs.rq_queues import GENERATE, TrustedJob, generate_queue
 from service.jobs.store import LeaseReply
 from service.jobs.usage import UsageStore
@@ -31,10 +28,9 @@ from service.settings import Settings
 from service.settings_audit import note_settings
 from service.storage import StorageRetry
 from service.wiring import Services
-from tests.commands import ivmix_here
+from tests.backups import Command, Deployment, back_up, commands_for
 from tests.doc_examples import DOCS, example
-from tests.factories import complete_job, create_job, deliver_webhooks, finish, make_job
-from tests.processes import clean_environment
+from tests.factories import complete_job, create_job, deliver_webhooks, make_job
 from tests.quick_app import quick_app
 from worker.child.upload import Uploader
 from worker.scratch import Scratch
@@ -47,67 +43,14 @@ def settings(settings: Settings) -> Settings:
     return settings.model_copy(update={"auth": "keys", "lease_s": 3.0, "beat_s": 1.0})
 
 
-class Deployment:
-    """Jobs in every state, keys, webhooks, as a service that runs has them."""
-
-    def __init__(self, services: Services, scratch: Path) -> None:
-        self.services = services
-        key, self.secret = services.keys.create("a client", max_waiting=7)
-        revoked, self.revoked_secret = services.keys.create("revoked")
-        services.keys.revoke(revoked.id)
-        self.owner = key.owner
-        store, queue = services.store, generate_queue(services.redis, "demo")
-        self.idempotency = Idempotency("key-1", "fingerprint")
-        endpoint = services.webhooks.endpoints.create(
-            self.owner, name="main", url="https://hooks.example.com/", event_types=("video.completed", "video.failed")
-        )
-        self.endpoint, self.callback_secrets = endpoint, services.webhooks.endpoints.callback_secrets(self.owner)
-        self.completed = self._job()
-        finish(services, self.completed.id, b"a video", scratch=scratch)
-        self.failed = self._job()
-        store.start(self.failed.id, "e1")
-        store.fail(self.failed.id, "e1", JobError(code="out_of_memory", message="It is too large."))
-        self.running = self._job(metadata={"project": "shapes"})
-        store.start(self.running.id, "e2")
-        store.report_progress(self.running.id, "e2", 5, 20, Phase.SAMPLING, gpu_seconds=2.5)
-        self.deleted_while_running = self._job()
-        store.start(self.deleted_while_running.id, "e3")
-        store.delete(self.deleted_while_running.id)
-        self.queued = [self._job(owner=owner) for owner in (self.owner, "key_other", self.owner, "key_other")]
-        self.first = store.create(make_job(owner=self.owner), queue, idempotency=self.idempotency)
-        # As RQ does when it hands jobs out.
-        for job in (self.completed, self.failed, self.running, self.deleted_while_running):
-            services.redis.lrem(queue.key, 1, job.id)
-
-    def _job(self, **over: Any) -> Job:
-        queue = generate_queue(self.services.redis, "demo")
-        return create_job(self.services.store, queue, **({"owner": self.owner} | over))
-
-    @property
-    def queue(self) -> list[str]:
-        return generate_queue(self.services.redis, "demo").job_ids
-
-
 @pytest.fixture
 def deployment(services: Services, tmp_path: Path) -> Deployment:
     return Deployment(services, tmp_path)
 
 
 @pytest.fixture
-def command(settings: Settings, tmp_path: Path) -> Any:
-    environment = clean_environment() | {
-        "IVMIX_REDIS_URL": settings.redis_url or "",
-        "IVMIX_DATA_DIR": str(settings.data_dir),
-    }
-    return lambda *arguments: ivmix_here(*arguments, cwd=tmp_path, environment=environment)
-
-
-def back_up(command: Any, folder: Path) -> Path:
-    ran = command("backup", str(folder))
-    assert ran.returncode == 0, ran.stderr
-    (file,) = folder.glob("ivmix-*.jsonl.gz")
-    assert file.stat().st_mode & 0o777 == 0o600
-    return file
+def command(settings: Settings, tmp_path: Path) -> Command:
+    return commands_for(settings, tmp_path)
 
 
 def maintained(services: Services) -> None:
@@ -121,7 +64,7 @@ def snapshot(redis: Any) -> set[str]:
     return {key.decode("latin-1") for key in redis.scan_iter("*")}
 
 
-def test_after_a_restore_everything_works(deployment: Deployment, command: Any, tmp_path: Path) -> None:
+def test_after_a_restore_everything_works(deployment: Deployment, command: Command, tmp_path: Path) -> None:
     services, store = deployment.services, deployment.services.store
     queue_before, key_before = deployment.queue, services.keys.find(digest_of(deployment.secret))
     before = {job.id: job for job in store.list(limit=50)[0]}
@@ -153,7 +96,7 @@ def test_after_a_restore_everything_works(deployment: Deployment, command: Any, 
     assert events == {deployment.completed.id, deployment.failed.id}
 
 
-def test_what_waited_and_ran_ends_after_a_restore(deployment: Deployment, command: Any, tmp_path: Path) -> None:
+def test_what_waited_and_ran_ends_after_a_restore(deployment: Deployment, command: Command, tmp_path: Path) -> None:
     """One worker survived the loss, the other did not; the deleted video stays deleted."""
     services, store = deployment.services, deployment.services.store
     lost = create_job(store, generate_queue(services.redis, "demo"), owner=deployment.owner)
@@ -186,7 +129,9 @@ def printed(folder: Path) -> list[list[str]]:
     return [shlex.split(line, comments=True)[1:] for line in block.splitlines()]
 
 
-def test_files_stored_after_the_backup_get_their_records(deployment: Deployment, command: Any, tmp_path: Path) -> None:
+def test_files_stored_after_the_backup_get_their_records(
+    deployment: Deployment, command: Command, tmp_path: Path
+) -> None:
     """With the commands as printed. Maintenance must not delete meanwhile what it does not know."""
     services, folder = deployment.services, tmp_path / "backups"
     folder.mkdir()
@@ -213,7 +158,7 @@ def test_files_stored_after_the_backup_get_their_records(deployment: Deployment,
     assert services.keys.find(digest_of(deployment.secret)) is not None
 
 
-def test_a_backup_is_never_written_over_what_is_there(deployment: Deployment, command: Any, tmp_path: Path) -> None:
+def test_a_backup_is_never_written_over_what_is_there(deployment: Deployment, command: Command, tmp_path: Path) -> None:
     services = deployment.services
     file = back_up(command, tmp_path)
     ran = command("restore", str(file))
@@ -229,49 +174,7 @@ def test_a_backup_is_never_written_over_what_is_there(deployment: Deployment, co
     assert services.webhooks.outbox.depth() == 2
 
 
-def test_a_repeated_merge_sends_no_event_again(deployment: Deployment, command: Any, tmp_path: Path) -> None:
-    """Into a server that has newer events already."""
-    services, outbox = deployment.services, deployment.services.webhooks.outbox
-    file = back_up(command, tmp_path)
-    services.redis.flushall()
-    newer = create_job(services.store, generate_queue(services.redis, "demo"))
-    services.redis.sadd(LISTENERS, json.dumps(newer.owner))
-    services.store.cancel(newer.id)
-    for _ in range(2):
-        assert command("restore", str(file), "--merge").returncode == 0
-    waiting = [job_of(record).id for _, record in outbox.read(10)]
-    assert waiting == [newer.id, deployment.completed.id, deployment.failed.id]
-    for entry, _ in outbox.read(10):
-        outbox.settle(entry)
-    assert command("restore", str(file), "--merge").returncode == 0
-    assert outbox.depth() == 0, "they were delivered"
-
-
-def test_a_merge_mixes_no_two_states(deployment: Deployment, command: Any, tmp_path: Path) -> None:
-    """A request, a day's usage and the audit log, before the loss and after it."""
-    services, owner = deployment.services, deployment.owner
-    store, queue, log = services.store, generate_queue(services.redis, "demo"), AuditLog(services.redis)
-    idempotency = Idempotency("key-2", "fingerprint")
-    store.create_many([make_job(owner=owner) for _ in range(2)], queue, idempotency=idempotency)
-    log.record("key.created", "key_1", actor="cli:x@y")
-    (created,) = log.newest_first()
-    file = back_up(command, tmp_path)
-    services.redis.flushall()
-    again = store.create(make_job(owner=owner), queue, idempotency=idempotency)
-    store.cancel(again.id)
-    log.record("key.revoked", "key_2", actor="cli:x@y")
-    days = date.today() - timedelta(days=2), date.today() + timedelta(days=2)
-    usage = UsageStore(services.redis).page(*days)
-    for _ in range(2):
-        assert command("restore", str(file), "--merge").returncode == 0
-    assert [job.id for job in store.find_by_idempotency_key(owner, idempotency)] == [again.id]
-    assert UsageStore(services.redis).page(*days) == usage
-    entries = list(log.newest_first())
-    assert [entry.action for entry in entries] == ["backup.restored"] * 2 + ["key.revoked", "key.created"]
-    assert entries[-1] == created
-
-
-def test_damaged_files_are_refused_as_a_whole(deployment: Deployment, command: Any, tmp_path: Path) -> None:
+def test_damaged_files_are_refused_as_a_whole(deployment: Deployment, command: Command, tmp_path: Path) -> None:
     content = back_up(command, tmp_path).read_bytes()
     lines = gzip.decompress(content).splitlines(keepends=True)
     changed = lines[3].replace(b":", b": ", 1)
@@ -298,7 +201,7 @@ def test_damaged_files_are_refused_as_a_whole(deployment: Deployment, command: A
 
 
 def test_a_backup_while_jobs_change_has_every_job_that_was_accepted_before(
-    services: Services, command: Any, tmp_path: Path
+    services: Services, command: Command, tmp_path: Path
 ) -> None:
     """Jobs are created and end between two reads of the backup; what it has is consistent."""
     redis: Any = services.redis
@@ -327,7 +230,7 @@ def test_a_backup_while_jobs_change_has_every_job_that_was_accepted_before(
     assert {job.id for job in found.values() if job.state is JobState.QUEUED} == in_queue
 
 
-def test_large_collections_are_read_in_parts(services: Services, command: Any, tmp_path: Path) -> None:
+def test_large_collections_are_read_in_parts(services: Services, command: Command, tmp_path: Path) -> None:
     redis: Any = services.redis
     redis.zadd("ivm:webhook:deliveries:key_a", {f"whd_{number:04}": 0 for number in range(2 * CHUNK)})
     redis.set("ivm:idem:key_a:x", "1", ex=1000)

@@ -9,7 +9,7 @@ import pytest
 
 from tests import browser
 from worker.child.mp4 import Frames
-from worker.compare import Arm, write_comparison
+from worker.compare import ComparedClip, write_comparison
 from worker.video import write_mp4
 
 pytestmark = pytest.mark.skipif(browser.CHROMIUM is None, reason=browser.MISSING)
@@ -27,7 +27,7 @@ def clip() -> Frames:
 
 def test_both_videos_play_to_their_end_in_their_colours(tmp_path: Path) -> None:
     write_mp4(clip(), tmp_path / "demo.mp4", fps=8)
-    arms = [Arm(name, clip(), {"image": 16, "video": 0}, 1.0) for name in ("ddim-image", "ddim", "iv-mixed")]
+    arms = [ComparedClip(name, clip(), {"image": 16, "video": 0}, 1.0) for name in ("ddim-image", "ddim", "iv-mixed")]
     write_comparison(arms, tmp_path / "compare.mp4", fps=8)
     (tmp_path / "broken.mp4").write_bytes((tmp_path / "demo.mp4").read_bytes()[:2000])
     *both, broken = browser.play(tmp_path / "profile", *(tmp_path / f"{n}.mp4" for n in ("demo", "compare", "broken")))

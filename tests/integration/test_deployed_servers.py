@@ -21,6 +21,7 @@ from redis.retry import Retry
 
 from service.process.embedded_valkey import find_valkey_binary
 from service.settings import Settings
+from tests.child_processes import ends_with_tests
 from tests.containers import DEPLOY, compose, pod_specs, rendered
 from tests.ports import free_port
 from tests.processes import wait_for
@@ -54,7 +55,9 @@ def running(command: list[str], folder: Path, password: str) -> Iterator[int]:
     lines = f"port {port}\nbind 127.0.0.1\nrequirepass"
     script = command[-1].replace("requirepass", lines).replace("dir /data", f"dir {folder}")
     environment = {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "VALKEY_PASSWORD": password}
-    process = subprocess.Popen([*command[:-1], script], env=environment, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [*command[:-1], script], env=environment, stdout=subprocess.DEVNULL, preexec_fn=ends_with_tests()
+    )
     try:
         yield port
     finally:

@@ -14,6 +14,7 @@ from service.catalog.registry import ModelRegistry
 from service.catalog.weight_files import LOCK_FILE
 from service.errors import ConfigurationError, ModelNotFetched
 from service.jobs.request import VideoRequest
+from service.wiring import Services
 from tests.adding import new_machine, use_hub
 from tests.commands import ivmix_here
 from tests.fake_hub import Hub, serve_hub
@@ -143,6 +144,17 @@ def test_unpinned_model_is_trusted_once_and_then_held_to_what_came(
     assert machine.ivmix("fetch", "tiny")[0] == 0  # stays with the commit it had, and has all of it
     assert len(hub.downloads()) == before
     assert machine.file(BIG).read_bytes() == files[BIG]
+
+
+def test_fetched_model_is_in_the_audit_log_once(
+    machine: Machine, hub: Hub, files: dict[str, bytes], services: Services
+) -> None:
+    machine.environment["IVMIX_REDIS_URL"] = services.redis_url
+    machine.register(f'revision = "{hub.commit(REPO, files)}"', pins(files))
+    for _ in range(2):  # the second one finds all of it here
+        assert machine.ivmix("fetch", "tiny")[0] == 0
+    (entry,) = services.audit.newest_first()
+    assert (entry.action, entry.target) == ("model.fetched", "tiny")
 
 
 def test_one_unknown_file_among_pinned_ones_is_fetched_and_recorded(

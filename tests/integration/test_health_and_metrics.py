@@ -23,6 +23,7 @@ from service.settings import Settings
 from service.webhook_dispatcher.metrics import DispatcherMetrics
 from service.wiring import Services
 from tests.api_calls import create
+from tests.child_processes import ends_with_tests
 from tests.doc_examples import DOCS
 from tests.factories import PROMPT, make_job
 from tests.ports import free_port
@@ -145,7 +146,9 @@ class TestMetrics:
 
 @contextmanager
 def api_process(environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen([sys.executable, "-m", "service.api"], env=clean_environment() | environment)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "service.api"], env=clean_environment() | environment, preexec_fn=ends_with_tests()
+    )
     try:
         yield process
     finally:

@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx2
 
 from service.settings import Settings
+from tests.child_processes import ends_with_tests
 from tests.ports import free_port
 from tests.processes import clean_environment, finished_video, wait_for
 
@@ -46,7 +47,10 @@ def one_video(swift: Settings, log_file: Path) -> tuple[str, str, str]:
     own = environment(swift, api_port, metrics_port)
     with log_file.open("w") as log, httpx2.Client(trust_env=False, timeout=30) as http:
         programs = [["service.api"], ["worker", "demo"]]
-        processes = [subprocess.Popen([sys.executable, "-m", *program], env=own, stderr=log) for program in programs]
+        processes = [
+            subprocess.Popen([sys.executable, "-m", *program], env=own, stderr=log, preexec_fn=ends_with_tests())
+            for program in programs
+        ]
         try:
             http.base_url = httpx2.URL(f"http://127.0.0.1:{api_port}")
             wait_for(lambda: is_ready(http), timeout_s=90)

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from service.cli.up import LARGE_LOG_BYTES
+from tests.child_processes import ends_with_tests
+from tests.ports import free_port
 from tests.processes import clean_environment, light_engine, wait_for
 from tests.terminal import Terminal
 
@@ -107,12 +109,30 @@ def test_a_log_that_cannot_be_written_is_one_sentence(tmp_path: Path, name: str)
     assert str(wrong) in line
 
 
+def test_an_unreachable_storage_is_the_last_line_of_the_start(tmp_path: Path) -> None:
+    """Not "ready for work": it says what happens to videos meanwhile, and what to do."""
+    storage = {"STORAGE": "s3", "S3_ENDPOINT_URL": f"http://127.0.0.1:{free_port()}", "S3_BUCKET": "videos"}
+    keys = {"S3_ACCESS_KEY_ID": "id", "S3_SECRET_ACCESS_KEY": "secret", "STORAGE_RETRY_S": "77"}
+    settings = {f"IVMIX_{name}": value for name, value in (storage | keys).items()}
+    with up_in_terminal(tmp_path / "data", **light_engine(), **settings) as terminal:
+        terminal.read_until("`ivmix doctor` checks it")
+        terminal.process.send_signal(signal.SIGINT)
+        assert terminal.wait() == 0
+        *before, last, stopping = terminal.lines
+    assert stopping == "stopping"
+    assert not any("ready for work" in line for line in before)
+    assert last.startswith("not ready: the storage is unreachable: bucket videos: ")
+    for words in ("are accepted and made", f"{tmp_path}/data/scratch for 77 s", "IVMIX_S3_ENDPOINT_URL"):
+        assert words in last
+
+
 @pytest.mark.slow
 def test_a_model_that_cannot_be_loaded_is_shown_with_the_reason(tmp_path: Path) -> None:
     reason = light_engine(LOAD_ERROR="extra.bin is no safetensors file")
     with up_in_terminal(tmp_path / "data", **reason) as terminal:
         terminal.read_until("model demo cannot be loaded by worker demo 0")
         terminal.read_until("none could be loaded")
+        terminal.read_until("not ready: model demo cannot be loaded")
         assert "extra.bin" in terminal.text
         terminal.process.send_signal(signal.SIGINT)
         assert terminal.wait() == 0
@@ -124,7 +144,12 @@ def test_without_a_terminal_lines_are_plain_and_logs_are_json_on_stderr(tmp_path
     command = [*UP, "--data", str(tmp_path / "data")]
     pipe = subprocess.PIPE
     with subprocess.Popen(
-        command, stdout=pipe, stderr=pipe, text=True, env=clean_environment() | light_engine()
+        command,
+        stdout=pipe,
+        stderr=pipe,
+        text=True,
+        env=clean_environment() | light_engine(),
+        preexec_fn=ends_with_tests(),
     ) as process:
         assert process.stdout is not None
         assert process.stderr is not None

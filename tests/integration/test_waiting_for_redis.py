@@ -15,6 +15,7 @@ import httpx2
 import pytest
 from redis import Redis
 
+from tests.child_processes import ends_with_tests
 from tests.ports import free_port
 from tests.processes import clean_environment, is_listening, wait_for
 from tests.valkey import Valkey
@@ -25,7 +26,12 @@ MODULES = ("service.api", "service.webhook_dispatcher", "service.maintenance")
 @contextmanager
 def running(module: str, log: Path, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
     with log.open("wb") as output:
-        process = subprocess.Popen([sys.executable, "-m", module], env=clean_environment() | environment, stderr=output)
+        process = subprocess.Popen(
+            [sys.executable, "-m", module],
+            env=clean_environment() | environment,
+            stderr=output,
+            preexec_fn=ends_with_tests(),
+        )
     try:
         yield process
     finally:

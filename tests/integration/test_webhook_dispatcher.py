@@ -24,6 +24,7 @@ from service.webhook_dispatcher.dispatcher import POLL_S, run
 from service.webhooks.deliveries import DUE, Delivery
 from service.webhooks.retry_policy import State
 from service.wiring import Services, open_services
+from tests.child_processes import ends_with_tests
 from tests.factories import make_job
 from tests.ports import free_port
 from tests.processes import PROMPT, clean_environment, ivmix_up, wait_for
@@ -50,6 +51,7 @@ def dispatcher(environment: Mapping[str, str]) -> Iterator[subprocess.Popen[byte
         [sys.executable, "-m", "service.cli", "webhooks"],
         env={**clean_environment(), **environment},
         start_new_session=True,
+        preexec_fn=ends_with_tests(),
     )
     try:
         yield process

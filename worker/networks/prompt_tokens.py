@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sampler import InvalidSetting
 from service.catalog.prompt_limits import BREAK
-from service.catalog.prompt_weights import Span, weighted_spans
+from service.catalog.prompt_weights import WeightedSpan, weighted_spans
 from worker.networks.prompt_windows import Window, Word, size, split_words
 
 COMMA, WORD_END = ",</w>", "</w>"  # as CLIP's tokenizers write them
@@ -153,13 +153,13 @@ def _windows(
     return windows
 
 
-def _parts(text: str, options: TextOptions) -> list[list[Span]]:
+def _parts(text: str, options: TextOptions) -> list[list[WeightedSpan]]:
     """The spans of each part between the words BREAK, at least one part."""
     try:
-        spans = weighted_spans(text) if options.weighting else (Span(text, 1.0),)
+        spans = weighted_spans(text) if options.weighting else (WeightedSpan(text, 1.0),)
     except ValueError as e:
         raise InvalidSetting(f"a prompt has weights that cannot be read: {e}") from e
-    parts: list[list[Span]] = [[]]
+    parts: list[list[WeightedSpan]] = [[]]
     for span in spans:
         texts = BREAK.split(span.text) if options.chunks > 1 else [span.text]
         parts[-1].append(span._replace(text=texts[0]))
@@ -167,7 +167,7 @@ def _parts(text: str, options: TextOptions) -> list[list[Span]]:
     return [part for part in parts if any(span.text.strip() for span in part)] or [[]]
 
 
-def _words(tokenizer: Any, vectors: Mapping[int, tuple[int, ...]], spans: Sequence[Span]) -> Window:
+def _words(tokenizer: Any, vectors: Mapping[int, tuple[int, ...]], spans: Sequence[WeightedSpan]) -> Window:
     words: Window = []
     added = set(tokenizer.get_added_vocab().values())
     for span in spans:

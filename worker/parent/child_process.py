@@ -123,7 +123,9 @@ class _Start(threading.Thread):
         """The control pipe of the started child, None after a timeout. Raises ChildDied."""
         self.join(timeout_s)
         if self._error is not None:
-            raise ChildDied("the process that imports torch for the child has ended") from self._error
+            raise ChildDied(
+                "the process that imports torch for the child has ended, or hung and was ended"
+            ) from self._error
         return None if self.is_alive() else self._control
 
     def abandon(self) -> None:

@@ -25,7 +25,6 @@ from service.api.schemas import (
 from service.api.usage_schemas import DayUsage, UsageList
 from service.api.webhook_schemas import (
     DeletedWebhookEndpoint,
-    WebhookAttempt,
     WebhookCallbackSecret,
     WebhookDelivery,
     WebhookDeliveryList,
@@ -45,7 +44,7 @@ from service.jobs.usage import Usage
 from service.scopes import DEFAULT_SCOPES
 from service.settings import Settings
 from service.storage import FileStorage
-from service.webhooks.deliveries import State
+from service.webhooks.deliveries import Attempt, Delivery, State
 from service.wire.video import Renderer, Video
 
 REQUESTS: dict[str, dict[str, Any]] = {
@@ -124,7 +123,7 @@ def _video_bodies() -> dict[str, Any]:
         VideoInProgress=running,
         VideoCompleted=completed,
         VideoCancelled=cancelled,
-        VideoList=VideoList(data=[completed], first_id=completed.id, last_id=completed.id, has_more=True),
+        VideoList=VideoList.of([completed], has_more=True),
         DeletedVideo=DeletedVideo(id=completed.id),
         CancelledVideos=CancelledVideos(data=[CancelledVideo(id=cancelled.id, status="failed")], has_more=False),
         VideoEstimate=VideoEstimate.of(
@@ -141,8 +140,7 @@ def _video_bodies() -> dict[str, Any]:
 
 def _usage() -> UsageList:
     usage = Usage(date(2025, 11, 24), "key_019ab0d8a8007c3e", 12, 1, 0, gpu_seconds=308.5, bytes=492_000)
-    row = DayUsage.of(usage)
-    return UsageList(data=[row], first_id=row.id, last_id=row.id, has_more=False, gpu_seconds_per_day=3600)
+    return UsageList.of([DayUsage.model_validate(usage)], has_more=False, gpu_seconds_per_day=3600)
 
 
 def _webhook_bodies() -> dict[str, Any]:
@@ -152,9 +150,7 @@ def _webhook_bodies() -> dict[str, Any]:
     return _dumped(
         WebhookEndpoint=endpoint,
         WebhookEndpointWithSecret=WebhookEndpointWithSecret(**endpoint.model_dump(), signing_secret=secret),
-        WebhookEndpointList=WebhookEndpointList(
-            data=[endpoint], first_id=endpoint.id, last_id=endpoint.id, has_more=False
-        ),
+        WebhookEndpointList=WebhookEndpointList.of([endpoint], has_more=False),
         DeletedWebhookEndpoint=DeletedWebhookEndpoint(id=endpoint.id),
         WebhookEndpointTest=WebhookEndpointTest(
             webhook_endpoint_id=endpoint.id,
@@ -165,9 +161,7 @@ def _webhook_bodies() -> dict[str, Any]:
         WebhookEventTypeList=WebhookEventTypeList(data=list(EVENT_TYPES)),
         WebhookCallbackSecret=WebhookCallbackSecret(signing_secret=secret),
         WebhookDelivery=delivery,
-        WebhookDeliveryList=WebhookDeliveryList(
-            data=[delivery], first_id=delivery.id, last_id=delivery.id, has_more=False
-        ),
+        WebhookDeliveryList=WebhookDeliveryList.of([delivery], has_more=False),
     )
 
 
@@ -185,22 +179,21 @@ def _webhook_endpoint(secret: str) -> WebhookEndpoint:
 
 
 def _webhook_delivery(endpoint: WebhookEndpoint) -> WebhookDelivery:
-    at = int(_CREATED_AT)
-    return WebhookDelivery(
+    delivery = Delivery(
         id="whd_019ab0d8a8007c3e",
         event_id="evt_019ab0d8a8007c3e",
         event_type="video.completed",
         video_id="video_019ab0d8a8007c3e8f5d2b1c9e4a7f60",
-        webhook_endpoint_id=endpoint.id,
-        url=None,
-        status=State.DELIVERED,
-        created_at=at,
-        next_attempt_at=None,
-        completed_at=at + 1,
-        error=None,
-        attempt_count=1,
-        attempts=[WebhookAttempt(at=at + 1.0, status_code=204, error=None, duration_s=0.05)],
+        owner="",
+        endpoint_id=endpoint.id,
+        body="",
+        state=State.DELIVERED,
+        created_at=_CREATED_AT,
+        ended_at=_CREATED_AT + 1,
+        attempts=1,
+        log=(Attempt(at=_CREATED_AT + 1, status_code=204, error=None, duration_s=0.05),),
     )
+    return WebhookDelivery.model_validate(delivery)
 
 
 def _dumped(**bodies: BaseModel) -> dict[str, Any]:

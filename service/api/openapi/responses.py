@@ -35,12 +35,12 @@ def success(
     Args:
         examples: of the JSON body, by their name in `examples`.
         headers: by their name in `HEADERS`; x-request-id is added.
-        content: what the response has instead of JSON, by media type.
+        content: what the response has besides or instead of JSON, by media type.
     """
     response = {"description": description, "headers": header_refs("x-request-id", *headers)}
-    if examples:
-        content = {"application/json": {"examples": example_refs(*examples)}}
-    return {status: response if content is None else response | {"content": content}}
+    json = {"application/json": {"examples": example_refs(*examples)}} if examples else {}
+    contents = json | (content or {})
+    return {status: response | ({"content": contents} if contents else {})}
 
 
 def errors(*statuses: int, prefix: str = "") -> Responses:

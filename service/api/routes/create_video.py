@@ -1,4 +1,4 @@
-"""POST /v1/videos and remix. `submit_jobs`, the path from a request to its jobs, also serves create-and-wait."""
+"""POST /v1/videos and remix. `Submission.submit`, the path from a request to its jobs, also serves create-and-wait."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import logging
 import re
 from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any
 
@@ -19,7 +20,7 @@ from starlette.concurrency import run_in_threadpool
 from service.api.auth import Principal, ServicesDep, Writer
 from service.api.num_videos import check_num_videos
 from service.api.openapi.responses import errors, example_refs, ref, success
-from service.api.rate_limits import RateLimiter, waiting_limits
+from service.api.rate_limits import waiting_limits
 from service.api.routes.videos import POLL_AFTER_MS
 from service.api.video_request_parser import FORMS
 from service.api.video_requests import ParsedRequest, parsed_request
@@ -33,7 +34,6 @@ from service.jobs.model import Generation, Job
 from service.jobs.record_reader import Idempotency
 from service.jobs.request import VideoRequest
 from service.jobs.rq_queues import generate_queue
-from service.jobs.store import QueueLimits
 from service.tracing import current_traceparent
 from service.wire.video import Video
 from service.wiring import Services
@@ -110,6 +110,105 @@ async def read_request(request: Request, writer: RateLimitedWriter) -> AsyncGene
 RequestBody = Annotated[ParsedRequest, Depends(read_request)]
 
 
+@dataclass(frozen=True)
+class Submission:
+    """A FastAPI dependency: what every endpoint that creates videos needs, besides the body."""
+
+    request: Request
+    writer: RateLimitedWriter
+    services: ServicesDep
+    response: Response
+    idempotency_key: IdempotencyKey = None
+
+    def create(self, parsed: ParsedRequest, remixed_from: str | None = None) -> Video:
+        """Submit, and show the first video as it is now."""
+        jobs = self.submit(parsed, remixed_from)
+        job = jobs[0]
+        self.response.headers["openai-poll-after-ms"] = POLL_AFTER_MS
+        try:
+            found = self.services.store.get_with_position(job.id)
+        except RedisError:  # the job exists: after an error, clients would create it again
+            found = None
+        job, position = found or (job, None)
+        video_ids = None if parsed.body.num_videos is None else [each.id for each in jobs]
+        return self.services.renderer.video(job, queue_position=position).model_copy(update={"video_ids": video_ids})
+
+    async def remix(self, video_id: str, *, with_prompt: bool) -> Video:
+        """Create a video from another one, and with its prompt if the body has none.
+
+        Raises VideoNotFound, or VideoFailed for a damaged record.
+        """
+        source = await run_in_threadpool(get_job, self.services, self.writer, video_id)
+        if isinstance(source, DamagedJob):
+            raise VideoFailed(f"The video '{source.id}' cannot be made again: its stored record is damaged.")
+        omitted = {"prompt": source.generation.prompt} if with_prompt else {}
+        async with parsed_request(self.request, self.writer, source, **omitted) as parsed:
+            return await run_in_threadpool(self.create, parsed, source.id)
+
+    def submit(self, parsed: ParsedRequest, remixed_from: str | None = None) -> list[Job]:
+        """Creates and enqueues the jobs of a request, or returns those of an earlier one with the same idempotency key.
+
+        Raises:
+            InvalidParameter, RateLimited, QueueFull, QuotaExceeded, NoSpace, ModelUnavailable, StorageError,
+                IdempotencyKeyReused: nothing is left then.
+        """
+        services, body, key = self.services, parsed.body, self.idempotency_key
+        idempotency = Idempotency(_unquoted(key), _fingerprint(body, remixed_from)) if key else None
+        # Before validation: a replay succeeds even if the model or the receiver would be rejected by now.
+        if idempotency and (earlier := services.store.find_by_idempotency_key(self.writer.owner, idempotency)):
+            self.response.headers["idempotent-replayed"] = "true"
+            return earlier
+        generation = resolve_request(services, body)
+        count = check_num_videos(body, self.writer, services.settings)
+        services.free_space.require()
+        services.loads.require(generation.model)
+        # The first one was counted before the body was read.
+        self.request.app.state.rate_limiter.check(self.writer, count - 1)
+        jobs = self._new_jobs(body, generations_of(generation, count), remixed_from)
+        created = self._store(jobs, parsed, idempotency)
+        if created[0].id == jobs[0].id:
+            log.info("%s created, model %s", ", ".join(job.id for job in jobs), generation.model)
+        else:
+            self.response.headers["idempotent-replayed"] = "true"
+        return created
+
+    def _new_jobs(self, body: VideoRequest, generations: Sequence[Generation], remixed_from: str | None) -> list[Job]:
+        """With what the request does not say: its trace, and for a quota the expected time, which is the same for all,
+        and 0 as long as the model has made no video."""
+        expected_s = None
+        if self.writer.gpu_seconds_per_day is not None:
+            expected_s = expected_seconds(self.services.store.lists, generations[0])
+        extra = {"traceparent": current_traceparent(), "expected_gpu_ms": round(1000 * (expected_s or 0.0))}
+        new = partial(body.to_job, owner=self.writer.owner, remixed_from=remixed_from)
+        return [new(each).model_copy(update=extra) for each in generations]
+
+    def _store(self, jobs: list[Job], parsed: ParsedRequest, idempotency: Idempotency | None) -> list[Job]:
+        """Store every job's reference, then create the records. Without new records, the files are deleted again."""
+        services, settings = self.services, self.services.settings
+        model, reference = jobs[0].generation.model, jobs[0].generation.reference
+        queue = generate_queue(services.redis, model, job_timeout_s=settings.job_timeout_s)
+        limits = waiting_limits(self.writer, settings.max_waiting)
+        create = partial(services.store.create_many, jobs, queue, limits=limits, idempotency=idempotency)
+        if reference is None or parsed.fetch is None:
+            return create()
+        references, file, ids = services.references, parsed.fetch(), [job.id for job in jobs]
+        try:
+            for job_id in ids:
+                references.put(job_id, file, reference)
+            created = create()
+        except ServiceError:  # after an error of Redis there may be records, which only maintenance can wait for
+            for job_id in ids:
+                references.discard(job_id)
+            raise
+        done = references.created if created[0].id == ids[0] else references.discard
+        for job_id in ids:
+            done(job_id)
+        return created
+
+
+SubmissionDep = Annotated[Submission, Depends()]
+
+
 @router.post(
     "/videos",
     summary="Create a video",
@@ -118,16 +217,8 @@ RequestBody = Annotated[ParsedRequest, Depends(read_request)]
     responses=success("VideoQueued", headers=("openai-poll-after-ms", "idempotent-replayed")) | CREATE_ERRORS,
     openapi_extra=request_body("PromptOnly", "PromptAndSettings"),
 )
-def create_video(
-    request: Request,
-    writer: RateLimitedWriter,
-    body: RequestBody,
-    services: ServicesDep,
-    response: Response,
-    idempotency_key: IdempotencyKey = None,
-) -> Video:
-    jobs = submit_jobs(services, writer, body, idempotency_key, response, request.app.state.rate_limiter)
-    return _render_created(services, jobs, response, is_group=body.body.num_videos is not None)
+def create_video(submission: SubmissionDep, body: RequestBody) -> Video:
+    return submission.create(body)
 
 
 @router.post(
@@ -140,18 +231,8 @@ def create_video(
     | errors(404),
     openapi_extra=request_body("RemixPrompt"),
 )
-async def remix_video(
-    writer: RateLimitedWriter,
-    video_id: str,
-    request: Request,
-    services: ServicesDep,
-    response: Response,
-    idempotency_key: IdempotencyKey = None,
-) -> Video:
-    source = await _source(services, writer, video_id)
-    limiter: RateLimiter = request.app.state.rate_limiter
-    async with parsed_request(request, writer, source) as body:
-        return await run_in_threadpool(_remix, services, writer, body, idempotency_key, response, limiter, source)
+async def remix_video(video_id: str, submission: SubmissionDep) -> Video:
+    return await submission.remix(video_id, with_prompt=False)
 
 
 @router.post(
@@ -164,134 +245,8 @@ async def remix_video(
     | errors(404),
     openapi_extra=CHANGES_BODY,
 )
-async def run_again(
-    writer: RateLimitedWriter,
-    video_id: str,
-    request: Request,
-    services: ServicesDep,
-    response: Response,
-    idempotency_key: IdempotencyKey = None,
-) -> Video:
-    source = await _source(services, writer, video_id)
-    limiter: RateLimiter = request.app.state.rate_limiter
-    async with parsed_request(request, writer, source, prompt=source.generation.prompt) as body:
-        return await run_in_threadpool(_remix, services, writer, body, idempotency_key, response, limiter, source)
-
-
-async def _source(services: Services, writer: Principal, video_id: str) -> Job:
-    """Raises VideoNotFound, or VideoFailed for a damaged record."""
-    source = await run_in_threadpool(get_job, services, writer, video_id)
-    if isinstance(source, DamagedJob):
-        raise VideoFailed(f"The video '{source.id}' cannot be made again: its stored record is damaged.")
-    return source
-
-
-def _remix(
-    services: Services,
-    writer: Principal,
-    body: ParsedRequest,
-    idempotency_key: str | None,
-    response: Response,
-    limiter: RateLimiter,
-    source: Job,
-) -> Video:
-    jobs = submit_jobs(services, writer, body, idempotency_key, response, limiter, remixed_from=source.id)
-    return _render_created(services, jobs, response, is_group=body.body.num_videos is not None)
-
-
-def submit_jobs(
-    services: Services,
-    principal: Principal,
-    parsed: ParsedRequest,
-    idempotency_key: str | None,
-    response: Response,
-    limiter: RateLimiter,
-    *,
-    remixed_from: str | None = None,
-) -> list[Job]:
-    """Creates and enqueues the jobs of a request, or returns those of an earlier one with the same idempotency key.
-
-    Args:
-        limiter: counts all videos but the first, which was counted before the body was read.
-
-    Raises:
-        InvalidParameter, RateLimited, QueueFull, QuotaExceeded, NoSpace, ModelUnavailable, StorageError,
-            IdempotencyKeyReused: nothing is left then.
-    """
-    body = parsed.body
-    idempotency = Idempotency(_unquoted(idempotency_key), _fingerprint(body, remixed_from)) if idempotency_key else None
-    # Before validation: a replay succeeds even if the model or the receiver would be rejected by now.
-    if idempotency and (earlier := services.store.find_by_idempotency_key(principal.owner, idempotency)):
-        response.headers["idempotent-replayed"] = "true"
-        return earlier
-    generation = resolve_request(services, body)
-    count = check_num_videos(body, principal, services.settings)
-    services.free_space.require()
-    services.loads.require(generation.model)
-    limiter.check(principal, count - 1)
-    jobs = _new_jobs(services, principal, body, generations_of(generation, count), remixed_from)
-    created = _create(services, jobs, parsed, waiting_limits(principal, services.settings.max_waiting), idempotency)
-    if created[0].id == jobs[0].id:
-        log.info("%s created, model %s", ", ".join(job.id for job in jobs), generation.model)
-    else:
-        response.headers["idempotent-replayed"] = "true"
-    return created
-
-
-def _new_jobs(
-    services: Services,
-    principal: Principal,
-    body: VideoRequest,
-    generations: Sequence[Generation],
-    remixed_from: str | None,
-) -> list[Job]:
-    """With what the request does not say: its trace, and for a quota the expected time, which is the same for all, and
-    0 as long as the model has made no video."""
-    expected_s = None
-    if principal.gpu_seconds_per_day is not None:
-        expected_s = expected_seconds(services.store.lists, generations[0])
-    extra = {"traceparent": current_traceparent(), "expected_gpu_ms": round(1000 * (expected_s or 0.0))}
-    new = partial(body.to_job, owner=principal.owner, remixed_from=remixed_from)
-    return [new(each).model_copy(update=extra) for each in generations]
-
-
-def _create(
-    services: Services,
-    jobs: list[Job],
-    parsed: ParsedRequest,
-    limits: QueueLimits,
-    idempotency: Idempotency | None,
-) -> list[Job]:
-    """Store the reference of every job, then create the records. Without new records, the files are deleted again."""
-    model, reference = jobs[0].generation.model, jobs[0].generation.reference
-    queue = generate_queue(services.redis, model, job_timeout_s=services.settings.job_timeout_s)
-    if reference is None or parsed.fetch is None:
-        return services.store.create_many(jobs, queue, limits=limits, idempotency=idempotency)
-    references, file, ids = services.references, parsed.fetch(), [job.id for job in jobs]
-    try:
-        for job_id in ids:
-            references.put(job_id, file, reference)
-        created = services.store.create_many(jobs, queue, limits=limits, idempotency=idempotency)
-    except ServiceError:  # after an error of Redis there may be records, which only maintenance can wait for
-        for job_id in ids:
-            references.discard(job_id)
-        raise
-    done = references.created if created[0].id == ids[0] else references.discard
-    for job_id in ids:
-        done(job_id)
-    return created
-
-
-def _render_created(services: Services, jobs: list[Job], response: Response, *, is_group: bool) -> Video:
-    response.headers["openai-poll-after-ms"] = POLL_AFTER_MS
-    renderer, job = services.renderer, jobs[0]
-    try:
-        found = services.store.get_with_position(job.id)
-    except RedisError:  # the job exists: after an error, clients would create it again
-        found = None
-    job, position = found or (job, None)
-    video_ids = [each.id for each in jobs] if is_group else None
-    return renderer.video(job, queue_position=position).model_copy(update={"video_ids": video_ids})
+async def run_again(video_id: str, submission: SubmissionDep) -> Video:
+    return await submission.remix(video_id, with_prompt=True)
 
 
 def _fingerprint(body: VideoRequest, remixed_from: str | None) -> str:

@@ -10,19 +10,11 @@ from fastapi import APIRouter, Request, Response
 from redis.exceptions import RedisError
 from starlette.concurrency import run_in_threadpool
 
-from service.api.auth import ServicesDep, get_writer
+from service.api.auth import get_writer
 from service.api.file_stream import FileStream
-from service.api.open_requests import OpenRequests, client_of
+from service.api.open_requests import OpenRequests
 from service.api.openapi.responses import FILE, errors, success
-from service.api.rate_limits import RateLimiter
-from service.api.routes.create_video import (
-    CREATE_ERRORS,
-    IdempotencyKey,
-    RateLimitedWriter,
-    RequestBody,
-    request_body,
-    submit_jobs,
-)
+from service.api.routes.create_video import CREATE_ERRORS, RequestBody, SubmissionDep, request_body
 from service.errors import InvalidParameter, SyncRequestFailed, VideoExpired
 from service.jobs.model import Job, JobState
 from service.wire.video import file_name
@@ -51,34 +43,26 @@ router = APIRouter(prefix="/v1", tags=["videos"])
     | errors(400, 500, 503, 504, prefix="Sync"),
     openapi_extra=request_body("PromptOnly", "PromptAndSettings"),
 )
-async def create_video_sync(
-    request: Request,
-    writer: RateLimitedWriter,
-    body: RequestBody,
-    services: ServicesDep,
-    idempotency_key: IdempotencyKey = None,
-) -> Response:
+async def create_video_sync(submission: SubmissionDep, body: RequestBody) -> Response:
     if (count := body.body.num_videos) is not None:
         message = f"num_videos={count}: this endpoint returns one MP4; leave it out, or use POST /v1/videos."
         raise InvalidParameter("num_videos", message)
+    request, services = submission.request, submission.services
     open_requests: OpenRequests = request.app.state.open_requests
-    limiter: RateLimiter = request.app.state.rate_limiter
-    with open_requests.slot(client_of(request, writer.owner)):
-        created = Response()  # receives the headers that `submit_jobs` sets
-        jobs = await run_in_threadpool(submit_jobs, services, writer, body, idempotency_key, created, limiter)
+    async with open_requests.slot(request, submission.writer.owner):
+        jobs = await run_in_threadpool(submission.submit, body)
         body.close()
-        job = await _wait(services, jobs[0], request, open_requests, cancel_on_disconnect=idempotency_key is None)
-    replayed = {name: value for name, value in created.headers.items() if name == "idempotent-replayed"}
-    return await run_in_threadpool(_video_response, services, job, {"x-video-id": job.id} | replayed)
+        job = await _wait(services, jobs[0], request, cancel_on_disconnect=submission.idempotency_key is None)
+    headers = {"x-video-id": job.id, **submission.response.headers}
+    return await run_in_threadpool(_video_response, services, job, headers)
 
 
-async def _wait(
-    services: Services, job: Job, request: Request, open_requests: OpenRequests, *, cancel_on_disconnect: bool
-) -> Job:
+async def _wait(services: Services, job: Job, request: Request, *, cancel_on_disconnect: bool) -> Job:
     """The job in its terminal state. Raises SyncRequestFailed if it does not end in time."""
     deadline = time.monotonic() + services.settings.sync_timeout_s
+    stopping = request.app.state.open_requests.stopping
     while not job.state.is_terminal:
-        if time.monotonic() > deadline or open_requests.stopping.is_set():
+        if time.monotonic() > deadline or stopping.is_set():
             message = f"The video '{job.id}' is still {job.state}; poll /v1/videos/{job.id}."
             raise SyncRequestFailed(job.id, "sync_timeout", message)
         if await request.is_disconnected():

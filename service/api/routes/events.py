@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Request, Response
@@ -17,7 +18,7 @@ from service.api import sse
 from service.api.auth import Reader, get_reader
 from service.api.event_hub import EventHub
 from service.api.event_subscription import Subscription
-from service.api.open_requests import OpenRequests, client_of
+from service.api.open_requests import OpenRequests
 from service.api.openapi.responses import errors, example_refs, ref, success
 from service.api.queue_snapshot import Audience
 from service.errors import NotAllowed, NotAuthenticated
@@ -82,22 +83,20 @@ async def follow_all(
         Annotated[str, Field(pattern=ENTRY_PATTERN)] | SkipJsonSchema[None], Header(alias="Last-Event-ID")
     ] = None,
 ) -> Response:
+    subscription = Subscription(Audience.of(reader), last_event_id)
+    return sse.StreamResponse(_events(request, subscription), _subscribed(request, subscription))
+
+
+@asynccontextmanager
+async def _subscribed(request: Request, subscription: Subscription) -> AsyncGenerator[None]:
     open_requests: OpenRequests = request.app.state.open_requests
     hub: EventHub = request.app.state.event_hub
-    client = client_of(request, reader.owner)
-    subscription = Subscription(Audience.of(reader), last_event_id)
-
-    def release() -> None:
-        hub.unsubscribe(subscription)
-        open_requests.release(client)
-
-    open_requests.acquire(client)
-    try:
-        await run_in_threadpool(hub.subscribe, subscription)
-    except BaseException:
-        release()
-        raise
-    return sse.StreamResponse(_events(request, subscription), release)
+    async with open_requests.slot(request, subscription.audience.owner):
+        try:
+            await run_in_threadpool(hub.subscribe, subscription)
+            yield
+        finally:
+            hub.unsubscribe(subscription)
 
 
 async def _events(request: Request, subscription: Subscription) -> AsyncIterator[bytes]:

@@ -15,7 +15,7 @@ from starlette.concurrency import run_in_threadpool
 
 from service.api.auth import ServicesDep, WebhookOwner, get_webhook_owner
 from service.api.json_body import read_json_body
-from service.api.open_requests import OpenRequests, client_of
+from service.api.open_requests import OpenRequests
 from service.api.openapi.responses import errors, json_body, success
 from service.api.webhook_schemas import TestEndpointRequest, WebhookEndpointTest
 from service.errors import WebhookTestFailed
@@ -50,16 +50,11 @@ async def test_webhook_endpoint(
 ) -> WebhookEndpointTest:
     endpoint = await run_in_threadpool(services.webhooks.endpoints.get, owner, webhook_endpoint_id)
     open_requests: OpenRequests = request.app.state.open_requests
-    with open_requests.slot(client_of(request, owner)):
-        await run_in_threadpool(_check_rate, request, services, endpoint)
+    async with open_requests.slot(request, owner):
+        await run_in_threadpool(request.app.state.rate_limiter.check_webhook, owner, endpoint.url)
         delivery = await run_in_threadpool(_create, services, endpoint, body.event_type)
         delivery = await _wait(request, services, delivery)
     return _result(endpoint, delivery)
-
-
-def _check_rate(request: Request, services: Services, endpoint: Endpoint) -> None:
-    per_minute = services.settings.webhook_sends_per_minute
-    request.app.state.rate_limiter.check_webhook(endpoint.owner, endpoint.url, per_minute=per_minute)
 
 
 def _create(services: Services, endpoint: Endpoint, event_type: EventType) -> Delivery:

@@ -13,7 +13,7 @@ from pydantic import Field
 from pydantic.json_schema import SkipJsonSchema
 
 from service.api.auth import Principal, Reader, ServicesDep
-from service.api.openapi.responses import errors, example_refs, header_refs
+from service.api.openapi.responses import errors, success
 from service.api.usage_schemas import CSV_COLUMNS, DayUsage, UsageList
 from service.errors import InvalidParameter, NotAllowed
 from service.jobs.usage import UsageStore
@@ -34,16 +34,9 @@ TextParameter = Annotated[str, Field(max_length=200)] | SkipJsonSchema[None]
     description="Of videos that ended on these days, the oldest day first. A key sees its own usage; with the scope "
     "`admin` or `videos.read_all` that of all keys. Days of the last 400 are kept.",
     response_model=UsageList,
-    responses={
-        200: {
-            "description": "Success",
-            "headers": header_refs("x-request-id", "x-has-more", "x-last-id"),
-            "content": {
-                "application/json": {"examples": example_refs("UsageList")},
-                "text/csv": {"schema": {"type": "string"}},
-            },
-        }
-    }
+    responses=success(
+        "UsageList", headers=("x-has-more", "x-last-id"), content={"text/csv": {"schema": {"type": "string"}}}
+    )
     | errors(400),
 )
 def report_usage(
@@ -60,18 +53,11 @@ def report_usage(
     found, has_more = UsageStore(services.redis).page(
         first, last, owner=_visible(reader, owner), limit=limit, after=_cursor(after)
     )
-    rows = [DayUsage.of(usage) for usage in found]
-    last_id = rows[-1].id if rows else None
+    rows = [DayUsage.model_validate(usage) for usage in found]
+    page = UsageList.of(rows, has_more=has_more, gpu_seconds_per_day=reader.gpu_seconds_per_day)
     if format == "csv":
-        headers = {"x-has-more": str(has_more).lower()} | ({"x-last-id": last_id} if last_id else {})
+        headers = {"x-has-more": str(page.has_more).lower()} | ({"x-last-id": page.last_id} if page.last_id else {})
         return Response(_csv(rows), media_type="text/csv", headers=headers)
-    page = UsageList(
-        data=rows,
-        first_id=rows[0].id if rows else None,
-        last_id=last_id,
-        has_more=has_more,
-        gpu_seconds_per_day=reader.gpu_seconds_per_day,
-    )
     return Response(page.model_dump_json(), media_type="application/json")
 
 

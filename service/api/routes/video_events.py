@@ -19,7 +19,7 @@ from starlette.concurrency import run_in_threadpool
 
 from service.api import sse
 from service.api.auth import Reader, ServicesDep, get_reader
-from service.api.open_requests import OpenRequests, client_of
+from service.api.open_requests import OpenRequests
 from service.api.openapi.responses import errors, example_refs, ref, success
 from service.api.visible_jobs import get_job_and_position
 from service.errors import NotAllowed, NotAuthenticated, NotFound
@@ -66,11 +66,8 @@ async def follow_video(
     if job.state.is_terminal and event_id(job, position) == last_event_id:
         return Response(status_code=204)  # an EventSource does not reconnect after it
     open_requests: OpenRequests = request.app.state.open_requests
-    client = client_of(request, reader.owner)
-    open_requests.acquire(client)
-    return sse.StreamResponse(
-        _events(request, services, video_id, last_event_id), lambda: open_requests.release(client)
-    )
+    slot = open_requests.slot(request, reader.owner)
+    return sse.StreamResponse(_events(request, services, video_id, last_event_id), slot)
 
 
 async def _events(

@@ -82,8 +82,7 @@ def list_videos(
     renderer = services.renderer
     positions = _positions(services, jobs) if wanted.states == frozenset({JobState.QUEUED}) else {}
     videos = [renderer.video(job, queue_position=positions.get(job.id)) for job in jobs]
-    first_id, last_id = (videos[0].id, videos[-1].id) if videos else (None, None)
-    return VideoList(data=videos, first_id=first_id, last_id=last_id, has_more=has_more and last_id is not None)
+    return VideoList.of(videos, has_more=has_more)
 
 
 def _positions(services: Services, jobs: Sequence[Job]) -> dict[str, int | None]:

@@ -24,9 +24,6 @@ from service.api.webhook_schemas import (
     WebhookEndpointList,
     WebhookEndpointWithSecret,
     WebhookEventTypeList,
-    render_delivery,
-    render_endpoint,
-    render_endpoint_with_secret,
 )
 from service.jobs.model import EVENT_TYPES
 from service.wire.webhook import WebhookEvent
@@ -63,7 +60,7 @@ def create_webhook_endpoint(
 ) -> WebhookEndpointWithSecret:
     webhooks.url_policy.check(body.url, "url")
     created = webhooks.endpoints.create(owner, name=body.name, url=body.url, event_types=body.event_types)
-    return render_endpoint_with_secret(created)
+    return WebhookEndpointWithSecret.model_validate(created)
 
 
 @router.get(
@@ -73,11 +70,7 @@ def list_webhook_endpoints(
     webhooks: WebhooksDep, owner: WebhookOwner, limit: Limit = 20, after: AfterEndpoint = None
 ) -> WebhookEndpointList:
     endpoints, has_more = webhooks.endpoints.list(owner, limit=limit, after=after)
-    return WebhookEndpointList(
-        data=[render_endpoint(endpoint) for endpoint in endpoints],
-        **_page_ids([endpoint.id for endpoint in endpoints]),
-        has_more=has_more,
-    )
+    return WebhookEndpointList.of([WebhookEndpoint.model_validate(found) for found in endpoints], has_more=has_more)
 
 
 @router.get(
@@ -86,7 +79,7 @@ def list_webhook_endpoints(
     responses=success("WebhookEndpoint") | errors(404),
 )
 def retrieve_webhook_endpoint(webhook_endpoint_id: str, webhooks: WebhooksDep, owner: WebhookOwner) -> WebhookEndpoint:
-    return render_endpoint(webhooks.endpoints.get(owner, webhook_endpoint_id))
+    return WebhookEndpoint.model_validate(webhooks.endpoints.get(owner, webhook_endpoint_id))
 
 
 @router.post(
@@ -106,7 +99,7 @@ def update_webhook_endpoint(
     if body.url is not None:
         webhooks.url_policy.check(body.url, "url")
     changes = {name: value for name, value in body if value is not None}
-    return render_endpoint(webhooks.endpoints.update(owner, webhook_endpoint_id, **changes))
+    return WebhookEndpoint.model_validate(webhooks.endpoints.update(owner, webhook_endpoint_id, **changes))
 
 
 @router.delete(
@@ -136,7 +129,8 @@ def rotate_webhook_secret(
     webhook_endpoint_id: str, owner: WebhookOwner, body: _RotateBody, webhooks: WebhooksDep
 ) -> WebhookEndpointWithSecret:
     keep = body.keep_old_secret_active_for_24_hours
-    return render_endpoint_with_secret(webhooks.endpoints.rotate(owner, webhook_endpoint_id, keep_old=keep))
+    rotated = webhooks.endpoints.rotate(owner, webhook_endpoint_id, keep_old=keep)
+    return WebhookEndpointWithSecret.model_validate(rotated)
 
 
 @router.get("/webhook_event_types", summary="List event types", responses=success("WebhookEventTypeList"))
@@ -178,11 +172,7 @@ def list_webhook_deliveries(
     after: AfterDelivery = None,
 ) -> WebhookDeliveryList:
     deliveries, has_more = webhooks.deliveries.list(owner, video_id=video_id, limit=limit, after=after)
-    return WebhookDeliveryList(
-        data=[render_delivery(delivery) for delivery in deliveries],
-        **_page_ids([delivery.id for delivery in deliveries]),
-        has_more=has_more and bool(deliveries),
-    )
+    return WebhookDeliveryList.of([WebhookDelivery.model_validate(found) for found in deliveries], has_more=has_more)
 
 
 @router.get(
@@ -191,7 +181,7 @@ def list_webhook_deliveries(
     responses=success("WebhookDelivery") | errors(404),
 )
 def retrieve_webhook_delivery(webhook_delivery_id: str, webhooks: WebhooksDep, owner: WebhookOwner) -> WebhookDelivery:
-    return render_delivery(webhooks.deliveries.get(owner, webhook_delivery_id))
+    return WebhookDelivery.model_validate(webhooks.deliveries.get(owner, webhook_delivery_id))
 
 
 @router.post(
@@ -207,13 +197,8 @@ def redeliver_webhook(
     delivery = webhooks.deliveries.get(owner, webhook_delivery_id)
     endpoint = webhooks.endpoints.find(delivery.endpoint_id or "")
     url = delivery.url or (endpoint.url if endpoint else None)
-    per_minute = request.app.state.services.settings.webhook_sends_per_minute
-    request.app.state.rate_limiter.check_webhook(owner, url, per_minute=per_minute)
-    return render_delivery(webhooks.deliveries.redeliver(owner, webhook_delivery_id))
-
-
-def _page_ids(ids: list[str]) -> dict[str, Any]:
-    return {"first_id": ids[0] if ids else None, "last_id": ids[-1] if ids else None}
+    request.app.state.rate_limiter.check_webhook(owner, url)
+    return WebhookDelivery.model_validate(webhooks.deliveries.redeliver(owner, webhook_delivery_id))
 
 
 # The requests that this service sends; they exist in the OpenAPI description only.

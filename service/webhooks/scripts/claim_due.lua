@@ -8,6 +8,7 @@
 --   then each owner with attempts in progress, and their number.
 -- Returns id, attempts made, owner, id, attempts made, owner, ...
 local MOVED_AT_ONCE = 2000  -- bounds how long one call blocks Redis
+local ENDED = {['"delivered"'] = true, ['"failed"'] = true}
 local now, expires, free, record, queue = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5]
 local busy = {}
 for i = 6, #ARGV, 2 do
@@ -16,14 +17,14 @@ for i = 6, #ARGV, 2 do
 end
 
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[1], 'LIMIT', 0, MOVED_AT_ONCE)) do
-  local owner, attempts = unpack(redis.pcall('HMGET', record .. id, 'owner', 'attempts'))
+  local owner, attempts, state = unpack(redis.pcall('HMGET', record .. id, 'owner', 'attempts', 'state'))
   local is_readable, name = pcall(cjson.decode, owner)
-  if is_readable and type(name) == 'string' and attempts and string.find(attempts, '^%d+$') then
+  if not ENDED[state] and is_readable and type(name) == 'string' and attempts and string.find(attempts, '^%d+$') then
     owner = name
     redis.call('ZADD', queue .. owner, 'NX', ARGV[1], id)
     redis.call('ZADD', KEYS[2], 'NX', 0, owner)
     redis.call('ZADD', KEYS[1], expires, id)
-  else  -- the record has expired or is damaged
+  else  -- the record has expired or is damaged, or a restore has made due again what has ended
     redis.call('ZREM', KEYS[1], id)
   end
 end

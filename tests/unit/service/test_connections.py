@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from service.api.connections import OTHER_FILES, Connections, State, network_of, usable_connections
+from service.api.connections import OTHER_FILES, Connections, ConnectionState, network_of, usable_connections
 
 TIMEOUT_S = 30.0
 
@@ -53,7 +53,7 @@ def connections(clock: Clock) -> Connections:
     return Connections(limit=8, per_address=7, timeout_s=TIMEOUT_S, exempt={"10.0.0.1"}, clock=clock)
 
 
-def add(connections: Connections, *peers: Peer, state: State = State.RECEIVING) -> list[Peer]:
+def add(connections: Connections, *peers: Peer, state: ConnectionState = ConnectionState.RECEIVING) -> list[Peer]:
     for peer in peers:
         connections.opened(peer)
         connections.moved(peer, state)
@@ -66,14 +66,14 @@ def others(count: int) -> list[Peer]:
 
 def test_a_burst_of_half_requests_does_not_cost_the_idle_connections(connections: Connections) -> None:
     """However young they are."""
-    idle = add(connections, *others(4), state=State.IDLE)
+    idle = add(connections, *others(4), state=ConnectionState.IDLE)
     half = add(connections, *(Peer("203.0.113.1") for _ in range(40)))
     assert [peer.end for peer in idle] == [None] * 4
     assert [peer.end for peer in half] == ["evicted"] * 36 + [None] * 4
 
 
 def test_a_half_request_goes_before_an_idle_connection(connections: Connections, clock: Clock) -> None:
-    idle = add(connections, *others(7), state=State.IDLE)
+    idle = add(connections, *others(7), state=ConnectionState.IDLE)
     (half,) = add(connections, Peer("203.0.113.1"))
     clock.now += 2
     (newest,) = add(connections, Peer("203.0.113.2"))
@@ -84,23 +84,23 @@ def test_a_request_that_has_just_begun_stays_and_the_one_idle_for_longest_goes(
     connections: Connections, clock: Clock
 ) -> None:
     begun = add(connections, Peer())
-    idle = add(connections, *others(6), state=State.IDLE)
+    idle = add(connections, *others(6), state=ConnectionState.IDLE)
     clock.now += 0.1
-    idle += add(connections, Peer("203.0.113.2"), state=State.IDLE)
+    idle += add(connections, Peer("203.0.113.2"), state=ConnectionState.IDLE)
     add(connections, Peer("203.0.113.3"))
     assert [peer.end for peer in (*begun, *idle)] == [None, "evicted"] + [None] * 6
 
 
 def test_a_client_that_takes_no_response_goes_too(connections: Connections, clock: Clock) -> None:
-    active = add(connections, *others(7), state=State.ACTIVE)
-    (stalled,) = add(connections, Peer("203.0.113.1"), state=State.STALLED)
+    active = add(connections, *others(7), state=ConnectionState.ACTIVE)
+    (stalled,) = add(connections, Peer("203.0.113.1"), state=ConnectionState.STALLED)
     clock.now += 2
     add(connections, Peer("203.0.113.2"))
     assert [peer.end for peer in (*active, stalled)] == [None] * 7 + ["evicted"]
 
 
 def test_if_all_are_at_work_the_newest_is_refused(connections: Connections) -> None:
-    active = add(connections, *others(8), state=State.ACTIVE)
+    active = add(connections, *others(8), state=ConnectionState.ACTIVE)
     newest = Peer("203.0.113.1")
     connections.opened(newest)
     assert [peer.end for peer in (*active, newest)] == [None] * 8 + ["refused"]
@@ -125,7 +125,7 @@ def test_an_exempt_address_has_only_the_limit_of_the_process(connections: Connec
 
 
 def test_a_closed_connection_makes_room(connections: Connections) -> None:
-    peers = add(connections, *others(8), state=State.ACTIVE)
+    peers = add(connections, *others(8), state=ConnectionState.ACTIVE)
     connections.closed(peers[0])
     connections.closed(peers[0])
     add(connections, Peer())
@@ -133,9 +133,9 @@ def test_a_closed_connection_makes_room(connections: Connections) -> None:
     assert [peer.end for peer in peers] == [None] * 8
 
 
-@pytest.mark.parametrize("state", [State.RECEIVING, State.STALLED])
+@pytest.mark.parametrize("state", [ConnectionState.RECEIVING, ConnectionState.STALLED])
 def test_what_takes_too_long_ends_unless_it_makes_progress(
-    connections: Connections, clock: Clock, state: State
+    connections: Connections, clock: Clock, state: ConnectionState
 ) -> None:
     slow, steady = add(connections, Peer(), Peer(makes_progress=True), state=state)
     clock.now += TIMEOUT_S - 1
@@ -158,7 +158,7 @@ def test_what_takes_too_long_ends_unless_it_makes_progress(
 def test_an_idle_connection_ends_by_keep_alive_unless_it_cannot_be_closed(
     connections: Connections, clock: Clock, is_closing: bool, end: str | None
 ) -> None:
-    (idle,) = add(connections, Peer(is_closing=is_closing), state=State.IDLE)
+    (idle,) = add(connections, Peer(is_closing=is_closing), state=ConnectionState.IDLE)
     clock.now += TIMEOUT_S
     connections.sweep()
     assert idle.end == end

@@ -82,6 +82,33 @@ DIES = """
     except child_process.ChildDied as e:
         print(e)
 """
+ENDED = "the process that imports torch for the child has ended, or hung and was ended"
+HANGS = """
+import os, sys, time
+from worker.child import fork_server
+
+fork_server.IMPORT_TIMEOUT_S = 0.5
+
+class Finder:
+    def find_spec(self, name, *_):
+        if name in ("worker.child.engine", "worker.child.main"):
+            if os.path.exists("hung"):
+                raise ImportError(name)
+            open("hung", "w").close()
+            time.sleep(3600)
+
+sys.meta_path.insert(0, Finder())
+"""
+LOADS_AGAIN = """
+    child, said = child_process.ChildProcess(Settings(), "demo"), ""
+    while "exit code" not in said:
+        try:
+            child.ensure(lambda: True)
+        except child_process.ChildDied as e:
+            said = str(e)
+        print(said)
+        time.sleep(1)  # until the first one has ended altogether
+"""
 ABANDONED = """
     child.ensure(iter([True, True, False]).__next__)
     start = child._start
@@ -104,7 +131,13 @@ def started(folder: Path, preloaded: str, program: str) -> list[str]:
 
 def test_fork_server_that_ends_while_it_imports_is_a_dead_child(tmp_path: Path) -> None:
     preloaded = "import os\nos._exit(3)"
-    assert started(tmp_path, preloaded, DIES) == ["the process that imports torch for the child has ended"]
+    assert started(tmp_path, preloaded, DIES) == [ENDED]
+
+
+def test_fork_server_that_hangs_in_an_import_ends_and_another_one_is_started(tmp_path: Path) -> None:
+    """The second one can import as little, but forks: its child has an exit code."""
+    said = started(tmp_path, HANGS, LOADS_AGAIN)
+    assert (said[0], said[-1]) == (ENDED, "the child ended with exit code 1")
 
 
 def test_child_whose_start_was_abandoned_is_killed_when_it_runs(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from service.errors import InvalidParameter
 from service.jobs.sampler_settings import USES, SamplerSettings
 from worker.child.mp4 import Frames, read_mp4
-from worker.compare import SAMPLERS, TITLES, Arm, compared_samplers, write_comparison
+from worker.compare import SAMPLERS, TITLES, ComparedClip, compared_samplers, write_comparison
 
 
 def test_every_sampler_of_the_api_and_the_image_network_can_be_compared() -> None:
@@ -77,7 +77,7 @@ def test_released_code_gets_the_settings_that_it_has_for_the_models_family() -> 
     ids=str,
 )
 def test_cost_names_only_networks_that_are_called(calls: dict[str, int], cost: str) -> None:
-    assert Arm("ddim", np.zeros((1, 2, 2, 3), np.uint8), calls, 2.46).cost == cost
+    assert ComparedClip("ddim", np.zeros((1, 2, 2, 3), np.uint8), calls, 2.46).cost == cost
 
 
 def plain(value: int) -> Frames:
@@ -87,7 +87,7 @@ def plain(value: int) -> Frames:
 @pytest.mark.parametrize("count", [2, 3, 5])
 def test_video_has_every_arm_between_its_title_and_its_cost(tmp_path: Path, count: int) -> None:
     names = list(SAMPLERS)[:count]
-    arms = [Arm(name, plain(60 + 30 * i), {"image": 5, "video": 7}, 1.0) for i, name in enumerate(names)]
+    arms = [ComparedClip(name, plain(60 + 30 * i), {"image": 5, "video": 7}, 1.0) for i, name in enumerate(names)]
     write_comparison(arms, tmp_path / "out.mp4", fps=4)
     frames = read_mp4(tmp_path / "out.mp4").astype(int)
     assert frames.shape == (4, 176, 192 * count, 3)

@@ -21,11 +21,11 @@ from worker.child.ranks.one_process import OneProcess
 from worker.child.ranks.orders import (
     BeginCaching,
     BeginJob,
-    Call,
     Connect,
     EndCaching,
     FreeMemory,
     Load,
+    NetworkCall,
     NetworkName,
     Order,
     Place,
@@ -85,7 +85,7 @@ class Follower:
             except (EOFError, OSError):
                 return
             try:
-                if isinstance(order, Call):  # whatever happens: rank 0 sends it
+                if isinstance(order, NetworkCall):  # whatever happens: rank 0 sends it
                     dist.recv(self._prepared[order.number].x, 0)
                 found = self._obey(order)
             except Exception as e:
@@ -116,7 +116,7 @@ class Follower:
                 arguments: dict[str, Any] = unpacked(order.arguments, self._device)
                 x = torch.empty(*order.shape, dtype=order.dtype, device=self._device)
                 self._prepared[order.number] = PreparedCall(self._networks[order.network], x, arguments, order.returns)
-            case Call():
+            case NetworkCall():
                 call = self._prepared[order.number]
                 output = call.output(order.timestep)
                 return output if call.returns else None

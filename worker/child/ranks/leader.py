@@ -32,11 +32,11 @@ from worker.child.ranks.one_process import OneProcess
 from worker.child.ranks.orders import (
     BeginCaching,
     BeginJob,
-    Call,
     Connect,
     EndCaching,
     FreeMemory,
     Load,
+    NetworkCall,
     NetworkName,
     Order,
     Place,
@@ -183,7 +183,7 @@ class Ranks(OneProcess):
         prepared = self._prepare(name, x, texts, arguments)
         others = [(self._others[share.rank - 1], share) for share in prepared.others]
         for rank, share in others:
-            self._send(rank, Call(prepared.number, timestep))
+            self._send(rank, NetworkCall(prepared.number, timestep))
             self._transfer(dist.send, x[share.rows].contiguous(), rank)
         own, output, failure = prepared.own, x.new_empty(x.shape), None
         try:

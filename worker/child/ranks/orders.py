@@ -76,7 +76,7 @@ class Prepare:
 
 
 @dataclass(frozen=True)
-class Call:
+class NetworkCall:
     """Receive the input and call the network. The result follows the reply, if this rank returns it."""
 
     number: int
@@ -107,4 +107,6 @@ class FreeMemory:
     """Give unused memory of the card back."""
 
 
-Order = Load | Connect | UseLoras | BeginJob | Prepare | Call | BeginCaching | StepsDone | EndCaching | FreeMemory
+Order = (
+    Load | Connect | UseLoras | BeginJob | Prepare | NetworkCall | BeginCaching | StepsDone | EndCaching | FreeMemory
+)
