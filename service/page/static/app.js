@@ -26,7 +26,7 @@ const SCREENS = {
 function readRoute(screens) {
   const [path, query = ''] = location.hash.replace(/^#\/?/, '').split('?')
   const [name, id = null] = path.split('/')
-  const known = name in screens && !(name === 'videos' && !id)
+  const known = Object.hasOwn(screens, name) && !(name === 'videos' && !id)
   return { name: known ? name : Object.keys(screens)[0], id, query: new URLSearchParams(query) }
 }
 
