@@ -13,7 +13,7 @@ from service.wiring import open_storage
 
 
 class StorageCheck(threading.Thread):
-    """Tries the storage while the processes start, because one that is unreachable takes seconds to say so."""
+    """Tries the storage while models are loaded: one that is unreachable takes seconds to say so."""
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(name="storage-check", daemon=True)

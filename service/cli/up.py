@@ -56,11 +56,11 @@ def run(settings: Settings, workers: int, *, with_logs: bool) -> None:
     stop = StopSignals()
     try:
         with ExitStack() as stack:
-            storage = StorageCheck(settings)
-            storage.start()
             with steps.step("service", "queue, API, webhooks and maintenance"):
                 supervisor = stack.enter_context(Supervisor(settings, workers, log_file))
             stop.is_started = True
+            storage = StorageCheck(settings)
+            storage.start()
             steps.say(f"ivmix is up on {supervisor.url}  (API documentation: {supervisor.url}/docs; Ctrl-C stops)")
             steps.say(AUTH_NOTICES[supervisor.settings.auth])
             _load_models(steps, supervisor, stop)

@@ -192,5 +192,5 @@ class DiesAtSettling:
     def read(self, limit: int) -> Any:
         return self._outbox.read(limit)
 
-    def settle(self, *_: Any) -> bool:
+    def settle(self, *_: Any, **_named: Any) -> bool:
         raise KeyboardInterrupt
