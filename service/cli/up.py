@@ -93,7 +93,8 @@ def _say_what_works(steps: Steps, supervisor: Supervisor, storage: StorageCheck,
     found = list(problems(supervisor, storage.problem))
     devices = "; ".join(f"{model} on {', '.join(on)}" for model, on in supervisor.devices.items())
     if devices and not storage.problem:
-        steps.say(f"ready for work: {devices}. Try it: {supervisor.url}/docs", style="bold")
+        page = supervisor.url if supervisor.settings.page else f"{supervisor.url}/docs"
+        steps.say(f"ready for work: {devices}. Try it: {page}", style="bold")
     for problem in found:
         steps.say(f"not ready: {problem}", style="bold red")
 
