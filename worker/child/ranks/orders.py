@@ -77,7 +77,7 @@ class Prepare:
 
 @dataclass(frozen=True)
 class NetworkCall:
-    """Receive the input and call the network. The result follows the reply, if this rank returns it."""
+    """Receive the input and call the network. The result is offered before the reply, if this rank returns it."""
 
     number: int
     timestep: float

@@ -6,34 +6,15 @@ import json
 from datetime import date, timedelta
 from pathlib import Path
 
-import pytest
-
 from service.audit_log import AuditLog
 from service.jobs.outbox import LISTENERS, job_of
 from service.jobs.record_reader import Idempotency
 from service.jobs.rq_queues import generate_queue
 from service.jobs.usage import UsageStore
-from service.settings import Settings
 from service.webhook_dispatcher.fan_out import FanOut
 from service.wire.video import Renderer
-from service.wiring import Services
-from tests.backups import Command, Deployment, back_up, commands_for
+from tests.backups import Command, Deployment, back_up
 from tests.factories import create_job, make_job
-
-
-@pytest.fixture
-def settings(settings: Settings) -> Settings:
-    return settings.model_copy(update={"auth": "keys", "lease_s": 3.0, "beat_s": 1.0})
-
-
-@pytest.fixture
-def deployment(services: Services, tmp_path: Path) -> Deployment:
-    return Deployment(services, tmp_path)
-
-
-@pytest.fixture
-def command(settings: Settings, tmp_path: Path) -> Command:
-    return commands_for(settings, tmp_path)
 
 
 def test_a_repeated_merge_sends_no_event_again(deployment: Deployment, command: Command, tmp_path: Path) -> None:

@@ -24,11 +24,10 @@ from service.maintenance.backup import CHUNK, chunks
 from service.maintenance.lost_job_reaper import LostJobReaper
 from service.maintenance.retention import Retention
 from service.redis_connection.replication import MARKER
-from service.settings import Settings
 from service.settings_audit import note_settings
 from service.storage import StorageRetry
 from service.wiring import Services
-from tests.backups import Command, Deployment, back_up, commands_for
+from tests.backups import Command, Deployment, back_up
 from tests.doc_examples import DOCS, example
 from tests.factories import complete_job, create_job, deliver_webhooks, make_job
 from tests.quick_app import quick_app
@@ -36,21 +35,6 @@ from worker.child.upload import Uploader
 from worker.scratch import Scratch
 
 FRAMES = np.zeros((2, 32, 32, 3), dtype=np.uint8)
-
-
-@pytest.fixture
-def settings(settings: Settings) -> Settings:
-    return settings.model_copy(update={"auth": "keys", "lease_s": 3.0, "beat_s": 1.0})
-
-
-@pytest.fixture
-def deployment(services: Services, tmp_path: Path) -> Deployment:
-    return Deployment(services, tmp_path)
-
-
-@pytest.fixture
-def command(settings: Settings, tmp_path: Path) -> Command:
-    return commands_for(settings, tmp_path)
 
 
 def maintained(services: Services) -> None:
